@@ -1,0 +1,56 @@
+"""Joint losses for Keras: several loss terms in plain `compile` and `fit`."""
+
+import importlib
+import sys
+
+__version__ = "0.1.0"
+
+_SUBMODULES = ("callbacks", "layers", "losses", "schedules", "tensorboard")
+_ATTRIBUTES = {"joint_loss": "joint", "LossWeight": "loss_weight"}
+
+__all__ = ["LossWeight", "__version__", "custom_objects", "joint_loss", *_SUBMODULES]
+
+
+def __getattr__(name):
+    if name in _ATTRIBUTES:
+        return getattr(importlib.import_module(f"{__name__}.{_ATTRIBUTES[name]}"), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])
+
+
+def custom_objects() -> dict:
+    """Returns every serializable class of the package by its registered name.
+
+    Importing the package registers them with Keras, so this is needed only where Keras asks for
+    an explicit `custom_objects` argument.
+
+    Example:
+
+    >>> import keras_jointloss as kj
+    >>> kj.custom_objects()["keras_jointloss>LossWeight"] is kj.LossWeight
+    True
+    """
+    import keras
+
+    _register()
+    return {
+        name: value
+        for name, value in keras.saving.get_custom_objects().items()
+        if name.startswith(f"{__name__}>")
+    }
+
+
+def _register():
+    """Imports all that Keras must know to load a model."""
+    for name in ("callbacks", "joint", "layers", "losses", "schedules"):
+        importlib.import_module(f"{__name__}.{name}")
+
+
+# The TensorBoard server imports the package for its dashboard alone and has no use for Keras.
+if "keras" in sys.modules or "tensorboard.program" not in sys.modules:
+    _register()

@@ -1,0 +1,228 @@
+"""The callback that anneals the weights of a joint loss and logs its terms."""
+
+import math
+import os
+import warnings
+
+import keras
+from keras import ops
+
+from keras_jointloss.joint import find_terms
+from keras_jointloss.loss_weight import LayerWeight, LossWeight, TermWeight
+from keras_jointloss.tensorboard import SummaryWriter
+
+Readings = dict[str, dict[str, float]]
+
+
+class JointLossCallback(keras.callbacks.Callback):
+    """Anneals the weights of a joint loss while `fit` runs, and logs every term.
+
+    Annealing: at the start of each epoch the schedule of each term, output and layer terms alike,
+    is put at the training step, the count of batches the optimizer has seen; from there the weight
+    moves inside the compiled step. So a resumed training (`initial_epoch`, a loaded model,
+    `keras.callbacks.BackupAndRestore`) goes on where it was, and evaluation moves nothing.
+
+    Logging: into `log_dir/train` and `log_dir/validation`, over the training step,
+
+    - `joint_loss/<term>/raw`: the mean loss of the term, unweighted,
+    - `joint_loss/<term>/weight`: the weight now,
+    - `joint_loss/<term>/weighted`: the mean of weight times loss,
+    - `joint_loss/<term>/share`: weighted over total,
+    - `joint_loss/total`: the loss that is minimised, which is the sum of the weighted terms and of
+      whatever else layers and regularizers add.
+
+    Means run from the start of the epoch and weigh each batch by its size, as Keras averages
+    `loss`. (In Keras' own `<term>_loss` a smaller last batch may count fully.) The custom scalars
+    dashboard of TensorBoard shows all the terms in one chart. `log_dir` may be that of a
+    `keras.callbacks.TensorBoard` in the same `fit`.
+
+    `History` has `<term>_loss` and `<term>_weight` of every term, also where Keras does not show
+    them by itself. A warning names each term whose loss is not finite.
+
+    Args:
+        log_dir: The folder for TensorBoard, or `None` to write nothing.
+        update_freq: When to write the `train` run: `"epoch"`, `"batch"`, or a number of batches.
+            An epoch's end is always written.
+
+    Raises:
+        ValueError: If `update_freq` is invalid; at the start of `fit`, if the model has no term,
+            two terms of the same name, or other outputs than the losses are for.
+        OSError: At the start of `fit`, if `log_dir` cannot be written.
+
+    Example:
+
+    >>> callback = JointLossCallback(log_dir="logs", update_freq=100)
+    """
+
+    def __init__(self, log_dir: str | os.PathLike | None = None, update_freq: str | int = "epoch"):
+        super().__init__()
+        is_count = isinstance(update_freq, int) and not isinstance(update_freq, bool)
+        if not (update_freq in ("epoch", "batch") or (is_count and int(update_freq) >= 1)):
+            raise ValueError(
+                "Invalid value for argument `update_freq`. Expected 'epoch', 'batch' or a number "
+                f"of batches >= 1. Received: update_freq={update_freq!r}"
+            )
+        self.log_dir = None if log_dir is None else os.fspath(log_dir)
+        self.update_freq = update_freq
+        self._writes_batches = self.log_dir is not None and update_freq != "epoch"
+        # Keras runs the batch hooks in the background if all are safe there; doing nothing is.
+        self.async_safe = not self._writes_batches
+        self._terms: dict[str, TermWeight] = {}
+        self._writers: dict[str, SummaryWriter] = {}
+        self._is_training = False
+
+    def set_model(self, model):
+        super().set_model(model)
+        self._terms = find_terms(model)
+        if not self._terms:
+            raise ValueError(
+                "JointLossCallback expects a model with a term: compile it with "
+                "`keras_jointloss.joint_loss` or put a `ContrastiveTerm` in it. "
+                f"Received: model {model.name!r} without any"
+            )
+        _validate_output_names(model)
+        outputs = getattr(model, "outputs", None) or []
+        for name, term in self._terms.items():
+            # Keras puts the output's name before a metric's only if there are several outputs.
+            if len(outputs) == 1 and isinstance(term, LossWeight) and term.name == "weight":
+                term.name = f"{name}_weight"
+
+    def on_train_begin(self, logs=None):
+        self._is_training = True
+        self._warned: set[str] = set()
+        if self.log_dir is not None:
+            self._writer("train")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._begin_step = self._training_step()
+        self._written_step = self._begin_step
+        self._readings: dict[str, Readings] = {}
+        self._reset_layer_terms()
+        self._start_annealing(self._begin_step)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        # Another callback may have evaluated the model in the midst of the epoch.
+        if not self._is_annealing():
+            self._start_annealing(self._begin_step + batch)
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not self._writes_batches:
+            return
+        step = self._begin_step + batch + 1
+        every = 1 if self.update_freq == "batch" else int(self.update_freq)
+        if step // every > self._written_step // every:
+            self._write("train", self._read(), logs["loss"], step)
+
+    def on_epoch_end(self, epoch, logs=None):
+        step = self._training_step()
+        if "train" not in self._readings and self._is_annealing():
+            self._readings["train"] = self._read()
+        for run, prefix in (("train", ""), ("validation", "val_")):
+            for name, reading in self._readings.get(run, {}).items():
+                self._warn_if_not_finite(name, reading["loss"], f"{run}, step {step}")
+                for key, value in reading.items():
+                    if key != "weighted":
+                        logs.setdefault(f"{prefix}{name}_{key}", value)
+        if "train" in self._readings and step > self._written_step:
+            self._write("train", self._readings["train"], logs["loss"], step)
+        self._flush()
+
+    def on_train_end(self, logs=None):
+        self._is_training = False
+        for term in self._terms.values():
+            term.reset()
+        self._close()
+
+    def on_test_begin(self, logs=None):
+        if self._is_training and "train" not in self._readings and self._is_annealing():
+            self._readings["train"] = self._read()
+        self._reset_layer_terms()
+
+    def on_test_end(self, logs=None):
+        readings = self._read()
+        self._write("validation", readings, logs["loss"], self._training_step())
+        if self._is_training:
+            self._readings["validation"] = readings
+        else:
+            self._close()
+
+    def _training_step(self) -> int:
+        """Returns the number of batches that the optimizer has seen."""
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        accumulated = optimizer.gradient_accumulation_steps or 1
+        return int(ops.convert_to_numpy(optimizer.iterations)) * accumulated
+
+    def _start_annealing(self, step: int) -> None:
+        _ = self.model  # On JAX this brings the state of the step into the variables.
+        for term in self._terms.values():
+            term.start_annealing(step)
+
+    def _is_annealing(self) -> bool:
+        return all(term.annealing for term in self._terms.values())
+
+    def _reset_layer_terms(self) -> None:
+        # Keras does it through the metrics of the layer, but not on JAX, nor in a model that has
+        # its own idea of `metrics`.
+        for term in self._terms.values():
+            if isinstance(term, LayerWeight):
+                term.reset()
+
+    def _read(self) -> Readings:
+        _ = self.model  # On JAX this brings the state of the step into the variables.
+        return {name: term.read() for name, term in self._terms.items()}
+
+    def _warn_if_not_finite(self, name: str, loss: float, where: str) -> None:
+        if not math.isfinite(loss) and name not in self._warned:
+            self._warned.add(name)
+            warnings.warn(f"The loss of term {name!r} is {loss} ({where}).", stacklevel=2)
+
+    def _writer(self, run: str) -> SummaryWriter:
+        if run not in self._writers:
+            self._writers[run] = writer = SummaryWriter(os.path.join(str(self.log_dir), run))
+            writer.chart_layout(
+                "Joint loss",
+                {
+                    "weighted": [r"^joint_loss/.+/weighted$", r"^joint_loss/total$"],
+                    "raw": [r"^joint_loss/.+/raw$"],
+                    "weight": [r"^joint_loss/.+/weight$"],
+                    "share": [r"^joint_loss/.+/share$"],
+                },
+            )
+        return self._writers[run]
+
+    def _write(self, run: str, readings: Readings, total: float, step: int) -> None:
+        if self.log_dir is None:
+            return
+        values = {"joint_loss/total": total}
+        for name, reading in readings.items():
+            share = reading["weighted"] / total if total else math.nan
+            for key, value in {"raw": reading["loss"], **reading, "share": share}.items():
+                if key != "loss":
+                    values[f"joint_loss/{name}/{key}"] = value
+        self._writer(run).scalars(values, step)
+        if run == "train":
+            self._written_step = step
+
+    def _flush(self) -> None:
+        for writer in self._writers.values():
+            writer.flush()
+
+    def _close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+
+def _validate_output_names(model: keras.Model) -> None:
+    """Raises `ValueError` if the losses of a Functional model are for other outputs."""
+    if not isinstance(model.loss, dict) or not hasattr(model, "output_names"):
+        return
+    has_dict = isinstance(model.output, dict)
+    names, losses = set(model.output if has_dict else model.output_names), set(model.loss)
+    # Keras wants a loss, if only `None`, for every output of a list.
+    if losses == names or (has_dict and losses < names):
+        return
+    raise ValueError(
+        "Expected losses for the outputs of the model (`None` for one without a loss), which are "
+        f"{sorted(names)}. Received: losses for {sorted(losses)}"
+    )

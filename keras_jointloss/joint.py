@@ -1,0 +1,257 @@
+"""Several loss terms as the arguments of `model.compile`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_jointloss.distribution import replica_count
+from keras_jointloss.layers import ContrastiveTerm
+from keras_jointloss.loss_weight import LossWeight, TermWeight, Weight
+
+# Keras chooses the loss for these names by the shapes it meets in the first step.
+_CROSSENTROPY = ("crossentropy", "ce")
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class TermLoss(keras.losses.Loss):
+    """A term's loss, which also takes down its value in the term's `LossWeight`.
+
+    Value, gradient, reduction, mask and sample weights are those of `loss`.
+
+    Args:
+        loss: What Keras takes as the loss of an output: a name, a function or a
+            `keras.losses.Loss`.
+        weight: The `LossWeight` of the term.
+        name: The name of the term.
+    """
+
+    def __init__(self, loss: Any, weight: LossWeight, name: str | None = None):
+        super().__init__(name=name)
+        self.loss = loss
+        self.weight = weight
+        self._resolved = None if loss in _CROSSENTROPY else keras.losses.get(loss)
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        if isinstance(self._resolved, keras.losses.Loss):
+            value = self._resolved(y_true, y_pred, sample_weight)
+        else:
+            value = super().__call__(y_true, y_pred, sample_weight)
+        batch_size = ops.shape(keras.tree.flatten(y_pred)[0])[0]
+        # Under `tf.distribute` Keras divides a replica's loss by the number of replicas.
+        self.weight.record(ops.mean(value) * replica_count(), batch_size)
+        return value
+
+    def call(self, y_true, y_pred):
+        """Computes the loss that was given as a function."""
+        function = self._resolved or _crossentropy_for(y_true, y_pred)
+        pairs = keras.tree.map_structure(_match_ranks, y_true, y_pred)
+        y_true = keras.tree.map_structure_up_to(y_true, lambda pair: pair[0], pairs)
+        y_pred = keras.tree.map_structure_up_to(y_pred, lambda pair: pair[1], pairs)
+        return function(y_true, y_pred)
+
+    def get_config(self) -> dict:
+        # The objects themselves: then Keras saves a weight that stands in several places once.
+        return {"loss": self.loss, "weight": self.weight, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "TermLoss":
+        return cls(**keras.saving.deserialize_keras_object(config))
+
+
+def _match_ranks(y_true, y_pred):
+    """Gives targets and predictions the same rank where one has a last axis of size 1 more."""
+    true_rank, pred_rank = len(y_true.shape), len(y_pred.shape)
+    if true_rank == pred_rank + 1 and y_true.shape[-1] == 1:
+        if pred_rank == 1:
+            return y_true, ops.expand_dims(y_pred, -1)
+        return ops.squeeze(y_true, -1), y_pred
+    if pred_rank == true_rank + 1 and y_pred.shape[-1] == 1:
+        if true_rank == 1:
+            return ops.expand_dims(y_true, -1), y_pred
+        return y_true, ops.squeeze(y_pred, -1)
+    return y_true, y_pred
+
+
+def _crossentropy_for(y_true, y_pred) -> Callable:
+    """Chooses the cross-entropy by shapes, as Keras does for the loss `"crossentropy"`."""
+    if y_pred.shape[-1] == 1:
+        return keras.losses.binary_crossentropy
+    if len(y_true.shape) < len(y_pred.shape) or y_true.shape[-1] == 1:
+        return keras.losses.sparse_categorical_crossentropy
+    return keras.losses.categorical_crossentropy
+
+
+def joint_loss(
+    losses: Mapping[str, Any],
+    weights: Mapping[str, Weight | LossWeight] | None = None,
+    weighting: None = None,
+    metrics: Mapping[str, Any] | Any | None = None,
+    weighted_metrics: Mapping[str, Any] | Any | None = None,
+) -> dict[str, Any]:
+    """Returns the arguments with which `model.compile` trains on several weighted loss terms.
+
+    The loss of the model is
+
+        total = sum_i weight_i(step) * loss_i(y_true_i, y_pred_i) + losses added by layers
+
+    A weight that is given as a schedule moves while a
+    `keras_jointloss.callbacks.JointLossCallback` takes part in `fit`. The logs gain
+    `<name>_weight` beside Keras' own `<name>_loss`.
+
+    Outputs without a loss: leave them out of `losses`, or, in a model whose outputs are a list,
+    give them as `None` (Keras wants the name of every output then). As soon as a model has metrics,
+    and weights are metrics, Keras wants a target in `y` for every output, also for those without
+    a loss: pass zeros.
+
+    Args:
+        losses: For each output name a loss as Keras takes it: a name, a function, a
+            `keras.losses.Loss`, or `None`.
+        weights: For each name a number, 0 or more, a
+            `keras.optimizers.schedules.LearningRateSchedule` or a `LossWeight`. A name that is
+            missing has weight 1.
+        weighting: A rule that adapts the weights. Only `None` for now.
+        metrics: As in `model.compile`, by output name. If there is one loss only, its metric or
+            list of metrics will do.
+        weighted_metrics: Likewise, for metrics that respect `sample_weight`.
+
+    Returns:
+        A dict with `loss`, `loss_weights`, `metrics` and, if given, `weighted_metrics`.
+        `model.loss[name].weight` is then the term's `LossWeight`, in a loaded model as well.
+
+    Raises:
+        ValueError: If there is no loss, a weight is given for a name without loss, a weight is
+            invalid or stands for two terms, or an argument has the wrong type.
+
+    Example:
+
+    >>> import keras
+    >>> inputs = keras.Input((4,))
+    >>> outputs = {
+    ...     "label": keras.layers.Dense(3)(inputs),
+    ...     "rating": keras.layers.Dense(1)(inputs),
+    ... }
+    >>> model = keras.Model(inputs, outputs)
+    >>> fade_in = keras.optimizers.schedules.PolynomialDecay(0.0, 1000, 1.0)
+    >>> model.compile(
+    ...     "adam",
+    ...     **joint_loss(
+    ...         {
+    ...             "label": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    ...             "rating": "mean_squared_error",
+    ...         },
+    ...         weights={"rating": fade_in},
+    ...     ),
+    ... )
+    >>> float(model.loss["label"].weight), float(model.loss["rating"].weight)
+    (1.0, 0.0)
+    """
+    losses = _validate_losses(losses)
+    names = [name for name, loss in losses.items() if loss is not None]
+    weights = _validate_weights(weights, names)
+    if weighting is not None:
+        raise ValueError(
+            "Invalid value for argument `weighting`. Expected None. "
+            f"Received: weighting={weighting!r}"
+        )
+    metrics = _by_output(metrics, names, "metrics")
+    for name in names:
+        metrics[name] = [*_as_list(metrics.get(name)), weights[name]]
+    arguments = {
+        "loss": {
+            name: None if loss is None else TermLoss(loss, weights[name], name)
+            for name, loss in losses.items()
+        },
+        "loss_weights": {name: weights.get(name) for name in losses},
+        "metrics": metrics,
+    }
+    if weighted_metrics is not None:
+        arguments["weighted_metrics"] = _by_output(weighted_metrics, names, "weighted_metrics")
+    return arguments
+
+
+def _validate_losses(losses: Any) -> dict[str, Any]:
+    if (
+        not isinstance(losses, Mapping)
+        or not all(isinstance(name, str) for name in losses)
+        or all(loss is None for loss in losses.values())
+    ):
+        raise ValueError(
+            "Invalid value for argument `losses`. Expected a dict of output name to loss with at "
+            f"least one loss. Received: losses={losses!r}"
+        )
+    return dict(losses)
+
+
+def _validate_weights(weights: Any, names: list[str]) -> dict[str, LossWeight]:
+    weights = {} if weights is None else weights
+    if not isinstance(weights, Mapping) or not set(weights) <= set(names):
+        raise ValueError(
+            "Invalid value for argument `weights`. Expected a dict whose keys are names of losses, "
+            f"of {names}. Received: weights={weights!r}"
+        )
+    result = {name: _as_loss_weight(weights.get(name, 1.0), name) for name in names}
+    if len({id(weight) for weight in result.values()}) < len(result):
+        raise ValueError(
+            "Invalid value for argument `weights`. Expected a `LossWeight` of its own for each "
+            f"term. Received: weights={weights!r}"
+        )
+    return result
+
+
+def _as_loss_weight(weight: Any, name: str) -> LossWeight:
+    if isinstance(weight, LossWeight):
+        return weight
+    try:
+        return LossWeight(weight)
+    except ValueError as error:
+        raise ValueError(f"The weight of loss {name!r} is invalid. {error}") from None
+
+
+def _by_output(metrics: Any, names: list[str], argument: str) -> dict[str, Any]:
+    if metrics is None:
+        return {}
+    if isinstance(metrics, Mapping):
+        return dict(metrics)
+    if len(names) == 1:
+        return {names[0]: metrics}
+    raise ValueError(
+        f"Invalid value for argument `{argument}`. Expected a dict of output name to metrics. "
+        f"Received: {argument}={metrics!r}"
+    )
+
+
+def _as_list(metrics: Any) -> list:
+    if metrics is None:
+        return []
+    return list(metrics) if isinstance(metrics, list | tuple) else [metrics]
+
+
+def find_terms(model: keras.Model) -> dict[str, TermWeight]:
+    """Returns the weight of each term of a compiled model by the term's name.
+
+    Output terms come first, in the order of the losses, then layer terms, in the order of the
+    layers, those of nested models included.
+
+    Args:
+        model: A compiled model.
+
+    Raises:
+        ValueError: If two terms have the same name.
+    """
+    terms: dict[str, TermWeight] = {}
+    if isinstance(model.loss, Mapping):
+        for name, loss in model.loss.items():
+            if isinstance(loss, TermLoss):
+                terms[name] = loss.weight
+    # The layers of layers are reachable only so: `model.layers` ends at a nested model.
+    for layer in model._flatten_layers(include_self=False):
+        if isinstance(layer, ContrastiveTerm):
+            if terms.get(layer.name, layer.weight) is not layer.weight:
+                raise ValueError(
+                    "Expected terms with different names. "
+                    f"Received: two terms named {layer.name!r}"
+                )
+            terms[layer.name] = layer.weight
+    return terms

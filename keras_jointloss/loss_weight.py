@@ -1,0 +1,283 @@
+"""The weight of one loss term, together with the account of what the term contributed."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_jointloss._validation import validate_number
+
+Weight = float | LearningRateSchedule
+
+
+def validate_weight(weight: Any, name: str = "weight") -> float:
+    """Returns `weight` as a float, or raises `ValueError` if it cannot weigh a loss."""
+    return validate_number(
+        weight,
+        name,
+        minimum=0,
+        expected="a finite number >= 0 or a `keras.optimizers.schedules.LearningRateSchedule`",
+    )
+
+
+def validate_schedule(schedule: LearningRateSchedule, name: str = "weight") -> float:
+    """Returns the value of `schedule` at step 0, or raises `ValueError` if it is no weight."""
+    start = ops.convert_to_numpy(schedule(0))
+    if start.shape != () or not np.isfinite(start) or start < 0:
+        raise ValueError(
+            f"Invalid value for argument `{name}`. Expected a schedule that returns a finite "
+            f"scalar >= 0. Received: {name}={schedule!r}, which returns {start!r} at step 0"
+        )
+    return float(start)
+
+
+class TermWeight:
+    """What an output term's and a layer term's weight have in common.
+
+    The owner (a metric or a layer) calls `_create_variables` once with the function that makes
+    its variables. From then on training runs
+
+    1. `record(loss, batch_size)` when the term's loss has been computed with the weight of this
+       step, and
+    2. `advance()` once a training step, which moves the weight along its schedule,
+
+    both inside the compiled step, while from the host the callback calls `start_annealing`, and
+    Keras calls `reset` at the start of each epoch, before the callbacks switch annealing on, and of
+    each evaluation, which annealing thus never reaches.
+    """
+
+    def _create_variables(self, weight: Weight, add_variable: Callable[..., Any]) -> None:
+        self.schedule = weight if isinstance(weight, LearningRateSchedule) else None
+        start = validate_weight(weight) if self.schedule is None else validate_schedule(weight)
+        self.initial = weight if self.schedule is not None else start
+        self.annealing = False
+        replicated = {"aggregation": "only_first_replica"}
+        self._value = add_variable("value", (), start, **replicated)
+        self._step = add_variable("step", (), 0, dtype="int32", **replicated)
+        # 1 while `advance` counts, else 0: part of the compiled step, unlike `annealing`.
+        self._advancing = add_variable("advancing", (), 0, dtype="int32", **replicated)
+        self._latest_loss = add_variable("latest_loss", (), 0.0, aggregation="mean")
+        # Sums over items of 1, the loss and the weighted loss.
+        self._sums = add_variable("sums", (3,), 0.0, aggregation="sum")
+
+    @property
+    def state(self) -> list:
+        """The variables of the term."""
+        return [self._value, self._step, self._advancing, self._latest_loss, self._sums]
+
+    # Within the compiled step.
+
+    def tensor(self):
+        """Returns the weight now as a scalar tensor."""
+        # A copy: the variable's own tensor is overwritten in place on PyTorch, where the backward
+        # pass may still need it, and its buffer is donated to the next step on JAX.
+        return ops.copy(self._value)
+
+    def loss_tensor(self):
+        """Returns the mean loss since the last reset as a scalar tensor."""
+        return ops.divide_no_nan(self._sums[1], self._sums[0])
+
+    def record(self, loss, batch_size) -> None:
+        """Takes down the term's raw loss (the mean over `batch_size` items) of this step."""
+        dtype = self._sums.dtype
+        loss = ops.stop_gradient(ops.cast(loss, dtype))
+        one = ops.ones((), dtype=dtype)
+        self._latest_loss.assign(loss)
+        self._sums.assign_add(
+            ops.cast(batch_size, dtype) * ops.stack([one, loss, loss * self.tensor()])
+        )
+
+    def advance(self) -> None:
+        """Counts a training step and moves the weight along its schedule, if annealing is on."""
+        if self.schedule is None:
+            return
+        self._step.assign_add(ops.convert_to_tensor(self._advancing))
+        scheduled = ops.cast(self.schedule(ops.convert_to_tensor(self._step)), self._value.dtype)
+        is_on = ops.cast(self._advancing, "bool")
+        self._value.assign(ops.where(is_on, scheduled, self.tensor()))
+
+    # From the host.
+
+    def start_annealing(self, step: int) -> None:
+        """Puts the schedule at `step` and lets `advance` move it from there."""
+        self.annealing = True
+        if self.schedule is None:
+            return
+        self._step.assign(step)
+        self._value.assign(self.schedule(ops.convert_to_tensor(self._step)))
+        self._advancing.assign(1)
+
+    def reset(self) -> None:
+        """Starts the means anew and stops annealing; keeps the weight and the step."""
+        self._sums.assign(np.zeros(3))
+        self.annealing = False
+        if self.schedule is not None:
+            self._advancing.assign(0)
+
+    def read(self) -> dict[str, float]:
+        """Returns what there is to log.
+
+        Returns:
+            `loss` and `weighted`, the means of the raw and the weighted loss over the items since
+            the last `reset` (NaN if there are none), and `weight`, the weight now.
+        """
+        items, loss, weighted = (float(x) for x in ops.convert_to_numpy(self._sums))
+        return {
+            "loss": loss / items if items else math.nan,
+            "weighted": weighted / items if items else math.nan,
+            "weight": float(self),
+        }
+
+    @property
+    def step(self) -> int:
+        """The step at which the schedule stands."""
+        return int(ops.convert_to_numpy(self._step))
+
+    @property
+    def latest_loss(self) -> float:
+        """The term's raw loss in the latest step."""
+        return float(ops.convert_to_numpy(self._latest_loss))
+
+    def assign(self, value: float) -> None:
+        """Sets the weight.
+
+        A constant weight keeps the value, through saving and loading as well. A scheduled weight
+        keeps it until annealing goes on.
+
+        Args:
+            value: A finite number, 0 or more.
+
+        Raises:
+            ValueError: If `value` is not such a number.
+        """
+        self._value.assign(validate_number(value, "value", minimum=0))
+
+    def __float__(self) -> float:
+        return float(ops.convert_to_numpy(self._value))
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class LossWeight(TermWeight, keras.metrics.Metric):
+    """The weight of an output term: a number that lives, and can move, while `fit` runs.
+
+    The same object stands in `loss_weights`, where Keras multiplies the term by it, and in
+    `metrics`, where it counts the steps and shows its value in the logs. `keras_jointloss.joint_loss`
+    puts it in both places; it is rarely needed by hand.
+
+    While a `keras_jointloss.callbacks.JointLossCallback` takes part in `fit`, the weight in the
+    i-th training step (from 0) is `schedule(i)`. Without the callback, in `evaluate` and in
+    `predict` it never moves.
+
+    Under a `tf.distribute` strategy create it in the strategy's scope, as any metric.
+
+    Args:
+        weight: The weight: a finite number, 0 or more, or a
+            `keras.optimizers.schedules.LearningRateSchedule`, a function of the training step.
+        name: Name of the metric. Keras puts the name of the output before it.
+        dtype: The dtype of the weight, `keras.config.floatx()` by default.
+
+    Raises:
+        ValueError: If the weight is negative, not finite or of another type, or if the schedule
+            does not return a scalar.
+
+    Example:
+
+    >>> weight = LossWeight(0.5)
+    >>> float(weight)
+    0.5
+    >>> weight.assign(0.25)
+    >>> float(weight)
+    0.25
+    """
+
+    def __init__(self, weight: Weight = 1.0, name: str = "weight", dtype=None):
+        keras.metrics.Metric.__init__(self, name=name, dtype=dtype)
+
+        def add_variable(name, shape, initial, dtype=self.dtype, aggregation="sum"):
+            initializer = keras.initializers.Constant(initial)
+            return self.add_variable(
+                shape=shape,
+                initializer=initializer,
+                dtype=dtype,
+                aggregation=aggregation,
+                name=name,
+            )
+
+        self._create_variables(weight, add_variable)
+
+    def update_state(self, y_true=None, y_pred=None, sample_weight=None) -> None:
+        """Counts a training step; what the outputs are does not matter."""
+        self.advance()
+
+    def result(self):
+        """Returns the weight now."""
+        return self.tensor()
+
+    def reset_state(self) -> None:
+        """Starts the means anew and stops annealing; keeps the weight and the step."""
+        self.reset()
+
+    def get_config(self) -> dict:
+        config = super().get_config()
+        return {**config, "weight": self.initial, "value": float(self), "step": self.step}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "LossWeight":
+        config = dict(config)
+        value, step = config.pop("value", None), config.pop("step", 0)
+        config["weight"] = keras.saving.deserialize_keras_object(config["weight"])
+        instance = cls(**config)
+        if value is not None:
+            instance.assign(value)
+        instance._step.assign(step)
+        return instance
+
+    # What lets Keras multiply a loss by the object itself, on each backend.
+
+    @property
+    def shape(self) -> tuple:
+        return ()
+
+    def __tf_tensor__(self, dtype=None, name=None):
+        return ops.convert_to_tensor(self._value, dtype=dtype)
+
+    def __jax_array__(self):
+        return self.tensor()
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(ops.convert_to_numpy(self._value), dtype=dtype)
+
+
+class LayerWeight(TermWeight):
+    """The weight of a layer term. Its variables, `state`, are the layer's.
+
+    Args:
+        weight: As in `LossWeight`.
+        prefix: Goes before the names of the variables.
+        readings: What else the layer has to log: by name, functions that return a scalar tensor.
+    """
+
+    def __init__(self, weight: Weight, prefix: str, readings: Mapping[str, Callable[[], Any]]):
+        def add_variable(name, shape, initial, dtype=None, aggregation="sum"):
+            return keras.Variable(
+                initializer=keras.initializers.Constant(initial),
+                shape=shape,
+                dtype=dtype or keras.config.floatx(),
+                trainable=False,
+                autocast=False,
+                aggregation=aggregation,
+                synchronization="on_read",
+                name=f"{prefix}_{name}",
+            )
+
+        self._create_variables(weight, add_variable)
+        self.tensors = {"loss": self.loss_tensor, "weight": self.tensor, **readings}
+        self._readings = readings
+
+    def read(self) -> dict[str, float]:
+        others = {name: float(ops.convert_to_numpy(read())) for name, read in self._readings.items()}
+        return {**super().read(), **others}

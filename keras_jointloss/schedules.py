@@ -1,0 +1,264 @@
+"""Schedules that `keras.optimizers.schedules` lacks: a scalar as a function of the training step.
+
+Each is a `LearningRateSchedule`, so it can be the weight of a loss term as well as the learning
+rate of an optimizer.
+"""
+
+import numbers
+from typing import Any
+
+import keras
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_jointloss._validation import validate_number
+
+_LAST_STEP = 2**31 - 1  # Keras counts steps in int32.
+
+
+def _invalid(value: Any, name: str, expected: str) -> ValueError:
+    return ValueError(
+        f"Invalid value for argument `{name}`. Expected {expected}. Received: {name}={value!r}"
+    )
+
+
+def _validate_steps(value: Any, name: str, minimum: int = 1) -> int:
+    """Returns `value` as an int if it is an integer, not less than `minimum`, that int32 holds."""
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_integer or not minimum <= value <= _LAST_STEP:
+        raise _invalid(value, name, f"an integer >= {minimum} and <= {_LAST_STEP}")
+    return int(value)
+
+
+def _steps_since(begin: int, step):
+    """Returns the number of steps since `begin`, 0 before it."""
+    return ops.maximum(step - begin, 0) if begin else step
+
+
+def _to_float(step):
+    """Casts to a float in which steps can be counted, even if `floatx` is a half precision."""
+    return ops.cast(step, keras.backend.result_type("float32", keras.config.floatx()))
+
+
+def _ramp(start: float, end: float, steps: float, step):
+    """Goes from `start` at step 0 straight to `end` at step `steps`, both met exactly."""
+    step = _to_float(step)
+    return ops.where(step < steps, start + (end - start) / steps * step, end)
+
+
+class _Schedule(LearningRateSchedule):
+    """Base of the family: a subclass computes its value, in any dtype, from the step's tensor."""
+
+    def __call__(self, step):
+        return ops.cast(self._value(ops.convert_to_tensor(step)), keras.config.floatx())
+
+    def _value(self, step):
+        raise NotImplementedError
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class Linear(_Schedule):
+    """Goes straight from one value to another and stays there.
+
+    `start + (end - start) * clip((step - begin) / steps, 0, 1)`
+
+    Args:
+        start: The value up to step `begin`, a finite number.
+        end: The value from step `begin + steps` on, a finite number.
+        steps: How many training steps the way takes, an integer, 1 or more.
+        begin: The training step at which the way begins, an integer, 0 or more.
+
+    Raises:
+        ValueError: If an argument is not such a number.
+
+    Example:
+
+    >>> schedule = Linear(0.0, 1.0, steps=4, begin=1)
+    >>> [float(schedule(step)) for step in range(7)]
+    [0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+
+    def __init__(self, start: float, end: float, steps: int, begin: int = 0):
+        self.start = validate_number(start, "start")
+        self.end = validate_number(end, "end")
+        self.steps = _validate_steps(steps, "steps")
+        self.begin = _validate_steps(begin, "begin", minimum=0)
+
+    def _value(self, step):
+        return _ramp(self.start, self.end, self.steps, _steps_since(self.begin, step))
+
+    def get_config(self) -> dict:
+        return {"start": self.start, "end": self.end, "steps": self.steps, "begin": self.begin}
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class Sigmoid(_Schedule):
+    """Goes from one value to another along a logistic curve.
+
+    `start + (end - start) / (1 + exp(-(step - midpoint) / width))`
+
+    Between 2 and 98 percent of the way lie about 8 widths. The ends are approached, not met: at
+    step 0 the value is `start` only if `midpoint` is many widths away.
+
+    Args:
+        start: The value long before `midpoint`, a finite number.
+        end: The value long after `midpoint`, a finite number.
+        midpoint: The training step at half of the way, a finite number.
+        width: The time scale in training steps, a finite number > 0.
+
+    Raises:
+        ValueError: If an argument is not such a number.
+
+    Reference: Bowman et al., "Generating Sentences from a Continuous Space", 2016, who anneal the
+    weight of a KL term with a curve of this shape.
+
+    Example:
+
+    >>> schedule = Sigmoid(0.0, 1.0, midpoint=100, width=10)
+    >>> [round(float(schedule(step)), 3) for step in (0, 80, 100, 120, 200)]
+    [0.0, 0.119, 0.5, 0.881, 1.0]
+    """
+
+    def __init__(self, start: float, end: float, midpoint: float, width: float):
+        self.start = validate_number(start, "start")
+        self.end = validate_number(end, "end")
+        self.midpoint = validate_number(midpoint, "midpoint")
+        self.width = validate_number(width, "width", minimum=0, exclusive=True)
+
+    def _value(self, step):
+        share = ops.sigmoid((_to_float(step) - self.midpoint) * (1 / self.width))
+        return self.start + (self.end - self.start) * share
+
+    def get_config(self) -> dict:
+        return {
+            "start": self.start,
+            "end": self.end,
+            "midpoint": self.midpoint,
+            "width": self.width,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class Cyclical(_Schedule):
+    """Goes straight from one value to another, stays there, and begins anew, again and again.
+
+    `start + (end - start) * min(1, (step mod cycle_steps) / (ramp * cycle_steps))`
+
+    Args:
+        start: The value at the beginning of each cycle, a finite number.
+        end: The value for the rest of the cycle, a finite number.
+        cycle_steps: The training steps of a cycle, an integer, 1 or more.
+        ramp: The share of a cycle in which the value moves, > 0 and <= 1.
+        cycles: How many cycles there are, an integer, 1 or more; from then on the value is `end`.
+            `None` for no limit.
+
+    Raises:
+        ValueError: If an argument is not such a number.
+
+    Reference: Fu et al., "Cyclical Annealing Schedule: A Simple Approach to Mitigating KL
+    Vanishing", 2019.
+
+    Example:
+
+    >>> schedule = Cyclical(0.0, 1.0, cycle_steps=4, cycles=2)
+    >>> [float(schedule(step)) for step in range(10)]
+    [0.0, 0.5, 1.0, 1.0, 0.0, 0.5, 1.0, 1.0, 1.0, 1.0]
+    """
+
+    def __init__(
+        self,
+        start: float,
+        end: float,
+        cycle_steps: int,
+        ramp: float = 0.5,
+        cycles: int | None = None,
+    ):
+        self.start = validate_number(start, "start")
+        self.end = validate_number(end, "end")
+        self.cycle_steps = _validate_steps(cycle_steps, "cycle_steps")
+        expected = "a number > 0 and <= 1"
+        self.ramp = validate_number(ramp, "ramp", minimum=0, exclusive=True, expected=expected)
+        if self.ramp > 1:
+            raise _invalid(ramp, "ramp", expected)
+        self.cycles = None if cycles is None else _validate_steps(cycles, "cycles")
+
+    def _value(self, step):
+        in_cycle = step % self.cycle_steps
+        if self.cycles is not None:
+            stop = min(self.cycles * self.cycle_steps, _LAST_STEP)
+            in_cycle = ops.where(step < stop, in_cycle, self.cycle_steps)
+        return _ramp(self.start, self.end, self.ramp * self.cycle_steps, in_cycle)
+
+    def get_config(self) -> dict:
+        return {
+            "start": self.start,
+            "end": self.end,
+            "cycle_steps": self.cycle_steps,
+            "ramp": self.ramp,
+            "cycles": self.cycles,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class Sequential(_Schedule):
+    """Joins schedules: each takes over from the one before at its boundary.
+
+    `schedules[i](step - boundaries[i - 1])` while `boundaries[i - 1] <= step < boundaries[i]`
+
+    Each schedule but the first counts its steps from its own boundary, so it begins there as if
+    the training did.
+
+    Args:
+        schedules: One or more `keras.optimizers.schedules.LearningRateSchedule`s; a finite number
+            stands for a constant.
+        boundaries: The training steps at which the second, third, ... schedule takes over:
+            integers, 0 or more, each greater than the one before, one fewer than `schedules`.
+
+    Raises:
+        ValueError: If an entry is of another kind, or the boundaries are not in order or do not
+            fit the number of schedules.
+
+    Example:
+
+    >>> schedule = Sequential([0.0, Linear(0.0, 1.0, steps=2), 0.5], boundaries=[2, 6])
+    >>> [float(schedule(step)) for step in range(8)]
+    [0.0, 0.0, 0.0, 0.5, 1.0, 1.0, 0.5, 0.5]
+    """
+
+    def __init__(self, schedules: list[LearningRateSchedule | float], boundaries: list[int]):
+        for value, name in ((schedules, "schedules"), (boundaries, "boundaries")):
+            if not isinstance(value, list | tuple):
+                raise _invalid(value, name, "a list")
+        expected = "a finite number or a `keras.optimizers.schedules.LearningRateSchedule`"
+        self.schedules = [
+            schedule
+            if isinstance(schedule, LearningRateSchedule)
+            else validate_number(schedule, f"schedules[{i}]", expected=expected)
+            for i, schedule in enumerate(schedules)
+        ]
+        self.boundaries = [
+            _validate_steps(boundary, f"boundaries[{i}]", minimum=0)
+            for i, boundary in enumerate(boundaries)
+        ]
+        if len(boundaries) + 1 != len(schedules):
+            expected = f"one entry fewer than `schedules`, which has {len(schedules)}"
+            raise _invalid(boundaries, "boundaries", expected)
+        if self.boundaries != sorted(set(self.boundaries)):
+            raise _invalid(boundaries, "boundaries", "strictly increasing integers")
+
+    def _value(self, step):
+        value: Any = None
+        for begin, schedule in zip([0, *self.boundaries], self.schedules, strict=True):
+            if isinstance(schedule, LearningRateSchedule):
+                schedule = schedule(_steps_since(begin, step))
+            # A selection, as out of its range a schedule may well give NaN.
+            value = schedule if value is None else ops.where(step < begin, value, schedule)
+        return value
+
+    def get_config(self) -> dict:
+        return {"schedules": list(self.schedules), "boundaries": list(self.boundaries)}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "Sequential":
+        schedules = keras.saving.deserialize_keras_object(config["schedules"])
+        return cls(schedules, config["boundaries"])
