@@ -17,3 +17,9 @@ def l2_normalize(x):
 def dot(a, b):
     """Returns the dot products of the vectors of `a` and `b` in the same places."""
     return ops.sum(a * b, axis=-1)
+
+
+def dot_matrix(a, b):
+    """Returns the dot products of each vector of `a` with each of `b`: `(len(a), len(b))`."""
+    # Not `ops.matmul`, which computes float64 in float32 on PyTorch.
+    return ops.einsum("id,jd->ij", a, b)

@@ -57,7 +57,12 @@ class TermLoss(keras.losses.Loss):
 
     @classmethod
     def from_config(cls, config: dict) -> "TermLoss":
-        return cls(**keras.saving.deserialize_keras_object(config))
+        loss, weight = config["loss"], config["weight"]
+        if isinstance(loss, dict):
+            loss = keras.losses.deserialize(loss)
+        if isinstance(weight, dict):
+            weight = keras.saving.deserialize_keras_object(weight)
+        return cls(**{**config, "loss": loss, "weight": weight})
 
 
 def _match_ranks(y_true, y_pred):
@@ -250,8 +255,7 @@ def find_terms(model: keras.Model) -> dict[str, TermWeight]:
         if isinstance(layer, ContrastiveTerm):
             if terms.get(layer.name, layer.weight) is not layer.weight:
                 raise ValueError(
-                    "Expected terms with different names. "
-                    f"Received: two terms named {layer.name!r}"
+                    f"Expected terms with different names. Received: two terms named {layer.name!r}"
                 )
             terms[layer.name] = layer.weight
     return terms

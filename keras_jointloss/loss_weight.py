@@ -1,8 +1,7 @@
 """The weight of one loss term, together with the account of what the term contributed."""
 
-import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
@@ -11,7 +10,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_jointloss._validation import validate_number
 
-Weight = float | LearningRateSchedule
+Weight: TypeAlias = float | LearningRateSchedule
 
 
 def validate_weight(weight: Any, name: str = "weight") -> float:
@@ -24,6 +23,11 @@ def validate_weight(weight: Any, name: str = "weight") -> float:
     )
 
 
+def deserialize_weight(config: Any) -> Any:
+    """Returns the number or the schedule that stands in a config."""
+    return config if isinstance(config, float) else keras.optimizers.schedules.deserialize(config)
+
+
 def validate_schedule(schedule: LearningRateSchedule, name: str = "weight") -> float:
     """Returns the value of `schedule` at step 0, or raises `ValueError` if it is no weight."""
     start = ops.convert_to_numpy(schedule(0))
@@ -33,6 +37,10 @@ def validate_schedule(schedule: LearningRateSchedule, name: str = "weight") -> f
             f"scalar >= 0. Received: {name}={schedule!r}, which returns {start!r} at step 0"
         )
     return float(start)
+
+
+def _to_numpy(variable) -> np.ndarray:
+    return ops.convert_to_numpy(ops.convert_to_tensor(variable))
 
 
 class TermWeight:
@@ -102,12 +110,13 @@ class TermWeight:
 
     # From the host.
 
-    def start_annealing(self, step: int) -> None:
-        """Puts the schedule at `step` and lets `advance` move it from there."""
+    def start_annealing(self, step: int | None = None) -> None:
+        """Lets `advance` move the weight, from `step` or from where the schedule stands."""
         self.annealing = True
         if self.schedule is None:
             return
-        self._step.assign(step)
+        if step is not None:
+            self._step.assign(step)
         self._value.assign(self.schedule(ops.convert_to_tensor(self._step)))
         self._advancing.assign(1)
 
@@ -122,25 +131,22 @@ class TermWeight:
         """Returns what there is to log.
 
         Returns:
-            `loss` and `weighted`, the means of the raw and the weighted loss over the items since
-            the last `reset` (NaN if there are none), and `weight`, the weight now.
+            `weight`, the weight now, and, if the term was computed since the last `reset`, `loss`
+            and `weighted`, the means over its items of the raw and the weighted loss.
         """
-        items, loss, weighted = (float(x) for x in ops.convert_to_numpy(self._sums))
-        return {
-            "loss": loss / items if items else math.nan,
-            "weighted": weighted / items if items else math.nan,
-            "weight": float(self),
-        }
+        items, loss, weighted = (float(x) for x in _to_numpy(self._sums))
+        means = {"loss": loss / items, "weighted": weighted / items} if items else {}
+        return {**means, "weight": float(self)}
 
     @property
     def step(self) -> int:
         """The step at which the schedule stands."""
-        return int(ops.convert_to_numpy(self._step))
+        return int(_to_numpy(self._step))
 
     @property
     def latest_loss(self) -> float:
         """The term's raw loss in the latest step."""
-        return float(ops.convert_to_numpy(self._latest_loss))
+        return float(_to_numpy(self._latest_loss))
 
     def assign(self, value: float) -> None:
         """Sets the weight.
@@ -157,7 +163,7 @@ class TermWeight:
         self._value.assign(validate_number(value, "value", minimum=0))
 
     def __float__(self) -> float:
-        return float(ops.convert_to_numpy(self._value))
+        return float(_to_numpy(self._value))
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -165,8 +171,8 @@ class LossWeight(TermWeight, keras.metrics.Metric):
     """The weight of an output term: a number that lives, and can move, while `fit` runs.
 
     The same object stands in `loss_weights`, where Keras multiplies the term by it, and in
-    `metrics`, where it counts the steps and shows its value in the logs. `keras_jointloss.joint_loss`
-    puts it in both places; it is rarely needed by hand.
+    `metrics`, where it counts the steps and shows its value in the logs.
+    `keras_jointloss.joint_loss` puts it in both places; it is rarely needed by hand.
 
     While a `keras_jointloss.callbacks.JointLossCallback` takes part in `fit`, the weight in the
     i-th training step (from 0) is `schedule(i)`. Without the callback, in `evaluate` and in
@@ -223,13 +229,14 @@ class LossWeight(TermWeight, keras.metrics.Metric):
 
     def get_config(self) -> dict:
         config = super().get_config()
-        return {**config, "weight": self.initial, "value": float(self), "step": self.step}
+        weight = keras.saving.serialize_keras_object(self.initial)
+        return {**config, "weight": weight, "value": float(self), "step": self.step}
 
     @classmethod
     def from_config(cls, config: dict) -> "LossWeight":
         config = dict(config)
         value, step = config.pop("value", None), config.pop("step", 0)
-        config["weight"] = keras.saving.deserialize_keras_object(config["weight"])
+        config["weight"] = deserialize_weight(config["weight"])
         instance = cls(**config)
         if value is not None:
             instance.assign(value)
@@ -249,7 +256,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         return self.tensor()
 
     def __array__(self, dtype=None, copy=None):
-        return np.asarray(ops.convert_to_numpy(self._value), dtype=dtype)
+        return np.asarray(_to_numpy(self._value), dtype=dtype)
 
 
 class LayerWeight(TermWeight):
@@ -279,5 +286,5 @@ class LayerWeight(TermWeight):
         self._readings = readings
 
     def read(self) -> dict[str, float]:
-        others = {name: float(ops.convert_to_numpy(read())) for name, read in self._readings.items()}
+        others = {name: float(_to_numpy(read())) for name, read in self._readings.items()}
         return {**super().read(), **others}

@@ -260,5 +260,10 @@ class Sequential(_Schedule):
 
     @classmethod
     def from_config(cls, config: dict) -> "Sequential":
-        schedules = keras.saving.deserialize_keras_object(config["schedules"])
+        schedules = [
+            schedule
+            if isinstance(schedule, LearningRateSchedule)
+            else keras.saving.deserialize_keras_object(schedule)
+            for schedule in config["schedules"]
+        ]
         return cls(schedules, config["boundaries"])

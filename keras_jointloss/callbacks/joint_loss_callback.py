@@ -17,8 +17,8 @@ Readings = dict[str, dict[str, float]]
 class JointLossCallback(keras.callbacks.Callback):
     """Anneals the weights of a joint loss while `fit` runs, and logs every term.
 
-    Annealing: at the start of each epoch the schedule of each term, output and layer terms alike,
-    is put at the training step, the count of batches the optimizer has seen; from there the weight
+    Annealing: at the start of training the schedule of each term, output and layer terms alike, is
+    put at the training step, the count of batches the optimizer has seen; from there the weight
     moves inside the compiled step. So a resumed training (`initial_epoch`, a loaded model,
     `keras.callbacks.BackupAndRestore`) goes on where it was, and evaluation moves nothing.
 
@@ -70,6 +70,11 @@ class JointLossCallback(keras.callbacks.Callback):
         self._terms: dict[str, TermWeight] = {}
         self._writers: dict[str, SummaryWriter] = {}
         self._is_training = False
+        # The training step at which the epoch began and the `train` run was written last.
+        self._begin_step: int | None = None
+        self._written_step = 0
+        self._readings: dict[str, Readings] = {}
+        self._warned: set[str] = set()
 
     def set_model(self, model):
         super().set_model(model)
@@ -89,42 +94,43 @@ class JointLossCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._is_training = True
-        self._warned: set[str] = set()
+        self._begin_step = None
+        self._warned = set()
         if self.log_dir is not None:
             self._writer("train")
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._begin_step = self._training_step()
-        self._written_step = self._begin_step
-        self._readings: dict[str, Readings] = {}
+        self._readings = {}
         self._reset_layer_terms()
-        self._start_annealing(self._begin_step)
+        # Not at the beginning of training: another callback may restore the optimizer there.
+        self._start_annealing(self._optimizer_step() if self._begin_step is None else None)
+        self._begin_step = self._written_step = self._training_step()
 
     def on_train_batch_begin(self, batch, logs=None):
         # Another callback may have evaluated the model in the midst of the epoch.
         if not self._is_annealing():
-            self._start_annealing(self._begin_step + batch)
+            self._readings = {}
+            self._start_annealing()
 
     def on_train_batch_end(self, batch, logs=None):
         if not self._writes_batches:
             return
-        step = self._begin_step + batch + 1
         every = 1 if self.update_freq == "batch" else int(self.update_freq)
-        if step // every > self._written_step // every:
-            self._write("train", self._read(), logs["loss"], step)
+        if (self._begin_step + batch + 1) // every > self._written_step // every:
+            self._write("train", self._read(), logs)
 
     def on_epoch_end(self, epoch, logs=None):
+        self._keep_train_readings()
         step = self._training_step()
-        if "train" not in self._readings and self._is_annealing():
-            self._readings["train"] = self._read()
         for run, prefix in (("train", ""), ("validation", "val_")):
             for name, reading in self._readings.get(run, {}).items():
-                self._warn_if_not_finite(name, reading["loss"], f"{run}, step {step}")
+                if not math.isfinite(reading.get("loss", 0.0)):
+                    self._warn_once(name, reading["loss"], f"{run}, step {step}")
                 for key, value in reading.items():
                     if key != "weighted":
                         logs.setdefault(f"{prefix}{name}_{key}", value)
-        if "train" in self._readings and step > self._written_step:
-            self._write("train", self._readings["train"], logs["loss"], step)
+        if step > self._written_step:
+            self._write("train", self._readings["train"], logs)
         self._flush()
 
     def on_train_end(self, logs=None):
@@ -134,25 +140,34 @@ class JointLossCallback(keras.callbacks.Callback):
         self._close()
 
     def on_test_begin(self, logs=None):
-        if self._is_training and "train" not in self._readings and self._is_annealing():
-            self._readings["train"] = self._read()
+        if self._is_training:
+            self._keep_train_readings()
         self._reset_layer_terms()
 
     def on_test_end(self, logs=None):
         readings = self._read()
-        self._write("validation", readings, logs["loss"], self._training_step())
+        self._write("validation", readings, logs)
         if self._is_training:
             self._readings["validation"] = readings
         else:
             self._close()
 
     def _training_step(self) -> int:
-        """Returns the number of batches that the optimizer has seen."""
+        """Returns the number of batches that the model has been trained on."""
+        if self._is_training:
+            for term in self._terms.values():
+                if term.schedule is not None:
+                    return term.step
+        return self._optimizer_step()
+
+    def _optimizer_step(self) -> int:
+        """Returns the number of batches that the optimizer has used: under loss scaling not all."""
         optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
         accumulated = optimizer.gradient_accumulation_steps or 1
-        return int(ops.convert_to_numpy(optimizer.iterations)) * accumulated
+        iterations = ops.convert_to_tensor(optimizer.iterations)
+        return int(ops.convert_to_numpy(iterations)) * accumulated
 
-    def _start_annealing(self, step: int) -> None:
+    def _start_annealing(self, step: int | None = None) -> None:
         _ = self.model  # On JAX this brings the state of the step into the variables.
         for term in self._terms.values():
             term.start_annealing(step)
@@ -171,8 +186,18 @@ class JointLossCallback(keras.callbacks.Callback):
         _ = self.model  # On JAX this brings the state of the step into the variables.
         return {name: term.read() for name, term in self._terms.items()}
 
-    def _warn_if_not_finite(self, name: str, loss: float, where: str) -> None:
-        if not math.isfinite(loss) and name not in self._warned:
+    def _keep_train_readings(self) -> None:
+        """Reads the terms at the end of an epoch, before an evaluation starts their means anew."""
+        if "train" not in self._readings:
+            self._readings["train"] = self._read()
+            if not self._is_annealing():
+                # Another callback has evaluated the model before: the means are those of that.
+                for reading in self._readings["train"].values():
+                    reading.pop("loss", None)
+                    reading.pop("weighted", None)
+
+    def _warn_once(self, name: str, loss: float, where: str) -> None:
+        if name not in self._warned:
             self._warned.add(name)
             warnings.warn(f"The loss of term {name!r} is {loss} ({where}).", stacklevel=2)
 
@@ -190,15 +215,18 @@ class JointLossCallback(keras.callbacks.Callback):
             )
         return self._writers[run]
 
-    def _write(self, run: str, readings: Readings, total: float, step: int) -> None:
+    def _write(self, run: str, readings: Readings, logs: dict) -> None:
         if self.log_dir is None:
             return
+        total = logs.get("loss", math.nan)
         values = {"joint_loss/total": total}
         for name, reading in readings.items():
-            share = reading["weighted"] / total if total else math.nan
-            for key, value in {"raw": reading["loss"], **reading, "share": share}.items():
-                if key != "loss":
-                    values[f"joint_loss/{name}/{key}"] = value
+            for key, value in reading.items():
+                values[f"joint_loss/{name}/{'raw' if key == 'loss' else key}"] = value
+            if "weighted" in reading:
+                share = reading["weighted"] / total if total else math.nan
+                values[f"joint_loss/{name}/share"] = share
+        step = self._training_step()
         self._writer(run).scalars(values, step)
         if run == "train":
             self._written_step = step

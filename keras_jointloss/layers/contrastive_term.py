@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_jointloss import losses
-from keras_jointloss.loss_weight import LayerWeight, Weight
+from keras_jointloss.loss_weight import LayerWeight, Weight, deserialize_weight
 
 
 class _Readout(keras.metrics.Metric):
@@ -56,12 +56,12 @@ class ContrastiveTerm(keras.layers.Layer):
     a layer of its own.
 
     Args:
-        loss: A loss of `keras_jointloss.losses` or its class name. Any other `keras.losses.Loss` (or
-            class name in `keras.losses`) compares the first embedding, as the prediction, with the
-            second. Its reduction must be a mean.
+        loss: A loss of `keras_jointloss.losses` or its class name. Any other `keras.losses.Loss`
+            (or class name in `keras.losses`) compares the first embedding, as the prediction, with
+            the second. Its reduction must be a mean.
         weight: A number, 0 or more, or a `keras.optimizers.schedules.LearningRateSchedule`,
-            which moves the weight while a `keras_jointloss.callbacks.JointLossCallback` takes part in
-            `fit`.
+            which moves the weight while a `keras_jointloss.callbacks.JointLossCallback` takes part
+            in `fit`.
         learn_temperature: Whether to train the temperature of the loss, starting from the one it
             has. InfoNCE trains the logarithm of the inverse temperature, kept in [0, ln 100].
         name: Name of the layer and of the term.
@@ -171,7 +171,8 @@ class ContrastiveTerm(keras.layers.Layer):
         loss = ops.mean(self._values(a, b, *inputs[2:]))
         self.add_loss(self.weight.tensor() * loss)
         self.weight.record(loss, ops.shape(a)[0])
-        if training:
+        # `None` in a model whose `call` takes no `training`; evaluation stops annealing anyway.
+        if training is not False:
             self.weight.advance()
         return a, b
 
@@ -202,15 +203,11 @@ class ContrastiveTerm(keras.layers.Layer):
     def get_config(self) -> dict:
         return {
             **super().get_config(),
-            "loss": self.loss,
-            "weight": self.weight.initial,
+            "loss": keras.saving.serialize_keras_object(self.loss),
+            "weight": keras.saving.serialize_keras_object(self.weight.initial),
             "learn_temperature": self.learn_temperature,
         }
 
     @classmethod
     def from_config(cls, config: dict) -> "ContrastiveTerm":
-        config = dict(config)
-        for name in ("loss", "weight", "dtype"):
-            if name in config:
-                config[name] = keras.saving.deserialize_keras_object(config[name])
-        return cls(**config)
+        return cls(**{**config, "weight": deserialize_weight(config["weight"])})

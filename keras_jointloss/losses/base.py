@@ -59,7 +59,7 @@ class ViewsLoss(keras.losses.Loss):
         """Returns the parameters that may be trained, by name. There are none by default."""
         return {}
 
-    def temperature(self, **parameters):
+    def temperature(self, **parameters: Any) -> Any:
         """Returns the temperature that `values` uses with these parameters."""
         raise NotImplementedError
 
@@ -110,7 +110,7 @@ def get(identifier: Any) -> keras.losses.Loss:
     if isinstance(identifier, keras.losses.Loss):
         return identifier
     if isinstance(identifier, dict):
-        return keras.saving.deserialize_keras_object(identifier)
+        return keras.losses.deserialize(identifier)
     if isinstance(identifier, str):
         registered = keras.saving.get_registered_object(f"keras_jointloss>{identifier}")
         if registered is not None and issubclass(registered, ViewsLoss):

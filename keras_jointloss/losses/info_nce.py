@@ -1,11 +1,12 @@
 """InfoNCE: the items of a batch tell each item's pair from all other pairs."""
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
 
-from keras_jointloss._math import dot, l2_normalize
+from keras_jointloss._math import dot, dot_matrix, l2_normalize
 from keras_jointloss._validation import validate_number
 from keras_jointloss.losses.base import LearnedParameter, ViewsLoss
 
@@ -26,7 +27,7 @@ def info_nce(a, b, temperature=0.07, symmetric=True, normalize=True):
     if normalize:
         a, b = l2_normalize(a), l2_normalize(b)
     scale = 1.0 / temperature
-    logits = ops.matmul(a, ops.transpose(b)) * scale  # (batch, batch)
+    logits = dot_matrix(a, b) * scale  # (batch, batch)
     positive = dot(a, b) * scale  # (batch,)
     loss = ops.logsumexp(logits, axis=1) - positive
     if symmetric:
@@ -101,8 +102,9 @@ class InfoNCE(ViewsLoss):
         """Returns CLIP's log of the inverse temperature, kept between 0 and log 100."""
         return {"log_scale": LearnedParameter(-math.log(self._temperature), 0.0, math.log(100))}
 
-    def temperature(self, log_scale=None):
-        return self._temperature if log_scale is None else ops.exp(-log_scale)
+    def temperature(self, **parameters: Any) -> Any:
+        """Returns the temperature, or the one that belongs to a learned `log_scale`."""
+        return ops.exp(-parameters["log_scale"]) if parameters else self._temperature
 
     def get_config(self) -> dict:
         return {

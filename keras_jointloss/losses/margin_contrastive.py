@@ -85,9 +85,7 @@ class MarginContrastive(ViewsLoss):
         self.normalize = normalize
 
     def values(self, views, labels=None, **parameters):
-        return margin_contrastive(
-            views[:, 0], views[:, 1], labels, self.margin, self.normalize
-        )
+        return margin_contrastive(views[:, 0], views[:, 1], labels, self.margin, self.normalize)
 
     def get_config(self) -> dict:
         return {**super().get_config(), "margin": self.margin, "normalize": self.normalize}

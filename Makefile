@@ -1,0 +1,68 @@
+# Needs Python 3.11 or newer, with `venv`, and make. Everything else goes into virtual environments
+# here, anew whenever pyproject.toml has changed.
+
+# The Python that the environments are made with, how many processes test at the same time (each
+# takes up to 3 GiB), and what else to hand to pytest: make test ARGS="-k losses".
+PYTHON ?= python3
+WORKERS ?= 2
+ARGS ?=
+
+TORCH := torch==2.13.0
+
+# What TensorFlow's runtime says of processors that it looks for; no warning of Python's.
+export TF_CPP_MIN_LOG_LEVEL := 3
+
+PYTEST := python -m pytest -n $(WORKERS) --dist worksteal
+
+.PHONY: help demo test test-jax test-torch test-all lint format bench clean
+
+help:  ## Tell what there is to make.
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
+
+demo: .venv/package.stamp  ## Train on the emoji example, annealed weights and readouts included.
+	.venv/bin/python examples/emoji.py
+
+test: lint  ## Check style and types, and test on TensorFlow.
+	KERAS_BACKEND=tensorflow .venv/bin/$(PYTEST) $(ARGS)
+
+test-jax: .venv-jax/test.stamp  ## Test on JAX.
+	KERAS_BACKEND=jax .venv-jax/bin/$(PYTEST) $(ARGS)
+
+test-torch: .venv-torch/test.stamp  ## Test on PyTorch.
+	KERAS_BACKEND=torch .venv-torch/bin/$(PYTEST) $(ARGS)
+
+test-all: test test-jax test-torch  ## Test on all backends.
+
+lint: .venv/develop.stamp  ## Check style and types.
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: .venv/develop.stamp  ## Mend what of the style can be mended.
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+bench: .venv/develop.stamp  ## Measure speed, in one process.
+	.venv/bin/python -m pytest tests/benchmarks -s $(ARGS)
+
+clean:  ## Remove the environments and caches.
+	rm -rf .venv .venv-jax .venv-torch .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+
+.venv/package.stamp: pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/develop.stamp: .venv/package.stamp
+	.venv/bin/python -m pip install --quiet --editable ".[develop]"
+	touch $@
+
+.venv-jax/test.stamp: pyproject.toml
+	$(PYTHON) -m venv .venv-jax
+	.venv-jax/bin/python -m pip install --quiet --editable ".[test]" jax
+	touch $@
+
+.venv-torch/test.stamp: pyproject.toml
+	$(PYTHON) -m venv .venv-torch
+	.venv-torch/bin/python -m pip install --quiet --editable ".[test]" $(TORCH)
+	touch $@

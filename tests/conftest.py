@@ -1,0 +1,57 @@
+"""What all tests share: two devices, a fresh Keras for each test, tests for some backends only."""
+
+import os
+
+import keras
+import pytest
+
+BACKEND = keras.backend.backend()
+IS_ONE_OF_SEVERAL_PROCESSES = "PYTEST_XDIST_WORKER" in os.environ
+
+
+def configure_tensorflow():
+    """Makes two devices of the CPU, which is possible only before TensorFlow first computes."""
+    import tensorflow as tf
+
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    if IS_ONE_OF_SEVERAL_PROCESSES:
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        # One for each device: a collective operation waits in each of them for the other.
+        tf.config.threading.set_inter_op_parallelism_threads(2)
+
+
+def configure_torch():
+    """Leaves the other cores to the other test processes."""
+    import torch
+
+    if IS_ONE_OF_SEVERAL_PROCESSES:
+        torch.set_num_threads(1)
+
+
+if BACKEND == "tensorflow":
+    configure_tensorflow()
+elif BACKEND == "torch":
+    configure_torch()
+
+
+def reset_keras():
+    """Puts back what one test could leave behind for the next."""
+    # The dtype policy goes with the session, and follows `floatx` until a test sets it.
+    keras.utils.clear_session(free_memory=False)
+    keras.config.set_floatx("float32")
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """Gives every test Keras as it is after import, with a fixed seed."""
+    reset_keras()
+    yield
+    reset_keras()
+
+
+def pytest_runtest_setup(item):
+    for marker in item.iter_markers("backend"):
+        if BACKEND not in marker.args:
+            pytest.skip(f"runs on {' and '.join(marker.args)} only")

@@ -1,0 +1,187 @@
+"""Small models that between them hold every object of the package, for the shared suite."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+from keras.optimizers.schedules import PolynomialDecay
+
+import keras_jointloss as kj
+
+ITEMS = 48
+BATCH = 8
+DIM = 4
+
+
+def _data() -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(7)
+    features = generator.normal(size=(ITEMS, 6)).astype("float32")
+    return {
+        "features": features,
+        "label": generator.integers(0, 3, ITEMS),
+        "rating": features[:, :1] * 2 + 1,
+        "match": generator.integers(0, 2, ITEMS),
+        "nothing": np.zeros(ITEMS, "float32"),
+    }
+
+
+DATA = _data()
+
+
+def _trunk(inputs):
+    hidden = keras.layers.Dense(8, activation="tanh", kernel_regularizer="l2")(inputs)
+    return keras.layers.Dense(DIM)(hidden), keras.layers.Dense(DIM)(hidden)
+
+
+def _float32(x, name):
+    """Hands over an output in float32 whatever the policy, as heads should be."""
+    return keras.layers.Activation("linear", dtype="float32", name=name)(x)
+
+
+def _outputs():
+    inputs = keras.Input((6,), name="features")
+    a, b = _trunk(inputs)
+    outputs = {
+        "label": _float32(keras.layers.Dense(3)(a), "label"),
+        "rating": _float32(keras.layers.Dense(1)(b), "rating"),
+        "match": _float32(ops.stack([a, b], axis=1), "match"),
+    }
+    joint = kj.joint_loss(
+        {
+            "label": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            "rating": "mean_squared_error",
+            "match": kj.losses.MarginContrastive(),
+        },
+        weights={
+            "label": kj.schedules.Sequential([0.5, kj.schedules.Linear(0.5, 1.0, 8)], [4]),
+            "rating": 0.3,
+            "match": kj.schedules.Sigmoid(0.0, 1.0, midpoint=6, width=2),
+        },
+        metrics={"label": "accuracy"},
+    )
+    return keras.Model(inputs, outputs), joint, ("label", "rating", "match")
+
+
+def _pairs():
+    inputs = keras.Input((6,), name="features")
+    a, b = _trunk(inputs)
+    a, b = kj.layers.ContrastiveTerm(
+        "InfoNCE", weight=PolynomialDecay(0.0, 10, 1.0), learn_temperature=True, name="align"
+    )((a, b))
+    outputs = {
+        "pair": _float32(ops.stack([a, b], axis=1), "pair"),
+        "label": _float32(keras.layers.Dense(3)(a), "label"),
+    }
+    joint = kj.joint_loss(
+        {
+            "pair": kj.losses.InfoNCE(temperature=0.2),
+            "label": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        },
+        weights={"pair": kj.schedules.Cyclical(0.0, 1.0, cycle_steps=5)},
+    )
+    return keras.Model(inputs, outputs), joint, ("nothing", "label")
+
+
+def _layer_terms(inputs, match):
+    a, b = _trunk(inputs)
+    margin = kj.layers.ContrastiveTerm(
+        "MarginContrastive", weight=kj.schedules.Linear(1.0, 0.0, 8), name="margin"
+    )
+    a, b = margin((a, b, match))
+    return kj.layers.ContrastiveTerm("MeanSquaredError", weight=0.5, name="agree")((a, b))
+
+
+def _rating_loss():
+    return kj.joint_loss({"rating": keras.losses.Huber()}, weights={"rating": 0.7})
+
+
+def _layers():
+    inputs = keras.Input((6,), name="features")
+    match = keras.Input((), dtype="int32", name="match")
+    a, b = _layer_terms(inputs, match)
+    rating = _float32(keras.layers.Dense(1)(a + b), "rating")
+    return keras.Model([inputs, match], rating), _rating_loss(), ("rating",)
+
+
+def _nested():
+    inputs = keras.Input((6,))
+    match = keras.Input((), dtype="int32")
+    inner = keras.Model([inputs, match], _layer_terms(inputs, match), name="towers")
+    inputs = keras.Input((6,), name="features")
+    match = keras.Input((), dtype="int32", name="match")
+    a, b = inner([inputs, match])
+    rating = _float32(keras.layers.Dense(1)(a + b), "rating")
+    return keras.Model([inputs, match], rating), _rating_loss(), ("rating",)
+
+
+def _list_outputs():
+    inputs = keras.Input((6,), name="features")
+    a, b = _trunk(inputs)
+    outputs = [
+        _float32(keras.layers.Dense(1)(a), "rating"),
+        _float32(b, "nothing"),
+        _float32(keras.layers.Dense(3)(b), "label"),
+    ]
+    joint = kj.joint_loss(
+        {
+            "rating": "mse",
+            "nothing": None,
+            "label": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        },
+        weights={"label": PolynomialDecay(1.0, 10, 0.0)},
+        metrics={"rating": ["mae"]},
+        weighted_metrics={"rating": ["mae"]},
+    )
+    return keras.Model(inputs, outputs), joint, ("rating", "nothing", "label")
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss_tests")
+class Subclassed(keras.Model):
+    """A model written as a class, with a layer term in the midst of `call`."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden = keras.layers.Dense(8, activation="tanh")
+        self.first = keras.layers.Dense(DIM)
+        self.second = keras.layers.Dense(DIM)
+        self.agree = kj.layers.ContrastiveTerm(
+            keras.losses.CosineSimilarity(), weight=PolynomialDecay(0.0, 10, 1.0), name="agree"
+        )
+        self.head = keras.layers.Dense(1, dtype="float32")
+
+    def call(self, inputs):
+        hidden = self.hidden(inputs)
+        a, b = self.agree((self.first(hidden), self.second(hidden)))
+        return {"rating": self.head(a + b)}
+
+
+def _subclassed():
+    return Subclassed(), kj.joint_loss({"rating": "mse"}), ("rating",)
+
+
+class Subject(NamedTuple):
+    """A model to train.
+
+    Attributes:
+        make: Returns the model, the arguments of `compile` and the names of the targets.
+        inputs: The names of the inputs.
+        terms: The names of the terms.
+        couples_batch: Whether the loss of an item depends on the other items of its batch.
+    """
+
+    make: Callable
+    inputs: tuple[str, ...]
+    terms: tuple[str, ...]
+    couples_batch: bool = False
+
+
+SUBJECTS = {
+    "outputs": Subject(_outputs, ("features",), ("label", "rating", "match")),
+    "pairs": Subject(_pairs, ("features",), ("pair", "label", "align"), couples_batch=True),
+    "layers": Subject(_layers, ("features", "match"), ("rating", "margin", "agree")),
+    "nested": Subject(_nested, ("features", "match"), ("rating", "margin", "agree")),
+    "list_outputs": Subject(_list_outputs, ("features",), ("rating", "label")),
+    "subclassed": Subject(_subclassed, ("features",), ("rating", "agree")),
+}

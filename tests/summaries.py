@@ -1,0 +1,30 @@
+"""Reads back what was written for TensorBoard."""
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+from tensorboard.util.tensor_util import make_ndarray
+
+
+def _accumulated(run) -> EventAccumulator:
+    accumulator = EventAccumulator(str(run), size_guidance={"tensors": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def read_scalars(run) -> dict[str, dict[int, float]]:
+    """Returns the scalars of a run: by tag, by step."""
+    accumulator = _accumulated(run)
+    return {
+        tag: {
+            event.step: float(make_ndarray(event.tensor_proto))
+            for event in accumulator.Tensors(tag)
+        }
+        for tag in accumulator.Tags()["tensors"]
+        if accumulator.SummaryMetadata(tag).plugin_data.plugin_name == "scalars"
+    }
+
+
+def read_layout(run):
+    """Returns the layout of the custom scalars dashboard."""
+    (event,) = _accumulated(run).Tensors(metadata.CONFIG_SUMMARY_TAG)
+    return layout_pb2.Layout.FromString(make_ndarray(event.tensor_proto).item())

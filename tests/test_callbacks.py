@@ -1,0 +1,312 @@
+"""The callback: what it logs, where training resumes, and its errors."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from keras.optimizers.schedules import PolynomialDecay
+
+import keras_jointloss as kj
+from keras_jointloss.callbacks import JointLossCallback
+from tests.subjects import DATA
+from tests.summaries import read_layout, read_scalars
+
+ITEMS = 44
+BATCH = 8
+STEPS = 6  # The last batch has 4 items.
+X = DATA["features"][:ITEMS]
+Y = {"label": DATA["label"][:ITEMS], "rating": DATA["rating"][:ITEMS]}
+FADE_IN = PolynomialDecay(0.0, 15, 1.0)
+TERMS = {"label", "rating", "pair"}
+
+
+def make_model(regularizer="l2", **compile_arguments):
+    """A model of three terms: two of outputs, one of a layer; two are annealed."""
+    keras.utils.set_random_seed(2)
+    inputs = keras.Input((6,))
+    a = keras.layers.Dense(4, kernel_regularizer=regularizer)(inputs)
+    b = keras.layers.Dense(4)(inputs)
+    a, b = kj.layers.ContrastiveTerm("InfoNCE", weight=FADE_IN, name="pair")((a, b))
+    outputs = {
+        "label": keras.layers.Dense(3, activation="softmax")(a),
+        "rating": keras.layers.Dense(1)(b),
+    }
+    model = keras.Model(inputs, outputs)
+    joint = kj.joint_loss(
+        {"label": "sparse_categorical_crossentropy", "rating": "mse"},
+        weights={"label": kj.schedules.Linear(1.0, 0.0, 15), "rating": 0.25},
+    )
+    model.compile(keras.optimizers.SGD(0.05), **joint, **compile_arguments)
+    return model
+
+
+def fit(model, *callbacks, epochs=2, **arguments):
+    return model.fit(
+        X,
+        Y,
+        batch_size=BATCH,
+        epochs=epochs,
+        verbose=0,
+        shuffle=False,
+        callbacks=list(callbacks),
+        **arguments,
+    ).history
+
+
+def regularization(model) -> float:
+    """The loss of the regularizer with the weights as they are now."""
+    kernel = ops.convert_to_numpy(model.layers[1].kernel.value)
+    return 0.01 * float(np.sum(kernel.astype("float64") ** 2))
+
+
+class RecordsRegularization(keras.callbacks.Callback):
+    """Averages what the regularizer adds over the items of an epoch, before each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.means = {}
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.sums = [0.0, 0.0]
+
+    def on_train_batch_begin(self, batch, logs=None):
+        items = min(BATCH, ITEMS - batch * BATCH)
+        self.sums[0] += items * regularization(self.model)
+        self.sums[1] += items
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.means[len(self.means) + 1] = self.sums[0] / self.sums[1]
+
+
+@pytest.mark.parametrize("update_freq", ["epoch", "batch", 4])
+def test_accounting(update_freq, tmp_path):
+    model, others = make_model(), RecordsRegularization()
+    callback = JointLossCallback(tmp_path, update_freq)
+    history = fit(model, others, callback, epochs=3, validation_data=(X, Y))
+    train, validation = read_scalars(tmp_path / "train"), read_scalars(tmp_path / "validation")
+    steps = {
+        "epoch": [6, 12, 18],
+        "batch": list(range(1, 19)),
+        4: [4, 6, 8, 12, 16, 18],
+    }[update_freq]
+    assert sorted(train["joint_loss/total"]) == steps
+    assert sorted(validation["joint_loss/total"]) == [6, 12, 18]
+    for run, means in ((train, others.means), (validation, None)):
+        for step, total in run["joint_loss/total"].items():
+            weighted = sum(run[f"joint_loss/{term}/weighted"][step] for term in TERMS)
+            if means is not None:
+                assert total == pytest.approx(weighted + means[step], rel=1e-6)
+            for term in TERMS:
+                share = run[f"joint_loss/{term}/share"][step]
+                assert share == pytest.approx(
+                    run[f"joint_loss/{term}/weighted"][step] / total, rel=1e-5, abs=1e-7
+                )
+    # In an evaluation the weights stand still, and so does the model.
+    for term in TERMS:
+        for step, weighted in validation[f"joint_loss/{term}/weighted"].items():
+            weight, raw = (
+                validation[f"joint_loss/{term}/{key}"][step] for key in ("weight", "raw")
+            )
+            assert weighted == pytest.approx(weight * raw, rel=1e-6, abs=1e-9)
+            epoch = step // STEPS - 1
+            assert history[f"val_{term}_weight"][epoch] == pytest.approx(weight)
+            assert train[f"joint_loss/{term}/weight"][step] == pytest.approx(weight)
+    last = sum(validation[f"joint_loss/{term}/weighted"][18] for term in TERMS)
+    total = validation["joint_loss/total"][18]
+    assert total == pytest.approx(last + regularization(model), rel=1e-6)
+    assert total == pytest.approx(history["val_loss"][-1], rel=1e-6)
+
+
+def test_raw_means_weigh_every_item_equally(tmp_path):
+    model = make_model(regularizer=None)
+    callback = JointLossCallback(tmp_path)
+    logs = model.evaluate(X, Y, batch_size=BATCH, verbose=0, callbacks=[callback], return_dict=True)
+    scalars = read_scalars(tmp_path / "validation")
+    predicted = model.predict(X, verbose=0)
+    rating = np.mean((predicted["rating"] - Y["rating"]) ** 2)
+    label = -np.mean(np.log(predicted["label"][np.arange(ITEMS), Y["label"]]))
+    assert scalars["joint_loss/rating/raw"] == {0: pytest.approx(rating, rel=1e-5)}
+    assert scalars["joint_loss/label/raw"] == {0: pytest.approx(label, rel=1e-5)}
+    assert logs["loss"] == pytest.approx(scalars["joint_loss/total"][0], rel=1e-6)
+
+
+def test_history_has_every_term():
+    history = fit(make_model(), JointLossCallback(), validation_data=(X, Y))
+    for term in TERMS:
+        for key in (f"{term}_loss", f"{term}_weight", f"val_{term}_loss", f"val_{term}_weight"):
+            assert len(history[key]) == 2
+    assert history["pair_weight"] == pytest.approx([6 / 15, 12 / 15])
+    assert history["label_weight"] == pytest.approx([9 / 15, 3 / 15])
+    assert history["rating_weight"] == [0.25, 0.25]
+
+
+def test_without_the_callback_nothing_moves():
+    model = make_model()
+    history = fit(model)
+    assert history["label_weight"] == [1.0, 1.0]
+    assert float(model.get_layer("pair").weight) == 0.0
+
+
+def test_custom_scalars_show_all_the_terms_in_one_chart(tmp_path):
+    import re
+
+    fit(make_model(), JointLossCallback(tmp_path), validation_data=(X, Y))
+    tags = [tag for tag in read_scalars(tmp_path / "train")]
+    (category,) = read_layout(tmp_path / "train").category
+    charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
+    assert set(charts) == {"weighted", "raw", "weight", "share"}
+    for key, patterns in charts.items():
+        shown = {tag for tag in tags if any(re.match(pattern, tag) for pattern in patterns)}
+        expected = {f"joint_loss/{term}/{key}" for term in TERMS}
+        assert shown - {"joint_loss/total"} == expected
+
+
+def test_works_beside_the_tensorboard_callback_of_keras(tmp_path):
+    keras_callback = keras.callbacks.TensorBoard(tmp_path)
+    fit(make_model(), keras_callback, JointLossCallback(tmp_path), validation_data=(X, Y))
+    train = read_scalars(tmp_path / "train")
+    assert {"epoch_loss", "joint_loss/total"} <= set(train)
+    assert list(train["epoch_loss"].values()) == pytest.approx(
+        list(train["joint_loss/total"].values()), rel=1e-6
+    )
+
+
+class CrashError(Exception):
+    """Ends a training as a crash does."""
+
+
+class Crash(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            raise CrashError
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_backup_and_restore_goes_on_at_the_right_step(order, tmp_path):
+    def callbacks(run):
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)
+        ours = JointLossCallback(tmp_path / run)
+        return [ours, backup] if order == "before" else [backup, ours]
+
+    whole = make_model()
+    whole_history = fit(whole, JointLossCallback(tmp_path / "whole"), epochs=4)
+    with pytest.raises(CrashError):
+        fit(make_model(), *callbacks("first"), Crash(), epochs=4)
+    model = make_model()
+    history = fit(model, *callbacks("second"), epochs=4)
+    for key in ("label_weight", "pair_weight", "loss"):
+        assert history[key] == pytest.approx(whole_history[key][2:], rel=1e-5)
+    resumed, uninterrupted = (
+        read_scalars(tmp_path / "second/train"),
+        read_scalars(tmp_path / "whole/train"),
+    )
+    assert sorted(resumed["joint_loss/total"]) == [18, 24]
+    for tag, values in resumed.items():
+        for step, value in values.items():
+            assert value == pytest.approx(uninterrupted[tag][step], rel=1e-5)
+
+
+def test_loaded_model_goes_on_like_the_one_that_was_saved(tmp_path):
+    model = make_model()
+    fit(model, JointLossCallback())
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    expected = fit(model, JointLossCallback(), initial_epoch=2, epochs=3)
+    actual = fit(loaded, JointLossCallback(tmp_path), initial_epoch=2, epochs=3)
+    assert actual == {key: pytest.approx(value, rel=1e-5) for key, value in expected.items()}
+    assert sorted(read_scalars(tmp_path / "train")["joint_loss/total"]) == [18]
+
+
+class Evaluates(keras.callbacks.Callback):
+    """Evaluates the model, without any callbacks, in the midst of training."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.at == "batch" and batch == 2:
+            self.model.evaluate(X, Y, verbose=0)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.at == "epoch":
+            self.model.evaluate(X, Y, verbose=0)
+
+
+@pytest.mark.parametrize("at", ["batch", "epoch"])
+def test_evaluation_in_the_midst_of_training_moves_no_weight(at):
+    if at == "batch" and keras.backend.backend() == "jax":
+        pytest.skip("Keras cannot evaluate in the midst of an epoch on JAX")
+    model = make_model()
+    history = fit(model, Evaluates(at), JointLossCallback(), epochs=2)
+    assert history["pair_weight"] == pytest.approx([6 / 15, 12 / 15])
+    assert history["label_weight"] == pytest.approx([9 / 15, 3 / 15])
+
+
+def test_interrupted_fit_leaves_nothing_that_evaluation_would_move():
+    model = make_model()
+    with pytest.raises(CrashError):
+        fit(model, JointLossCallback(), Crash(), epochs=4)
+    model.evaluate(X, Y, verbose=0)
+    assert float(model.loss["label"].weight) == pytest.approx(3 / 15)
+    fit(model, JointLossCallback(), epochs=1)
+    assert float(model.loss["label"].weight) == pytest.approx(0.0)
+
+
+def test_early_stopping_restores_what_it_watches():
+    model = make_model()
+    stopping = keras.callbacks.EarlyStopping("val_pair_loss", mode="min", restore_best_weights=True)
+    history = fit(model, JointLossCallback(), stopping, validation_data=(X, Y), epochs=2)
+    assert len(history["val_pair_loss"]) == 2
+
+
+def test_loss_that_is_not_finite_is_named():
+    model = make_model()
+    y = {**Y, "rating": np.full((ITEMS, 1), np.nan, "float32")}
+    with pytest.warns(UserWarning, match=r"The loss of term 'rating' is nan \(train, step 1\)"):
+        model.fit(X, y, batch_size=ITEMS, verbose=0, callbacks=[JointLossCallback()])
+
+
+def test_model_without_a_term_is_refused():
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="expects a model with a term"):
+        model.fit(X, Y["rating"], verbose=0, callbacks=[JointLossCallback()])
+
+
+@pytest.mark.parametrize("kind", ["dict", "list", "single"])
+def test_loss_for_an_output_that_is_not_there_is_refused(kind):
+    inputs = keras.Input((6,))
+    first = keras.layers.Dense(1, name="first")(inputs)
+    second = keras.layers.Dense(1, name="second")(inputs)
+    outputs = {"dict": {"first": first, "second": second}, "list": [first, second]}
+    model = keras.Model(inputs, outputs.get(kind, first))
+    model.compile("sgd", **kj.joint_loss({"first": "mse", "third": "mse"}))
+    # On JAX and PyTorch Keras builds the losses and metrics, and complains, before any callback.
+    with pytest.raises(ValueError, match=r"(?s)'first'.*Received.*'third'|'first'.*found.*'third'"):
+        model.fit(X, Y["rating"], verbose=0, callbacks=[JointLossCallback()])
+
+
+def test_missing_loss_in_a_list_of_outputs_is_refused():
+    inputs = keras.Input((6,))
+    outputs = [keras.layers.Dense(1, name=name)(inputs) for name in ("first", "second")]
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", **kj.joint_loss({"first": "mse"}))
+    with pytest.raises(ValueError, match=r"'first', 'second'.*'first'"):
+        model.fit(X, [Y["rating"]] * 2, verbose=0, callbacks=[JointLossCallback()])
+
+
+def test_log_dir_that_cannot_be_written_is_refused_before_the_first_step(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    model = make_model()
+    before = model.get_weights()
+    with pytest.raises(OSError, match="file"):
+        fit(model, JointLossCallback(tmp_path / "file"))
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("update_freq", ["step", 0, -1, 2.5, True, None])
+def test_invalid_update_freq_is_refused(update_freq):
+    with pytest.raises(ValueError, match=r"`update_freq`.*'epoch', 'batch' or a number of batches"):
+        JointLossCallback(update_freq=update_freq)

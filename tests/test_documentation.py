@@ -1,0 +1,121 @@
+"""All code in the documentation runs: README.md, examples in docstrings."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import keras_jointloss as kj
+
+README = Path(__file__).parents[1] / "README.md"
+MODULES = [
+    kj.__name__,
+    *(module.name for module in pkgutil.walk_packages(kj.__path__, f"{kj.__name__}.")),
+]
+BLOCK = re.compile(r"^(?P<indent> *)```python *\n(?P<code>.*?)^ *```", re.MULTILINE | re.DOTALL)
+
+
+class Block(NamedTuple):
+    """A fenced block of Python.
+
+    Attributes:
+        code: The code, not indented.
+        line: How many lines of the file come before it.
+    """
+
+    code: str
+    line: int
+
+    def run(self, namespace: dict, file: str) -> None:
+        # The empty lines make an error name the line of the file.
+        exec(compile("\n" * self.line + self.code, file, "exec"), namespace)
+
+
+def blocks(text: str, line: int = 0) -> list[Block]:
+    """Returns the blocks of a text before which the file has `line` lines."""
+    return [
+        Block(
+            re.sub(f"^{match['indent']}", "", match["code"], flags=re.MULTILINE),
+            line + text[: match.start("code")].count("\n"),
+        )
+        for match in BLOCK.finditer(text)
+    ]
+
+
+def sections(text: str) -> dict[str, list[Block]]:
+    """Returns the blocks by the `##` section that they stand in, if there are any in it."""
+    result = {}
+    line = 0
+    for section in re.split(r"^(?=## )", text, flags=re.MULTILINE):
+        title = section.partition("\n")[0].lstrip("# ")
+        result[title] = result.get(title, []) + blocks(section, line)
+        line += section.count("\n")
+    return {title: found for title, found in result.items() if found}
+
+
+SECTIONS = sections(README.read_text(encoding="utf-8")) if README.exists() else {}
+
+
+def test_readme_has_code():
+    assert README.exists()
+    assert SECTIONS
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_readme(title, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    for block in SECTIONS[title]:
+        assert not re.match(r"\s*# *not run", block.code, re.IGNORECASE), f"line {block.line + 1}"
+        block.run(namespace, str(README))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    for example in doctest.DocTestFinder(exclude_empty=False).find(module):
+        namespace = dict(example.globs)
+        for block in blocks(example.docstring or "", example.lineno or 0):
+            assert ">>>" not in block.code, f"{example.name}: fences around >>>"
+            block.run(namespace, str(module.__file__))
+        runner.run(example)
+    assert runner.failures == 0, capsys.readouterr().out
+
+
+def test_blocks_are_found():
+    text = """# Title
+```python
+a = 1
+```
+## First
+```bash
+pip
+```
+```python
+if a:
+    b = 2
+```
+- item
+  ```python
+  c = 3
+
+  d = 4
+  ```
+## Second
+"""
+    assert sections(text) == {
+        "Title": [Block("a = 1\n", 2)],
+        "First": [Block("if a:\n    b = 2\n", 9), Block("c = 3\n\nd = 4\n", 14)],
+    }
+
+
+def test_errors_name_the_line():
+    with pytest.raises(ZeroDivisionError) as error:
+        blocks("text\n```python\nx = 1\nx / 0\n```\n")[0].run({}, "README.md")
+    assert error.traceback[-1].lineno == 3  # Counted from 0.

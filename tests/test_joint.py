@@ -1,0 +1,226 @@
+"""`joint_loss`: the same numbers as plain Keras, and its errors."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from keras.optimizers.schedules import PolynomialDecay
+
+import keras_jointloss as kj
+from keras_jointloss.joint import find_terms
+from tests.subjects import DATA
+
+ITEMS = 20
+
+
+def _cosine(y_true, y_pred):
+    return 1 - ops.sum(y_true * y_pred, axis=-1)
+
+
+def _model(units=3, activation="softmax"):
+    inputs = keras.Input((6,))
+    outputs = {
+        "first": keras.layers.Dense(units, activation=activation)(inputs),
+        "second": keras.layers.Dense(1)(inputs),
+    }
+    return keras.Model(inputs, outputs)
+
+
+def _one_hot(labels):
+    return np.eye(3, dtype="float32")[labels]
+
+
+LABELS = DATA["label"][:ITEMS]
+
+
+@pytest.mark.parametrize("sample_weight", [None, np.linspace(0, 1, ITEMS)])
+@pytest.mark.parametrize(
+    ("loss", "units", "target"),
+    [
+        ("mse", 3, _one_hot(LABELS)),
+        ("mean_absolute_error", 1, LABELS.astype("float32")),
+        ("mse", 1, LABELS.astype("float32")[:, None]),
+        (keras.losses.categorical_crossentropy, 3, _one_hot(LABELS)),
+        (_cosine, 3, _one_hot(LABELS)),
+        ("sparse_categorical_crossentropy", 3, LABELS),
+        (keras.losses.SparseCategoricalCrossentropy(), 3, LABELS),
+        (keras.losses.MeanSquaredError(reduction="sum"), 3, _one_hot(LABELS)),
+        (keras.losses.MeanSquaredError(reduction="mean_with_sample_weight"), 3, _one_hot(LABELS)),
+        ("CategoricalCrossentropy", 3, _one_hot(LABELS)),
+        ("crossentropy", 3, LABELS),
+        ("crossentropy", 3, LABELS[:, None]),
+        ("crossentropy", 3, _one_hot(LABELS)),
+        ("ce", 1, LABELS % 2),
+    ],
+)
+def test_every_form_of_loss_gives_the_numbers_of_plain_keras(loss, units, target, sample_weight):
+    model = _model(units, "sigmoid" if units == 1 else "softmax")
+    x, y = DATA["features"][:ITEMS], {"first": target, "second": DATA["rating"][:ITEMS]}
+    weights = None if sample_weight is None else {name: sample_weight for name in y}
+    arguments = {"batch_size": 8, "verbose": 0, "return_dict": True, "sample_weight": weights}
+    model.compile("sgd", {"first": loss, "second": "mae"}, {"first": 0.25, "second": 3.0})
+    plain = model.evaluate(x, y, **arguments)
+    model.compile(
+        "sgd", **kj.joint_loss({"first": loss, "second": "mae"}, {"first": 0.25, "second": 3.0})
+    )
+    joint = model.evaluate(x, y, **arguments)
+    assert {name: joint[name] for name in plain} == pytest.approx(plain, rel=1e-5)
+    assert set(joint) - set(plain) == {"first_weight", "second_weight"}
+
+
+def test_metrics_stay_as_they_are():
+    model = _model()
+    model.compile(
+        "sgd",
+        **kj.joint_loss(
+            {"first": "sparse_categorical_crossentropy", "second": "mse"},
+            metrics={"first": "accuracy", "second": [keras.metrics.MeanAbsoluteError(name="mae")]},
+            weighted_metrics={"second": ["mse"]},
+        ),
+    )
+    y = {"first": LABELS, "second": DATA["rating"][:ITEMS]}
+    logs = model.evaluate(DATA["features"][:ITEMS], y, verbose=0, return_dict=True)
+    assert set(logs) == {
+        "loss", "first_loss", "second_loss", "first_weight", "second_weight",
+        "first_accuracy", "second_mae", "second_mse",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("metrics", ["mae", ["mae"], {"first": "mae"}])
+def test_one_loss_takes_its_metrics_without_a_name(metrics):
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, keras.layers.Dense(1, name="first")(inputs))
+    model.compile("sgd", **kj.joint_loss({"first": "mse"}, metrics=metrics))
+    x, y = DATA["features"], DATA["rating"]
+    history = model.fit(x, y, verbose=0, callbacks=[kj.callbacks.JointLossCallback()]).history
+    assert set(history) == {"loss", "mae", "first_weight", "first_loss"}
+    assert history["first_loss"] == pytest.approx(history["loss"])
+
+
+def test_output_without_loss_needs_no_entry_in_a_dict():
+    model = _model()
+    model.compile("sgd", **kj.joint_loss({"second": "mse"}))
+    y = {"first": np.zeros(ITEMS), "second": DATA["rating"][:ITEMS]}
+    history = model.fit(
+        DATA["features"][:ITEMS], y, verbose=0, callbacks=[kj.callbacks.JointLossCallback()]
+    ).history
+    assert set(history) == {"loss", "second_loss", "second_weight"}
+
+
+def test_missing_weights_are_one_and_a_given_weight_is_used_itself():
+    weight = kj.LossWeight(PolynomialDecay(0.0, 10, 1.0))
+    joint = kj.joint_loss({"a": "mse", "b": "mse"}, weights={"b": weight})
+    assert float(joint["loss"]["a"].weight) == 1.0
+    assert joint["loss"]["b"].weight is weight
+    assert joint["loss_weights"]["b"] is weight
+    assert joint["metrics"]["b"] == [weight]
+
+
+def test_one_weight_stands_in_all_three_places_after_loading(tmp_path):
+    model = _model()
+    joint = kj.joint_loss(
+        {"first": "sparse_categorical_crossentropy", "second": keras.losses.MeanSquaredError()},
+        {"first": PolynomialDecay(0.0, 10, 1.0), "second": 0.5},
+    )
+    model.compile("sgd", **joint)
+    model.loss["second"].weight.assign(0.125)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", custom_objects=kj.custom_objects())
+    weight = loaded.loss["second"].weight
+    assert float(weight) == 0.125
+    x = DATA["features"][:ITEMS]
+    y = {"first": LABELS, "second": DATA["rating"][:ITEMS]}
+    history = loaded.fit(
+        x, y, batch_size=4, verbose=0, callbacks=[kj.callbacks.JointLossCallback()]
+    )
+    assert history.history["first_weight"] == pytest.approx([0.5])
+    weight.assign(2.0)
+    logs = loaded.evaluate(x, y, verbose=0, return_dict=True)
+    assert logs["second_weight"] == 2.0
+    expected = 0.5 * logs["first_loss"] + 2.0 * logs["second_loss"]
+    assert logs["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_legacy_h5_model_is_loaded_without_its_compilation(tmp_path):
+    a, b = keras.Input((4,)), keras.Input((4,))
+    fade_in = PolynomialDecay(0.0, 10, 1.0)
+    pair = kj.layers.ContrastiveTerm(kj.losses.InfoNCE(0.3), weight=fade_in, name="pair")((a, b))
+    model = keras.Model([a, b], {"rating": keras.layers.Dense(1)(pair[0])})
+    joint = kj.joint_loss({"rating": "mse"}, {"rating": 0.5})
+    model.compile("sgd", **joint)
+    model.get_layer("pair").weight.assign(0.25)
+    model.save(tmp_path / "model.h5")
+    loaded = keras.models.load_model(
+        tmp_path / "model.h5", custom_objects=kj.custom_objects(), compile=False
+    )
+    layer = loaded.get_layer("pair")
+    assert float(layer.weight) == 0.25
+    assert layer.weight.schedule.get_config() == fade_in.get_config()
+    assert layer.loss.get_config() == kj.losses.InfoNCE(0.3).get_config()
+    x = [DATA["features"][:, :4], DATA["features"][:, 2:]]
+    np.testing.assert_allclose(
+        loaded.predict(x, verbose=0)["rating"], model.predict(x, verbose=0)["rating"], rtol=1e-6
+    )
+
+
+def test_weights_only_files_restore_layer_terms(tmp_path):
+    a, b = keras.Input((4,)), keras.Input((4,))
+
+    def make():
+        layer = kj.layers.ContrastiveTerm("InfoNCE", weight=0.5, name="pair")
+        return keras.Model([a, b], layer((a, b)))
+
+    model, other = make(), make()
+    model.get_layer("pair").weight.assign(0.25)
+    model.save_weights(tmp_path / "model.weights.h5")
+    other.load_weights(tmp_path / "model.weights.h5")
+    assert float(other.get_layer("pair").weight) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"losses": {}}, "`losses`.*at least one loss"),
+        ({"losses": {"a": None}}, "`losses`.*at least one loss"),
+        ({"losses": "mse"}, "`losses`.*dict of output name"),
+        ({"losses": {1: "mse"}}, "`losses`.*dict of output name"),
+        ({"losses": {"a": "no_such_loss"}}, "no_such_loss"),
+        ({"losses": {"a": "mse"}, "weights": {"b": 1.0}}, "`weights`.*keys are names of losses"),
+        ({"losses": {"a": "mse"}, "weights": 0.5}, "`weights`.*keys are names of losses"),
+        ({"losses": {"a": "mse"}, "weights": {"a": -0.5}}, "weight of loss 'a'.*weight=-0.5"),
+        (
+            {"losses": {"a": "mse"}, "weights": {"a": float("nan")}},
+            "weight of loss 'a'.*weight=nan",
+        ),
+        ({"losses": {"a": "mse"}, "weights": {"a": "1"}}, "weight of loss 'a'.*weight='1'"),
+        ({"losses": {"a": "mse"}, "weighting": "uncertainty"}, "`weighting`.*Expected None"),
+        ({"losses": {"a": "mse", "b": "mse"}, "metrics": ["mae"]}, "`metrics`.*Expected a dict"),
+        (
+            {"losses": {"a": "mse", "b": "mse"}, "weighted_metrics": ["mae"]},
+            "`weighted_metrics`.*Expected a dict",
+        ),
+    ],
+)
+def test_invalid_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kj.joint_loss(**arguments)
+
+
+def test_one_weight_for_two_terms_is_refused():
+    weight = kj.LossWeight(0.5)
+    with pytest.raises(ValueError, match="a `LossWeight` of its own"):
+        kj.joint_loss({"a": "mse", "b": "mse"}, weights={"a": weight, "b": weight})
+
+
+def test_two_terms_of_the_same_name_are_refused():
+    a, b = keras.Input((4,)), keras.Input((4,))
+    pair = kj.layers.ContrastiveTerm("InfoNCE", name="pair")((a, b))
+    model = keras.Model([a, b], {"pair": ops.stack(pair, axis=1)})
+    model.compile("sgd", **kj.joint_loss({"pair": "mse"}))
+    with pytest.raises(ValueError, match="two terms named 'pair'"):
+        find_terms(model)
+
+
+def test_custom_objects_hold_every_class():
+    names = {name.split(">")[1] for name in kj.custom_objects()}
+    assert names >= {"ContrastiveTerm", "InfoNCE", "LossWeight", "MarginContrastive", "TermLoss"}

@@ -1,0 +1,170 @@
+"""The layer term: what it adds, shows and refuses."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from keras.optimizers.schedules import PolynomialDecay
+
+import keras_jointloss as kj
+from tests import reference
+
+GENERATOR = np.random.default_rng(1)
+A = GENERATOR.normal(size=(6, 4)).astype("float32")
+B = GENERATOR.normal(size=(6, 4)).astype("float32")
+LABELS = np.array([0, 1, 1, 0, 1, 0])
+
+
+def _loss(layer) -> float:
+    (loss,) = layer.losses
+    return float(ops.convert_to_numpy(loss))
+
+
+@pytest.mark.parametrize(
+    ("loss", "inputs", "expected"),
+    [
+        ("InfoNCE", (A, B), reference.info_nce(np.stack([A, B], 1)).mean()),
+        (
+            kj.losses.InfoNCE(0.5, symmetric=False),
+            (A, B),
+            reference.info_nce(np.stack([A, B], 1), temperature=0.5, symmetric=False).mean(),
+        ),
+        (
+            "MarginContrastive",
+            (A, B, LABELS),
+            reference.margin_contrastive(np.stack([A, B], 1), LABELS).mean(),
+        ),
+        (
+            "MarginContrastive",
+            (A, B, LABELS[:, None]),
+            reference.margin_contrastive(np.stack([A, B], 1), LABELS).mean(),
+        ),
+        (keras.losses.MeanSquaredError(), (A, B), np.mean((A - B) ** 2)),
+        (keras.losses.MeanAbsoluteError(reduction="mean"), (A, B), np.mean(np.abs(A - B))),
+    ],
+)
+def test_adds_the_weighted_mean_and_returns_the_embeddings(loss, inputs, expected):
+    layer = kj.layers.ContrastiveTerm(loss, weight=0.5)
+    a, b = layer(tuple(ops.convert_to_tensor(x) for x in inputs), training=True)
+    np.testing.assert_array_equal(ops.convert_to_numpy(a), A)
+    np.testing.assert_array_equal(ops.convert_to_numpy(b), B)
+    assert _loss(layer) == pytest.approx(0.5 * expected, rel=1e-5)
+    assert layer.weight.read() == pytest.approx(
+        {"loss": expected, "weighted": 0.5 * expected, "weight": 0.5}, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("policy", ["mixed_float16", "float32"])
+def test_computes_in_float32_and_leaves_half_precision_embeddings_as_they_are(dtype, policy):
+    keras.config.set_dtype_policy(policy)
+    layer = kj.layers.ContrastiveTerm(kj.losses.InfoNCE(0.01))
+    a, b = (ops.cast(ops.convert_to_tensor(x), dtype) for x in (A, B))
+    outputs = layer((a, b), training=True)
+    assert [keras.backend.standardize_dtype(x.dtype) for x in outputs] == [dtype, dtype]
+    (loss,) = layer.losses
+    assert keras.backend.standardize_dtype(loss.dtype) == "float32"
+    rounded = np.stack([ops.convert_to_numpy(ops.cast(x, "float32")) for x in (a, b)], 1)
+    expected = reference.info_nce(rounded.astype("float64"), temperature=0.01).mean()
+    assert _loss(layer) == pytest.approx(expected, rel=1e-4)
+
+
+def test_integer_labels_stay_integers():
+    seen = []
+
+    class Looks(kj.losses.MarginContrastive):
+        def values(self, views, labels=None, **parameters):
+            seen.append(keras.backend.standardize_dtype(labels.dtype))
+            return super().values(views, labels, **parameters)
+
+    layer = kj.layers.ContrastiveTerm(Looks())
+    layer((A, B, ops.convert_to_tensor(LABELS.astype("int32"))))
+    assert set(seen) == {"int32"}
+
+
+def test_counts_steps_in_training_only_and_only_while_annealing_is_on():
+    layer = kj.layers.ContrastiveTerm("InfoNCE", weight=PolynomialDecay(0.0, 10, 1.0))
+    layer((A, B), training=True)
+    assert layer.weight.step == 0
+    layer.weight.start_annealing(4)
+    layer((A, B), training=False)
+    assert (layer.weight.step, float(layer.weight)) == (4, pytest.approx(0.4))
+    layer((A, B), training=True)
+    assert (layer.weight.step, float(layer.weight)) == (5, pytest.approx(0.5))
+
+
+def test_temperature_is_trained_within_the_bounds_of_clip():
+    a, b = keras.Input((4,)), keras.Input((4,))
+    layer = kj.layers.ContrastiveTerm("InfoNCE", learn_temperature=True, name="pair")
+    x, y = keras.layers.Dense(4)(a), keras.layers.Dense(4)(b)
+    model = keras.Model([a, b], layer((x, y)))
+    (log_scale,) = layer.trainable_variables
+    assert float(ops.convert_to_numpy(log_scale.value)) == pytest.approx(np.log(1 / 0.07))
+    model.compile(keras.optimizers.SGD(10.0))
+    callback = kj.callbacks.JointLossCallback()
+    data = ([A, B], None)
+    history = model.fit(*data, epochs=3, verbose=0, callbacks=[callback]).history
+    value = float(ops.convert_to_numpy(log_scale.value))
+    assert value != pytest.approx(np.log(1 / 0.07))
+    assert 0.0 <= value <= np.log(100)
+    assert history["pair_temperature"][-1] == pytest.approx(np.exp(-value), rel=1e-5)
+
+
+def test_survives_clone_and_config():
+    a, b = keras.Input((4,)), keras.Input((4,))
+    layer = kj.layers.ContrastiveTerm(
+        kj.losses.InfoNCE(0.2),
+        weight=PolynomialDecay(0.0, 10, 1.0),
+        learn_temperature=True,
+        name="t",
+    )
+    model = keras.Model([a, b], layer((a, b)))
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    for copy in (clone.get_layer("t"), kj.layers.ContrastiveTerm.from_config(layer.get_config())):
+        assert copy.loss.get_config() == layer.loss.get_config()
+        assert copy.weight.schedule.get_config() == layer.weight.schedule.get_config()
+        assert copy.learn_temperature
+        assert copy.weight is not layer.weight
+
+
+def test_passes_masks_on():
+    layer = kj.layers.ContrastiveTerm("InfoNCE")
+    mask = ops.ones((6,), dtype="bool")
+    assert layer.compute_mask((A, B), [mask, None]) == (mask, None)
+
+
+@pytest.mark.parametrize(
+    ("loss", "shapes", "message"),
+    [
+        ("InfoNCE", [(4, 3), (4, 5)], r"same shape \(batch, dim\)"),
+        ("InfoNCE", [(4, 3), (5, 3)], r"same shape \(batch, dim\)"),
+        ("InfoNCE", [(4, 3, 1), (4, 3, 1)], r"same shape \(batch, dim\)"),
+        ("InfoNCE", [(4, 3), (4, 3), (4,)], "has no labels"),
+        ("MarginContrastive", [(4, 3), (4, 3)], "has labels"),
+        ("MarginContrastive", [(4, 3), (4, 3), (5,)], r"expects labels of shape \(4,\)"),
+        ("MarginContrastive", [(4, 3), (4, 3), (4, 2)], r"expects labels of shape \(4,\)"),
+        ("InfoNCE", [(4, 3)], r"expects \(a, b\) or \(a, b, labels\)"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused_when_the_model_is_made(loss, shapes, message):
+    layer = kj.layers.ContrastiveTerm(loss, name="pair")
+    with pytest.raises(ValueError, match=message):
+        layer(tuple(keras.Input(batch_shape=shape) for shape in shapes))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loss": "InfoNCE", "weight": -1.0}, "`weight`.*finite number >= 0"),
+        ({"loss": "InfoNCE", "weight": "1"}, "`weight`.*finite number >= 0"),
+        ({"loss": "NoSuchLoss"}, "Received: loss='NoSuchLoss'"),
+        ({"loss": kj.losses.InfoNCE(reduction="sum")}, "whose reduction is a mean"),
+        ({"loss": kj.losses.InfoNCE(reduction="none")}, "whose reduction is a mean"),
+        ({"loss": "MarginContrastive", "learn_temperature": True}, "no temperature to train"),
+        ({"loss": "MeanSquaredError", "learn_temperature": True}, "no temperature to train"),
+    ],
+)
+def test_invalid_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kj.layers.ContrastiveTerm(**arguments)

@@ -1,0 +1,121 @@
+"""The weight of a term: its value, its schedule and its account."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule, PolynomialDecay
+
+import keras_jointloss as kj
+
+
+def test_constant_weight_can_be_read_and_assigned():
+    weight = kj.LossWeight(0.5)
+    assert float(weight) == 0.5
+    weight.assign(2)
+    assert float(weight) == 2.0
+    assert float(weight.result()) == 2.0
+    assert weight.shape == ()
+    assert np.asarray(weight) == 2.0
+
+
+@pytest.mark.parametrize("value", [3, np.float32(3), np.float64(3), np.int64(3), np.array(3.0)])
+def test_any_real_number_is_a_weight(value):
+    assert float(kj.LossWeight(value)) == 3.0
+
+
+@pytest.mark.parametrize(
+    "value", [-1.0, float("nan"), float("inf"), "1", None, True, [1.0], np.ones(2), 1j]
+)
+def test_anything_else_is_refused(value):
+    with pytest.raises(ValueError, match=r"`weight`.*finite number >= 0.*Received: weight="):
+        kj.LossWeight(value)
+    weight = kj.LossWeight(1.0)
+    with pytest.raises(ValueError, match=r"`value`.*finite number >= 0.*Received: value="):
+        weight.assign(value)
+    assert float(weight) == 1.0
+
+
+class Returns(LearningRateSchedule):
+    """A schedule that returns the same at each step."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, step):
+        return ops.convert_to_tensor(self.value)
+
+
+@pytest.mark.parametrize("value", [[1.0, 2.0], [1.0], float("nan"), -0.5])
+def test_schedule_that_returns_no_weight_is_refused(value):
+    with pytest.raises(ValueError, match=r"schedule that returns a finite scalar >= 0.*Received"):
+        kj.LossWeight(Returns(value))
+
+
+def test_weight_moves_only_while_annealing_is_on():
+    schedule = PolynomialDecay(0.0, 10, 1.0)
+    weight = kj.LossWeight(schedule)
+    weight.update_state()
+    assert (float(weight), weight.step) == (0.0, 0)
+    weight.start_annealing(step=2)
+    assert float(weight) == pytest.approx(0.2)
+    for step in range(3, 6):
+        weight.update_state()
+        assert (float(weight), weight.step) == (pytest.approx(schedule(step)), step)
+    weight.reset_state()
+    weight.update_state()
+    assert (float(weight), weight.step) == (pytest.approx(0.5), 5)
+    weight.start_annealing()
+    weight.update_state()
+    assert (float(weight), weight.step) == (pytest.approx(0.6), 6)
+
+
+def test_means_weigh_batches_by_their_size():
+    weight = kj.LossWeight(0.5)
+    assert "loss" not in weight.read()
+    weight.record(ops.convert_to_tensor(1.0), 3)
+    weight.assign(2.0)
+    weight.record(ops.convert_to_tensor(5.0), 1)
+    assert weight.read() == pytest.approx({"loss": 2.0, "weighted": 11.5 / 4, "weight": 2.0})
+    assert weight.latest_loss == 5.0
+    weight.reset_state()
+    assert "loss" not in weight.read()
+    assert float(weight) == 2.0
+
+
+def test_no_gradient_flows_into_the_account():
+    from tests.gradients import value_and_gradient
+
+    weight = kj.LossWeight(0.5)
+
+    def weighted(x):
+        loss = ops.sum(ops.square(x))
+        weight.record(loss, 2)
+        return loss * weight.tensor()
+
+    _, gradient = value_and_gradient(weighted, np.array([1.0, 2.0], "float32"))
+    np.testing.assert_allclose(gradient, [1.0, 2.0])
+
+
+@pytest.mark.parametrize("weight", [0.25, PolynomialDecay(1.0, 4, 0.0)])
+def test_config_keeps_value_and_step(weight):
+    original = kj.LossWeight(weight, name="mine")
+    original.start_annealing(step=3)
+    if isinstance(weight, float):
+        original.assign(0.75)
+    config = keras.saving.serialize_keras_object(original)
+    again = keras.saving.deserialize_keras_object(config)
+    assert isinstance(again, kj.LossWeight)
+    assert (float(again), again.step, again.name) == (float(original), original.step, "mine")
+    assert not again.annealing
+    assert type(again.schedule) is type(original.schedule)
+
+
+@pytest.mark.parametrize("floatx", ["float32", "float64"])
+def test_weight_has_the_precision_of_the_model(floatx):
+    if keras.backend.backend() == "jax" and floatx == "float64":
+        pytest.skip("JAX computes in float32 unless told otherwise")
+    keras.config.set_floatx(floatx)
+    assert float(kj.LossWeight(0.7)) == pytest.approx(
+        0.7, rel=1e-15 if floatx == "float64" else 1e-7
+    )

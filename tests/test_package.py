@@ -1,0 +1,227 @@
+"""The package as a whole: its imports, their cost, its names and its version."""
+
+import ast
+import importlib
+import math
+import pkgutil
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import keras
+import pytest
+
+import keras_jointloss as kj
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = kj.__name__
+
+# A module imports from earlier levels only. All that lies in a family counts as the family.
+LEVELS = (
+    {"_math", "_validation", "tensorboard"},
+    {"aggregators", "distribution", "loss_weight", "schedules"},
+    {"losses", "metrics", "weighting"},
+    {"layers"},
+    {"joint"},
+    {"callbacks"},
+)
+LEVEL = {family: level for level, families in enumerate(LEVELS) for family in families}
+BACKENDS = {"jax", "tensorflow", "torch"}
+# What the dashboard's server does not have to load.
+NOT_FOR_TENSORBOARD = {"keras", PACKAGE, *BACKENDS}
+
+
+def sources() -> dict[str, Path]:
+    """Returns the file of each module by the module's name."""
+    result = {}
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        result[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return result
+
+
+MODULES = sources()
+
+
+def family(module: str) -> str:
+    """Returns the part of a module's name that has a level: empty for the package itself."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def imported(source: str, package: str) -> set[str]:
+    """Returns the full names of all that `source` imports, wherever it does.
+
+    Args:
+        source: The text of a module.
+        package: The package that relative imports start from.
+    """
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*(start if node.level else []), *filter(None, [node.module])])
+            names |= {f"{base}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) == "keras.src":
+            names.add("keras.src")
+    return names
+
+
+def violations(module: str, source: str, package: str | None = None) -> list[str]:
+    """Returns what is wrong with the imports of a module, a sentence each."""
+    importer = family(module)
+    if importer and importer not in LEVEL:
+        return [f"{module}: has no level yet, give it one in {Path(__file__).name}"]
+    found = []
+    for name in sorted(imported(source, package or module.rpartition(".")[0])):
+        top = name.partition(".")[0]
+        if f"{name}.".startswith("keras.src."):
+            found.append(f"{module}: imports the private {name}")
+        if top in BACKENDS and importer != "distribution":
+            found.append(f"{module}: imports {name}, which only `distribution` may")
+        if importer == "tensorboard" and top in NOT_FOR_TENSORBOARD and family(name) != importer:
+            found.append(f"{module}: imports {name}, which TensorBoard does not need")
+        if top == PACKAGE and importer and family(name) != importer:
+            if family(name) not in LEVEL:
+                found.append(f"{module}: imports {name}, which is of no level, or of the top one")
+            elif LEVEL[family(name)] >= LEVEL[importer]:
+                found.append(f"{module}: imports {name}, which is not of a lower level")
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module):
+    path = MODULES[module]
+    package = module if path.stem == "__init__" else None
+    assert violations(module, path.read_text(encoding="utf-8"), package) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("losses.info_nce", "from keras_jointloss.layers import ContrastiveTerm"),
+        ("losses.info_nce", "from keras_jointloss import layers"),
+        ("losses.info_nce", "import keras_jointloss.metrics"),
+        ("losses.info_nce", "from ..layers import ContrastiveTerm"),
+        ("losses.info_nce", "from .. import layers"),
+        ("losses.info_nce", "from keras_jointloss import LossWeight"),
+        ("losses.info_nce", "import keras_jointloss"),
+        ("losses.info_nce", "def call(self):\n    import tensorflow as tf"),
+        ("joint", "from jax import numpy"),
+        ("callbacks.joint_loss_callback", "import torch.distributed"),
+        ("layers", "from keras.src.backend import Variable"),
+        ("layers", "from keras import src"),
+        ("layers", "import keras\nkeras.src.backend.Variable()"),
+        ("distribution", "import keras.src"),
+        ("tensorboard.writer", "import keras"),
+        ("tensorboard.writer", "from keras_jointloss import _math"),
+        ("tensorboard.writer", "def write(self):\n    from tensorflow import summary"),
+        ("utils", ""),
+    ],
+)
+def test_checker_catches(module, source):
+    assert len(violations(f"{PACKAGE}.{module}", source)) >= 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("losses.info_nce", "from keras_jointloss._math import dot\nfrom .base import ViewsLoss"),
+        ("losses.info_nce", "import keras\nfrom keras import ops\nimport numpy as np"),
+        ("distribution", "def gather(x):\n    import tensorflow as tf\n    import jax, torch"),
+        ("callbacks", "from keras_jointloss.tensorboard import SummaryWriter"),
+        ("tensorboard.writer", "from tensorboard.plugins.scalar import metadata"),
+        ("tensorboard.plugin", "from keras_jointloss.tensorboard.writer import SummaryWriter"),
+    ],
+)
+def test_checker_lets_pass(module, source):
+    assert violations(f"{PACKAGE}.{module}", source) == []
+
+
+def run_python(code: str) -> str:
+    """Returns what `code` prints in a Python of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_import_costs_little_beyond_keras():
+    code = (
+        "import keras, time; start = time.thread_time(); import keras_jointloss; "
+        "print(time.thread_time() - start)"
+    )
+    # The least of at most five: what else the machine does can only add to the cost.
+    seconds = math.inf
+    for _ in range(5):
+        seconds = min(seconds, float(run_python(code)))
+        if seconds <= 0.05:
+            break
+    assert seconds <= 0.05
+
+
+def test_tensorboard_loads_neither_keras_nor_a_backend():
+    code = (
+        "import sys, tensorboard.program, keras_jointloss.tensorboard; "
+        f"print(sorted({ {'keras', *BACKENDS} } & set(sys.modules)))"
+    )
+    assert run_python(code).strip() == "[]"
+
+
+def public_classes() -> list[type]:
+    """Returns the classes without a leading underscore that the package defines."""
+    modules = [importlib.import_module(info.name) for info in walk_package()]
+    return [
+        value
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, type) and value.__module__ == module.__name__ and name[0] != "_"
+    ]
+
+
+def walk_package():
+    return pkgutil.walk_packages(kj.__path__, f"{PACKAGE}.")
+
+
+def serializable_classes() -> list[type]:
+    """Returns the public classes that have a config, but for the bases of families."""
+    classes = public_classes()
+    bases = {base for value in classes for base in value.__mro__[1:]}
+    return [value for value in classes if hasattr(value, "get_config") and value not in bases]
+
+
+@pytest.mark.parametrize("value", serializable_classes(), ids=lambda value: value.__name__)
+def test_class_is_registered(value):
+    name = f"{PACKAGE}>{value.__name__}"
+    assert keras.saving.get_registered_name(value) == name
+    assert kj.custom_objects().get(name) is value
+
+
+@pytest.mark.parametrize("value", serializable_classes(), ids=lambda value: value.__name__)
+def test_class_is_found_at_its_public_path(value):
+    home = importlib.import_module(".".join(value.__module__.split(".")[:2]))
+    assert getattr(home, value.__name__) is value
+    assert value.__name__ in getattr(home, "__all__", [value.__name__])
+
+
+@pytest.mark.parametrize("module", [PACKAGE, *(info.name for info in walk_package())])
+def test_all_names_exist(module):
+    module = importlib.import_module(module)
+    names = getattr(module, "__all__", [])
+    assert len(names) == len(set(names))
+    for name in names:
+        assert hasattr(module, name), f"{module.__name__} has no {name}"
+
+
+def test_version_is_told_once():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "version" in project["project"]["dynamic"]
+    dynamic = project["tool"]["setuptools"]["dynamic"]
+    assert dynamic["version"] == {"attr": f"{PACKAGE}.__version__"}
+
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## \[(.+?)\]", changelog, re.MULTILINE)
+    assert headings[0] == "Unreleased"
+    assert headings[1:2] in ([], [kj.__version__])

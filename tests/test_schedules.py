@@ -1,0 +1,368 @@
+"""The schedules: their values, on whatever counts the steps, compiled, saved and in use."""
+
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule, PolynomialDecay
+
+from keras_jointloss import schedules
+from keras_jointloss.schedules import Cyclical, Linear, Sequential, Sigmoid
+
+STEPS = range(64)
+FAR_STEP = 2**31 - 1
+
+# Naive references in Python's float64, one step at a time.
+
+
+def linear(step, start, end, steps, begin=0):
+    share = (step - begin) / steps
+    return start + (end - start) * min(max(share, 0.0), 1.0)
+
+
+def sigmoid(step, start, end, midpoint, width):
+    return start + (end - start) / (1 + math.exp(-(step - midpoint) / width))
+
+
+def cyclical(step, start, end, cycle_steps, ramp=0.5, cycles=None):
+    cycle, in_cycle = divmod(step, cycle_steps)
+    if cycles is not None and cycle >= cycles:
+        return end
+    return start + (end - start) * min(in_cycle / (ramp * cycle_steps), 1.0)
+
+
+def joined(step):
+    if step < 5:
+        return 0.25
+    if step < 15:
+        return 0.1 + 0.8 * (1 - (step - 5) / 10) ** 2
+    if step < 35:
+        return linear(step - 15, 0.2, 0.9, 7, begin=3)
+    return cyclical(step - 35, 1.0, 0.5, 6, 0.4, 2)
+
+
+def case(cls, reference, *args):
+    name = "-".join([cls.__name__, *map(str, args)])
+    return pytest.param(cls(*args), lambda step: reference(step, *args), id=name)
+
+
+NESTED = Sequential(
+    [
+        Sequential([0.25, PolynomialDecay(0.9, 10, 0.1, power=2.0)], [5]),
+        Sequential([Linear(0.2, 0.9, 7, 3), Cyclical(1.0, 0.5, 6, 0.4, 2)], [20]),
+    ],
+    [15],
+)
+CASES = [
+    case(Linear, linear, 0.0, 1.0, 49),
+    case(Linear, linear, 0.9, 0.1, 7, 11),
+    case(Linear, linear, -1.0, 3.0, 1, 5),
+    case(Sigmoid, sigmoid, 0.0, 1.0, 20, 5),
+    case(Sigmoid, sigmoid, 0.9, 0.1, 30.5, 0.7),
+    case(Cyclical, cyclical, 0.0, 1.0, 10),
+    case(Cyclical, cyclical, 0.1, 0.7, 7, 0.3, 3),
+    case(Cyclical, cyclical, 2.0, 0.5, 9, 1.0, 1),
+    case(Cyclical, cyclical, 0.0, 1.0, 1),
+    pytest.param(NESTED, joined, id="Sequential-nested"),
+    pytest.param(Sequential([0.25], []), lambda step: 0.25, id="Sequential-of-one"),
+]
+all_schedules = pytest.mark.parametrize(("schedule", "reference"), CASES)
+
+
+def values(schedule, steps=STEPS):
+    return np.array([float(schedule(step)) for step in steps])
+
+
+def assert_close(actual, expected):
+    # Near 0 what counts is the rounding of the larger end.
+    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=2e-7 * np.max(np.abs(expected)))
+
+
+@all_schedules
+def test_values_equal_the_reference(schedule, reference):
+    assert_close(values(schedule), [reference(step) for step in STEPS])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (Linear(0.3, 0.7, 49), {0: 0.3, 49: 0.7, 50: 0.7, FAR_STEP: 0.7}),
+        (Linear(1.0, 0.0, 3, begin=2), {0: 1.0, 2: 1.0, 5: 0.0, 6: 0.0, FAR_STEP: 0.0}),
+        (Linear(0.0, 1.0, 10, begin=FAR_STEP - 5), {0: 0.0, FAR_STEP - 5: 0.0, FAR_STEP: 0.5}),
+        (Linear(0.0, 1.0, FAR_STEP), {0: 0.0, FAR_STEP: 1.0}),
+        (Sigmoid(0.0, 1.0, 8, 0.5), {8: 0.5, FAR_STEP: 1.0}),
+        (Sigmoid(1.0, 0.0, 8, 0.5), {8: 0.5, FAR_STEP: 0.0}),
+        (
+            Cyclical(0.3, 0.7, 30, ramp=0.1),
+            {0: 0.3, 3: 0.7, 29: 0.7, 30: 0.3, 33: 0.7, 30 * 10**7: 0.3, 30 * 10**7 + 3: 0.7},
+        ),
+        (
+            Cyclical(0.3, 0.7, 4, ramp=1.0, cycles=2),
+            {0: 0.3, 4: 0.3, 8: 0.7, 9: 0.7, 12: 0.7, FAR_STEP: 0.7},
+        ),
+        (Cyclical(0.3, 0.7, FAR_STEP, cycles=FAR_STEP), {0: 0.3, FAR_STEP - 1: 0.7}),
+        (
+            Sequential([0.3, Linear(0.7, 0.1, 5), 0.9], [2, 7]),
+            {0: 0.3, 1: 0.3, 2: 0.7, 7: 0.9, FAR_STEP: 0.9},
+        ),
+        (Sequential([0.3, 0.7], [0]), {0: 0.7, 1: 0.7}),
+        (Sequential([0.3, 0.7], [FAR_STEP]), {0: 0.3, FAR_STEP - 1: 0.3, FAR_STEP: 0.7}),
+    ],
+)
+def test_edges_are_met_exactly(schedule, expected):
+    actual = {step: float(schedule(step)) for step in expected}
+    assert actual == {step: float(np.float32(value)) for step, value in expected.items()}
+
+
+STEP_TYPES = {
+    "int": int,
+    "numpy-int32": np.int32,
+    "numpy-int64": np.int64,
+    "numpy-array": np.array,
+    "tensor-int32": lambda step: ops.convert_to_tensor(step, "int32"),
+    "tensor-int64": lambda step: ops.convert_to_tensor(step, "int64"),
+    "tensor-float32": lambda step: ops.convert_to_tensor(step, "float32"),
+    "variable": lambda step: keras.Variable(step, dtype="int32", trainable=False),
+}
+
+
+@pytest.mark.parametrize("step_type", STEP_TYPES)
+@all_schedules
+def test_any_integer_scalar_counts_the_steps(schedule, reference, step_type):
+    if step_type == "tensor-int64" and keras.backend.backend() == "jax":
+        pytest.skip("JAX has no int64 unless told otherwise")
+    value = schedule(STEP_TYPES[step_type](17))
+    assert ops.is_tensor(value)
+    assert value.shape == ()
+    assert keras.backend.standardize_dtype(value.dtype) == "float32"
+    assert float(value) == float(schedule(17))
+    assert_close(float(value), reference(17))
+
+
+@pytest.fixture
+def floatx(request):
+    before = keras.config.floatx()
+    keras.config.set_floatx(request.param)
+    yield request.param
+    keras.config.set_floatx(before)
+
+
+@pytest.mark.parametrize(
+    ("floatx", "tolerance"),
+    [("bfloat16", 2**-8), ("float16", 2**-11), ("float64", 1e-15)],
+    indirect=["floatx"],
+)
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Linear(0.0, 1.0, 200_000),
+        Sigmoid(0.0, 1.0, 100_000, 1),
+        Cyclical(0.0, 1.0, 400_000),
+        Sequential([0.0, Linear(0.5, 0.5, 1)], [10]),
+    ],
+)
+def test_floatx_is_the_dtype_and_does_not_limit_the_steps(schedule, floatx, tolerance):
+    if floatx == "float64" and keras.backend.backend() == "jax":
+        pytest.skip("JAX computes in float32 unless told otherwise")
+    value = schedule(100_000)
+    assert keras.backend.standardize_dtype(value.dtype) == floatx
+    assert float(value) == pytest.approx(0.5, rel=tolerance)
+
+
+class Reciprocal(LearningRateSchedule):
+    """Is infinite at step 4 and NaN later."""
+
+    def __call__(self, step):
+        left = ops.cast(4 - step, "float32")
+        return ops.sqrt(left) / left
+
+    def get_config(self):
+        return {}
+
+
+class Witness(LearningRateSchedule):
+    """Returns the step, and remembers it."""
+
+    def __init__(self):
+        self.steps = []
+
+    def __call__(self, step):
+        self.steps.append(int(step))
+        return ops.cast(step, "float32")
+
+
+def test_what_a_schedule_gives_out_of_its_range_does_not_leak():
+    schedule = Sequential([Reciprocal(), 0.1, Reciprocal(), 0.2], [4, 6, 10])
+    expected = [(4 - step) ** -0.5 for step in range(4)]
+    assert_close(values(schedule, range(12)), [*expected, 0.1, 0.1, *expected, 0.2, 0.2])
+
+
+def test_each_schedule_counts_from_its_own_boundary():
+    witnesses = [Witness() for _ in range(4)]
+    schedule = Sequential([Sequential(witnesses[:2], [3]), Sequential(witnesses[2:], [2])], [5])
+    assert values(schedule, range(10)).tolist() == [0, 1, 2, 0, 1, 0, 1, 0, 1, 2]
+    assert all(min(witness.steps) == 0 for witness in witnesses)
+
+
+def prediction(y_true, y_pred):
+    return y_pred
+
+
+def fit(schedule, **compile_options):
+    """Trains a model, from 0, whose i-th weight has the gradient 1 in step i and 0 otherwise."""
+    inputs = keras.Input((len(STEPS),))
+    dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
+    model = keras.Model(inputs, dense(inputs))
+    model.compile(keras.optimizers.SGD(schedule), prediction, **compile_options)
+    x = np.eye(len(STEPS), dtype="float32")
+    model.fit(x, x[:, :1], batch_size=1, shuffle=False, verbose=0)
+    return model
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@all_schedules
+def test_training_moves_the_weights_by_the_schedule(schedule, reference, jit_compile):
+    model = fit(schedule, jit_compile=jit_compile)
+    movement = -ops.convert_to_numpy(ops.squeeze(model.weights[0]))
+    assert_close(movement, [reference(step) for step in STEPS])
+    np.testing.assert_allclose(movement, values(schedule), rtol=1e-6, atol=1e-7)
+    assert float(model.optimizer.learning_rate) == float(schedule(len(STEPS)))
+
+
+def through_object(schedule, folder):
+    config = keras.saving.serialize_keras_object(schedule)
+    return keras.saving.deserialize_keras_object(json.loads(json.dumps(config)))
+
+
+def through_schedule(schedule, folder):
+    config = json.loads(json.dumps(keras.optimizers.schedules.serialize(schedule)))
+    return keras.optimizers.schedules.deserialize(config)
+
+
+def through_config(schedule, folder):
+    return type(schedule).from_config(schedule.get_config())
+
+
+def through_optimizer(schedule, folder):
+    config = keras.optimizers.serialize(keras.optimizers.Adam(schedule))
+    return keras.optimizers.deserialize(json.loads(json.dumps(config)))._learning_rate
+
+
+def through_model_file(schedule, folder):
+    fit(schedule).save(folder / "model.keras")
+    optimizer = keras.models.load_model(
+        folder / "model.keras", custom_objects={"prediction": prediction}
+    ).optimizer
+    assert float(optimizer.learning_rate) == float(schedule(len(STEPS)))
+    return optimizer._learning_rate
+
+
+# Keras' own variables, when a model is saved under NumPy 2.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize(
+    "through",
+    [through_object, through_schedule, through_config, through_optimizer, through_model_file],
+)
+@all_schedules
+def test_schedule_survives_serialization(schedule, reference, through, tmp_path):
+    again = through(schedule, tmp_path)
+    assert type(again) is type(schedule)
+    serialize = keras.saving.serialize_keras_object
+    assert serialize(again) == serialize(schedule)
+    np.testing.assert_array_equal(values(again), values(schedule))
+
+
+def test_custom_objects_reach_the_schedules_within():
+    config = keras.optimizers.schedules.serialize(Sequential([0.1, Reciprocal()], [2]))
+    again = keras.optimizers.schedules.deserialize(config, {"Reciprocal": Reciprocal})
+    assert isinstance(again.schedules[1], Reciprocal)
+
+
+@pytest.mark.parametrize("name", ["Linear", "Sigmoid", "Cyclical", "Sequential"])
+def test_schedule_is_registered(name):
+    cls = keras.saving.get_registered_object(f"keras_jointloss>{name}")
+    assert cls is getattr(schedules, name)
+    assert issubclass(cls, LearningRateSchedule)
+
+
+VALID = {
+    Linear: {"start": 0, "end": 1, "steps": 10, "begin": 0},
+    Sigmoid: {"start": 0, "end": 1, "midpoint": 10, "width": 2},
+    Cyclical: {"start": 0, "end": 1, "cycle_steps": 10, "ramp": 0.5, "cycles": None},
+    Sequential: {"schedules": [0.1, Linear(0, 1, 2)], "boundaries": [3]},
+}
+NOT_FINITE = [math.nan, math.inf, "1", None, True, [1.0]]
+NOT_INTEGER = [1.0, 2.5, math.nan, "1", True, np.True_, [1], 2**31]
+EXPECTED = {
+    "a finite number": NOT_FINITE,
+    "a finite number > 0": [*NOT_FINITE, 0, -1.0],
+    "a number > 0 and <= 1": [*NOT_FINITE, 0, -0.5, 1.01],
+    "an integer >= 0 and <= 2147483647": [*NOT_INTEGER, None, -1],
+    "an integer >= 1 and <= 2147483647": [*NOT_INTEGER, None, 0, -1],
+    "a list": [None, 3, "ab", Linear(0, 1, 2)],
+}
+ERRORS = [
+    (cls, name, value, expected)
+    for cls, name, expected in [
+        (Linear, "start", "a finite number"),
+        (Linear, "end", "a finite number"),
+        (Linear, "steps", "an integer >= 1 and <= 2147483647"),
+        (Linear, "begin", "an integer >= 0 and <= 2147483647"),
+        (Sigmoid, "start", "a finite number"),
+        (Sigmoid, "end", "a finite number"),
+        (Sigmoid, "midpoint", "a finite number"),
+        (Sigmoid, "width", "a finite number > 0"),
+        (Cyclical, "start", "a finite number"),
+        (Cyclical, "end", "a finite number"),
+        (Cyclical, "cycle_steps", "an integer >= 1 and <= 2147483647"),
+        (Cyclical, "ramp", "a number > 0 and <= 1"),
+        (Cyclical, "cycles", "an integer >= 1 and <= 2147483647"),
+        (Sequential, "schedules", "a list"),
+        (Sequential, "boundaries", "a list"),
+    ]
+    for value in EXPECTED[expected]
+    if not (name == "cycles" and value is None)
+]
+
+
+def assert_refused(cls, arguments, name, expected):
+    message = rf"`{name}`\. Expected {expected}.*\. Received: {name}="
+    with pytest.raises(ValueError, match=message.replace("[", r"\[")):
+        cls(**{**VALID[cls], **arguments})
+
+
+@pytest.mark.parametrize(("cls", "name", "value", "expected"), ERRORS)
+def test_bad_argument_is_refused(cls, name, value, expected):
+    assert_refused(cls, {name: value}, name, expected)
+
+
+@pytest.mark.parametrize(
+    ("schedules", "boundaries", "name", "expected"),
+    [
+        ([0.1, math.nan], [3], "schedules[1]", "a finite number or a `keras.optimizers"),
+        (["linear", 0.1], [3], "schedules[0]", "a finite number or a `keras.optimizers"),
+        ([0.1, Linear], [3], "schedules[1]", "a finite number or a `keras.optimizers"),
+        ([0.1, 0.2], [-1], "boundaries[0]", "an integer >= 0"),
+        ([0.1, 0.2, 0.3], [1, 2.0], "boundaries[1]", "an integer >= 0"),
+        ([0.1, 0.2], [True], "boundaries[0]", "an integer >= 0"),
+        ([], [], "boundaries", "one entry fewer than `schedules`, which has 0"),
+        ([0.1], [3], "boundaries", "one entry fewer than `schedules`, which has 1"),
+        ([0.1, 0.2], [], "boundaries", "one entry fewer than `schedules`, which has 2"),
+        ([0.1, 0.2, 0.3], [3, 3], "boundaries", "strictly increasing integers"),
+        ([0.1, 0.2, 0.3], [4, 3], "boundaries", "strictly increasing integers"),
+    ],
+)
+def test_schedules_that_cannot_be_joined_are_refused(schedules, boundaries, name, expected):
+    arguments = {"schedules": schedules, "boundaries": boundaries}
+    assert_refused(Sequential, arguments, name, expected)
+
+
+@pytest.mark.parametrize("integer", [np.int32, np.int64, np.uint8])
+def test_numpy_integers_are_integers(integer):
+    schedule = Sequential([np.float32(0.5), Linear(integer(0), 1, integer(4))], (integer(2),))
+    config = keras.saving.serialize_keras_object(schedule)
+    assert json.loads(json.dumps(config)) == config
+    assert float(schedule(4)) == 0.5

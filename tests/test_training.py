@@ -1,0 +1,194 @@
+"""The shared suite: every object of the package through every way of training."""
+
+import contextlib
+import functools
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_jointloss as kj
+from keras_jointloss.joint import find_terms
+from tests.subjects import BATCH, DATA, ITEMS, SUBJECTS, Subject
+
+STEPS = ITEMS // BATCH
+BACKEND = keras.backend.backend()
+
+
+class Mode(NamedTuple):
+    """A way of training."""
+
+    compile: dict | None = None
+    data: str = "arrays"
+    policy: str = "float32"
+    mirrored: bool = False
+    same_as_plain: bool = True
+    lacking: tuple[str, ...] = ()
+
+
+MODES = {
+    "plain": Mode(),
+    "tf_data": Mode(data="tf_data"),
+    "sample_weight": Mode(data="sample_weight", same_as_plain=False),
+    "jit_compile": Mode({"jit_compile": True}, lacking=("torch",)),
+    "steps_per_execution": Mode({"steps_per_execution": 4}, lacking=("torch",)),
+    "run_eagerly": Mode({"run_eagerly": True}, lacking=("torch",)),
+    "gradient_accumulation": Mode(same_as_plain=False),
+    "mixed_float16": Mode(policy="mixed_float16", same_as_plain=False),
+    "mirrored": Mode(mirrored=True, lacking=("jax", "torch")),
+}
+
+
+def strategy_scope(mode: Mode):
+    """Returns the scope of two replicas, or of none."""
+    if not mode.mirrored:
+        return contextlib.nullcontext()
+    import tensorflow as tf
+
+    names = [device.name for device in tf.config.list_logical_devices("CPU")]
+    return tf.distribute.MirroredStrategy(names[:2]).scope()
+
+
+def compiled(subject: Subject, mode: Mode, name: str):
+    keras.utils.set_random_seed(3)
+    keras.config.set_dtype_policy(mode.policy)
+    with strategy_scope(mode):
+        model, joint, targets = subject.make()
+        model(_inputs(subject, 2))
+        accumulation = 2 if name == "gradient_accumulation" else None
+        optimizer = keras.optimizers.SGD(0.05, gradient_accumulation_steps=accumulation)
+        model.compile(optimizer, **joint, **(mode.compile or {}))
+    return model, targets
+
+
+def _inputs(subject: Subject, items: int = ITEMS):
+    inputs = [DATA[name][:items] for name in subject.inputs]
+    return inputs if len(inputs) > 1 else inputs[0]
+
+
+def fit_arguments(subject: Subject, mode: Mode, model, targets) -> dict:
+    """Returns `x`, `y` and so on for `fit` and `evaluate`."""
+    x = _inputs(subject)
+    losses = list(model.loss)
+    y = {name: DATA[target] for name, target in zip(losses, targets, strict=True)}
+    output = getattr(model, "output", None)
+    if isinstance(output, list):
+        y = [y[name] for name in model.output_names]
+    elif not isinstance(output, dict) and output is not None:
+        (y,) = y.values()
+    weight = np.linspace(0.0, 2.0, ITEMS).astype("float32")
+    if mode.data == "tf_data":
+        import tensorflow as tf
+
+        as_tuple = tuple(x) if isinstance(x, list) else x
+        as_targets = tuple(y) if isinstance(y, list) else y
+        return {"x": tf.data.Dataset.from_tensor_slices((as_tuple, as_targets)).batch(BATCH)}
+    arguments = {"x": x, "y": y, "batch_size": BATCH}
+    if mode.data == "sample_weight":
+        arguments["sample_weight"] = keras.tree.map_structure(lambda _: weight, y)
+    return arguments
+
+
+def optimizer_step(model) -> int:
+    """Returns how many batches the optimizer has used: under loss scaling not quite all."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    return int(optimizer.iterations) * (optimizer.gradient_accumulation_steps or 1)
+
+
+def values(model) -> list[np.ndarray]:
+    return [ops.convert_to_numpy(v) for v in model.trainable_variables]
+
+
+@functools.cache
+def plainly_trained(name: str):
+    """Returns history and weights of the plain mode, against which others are held."""
+    subject = SUBJECTS[name]
+    model, targets = compiled(subject, MODES["plain"], "plain")
+    arguments = fit_arguments(subject, MODES["plain"], model, targets)
+    history = model.fit(
+        **arguments,
+        epochs=2,
+        shuffle=False,
+        verbose=0,
+        callbacks=[kj.callbacks.JointLossCallback()],
+    )
+    return history.history, values(model)
+
+
+@pytest.mark.parametrize("mode_name", MODES)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_training(name, mode_name, tmp_path):
+    subject, mode = SUBJECTS[name], MODES[mode_name]
+    if BACKEND in mode.lacking:
+        pytest.skip(f"{BACKEND} has no {mode_name}")
+    model, targets = compiled(subject, mode, mode_name)
+    arguments = fit_arguments(subject, mode, model, targets)
+    callback = kj.callbacks.JointLossCallback(str(tmp_path / "logs"))
+    validation = {"validation_data": arguments["x"]}
+    if mode.data != "tf_data":
+        keys = ("x", "y", "sample_weight")
+        validation = {"validation_data": tuple(arguments[key] for key in keys if key in arguments)}
+    history = model.fit(
+        **arguments, **validation, epochs=2, shuffle=False, verbose=0, callbacks=[callback]
+    ).history
+
+    # Every term is in the logs, and its weight is where its schedule is after that many steps.
+    terms = find_terms(model)
+    assert set(terms) == set(subject.terms)
+    for term, weight in terms.items():
+        for epoch in range(2):
+            expected = _scheduled(weight, STEPS * (epoch + 1))
+            for prefix in ("", "val_"):
+                assert np.isfinite(history[f"{prefix}{term}_loss"][epoch])
+                assert history[f"{prefix}{term}_weight"][epoch] == pytest.approx(expected, 1e-5)
+        assert not weight.annealing
+    if mode.same_as_plain and not (mode.mirrored and subject.couples_batch):
+        plain_history, plain_values = plainly_trained(name)
+        for key, logged in plain_history.items():
+            np.testing.assert_allclose(history[key], logged, rtol=2e-5, atol=1e-6, err_msg=key)
+        for value, plain in zip(values(model), plain_values, strict=True):
+            np.testing.assert_allclose(value, plain, rtol=1e-4, atol=1e-6)
+
+    # Evaluation and prediction move nothing.
+    before = {term: float(weight) for term, weight in terms.items()}
+    evaluate = {**arguments, "return_dict": True, "verbose": 0}
+    evaluated = model.evaluate(**evaluate)
+    assert model.evaluate(**evaluate, callbacks=[callback]) == pytest.approx(evaluated, 1e-6)
+    predicted = model.predict(arguments["x"], verbose=0)
+    assert {term: float(weight) for term, weight in terms.items()} == before
+
+    # All of it lives on in a file.
+    path = tmp_path / "model.keras"
+    model.save(path)
+    loaded = keras.models.load_model(path)
+    assert {term: float(weight) for term, weight in find_terms(loaded).items()} == before
+    tolerance = 1e-2 if mode.policy == "mixed_float16" else 1e-4
+    again = loaded.evaluate(**evaluate)
+    assert {key: again[key] for key in evaluated} == pytest.approx(evaluated, tolerance)
+    for old, new in zip(
+        keras.tree.flatten(predicted),
+        keras.tree.flatten(loaded.predict(arguments["x"], verbose=0)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(old, new, rtol=tolerance, atol=tolerance)
+
+    # And goes on from where it was.
+    steps = optimizer_step(loaded)
+    resumed = loaded.fit(
+        **arguments,
+        epochs=3,
+        initial_epoch=2,
+        verbose=0,
+        callbacks=[kj.callbacks.JointLossCallback()],
+    ).history
+    for term, weight in find_terms(loaded).items():
+        expected = _scheduled(weight, steps + STEPS)
+        assert resumed[f"{term}_weight"][-1] == pytest.approx(expected, 1e-5)
+
+
+def _scheduled(weight, step: int) -> float:
+    if weight.schedule is None:
+        return float(weight)
+    return float(ops.convert_to_numpy(weight.schedule(step)))
