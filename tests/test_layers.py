@@ -162,6 +162,10 @@ def test_inputs_that_do_not_fit_are_refused_when_the_model_is_made(loss, shapes,
         ({"loss": kj.losses.InfoNCE(reduction="sum")}, "whose reduction is a mean"),
         ({"loss": kj.losses.InfoNCE(reduction="none")}, "whose reduction is a mean"),
         ({"loss": "MarginContrastive", "learn_temperature": True}, "no temperature to train"),
+        (
+            {"loss": kj.losses.InfoNCE(0.005), "learn_temperature": True},
+            r"log_scale is in \[0, 4.6",
+        ),
         ({"loss": "MeanSquaredError", "learn_temperature": True}, "no temperature to train"),
     ],
 )

@@ -107,16 +107,22 @@ class ContrastiveTerm(keras.layers.Layer):
                 f"Received: loss={loss!r} with reduction={self.loss.reduction!r}"
             )
         self.learn_temperature = learn_temperature
-        if learn_temperature and not self._learnable_parameters():
+        if learn_temperature and not self._parameters_to_learn():
             raise ValueError(
                 "Invalid value for argument `learn_temperature`. Expected False, since "
                 f"{type(self.loss).__name__} has no temperature to train. "
                 f"Received: learn_temperature={learn_temperature}"
             )
+        for parameter, (initial, minimum, maximum) in self._parameters_to_learn().items():
+            if learn_temperature and not minimum <= initial <= maximum:
+                raise ValueError(
+                    f"Invalid value for argument `loss`. Expected a temperature whose {parameter} "
+                    f"is in [{minimum:g}, {maximum:g}]. Received: {parameter}={initial:g}"
+                )
         readings = {"temperature": self.temperature_tensor} if learn_temperature else {}
         self.weight = LayerWeight(weight, self.name, readings)
         self._weight_state = self.weight.state
-        self._parameters: dict[str, Any] = {}
+        self._learned: dict[str, Any] = {}
         # On JAX a metric cannot read what a layer holds; there the callback fills the logs.
         if keras.backend.backend() != "jax":
             self._readouts = [
@@ -124,19 +130,19 @@ class ContrastiveTerm(keras.layers.Layer):
                 for reading, read in self.weight.tensors.items()
             ]
 
-    def _learnable_parameters(self):
+    def _parameters_to_learn(self):
         is_views_loss = isinstance(self.loss, losses.ViewsLoss)
         return self.loss.learned_parameters() if is_views_loss else {}
 
     def temperature_tensor(self):
         """Returns the temperature now as a scalar tensor."""
-        return ops.convert_to_tensor(self.loss.temperature(**self._parameters))
+        return ops.convert_to_tensor(self.loss.temperature(**self._learned))
 
     def build(self, input_shape):
         self._validate_shapes(input_shape)
         if self.learn_temperature:
-            for name, parameter in self._learnable_parameters().items():
-                self._parameters[name] = self.add_weight(
+            for name, parameter in self._parameters_to_learn().items():
+                self._learned[name] = self.add_weight(
                     name=name,
                     shape=(),
                     initializer=keras.initializers.Constant(parameter.initial),
@@ -184,9 +190,7 @@ class ContrastiveTerm(keras.layers.Layer):
             return self.loss.call(b, a)
         if labels is not None:
             labels = ops.reshape(labels, (-1,))
-        parameters = {
-            name: ops.convert_to_tensor(value) for name, value in self._parameters.items()
-        }
+        parameters = {name: ops.convert_to_tensor(value) for name, value in self._learned.items()}
         return self.loss.values(ops.stack([a, b], axis=1), labels, **parameters)
 
     def compute_output_spec(self, inputs, training=None):
