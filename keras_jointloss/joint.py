@@ -40,7 +40,9 @@ class TermLoss(keras.losses.Loss):
             value = super().__call__(y_true, y_pred, sample_weight)
         batch_size = ops.shape(keras.tree.flatten(y_pred)[0])[0]
         # Under `tf.distribute` Keras divides a replica's loss by the number of replicas.
-        self.weight.record(ops.mean(value) * replica_count(), batch_size)
+        mean = ops.mean(value) if len(value.shape) else value
+        replicas = replica_count()
+        self.weight.record(mean * replicas if replicas > 1 else mean, batch_size)
         return value
 
     def call(self, y_true, y_pred):

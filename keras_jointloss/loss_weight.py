@@ -39,6 +39,11 @@ def validate_schedule(schedule: LearningRateSchedule, name: str = "weight") -> f
     return float(start)
 
 
+def _constant(value: float) -> Callable:
+    """Returns an initializer. (That of Keras rounds to float32, even on the way to float64.)"""
+    return lambda shape, dtype=None: ops.convert_to_tensor(np.full(shape, value), dtype=dtype)
+
+
 def _to_numpy(variable) -> np.ndarray:
     return ops.convert_to_numpy(ops.convert_to_tensor(variable))
 
@@ -66,8 +71,8 @@ class TermWeight:
         replicated = {"aggregation": "only_first_replica"}
         self._value = add_variable("value", (), start, **replicated)
         self._step = add_variable("step", (), 0, dtype="int32", **replicated)
-        # 1 while `advance` counts, else 0: part of the compiled step, unlike `annealing`.
-        self._advancing = add_variable("advancing", (), 0, dtype="int32", **replicated)
+        # Whether `advance` counts: part of the compiled step, unlike `annealing`.
+        self._advancing = add_variable("advancing", (), False, dtype="bool", **replicated)
         self._latest_loss = add_variable("latest_loss", (), 0.0, aggregation="mean")
         # Sums over items of 1, the loss and the weighted loss.
         self._sums = add_variable("sums", (3,), 0.0, aggregation="sum")
@@ -103,9 +108,10 @@ class TermWeight:
         """Counts a training step and moves the weight along its schedule, if annealing is on."""
         if self.schedule is None:
             return
-        self._step.assign_add(ops.convert_to_tensor(self._advancing))
-        scheduled = ops.cast(self.schedule(ops.convert_to_tensor(self._step)), self._value.dtype)
-        is_on = ops.cast(self._advancing, "bool")
+        is_on = ops.convert_to_tensor(self._advancing)
+        step = ops.convert_to_tensor(self._step) + ops.cast(is_on, "int32")
+        self._step.assign(step)
+        scheduled = ops.cast(self.schedule(step), self._value.dtype)
         self._value.assign(ops.where(is_on, scheduled, self.tensor()))
 
     # From the host.
@@ -118,14 +124,14 @@ class TermWeight:
         if step is not None:
             self._step.assign(step)
         self._value.assign(self.schedule(ops.convert_to_tensor(self._step)))
-        self._advancing.assign(1)
+        self._advancing.assign(True)
 
     def reset(self) -> None:
         """Starts the means anew and stops annealing; keeps the weight and the step."""
         self._sums.assign(np.zeros(3))
         self.annealing = False
         if self.schedule is not None:
-            self._advancing.assign(0)
+            self._advancing.assign(False)
 
     def read(self) -> dict[str, float]:
         """Returns what there is to log.
@@ -204,10 +210,9 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         keras.metrics.Metric.__init__(self, name=name, dtype=dtype)
 
         def add_variable(name, shape, initial, dtype=self.dtype, aggregation="sum"):
-            initializer = keras.initializers.Constant(initial)
             return self.add_variable(
                 shape=shape,
-                initializer=initializer,
+                initializer=_constant(initial),
                 dtype=dtype,
                 aggregation=aggregation,
                 name=name,
@@ -271,7 +276,7 @@ class LayerWeight(TermWeight):
     def __init__(self, weight: Weight, prefix: str, readings: Mapping[str, Callable[[], Any]]):
         def add_variable(name, shape, initial, dtype=None, aggregation="sum"):
             return keras.Variable(
-                initializer=keras.initializers.Constant(initial),
+                initializer=_constant(initial),
                 shape=shape,
                 dtype=dtype or keras.config.floatx(),
                 trainable=False,

@@ -109,8 +109,9 @@ class Sigmoid(_Schedule):
     Raises:
         ValueError: If an argument is not such a number.
 
-    Reference: Bowman et al., "Generating Sentences from a Continuous Space", 2016, who anneal the
-    weight of a KL term with a curve of this shape.
+    References:
+        - Bowman et al., 2016, Generating Sentences from a Continuous Space (the weight of a KL term
+          annealed along a curve of this shape)
 
     Example:
 
@@ -130,12 +131,8 @@ class Sigmoid(_Schedule):
         return self.start + (self.end - self.start) * share
 
     def get_config(self) -> dict:
-        return {
-            "start": self.start,
-            "end": self.end,
-            "midpoint": self.midpoint,
-            "width": self.width,
-        }
+        ends = {"start": self.start, "end": self.end}
+        return {**ends, "midpoint": self.midpoint, "width": self.width}
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -155,8 +152,8 @@ class Cyclical(_Schedule):
     Raises:
         ValueError: If an argument is not such a number.
 
-    Reference: Fu et al., "Cyclical Annealing Schedule: A Simple Approach to Mitigating KL
-    Vanishing", 2019.
+    References:
+        - Fu et al., 2019, Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing
 
     Example:
 
@@ -190,13 +187,8 @@ class Cyclical(_Schedule):
         return _ramp(self.start, self.end, self.ramp * self.cycle_steps, in_cycle)
 
     def get_config(self) -> dict:
-        return {
-            "start": self.start,
-            "end": self.end,
-            "cycle_steps": self.cycle_steps,
-            "ramp": self.ramp,
-            "cycles": self.cycles,
-        }
+        ends = {"start": self.start, "end": self.end}
+        return {**ends, "cycle_steps": self.cycle_steps, "ramp": self.ramp, "cycles": self.cycles}
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -247,12 +239,15 @@ class Sequential(_Schedule):
             raise _invalid(boundaries, "boundaries", "strictly increasing integers")
 
     def _value(self, step):
-        value: Any = None
-        for begin, schedule in zip([0, *self.boundaries], self.schedules, strict=True):
-            if isinstance(schedule, LearningRateSchedule):
-                schedule = schedule(_steps_since(begin, step))
+        value, *later = (
+            schedule(_steps_since(begin, step))
+            if isinstance(schedule, LearningRateSchedule)
+            else schedule
+            for begin, schedule in zip([0, *self.boundaries], self.schedules, strict=True)
+        )
+        for boundary, next_value in zip(self.boundaries, later, strict=True):
             # A selection, as out of its range a schedule may well give NaN.
-            value = schedule if value is None else ops.where(step < begin, value, schedule)
+            value = ops.where(step < boundary, value, next_value)
         return value
 
     def get_config(self) -> dict:

@@ -143,7 +143,7 @@ STEP_TYPES = {
 
 @pytest.mark.parametrize("step_type", STEP_TYPES)
 @all_schedules
-def test_any_integer_scalar_counts_the_steps(schedule, reference, step_type):
+def test_any_scalar_counts_the_steps(schedule, reference, step_type):
     if step_type == "tensor-int64" and keras.backend.backend() == "jax":
         pytest.skip("JAX has no int64 unless told otherwise")
     value = schedule(STEP_TYPES[step_type](17))
