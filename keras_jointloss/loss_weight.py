@@ -40,7 +40,7 @@ def validate_schedule(schedule: LearningRateSchedule, name: str = "weight") -> f
 
 
 def _constant(value: float) -> Callable:
-    """Returns an initializer. (That of Keras rounds to float32, even on the way to float64.)"""
+    """Returns an initializer; that of Keras rounds to float32, even on the way to float64."""
     return lambda shape, dtype=None: ops.convert_to_tensor(np.full(shape, value), dtype=dtype)
 
 

@@ -68,6 +68,7 @@ def test_readme_has_code():
 @pytest.mark.parametrize("title", SECTIONS)
 def test_readme(title, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(README.parent / "examples")
     namespace = {"__name__": "__main__"}
     for block in SECTIONS[title]:
         assert not re.match(r"\s*# *not run", block.code, re.IGNORECASE), f"line {block.line + 1}"

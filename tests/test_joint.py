@@ -98,13 +98,15 @@ def test_one_loss_takes_its_metrics_without_a_name(metrics):
 
 
 def test_output_without_loss_needs_no_entry_in_a_dict():
-    model = _model()
-    model.compile("sgd", **kj.joint_loss({"second": "mse"}))
-    y = {"first": np.zeros(ITEMS), "second": DATA["rating"][:ITEMS]}
+    inputs = keras.Input((6,))
+    hidden = keras.layers.Dense(4)(inputs)
+    model = keras.Model(inputs, {"hidden": hidden, "rating": keras.layers.Dense(1)(hidden)})
+    model.compile("sgd", **kj.joint_loss({"rating": "mse"}))
+    y = {"hidden": np.zeros(ITEMS), "rating": DATA["rating"][:ITEMS]}
     history = model.fit(
         DATA["features"][:ITEMS], y, verbose=0, callbacks=[kj.callbacks.JointLossCallback()]
     ).history
-    assert set(history) == {"loss", "second_loss", "second_weight"}
+    assert set(history) == {"loss", "rating_loss", "rating_weight"}
 
 
 def test_missing_weights_are_one_and_a_given_weight_is_used_itself():

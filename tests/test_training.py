@@ -41,20 +41,19 @@ MODES = {
 }
 
 
-def strategy_scope(mode: Mode):
-    """Returns the scope of two replicas, or of none."""
-    if not mode.mirrored:
-        return contextlib.nullcontext()
+@functools.cache
+def two_replicas():
+    """Returns the strategy: one for all tests, as the collective operations of two would clash."""
     import tensorflow as tf
 
     names = [device.name for device in tf.config.list_logical_devices("CPU")]
-    return tf.distribute.MirroredStrategy(names[:2]).scope()
+    return tf.distribute.MirroredStrategy(names[:2])
 
 
 def compiled(subject: Subject, mode: Mode, name: str):
     keras.utils.set_random_seed(3)
     keras.config.set_dtype_policy(mode.policy)
-    with strategy_scope(mode):
+    with two_replicas().scope() if mode.mirrored else contextlib.nullcontext():
         model, joint, targets = subject.make()
         model(_inputs(subject, 2))
         accumulation = 2 if name == "gradient_accumulation" else None
@@ -166,7 +165,8 @@ def test_training(name, mode_name, tmp_path):
     assert {term: float(weight) for term, weight in find_terms(loaded).items()} == before
     tolerance = 1e-2 if mode.policy == "mixed_float16" else 1e-4
     again = loaded.evaluate(**evaluate)
-    assert {key: again[key] for key in evaluated} == pytest.approx(evaluated, tolerance)
+    if not (mode.mirrored and subject.couples_batch):  # The loaded model has a single replica.
+        assert {key: again[key] for key in evaluated} == pytest.approx(evaluated, tolerance)
     for old, new in zip(
         keras.tree.flatten(predicted),
         keras.tree.flatten(loaded.predict(arguments["x"], verbose=0)),

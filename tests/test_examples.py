@@ -1,0 +1,73 @@
+"""The example scripts run from end to end, and what they print holds together."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def row(lines, label):
+    """Returns the numbers in the first row with this label; percentages as they stand."""
+    line = next(line for line in lines if line.startswith(f"{label}  "))
+    return [float(cell.rstrip("%")) for cell in line[len(label) :].split()]
+
+
+def check_emoji(lines):
+    """Checks the four tables: terms, retrieval, and both of them once more after loading."""
+    terms = {
+        name: row(lines, name)
+        for name in ("image_text", "design", "image_category", "text_category")
+    }
+    _, train_shares, validation_total, validation_shares = row(lines, "total")
+    assert train_shares == validation_shares == 100
+    for raw, weight, share in (numbers[3:] for numbers in terms.values()):
+        # Evaluation moves no weight, so there the mean of weight times loss is their product.
+        assert raw * weight / validation_total == pytest.approx(share / 100, abs=0.002)
+
+    # The weights of the categories have come to the end of their way, the others stand still.
+    weights = {name: (numbers[1], numbers[4]) for name, numbers in terms.items()}
+    assert weights == {
+        "image_text": (1.0, 1.0),
+        "design": (0.3, 0.3),
+        "image_category": (0.2, 0.2),
+        "text_category": (0.2, 0.2),
+    }
+
+    chance = row(lines, "chance")
+    assert chance == [0.3, 1.3, 2.6]
+    for task in ("both -> text", "text -> both", "google -> twitter"):
+        at_1, at_5, at_10 = row(lines, task)
+        assert at_1 <= at_5 <= at_10
+        assert at_10 > 2 * chance[-1]
+
+    start = next(i for i, line in enumerate(lines) if line.startswith("Saved to models"))
+    compared = [line for line in lines[start + 1 : -1] if line]
+    for line in compared:
+        trained, loaded = row([line], line[: line.index("  ")])
+        assert loaded == pytest.approx(trained, abs=1e-3)
+    assert sum("R@10" in line for line in compared) == 7
+    assert any(line.startswith("loss  ") for line in compared)
+
+    assert lines[-1].endswith("tensorboard --logdir logs")
+
+
+# The scripts by name: the arguments that make them quick, and what to check in what they print.
+SCRIPTS = {
+    "emoji": (
+        ["--epochs", "1", "--log-dir", "logs", "--save", "models/emoji.keras"],
+        check_emoji,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_example(name, tmp_path, monkeypatch, capsys):
+    arguments, check = SCRIPTS[name]
+    script = str(EXAMPLES / f"{name}.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setattr("sys.argv", [script, *arguments])
+    runpy.run_path(script, run_name="__main__")
+    check(capsys.readouterr().out.splitlines())
