@@ -17,6 +17,10 @@ STEPS = ITEMS // BATCH
 BACKEND = keras.backend.backend()
 
 
+# What the slowest modes are tried on: the others differ from these in the model around them only.
+ESSENTIAL = ("outputs", "pairs", "layers")
+
+
 class Mode(NamedTuple):
     """A way of training."""
 
@@ -26,18 +30,20 @@ class Mode(NamedTuple):
     mirrored: bool = False
     same_as_plain: bool = True
     lacking: tuple[str, ...] = ()
+    subjects: tuple[str, ...] = tuple(SUBJECTS)
 
 
 MODES = {
     "plain": Mode(),
     "tf_data": Mode(data="tf_data"),
     "sample_weight": Mode(data="sample_weight", same_as_plain=False),
-    "jit_compile": Mode({"jit_compile": True}, lacking=("torch",)),
+    # On JAX every mode but `run_eagerly` is compiled.
+    "jit_compile": Mode({"jit_compile": True}, lacking=("jax", "torch"), subjects=ESSENTIAL),
     "steps_per_execution": Mode({"steps_per_execution": 4}, lacking=("torch",)),
     "run_eagerly": Mode({"run_eagerly": True}, lacking=("torch",)),
     "gradient_accumulation": Mode(same_as_plain=False),
     "mixed_float16": Mode(policy="mixed_float16", same_as_plain=False),
-    "mirrored": Mode(mirrored=True, lacking=("jax", "torch")),
+    "mirrored": Mode(mirrored=True, lacking=("jax", "torch"), subjects=ESSENTIAL),
 }
 
 
@@ -116,12 +122,17 @@ def plainly_trained(name: str):
     return history.history, values(model)
 
 
-@pytest.mark.parametrize("mode_name", MODES)
-@pytest.mark.parametrize("name", SUBJECTS)
+def cases():
+    for mode_name, mode in MODES.items():
+        marks = () if mode_name == "plain" else pytest.mark.slow
+        if BACKEND not in mode.lacking:
+            for name in mode.subjects:
+                yield pytest.param(name, mode_name, id=f"{name}-{mode_name}", marks=marks)
+
+
+@pytest.mark.parametrize(("name", "mode_name"), list(cases()))
 def test_training(name, mode_name, tmp_path):
     subject, mode = SUBJECTS[name], MODES[mode_name]
-    if BACKEND in mode.lacking:
-        pytest.skip(f"{BACKEND} has no {mode_name}")
     model, targets = compiled(subject, mode, mode_name)
     arguments = fit_arguments(subject, mode, model, targets)
     callback = kj.callbacks.JointLossCallback(str(tmp_path / "logs"))
