@@ -42,8 +42,8 @@ format: .venv/develop.stamp  ## Mend what of the style can be mended.
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-bench: .venv/develop.stamp  ## Measure speed, in one process.
-	.venv/bin/python -m pytest tests/benchmarks -s $(ARGS)
+bench: .venv/package.stamp  ## Measure what the package costs in time, as ratios.
+	.venv/bin/python -m tests.benchmarks.benchmark_annealing $(ARGS)
 
 clean:  ## Remove the environments and caches.
 	rm -rf .venv .venv-jax .venv-torch .mypy_cache .pytest_cache .ruff_cache build *.egg-info

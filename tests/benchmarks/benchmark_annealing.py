@@ -1,0 +1,188 @@
+"""Measures what annealed, logged terms in plain `fit` cost in time.
+
+- `small_step`: four annealed terms in a model whose step is quick, so that every operation shows,
+- `emoji`: the model of examples/emoji.py,
+- `loop`: examples/explicit_weights.py against a loop written by hand (TensorFlow only).
+
+The first two are held against the same model with plain losses and numbers as weights.
+
+Run: python -m tests.benchmarks.benchmark_annealing [names]
+"""
+
+import argparse
+import importlib
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+from keras.optimizers.schedules import PolynomialDecay
+
+import keras_jointloss as kj
+from tests.benchmarks.timing import Ratio, compare
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def import_example(name):
+    if str(EXAMPLES) not in sys.path:
+        sys.path.append(str(EXAMPLES))
+    return importlib.import_module(name)
+
+
+def compare_annealing(annealed, plain, x, y, batch_size, log_dir, pairs):
+    """Compares an epoch of an annealed model, its terms being logged, with one of a plain model."""
+
+    def fit(model, callbacks=()):
+        options = {"batch_size": batch_size, "shuffle": False, "verbose": 0}
+        model.fit(x, y, callbacks=list(callbacks), **options)
+
+    def fit_annealed():
+        fit(annealed, [kj.callbacks.JointLossCallback(log_dir, update_freq="epoch")])
+
+    return compare(fit_annealed, lambda: fit(plain), pairs)
+
+
+def small_step(log_dir, pairs, steps=400, batch_size=32):
+    names = ["a", "b", "c", "d"]
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(steps * batch_size, 64)).astype("float32")
+    y = {name: x[:, 4 * i : 4 * i + 4] for i, name in enumerate(names)}
+    losses = dict.fromkeys(names, "mean_squared_error")
+
+    def compiled(**arguments):
+        inputs = keras.Input((64,))
+        hidden = keras.layers.Dense(256, activation="relu")(inputs)
+        model = keras.Model(inputs, {name: keras.layers.Dense(4)(hidden) for name in names})
+        model.compile("adam", **arguments)
+        return model
+
+    schedules = [
+        PolynomialDecay(1.0, 5000, 0.1),
+        kj.schedules.Linear(0.0, 1.0, steps=5000),
+        kj.schedules.Sigmoid(0.0, 1.0, midpoint=2000, width=500),
+        kj.schedules.Cyclical(0.0, 1.0, cycle_steps=500),
+    ]
+    annealed = compiled(**kj.joint_loss(losses, weights=dict(zip(names, schedules, strict=True))))
+    plain = compiled(loss=losses, loss_weights=dict.fromkeys(names, 0.5))
+    return compare_annealing(annealed, plain, x, y, batch_size, log_dir, pairs)
+
+
+class PlainTerm(keras.layers.Layer):
+    """What one would write in place of the layer term of the emoji model."""
+
+    def build(self, input_shape):
+        self.log_scale = self.add_weight(shape=(), initializer=keras.initializers.Constant(2.3))
+
+    def call(self, inputs):
+        a, b = inputs
+        temperature = ops.exp(-ops.convert_to_tensor(self.log_scale))
+        self.add_loss(ops.mean(kj.losses.info_nce(a, b, temperature)))
+        return a, b
+
+
+def emoji(log_dir, pairs, repetitions=4):
+    example = import_example("emoji")
+    data = example.load()
+    indices, _ = example.split(data, seed=0)
+    vocabulary = sorted({word for text in data["text"][indices] for word in text.split()})
+    x, y = example.select(data, np.tile(indices, repetitions), vocabulary)
+    annealed = example.build(len(vocabulary), len(data["categories"]), steps=1000)
+
+    def without_terms(layer):
+        if isinstance(layer, kj.layers.ContrastiveTerm):
+            return PlainTerm(name=layer.name)
+        return type(layer).from_config(layer.get_config())
+
+    plain = keras.models.clone_model(annealed, clone_function=without_terms)
+    plain.compile(
+        "adam",
+        loss={name: loss.loss for name, loss in annealed.loss.items()},
+        loss_weights=dict.fromkeys(annealed.loss, 0.5),
+        metrics={"image_category": "accuracy", "text_category": "accuracy"},
+    )
+    return compare_annealing(annealed, plain, x, y, example.BATCH_SIZE, log_dir, pairs)
+
+
+def loop(log_dir, pairs, repetitions=25, batch_size=128):
+    import tensorflow as tf
+
+    example = import_example("explicit_weights")
+    train, _ = example.load_emoji_with_targets()
+    x = {name: train[name] for name in ("image", "words")}
+    y = {name: train["target"] for name in example.WEIGHTS}
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size, drop_remainder=True)
+    dataset = dataset.cache().repeat(repetitions).prefetch(tf.data.AUTOTUNE)
+
+    def build_model():
+        shape, words, dim = x["image"].shape[1:], x["words"].shape[1], train["target"].shape[1]
+        return example.build_model(shape, words, dim)
+
+    fitted, looped = build_model(), build_model()
+    optimizer = keras.optimizers.Adam()
+    # As a user of a loop would: the means of the losses are all that is kept.
+    means = {name: keras.metrics.Mean() for name in ("loss", *example.WEIGHTS)}
+
+    @tf.function(jit_compile=fitted.jit_compile)
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            outputs = looped(x, training=True)
+            losses = {name: tf.reduce_mean(tf.square(outputs[name] - y[name])) for name in y}
+            losses["loss"] = sum(example.WEIGHTS[name] * losses[name] for name in y)
+        gradients = tape.gradient(losses["loss"], looped.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, looped.trainable_variables, strict=True))
+        for name, mean in means.items():
+            mean.update_state(losses[name])
+
+    def run_loop():
+        for mean in means.values():
+            mean.reset_state()
+        for x, y in dataset:
+            step(x, y)
+        return {name: float(mean.result()) for name, mean in means.items()}
+
+    return compare(lambda: fitted.fit(dataset, verbose=0), run_loop, pairs)
+
+
+class Benchmark(NamedTuple):
+    """A benchmark.
+
+    Attributes:
+        run: Returns the ratio. Takes a folder for logs and the number of pairs.
+        target: What the median should not exceed.
+        backends: Where it runs.
+    """
+
+    run: Callable[[str, int], Ratio]
+    target: float
+    backends: tuple[str, ...] = ("tensorflow", "jax", "torch")
+
+
+BENCHMARKS = {
+    "small_step": Benchmark(small_step, 1.12),
+    "emoji": Benchmark(emoji, 1.03),
+    "loop": Benchmark(loop, 1.05, ("tensorflow",)),
+}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], help="default: all")
+    parser.add_argument("--pairs", type=int, default=9, help="how often to measure, 5 or more")
+    arguments = parser.parse_args(argv)
+    for name in arguments.names or BENCHMARKS:
+        benchmark = BENCHMARKS[name]
+        if keras.backend.backend() not in benchmark.backends:
+            continue
+        keras.utils.set_random_seed(0)
+        with tempfile.TemporaryDirectory() as log_dir:
+            ratio = benchmark.run(log_dir, arguments.pairs)
+        print(f"{name}: {ratio}, target {benchmark.target}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

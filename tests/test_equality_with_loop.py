@@ -1,0 +1,227 @@
+"""Stock `fit` and a loop written by hand, with the same joint loss, end in the same weights."""
+
+import functools
+import importlib
+import math
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from keras.optimizers.schedules import PolynomialDecay
+
+import keras_jointloss as kj
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+BACKEND = keras.backend.backend()
+BATCH = 8
+EPOCHS = 2
+STEPS = 20  # Of both epochs together.
+ITEMS = BATCH * STEPS // EPOCHS
+HELD_OUT = 12
+OPTIMIZERS = {
+    "sgd": lambda: keras.optimizers.SGD(0.1),
+    "adam": lambda: keras.optimizers.Adam(0.003),
+}
+# On JAX Keras rounds some constants to float32, also on the way to float64; 20 steps move a weight
+# by 0.01 and more, so near 0 that may show. In float32 the order of sums differs.
+TOLERANCES = {"float64": {"rtol": 1e-6, "atol": 1e-8}, "float32": {"rtol": 1e-4, "atol": 1e-6}}
+
+# Weights as schedules, and as formulas for the loop, which has no schedules.
+SCHEDULES = {
+    "polynomial": (
+        PolynomialDecay(1.0, 15, 0.25, power=2.0),
+        lambda step: 0.25 + 0.75 * (1 - min(step, 15) / 15) ** 2,
+    ),
+    "sigmoid": (
+        kj.schedules.Sigmoid(0.1, 0.8, midpoint=9, width=2),
+        lambda step: 0.1 + 0.7 / (1 + math.exp((9 - step) / 2)),
+    ),
+    "cyclical": (
+        kj.schedules.Cyclical(0.0, 0.6, cycle_steps=6),
+        lambda step: min(0.6, 0.2 * (step % 6)),
+    ),
+    "sequential": (
+        kj.schedules.Sequential([0.5, kj.schedules.Linear(0.5, 1.0, steps=8)], boundaries=[7]),
+        lambda step: 0.5 + 0.5 * min(max(step - 7, 0), 8) / 8,
+    ),
+}
+# The schedules of the two terms of an example; `None` for the weights that the example has. In
+# add_loss the terms belong to layers, in the others to outputs.
+CASES = [
+    ("weighted_sum", None),
+    *(
+        (example, schedules)
+        for example in ("explicit_weights", "add_loss")
+        for schedules in (None, ("polynomial", "sigmoid"), ("cyclical", "sequential"))
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def import_examples(monkeypatch):
+    """Lets the tests import the examples."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+
+@pytest.fixture
+def floatx(request):
+    """Sets in what dtype Keras computes during the test."""
+    before = keras.config.floatx()
+    set_floatx(request.param)
+    yield request.param
+    set_floatx(before)
+
+
+def set_floatx(floatx):
+    keras.config.set_floatx(floatx)
+    if BACKEND == "jax":
+        import jax
+
+        jax.config.update("jax_enable_x64", floatx == "float64")
+
+
+def data_of(example, floatx):
+    """Returns inputs and targets by name: real ones, but few, and small images."""
+    emoji, _ = importlib.import_module("explicit_weights").load_emoji_with_targets(dim=6)
+    emoji["image"] = emoji["image"][:, ::4, ::4]  # (emoji, 8, 8, 3)
+    if example == "weighted_sum":
+        x, y = importlib.import_module("weighted_sum").make_pairs(emoji)
+    else:
+        x = {name: emoji[name] for name in ("image", "words")}
+        y = {"image": emoji["target"], "text": emoji["target"]}
+    order = np.random.default_rng(1).permutation(len(x["image"]))[: ITEMS + HELD_OUT]
+
+    def select(values):
+        return values[order].astype(floatx if values.dtype.kind == "f" else values.dtype)
+
+    return keras.tree.map_structure(select, (x, y))
+
+
+def model_of(example, x, y, optimizer="sgd", **weights):
+    """Returns the compiled model of the example, but small, with fixed initial weights."""
+    keras.utils.set_random_seed(5)
+    arguments = {} if example == "weighted_sum" else {"dim": y["image"].shape[1]}
+    return importlib.import_module(example).build_model(
+        image_shape=x["image"].shape[1:],
+        vocabulary_size=x["words"].shape[1],
+        filters=(4,),
+        optimizer=optimizer,
+        **arguments,
+        **weights,
+    )
+
+
+def values_of(model):
+    return [ops.convert_to_numpy(variable) for variable in model.trainable_variables]
+
+
+def fit(example, schedules, floatx, optimizer):
+    """Returns the trainable weights, each before and after `fit`."""
+    x, y = data_of(example, floatx)
+    weights = {}
+    if schedules is not None:
+        terms = importlib.import_module(example).WEIGHTS
+        pairs = zip(terms, schedules, strict=True)
+        weights["weights"] = {term: SCHEDULES[schedule][0] for term, schedule in pairs}
+    model = model_of(example, x, y, optimizer, **weights)
+    before = values_of(model)
+    data = ({**x, "target": y["image"]},) if example == "add_loss" else (x, y)
+    model.fit(
+        *keras.tree.map_structure(lambda values: values[:ITEMS], data),
+        batch_size=BATCH,
+        epochs=EPOCHS,
+        shuffle=False,
+        verbose=0,
+        # Between the epochs nothing must move.
+        validation_data=keras.tree.map_structure(lambda values: values[ITEMS:], data),
+        callbacks=[kj.callbacks.JointLossCallback()],
+    )
+    return list(zip(before, values_of(model), strict=True))
+
+
+@functools.cache
+def loop(example, schedules, floatx, optimizer_name):
+    """Returns the trainable weights, each before and after a loop over the same batches."""
+    x, y = data_of(example, floatx)
+    model = model_of(example, x, y)  # As a function only: the loop computes the loss.
+    before = values_of(model)
+    terms = importlib.import_module(example).WEIGHTS
+    if schedules is None:
+        formulas = [lambda step, weight=weight: weight for weight in terms.values()]
+    else:
+        formulas = [SCHEDULES[schedule][1] for schedule in schedules]
+    optimizer = OPTIMIZERS[optimizer_name]()
+    for step in range(STEPS):
+        start = BATCH * step % ITEMS
+        batch = slice(start, start + BATCH)
+        x_batch = {name: values[batch] for name, values in x.items()}
+        y_batch = {name: ops.convert_to_tensor(values[batch]) for name, values in y.items()}
+        weights = [formula(step) for formula in formulas]
+        gradient_step(
+            model, optimizer, x_batch, functools.partial(total, example, y_batch, weights)
+        )
+    return list(zip(before, values_of(model), strict=True))
+
+
+def total(example, y, weights, outputs):
+    """Returns the joint loss by its formula."""
+    if example == "weighted_sum":
+        a, b = outputs["match"][:, 0], outputs["match"][:, 1]
+        similarity = ops.sum(a * b, axis=1)
+        pull, push = ops.maximum(1 - similarity, 0), ops.maximum(similarity, 0)
+        probabilities = ops.exp(outputs["category"])
+        probabilities = probabilities / ops.sum(probabilities, axis=1, keepdims=True)
+        probabilities = ops.take_along_axis(probabilities, y["category"][:, None], axis=1)
+        terms = [
+            ops.mean(y["match"] * pull + (1 - y["match"]) * push),
+            -ops.mean(ops.log(probabilities)),
+        ]
+    else:
+        terms = [ops.mean((outputs[name] - y[name]) ** 2) for name in ("image", "text")]
+    return weights[0] * terms[0] + weights[1] * terms[1]
+
+
+def gradient_step(model, optimizer, x, loss):
+    """Does a step against the gradient of `loss(outputs)`, as loops do it on each backend."""
+    variables = model.trainable_variables
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            value = loss(model(x, training=True))
+        optimizer.apply(tape.gradient(value, variables), variables)
+    elif BACKEND == "jax":
+        import jax
+
+        def loss_of(values):
+            return loss(model.stateless_call(values, [], x, training=True)[0])
+
+        optimizer.apply(jax.grad(loss_of)([variable.value for variable in variables]), variables)
+    else:
+        import torch
+
+        model.zero_grad()
+        loss(model(x, training=True)).backward()
+        with torch.no_grad():
+            optimizer.apply([variable.value.grad for variable in variables], variables)
+
+
+@pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
+@pytest.mark.parametrize("floatx", TOLERANCES, indirect=True)
+@pytest.mark.parametrize(
+    ("example", "schedules"),
+    CASES,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value or ["constant"]),
+)
+def test_fit_equals_loop(example, schedules, floatx, optimizer_name):
+    fitted = fit(example, schedules, floatx, OPTIMIZERS[optimizer_name]())
+    # The loop has no layer terms: add_loss has the model and the joint loss of explicit_weights.
+    looped_example = "explicit_weights" if example == "add_loss" else example
+    looped = loop(looped_example, schedules, floatx, optimizer_name)
+    for (start, end), (looped_start, looped_end) in zip(fitted, looped, strict=True):
+        np.testing.assert_array_equal(start, looped_start)
+        assert end.dtype == floatx
+        assert np.abs(end - start).max() > 1e-3
+        np.testing.assert_allclose(end, looped_end, **TOLERANCES[floatx])
