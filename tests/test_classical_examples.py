@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 # What one epoch must surpass. Without learning the separation is 0.5, the accuracy at most 0.2, the

@@ -13,6 +13,8 @@ from keras.optimizers.schedules import PolynomialDecay
 
 import keras_jointloss as kj
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 BACKEND = keras.backend.backend()
 BATCH = 8
