@@ -111,8 +111,11 @@ class TermWeight:
         is_on = ops.convert_to_tensor(self._advancing)
         step = ops.convert_to_tensor(self._step) + ops.cast(is_on, "int32")
         self._step.assign(step)
-        scheduled = ops.cast(self.schedule(step), self._value.dtype)
-        self._value.assign(ops.where(is_on, scheduled, self.tensor()))
+        self._value.assign(ops.where(is_on, self._scheduled(step), self.tensor()))
+
+    def _scheduled(self, step):
+        # Rounding can put a schedule that ends at 0 a little below it.
+        return ops.maximum(ops.cast(self.schedule(step), self._value.dtype), 0)
 
     # From the host.
 
@@ -123,7 +126,7 @@ class TermWeight:
             return
         if step is not None:
             self._step.assign(step)
-        self._value.assign(self.schedule(ops.convert_to_tensor(self._step)))
+        self._value.assign(self._scheduled(ops.convert_to_tensor(self._step)))
         self._advancing.assign(True)
 
     def reset(self) -> None:
@@ -181,8 +184,8 @@ class LossWeight(TermWeight, keras.metrics.Metric):
     `keras_jointloss.joint_loss` puts it in both places; it is rarely needed by hand.
 
     While a `keras_jointloss.callbacks.JointLossCallback` takes part in `fit`, the weight in the
-    i-th training step (from 0) is `schedule(i)`. Without the callback, in `evaluate` and in
-    `predict` it never moves.
+    i-th training step (from 0) is `schedule(i)`, or 0 where that is negative. Without the callback,
+    in `evaluate` and in `predict` it never moves.
 
     Under a `tf.distribute` strategy create it in the strategy's scope, as any metric.
 

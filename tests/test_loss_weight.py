@@ -70,6 +70,15 @@ def test_weight_moves_only_while_annealing_is_on():
     assert (float(weight), weight.step) == (pytest.approx(0.6), 6)
 
 
+def test_weight_is_never_negative():
+    weight = kj.LossWeight(PolynomialDecay(1.0, 4, -1.0))
+    weight.start_annealing(step=2)
+    assert float(weight) == 0.0
+    weight.update_state()
+    assert float(weight) == 0.0
+    assert float(kj.LossWeight.from_config(weight.get_config())) == 0.0
+
+
 def test_means_weigh_batches_by_their_size():
     weight = kj.LossWeight(0.5)
     assert "loss" not in weight.read()

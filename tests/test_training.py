@@ -152,7 +152,9 @@ def test_training(name, mode_name, tmp_path):
             expected = _scheduled(weight, STEPS * (epoch + 1))
             for prefix in ("", "val_"):
                 assert np.isfinite(history[f"{prefix}{term}_loss"][epoch])
-                assert history[f"{prefix}{term}_weight"][epoch] == pytest.approx(expected, 1e-5, 1e-6)
+                assert history[f"{prefix}{term}_weight"][epoch] == pytest.approx(
+                    expected, 1e-5, 1e-6
+                )
         assert not weight.annealing
     if mode.same_as_plain and not (mode.mirrored and subject.couples_batch):
         plain_history, plain_values = plainly_trained(name)
