@@ -64,7 +64,7 @@ class TermWeight:
     """
 
     def _create_variables(self, weight: Weight, add_variable: Callable[..., Any]) -> None:
-        self.schedule = weight if isinstance(weight, LearningRateSchedule) else None
+        self.schedule: Any = weight if isinstance(weight, LearningRateSchedule) else None
         start = validate_weight(weight) if self.schedule is None else validate_schedule(weight)
         self.initial = weight if self.schedule is not None else start
         self.annealing = False
