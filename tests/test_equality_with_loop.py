@@ -30,7 +30,7 @@ OPTIMIZERS = {
 # by 0.01 and more, so near 0 that may show. In float32 the order of sums differs.
 TOLERANCES = {"float64": {"rtol": 1e-6, "atol": 1e-8}, "float32": {"rtol": 1e-4, "atol": 1e-6}}
 if BACKEND != "tensorflow":
-    # There Keras does part of its float64 arithmetic, such as PyTorch's matrix products, in float32.
+    # Part of Keras' float64 arithmetic, such as products on PyTorch, is in float32 there.
     TOLERANCES["float64"] = TOLERANCES["float32"]
 
 # Weights as schedules, and as formulas for the loop, which has no schedules.
