@@ -145,7 +145,7 @@ def loop(log_dir, pairs, repetitions=25, batch_size=128):
             step(x, y)
         return {name: float(mean.result()) for name, mean in means.items()}
 
-    return compare(lambda: fitted.fit(dataset, verbose=0), run_loop, pairs)
+    return compare(lambda: fitted.fit(dataset, shuffle=False, verbose=0), run_loop, pairs)
 
 
 class Benchmark(NamedTuple):
@@ -171,9 +171,12 @@ BENCHMARKS = {
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], help="default: all")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)}; default: all")
     parser.add_argument("--pairs", type=int, default=9, help="how often to measure, 5 or more")
     arguments = parser.parse_args(argv)
+    unknown = set(arguments.names) - set(BENCHMARKS)
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
     for name in arguments.names or BENCHMARKS:
         benchmark = BENCHMARKS[name]
         if keras.backend.backend() not in benchmark.backends:
