@@ -1,0 +1,26 @@
+"""Aggregators: rules that combine the gradients of several terms into one."""
+
+from keras_jointloss.aggregators.aligned_mtl import AlignedMTL
+from keras_jointloss.aggregators.base import Aggregator, PreferenceAggregator, get
+from keras_jointloss.aggregators.cagrad import CAGrad
+from keras_jointloss.aggregators.imtl_g import IMTLG
+from keras_jointloss.aggregators.linear import Mean, Sum
+from keras_jointloss.aggregators.mgda import MGDA
+from keras_jointloss.aggregators.nash_mtl import NashMTL
+from keras_jointloss.aggregators.pcgrad import PCGrad
+from keras_jointloss.aggregators.upgrad import UPGrad
+
+__all__ = [
+    "IMTLG",
+    "MGDA",
+    "Aggregator",
+    "AlignedMTL",
+    "CAGrad",
+    "Mean",
+    "NashMTL",
+    "PCGrad",
+    "PreferenceAggregator",
+    "Sum",
+    "UPGrad",
+    "get",
+]

@@ -1,0 +1,307 @@
+"""The base of the aggregators."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_jointloss._validation import validate_number
+from keras_jointloss.aggregators._gramian import (
+    active_terms,
+    at_least,
+    correlation,
+    epsilon,
+    quadratic_form,
+)
+
+
+def _validate_share(value: Any, name: str) -> float:
+    expected = "a number >= 0 and < 1"
+    value = validate_number(value, name, minimum=0, expected=expected)
+    if value >= 1:
+        raise ValueError(
+            f"Invalid value for argument `{name}`. Expected {expected}. Received: {name}={value!r}"
+        )
+    return value
+
+
+def _safe(divisor):
+    """Returns `divisor` with ones in place of zeros."""
+    return ops.where(ops.equal(divisor, 0), ops.ones_like(divisor), divisor)
+
+
+class Aggregator:
+    """Base of the rules that combine the gradients of `k` terms into one.
+
+    The gradients `g_i` are the rows of the Jacobian `J`. A rule looks at their Gramian
+    `G = J J^T` only, of which it makes `k` coefficients `w`; the combined gradient is `J^T w`.
+
+    A subclass writes `coefficients`, and `get_config` if it has arguments of its own. The base
+    sees to the rest:
+
+    - The coefficients do not depend on the scale of the Jacobian, as the rule gets its Gramian
+      divided by the mean square of the gradients' lengths; with another `degree` they are scaled
+      afterwards.
+    - A term whose gradient is 0 counts as absent: its coefficient is 0.
+    - No gradient flows through the coefficients.
+    - If an entry of the Gramian is not finite, no coefficient is.
+
+    Args:
+        rescale: Whether to give the combined gradient the length of the mean gradient. Where the
+            combination all but cancels it stays short.
+        ema: The share, >= 0 and < 1, of the previous coefficients in `smooth`.
+
+    Raises:
+        ValueError: If `ema` is not such a number.
+
+    References:
+        - Zhou et al., 2022, On the Convergence of Stochastic Multi-Objective Gradient Manipulation
+          and Beyond (CR-MOGM: the smoothing of coefficients)
+
+    Example:
+
+    >>> class Shortest(Aggregator):
+    ...     def coefficients(self, gramian):
+    ...         return ops.one_hot(ops.argmin(ops.diagonal(gramian)), gramian.shape[0])
+    >>> [float(x) for x in Shortest()([[3.0, 4.0], [1.0, 2.0]])]
+    [1.0, 2.0]
+    """
+
+    #: What `coefficients` takes besides the Gramian: any of `"losses"` and `"step"`.
+    inputs: tuple[str, ...] = ()
+    #: The power of the Jacobian's scale with which the coefficients grow.
+    degree = 0
+
+    def __init__(self, rescale: bool = False, ema: float = 0.0):
+        self.rescale = bool(rescale)
+        self.ema = _validate_share(ema, "ema")
+
+    def coefficients(self, gramian):
+        """Returns the coefficients of the gradients.
+
+        A rule with `inputs` takes them as further arguments, as `solve` has them.
+
+        Args:
+            gramian: `(k, k)`, float32 or float64, of mean diagonal 1; row and column of an absent
+                term are 0.
+
+        Returns:
+            `(k,)`. What it says of absent terms does not matter.
+        """
+        raise NotImplementedError
+
+    def solve(self, gramian, losses=None, step=0):
+        """Returns the coefficients for a Gramian of any scale.
+
+        Args:
+            gramian: `(k, k)`, the inner products of the gradients. `k` is static.
+            losses: `(k,)`, the losses of the terms. Only rules with `"losses"` in `inputs` use it.
+            step: An integer or an integer scalar tensor, from which rules with `"step"` in
+                `inputs` draw their random numbers: the same ones for the same step.
+
+        Returns:
+            `(k,)`, of the dtype of `gramian`, but at least float32.
+
+        Raises:
+            ValueError: If the shape of `gramian` is not square, or `losses` is needed and not
+                there or of another shape.
+        """
+        gramian = self._to_tensor(gramian, "gramian")
+        if gramian.shape[0] != gramian.shape[1]:
+            raise ValueError(
+                "Invalid value for argument `gramian`. Expected a square matrix of static shape. "
+                f"Received: shape={tuple(gramian.shape)}"
+            )
+        inputs = {"losses": losses, "step": step}
+        if "losses" in self.inputs:
+            inputs["losses"] = self._validate_losses(losses, gramian)
+
+        is_finite = ops.all(ops.isfinite(gramian))
+        # Some decompositions raise an error at what is not finite.
+        identity = ops.eye(gramian.shape[0], dtype=gramian.dtype)
+        gramian = ops.where(is_finite, ops.stop_gradient(gramian), identity)
+        is_active = active_terms(gramian)
+        # Two steps, lest a sum leave the range of the dtype.
+        largest = _safe(ops.max(ops.diagonal(gramian)))
+        gramian = gramian / largest
+        count = ops.sum(ops.cast(is_active, gramian.dtype))
+        mean = _safe(ops.sum(ops.diagonal(gramian)) / _safe(count))
+        gramian = gramian / mean
+
+        result = self.coefficients(gramian, **{name: inputs[name] for name in self.inputs})
+        result = ops.cast(result, gramian.dtype)
+        result = ops.where(is_active, result, ops.zeros_like(result))
+        if self.rescale:
+            result = result * self._scale(result, gramian, count)
+        elif self.degree:
+            result = result * (ops.sqrt(largest) * ops.sqrt(mean)) ** self.degree
+        return ops.stop_gradient(ops.where(is_finite, result, result + float("nan")))
+
+    def __call__(self, matrix, losses=None, step=0):
+        """Combines the rows of a matrix.
+
+        Args:
+            matrix: `(k, m)`, a gradient in each row.
+            losses: As in `solve`.
+            step: As in `solve`.
+
+        Returns:
+            `(m,)`, of the dtype of `matrix`.
+
+        Raises:
+            ValueError: If `matrix` is not a matrix, and as in `solve`.
+        """
+        dtype = ops.convert_to_tensor(matrix).dtype
+        matrix = self._to_tensor(matrix, "matrix")
+        # Squares of the entries could leave the range of the dtype.
+        largest = _safe(ops.stop_gradient(ops.max(ops.absolute(matrix))))
+        unit = matrix / largest
+        gramian = ops.einsum("im,jm->ij", unit, unit)
+        result = ops.einsum("i,im->m", self.solve(gramian, losses, step), matrix)
+        if self.degree and not self.rescale:
+            result = result * largest**self.degree
+        return ops.cast(result, dtype)
+
+    def smooth(self, previous, new):
+        """Returns `ema * previous + (1 - ema) * new`.
+
+        Whoever calls the rule keeps the previous coefficients: an aggregator has no state.
+
+        Args:
+            previous: `(k,)`, the smoothed coefficients of the step before, or `None` if there was
+                none.
+            new: `(k,)`, what `solve` returned.
+        """
+        if previous is None or not self.ema:
+            return new
+        return self.ema * ops.cast(previous, new.dtype) + (1 - self.ema) * new
+
+    def get_config(self) -> dict:
+        return {"rescale": self.rescale, "ema": self.ema}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "Aggregator":
+        return cls(**config)
+
+    def _to_tensor(self, value, name: str):
+        """Returns a matrix of static height as a tensor of at least single precision."""
+        value = ops.convert_to_tensor(value)
+        if len(value.shape) != 2 or value.shape[0] in (0, None):
+            raise ValueError(
+                f"Invalid value for argument `{name}`. Expected a matrix with a row for each term, "
+                f"their number being static. Received: shape={tuple(value.shape)}"
+            )
+        dtype = keras.backend.standardize_dtype(value.dtype)
+        # Not `result_type`, for which float64 and float32 make float32 on PyTorch.
+        return ops.cast(value, "float64" if dtype == "float64" else "float32")
+
+    def _validate_losses(self, losses, gramian):
+        if losses is None:
+            raise ValueError(
+                f"{type(self).__name__} with these arguments needs the losses of the terms. "
+                "Received: losses=None"
+            )
+        losses = ops.cast(losses, gramian.dtype)
+        if tuple(losses.shape) != (gramian.shape[0],):
+            raise ValueError(
+                f"Invalid value for argument `losses`. Expected one loss for each of the "
+                f"{gramian.shape[0]} terms. Received: shape={tuple(losses.shape)}"
+            )
+        return ops.stop_gradient(losses)
+
+    def _scale(self, coefficients, gramian, count):
+        """Returns what brings the combination to the length of the mean gradient."""
+        lengths, cosines = correlation(gramian)
+        mean = at_least(ops.sum(gramian), 0) / ops.square(_safe(count))
+        # In units of the sum of lengths, of which rounding leaves no more than this.
+        parts = coefficients * lengths
+        total = _safe(ops.sum(ops.absolute(parts)))
+        least = 4 * gramian.shape[0] * epsilon(gramian)
+        share = at_least(quadratic_form(parts / total, cosines), least)
+        return ops.sqrt(mean / share) / total
+
+
+class PreferenceAggregator(Aggregator):
+    """Base of the aggregators that can prefer some terms to others.
+
+    Args:
+        preference: A number >= 0 for each term, not all 0, of which only the ratios count. `None`
+            for equal ones.
+        rescale: As in `Aggregator`.
+        ema: As in `Aggregator`.
+
+    Raises:
+        ValueError: If `preference` is anything else or `ema` is not a number >= 0 and < 1; when
+            called, if the number of terms is another.
+    """
+
+    def __init__(
+        self, preference: list[float] | None = None, rescale: bool = False, ema: float = 0.0
+    ):
+        super().__init__(rescale=rescale, ema=ema)
+        self.preference = None
+        if preference is not None:
+            if isinstance(preference, str | dict) or not hasattr(preference, "__iter__"):
+                raise self._invalid(preference)
+            self.preference = [
+                validate_number(value, f"preference[{i}]", minimum=0)
+                for i, value in enumerate(preference)
+            ]
+            if not sum(self.preference):
+                raise self._invalid(preference)
+
+    @staticmethod
+    def _invalid(preference) -> ValueError:
+        return ValueError(
+            "Invalid value for argument `preference`. Expected a list of numbers >= 0, not all 0. "
+            f"Received: preference={preference!r}"
+        )
+
+    def shares(self, gramian):
+        """Returns the preferences of the terms that are not absent, in sum 1: `(k,)`."""
+        result = ops.cast(active_terms(gramian), gramian.dtype)
+        if self.preference is not None:
+            if len(self.preference) != gramian.shape[0]:
+                raise ValueError(
+                    f"Invalid value for argument `preference`. Expected {gramian.shape[0]} "
+                    f"numbers, one for each term. Received: preference={self.preference!r}"
+                )
+            result = result * ops.convert_to_tensor(self.preference, dtype=gramian.dtype)
+        return result / _safe(ops.sum(result))
+
+    def get_config(self) -> dict:
+        return {"preference": self.preference, **super().get_config()}
+
+
+def get(identifier: Any) -> Aggregator:
+    """Returns an aggregator by instance, by name or by config.
+
+    Args:
+        identifier: An `Aggregator`, the name of a class of `keras_jointloss.aggregators` or of a
+            registered class of your own (`"PCGrad"`, `"pcgrad"`, `"NashMTL"`, `"nash_mtl"`: upper
+            case and underscores do not matter), or the serialized form of an aggregator.
+
+    Raises:
+        ValueError: If there is no such aggregator.
+
+    Example:
+
+    >>> type(get("nash_mtl")).__name__
+    'NashMTL'
+    """
+    if isinstance(identifier, Aggregator):
+        return identifier
+    if isinstance(identifier, dict):
+        result = keras.saving.deserialize_keras_object(identifier)
+        if isinstance(result, Aggregator):
+            return result
+    if isinstance(identifier, str):
+        plain = identifier.replace("_", "").lower()
+        for name, value in keras.saving.get_custom_objects().items():
+            is_aggregator = isinstance(value, type) and issubclass(value, Aggregator)
+            if is_aggregator and name.rpartition(">")[2].replace("_", "").lower() == plain:
+                return value()
+    raise ValueError(
+        "Expected an `Aggregator`, or the name of a class in `keras_jointloss.aggregators`. "
+        f"Received: aggregator={identifier!r}"
+    )

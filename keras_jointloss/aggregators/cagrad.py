@@ -1,0 +1,117 @@
+"""CAGrad: the best for the worst-off term, near the mean gradient."""
+
+import keras
+from keras import ops
+
+from keras_jointloss._validation import validate_number
+from keras_jointloss.aggregators._gramian import (
+    active_terms,
+    at_least,
+    correlation,
+    epsilon,
+    nonnegative_minimizer,
+    product,
+    quadratic_form,
+    regularize,
+)
+from keras_jointloss.aggregators.base import PreferenceAggregator
+
+_MOST_ITERATIONS = 20  # Three to six do, but for gradients that nearly cancel.
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class CAGrad(PreferenceAggregator):
+    """Conflict-averse descent: the best for the worst-off term near the mean gradient.
+
+        max over d of min_i g_i . d    where    |d - g_0| <= c |g_0|,    g_0 = sum_i b_i g_i
+
+    with `b_i = 1 / k`. By duality `d = J^T (b + c |g_0| / |J^T w| w)`, where `w` minimizes
+    `w^T G b + c |g_0| |J^T w|` over `w >= 0`, `sum_i w_i = 1`. A single gradient stays as it is.
+
+    Args:
+        c: How far to go from the mean gradient, a number >= 0, in shares of its length. 0 is the
+            mean itself; from 1 on the result is in conflict with no gradient.
+        preference: The `b`, as in `PreferenceAggregator`.
+        rescale: As in `Aggregator`.
+        ema: As in `Aggregator`.
+
+    Input shape:
+        `(k, m)`, a gradient in each row; or `(k, k)` in `solve`, their Gramian.
+
+    Output shape:
+        `(m,)`, the combined gradient; or `(k,)` from `solve`, the coefficients.
+
+    Raises:
+        ValueError: If `c` is not a number >= 0, and as in `PreferenceAggregator`.
+
+    References:
+        - Liu et al., 2021, Conflict-Averse Gradient Descent for Multi-Task Learning
+
+    Example:
+
+    >>> [round(float(x), 3) for x in CAGrad()([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])]
+    [0.184, 1.204, 1.204]
+    """
+
+    def __init__(
+        self,
+        c: float = 0.5,
+        preference: list[float] | None = None,
+        rescale: bool = False,
+        ema: float = 0.0,
+    ):
+        super().__init__(preference=preference, rescale=rescale, ema=ema)
+        self.c = validate_number(c, "c", minimum=0)
+
+    def coefficients(self, gramian):
+        shares = self.shares(gramian)
+        if not self.c:
+            return shares
+        lengths, cosines = correlation(gramian)
+        parts = shares * lengths
+        length = ops.sqrt(at_least(quadratic_form(parts, cosines), 0))  # |g_0|
+        # A mean that cancels has no direction but that of its rounding.
+        least = gramian.shape[0] * epsilon(gramian) * ops.sum(parts)
+        target = product(cosines, parts) / at_least(length, least)
+        is_active = active_terms(gramian)
+        shortest = ops.min(ops.where(is_active, lengths, ops.max(lengths)))
+        inverse = ops.where(is_active, shortest / lengths, ops.zeros_like(lengths))
+        added = self._added(regularize(cosines), target, inverse, is_active)
+        is_single = ops.sum(ops.cast(is_active, lengths.dtype)) <= 1
+        added = ops.where(is_single, ops.zeros_like(added), added)
+        return shares + length * added / lengths
+
+    def _added(self, cosines, target, inverse, is_active):
+        """Returns `x >= 0`, which makes `d / |g_0|` of the mean when added to it.
+
+        All is in terms of unit vectors `u_i` and in units of `|g_0|`. What comes nearest to the
+        mean among the `d` with all `g_i . d >= t` is `x(t)`, the minimizer of
+        `1/2 x^T C x + x^T (p - t q)`, where `p_i = u_i . g_0` and `q_i = 1 / |g_i|`. Its distance
+        from the mean is a convex function of `t` with the derivative `q^T x / distance`, so that
+        Newton's method descends to the `t` whose distance is `c`.
+        """
+        tolerance = 64 * epsilon(cosines) * self.c
+
+        def goes_on(t, x, distance):
+            return ops.absolute(distance - self.c) > tolerance
+
+        def step(t, x, distance):
+            x = nonnegative_minimizer(cosines, (target - t * inverse)[None, :])[0]
+            distance = ops.sqrt(at_least(quadratic_form(x, cosines), 0))
+            slope = ops.sum(inverse * x)
+            slope = ops.where(slope > 0, slope, ops.ones_like(slope))
+            return t - (distance - self.c) * distance / slope, x, distance
+
+        # No term can gain more than by going its own way, so this is not below the solution.
+        bounds = (target + self.c) / ops.where(is_active, inverse, ops.ones_like(inverse))
+        t = ops.min(ops.where(is_active, bounds, ops.max(bounds)))
+        _, x, distance = ops.while_loop(
+            goes_on,
+            step,
+            (t, ops.zeros_like(inverse), ops.zeros_like(t)),
+            maximum_iterations=_MOST_ITERATIONS,
+        )
+        return x * (self.c / at_least(distance, epsilon(distance)))
+
+    def get_config(self) -> dict:
+        return {"c": self.c, **super().get_config()}

@@ -1,0 +1,70 @@
+"""IMTL-G: a combination whose projections on all gradients are equal."""
+
+import keras
+from keras import ops
+
+from keras_jointloss.aggregators._gramian import (
+    active_terms,
+    at_least,
+    correlation,
+    epsilon,
+    product,
+)
+from keras_jointloss.aggregators.base import Aggregator
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class IMTLG(Aggregator):
+    """Impartial learning: equal projections of the result on all the gradients.
+
+    `w = v / sum_i v_i`, `v = G^+ sqrt(diag G)`
+
+    with the pseudo-inverse, so that `g_i . J^T v / |g_i|` is the same for all `i` if the gradients
+    are linearly independent. Else it is the least-squares solution in terms of the gradients
+    scaled to length 1. Coefficients can be negative.
+
+    Args:
+        rescale: As in `Aggregator`. If true, the common projection is always positive. If false,
+            the coefficients sum to 1, and where the sum of `v` is negative the result goes
+            against all the gradients.
+        ema: As in `Aggregator`.
+
+    Input shape:
+        `(k, m)`, a gradient in each row; or `(k, k)` in `solve`, their Gramian.
+
+    Output shape:
+        `(m,)`, the combined gradient; or `(k,)` from `solve`, the coefficients.
+
+    Raises:
+        ValueError: If `ema` is not a number >= 0 and < 1.
+
+    References:
+        - Liu et al., 2021, Towards Impartial Multi-task Learning
+
+    Example:
+
+    >>> jacobian = [[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]
+    >>> [round(float(x), 3) for x in IMTLG(rescale=False)(jacobian)]
+    [0.077, 1.0, 1.0]
+    """
+
+    def __init__(self, rescale: bool = True, ema: float = 0.0):
+        super().__init__(rescale=rescale, ema=ema)
+
+    def coefficients(self, gramian):
+        lengths, cosines = correlation(gramian)
+        active = ops.cast(active_terms(gramian), cosines.dtype)
+        precision = cosines.shape[0] * epsilon(cosines)
+        # C^+ 1 in the basis of eigenvectors.
+        values, vectors = ops.eigh(cosines)
+        projections = product(ops.transpose(vectors), active)
+        is_kept = values > 8 * precision * ops.max(values)
+        # Of gradients that cancel, rounding alone is left.
+        is_kept = ops.logical_and(is_kept, ops.absolute(projections) > 8 * precision)
+        inverse = ops.where(is_kept, 1 / ops.where(is_kept, values, 1), ops.zeros_like(values))
+        result = active * product(vectors, inverse * projections) / lengths
+        total = ops.sum(result)
+        least = precision * ops.sum(ops.absolute(result))
+        size = at_least(ops.absolute(total), least)
+        size = ops.where(size > 0, size, ops.ones_like(size))
+        return result / (size if self.rescale else ops.where(total < 0, -size, size))

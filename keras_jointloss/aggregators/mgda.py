@@ -1,0 +1,87 @@
+"""MGDA: the shortest convex combination of the gradients."""
+
+import keras
+from keras import ops
+
+from keras_jointloss.aggregators._gramian import (
+    active_terms,
+    at_least,
+    correlation,
+    epsilon,
+    nonnegative_minimizer,
+    regularize,
+)
+from keras_jointloss.aggregators.base import Aggregator
+
+_NORMALIZATIONS = (None, "l2", "loss", "loss+")
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class MGDA(Aggregator):
+    """Multiple-gradient descent: the shortest vector among the convex combinations.
+
+    `w = argmin w^T G w` over `w >= 0`, `sum_i w_i = 1`
+
+    The result is in conflict with no gradient: `g_i . J^T w >= |J^T w|^2`. It is 0 where no
+    direction improves all the terms. Short gradients rule it, unless they are normalized.
+
+    Args:
+        normalize: By what the gradients are divided when the coefficients are sought, which then
+            apply to the gradients as they are: `None` for nothing, `"l2"` for their lengths,
+            `"loss"` for the losses, `"loss+"` for the products of both. Losses are to be > 0.
+        rescale: As in `Aggregator`.
+        ema: As in `Aggregator`.
+
+    Input shape:
+        `(k, m)`, a gradient in each row; or `(k, k)` in `solve`, their Gramian. `losses`: `(k,)`,
+        needed with `"loss"` and `"loss+"`.
+
+    Output shape:
+        `(m,)`, the combined gradient; or `(k,)` from `solve`, the coefficients.
+
+    Raises:
+        ValueError: If `normalize` is none of these or `ema` not a number >= 0 and < 1; when
+            called, if losses are needed and not there.
+
+    References:
+        - Desideri, 2012, Multiple-Gradient Descent Algorithm (MGDA) for Multiobjective Optimization
+        - Sener and Koltun, 2018, Multi-Task Learning as Multi-Objective Optimization
+
+    Example:
+
+    >>> import numpy as np
+    >>> jacobian = np.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]], "float32")
+    >>> [round(float(w), 3) for w in MGDA().solve(jacobian @ jacobian.T)]
+    [0.6, 0.4]
+    """
+
+    def __init__(self, normalize: str | None = None, rescale: bool = False, ema: float = 0.0):
+        super().__init__(rescale=rescale, ema=ema)
+        if normalize not in _NORMALIZATIONS:
+            raise ValueError(
+                f"Invalid value for argument `normalize`. Expected one of {_NORMALIZATIONS}. "
+                f"Received: normalize={normalize!r}"
+            )
+        self.normalize = normalize
+        self.inputs = ("losses",) if normalize in ("loss", "loss+") else ()
+
+    def coefficients(self, gramian, losses=None):
+        lengths, cosines = correlation(gramian)
+        # The lengths of the gradients that the minimum is sought for.
+        if self.normalize in ("l2", "loss+"):
+            lengths = ops.ones_like(lengths)
+        if losses is not None:
+            lengths = lengths / at_least(losses, epsilon(losses) * ops.max(losses))
+
+        # In terms of unit vectors, x_i = w_i |g_i|, the sum of w is q^T x with q_i = 1 / |g_i|.
+        # The minimum of x^T C x where q^T x = 1 has the direction of that of
+        # x^T C x + (q^T x - 1)^2, which is always bounded.
+        is_active = active_terms(gramian)
+        shortest = ops.min(ops.where(is_active, lengths, ops.max(lengths)))
+        inverse = ops.where(is_active, shortest / lengths, ops.zeros_like(lengths))
+        matrix = regularize(cosines) + inverse[:, None] * inverse[None, :]
+        result = nonnegative_minimizer(matrix, -inverse[None, :])[0] * inverse
+        return result / ops.sum(result)
+
+    def get_config(self) -> dict:
+        return {"normalize": self.normalize, **super().get_config()}

@@ -1,0 +1,89 @@
+"""Nash-MTL: the bargain in which all terms gain the same share."""
+
+import keras
+from keras import ops
+
+from keras_jointloss.aggregators._gramian import (
+    at_least,
+    correlation,
+    epsilon,
+    product,
+    quadratic_form,
+    regularize,
+)
+from keras_jointloss.aggregators.base import Aggregator
+
+_MOST_ITERATIONS = 50  # Ten do, but for gradients that nearly cancel.
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class NashMTL(Aggregator):
+    """Nash's bargaining solution between the terms.
+
+    `G w = 1 / w`, `w > 0`: the minimum of `1/2 w^T G w - sum_i log w_i`
+
+    The combined gradient maximizes the product of the gains `g_i . d` among the `d` of its length,
+    so it is in conflict with no gradient. Where the gradients cancel in every bargain, it is short
+    or 0.
+
+    Args:
+        rescale: As in `Aggregator`. If false, the combined gradient has the length `sqrt(k)`, and
+            no longer follows the scale of the gradients.
+        ema: As in `Aggregator`.
+
+    Input shape:
+        `(k, m)`, a gradient in each row; or `(k, k)` in `solve`, their Gramian.
+
+    Output shape:
+        `(m,)`, the combined gradient; or `(k,)` from `solve`, the coefficients.
+
+    Raises:
+        ValueError: If `ema` is not a number >= 0 and < 1.
+
+    References:
+        - Navon et al., 2022, Multi-Task Learning as a Bargaining Game
+
+    Example:
+
+    >>> [round(float(x), 3) for x in NashMTL()([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])]
+    [0.094, 1.223, 1.223]
+    """
+
+    degree = -1
+
+    def __init__(self, rescale: bool = True, ema: float = 0.0):
+        super().__init__(rescale=rescale, ema=ema)
+
+    def coefficients(self, gramian):
+        # In terms of unit vectors, y_i = w_i |g_i|, lengths cancel out: C y = 1 / y.
+        lengths, cosines = correlation(gramian)
+        cosines = regularize(cosines)
+        count, precision = cosines.shape[0], epsilon(cosines)
+        identity = ops.eye(count, dtype=cosines.dtype)
+
+        def goes_on(y, error, last_error):
+            # The error falls until rounding hinders it.
+            is_falling = ops.logical_or(error > 0.01, error < 0.5 * last_error)
+            return ops.logical_and(error > 8 * precision, is_falling)
+
+        def step(y, error, last_error):
+            residual = 1 - y * product(cosines, y)
+            hessian = y[:, None] * cosines * y[None, :] + identity
+            direction = ops.solve(hessian, residual[:, None])[:, 0]  # relative to y
+            decrement = ops.sqrt(at_least(ops.sum(residual * direction), 0))
+            length = ops.where(decrement > 0.25, 1 / (1 + decrement), ops.ones_like(decrement))
+            y = scaled(y * (1 + length * direction))
+            return y, ops.max(ops.absolute(1 - y * product(cosines, y))), error
+
+        def scaled(y):
+            """Returns the best of all multiples of `y`."""
+            return y * ops.sqrt(count / quadratic_form(y, cosines))
+
+        one = ops.ones((), dtype=cosines.dtype)
+        y, _, _ = ops.while_loop(
+            goes_on,
+            step,
+            (scaled(ops.ones_like(lengths)), one, 2 * one),
+            maximum_iterations=_MOST_ITERATIONS,
+        )
+        return y / lengths

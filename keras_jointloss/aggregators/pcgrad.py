@@ -1,0 +1,97 @@
+"""PCGrad: each gradient gives up what goes against another one."""
+
+import keras
+from keras import ops
+
+from keras_jointloss.aggregators._gramian import active_terms, at_least, product
+from keras_jointloss.aggregators.base import Aggregator
+
+
+def _mix(x):
+    """Returns pseudo-random integers for the int32 `x`, other ones for each `x`."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x446CA68B), (16, 1)):
+        # The shift of an int32 keeps the sign, whose copies are cut off.
+        shifted = ops.bitwise_and(ops.right_shift(x, shift), (1 << (32 - shift)) - 1)
+        x = ops.bitwise_xor(x, shifted) * factor
+    return x
+
+
+def random_orders(count: int, seed: int, step):
+    """Returns a random order of the numbers below `count` for each of them: `(count, count)`.
+
+    They follow from `seed` and `step` alone, on every backend alike.
+
+    Args:
+        count: How many numbers there are.
+        seed: An integer, >= 0 and < 2**31.
+        step: An integer or an integer scalar tensor.
+    """
+    stream = _mix(_mix(ops.cast(step, "int32")) + seed)
+    places = ops.reshape(ops.arange(count * count, dtype="int32"), (count, count))
+    return ops.argsort(_mix(_mix(places) + stream), axis=1)
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class PCGrad(Aggregator):
+    """Projects conflicting gradients onto each other's normal planes and adds up.
+
+    Each gradient `g_i` meets the others in random order; with every `g_j` that it conflicts with,
+
+        g_i <- g_i - (g_i . g_j) / |g_j|^2 g_j    if g_i . g_j < 0
+
+    where `g_j` is the other's original gradient. With two terms there is but one order and the
+    result is in conflict with neither; with more it is a random one, which need not be.
+
+    Args:
+        seed: An integer, >= 0 and < 2**31, from which the orders are drawn, together with the
+            `step` of each call. Without a `step`, every call has the same orders. Permuting three
+            or more terms permutes the coefficients but for the orders.
+        rescale: As in `Aggregator`.
+        ema: As in `Aggregator`.
+
+    Input shape:
+        `(k, m)`, a gradient in each row; or `(k, k)` in `solve`, their Gramian.
+
+    Output shape:
+        `(m,)`, the combined gradient; or `(k,)` from `solve`, the coefficients.
+
+    Raises:
+        ValueError: If `seed` is not such an integer or `ema` not a number >= 0 and < 1.
+
+    References:
+        - Yu et al., 2020, Gradient Surgery for Multi-Task Learning
+
+    Example:
+
+    >>> [round(float(x), 4) for x in PCGrad()([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])]
+    [0.5848, 3.8012, 3.8012]
+    """
+
+    inputs = ("step",)
+
+    def __init__(self, seed: int = 0, rescale: bool = False, ema: float = 0.0):
+        super().__init__(rescale=rescale, ema=ema)
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+            raise ValueError(
+                "Invalid value for argument `seed`. Expected an integer >= 0 and < 2**31. "
+                f"Received: seed={seed!r}"
+            )
+        self.seed = seed
+
+    def coefficients(self, gramian, step=0):
+        count = gramian.shape[0]
+        square = ops.where(active_terms(gramian), ops.diagonal(gramian), 1)
+        orders = random_orders(count, self.seed, step)
+        # Row i holds the coefficients of what is left of gradient i.
+        rows = identity = ops.eye(count, dtype=gramian.dtype)
+        for turn in range(count):
+            other = ops.take(identity, orders[:, turn], axis=0)  # (k, k), one-hot
+            products = ops.sum(ops.einsum("ij,jk->ik", rows, gramian) * other, axis=1)
+            # Its own turn changes nothing, as no gradient conflicts with itself.
+            excess = at_least(-products / product(other, square), 0)
+            is_other = 1 - ops.diagonal(other)
+            rows = rows + (excess * is_other)[:, None] * other
+        return ops.sum(rows * ops.cast(active_terms(gramian), rows.dtype)[:, None], axis=0)
+
+    def get_config(self) -> dict:
+        return {"seed": self.seed, **super().get_config()}
