@@ -1,5 +1,6 @@
-"""TensorBoard: the writer of summaries. Importing it imports neither Keras nor TensorFlow."""
+"""TensorBoard: writes summaries and embeddings. Importing it imports no Keras or TensorFlow."""
 
+from keras_jointloss.tensorboard.projector import write_projector
 from keras_jointloss.tensorboard.writer import SummaryWriter
 
-__all__ = ["SummaryWriter"]
+__all__ = ["SummaryWriter", "write_projector"]

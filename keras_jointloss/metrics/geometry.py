@@ -1,0 +1,121 @@
+"""Metrics of how embeddings lie on the unit sphere."""
+
+import keras
+from keras import ops
+
+from keras_jointloss._math import dot, dot_matrix, l2_normalize
+from keras_jointloss._validation import validate_number
+from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class Alignment(ViewsMetric):
+    """How far apart the two views of an item lie on the unit sphere; 0 is best.
+
+    With embeddings `a` and `b` of length 1:
+
+        mean_i |a_i - b_i|^alpha
+
+    It lies between 0 and `2^alpha`.
+
+    Args:
+        alpha: The exponent, > 0.
+        name: Name of the metric.
+        dtype: As in `keras.metrics.Metric`.
+
+    Input shape:
+        `y_pred`: `(batch, 2, dim)`. `y_true` is not used.
+
+    Raises:
+        ValueError: If `alpha` is not a number > 0 or `y_pred` has another shape.
+
+    References:
+        - Wang & Isola, 2020, Understanding Contrastive Representation Learning through Alignment
+          and Uniformity on the Hypersphere
+
+    Example:
+
+    >>> import numpy as np
+    >>> views = np.array([[[1.0, 0.0], [0.0, 2.0]]])  # at a right angle
+    >>> round(float(Alignment()(None, views)), 4)
+    2.0
+    """
+
+    def __init__(self, alpha: float = 2.0, name: str = "alignment", dtype=None):
+        super().__init__(name=name, dtype=dtype)
+        self.alpha = validate_number(alpha, "alpha", 0, exclusive=True)
+
+    def values(self, views, labels=None, valid=None):
+        unit = l2_normalize(views)
+        difference = unit[:, 0] - unit[:, 1]
+        values = ops.power(dot(difference, difference), self.alpha / 2)
+        return values, ops.cast(all_or(valid, views), values.dtype)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "alpha": self.alpha}
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class Uniformity(ViewsMetric):
+    """How evenly the embeddings of different items spread over the unit sphere; lower is better.
+
+    With embeddings of length 1:
+
+        log mean_{v, i, j != i} exp(-t |x_vi - x_vj|^2)
+
+    over each view `v` and the pairs of different items of a batch. It is 0 where all embeddings
+    are one and the same, and never below `-4 t`. The mean runs over the views and batches inside
+    the logarithm. An item that is alone in its batch does not count.
+
+    Args:
+        t: The sharpness, > 0 and at most 20: beyond, float32 has no numbers small enough.
+        name: Name of the metric.
+        dtype: As in `keras.metrics.Metric`.
+
+    Input shape:
+        `y_pred`: `(batch, views, dim)`, any number of views. `y_true` is not used.
+
+    Raises:
+        ValueError: If `t` is out of its range or `y_pred` has another shape.
+
+    References:
+        - Wang & Isola, 2020, Understanding Contrastive Representation Learning through Alignment
+          and Uniformity on the Hypersphere
+
+    Example:
+
+    >>> import numpy as np
+    >>> views = np.array([[[1.0, 0.0]], [[-1.0, 0.0]]])  # two items, one view each
+    >>> round(float(Uniformity(t=2)(None, views)), 4)
+    -8.0
+    """
+
+    views = None
+
+    def __init__(self, t: float = 2.0, name: str = "uniformity", dtype=None):
+        super().__init__(name=name, dtype=dtype)
+        expected = "a number > 0 and <= 20"
+        self.t = validate_number(t, "t", 0, exclusive=True, expected=expected)
+        if self.t > 20:
+            raise ValueError(
+                f"Invalid value for argument `t`. Expected {expected}. Received: t={t!r}"
+            )
+
+    def values(self, views, labels=None, valid=None):
+        others = other_pairs(views, all_or(valid, views))
+        count = ops.sum(ops.cast(others, views.dtype), axis=1)  # (batch,)
+        potential = ops.zeros_like(count)
+        for view in range(views.shape[1]):
+            x = l2_normalize(views[:, view])
+            square = dot(x, x)
+            distance = ops.relu(square[:, None] + square[None, :] - 2.0 * dot_matrix(x, x))
+            potential += ops.sum(ops.where(others, ops.exp(-self.t * distance), 0.0), axis=1)
+        values = potential / (views.shape[1] * ops.maximum(count, 1.0))
+        return values, ops.cast(count > 0, values.dtype)
+
+    def finish(self, mean):
+        is_empty = mean <= 0
+        return ops.where(is_empty, 0.0, ops.log(ops.where(is_empty, 1.0, mean)))
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "t": self.t}

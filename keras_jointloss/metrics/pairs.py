@@ -1,0 +1,200 @@
+"""Metrics of the similarity of pairs."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_jointloss._math import SIMILARITIES, paired_similarity, similarity_matrix
+from keras_jointloss._validation import validate_choice, validate_number
+from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class PairAccuracy(ViewsMetric):
+    """How many labelled pairs the similarity puts on the right side of a threshold.
+
+    With the similarity `s`, the label `y` and the threshold `m`:
+
+        mean_i [ (s_i >= m) == (y_i = 1) ]
+
+    Args:
+        threshold: The similarity from which a pair is taken to belong together. For
+            `similarity="euclidean"` that is minus the largest distance.
+        similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
+        name: Name of the metric.
+        dtype: As in `keras.metrics.Metric`.
+
+    Input shape:
+        `y_pred`: `(batch, 2, dim)`, the pairs. `y_true`: `(batch,)` or `(batch, 1)`: 1 if the two
+        belong together, 0 if not.
+
+    Raises:
+        ValueError: If an argument is invalid or a shape is another.
+
+    Example:
+
+    >>> import numpy as np
+    >>> same, other = [[1.0, 0.0], [2.0, 0.1]], [[1.0, 0.0], [0.0, 1.0]]
+    >>> float(PairAccuracy()(np.array([1, 1]), np.array([same, other])))
+    0.5
+    """
+
+    has_labels = True
+
+    def __init__(
+        self,
+        threshold: float = 0.5,
+        similarity: str = "cosine",
+        name: str = "pair_accuracy",
+        dtype=None,
+    ):
+        super().__init__(name=name, dtype=dtype)
+        self.threshold = validate_number(threshold, "threshold")
+        self.similarity = validate_choice(similarity, "similarity", SIMILARITIES)
+
+    def values(self, views, labels=None, valid=None):
+        similarity = paired_similarity(views[:, 0], views[:, 1], self.similarity)
+        is_right = (similarity >= self.threshold) == ops.cast(labels, "bool")
+        return ops.cast(is_right, views.dtype), ops.cast(all_or(valid, views), views.dtype)
+
+    def get_config(self) -> dict:
+        config = {"threshold": self.threshold, "similarity": self.similarity}
+        return {**super().get_config(), **config}
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class PositiveSimilarity(ViewsMetric):
+    """The mean similarity of the two views of an item.
+
+        mean_i s(a_i, b_i)
+
+    Args:
+        similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
+        name: Name of the metric.
+        dtype: As in `keras.metrics.Metric`.
+
+    Input shape:
+        `y_pred`: `(batch, 2, dim)`. `y_true` is not used.
+
+    Raises:
+        ValueError: If `similarity` is invalid or `y_pred` has another shape.
+
+    Example:
+
+    >>> import numpy as np
+    >>> views = np.array([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]])
+    >>> round(float(PositiveSimilarity()(None, views)), 4)
+    0.5
+    """
+
+    def __init__(self, similarity: str = "cosine", name: str = "positive_similarity", dtype=None):
+        super().__init__(name=name, dtype=dtype)
+        self.similarity = validate_choice(similarity, "similarity", SIMILARITIES)
+
+    def values(self, views, labels=None, valid=None):
+        values = paired_similarity(views[:, 0], views[:, 1], self.similarity)
+        return values, ops.cast(all_or(valid, views), values.dtype)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "similarity": self.similarity}
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class NegativeSimilarity(ViewsMetric):
+    """The mean similarity of views of different items of a batch.
+
+        mean_i mean_{j != i} [ s(a_i, b_j) + s(a_j, b_i) ] / 2
+
+    An item without another one in its batch does not count.
+
+    Args:
+        similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
+        same_label: `"ignore"` to leave out the pairs of items with the same label; `None` if
+            there are no labels.
+        name: Name of the metric.
+        dtype: As in `keras.metrics.Metric`.
+
+    Input shape:
+        `y_pred`: `(batch, 2, dim)`. `y_true`: `(batch,)` or `(batch, 1)`, labels of any dtype, with
+        `same_label="ignore"`; else it is not used.
+
+    Raises:
+        ValueError: If an argument is invalid or a shape is another.
+
+    Example:
+
+    >>> import numpy as np
+    >>> views = np.array([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]])
+    >>> round(float(NegativeSimilarity()(None, views)), 4)
+    0.5
+    """
+
+    def __init__(
+        self,
+        similarity: str = "cosine",
+        same_label: str | None = None,
+        name: str = "negative_similarity",
+        dtype=None,
+    ):
+        super().__init__(name=name, dtype=dtype)
+        self.similarity = validate_choice(similarity, "similarity", SIMILARITIES)
+        self.same_label = validate_choice(same_label, "same_label", (None, "ignore"))
+        self.has_labels = same_label is not None
+
+    def values(self, views, labels=None, valid=None):
+        matrix = similarity_matrix(views[:, 0], views[:, 1], self.similarity)
+        others = other_pairs(views, all_or(valid, views), labels if self.has_labels else None)
+        count = ops.sum(ops.cast(others, views.dtype), axis=1)  # (batch,)
+        both_ways = 0.5 * (matrix + ops.transpose(matrix))
+        total = ops.sum(ops.where(others, both_ways, 0.0), axis=1)
+        return total / ops.maximum(count, 1.0), ops.cast(count > 0, views.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        config = {"similarity": self.similarity, "same_label": self.same_label}
+        return {**super().get_config(), **config}
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class SimilarityGap(NegativeSimilarity):
+    """By how much the views of an item are more similar than those of different items.
+
+        mean_i ( s(a_i, b_i) - mean_{j != i} [ s(a_i, b_j) + s(a_j, b_i) ] / 2 )
+
+    An item without another one in its batch does not count. Where there are such, this is not
+    quite `PositiveSimilarity` less `NegativeSimilarity`, since the former counts them.
+
+    Args:
+        similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
+        same_label: `"ignore"` to leave out the pairs of different items with the same label; `None`
+            if there are no labels.
+        name: Name of the metric.
+        dtype: As in `keras.metrics.Metric`.
+
+    Input shape:
+        `y_pred`: `(batch, 2, dim)`. `y_true`: `(batch,)` or `(batch, 1)`, labels of any dtype, with
+        `same_label="ignore"`; else it is not used.
+
+    Raises:
+        ValueError: If an argument is invalid or a shape is another.
+
+    Example:
+
+    >>> import numpy as np
+    >>> views = np.array([[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]])
+    >>> round(float(SimilarityGap()(None, views)), 4)
+    1.0
+    """
+
+    def __init__(
+        self,
+        similarity: str = "cosine",
+        same_label: str | None = None,
+        name: str = "similarity_gap",
+        dtype=None,
+    ):
+        super().__init__(similarity, same_label, name=name, dtype=dtype)
+
+    def values(self, views, labels=None, valid=None):
+        negative, counts = super().values(views, labels, valid)
+        return paired_similarity(views[:, 0], views[:, 1], self.similarity) - negative, counts

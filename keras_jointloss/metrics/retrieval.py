@@ -1,0 +1,272 @@
+"""Metrics of retrieval: each view of an item as a query for its other view."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_jointloss._math import SIMILARITIES
+from keras_jointloss._validation import validate_choice, validate_count
+from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs, own_pairs
+from keras_jointloss.metrics.similarity import closeness_matrix
+
+
+class RetrievalMetric(ViewsMetric):
+    """Base of the metrics that tell how high a search puts the right candidate.
+
+    An item's one view is the query, the other views of all the items of the batch are the
+    candidates. The rank of the right candidate is
+
+        1 + number of wrong candidates that are at least as similar
+
+    Ties, and whatever rounding cannot tell from them, count against the model: one that gives every
+    item the same embedding finds nothing. The candidates are those of the batch, so compare
+    figures at the same batch size.
+
+    A subclass writes `gain`.
+
+    Args:
+        direction: `"a_to_b"` to search the second views for the first, `"b_to_a"`, or `"both"` for
+            the mean of the two.
+        similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
+        same_label: What other items with the query's label are: `"positive"` for right
+            candidates, of which the best counts, `"ignore"` for neither right nor wrong, `None` if
+            there are no labels.
+        name: Name of the metric.
+        dtype: As in `keras.metrics.Metric`.
+    """
+
+    def __init__(
+        self,
+        direction: str = "both",
+        similarity: str = "cosine",
+        same_label: str | None = None,
+        name: str | None = None,
+        dtype=None,
+    ):
+        super().__init__(name=name, dtype=dtype)
+        self.direction = validate_choice(direction, "direction", ("both", "a_to_b", "b_to_a"))
+        self.similarity = validate_choice(similarity, "similarity", SIMILARITIES)
+        self.same_label = validate_choice(same_label, "same_label", (None, "positive", "ignore"))
+        self.has_labels = same_label is not None
+
+    def gain(self, ranks):
+        """Returns what it is worth that the right candidate is at these ranks: `(batch,)`."""
+        raise NotImplementedError
+
+    def values(self, views, labels=None, valid=None):
+        valid = all_or(valid, views)
+        others = other_pairs(views, valid)
+        wrong = other_pairs(views, valid, labels) if self.has_labels else others
+        right = own_pairs(views)
+        if self.same_label == "positive":
+            right = ops.logical_or(right, ops.logical_and(others, ops.logical_not(wrong)))
+        closeness, rounding = closeness_matrix(views[:, 0], views[:, 1], self.similarity)
+        gains = []
+        if self.direction != "b_to_a":
+            gains.append(self.gain(_ranks(closeness, rounding, right, wrong)))
+        if self.direction != "a_to_b":
+            closeness, rounding = ops.transpose(closeness), ops.transpose(rounding)
+            gains.append(self.gain(_ranks(closeness, rounding, right, wrong)))
+        return sum(gains) / len(gains), ops.cast(valid, views.dtype)
+
+    def get_config(self) -> dict:
+        return {
+            **super().get_config(),
+            "direction": self.direction,
+            "similarity": self.similarity,
+            "same_label": self.same_label,
+        }
+
+
+def _ranks(closeness, rounding, right, wrong):
+    """Returns the rank of the best right candidate (axis 1) of each query: `(batch,)`, float."""
+    best = ops.max(ops.where(right, closeness, -math.inf), axis=1, keepdims=True)
+    # What is not a number is not behind, either: a model that has diverged finds nothing.
+    is_ahead = ops.logical_and(wrong, ops.logical_not(closeness + rounding < best))
+    return 1.0 + ops.sum(ops.cast(is_ahead, closeness.dtype), axis=1)
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class RecallAtK(RetrievalMetric):
+    """How often the right candidate is among the first `k` of its batch.
+
+        mean_i [ rank_i <= k ]
+
+    where the rank is 1 + the number of wrong candidates that are at least as similar: ties, and
+    whatever rounding cannot tell from them, count against the model. A `k` as large as the batch
+    gives 1. The candidates are the items of the batch, so compare figures at the same batch
+    size; `keras_jointloss.callbacks.RetrievalEvaluation` searches a whole set.
+
+    Args:
+        k: How many candidates are looked at, 1 or more.
+        direction: `"a_to_b"` to search the second views for the first, `"b_to_a"`, or `"both"` for
+            the mean of the two.
+        similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
+        same_label: What other items with the query's label are: `"positive"` for right
+            candidates, of which the best counts, `"ignore"` for neither right nor wrong, `None` if
+            there are no labels.
+        name: Name of the metric, `"recall_at_<k>"` by default.
+        dtype: As in `keras.metrics.Metric`.
+
+    Input shape:
+        `y_pred`: `(batch, 2, dim)`. `y_true`: `(batch,)` or `(batch, 1)`, labels of any dtype, with
+        `same_label`; else it is not used.
+
+    Raises:
+        ValueError: If an argument is invalid or a shape is another.
+
+    Example:
+
+    >>> import numpy as np
+    >>> a = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    >>> views = np.stack([a, a], axis=1)  # the last two items cannot be told apart
+    >>> round(float(RecallAtK(1)(None, views)), 4), round(float(RecallAtK(2)(None, views)), 4)
+    (0.3333, 1.0)
+    """
+
+    def __init__(
+        self,
+        k: int = 1,
+        direction: str = "both",
+        similarity: str = "cosine",
+        same_label: str | None = None,
+        name: str | None = None,
+        dtype=None,
+    ):
+        self.k = validate_count(k, "k")
+        super().__init__(direction, similarity, same_label, name or f"recall_at_{k}", dtype)
+
+    def gain(self, ranks):
+        return ops.cast(ranks <= self.k, ranks.dtype)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "k": self.k}
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class MeanReciprocalRank(RetrievalMetric):
+    """The mean of one over the rank of the right candidate in its batch.
+
+        mean_i 1 / rank_i
+
+    where the rank is 1 + the number of wrong candidates that are at least as similar: ties, and
+    whatever rounding cannot tell from them, count against the model. The candidates are the items
+    of the batch, so compare figures at the same batch size.
+
+    Args:
+        direction: `"a_to_b"` to search the second views for the first, `"b_to_a"`, or `"both"` for
+            the mean of the two.
+        similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
+        same_label: What other items with the query's label are: `"positive"` for right
+            candidates, of which the best counts, `"ignore"` for neither right nor wrong, `None` if
+            there are no labels.
+        name: Name of the metric.
+        dtype: As in `keras.metrics.Metric`.
+
+    Input shape:
+        `y_pred`: `(batch, 2, dim)`. `y_true`: `(batch,)` or `(batch, 1)`, labels of any dtype, with
+        `same_label`; else it is not used.
+
+    Raises:
+        ValueError: If an argument is invalid or a shape is another.
+
+    Example:
+
+    >>> import numpy as np
+    >>> a = np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> views = np.stack([a, a[::-1]], axis=1)  # each finds the other's first
+    >>> float(MeanReciprocalRank()(None, views))
+    0.5
+    """
+
+    def __init__(
+        self,
+        direction: str = "both",
+        similarity: str = "cosine",
+        same_label: str | None = None,
+        name: str = "mean_reciprocal_rank",
+        dtype=None,
+    ):
+        super().__init__(direction, similarity, same_label, name, dtype)
+
+    def gain(self, ranks):
+        return 1.0 / ranks
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class MeanAveragePrecisionAtR(ViewsMetric):
+    """How many of a query's nearest neighbours have its label, the nearest counting most.
+
+    Every view of every item is a query, and the candidates are all other views in the batch, those
+    of the same item included. With the `R` candidates that have the query's label, and `P(i)`, the
+    share of right ones among the `i` nearest:
+
+        mean over queries of  1/R sum_{i=1..R} P(i) [the i-th nearest is right]
+
+    Of candidates that are equally near, up to rounding, the wrong ones count as nearer. A query
+    with `R = 0` does not count. The candidates are those of the batch, so compare figures at the
+    same batch size.
+
+    Args:
+        similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
+        name: Name of the metric.
+        dtype: As in `keras.metrics.Metric`.
+
+    Input shape:
+        `y_pred`: `(batch, views, dim)`, any number of views. `y_true`: `(batch,)` or
+        `(batch, 1)`, labels of any dtype.
+
+    Raises:
+        ValueError: If `similarity` is invalid or a shape is another.
+
+    References:
+        - Musgrave, Belongie, Lim, 2020, A Metric Learning Reality Check
+
+    Example:
+
+    >>> import numpy as np
+    >>> views = np.array([[[1.0, 0.0]], [[0.9, 0.1]], [[0.7, 0.2]], [[0.0, 1.0]]])  # one view
+    >>> float(MeanAveragePrecisionAtR()(np.array([0, 0, 1, 1]), views))
+    0.75
+    """
+
+    views = None
+    has_labels = True
+
+    def __init__(
+        self,
+        similarity: str = "cosine",
+        name: str = "mean_average_precision_at_r",
+        dtype=None,
+    ):
+        super().__init__(name=name, dtype=dtype)
+        self.similarity = validate_choice(similarity, "similarity", SIMILARITIES)
+
+    def values(self, views, labels=None, valid=None):
+        number = views.shape[1]
+        samples = ops.reshape(views, (-1, 1, views.shape[2]))  # (batch * views, 1, dim)
+        labels = ops.repeat(labels, number, axis=0)
+        candidates = other_pairs(samples, ops.repeat(all_or(valid, views), number, axis=0))
+        right = ops.logical_and(candidates, labels[:, None] == labels[None, :])
+
+        closeness, rounding = closeness_matrix(samples[:, 0], samples[:, 0], self.similarity)
+        closeness = ops.where(right, closeness - rounding, closeness)
+        # What is not a number counts against the model, too.
+        worst = ops.where(right, -1e30, ops.full_like(closeness, 1e30))
+        closeness = ops.where(ops.isnan(closeness), worst, closeness)
+        order = ops.argsort(ops.where(candidates, -closeness, math.inf), axis=1)
+        right = ops.take_along_axis(ops.cast(right, views.dtype), order, axis=1)
+        position = ops.cast(1 + ops.arange(ops.shape(right)[1]), views.dtype)
+        precision = ops.cumsum(right, axis=1) / position
+        number_right = ops.sum(right, axis=1, keepdims=True)
+        precision = ops.where(position <= number_right, right * precision, 0.0)
+        values = ops.sum(precision, axis=1) / ops.maximum(number_right[:, 0], 1.0)
+
+        # An item's views have the same candidates with their label, as many of them.
+        values = ops.sum(ops.reshape(values, (-1, number)), axis=1) / number
+        counts = ops.reshape(number_right, (-1, number))[:, 0] > 0
+        return values, ops.cast(counts, views.dtype)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "similarity": self.similarity}

@@ -1,0 +1,358 @@
+"""The metrics against naive references, over batches, in a model, and their errors."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_jointloss as kj
+from tests import reference_metrics as reference
+from tests.gradients import dtypes
+
+CASES = {
+    "recall": (kj.metrics.RecallAtK, reference.recall_at_k, {}),
+    "recall_at_3": (kj.metrics.RecallAtK, reference.recall_at_k, {"k": 3}),
+    "recall_a_to_b": (kj.metrics.RecallAtK, reference.recall_at_k, {"direction": "a_to_b"}),
+    "recall_b_to_a": (kj.metrics.RecallAtK, reference.recall_at_k, {"direction": "b_to_a"}),
+    "recall_dot": (kj.metrics.RecallAtK, reference.recall_at_k, {"similarity": "dot"}),
+    "recall_positive": (kj.metrics.RecallAtK, reference.recall_at_k, {"same_label": "positive"}),
+    "recall_ignore": (kj.metrics.RecallAtK, reference.recall_at_k, {"same_label": "ignore"}),
+    "rank": (kj.metrics.MeanReciprocalRank, reference.mean_reciprocal_rank, {}),
+    "rank_euclidean": (
+        kj.metrics.MeanReciprocalRank,
+        reference.mean_reciprocal_rank,
+        {"similarity": "euclidean", "direction": "a_to_b", "same_label": "positive"},
+    ),
+    "precision": (kj.metrics.MeanAveragePrecisionAtR, reference.mean_average_precision_at_r, {}),
+    "precision_euclidean": (
+        kj.metrics.MeanAveragePrecisionAtR,
+        reference.mean_average_precision_at_r,
+        {"similarity": "euclidean"},
+    ),
+    "pairs": (kj.metrics.PairAccuracy, reference.pair_accuracy, {}),
+    "pairs_euclidean": (
+        kj.metrics.PairAccuracy,
+        reference.pair_accuracy,
+        {"similarity": "euclidean", "threshold": -2.0},
+    ),
+    "alignment": (kj.metrics.Alignment, reference.alignment, {}),
+    "alignment_1": (kj.metrics.Alignment, reference.alignment, {"alpha": 1.0}),
+    "uniformity": (kj.metrics.Uniformity, reference.uniformity, {}),
+    "uniformity_blunt": (kj.metrics.Uniformity, reference.uniformity, {"t": 0.5}),
+    "positive": (kj.metrics.PositiveSimilarity, reference.positive_similarity, {}),
+    "positive_dot": (
+        kj.metrics.PositiveSimilarity,
+        reference.positive_similarity,
+        {"similarity": "dot"},
+    ),
+    "negative": (kj.metrics.NegativeSimilarity, reference.negative_similarity, {}),
+    "negative_ignore": (
+        kj.metrics.NegativeSimilarity,
+        reference.negative_similarity,
+        {"same_label": "ignore", "similarity": "euclidean"},
+    ),
+    "gap": (kj.metrics.SimilarityGap, reference.similarity_gap, {}),
+    "gap_ignore": (
+        kj.metrics.SimilarityGap,
+        reference.similarity_gap,
+        {"same_label": "ignore", "similarity": "dot"},
+    ),
+}
+METRICS = sorted({make for make, _, _ in CASES.values()}, key=lambda make: make.__name__)
+
+
+def _views(batch, dim=4, views=2, seed=0):
+    return np.random.default_rng(seed).normal(size=(batch, views, dim))
+
+
+def _labels(batch):
+    return np.random.default_rng(1).integers(0, 2, batch)
+
+
+def _finish(make, mean):
+    return math.log(mean) if make is kj.metrics.Uniformity and mean > 0 else mean
+
+
+def _number(x):
+    return float(ops.convert_to_numpy(x))
+
+
+class _Masked(keras.layers.Layer):
+    """Hands on what it gets, with a mask."""
+
+    def __init__(self, mask):
+        super().__init__()
+        self._mask = ops.convert_to_tensor(mask)
+
+    def call(self, x):
+        return 1.0 * x
+
+    def compute_mask(self, x, mask=None):
+        return self._mask
+
+
+def _assert_equals_reference(case, views, labels, valid=None, weight=None, dtype="float32"):
+    make, naive, arguments = CASES[case]
+    metric = make(**arguments, dtype=dtype)
+    metric.update_state(labels, ops.convert_to_tensor(views, dtype=dtype), weight)
+    expected = _finish(make, reference.mean(*naive(views, labels, valid, **arguments), weight))
+    tolerance = 1e-6 if dtype == "float64" else 2e-5
+    assert _number(metric.result()) == pytest.approx(expected, rel=tolerance, abs=tolerance)
+
+
+@pytest.mark.parametrize("dtype", dtypes())
+@pytest.mark.parametrize(("batch", "dim"), [(1, 4), (8, 4)])
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_reference(case, batch, dim, dtype):
+    _assert_equals_reference(case, _views(batch, dim), _labels(batch), dtype=dtype)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_weigh_and_zero_leaves_out(case):
+    weight = np.array([0, 1, 2, 0.5, 0, 1, 3, 1])
+    _assert_equals_reference(case, _views(8), _labels(8), weight != 0, weight)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_are_pure_and_finite(case):
+    make, naive, arguments = CASES[case]
+    metric, views, labels = make(**arguments), _views(8), _labels(8)
+    valid = np.array([1, 0, 1, 1, 1, 0, 1, 1], "bool")
+    values, counts = metric.values(
+        ops.convert_to_tensor(views.astype("float32")),
+        ops.convert_to_tensor(labels) if metric.has_labels else None,
+        ops.convert_to_tensor(valid),
+    )
+    expected, expected_counts = naive(views, labels, valid, **arguments)
+    assert np.isfinite(ops.convert_to_numpy(values)).all()
+    np.testing.assert_allclose(ops.convert_to_numpy(counts), expected_counts)
+    counted = np.array(expected_counts) > 0
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(values)[counted], np.array(expected)[counted], rtol=1e-4, atol=1e-5
+    )
+    assert [_number(v) for v in metric.variables] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("shape", ["items", "views"])
+@pytest.mark.parametrize("case", CASES)
+def test_masked_items_take_no_part(case, shape):
+    make, naive, arguments = CASES[case]
+    views, labels = _views(8), _labels(8)
+    valid = np.array([1, 1, 0, 1, 0, 1, 1, 1], "bool")
+    mask = valid if shape == "items" else np.stack([valid, np.ones(8, "bool")], axis=1)
+    padded = np.where(valid[:, None, None], views, np.nan).astype("float32")
+
+    metric = make(**arguments)
+    metric.update_state(labels, _Masked(mask)(padded))
+    expected = _finish(make, reference.mean(*naive(views, labels, valid, **arguments)))
+    assert _number(metric.result()) == pytest.approx(expected, rel=2e-5, abs=2e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_streams_over_batches(case):
+    make, naive, arguments = CASES[case]
+    metric, values, counts = make(**arguments), [], []
+    for seed, batch in enumerate((8, 1, 8)):
+        views = _views(batch, seed=seed)
+        metric.update_state(_labels(batch), views.astype("float32"))
+        found = naive(views, _labels(batch), **arguments)
+        values, counts = values + found[0], counts + found[1]
+    expected = _finish(make, reference.mean(values, counts))
+    assert _number(metric.result()) == pytest.approx(expected, rel=2e-5, abs=2e-5)
+    metric.reset_state()
+    assert _number(metric.result()) == 0.0
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
+@pytest.mark.parametrize(("batch", "dim"), [(4, 3), (100, 130)])
+def test_a_collapsed_model_finds_nothing(batch, dim, similarity):
+    views = np.tile(_views(1, dim).astype("float32"), (batch, 1, 1))
+    views[:, 0] = _views(batch, dim)[:, 0]
+    recall = kj.metrics.RecallAtK(batch - 1, direction="a_to_b", similarity=similarity)
+    assert _number(recall(None, views)) == 0.0
+    rank = kj.metrics.MeanReciprocalRank(direction="a_to_b", similarity=similarity)
+    assert _number(rank(None, views)) == pytest.approx(1 / batch)
+    both_views = np.tile(views[:1, 1:], (batch, 2, 1))
+    labels = np.arange(batch) % (batch // 2)
+    precision = kj.metrics.MeanAveragePrecisionAtR(similarity)
+    expected = reference.mean(
+        *reference.mean_average_precision_at_r(both_views[:8], labels[:8], similarity=similarity)
+    )
+    assert _number(precision(labels[:8], both_views[:8])) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "recall" in case or "rank" in case])
+def test_ties_count_against_the_model(case):
+    views = np.random.default_rng(3).integers(-1, 2, size=(20, 2, 2)).astype("float64")
+    _assert_equals_reference(case, views, _labels(20))
+
+
+def test_ties_count_against_the_average_precision():
+    views = np.random.default_rng(3).integers(-1, 2, size=(8, 2, 2)).astype("float64")
+    _assert_equals_reference("precision", views, _labels(8))
+
+
+@pytest.mark.parametrize("views", [1, 3])
+@pytest.mark.parametrize("case", ["precision", "uniformity"])
+def test_any_number_of_views(case, views):
+    labels = np.array([0, 1, 1, 2, 0, 0, 1, 1])  # One item without a neighbour of its label.
+    _assert_equals_reference(case, _views(8, views=views), labels)
+
+
+def test_a_diverged_model_finds_nothing():
+    views = np.full((8, 2, 4), np.nan, "float32")
+    assert _number(kj.metrics.RecallAtK(7)(None, views)) == 0.0
+    assert _number(kj.metrics.MeanReciprocalRank()(None, views)) == pytest.approx(1 / 8)
+    assert _number(kj.metrics.MeanAveragePrecisionAtR()(np.arange(8), views)) == 0.0
+
+
+def test_recall_at_the_batch_size_is_one():
+    assert _number(kj.metrics.RecallAtK(10)(None, np.ones((10, 2, 3), "float32"))) == 1.0
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "int64", "float32"])
+def test_labels_of_any_dtype_and_as_a_column(dtype):
+    labels, views = _labels(8).astype(dtype), _views(8).astype("float32")
+    expected = _number(kj.metrics.MeanAveragePrecisionAtR()(_labels(8), views))
+    for y in (labels, labels[:, None]):
+        assert _number(kj.metrics.MeanAveragePrecisionAtR()(y, views)) == expected
+
+
+def test_large_integer_labels_do_not_collide():
+    labels = 2**24 + np.arange(4, dtype="int32")
+    gap = kj.metrics.NegativeSimilarity(same_label="ignore")
+    gap.update_state(labels, _views(4).astype("float32"))
+    expected = reference.mean(*reference.negative_similarity(_views(4)))
+    assert _number(gap.result()) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("make", METRICS)
+def test_half_precision_is_computed_in_float32(make):
+    views, labels = _views(8, 8).astype("float16"), _labels(8)
+    half, single = make(), make()
+    half.update_state(labels, views)
+    single.update_state(labels, views.astype("float32"))
+    assert _number(half.result()) == _number(single.result())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_config_round_trip(case):
+    make, _, arguments = CASES[case]
+    metric = make(**arguments, name="mine")
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(metric))
+    assert type(again) is make
+    assert again.get_config() == metric.get_config()
+    views = _views(8).astype("float32")
+    assert _number(again(_labels(8), views)) == _number(metric(_labels(8), views))
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss_tests")
+class _OneMask(keras.layers.Layer):
+    """Masks a pair of which one view is masked, so that the mask fits losses, too."""
+
+    def call(self, pair, mask=None):
+        return 1.0 * pair
+
+    def compute_mask(self, pair, mask=None):
+        return ops.all(mask, axis=1)
+
+
+def _model(jit_compile, weighted=False):
+    """A model of tokens, of which 0 is padding, with all the metrics on its pairs."""
+    tokens = keras.Input((2,), dtype="int32")
+    pair = keras.layers.Embedding(20, 4, mask_zero=True, embeddings_initializer="normal")(tokens)
+    model = keras.Model(tokens, _OneMask()(pair))
+    metrics = [make(**arguments, name=case) for case, (make, _, arguments) in IN_MODEL.items()]
+    model.compile(
+        "sgd",
+        kj.losses.InfoNCE(),
+        **{"weighted_metrics" if weighted else "metrics": metrics},
+        jit_compile=jit_compile,
+    )
+    return model
+
+
+# One of each class: a step with all cases takes XLA a minute to compile.
+IN_MODEL = {make.__name__: (make, naive, arguments) for make, naive, arguments in CASES.values()}
+TOKENS = np.random.default_rng(5).integers(1, 20, size=(14, 2))
+TOKENS[[3, 9], 1] = 0
+LABELS = _labels(14)
+
+
+def _assert_evaluates(model, tokens=TOKENS, weight=None, batch_size=7):
+    logs = model.evaluate(
+        tokens, LABELS, sample_weight=weight, batch_size=batch_size, verbose=0, return_dict=True
+    )
+    pairs = model.predict(tokens, verbose=0).astype("float64")
+    for case, (make, naive, arguments) in IN_MODEL.items():
+        values, counts = [], []
+        for start in range(0, 14, batch_size):
+            batch = slice(start, start + batch_size)
+            valid = (tokens[batch] > 0).all(axis=1)
+            if weight is not None:
+                valid &= weight[batch] != 0
+            found = naive(pairs[batch], LABELS[batch], valid, **arguments)
+            values, counts = values + found[0], counts + found[1]
+        expected = _finish(make, reference.mean(values, counts, weight))
+        assert logs[case] == pytest.approx(expected, rel=1e-4, abs=1e-5), case
+
+
+def test_in_a_model(tmp_path):
+    model = _model(jit_compile=keras.backend.backend() != "torch")
+    history = model.fit(
+        TOKENS, LABELS, batch_size=7, epochs=2, verbose=0, validation_data=(TOKENS, LABELS)
+    ).history
+    assert set(IN_MODEL) | {f"val_{case}" for case in IN_MODEL} <= set(history)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    _assert_evaluates(loaded, batch_size=7)
+
+
+def test_weighted_in_a_model_with_batches_of_two_sizes():
+    weight = np.arange(14) % 3 / 2
+    # No padding: on PyTorch Keras changes weights in place by the mask before metrics see them.
+    tokens = np.maximum(TOKENS, 1)
+    _assert_evaluates(_model(jit_compile=False, weighted=True), tokens, weight, batch_size=5)
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"),
+    [
+        (kj.metrics.RecallAtK, {"k": 0}, "`k`.*whole number >= 1.*Received: k=0"),
+        (kj.metrics.RecallAtK, {"k": 1.5}, "`k`.*Received: k=1.5"),
+        (kj.metrics.RecallAtK, {"k": True}, "`k`.*Received: k=True"),
+        (kj.metrics.RecallAtK, {"direction": "a"}, "`direction`.*'both'.*Received: direction='a'"),
+        (kj.metrics.RecallAtK, {"same_label": "yes"}, "`same_label`.*Received: same_label='yes'"),
+        (kj.metrics.MeanReciprocalRank, {"similarity": "l2"}, "`similarity`.*similarity='l2'"),
+        (kj.metrics.MeanAveragePrecisionAtR, {"similarity": None}, "`similarity`.*Received"),
+        (kj.metrics.PairAccuracy, {"threshold": math.nan}, "`threshold`.*Received: threshold=nan"),
+        (kj.metrics.Alignment, {"alpha": 0}, "`alpha`.*> 0.*Received: alpha=0"),
+        (kj.metrics.Uniformity, {"t": -1}, "`t`.*> 0 and <= 20.*Received: t=-1"),
+        (kj.metrics.Uniformity, {"t": 21.0}, "`t`.*> 0 and <= 20.*Received: t=21.0"),
+        (kj.metrics.SimilarityGap, {"same_label": "positive"}, "`same_label`.*Received"),
+    ],
+)
+def test_bad_arguments_are_refused(make, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(**arguments)
+
+
+@pytest.mark.parametrize("make", METRICS)
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 3), (4, 2, 3, 1)])
+def test_views_of_another_shape_are_refused(make, shape):
+    if make.views is None and len(shape) == 3:
+        pytest.skip("takes any number of views")
+    with pytest.raises(ValueError, match=r"expects stacked views of shape \(batch, \w+, dim\)"):
+        make().update_state(np.zeros(4), np.zeros(shape, "float32"))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (4, 2), (4, 1, 1)])
+def test_labels_and_weights_of_another_shape_are_refused(shape):
+    views = np.zeros((4, 2, 3), "float32")
+    with pytest.raises(ValueError, match=r"expects labels of shape \(4,\) or \(4, 1\)"):
+        kj.metrics.PairAccuracy().update_state(np.zeros(shape), views)
+    if shape:
+        with pytest.raises(ValueError, match=r"expects weights of shape \(4,\) or \(4, 1\)"):
+            kj.metrics.Alignment().update_state(None, views, np.zeros(shape))
