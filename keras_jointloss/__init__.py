@@ -5,7 +5,15 @@ import sys
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("callbacks", "layers", "losses", "schedules", "tensorboard")
+_SUBMODULES = (
+    "aggregators",
+    "callbacks",
+    "layers",
+    "losses",
+    "metrics",
+    "schedules",
+    "tensorboard",
+)
 _ATTRIBUTES = {"joint_loss": "joint", "LossWeight": "loss_weight"}
 
 __all__ = ["LossWeight", "__version__", "custom_objects", "joint_loss", *_SUBMODULES]
@@ -47,7 +55,8 @@ def custom_objects() -> dict:
 
 def _register():
     """Imports all that Keras must know to load a model."""
-    for name in ("callbacks", "joint", "layers", "losses", "schedules"):
+    names = ("aggregators", "callbacks", "joint", "layers", "losses", "metrics", "schedules")
+    for name in names:
         importlib.import_module(f"{__name__}.{name}")
 
 

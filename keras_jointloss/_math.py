@@ -1,6 +1,18 @@
 """Stateless maths on embeddings, shared by losses, layers and metrics."""
 
+import math
+
+import keras
 from keras import ops
+
+#: How embeddings may be compared.
+SIMILARITIES = ("cosine", "dot", "euclidean")
+
+
+def float_dtype(*dtypes) -> str:
+    """Returns float64 if one of the dtypes is that, else float32. Keras forgets it on PyTorch."""
+    names = [keras.backend.standardize_dtype(dtype) for dtype in dtypes]
+    return "float64" if "float64" in names else "float32"
 
 
 def l2_normalize(x):
@@ -21,5 +33,117 @@ def dot(a, b):
 
 def dot_matrix(a, b):
     """Returns the dot products of each vector of `a` with each of `b`: `(len(a), len(b))`."""
-    # Not `ops.matmul`, which computes float64 in float32 on PyTorch.
-    return ops.einsum("id,jd->ij", a, b)
+    return matrix_product(a, ops.transpose(b))
+
+
+def matrix_product(a, b):
+    """Returns the product of two matrices."""
+    # `ops.matmul` computes float64 in float32 on PyTorch; else it is the faster of the two.
+    if keras.backend.standardize_dtype(a.dtype) == "float64":
+        return ops.einsum("ij,jk->ik", a, b)
+    return ops.matmul(a, b)
+
+
+def safe_sqrt(x):
+    """Returns the square root, with gradient 0 where `x` is 0 or, by rounding, below."""
+    is_positive = x > 0
+    return ops.where(is_positive, ops.sqrt(ops.where(is_positive, x, 1)), 0)
+
+
+def distance(a, b):
+    """Returns the Euclidean distances of the vectors of `a` and `b` in the same places."""
+    return safe_sqrt(ops.sum(ops.square(a - b), axis=-1))
+
+
+def distance_matrix(a, b):
+    """Returns the Euclidean distances of each vector of `a` from each of `b`: `(len(a), len(b))`.
+
+    With more than some 16 million differences they are computed from dot products: in float32 a
+    distance is exact then to some 1e-3 of the vectors' spread.
+    """
+
+    def from_differences():
+        return safe_sqrt(ops.sum(ops.square(a[:, None] - b[None, :]), axis=-1))
+
+    def from_products():
+        # Distances do not change when all is moved, but the smaller the vectors the less rounding.
+        center = ops.stop_gradient(ops.sum(b, axis=0) / ops.cast(ops.shape(b)[0], b.dtype))
+        x, y = a - center, b - center
+        square = ops.sum(ops.square(x), axis=-1)[:, None] + ops.sum(ops.square(y), axis=-1)
+        return safe_sqrt(square - 2 * dot_matrix(x, y))
+
+    return by_size(2**24, (a, b, b[0]), from_products, from_differences)
+
+
+def by_size(limit, factors, large, small):
+    """Returns `large()` if the product of the lengths of `factors` exceeds `limit`, else `small()`.
+
+    Both compute the same tensor.
+    """
+    lengths = [x.shape[0] for x in factors]
+    if None not in lengths:
+        return large() if math.prod(lengths) > limit else small()
+    # TensorFlow may learn the size of the batch in the midst of a step only.
+    size = math.prod(ops.cast(ops.shape(x)[0], "float32") for x in factors)
+    return ops.cond(size > limit, large, small)
+
+
+def similarity_matrix(a, b, similarity="cosine"):
+    """Returns how similar each vector of `a` is to each of `b`: `(len(a), len(b))`.
+
+    Args:
+        a: `(n, dim)`.
+        b: `(m, dim)`.
+        similarity: `"cosine"`, `"dot"` (the dot product) or `"euclidean"` (minus the distance).
+    """
+    return matrix_of_prepared(prepare(a, similarity), prepare(b, similarity), similarity)
+
+
+def matrix_of_prepared(a, b, similarity):
+    """Returns the similarities of vectors that `prepare` has returned."""
+    return -distance_matrix(a, b) if similarity == "euclidean" else dot_matrix(a, b)
+
+
+def paired_similarity(a, b, similarity="cosine"):
+    """Returns how similar the vectors of `a` and `b` in the same places are."""
+    if similarity == "euclidean":
+        return -distance(a, b)
+    return dot(prepare(a, similarity), prepare(b, similarity))
+
+
+def prepare(x, similarity):
+    """Returns the vectors whose dot products are the similarities."""
+    return l2_normalize(x) if similarity == "cosine" else x
+
+
+def mean(x, axis=None):
+    """Returns the mean; that of Keras is in float32 on JAX, whatever the dtype."""
+    total = ops.sum(x, axis=axis)
+    return total / ops.cast(ops.size(x) / ops.size(total), x.dtype)
+
+
+def mean_where(x, mask, axis):
+    """Returns the mean over the elements for which `mask` is true: 0 if there are none."""
+    count = ops.sum(ops.cast(mask, x.dtype), axis=axis)
+    return divide_or_0(ops.sum(ops.where(mask, x, 0), axis=axis), count)
+
+
+def divide_or_0(x, y):
+    """Returns `x / y`, and 0 where `y` is 0; that of Keras forgets float64 on PyTorch."""
+    is_zero = y == 0
+    return ops.where(is_zero, 0, x / ops.where(is_zero, 1, y))
+
+
+def logsumexp_where(x, mask, axis):
+    """Returns the logarithm of the sum of the exponentials of the elements that `mask` allows.
+
+    It is 0, with gradient 0, where there are none.
+    """
+    any_element = ops.any(mask, axis=axis)
+    # The least is as good as none for a maximum; constants that stand for infinity are not, in
+    # half precision.
+    least = ops.min(x, axis=axis, keepdims=True)
+    largest = ops.stop_gradient(ops.max(ops.where(mask, x, least), axis=axis, keepdims=True))
+    total = ops.sum(ops.where(mask, ops.exp(ops.where(mask, x - largest, 0)), 0), axis=axis)
+    result = ops.log(ops.where(any_element, total, 1)) + ops.squeeze(largest, axis)
+    return ops.where(any_element, result, 0)

@@ -41,3 +41,34 @@ def validate_number(
             f". Received: {name}={value!r}"
         )
     return float(value)
+
+
+def validate_count(value: Any, name: str, minimum: int = 1) -> int:
+    """Returns `value` as an int if it is a whole number that is large enough.
+
+    Raises:
+        ValueError: If `value` is anything else.
+    """
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_whole or int(value) < minimum:
+        raise ValueError(
+            f"Invalid value for argument `{name}`. Expected a whole number >= {minimum}. "
+            f"Received: {name}={value!r}"
+        )
+    return int(value)
+
+
+def validate_choice(value: Any, name: str, choices: tuple) -> Any:
+    """Returns `value` if it is one of `choices`.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+    if not any(
+        value is choice or (isinstance(value, str) and value == choice) for choice in choices
+    ):
+        raise ValueError(
+            f"Invalid value for argument `{name}`. Expected one of {choices}. "
+            f"Received: {name}={value!r}"
+        )
+    return value

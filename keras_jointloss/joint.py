@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_jointloss._masks import valid_items
 from keras_jointloss.distribution import replica_count
 from keras_jointloss.layers import ContrastiveTerm
 from keras_jointloss.loss_weight import LossWeight, TermWeight, Weight
@@ -90,6 +91,37 @@ def _crossentropy_for(y_true, y_pred) -> Callable:
     return keras.losses.categorical_crossentropy
 
 
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class LossPart(keras.metrics.Mean):
+    """The mean of a part of a loss, as of `keras_jointloss.losses.VICReg`, before it is weighed.
+
+    Args:
+        loss: A `keras_jointloss.losses.ViewsLoss`.
+        part: One of its `part_names`.
+        name: Name of the metric, by default that of the part.
+        dtype: As in `keras.metrics.Metric`.
+    """
+
+    def __init__(self, loss: Any, part: str, name: str | None = None, dtype=None):
+        super().__init__(name=name or part, dtype=dtype)
+        self.loss = loss
+        self.part = part
+
+    def update_state(self, y_true, y_pred, sample_weight=None) -> None:
+        """Adds the items of a batch."""
+        valid = valid_items(y_pred, sample_weight)
+        super().update_state(self.loss.parts(y_pred, None, valid)[self.part], sample_weight)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "loss": self.loss, "part": self.part}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "LossPart":
+        loss = config["loss"]
+        loss = keras.losses.deserialize(loss) if isinstance(loss, dict) else loss
+        return cls(**{**config, "loss": loss})
+
+
 def joint_loss(
     losses: Mapping[str, Any],
     weights: Mapping[str, Weight | LossWeight] | None = None,
@@ -164,7 +196,8 @@ def joint_loss(
         )
     metrics = _by_output(metrics, names, "metrics")
     for name in names:
-        metrics[name] = [*_as_list(metrics.get(name)), weights[name]]
+        parts = [LossPart(losses[name], part) for part in getattr(losses[name], "part_names", ())]
+        metrics[name] = [*_as_list(metrics.get(name)), *parts, weights[name]]
     arguments = {
         "loss": {
             name: None if loss is None else TermLoss(loss, weights[name], name)

@@ -1,6 +1,7 @@
 """The weight of one loss term, together with the account of what the term contributed."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import keras
@@ -44,6 +45,24 @@ def _constant(value: float) -> Callable:
     return lambda shape, dtype=None: ops.convert_to_tensor(np.full(shape, value), dtype=dtype)
 
 
+def layer_state(name, shape, initial, dtype=None, aggregation="sum"):
+    """Returns a variable for what a layer takes down in `call`, whatever the strategy.
+
+    Each replica has its own, so that to assign it needs no other replica: `tf.distribute` would
+    go on with another one, in the midst of the layer.
+    """
+    return keras.Variable(
+        initializer=_constant(initial),
+        shape=shape,
+        dtype=dtype or keras.config.floatx(),
+        trainable=False,
+        autocast=False,
+        aggregation=aggregation,
+        synchronization="on_read",
+        name=name,
+    )
+
+
 def _to_numpy(variable) -> np.ndarray:
     return ops.convert_to_numpy(ops.convert_to_tensor(variable))
 
@@ -73,14 +92,13 @@ class TermWeight:
         self._step = add_variable("step", (), 0, dtype="int32", **replicated)
         # Whether `advance` counts: part of the compiled step, unlike `annealing`.
         self._advancing = add_variable("advancing", (), False, dtype="bool", **replicated)
-        self._latest_loss = add_variable("latest_loss", (), 0.0, aggregation="mean")
         # Sums over items of 1, the loss and the weighted loss.
         self._sums = add_variable("sums", (3,), 0.0, aggregation="sum")
 
     @property
     def state(self) -> list:
         """The variables of the term."""
-        return [self._value, self._step, self._advancing, self._latest_loss, self._sums]
+        return [self._value, self._step, self._advancing, self._sums]
 
     # Within the compiled step.
 
@@ -99,7 +117,6 @@ class TermWeight:
         dtype = self._sums.dtype
         loss = ops.stop_gradient(ops.cast(loss, dtype))
         one = ops.ones((), dtype=dtype)
-        self._latest_loss.assign(loss)
         self._sums.assign_add(
             ops.cast(batch_size, dtype) * ops.stack([one, loss, loss * self.tensor()])
         )
@@ -108,7 +125,7 @@ class TermWeight:
         """Counts a training step and moves the weight along its schedule, if annealing is on."""
         if self.schedule is None:
             return
-        is_on = ops.convert_to_tensor(self._advancing)
+        is_on = ops.copy(self._advancing)  # TensorFlow would read the variable at each use.
         step = ops.convert_to_tensor(self._step) + ops.cast(is_on, "int32")
         self._step.assign(step)
         self._value.assign(ops.where(is_on, self._scheduled(step), self.tensor()))
@@ -132,6 +149,11 @@ class TermWeight:
     def reset(self) -> None:
         """Starts the means anew and stops annealing; keeps the weight and the step."""
         self._sums.assign(np.zeros(3))
+        if self.annealing:
+            self.stop_annealing()
+
+    def stop_annealing(self) -> None:
+        """Keeps `advance` from moving the weight."""
         self.annealing = False
         if self.schedule is not None:
             self._advancing.assign(False)
@@ -151,11 +173,6 @@ class TermWeight:
     def step(self) -> int:
         """The step at which the schedule stands."""
         return int(_to_numpy(self._step))
-
-    @property
-    def latest_loss(self) -> float:
-        """The term's raw loss in the latest step."""
-        return float(_to_numpy(self._latest_loss))
 
     def assign(self, value: float) -> None:
         """Sets the weight.
@@ -274,24 +291,46 @@ class LayerWeight(TermWeight):
         weight: As in `LossWeight`.
         prefix: Goes before the names of the variables.
         readings: What else the layer has to log: by name, functions that return a scalar tensor.
+        means: What else it has to log the mean of: by name, functions that make of the mean what
+            is logged. Their sums begin anew with those of the loss.
     """
 
-    def __init__(self, weight: Weight, prefix: str, readings: Mapping[str, Callable[[], Any]]):
-        def add_variable(name, shape, initial, dtype=None, aggregation="sum"):
-            return keras.Variable(
-                initializer=_constant(initial),
-                shape=shape,
-                dtype=dtype or keras.config.floatx(),
-                trainable=False,
-                autocast=False,
-                aggregation=aggregation,
-                synchronization="on_read",
-                name=f"{prefix}_{name}",
-            )
+    def __init__(
+        self,
+        weight: Weight,
+        prefix: str,
+        readings: Mapping[str, Callable[[], Any]],
+        means: Mapping[str, Callable[[Any], Any]],
+    ):
+        def add_variable(name, *arguments, **options):
+            return layer_state(f"{prefix}_{name}", *arguments, **options)
 
         self._create_variables(weight, add_variable)
-        self.tensors = {"loss": self.loss_tensor, "weight": self.tensor, **readings}
-        self._readings = readings
+        # For each the sums over items of the value and of 1.
+        self._means = {name: add_variable(name, (2,), 0.0) for name in means}
+        self._readings: dict[str, Callable[[], Any]] = {
+            **readings,
+            **{name: partial(self._mean, name, finish) for name, finish in means.items()},
+        }
+        self.tensors = {"loss": self.loss_tensor, "weight": self.tensor, **self._readings}
+
+    @property
+    def state(self) -> list:
+        return [*super().state, *self._means.values()]
+
+    def record_mean(self, name: str, total, count) -> None:
+        """Takes down the sum of values, and how many they are."""
+        sums = ops.cast(ops.stack([total, count]), self._means[name].dtype)
+        self._means[name].assign_add(ops.stop_gradient(sums))
+
+    def _mean(self, name: str, finish: Callable[[Any], Any]):
+        sums = ops.convert_to_tensor(self._means[name])
+        return finish(ops.divide_no_nan(sums[0], sums[1]))
+
+    def reset(self) -> None:
+        super().reset()
+        for sums in self._means.values():
+            sums.assign(np.zeros(2))
 
     def read(self) -> dict[str, float]:
         others = {name: float(_to_numpy(read())) for name, read in self._readings.items()}

@@ -1,8 +1,24 @@
-"""Naive float64 references: loops over items, straight from the formulas."""
+"""Naive float64 references: loops over items, straight from the formulas.
+
+Every loss is `loss(views, labels, valid, **arguments)`: views of shape `(batch, views, dim)`, the
+values of shape `(batch,)`. An item that is not valid is left out from the start.
+"""
 
 import math
+from collections import defaultdict
+from typing import NamedTuple
 
 import numpy as np
+
+
+class Sample(NamedTuple):
+    """One view of one item."""
+
+    item: int
+    view: int
+
+
+# Vectors
 
 
 def unit(vector):
@@ -10,31 +26,414 @@ def unit(vector):
     return vector / length if length > 0 else vector * 0.0
 
 
+def euclidean(a, b):
+    return math.sqrt(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)))
+
+
+class Similarities(dict):
+    """The similarity of any two samples, by the pair of them."""
+
+    def __init__(self, views, kind):
+        self.kind = kind
+        change = unit if kind == "cosine" else np.asarray
+        self.vectors = {
+            Sample(*index): change(views[index]).tolist() for index in np.ndindex(views.shape[:2])
+        }
+
+    def __missing__(self, pair):
+        a, b = (self.vectors[sample] for sample in pair)
+        if self.kind == "euclidean":
+            value = -euclidean(a, b)
+        else:
+            value = sum(x * y for x, y in zip(a, b, strict=True))
+        self[pair] = self[pair[::-1]] = value
+        return value
+
+
+def distances(views, kind):
+    similarity = Similarities(views, kind)
+    offset = 1.0 if kind == "cosine" else 0.0
+    return lambda a, b: offset - similarity[a, b]
+
+
+# Numbers
+
+
 def log_sum_exp(values):
+    if not values:
+        return -math.inf
     largest = max(values)
     return largest + math.log(sum(math.exp(value - largest) for value in values))
 
 
-def info_nce(views, labels=None, temperature=0.07, symmetric=True, normalize=True):
-    a, b = ([unit(v) if normalize else v for v in views[:, i]] for i in (0, 1))
-    losses = []
-    for i in range(len(a)):
-        positive = a[i] @ b[i] / temperature
-        loss = log_sum_exp([a[i] @ other / temperature for other in b]) - positive
+def softplus(x):
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+def relu(x):
+    return max(x, 0.0)
+
+
+def mean(values):
+    return math.fsum(values) / len(values)
+
+
+# Items
+
+
+def valid_items(views, valid):
+    return [i for i in range(len(views)) if valid is None or valid[i]]
+
+
+def valid_samples(views, valid):
+    return [Sample(i, v) for i in valid_items(views, valid) for v in range(views.shape[1])]
+
+
+def shared(labels, i, j):
+    """Returns how many labels two items share; without labels each item is a class of its own."""
+    if labels is None:
+        return int(i == j)
+    a, b = np.ravel(labels[i]), np.ravel(labels[j])
+    if len(a) == 1:
+        return int(a[0] == b[0])
+    return sum(int(x != 0 and y != 0) for x, y in zip(a, b, strict=True))
+
+
+def mean_over_views(views, values):
+    """Returns the value of each item from those of its samples; 0 for an item without any."""
+    of_item = defaultdict(list)
+    for sample, value in values.items():
+        of_item[sample.item].append(value)
+    return np.array([mean(of_item[i]) if of_item[i] else 0.0 for i in range(len(views))])
+
+
+def sides(views, labels, valid):
+    """Returns each anchor with its positives and its negatives."""
+    samples = valid_samples(views, valid)
+    return [
+        (
+            anchor,
+            [x for x in samples if x != anchor and shared(labels, anchor.item, x.item)],
+            [x for x in samples if not shared(labels, anchor.item, x.item)],
+        )
+        for anchor in samples
+    ]
+
+
+def sides_of_pairs(views, labels, valid, same_label):
+    """Returns what `sides` does where the positives are the other views of the item."""
+    samples = valid_samples(views, valid)
+    result = []
+    for anchor in samples:
+        positives, negatives = [], []
+        for x in samples:
+            if x.item == anchor.item:
+                if x != anchor:
+                    positives.append(x)
+            elif same_label is None or not shared(labels, anchor.item, x.item):
+                negatives.append(x)
+            elif same_label == "positive":
+                positives.append(x)
+        result.append((anchor, positives, negatives))
+    return result
+
+
+# Pairs
+
+
+def of_pairs(views, valid, value):
+    result = np.zeros(len(views))
+    for i in valid_items(views, valid):
+        result[i] = value(i, views[i, 0], views[i, 1])
+    return result
+
+
+def contrastive(views, labels, valid=None, margin=1.0):
+    def value(i, a, b):
+        y, distance = float(np.ravel(labels)[i]), euclidean(a, b)
+        return 0.5 * (y * distance**2 + (1 - y) * relu(margin - distance) ** 2)
+
+    return of_pairs(views, valid, value)
+
+
+def cosine_embedding(views, labels, valid=None, margin=0.0):
+    def value(i, a, b):
+        y, similarity = float(np.ravel(labels)[i]), unit(a) @ unit(b)
+        return y * (1 - similarity) + (1 - y) * relu(similarity - margin)
+
+    return of_pairs(views, valid, value)
+
+
+def margin_contrastive(views, labels, valid=None, margin=1.0, normalize=False):
+    def value(i, a, b):
+        y, similarity = float(np.ravel(labels)[i]), unit(a) @ unit(b) if normalize else a @ b
+        return y * relu(margin - similarity) + (1 - y) * relu(similarity)
+
+    return of_pairs(views, valid, value)
+
+
+# Triplets
+
+
+def triplet(views, labels, valid=None, margin=1.0, mining="semi_hard", similarity="euclidean"):
+    distance = distances(views, similarity)
+    values = {}
+    for anchor, positives, negatives in sides(views, labels, valid):
+        to_positives = [distance(anchor, p) for p in positives]
+        to_negatives = [distance(anchor, n) for n in negatives]
+        if not positives or not negatives:
+            pairs = []
+        elif mining == "all":
+            pairs = [(ap, an) for ap in to_positives for an in to_negatives]
+        elif mining == "hard":
+            pairs = [(max(to_positives), min(to_negatives))]
+        else:
+            pairs = [
+                (ap, min([an for an in to_negatives if an > ap], default=max(to_negatives)))
+                for ap in to_positives
+            ]
+        losses = [
+            softplus(ap - an) if margin == "soft" else relu(ap - an + margin) for ap, an in pairs
+        ]
+        values[anchor] = mean(losses) if losses else 0.0
+    return mean_over_views(views, values)
+
+
+# Softmax
+
+
+def cross_entropy(logits, weights, label_smoothing=0.0):
+    """Returns the cross-entropy of the softmax of `logits` against the normalised `weights`."""
+    total, uniform = math.fsum(weights), 1 / len(logits)
+    targets = [(1 - label_smoothing) * w / total + label_smoothing * uniform for w in weights]
+    normaliser = log_sum_exp(logits)
+    return math.fsum(t * (normaliser - z) for t, z in zip(targets, logits, strict=True))
+
+
+def info_nce(
+    views,
+    labels=None,
+    valid=None,
+    temperature=0.07,
+    similarity="cosine",
+    symmetric=True,
+    same_label=None,
+    label_smoothing=0.0,
+):
+    similarities = Similarities(views, similarity)
+    items = valid_items(views, valid)
+    hard = [Sample(j, v) for j in items for v in range(2, views.shape[1])]
+
+    def one_way(i, view, hard):
+        logits, weights = [], []
+        for j in items:
+            same = same_label is not None and bool(shared(labels, i, j))
+            if i != j and same and same_label == "ignore":
+                continue
+            logits.append(similarities[Sample(i, view), Sample(j, 1 - view)] / temperature)
+            weights.append(float(i == j or (same and same_label == "positive")))
+        for x in hard:
+            logits.append(similarities[Sample(i, view), x] / temperature)
+            weights.append(0.0)
+        return cross_entropy(logits, weights, label_smoothing)
+
+    values = np.zeros(len(views))
+    for i in items:
+        values[i] = one_way(i, 0, hard)
         if symmetric:
-            back = log_sum_exp([other @ b[i] / temperature for other in a]) - positive
-            loss = (loss + back) / 2
-        losses.append(loss)
-    return np.array(losses)
+            values[i] = (values[i] + one_way(i, 1, [])) / 2
+    return values
 
 
-def margin_contrastive(views, labels, margin=1.0, normalize=False):
-    losses = []
-    for (a, b), label in zip(views, labels, strict=True):
-        similarity = unit(a) @ unit(b) if normalize else a @ b
-        attraction, repulsion = max(margin - similarity, 0.0), max(similarity, 0.0)
-        losses.append(label * attraction + (1 - label) * repulsion)
-    return np.array(losses)
+def softmax_over_samples(views, all_sides, temperature, similarity, label_smoothing):
+    similarities = Similarities(views, similarity)
+    values = {}
+    for anchor, positives, negatives in all_sides:
+        logits = [similarities[anchor, x] / temperature for x in positives + negatives]
+        weights = [1.0] * len(positives) + [0.0] * len(negatives)
+        values[anchor] = cross_entropy(logits, weights, label_smoothing) if positives else 0.0
+    return mean_over_views(views, values)
+
+
+def nt_xent(
+    views,
+    labels=None,
+    valid=None,
+    temperature=0.1,
+    similarity="cosine",
+    same_label=None,
+    label_smoothing=0.0,
+):
+    all_sides = sides_of_pairs(views, labels, valid, same_label)
+    return softmax_over_samples(views, all_sides, temperature, similarity, label_smoothing)
+
+
+def sup_con(views, labels, valid=None, temperature=0.07, similarity="cosine", label_smoothing=0.0):
+    all_sides = sides(views, labels, valid)
+    return softmax_over_samples(views, all_sides, temperature, similarity, label_smoothing)
+
+
+def decoupled_contrastive(
+    views, labels=None, valid=None, temperature=0.1, similarity="cosine", same_label=None
+):
+    similarities = Similarities(views, similarity)
+    values = {}
+    for anchor, positives, negatives in sides_of_pairs(views, labels, valid, same_label):
+        attraction = [similarities[anchor, p] / temperature for p in positives]
+        repulsion = [similarities[anchor, n] / temperature for n in negatives]
+        is_whole = attraction and repulsion
+        values[anchor] = log_sum_exp(repulsion) - mean(attraction) if is_whole else 0.0
+    return mean_over_views(views, values)
+
+
+def n_pairs(views, labels, valid=None, similarity="dot", label_smoothing=0.0):
+    similarities = Similarities(views, similarity)
+    items = valid_items(views, valid)
+    values = np.zeros(len(views))
+    for i in items:
+        logits = [similarities[Sample(i, 0), Sample(j, 1)] for j in items]
+        weights = [float(shared(labels, i, j) > 0) for j in items]
+        values[i] = cross_entropy(logits, weights, label_smoothing)
+    return values
+
+
+# Sigmoid
+
+
+def siglip(
+    views,
+    labels=None,
+    valid=None,
+    temperature=0.1,
+    bias=-10.0,
+    similarity="cosine",
+    same_label=None,
+):
+    similarities = Similarities(views, similarity)
+    items = valid_items(views, valid)
+    values = np.zeros(len(views))
+    for i in items:
+        for j in items:
+            same = same_label is not None and bool(shared(labels, i, j))
+            if i != j and same and same_label == "ignore":
+                continue
+            sign = 1.0 if i == j or same else -1.0
+            logit = similarities[Sample(i, 0), Sample(j, 1)] / temperature + bias
+            values[i] += softplus(-sign * logit)
+    return values
+
+
+# Weighted pairs
+
+
+def multi_similarity(views, labels, valid=None, alpha=2.0, beta=50.0, base=0.5, mining_margin=None):
+    similarities = Similarities(views, "cosine")
+    values = {}
+    for anchor, positives, negatives in sides(views, labels, valid):
+        near = [similarities[anchor, p] for p in positives]
+        far = [similarities[anchor, n] for n in negatives]
+        if mining_margin is not None and near and far:
+            near, far = (
+                [s for s in near if s < max(far) + mining_margin],
+                [s for s in far if s > min(near) - mining_margin],
+            )
+        values[anchor] = (
+            log_sum_exp([0.0] + [-alpha * (s - base) for s in near]) / alpha
+            + log_sum_exp([0.0] + [beta * (s - base) for s in far]) / beta
+        )
+    return mean_over_views(views, values)
+
+
+def circle(views, labels, valid=None, margin=0.4, gamma=80.0, weights_at=None):
+    """Returns the circle loss.
+
+    Its weights are constants to the gradient: central differences keep them with `weights_at`,
+    the views that they are taken from.
+    """
+    similarities = Similarities(views, "cosine")
+    fixed = similarities if weights_at is None else Similarities(weights_at, "cosine")
+    values = {}
+    for anchor, positives, negatives in sides(views, labels, valid):
+        pull = [
+            -gamma * relu(1 + margin - fixed[anchor, p]) * (similarities[anchor, p] - 1 + margin)
+            for p in positives
+        ]
+        push = [
+            gamma * relu(fixed[anchor, n] + margin) * (similarities[anchor, n] - margin)
+            for n in negatives
+        ]
+        is_whole = pull and push
+        values[anchor] = softplus(log_sum_exp(push) + log_sum_exp(pull)) if is_whole else 0.0
+    return mean_over_views(views, values)
+
+
+# Statistics of the batch
+
+
+def _columns(vectors):
+    """Returns the values of each feature less their mean: exact zeros if it is constant."""
+    columns = []
+    for column in np.transpose(vectors):
+        is_constant = all(x == column[0] for x in column)
+        center = column[0] if is_constant else mean(column)
+        columns.append([x - center for x in column])
+    return columns
+
+
+def _inner(a, b):
+    return math.fsum(x * y for x, y in zip(a, b, strict=True))
+
+
+def vicreg(
+    views,
+    labels=None,
+    valid=None,
+    invariance_weight=25.0,
+    variance_weight=25.0,
+    covariance_weight=1.0,
+    epsilon=1e-4,
+):
+    items = valid_items(views, valid)
+    values = np.zeros(len(views))
+    if not items:
+        return values
+    dim, divisor = views.shape[2], max(len(items) - 1, 1)
+    variance = covariance = 0.0
+    for v in (0, 1):
+        columns = _columns(views[items, v])
+        for i, a in enumerate(columns):
+            for j, b in enumerate(columns):
+                entry = _inner(a, b) / divisor
+                if i == j:
+                    variance += 0.5 * relu(1 - math.sqrt(entry + epsilon)) / dim
+                else:
+                    covariance += entry**2 / dim
+    for i in items:
+        invariance = mean([(x - y) ** 2 for x, y in zip(views[i, 0], views[i, 1], strict=True)])
+        values[i] = (
+            invariance_weight * invariance
+            + variance_weight * variance
+            + covariance_weight * covariance
+        )
+    return values
+
+
+def barlow_twins(views, labels=None, valid=None, off_diagonal_weight=0.0051):
+    items = valid_items(views, valid)
+    values = np.zeros(len(views))
+    if not items:
+        return values
+    total = 0.0
+    for i, a in enumerate(_columns(views[items, 0])):
+        for j, b in enumerate(_columns(views[items, 1])):
+            lengths = math.sqrt(_inner(a, a) * _inner(b, b))
+            correlation = _inner(a, b) / lengths if lengths > 0 else 0.0
+            total += (1 - correlation) ** 2 if i == j else off_diagonal_weight * correlation**2
+    values[items] = total
+    return values
+
+
+# Gradients
 
 
 def central_differences(function, x, step=1e-6):

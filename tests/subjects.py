@@ -161,6 +161,64 @@ def _subclassed():
     return Subclassed(), kj.joint_loss({"rating": "mse"}), ("rating",)
 
 
+def _family_loss(name, **arguments):
+    """Returns a loss of the package, tame enough to train with all others."""
+    tame = {"Circle": {"gamma": 4.0}, "MultiSimilarity": {"beta": 5.0, "mining_margin": 0.5}}
+    if name == "SigLIP":
+        tame["SigLIP"] = {"bias": -3.0}
+    elif hasattr(getattr(kj.losses, name)(), "temperature"):
+        tame[name] = {"temperature": 0.3}
+    return getattr(kj.losses, name)(**tame.get(name, {}), **arguments)
+
+
+# Each contrastive loss once: as the loss of an output, or in a layer.
+OF_OUTPUTS = ("BarlowTwins", "Circle", "Contrastive", "InfoNCE", "NPairs", "Triplet", "VICReg")
+OF_LAYERS = (
+    "CosineEmbedding",
+    "DecoupledContrastive",
+    "MultiSimilarity",
+    "NTXent",
+    "SigLIP",
+    "SupCon",
+    "VICReg",
+)
+_TARGETS = {"pair": "match", "class": "label", None: "nothing"}
+
+
+def _family_outputs():
+    """A model with contrastive losses of outputs."""
+    inputs = keras.Input((6,), name="features")
+    views = ops.stack(_trunk(inputs), axis=1)
+    losses = {name.lower(): _family_loss(name) for name in OF_OUTPUTS}
+    outputs = {name: _float32(views, name) for name in losses}
+    joint = kj.joint_loss(losses, weights=dict.fromkeys(losses, 0.02))
+    targets = tuple(_TARGETS[loss.label_kind] for loss in losses.values())
+    return keras.Model(inputs, outputs), joint, targets
+
+
+def _family_layers():
+    """A model with contrastive layer terms, with all that such a term can have."""
+    inputs = keras.Input((6,), name="features")
+    match = keras.Input((), dtype="int32", name="match")
+    label = keras.Input((), dtype="int32", name="label")
+    a, b = _trunk(inputs)
+    for name in OF_LAYERS:
+        options = {"NTXent": {"same_label": "ignore"}, "DecoupledContrastive": {"tile_size": 3}}
+        loss = _family_loss(name, **options.get(name, {}))
+        can_learn = bool(loss.learned_parameters())
+        term = kj.layers.ContrastiveTerm(
+            loss,
+            weight=kj.schedules.Linear(0.0, 0.02, 8),
+            learn_temperature=can_learn,
+            memory_size=12 if loss.has_memory else 0,
+            name=name.lower(),
+        )
+        labels = (match if loss.label_kind == "pair" else label,) if loss.has_labels else ()
+        a, b = term((a, b, *labels))
+    rating = _float32(keras.layers.Dense(1)(a + b), "rating")
+    return keras.Model([inputs, match, label], rating), _rating_loss(), ("rating",)
+
+
 class Subject(NamedTuple):
     """A model to train.
 
@@ -183,5 +241,17 @@ SUBJECTS = {
     "layers": Subject(_layers, ("features", "match"), ("rating", "margin", "agree")),
     "nested": Subject(_nested, ("features", "match"), ("rating", "margin", "agree")),
     "list_outputs": Subject(_list_outputs, ("features",), ("rating", "label")),
+    "family_outputs": Subject(
+        _family_outputs,
+        ("features",),
+        tuple(name.lower() for name in OF_OUTPUTS),
+        couples_batch=True,
+    ),
+    "family_layers": Subject(
+        _family_layers,
+        ("features", "match", "label"),
+        ("rating", *(name.lower() for name in OF_LAYERS)),
+        couples_batch=True,
+    ),
     "subclassed": Subject(_subclassed, ("features",), ("rating", "agree")),
 }

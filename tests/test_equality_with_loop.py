@@ -26,11 +26,11 @@ OPTIMIZERS = {
     "sgd": lambda: keras.optimizers.SGD(0.1),
     "adam": lambda: keras.optimizers.Adam(0.003),
 }
-# On JAX Keras rounds some constants to float32, also on the way to float64; 20 steps move a weight
-# by 0.01 and more, so near 0 that may show. In float32 the order of sums differs.
+# 20 steps move a weight by 0.01 and more; near 0 the order of sums shows.
 TOLERANCES = {"float64": {"rtol": 1e-6, "atol": 1e-8}, "float32": {"rtol": 1e-4, "atol": 1e-6}}
 if BACKEND != "tensorflow":
-    # Part of Keras' float64 arithmetic, such as products on PyTorch, is in float32 there.
+    # Part of Keras' float64 arithmetic is in float32 there: `ops.mean` on JAX, `ops.matmul` on
+    # PyTorch. Adam magnifies that where a gradient is small.
     TOLERANCES["float64"] = TOLERANCES["float32"]
 
 # Weights as schedules, and as formulas for the loop, which has no schedules.

@@ -55,11 +55,23 @@ def check_emoji(lines):
     assert lines[-1].endswith("tensorboard --logdir logs")
 
 
+def check_momentum(lines):
+    """Checks that a memory of 64 emoji and none both retrieve better than chance."""
+    retrieved = [line for line in lines if line.startswith("memory of")]
+    assert [line.split()[2] for line in retrieved] == ["0", "64"]
+    for line in retrieved:
+        assert float(line.split()[-1].rstrip("%")) > 2 * 2.6
+
+
 # The scripts by name: the arguments that make them quick, and what to check in what they print.
 SCRIPTS = {
     "emoji": (
         ["--epochs", "1", "--log-dir", "logs", "--save", "models/emoji.keras"],
         check_emoji,
+    ),
+    "momentum": (
+        ["--epochs", "1", "--batch-size", "128", "--memory-sizes", "0", "64"],
+        check_momentum,
     ),
 }
 

@@ -73,23 +73,29 @@ def test_integer_labels_stay_integers():
     seen = []
 
     class Looks(kj.losses.MarginContrastive):
-        def values(self, views, labels=None, **parameters):
+        def values(self, views, labels=None, *rest, **parameters):
             seen.append(keras.backend.standardize_dtype(labels.dtype))
-            return super().values(views, labels, **parameters)
+            return super().values(views, labels, *rest, **parameters)
 
     layer = kj.layers.ContrastiveTerm(Looks())
     layer((A, B, ops.convert_to_tensor(LABELS.astype("int32"))))
+    assert len(layer.losses) == 1
     assert set(seen) == {"int32"}
 
 
 def test_counts_steps_in_training_only_and_only_while_annealing_is_on():
     layer = kj.layers.ContrastiveTerm("InfoNCE", weight=PolynomialDecay(0.0, 10, 1.0))
-    layer((A, B), training=True)
+
+    def step(training):
+        layer((A, B), training=training)
+        assert len(layer.losses) == 1
+
+    step(training=True)
     assert layer.weight.step == 0
     layer.weight.start_annealing(4)
-    layer((A, B), training=False)
+    step(training=False)
     assert (layer.weight.step, float(layer.weight)) == (4, pytest.approx(0.4))
-    layer((A, B), training=True)
+    step(training=True)
     assert (layer.weight.step, float(layer.weight)) == (5, pytest.approx(0.5))
 
 
@@ -140,11 +146,12 @@ def test_passes_masks_on():
         ("InfoNCE", [(4, 3), (4, 5)], r"same shape \(batch, dim\)"),
         ("InfoNCE", [(4, 3), (5, 3)], r"same shape \(batch, dim\)"),
         ("InfoNCE", [(4, 3, 1), (4, 3, 1)], r"same shape \(batch, dim\)"),
-        ("InfoNCE", [(4, 3), (4, 3), (4,)], "has no labels"),
+        ("InfoNCE", [(4, 3), (4, 3), (4,)], r"\(batch, dim\) and no labels"),
         ("MarginContrastive", [(4, 3), (4, 3)], "has labels"),
         ("MarginContrastive", [(4, 3), (4, 3), (5,)], r"expects labels of shape \(4,\)"),
         ("MarginContrastive", [(4, 3), (4, 3), (4, 2)], r"expects labels of shape \(4,\)"),
-        ("InfoNCE", [(4, 3)], r"expects \(a, b\) or \(a, b, labels\)"),
+        ("InfoNCE", [(4, 3)], r"expects \(a, b, \.\.\.\), since InfoNCE has no labels"),
+        ("SigLIP", [(4, 3)] * 3, r"expects \(a, b\), since SigLIP has no labels"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused_when_the_model_is_made(loss, shapes, message):

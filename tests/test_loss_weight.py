@@ -86,7 +86,6 @@ def test_means_weigh_batches_by_their_size():
     weight.assign(2.0)
     weight.record(ops.convert_to_tensor(5.0), 1)
     assert weight.read() == pytest.approx({"loss": 2.0, "weighted": 11.5 / 4, "weight": 2.0})
-    assert weight.latest_loss == 5.0
     weight.reset_state()
     assert "loss" not in weight.read()
     assert float(weight) == 2.0

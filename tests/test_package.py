@@ -3,6 +3,7 @@
 import ast
 import importlib
 import math
+import os
 import pkgutil
 import re
 import subprocess
@@ -20,7 +21,7 @@ PACKAGE = kj.__name__
 
 # A module imports from earlier levels only. All that lies in a family counts as the family.
 LEVELS = (
-    {"_math", "_validation", "tensorboard"},
+    {"_masks", "_math", "_validation", "tensorboard"},
     {"aggregators", "distribution", "loss_weight", "schedules"},
     {"losses", "metrics", "weighting"},
     {"layers"},
@@ -141,10 +142,15 @@ def test_checker_lets_pass(module, source):
     assert violations(f"{PACKAGE}.{module}", source) == []
 
 
-def run_python(code: str) -> str:
+def run_python(code: str, **environment: str) -> str:
     """Returns what `code` prints in a Python of its own."""
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
     ).stdout
 
 
@@ -153,10 +159,11 @@ def test_import_costs_little_beyond_keras():
         "import keras, time; start = time.thread_time(); import keras_jointloss; "
         "print(time.thread_time() - start)"
     )
-    # The least of at most five: what else the machine does can only add to the cost.
+    # The least of at most eight: what else the machine does can only add to the cost, and the first
+    # compiles to bytecode, as the installation of a package does.
     seconds = math.inf
-    for _ in range(5):
-        seconds = min(seconds, float(run_python(code)))
+    for _ in range(8):
+        seconds = min(seconds, float(run_python(code, PYTHONDONTWRITEBYTECODE="")))
         if seconds <= 0.05:
             break
     assert seconds <= 0.05

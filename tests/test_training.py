@@ -19,6 +19,9 @@ BACKEND = keras.backend.backend()
 
 # What the slowest modes are tried on: the others differ from these in the model around them only.
 ESSENTIAL = ("outputs", "pairs", "layers")
+# All the contrastive losses: they take long to compile, and differ in what they compute only.
+FAMILY = ("family_outputs", "family_layers")
+OTHERS = tuple(name for name in SUBJECTS if name not in FAMILY)
 
 
 class Mode(NamedTuple):
@@ -35,15 +38,19 @@ class Mode(NamedTuple):
 
 MODES = {
     "plain": Mode(),
-    "tf_data": Mode(data="tf_data"),
+    "tf_data": Mode(data="tf_data", subjects=OTHERS),
     "sample_weight": Mode(data="sample_weight", same_as_plain=False),
     # On JAX every mode but `run_eagerly` is compiled.
-    "jit_compile": Mode({"jit_compile": True}, lacking=("jax", "torch"), subjects=ESSENTIAL),
-    "steps_per_execution": Mode({"steps_per_execution": 4}, lacking=("torch",)),
-    "run_eagerly": Mode({"run_eagerly": True}, lacking=("torch",)),
-    "gradient_accumulation": Mode(same_as_plain=False),
+    "jit_compile": Mode(
+        {"jit_compile": True}, lacking=("jax", "torch"), subjects=ESSENTIAL + FAMILY
+    ),
+    "steps_per_execution": Mode({"steps_per_execution": 4}, lacking=("torch",), subjects=OTHERS),
+    "run_eagerly": Mode({"run_eagerly": True}, lacking=("torch",), subjects=OTHERS),
+    "gradient_accumulation": Mode(same_as_plain=False, subjects=OTHERS),
     "mixed_float16": Mode(policy="mixed_float16", same_as_plain=False),
-    "mirrored": Mode(mirrored=True, lacking=("jax", "torch"), subjects=ESSENTIAL),
+    "mirrored": Mode(
+        mirrored=True, lacking=("jax", "torch"), subjects=(*ESSENTIAL, "family_layers")
+    ),
 }
 
 

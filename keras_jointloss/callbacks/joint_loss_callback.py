@@ -5,8 +5,8 @@ import os
 import warnings
 
 import keras
-from keras import ops
 
+from keras_jointloss.callbacks.steps import optimizer_step
 from keras_jointloss.joint import find_terms
 from keras_jointloss.loss_weight import LayerWeight, LossWeight, TermWeight
 from keras_jointloss.tensorboard import SummaryWriter
@@ -103,7 +103,7 @@ class JointLossCallback(keras.callbacks.Callback):
         self._readings = {}
         self._reset_layer_terms()
         # Not at the beginning of training: another callback may restore the optimizer there.
-        self._start_annealing(self._optimizer_step() if self._begin_step is None else None)
+        self._start_annealing(optimizer_step(self.model) if self._begin_step is None else None)
         self._begin_step = self._written_step = self._training_step()
 
     def on_train_batch_begin(self, batch, logs=None):
@@ -136,7 +136,7 @@ class JointLossCallback(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         self._is_training = False
         for term in self._terms.values():
-            term.reset()
+            term.stop_annealing()
         self._close()
 
     def on_test_begin(self, logs=None):
@@ -158,14 +158,7 @@ class JointLossCallback(keras.callbacks.Callback):
             for term in self._terms.values():
                 if term.schedule is not None:
                     return term.step
-        return self._optimizer_step()
-
-    def _optimizer_step(self) -> int:
-        """Returns the number of batches that the optimizer has used: under loss scaling not all."""
-        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
-        accumulated = optimizer.gradient_accumulation_steps or 1
-        iterations = ops.convert_to_tensor(optimizer.iterations)
-        return int(ops.convert_to_numpy(iterations)) * accumulated
+        return optimizer_step(self.model)
 
     def _start_annealing(self, step: int | None = None) -> None:
         _ = self.model  # On JAX this brings the state of the step into the variables.

@@ -1,12 +1,20 @@
 """The layer that turns two embeddings inside a model into a term of its loss."""
 
+import warnings
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_jointloss import losses
-from keras_jointloss.loss_weight import LayerWeight, Weight, deserialize_weight
+from keras_jointloss._math import divide_or_0, float_dtype
+from keras_jointloss._validation import validate_count
+from keras_jointloss.loss_weight import LayerWeight, Weight, deserialize_weight, layer_state
+from keras_jointloss.losses.base import as_labels
+from keras_jointloss.metrics import ViewsMetric
 
 
 class _Readout(keras.metrics.Metric):
@@ -40,7 +48,7 @@ class _Bounds(keras.constraints.Constraint):
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class ContrastiveTerm(keras.layers.Layer):
-    """Adds a weighted loss between two embeddings to the loss of the model.
+    """Adds a weighted loss between embeddings of the same items to the loss of the model.
 
     The layer returns the embeddings untouched; use what it returns further on in the model,
     or a Functional model will not contain it. The loss it adds is
@@ -48,9 +56,12 @@ class ContrastiveTerm(keras.layers.Layer):
         weight(step) * mean_i loss_i(a, b, labels)
 
     computed in float32 at least, whatever the dtype policy. Integer labels stay integers. The
-    logs show the mean of the raw loss as `<name>_loss`, the weight as `<name>_weight` and a learned
-    temperature as `<name>_temperature`. On JAX these come from the
-    `keras_jointloss.callbacks.JointLossCallback`, at the end of an epoch.
+    logs show the mean of the raw loss as `<name>_loss`, the weight as `<name>_weight`, learned
+    parameters as `<name>_temperature` and `<name>_bias`, and metrics as `<name>_<metric>`. On JAX
+    these come from the `keras_jointloss.callbacks.JointLossCallback`, at the end of an epoch.
+
+    The loss is computed where the losses of the model are asked for, as in `fit` and `evaluate`.
+    `predict` and an exported model compute nothing.
 
     A layer is one term: call it once in a training step, and give every other pair of embeddings
     a layer of its own.
@@ -63,16 +74,29 @@ class ContrastiveTerm(keras.layers.Layer):
             which moves the weight while a `keras_jointloss.callbacks.JointLossCallback` takes part
             in `fit`.
         learn_temperature: Whether to train the temperature of the loss, starting from the one it
-            has. InfoNCE trains the logarithm of the inverse temperature, kept in [0, ln 100].
+            has: its inverse's logarithm, kept in [0, ln 100] as in CLIP. For SigLIP the bias is
+            trained, too, both without bounds.
+        memory_size: How many items of earlier training steps to remember as further candidates,
+            into which no gradient flows; 0 for none. The oldest go first. Only for losses whose
+            `has_memory` is true. With several replicas each remembers its own items; a file keeps
+            those of the first.
+        metrics: Metrics of `keras_jointloss.metrics` on the embeddings.
         name: Name of the layer and of the term.
         **kwargs: `trainable` and `dtype`, as in `keras.layers.Layer`.
 
+    Call arguments:
+        inputs: `(a, b)`, or more embeddings for a loss on more views; then the labels, if the loss
+            has any.
+        sample_weight: `(batch,)`, how much each item weighs, or `None`. An item of weight 0, or
+            one that a Keras mask of shape `(batch,)` leaves out, is no part of the batch: neither
+            an anchor nor a positive nor a negative.
+
     Input shape:
-        `(a, b)` or, for a loss with labels, `(a, b, labels)`: `(batch, dim)` twice and
-        `(batch,)` or `(batch, 1)`.
+        `(batch, dim)` for each embedding. Labels: `(batch,)`, `(batch, 1)` or `(batch, classes)`,
+        as in the loss.
 
     Output shape:
-        `(a, b)`, as they came.
+        The embeddings, as they came.
 
     Raises:
         ValueError: If an argument is invalid, the embeddings differ in batch or dim, or labels are
@@ -94,6 +118,8 @@ class ContrastiveTerm(keras.layers.Layer):
         loss: Any,
         weight: Weight = 1.0,
         learn_temperature: bool = False,
+        memory_size: int = 0,
+        metrics: Sequence[Any] = (),
         name: str | None = None,
         **kwargs,
     ):
@@ -101,28 +127,16 @@ class ContrastiveTerm(keras.layers.Layer):
         super().__init__(name=name, autocast=False, **kwargs)
         self.supports_masking = True
         self.loss = losses.get(loss)
-        if self.loss.reduction in ("sum", "none", None):
-            raise ValueError(
-                "Invalid value for argument `loss`. Expected a loss whose reduction is a mean. "
-                f"Received: loss={loss!r} with reduction={self.loss.reduction!r}"
-            )
         self.learn_temperature = learn_temperature
-        if learn_temperature and not self._parameters_to_learn():
-            raise ValueError(
-                "Invalid value for argument `learn_temperature`. Expected False, since "
-                f"{type(self.loss).__name__} has no temperature to train. "
-                f"Received: learn_temperature={learn_temperature}"
-            )
-        for parameter, (initial, minimum, maximum) in self._parameters_to_learn().items():
-            if learn_temperature and not minimum <= initial <= maximum:
-                raise ValueError(
-                    f"Invalid value for argument `loss`. Expected a temperature whose {parameter} "
-                    f"is in [{minimum:g}, {maximum:g}]. Received: {parameter}={initial:g}"
-                )
-        readings = {"temperature": self.temperature_tensor} if learn_temperature else {}
-        self.weight = LayerWeight(weight, self.name, readings)
-        self._weight_state = self.weight.state
+        self.memory_size = validate_count(memory_size, "memory_size", minimum=0)
+        self._validate_loss(loss)
         self._learned: dict[str, Any] = {}
+        # A function: Keras would take metrics, which have no state here, for its own.
+        self._get_metrics = partial(tuple, _validated_metrics(metrics, self._has_labels))
+        self.weight = LayerWeight(weight, self.name, self._readings(), self._means())
+        self._weight_state = self.weight.state
+        # What is to be computed when the losses are asked for.
+        self._deferred: Any = None
         # On JAX a metric cannot read what a layer holds; there the callback fills the logs.
         if keras.backend.backend() != "jax":
             self._readouts = [
@@ -130,13 +144,68 @@ class ContrastiveTerm(keras.layers.Layer):
                 for reading, read in self.weight.tensors.items()
             ]
 
-    def _parameters_to_learn(self):
-        is_views_loss = isinstance(self.loss, losses.ViewsLoss)
-        return self.loss.learned_parameters() if is_views_loss else {}
+    def _validate_loss(self, given):
+        if self.loss.reduction in ("sum", "none", None):
+            raise ValueError(
+                "Invalid value for argument `loss`. Expected a loss whose reduction is a mean. "
+                f"Received: loss={given!r} with reduction={self.loss.reduction!r}"
+            )
+        if self.learn_temperature and not self._parameters_to_learn():
+            raise ValueError(
+                "Invalid value for argument `learn_temperature`. Expected False, since "
+                f"{type(self.loss).__name__} has no temperature to train. "
+                f"Received: learn_temperature={self.learn_temperature}"
+            )
+        for parameter, (initial, minimum, maximum) in self._parameters_to_learn().items():
+            if self.learn_temperature and not minimum <= initial <= maximum:
+                raise ValueError(
+                    f"Invalid value for argument `loss`. Expected a temperature whose {parameter} "
+                    f"is in [{minimum:g}, {maximum:g}]. Received: {parameter}={initial:g}"
+                )
+        if self.memory_size and not getattr(self.loss, "has_memory", False):
+            raise ValueError(
+                "Invalid value for argument `memory_size`. Expected 0, since "
+                f"{type(self.loss).__name__} has no use for a memory. "
+                f"Received: memory_size={self.memory_size}"
+            )
 
-    def temperature_tensor(self):
-        """Returns the temperature now as a scalar tensor."""
-        return ops.convert_to_tensor(self.loss.temperature(**self._learned))
+    @property
+    def _is_views_loss(self) -> bool:
+        return isinstance(self.loss, losses.ViewsLoss)
+
+    @property
+    def _has_labels(self) -> bool:
+        return self._is_views_loss and self.loss.has_labels
+
+    def _parameters_to_learn(self):
+        return self.loss.learned_parameters() if self._is_views_loss else {}
+
+    def _readings(self):
+        """Returns the learned arguments of the loss: by name, functions that return them."""
+        if not self.learn_temperature:
+            return {}
+        others = [name for name in self._parameters_to_learn() if name != "log_scale"]
+        return {name: partial(self._learned_argument, name) for name in ("temperature", *others)}
+
+    def _learned_arguments(self):
+        tensors = {name: ops.convert_to_tensor(value) for name, value in self._learned.items()}
+        return self.loss.arguments_of(tensors) if tensors else {}
+
+    def _learned_argument(self, name):
+        return self._learned_arguments()[name]
+
+    def _means(self):
+        """Returns what else is logged as a mean: by name, what makes of the mean what is logged."""
+        parts = self.loss.part_names if self._is_views_loss else ()
+        return {
+            **{part: lambda mean: mean for part in parts},
+            **{metric.name: metric.finish for metric in self._get_metrics()},
+        }
+
+    def _split(self, inputs):
+        """Returns the embeddings, or their shapes, and the labels, or `None`."""
+        inputs = tuple(inputs)
+        return (inputs[:-1], inputs[-1]) if self._has_labels else (inputs, None)
 
     def build(self, input_shape):
         self._validate_shapes(input_shape)
@@ -149,60 +218,168 @@ class ContrastiveTerm(keras.layers.Layer):
                     constraint=_Bounds(parameter.minimum, parameter.maximum),
                     dtype=keras.config.floatx(),
                 )
+        if self.memory_size:
+            self._build_memory(*self._split(input_shape))
+
+    def _build_memory(self, embeddings, labels):
+        def add_state(name, shape, dtype):
+            return layer_state(
+                f"{self.name}_memory_{name}", shape, 0, dtype, aggregation="only_first_replica"
+            )
+
+        size = self.memory_size
+        dtype = float_dtype(keras.config.floatx())
+        self._memory_views = add_state("views", (size, len(embeddings), embeddings[0][-1]), dtype)
+        self._memory_valid = add_state("valid", (size,), "bool")
+        self._memory_position = add_state("position", (), "int32")
+        self._memory_labels = None
+        if labels is not None:
+            classes = tuple(labels[1:]) if len(labels) == 2 and labels[1] != 1 else ()
+            # JAX has no int64 unless it is told to.
+            dtype = ops.convert_to_tensor(np.zeros(0, "int64")).dtype
+            dtype = keras.backend.standardize_dtype(dtype)
+            self._memory_labels = add_state("labels", (size, *classes), dtype)
 
     def _validate_shapes(self, shapes):
-        if not isinstance(shapes, list | tuple) or len(shapes) not in (2, 3):
+        most = self.loss.max_views if self._is_views_loss else 2
+        count = len(shapes) - self._has_labels if isinstance(shapes, list | tuple) else 0
+        if not 2 <= count <= most:
+            views = "(a, b" if most == 2 else "(a, b, ..."
+            name = type(self.loss).__name__
+            has = "has labels" if self._has_labels else "has no labels"
             raise ValueError(
-                f"{self.name!r} expects (a, b) or (a, b, labels). Received: input_shape={shapes}"
+                f"{self.name!r} expects {views}{', labels' if self._has_labels else ''}), since "
+                f"{name} {has}. Received: input_shape={shapes}"
             )
-        a, b = tuple(shapes[0]), tuple(shapes[1])
-        batch_differs = None not in (a[0], b[0]) and a[0] != b[0]
-        if len(a) != 2 or len(b) != 2 or batch_differs or a[1] != b[1]:
+        embeddings, labels = self._split(shapes)
+        sizes = {shape[0] for shape in embeddings} - {None}
+        if (
+            any(len(shape) != 2 for shape in embeddings)
+            or len(sizes) > 1
+            or len({shape[1] for shape in embeddings}) > 1
+        ):
             raise ValueError(
-                f"{self.name!r} expects two embeddings of the same shape (batch, dim). "
-                f"Received: shapes {a} and {b}"
+                f"{self.name!r} expects embeddings of the same shape (batch, dim)"
+                f"{'' if self._has_labels else ' and no labels'}. "
+                f"Received: shapes {', '.join(str(tuple(shape)) for shape in embeddings)}"
             )
-        has_labels = getattr(self.loss, "has_labels", False)
-        if (len(shapes) == 3) != has_labels:
-            raise ValueError(
-                f"{self.name!r} expects {'(a, b, labels)' if has_labels else '(a, b)'}, since "
-                f"{type(self.loss).__name__} has {'' if has_labels else 'no '}labels. "
-                f"Received: {len(shapes)} inputs"
-            )
-        if has_labels:
-            self.loss.validate_labels(tuple(shapes[2]), a[0] or b[0])
+        if labels is not None:
+            self.loss.validate_labels(tuple(labels), next(iter(sizes), None))
 
-    def call(self, inputs, training=None):
-        a, b = inputs[0], inputs[1]
-        loss = ops.mean(self._values(a, b, *inputs[2:]))
-        self.add_loss(self.weight.tensor() * loss)
-        self.weight.record(loss, ops.shape(a)[0])
+    def call(self, inputs, sample_weight=None, mask=None, training=None):
+        embeddings, labels = self._split(inputs)
+        self._deferred = partial(
+            self._compute_loss, embeddings, labels, sample_weight, mask, training
+        )
+        return embeddings
+
+    def _get_own_losses(self):
+        # Keras asks for the losses after the call, but not to predict or to export.
+        deferred, self._deferred = self._deferred, None
+        if deferred is not None:
+            self.add_loss(deferred())
+        return super()._get_own_losses()
+
+    def _clear_losses(self):
+        self._deferred = None
+        super()._clear_losses()
+
+    def _compute_loss(self, embeddings, labels, sample_weight, mask, training):
+        """Returns the weighted loss, and takes down all there is to log."""
+        dtype = float_dtype(*(x.dtype for x in embeddings))
+        views = ops.stack([ops.cast(x, dtype) for x in embeddings], axis=1)
+        labels = None if labels is None else as_labels(ops.convert_to_tensor(labels))
+        valid = mask = self._item_mask(mask)
+        items = ops.cast(ops.shape(views)[0], dtype)
+        if mask is not None:
+            items = ops.sum(ops.cast(mask, dtype))
+        if sample_weight is None:
+            values, total = self._values(views, labels, valid), items
+        else:
+            weights = ops.reshape(ops.cast(sample_weight, dtype), (-1,))
+            weights = weights if mask is None else ops.where(mask, weights, 0)
+            valid = ops.not_equal(weights, 0)
+            values = weights * self._values(views, labels, valid)
+            is_mean = self.loss.reduction == "mean_with_sample_weight"
+            total = ops.sum(weights) if is_mean else items
+        loss = divide_or_0(ops.sum(values), total)
+        weighted = self.weight.tensor() * loss
+        self.weight.record(loss, items)
+        self._record_means(views, labels, valid)
         # `None` in a model whose `call` takes no `training`; evaluation stops annealing anyway.
         if training is not False:
             self.weight.advance()
-        return a, b
+        if self.memory_size:
+            self._remember(views, labels, valid, training)
+        return weighted
 
-    def _values(self, a, b, labels=None):
+    def _item_mask(self, mask):
+        """Returns which items no mask of an embedding leaves out, `(batch,)`, or `None`."""
+        masks = [] if mask is None else [x for x in self._split(mask)[0] if x is not None]
+        if not masks:
+            return None
+        return ops.all(ops.stack([ops.cast(x, "bool") for x in masks], axis=1), axis=1)
+
+    def _values(self, views, labels, valid):
         """Returns the loss of each item, `(batch,)`."""
-        dtype = keras.backend.result_type(a.dtype, b.dtype, "float32")
-        a, b = ops.cast(a, dtype), ops.cast(b, dtype)
-        if not isinstance(self.loss, losses.ViewsLoss):
-            return self.loss.call(b, a)
-        if labels is not None:
-            labels = ops.reshape(labels, (-1,))
-        parameters = {name: ops.convert_to_tensor(value) for name, value in self._learned.items()}
-        return self.loss.values(ops.stack([a, b], axis=1), labels, **parameters)
+        if not self._is_views_loss:
+            values = self.loss.call(views[:, 1], views[:, 0])
+            return values if valid is None else ops.where(valid, values, 0)
+        arguments = self._learned_arguments()
+        if self.memory_size:
+            labels_kept = None if labels is None else ops.copy(self._memory_labels)
+            arguments["memory"] = losses.Memory(
+                ops.copy(self._memory_views), labels_kept, ops.copy(self._memory_valid)
+            )
+        return self.loss.values(views, labels, valid, **arguments)
 
-    def compute_output_spec(self, inputs, training=None):
-        return tuple(keras.KerasTensor(x.shape, dtype=x.dtype) for x in inputs[:2])
+    def _record_means(self, views, labels, valid):
+        counts = ops.ones_like(views[:, 0, 0])
+        counts = counts if valid is None else ops.where(valid, counts, 0)
+        if self._is_views_loss and self.loss.part_names:
+            for name, values in self.loss.parts(views, labels, valid).items():
+                self.weight.record_mean(name, ops.sum(values * counts), ops.sum(counts))
+        for metric in self._get_metrics():
+            self.weight.record_mean(metric.name, *metric.sums(views, labels, valid))
+
+    def _remember(self, views, labels, valid, training):
+        """Puts the items of a training step in the place of the oldest ones."""
+        if training is None:
+            warnings.warn(
+                f"The memory of {self.name!r} stays as it is, as it is not known whether this is "
+                "training: give `call` of the model around it an argument `training`.",
+                stacklevel=2,
+            )
+        if not training:
+            return
+        size = self.memory_size
+        views = ops.stop_gradient(views[-size:])
+        count = ops.shape(views)[0]
+        position = ops.copy(self._memory_position)
+        places = (position + ops.arange(count, dtype="int32")) % size
+
+        def put(state, values):
+            values = ops.cast(values, state.dtype)
+            state.assign(ops.scatter_update(ops.copy(state), places[:, None], values))
+
+        put(self._memory_views, views)
+        put(self._memory_valid, ops.ones_like(places) if valid is None else valid[-size:])
+        if labels is not None:
+            put(self._memory_labels, labels[-size:])
+        self._memory_position.assign((position + count) % size)
+
+    def compute_output_spec(self, inputs, sample_weight=None, mask=None, training=None):
+        embeddings, _ = self._split(inputs)
+        return tuple(keras.KerasTensor(x.shape, dtype=x.dtype) for x in embeddings)
 
     def compute_mask(self, inputs, mask=None):
-        return None if mask is None else tuple(mask[:2])
+        return None if mask is None else self._split(mask)[0]
 
     def load_own_variables(self, store):
         super().load_own_variables(store)
         # A file that was written in the midst of an epoch says that annealing is on.
         self.weight.reset()
+        self.weight.stop_annealing()
 
     def get_config(self) -> dict:
         return {
@@ -210,8 +387,34 @@ class ContrastiveTerm(keras.layers.Layer):
             "loss": keras.saving.serialize_keras_object(self.loss),
             "weight": keras.saving.serialize_keras_object(self.weight.initial),
             "learn_temperature": self.learn_temperature,
+            "memory_size": self.memory_size,
+            "metrics": [keras.saving.serialize_keras_object(x) for x in self._get_metrics()],
         }
 
     @classmethod
     def from_config(cls, config: dict) -> "ContrastiveTerm":
-        return cls(**{**config, "weight": deserialize_weight(config["weight"])})
+        metrics = [keras.saving.deserialize_keras_object(x) for x in config.get("metrics", ())]
+        weight = deserialize_weight(config["weight"])
+        return cls(**{**config, "weight": weight, "metrics": metrics})
+
+
+def _validated_metrics(metrics, has_labels):
+    """Returns the metrics, or raises `ValueError` if one of them cannot be computed here."""
+    for metric in metrics:
+        if not isinstance(metric, ViewsMetric):
+            raise ValueError(
+                "Invalid value for argument `metrics`. Expected metrics of "
+                f"`keras_jointloss.metrics`. Received: metrics={metrics!r}"
+            )
+        if metric.has_labels and not has_labels:
+            raise ValueError(
+                "Invalid value for argument `metrics`. Expected metrics without labels, since the "
+                f"loss has none. Received: {metric.name!r}"
+            )
+    names = [metric.name for metric in metrics]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            "Invalid value for argument `metrics`. Expected metrics of different names. "
+            f"Received: {names}"
+        )
+    return tuple(metrics)

@@ -1,15 +1,53 @@
 """Losses on the views of an item, as `keras.losses.Loss` classes and as functions."""
 
+from keras_jointloss.losses._pairs import Memory
+from keras_jointloss.losses.barlow_twins import BarlowTwins, barlow_twins
 from keras_jointloss.losses.base import LearnedParameter, ViewsLoss, get
+from keras_jointloss.losses.circle import Circle, circle
+from keras_jointloss.losses.contrastive import Contrastive, contrastive
+from keras_jointloss.losses.cosine_embedding import CosineEmbedding, cosine_embedding
+from keras_jointloss.losses.decoupled_contrastive import DecoupledContrastive, decoupled_contrastive
 from keras_jointloss.losses.info_nce import InfoNCE, info_nce
 from keras_jointloss.losses.margin_contrastive import MarginContrastive, margin_contrastive
+from keras_jointloss.losses.multi_similarity import MultiSimilarity, multi_similarity
+from keras_jointloss.losses.n_pairs import NPairs, n_pairs
+from keras_jointloss.losses.nt_xent import NTXent, nt_xent
+from keras_jointloss.losses.siglip import SigLIP, siglip
+from keras_jointloss.losses.sup_con import SupCon, sup_con
+from keras_jointloss.losses.triplet import Triplet, triplet
+from keras_jointloss.losses.vicreg import VICReg, vicreg
 
 __all__ = [
+    "BarlowTwins",
+    "Circle",
+    "Contrastive",
+    "CosineEmbedding",
+    "DecoupledContrastive",
     "InfoNCE",
     "LearnedParameter",
     "MarginContrastive",
+    "Memory",
+    "MultiSimilarity",
+    "NPairs",
+    "NTXent",
+    "SigLIP",
+    "SupCon",
+    "Triplet",
+    "VICReg",
     "ViewsLoss",
+    "barlow_twins",
+    "circle",
+    "contrastive",
+    "cosine_embedding",
+    "decoupled_contrastive",
     "get",
     "info_nce",
     "margin_contrastive",
+    "multi_similarity",
+    "n_pairs",
+    "nt_xent",
+    "siglip",
+    "sup_con",
+    "triplet",
+    "vicreg",
 ]

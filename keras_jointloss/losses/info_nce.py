@@ -1,69 +1,114 @@
 """InfoNCE: the items of a batch tell each item's pair from all other pairs."""
 
 import math
-from typing import Any
 
 import keras
-from keras import ops
 
-from keras_jointloss._math import dot, dot_matrix, l2_normalize
-from keras_jointloss._validation import validate_number
-from keras_jointloss.losses.base import LearnedParameter, ViewsLoss
+from keras_jointloss._math import paired_similarity
+from keras_jointloss.losses._pairs import NEGATIVE, Roles, as_views, remembered, samples_of
+from keras_jointloss.losses._softmax import cross_entropy
+from keras_jointloss.losses.base import ViewsLoss
 
 
-def info_nce(a, b, temperature=0.07, symmetric=True, normalize=True):
-    """Returns the InfoNCE loss of each pair of embeddings. See `InfoNCE`.
+def info_nce(
+    views,
+    labels=None,
+    valid=None,
+    temperature=0.07,
+    similarity="cosine",
+    symmetric=True,
+    same_label=None,
+    label_smoothing=0.0,
+    tile_size=None,
+    memory=None,
+):
+    """Returns the InfoNCE loss of each item. See `InfoNCE`.
 
     Args:
-        a: `(batch, dim)`, the embeddings of the anchors.
-        b: `(batch, dim)`, the embeddings of their positives, in the same order.
+        views: `(batch, views, dim)`.
+        labels: `(batch,)` or `(batch, classes)`. Used with `same_label` only.
+        valid: `(batch,)`, bool: which items take part. `None` for all.
         temperature: A float or a scalar tensor, > 0.
-        symmetric: Whether the positives, too, look for their anchors.
-        normalize: Whether to scale the embeddings to length 1.
+        similarity: As in `InfoNCE`.
+        symmetric: As in `InfoNCE`.
+        same_label: As in `InfoNCE`.
+        label_smoothing: As in `InfoNCE`.
+        tile_size: As in `InfoNCE`.
+        memory: A `Memory` of earlier items as further candidates, or `None`.
 
     Returns:
         `(batch,)`.
     """
-    if normalize:
-        a, b = l2_normalize(a), l2_normalize(b)
+    views = as_views(views, valid)
+    labels = None if same_label is None else labels
+    a, b = (samples_of(views[:, i : i + 1], similarity, labels, valid) for i in (0, 1))
     scale = 1.0 / temperature
-    logits = dot_matrix(a, b) * scale  # (batch, batch)
-    positive = dot(a, b) * scale  # (batch,)
-    loss = ops.logsumexp(logits, axis=1) - positive
+    options = {
+        "scale": scale,
+        "similarity": similarity,
+        "label_smoothing": label_smoothing,
+        "tile_size": tile_size,
+    }
+    if same_label != "positive":
+        options["own_positive"] = paired_similarity(views[:, 0], views[:, 1], similarity)
+    candidates_of_a, candidates_of_b = b, a
+    if views.shape[1] > 2:
+        hard = samples_of(views[:, 2:], similarity, labels, valid, NEGATIVE)
+        candidates_of_a = candidates_of_a.join(hard)
+    if memory is not None:
+        candidates_of_a = candidates_of_a.join(remembered(memory, similarity, slice(1, 2)))
+        candidates_of_b = candidates_of_b.join(remembered(memory, similarity, slice(0, 1)))
+    if symmetric and candidates_of_a is b and candidates_of_b is a:
+        # One matrix serves both directions.
+        both = cross_entropy(Roles(a, b, same_label), **options, both_ways=True)
+        return 0.5 * (both[0] + both[1])
+    loss = cross_entropy(Roles(a, candidates_of_a, same_label), **options)
     if symmetric:
-        loss = 0.5 * (loss + ops.logsumexp(logits, axis=0) - positive)
+        loss = 0.5 * (loss + cross_entropy(Roles(b, candidates_of_b, same_label), **options))
     return loss
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class InfoNCE(ViewsLoss):
-    """Contrastive loss that classifies each item's other view among those of the whole batch.
+    """Contrastive loss that picks each item's other view out of those of the whole batch.
 
-    With embeddings `a` and `b` of length 1, similarities `s_ij = a_i . b_j` and temperature `t`:
+    With embeddings `a` and `b` of the two views, similarities `s_ij = s(a_i, b_j)` and temperature
+    `t`:
 
         loss_i = 1/2 [ LSE_j(s_ij / t) - s_ii / t  +  LSE_j(s_ji / t) - s_ii / t ]
 
     where `LSE` is the logarithm of the sum of exponentials; with `symmetric=False` the first two
     terms alone. The negatives of an item are the other items of the batch.
 
+    Views after the second are hard negatives: those of all items are further candidates for the
+    first view of each.
+
     Args:
         temperature: The number `t` > 0 by which similarities are divided.
+        similarity: `"cosine"`, of which a zero vector has 0 with all, `"dot"`, the dot product, or
+            `"euclidean"`, minus the distance.
         symmetric: Whether both views serve as anchors (as in CLIP), or only the first.
-        normalize: Whether to scale the embeddings to length 1 first. A zero vector stays zero
-            and gets no gradient.
+        same_label: What it means that items share a label, or an id, in `y_true`: `"positive"`,
+            they are positives of one another, and the loss has the mean of the positives'
+            `s / t` in place of `s_ii / t`; `"ignore"`, they are no negatives of one another.
+            `None`: there are no labels.
+        label_smoothing: The share of the target, in [0, 1), that all candidates have alike.
+        tile_size: Of how many items the similarities are held at a time; values and gradients are
+            the same. `None`: of all, in a batch of up to 2048, or of 256.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
 
     Input shape:
-        `y_pred`: `(batch, 2, dim)`, the two views of each item. `y_true` is not used: anything
-        with the right batch size.
+        `y_pred`: `(batch, views, dim)`, 2 views or more. `y_true`: with `same_label`, `(batch,)`,
+        `(batch, 1)` or, with 1 for each class of an item, `(batch, classes)`; else anything with
+        the right batch size.
 
     Output shape:
         `(batch,)` from `call`.
 
     Raises:
-        ValueError: If the temperature is not a number > 0 or `y_pred` has another shape.
+        ValueError: If an argument is invalid or a shape is another.
 
     References:
         - van den Oord et al., 2018, Representation Learning with Contrastive Predictive Coding
@@ -80,36 +125,30 @@ class InfoNCE(ViewsLoss):
     0.5514
     """
 
+    function = staticmethod(info_nce)
+    max_views = math.inf
+    has_memory = True
+
     def __init__(
         self,
         temperature: float = 0.07,
+        similarity: str = "cosine",
         symmetric: bool = True,
-        normalize: bool = True,
+        same_label: str | None = None,
+        label_smoothing: float = 0.0,
+        tile_size: int | None = None,
         name: str = "info_nce",
         reduction: str = "sum_over_batch_size",
         dtype=None,
     ):
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self._temperature = validate_number(temperature, "temperature", 0, exclusive=True)
-        self.symmetric = symmetric
-        self.normalize = normalize
-
-    def values(self, views, labels=None, **parameters):
-        a, b = views[:, 0], views[:, 1]
-        return info_nce(a, b, self.temperature(**parameters), self.symmetric, self.normalize)
-
-    def learned_parameters(self) -> dict[str, LearnedParameter]:
-        """Returns CLIP's log of the inverse temperature, kept between 0 and log 100."""
-        return {"log_scale": LearnedParameter(-math.log(self._temperature), 0.0, math.log(100))}
-
-    def temperature(self, **parameters: Any) -> Any:
-        """Returns the temperature, or the one that belongs to a learned `log_scale`."""
-        return ops.exp(-parameters["log_scale"]) if parameters else self._temperature
-
-    def get_config(self) -> dict:
-        return {
-            **super().get_config(),
-            "temperature": self._temperature,
-            "symmetric": self.symmetric,
-            "normalize": self.normalize,
-        }
+        super().__init__(
+            name,
+            reduction,
+            dtype,
+            temperature=temperature,
+            similarity=similarity,
+            symmetric=symmetric,
+            same_label=same_label,
+            label_smoothing=label_smoothing,
+            tile_size=tile_size,
+        )

@@ -1,31 +1,32 @@
-"""Margin losses on the similarity of labelled pairs."""
+"""Margin loss on the dot product of labelled pairs."""
 
 import keras
 from keras import ops
 
-from keras_jointloss._math import dot, l2_normalize
-from keras_jointloss._validation import validate_number
+from keras_jointloss._math import paired_similarity
+from keras_jointloss.losses._pairs import as_views, for_valid
 from keras_jointloss.losses.base import ViewsLoss
 
 
-def margin_contrastive(a, b, labels, margin=1.0, normalize=False):
-    """Returns the margin contrastive loss of each pair. See `MarginContrastive`.
+def margin_contrastive(views, labels, valid=None, margin=1.0, normalize=False):
+    """Returns the margin contrastive loss of each item. See `MarginContrastive`.
 
     Args:
-        a: `(batch, dim)`.
-        b: `(batch, dim)`.
-        labels: `(batch,)`: 1 if the two belong together, 0 if not.
-        margin: A float, 0 or more.
-        normalize: Whether to scale the embeddings to length 1.
+        views: `(batch, 2, dim)`.
+        labels: `(batch,)`: 1 if the two views belong together, 0 if not.
+        valid: `(batch,)`, bool: which items take part. `None` for all.
+        margin: As in `MarginContrastive`.
+        normalize: As in `MarginContrastive`.
 
     Returns:
         `(batch,)`.
     """
-    if normalize:
-        a, b = l2_normalize(a), l2_normalize(b)
-    similarity = dot(a, b)  # (batch,)
-    labels = ops.cast(labels, similarity.dtype)
-    return labels * ops.relu(margin - similarity) + (1 - labels) * ops.relu(similarity)
+    views = as_views(views, valid)
+    a, b = views[:, 0], views[:, 1]
+    labels = ops.cast(labels, views.dtype)
+    similarity = paired_similarity(a, b, "cosine" if normalize else "dot")
+    together, apart = ops.relu(margin - similarity), ops.relu(similarity)
+    return for_valid(labels * together + (1 - labels) * apart, valid)
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -55,7 +56,7 @@ class MarginContrastive(ViewsLoss):
         `(batch,)` from `call`.
 
     Raises:
-        ValueError: If the margin is not a number >= 0 or a shape is another.
+        ValueError: If an argument is invalid or a shape is another.
 
     References:
         - Hadsell, Chopra, LeCun, 2006, Dimensionality Reduction by Learning an Invariant Mapping
@@ -70,7 +71,8 @@ class MarginContrastive(ViewsLoss):
     [0.75, 0.25]
     """
 
-    has_labels = True
+    function = staticmethod(margin_contrastive)
+    label_kind = "pair"
 
     def __init__(
         self,
@@ -80,12 +82,10 @@ class MarginContrastive(ViewsLoss):
         reduction: str = "sum_over_batch_size",
         dtype=None,
     ):
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.margin = validate_number(margin, "margin", 0)
-        self.normalize = normalize
-
-    def values(self, views, labels=None, **parameters):
-        return margin_contrastive(views[:, 0], views[:, 1], labels, self.margin, self.normalize)
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "margin": self.margin, "normalize": self.normalize}
+        super().__init__(
+            name,
+            reduction,
+            dtype,
+            margin=margin,
+            normalize=normalize,
+        )

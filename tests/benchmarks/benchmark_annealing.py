@@ -81,7 +81,8 @@ class PlainTerm(keras.layers.Layer):
     def call(self, inputs):
         a, b = inputs
         temperature = ops.exp(-ops.convert_to_tensor(self.log_scale))
-        self.add_loss(ops.mean(kj.losses.info_nce(a, b, temperature)))
+        views = ops.stack([a, b], axis=1)
+        self.add_loss(ops.mean(kj.losses.info_nce(views, temperature=temperature)))
         return a, b
 
 
@@ -172,7 +173,7 @@ BENCHMARKS = {
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHMARKS)}; default: all")
-    parser.add_argument("--pairs", type=int, default=9, help="how often to measure, 5 or more")
+    parser.add_argument("--pairs", type=int, default=25, help="how often to measure, 5 or more")
     arguments = parser.parse_args(argv)
     unknown = set(arguments.names) - set(BENCHMARKS)
     if unknown:

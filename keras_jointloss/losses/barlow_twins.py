@@ -1,0 +1,98 @@
+"""Barlow Twins: the features of one view predict those of the other, each its own."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_jointloss._math import safe_sqrt
+from keras_jointloss.losses._pairs import as_views, for_valid, moments
+from keras_jointloss.losses.base import ViewsLoss
+
+
+def barlow_twins(
+    views,
+    labels=None,
+    valid=None,
+    off_diagonal_weight=0.0051,
+):
+    """Returns the Barlow Twins loss of each item. See `BarlowTwins`.
+
+    Args:
+        views: `(batch, 2, dim)`.
+        labels: Not used.
+        valid: `(batch,)`, bool: which items take part. `None` for all.
+        off_diagonal_weight: As in `BarlowTwins`.
+
+    Returns:
+        `(batch,)`.
+    """
+    views = as_views(views, valid)
+    scaled = []
+    for view in (views[:, 0], views[:, 1]):
+        centered, count = moments(view, valid)
+        variance = ops.sum(ops.square(centered), axis=0) / count
+        # Of a feature that does not vary, rounding may leave some.
+        rounding = 4 * np.finfo(keras.backend.standardize_dtype(view.dtype)).eps
+        has_variance = variance > rounding**2 * ops.sum(ops.square(view), axis=0) / count
+        deviation = ops.where(has_variance, safe_sqrt(variance), 1)
+        scaled.append(ops.where(has_variance, centered / deviation, 0))
+    correlation = ops.einsum("nd,ne->de", *scaled) / count
+    identity = ops.eye(views.shape[2], dtype=views.dtype)
+    weights = identity + (1 - identity) * off_diagonal_weight
+    loss = ops.sum(weights * ops.square(correlation - identity))
+    return for_valid(ops.broadcast_to(loss, ops.shape(views)[:1]), valid)
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class BarlowTwins(ViewsLoss):
+    """Barlow Twins: makes the cross-correlation of the features of two views the identity.
+
+    With the correlation `C_ij` over the batch of feature `i` of the first view with feature `j` of
+    the second:
+
+        loss = sum_i (1 - C_ii)^2 + la sum_{i != j} C_ij^2
+
+    Every item has the loss of the whole batch. The correlation with a feature that does not vary,
+    as in a batch of 1, is 0.
+
+    Args:
+        off_diagonal_weight: The weight `la`, 0 or more.
+        name: Name of the loss.
+        reduction: As in `keras.losses.Loss`.
+        dtype: As in `keras.losses.Loss`.
+
+    Input shape:
+        `y_pred`: `(batch, 2, dim)`. `y_true` is not used: anything with the right batch size.
+
+    Output shape:
+        `(batch,)` from `call`.
+
+    Raises:
+        ValueError: If an argument is invalid or a shape is another.
+
+    References:
+        - Zbontar et al., 2021, Barlow Twins: Self-Supervised Learning via Redundancy Reduction
+
+    Example:
+
+    >>> import numpy as np
+    >>> a = np.array([[1.0], [-1.0]])
+    >>> float(BarlowTwins()(np.zeros(2), np.stack([a, -a], axis=1)))  # correlation -1
+    4.0
+    """
+
+    function = staticmethod(barlow_twins)
+
+    def __init__(
+        self,
+        off_diagonal_weight: float = 0.0051,
+        name: str = "barlow_twins",
+        reduction: str = "sum_over_batch_size",
+        dtype=None,
+    ):
+        super().__init__(
+            name,
+            reduction,
+            dtype,
+            off_diagonal_weight=off_diagonal_weight,
+        )

@@ -1,0 +1,110 @@
+"""Circle loss: each similarity weighs by how far it is from its optimum."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_jointloss._math import dot_matrix, logsumexp_where
+from keras_jointloss.losses._pairs import as_views, class_masks, mean_of_views, samples_of
+from keras_jointloss.losses.base import ViewsLoss
+
+
+def circle(
+    views,
+    labels,
+    valid=None,
+    margin=0.4,
+    gamma=80.0,
+):
+    """Returns the circle loss of each item. See `Circle`.
+
+    Args:
+        views: `(batch, views, dim)`.
+        labels: `(batch,)` or `(batch, classes)`.
+        valid: `(batch,)`, bool: which items take part. `None` for all.
+        margin: As in `Circle`.
+        gamma: As in `Circle`.
+
+    Returns:
+        `(batch,)`.
+    """
+    views = as_views(views, valid)
+    samples = samples_of(views, "cosine", labels, valid)
+    similarity = dot_matrix(samples.embeddings, samples.embeddings)
+    positive, negative = class_masks(samples)
+    detached = ops.stop_gradient(similarity)
+    positive_weight = ops.relu(1 + margin - detached)
+    negative_weight = ops.relu(detached + margin)
+    positive_logit = -gamma * positive_weight * (similarity - (1 - margin))
+    negative_logit = gamma * negative_weight * (similarity - margin)
+    losses = ops.softplus(
+        logsumexp_where(positive_logit, positive, 1) + logsumexp_where(negative_logit, negative, 1)
+    )
+    is_defined = ops.logical_and(ops.any(positive, axis=1), ops.any(negative, axis=1))
+    return mean_of_views(ops.where(is_defined, losses, 0), views.shape[1], valid)
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class Circle(ViewsLoss):
+    """Circle loss on the cosines of all views.
+
+    Every view of every item is an anchor, with cosines `s` to the other views:
+
+        loss = softplus( LSE_N( gamma [s + m]+ (s - m) )
+                       + LSE_P( -gamma [1 + m - s]+ (s - 1 + m) ) )
+
+    where `LSE` is the logarithm of the sum of exponentials over the positives `P`, the other views
+    whose items share a label with the anchor's, and the negatives `N`, all others. The weights in
+    brackets carry no gradient, as in the paper. (They do in `keras.losses.Circle`: same value,
+    another gradient.) An anchor without positives or without negatives has loss 0.
+
+    Args:
+        margin: The relaxation `m`, 0 or more.
+        gamma: The scale, > 0.
+        name: Name of the loss.
+        reduction: As in `keras.losses.Loss`.
+        dtype: As in `keras.losses.Loss`.
+
+    Input shape:
+        `y_pred`: `(batch, views, dim)`, 2 views or more.
+        `y_true`: `(batch,)`, `(batch, 1)` or, with 1 for each class of an item and 0 for the
+        others, `(batch, classes)`.
+
+    Output shape:
+        `(batch,)` from `call`, the mean over the views of an item.
+
+    Raises:
+        ValueError: If an argument is invalid or a shape is another.
+
+    References:
+        - Sun et al., 2020, Circle Loss: A Unified Perspective of Pair Similarity Optimization
+
+    Example:
+
+    >>> import numpy as np
+    >>> a = np.eye(3, dtype="float32")
+    >>> loss = Circle(gamma=1.0)
+    >>> round(float(loss(np.arange(3), np.stack([a, a], axis=1))), 4)
+    1.3622
+    """
+
+    function = staticmethod(circle)
+    label_kind = "class"
+    max_views = math.inf
+
+    def __init__(
+        self,
+        margin: float = 0.4,
+        gamma: float = 80.0,
+        name: str = "circle",
+        reduction: str = "sum_over_batch_size",
+        dtype=None,
+    ):
+        super().__init__(
+            name,
+            reduction,
+            dtype,
+            margin=margin,
+            gamma=gamma,
+        )

@@ -1,0 +1,82 @@
+"""Margin loss on the cosine of labelled pairs."""
+
+import keras
+from keras import ops
+
+from keras_jointloss._math import paired_similarity
+from keras_jointloss.losses._pairs import as_views, for_valid
+from keras_jointloss.losses.base import ViewsLoss
+
+
+def cosine_embedding(views, labels, valid=None, margin=0.0):
+    """Returns the cosine embedding loss of each item. See `CosineEmbedding`.
+
+    Args:
+        views: `(batch, 2, dim)`.
+        labels: `(batch,)`: 1 if the two views belong together, 0 if not.
+        valid: `(batch,)`, bool: which items take part. `None` for all.
+        margin: As in `CosineEmbedding`.
+
+    Returns:
+        `(batch,)`.
+    """
+    views = as_views(views, valid)
+    a, b = views[:, 0], views[:, 1]
+    labels = ops.cast(labels, views.dtype)
+    cosine = paired_similarity(a, b, "cosine")
+    return for_valid(labels * (1 - cosine) + (1 - labels) * ops.relu(cosine - margin), valid)
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class CosineEmbedding(ViewsLoss):
+    """Margin loss on the cosine of labelled pairs.
+
+    With the cosine `s` of the two embeddings, the label `y` and the margin `m`:
+
+        loss = y (1 - s) + (1 - y) [s - m]+        where [x]+ = max(x, 0)
+
+    as PyTorch's `CosineEmbeddingLoss`, where the label is -1 in place of 0. A zero vector has
+    cosine 0 with all.
+
+    Args:
+        margin: The cosine `m`, 0 or more, up to which a pair that does not belong together is at
+            rest.
+        name: Name of the loss.
+        reduction: As in `keras.losses.Loss`.
+        dtype: As in `keras.losses.Loss`.
+
+    Input shape:
+        `y_pred`: `(batch, 2, dim)`, the pairs. `y_true`: `(batch,)` or `(batch, 1)`: 1 if the two
+        belong together, 0 if not; numbers between are a soft label.
+
+    Output shape:
+        `(batch,)` from `call`.
+
+    Raises:
+        ValueError: If an argument is invalid or a shape is another.
+
+    Example:
+
+    >>> import numpy as np
+    >>> pair = [[1.0, 0.0], [1.0, 0.0]]  # cosine 1
+    >>> loss = CosineEmbedding(margin=0.5)
+    >>> [float(x) for x in loss.call(np.array([1.0, 0.0]), np.array([pair, pair]))]
+    [0.0, 0.5]
+    """
+
+    function = staticmethod(cosine_embedding)
+    label_kind = "pair"
+
+    def __init__(
+        self,
+        margin: float = 0.0,
+        name: str = "cosine_embedding",
+        reduction: str = "sum_over_batch_size",
+        dtype=None,
+    ):
+        super().__init__(
+            name,
+            reduction,
+            dtype,
+            margin=margin,
+        )

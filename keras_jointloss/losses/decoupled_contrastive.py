@@ -1,0 +1,119 @@
+"""Decoupled contrastive loss: NT-Xent without the positives in the denominator."""
+
+import math
+
+import keras
+
+from keras_jointloss.losses._softmax import cross_entropy_among_views
+from keras_jointloss.losses.base import ViewsLoss
+
+
+def decoupled_contrastive(
+    views,
+    labels=None,
+    valid=None,
+    temperature=0.1,
+    similarity="cosine",
+    same_label=None,
+    tile_size=None,
+    memory=None,
+):
+    """Returns the decoupled contrastive loss of each item. See `DecoupledContrastive`.
+
+    Args:
+        views: `(batch, views, dim)`.
+        labels: `(batch,)` or `(batch, classes)`. Used with `same_label` only.
+        valid: `(batch,)`, bool: which items take part. `None` for all.
+        temperature: A float or a scalar tensor, > 0.
+        similarity: As in `DecoupledContrastive`.
+        same_label: As in `DecoupledContrastive`.
+        tile_size: As in `DecoupledContrastive`.
+        memory: A `Memory` of earlier items as further candidates, or `None`.
+
+    Returns:
+        `(batch,)`.
+    """
+    return cross_entropy_among_views(
+        views,
+        labels,
+        valid,
+        temperature,
+        similarity,
+        same_label,
+        tile_size=tile_size,
+        memory=memory,
+        without_positives=True,
+    )
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class DecoupledContrastive(ViewsLoss):
+    """Contrastive loss whose denominator holds negatives only.
+
+    Every view `x_i` of every item is an anchor, with similarities `s_ij` to the other views and
+    temperature `t`:
+
+        loss_i = LSE_{j in N(i)}(s_ij / t) - mean_{p in P(i)} s_ip / t
+
+    where `P(i)` are the other views of its item, `N(i)` those of the other items and `LSE` is the
+    logarithm of the sum of exponentials. An anchor without negatives, as in a batch of 1, has
+    loss 0. The loss may be negative.
+
+    Args:
+        temperature: The number `t` > 0 by which similarities are divided.
+        similarity: `"cosine"`, of which a zero vector has 0 with all, `"dot"`, the dot product, or
+            `"euclidean"`, minus the distance.
+        same_label: What it means that items share a label, or an id, in `y_true`: `"positive"`,
+            their views are positives of one another; `"ignore"`, they are no negatives of one
+            another. `None`: there are no labels.
+        tile_size: Of how many views the similarities are held at a time; values and gradients are
+            the same. `None`: of all, if there are up to 2048, or of 256.
+        name: Name of the loss.
+        reduction: As in `keras.losses.Loss`.
+        dtype: As in `keras.losses.Loss`.
+
+    Input shape:
+        `y_pred`: `(batch, views, dim)`, 2 views or more.
+        `y_true`: with `same_label`, as in `SupCon`; else anything with the right batch size.
+
+    Output shape:
+        `(batch,)` from `call`, the mean over the views of an item.
+
+    Raises:
+        ValueError: If an argument is invalid or a shape is another.
+
+    References:
+        - Yeh et al., 2022, Decoupled Contrastive Learning
+
+    Example:
+
+    >>> import numpy as np
+    >>> a = np.eye(3, dtype="float32")
+    >>> loss = DecoupledContrastive(temperature=1.0)
+    >>> round(float(loss(np.zeros(3), np.stack([a, a], axis=1))), 4)  # log(4) - 1
+    0.3863
+    """
+
+    function = staticmethod(decoupled_contrastive)
+    max_views = math.inf
+    has_memory = True
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        similarity: str = "cosine",
+        same_label: str | None = None,
+        tile_size: int | None = None,
+        name: str = "decoupled_contrastive",
+        reduction: str = "sum_over_batch_size",
+        dtype=None,
+    ):
+        super().__init__(
+            name,
+            reduction,
+            dtype,
+            temperature=temperature,
+            similarity=similarity,
+            same_label=same_label,
+            tile_size=tile_size,
+        )

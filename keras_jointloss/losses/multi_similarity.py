@@ -1,0 +1,138 @@
+"""Multi-similarity: pairs weigh by their similarity, and by that of the others."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_jointloss._math import dot_matrix, logsumexp_where
+from keras_jointloss.losses._pairs import as_views, class_masks, mean_of_views, samples_of
+from keras_jointloss.losses.base import ViewsLoss
+
+
+def multi_similarity(
+    views,
+    labels,
+    valid=None,
+    alpha=2.0,
+    beta=50.0,
+    base=0.5,
+    mining_margin=None,
+):
+    """Returns the multi-similarity loss of each item. See `MultiSimilarity`.
+
+    Args:
+        views: `(batch, views, dim)`.
+        labels: `(batch,)` or `(batch, classes)`.
+        valid: `(batch,)`, bool: which items take part. `None` for all.
+        alpha: As in `MultiSimilarity`.
+        beta: As in `MultiSimilarity`.
+        base: As in `MultiSimilarity`.
+        mining_margin: As in `MultiSimilarity`.
+
+    Returns:
+        `(batch,)`.
+    """
+    views = as_views(views, valid)
+    samples = samples_of(views, "cosine", labels, valid)
+    similarity = dot_matrix(samples.embeddings, samples.embeddings)
+    positive, negative = class_masks(samples)
+    if mining_margin is not None:
+        hardest_positive = _extreme(similarity, positive, ops.min, math.inf)
+        hardest_negative = _extreme(similarity, negative, ops.max, -math.inf)
+        # Without positives, or negatives, there is nothing to be harder than.
+        easy_negative = similarity <= hardest_positive - mining_margin
+        easy_positive = similarity >= hardest_negative + mining_margin
+        has_positive = ops.any(positive, axis=1, keepdims=True)
+        has_negative = ops.any(negative, axis=1, keepdims=True)
+        negative = negative & ~(easy_negative & has_positive)
+        positive = positive & ~(easy_positive & has_negative)
+    losses = _soft_sum(-alpha * (similarity - base), positive) / alpha
+    losses = losses + _soft_sum(beta * (similarity - base), negative) / beta
+    return mean_of_views(losses, views.shape[1], valid)
+
+
+def _extreme(x, mask, extreme, neutral):
+    """Returns the least or largest of the masked elements of each row."""
+    return extreme(ops.where(mask, x, neutral), axis=1, keepdims=True)
+
+
+def _soft_sum(x, mask):
+    """Returns `log(1 + sum exp(x))` over the masked elements of each row."""
+    has_any = ops.any(mask, axis=1)
+    return ops.where(has_any, ops.softplus(logsumexp_where(x, mask, 1)), 0)
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class MultiSimilarity(ViewsLoss):
+    """Multi-similarity loss on the cosines of all views.
+
+    Every view of every item is an anchor, with cosines `s` to the other views:
+
+        loss = 1/alpha log(1 + sum_P e^{-alpha (s - base)})
+             + 1/beta log(1 + sum_N e^{beta (s - base)})
+
+    where the sums are over the positives `P`, the other views whose items share a label with the
+    anchor's, and the negatives `N`, all others. An empty sum is 0.
+
+    With a mining margin `e` only the negatives that are more similar than the least similar
+    positive less `e` count, and the positives that are less similar than the most similar negative
+    plus `e`. Where the paper is silent: an anchor without positives keeps all its negatives, and
+    one without negatives all its positives.
+
+    Args:
+        alpha: How sharply positives are weighed, > 0.
+        beta: How sharply negatives are weighed, > 0.
+        base: The cosine about which pairs begin to weigh.
+        mining_margin: The margin `e`, 0 or more (0.1 in the paper), or `None` to keep all pairs.
+        name: Name of the loss.
+        reduction: As in `keras.losses.Loss`.
+        dtype: As in `keras.losses.Loss`.
+
+    Input shape:
+        `y_pred`: `(batch, views, dim)`, 2 views or more.
+        `y_true`: `(batch,)`, `(batch, 1)` or, with 1 for each class of an item and 0 for the
+        others, `(batch, classes)`.
+
+    Output shape:
+        `(batch,)` from `call`, the mean over the views of an item.
+
+    Raises:
+        ValueError: If an argument is invalid or a shape is another.
+
+    References:
+        - Wang et al., 2019, Multi-Similarity Loss with General Pair Weighting for Deep Metric
+          Learning
+
+    Example:
+
+    >>> import numpy as np
+    >>> a = np.eye(3, dtype="float32")
+    >>> loss = MultiSimilarity()
+    >>> round(float(loss(np.arange(3), np.stack([a, a], axis=1))), 4)  # log(1 + 1/e) / 2
+    0.1566
+    """
+
+    function = staticmethod(multi_similarity)
+    label_kind = "class"
+    max_views = math.inf
+
+    def __init__(
+        self,
+        alpha: float = 2.0,
+        beta: float = 50.0,
+        base: float = 0.5,
+        mining_margin: float | None = None,
+        name: str = "multi_similarity",
+        reduction: str = "sum_over_batch_size",
+        dtype=None,
+    ):
+        super().__init__(
+            name,
+            reduction,
+            dtype,
+            alpha=alpha,
+            beta=beta,
+            base=base,
+            mining_margin=mining_margin,
+        )

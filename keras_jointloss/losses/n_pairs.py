@@ -1,0 +1,95 @@
+"""N-pairs: each anchor tells the positives of its class from those of all others."""
+
+import keras
+
+from keras_jointloss.losses._pairs import Roles, as_views, samples_of
+from keras_jointloss.losses._softmax import cross_entropy
+from keras_jointloss.losses.base import ViewsLoss
+
+
+def n_pairs(views, labels, valid=None, similarity="dot", label_smoothing=0.0, tile_size=None):
+    """Returns the N-pairs loss of each item. See `NPairs`.
+
+    Args:
+        views: `(batch, 2, dim)`.
+        labels: `(batch,)` or `(batch, classes)`.
+        valid: `(batch,)`, bool: which items take part. `None` for all.
+        similarity: As in `NPairs`.
+        label_smoothing: As in `NPairs`.
+        tile_size: As in `NPairs`.
+
+    Returns:
+        `(batch,)`.
+    """
+    views = as_views(views, valid)
+    a, b = (samples_of(views[:, i : i + 1], similarity, labels, valid) for i in (0, 1))
+    roles = Roles(a, b, same_label="positive")
+    return cross_entropy(roles, 1.0, similarity, label_smoothing, tile_size)
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class NPairs(ViewsLoss):
+    """Cross-entropy that picks the positives of each anchor's class out of those of the batch.
+
+    With anchors `a_i`, the first views, and positives `b_j`, the second ones, with similarities
+    `s_ij`:
+
+        loss_i = LSE_j(s_ij) - mean_{p in P(i)} s_ip
+
+    where `P(i)` are the items that share a label with item `i`, itself included, and `LSE` is the
+    logarithm of the sum of exponentials. The paper also regularizes the length of the embeddings:
+    add an activity regularizer for that.
+
+    Args:
+        similarity: `"dot"`, the dot product, as in the paper, `"cosine"` or `"euclidean"`, minus
+            the distance.
+        label_smoothing: The share of the target, in [0, 1), that all candidates have alike.
+        tile_size: Of how many items the similarities are held at a time; values and gradients are
+            the same. `None`: of all, if there are up to 2048, or of 256.
+        name: Name of the loss.
+        reduction: As in `keras.losses.Loss`.
+        dtype: As in `keras.losses.Loss`.
+
+    Input shape:
+        `y_pred`: `(batch, 2, dim)`.
+        `y_true`: `(batch,)`, `(batch, 1)` or, with 1 for each class of an item and 0 for the
+        others, `(batch, classes)`.
+
+    Output shape:
+        `(batch,)` from `call`.
+
+    Raises:
+        ValueError: If an argument is invalid or a shape is another.
+
+    References:
+        - Sohn, 2016, Improved Deep Metric Learning with Multi-class N-pair Loss Objective
+
+    Example:
+
+    >>> import numpy as np
+    >>> a = np.eye(3, dtype="float32")
+    >>> loss = NPairs()
+    >>> round(float(loss(np.arange(3), np.stack([a, a], axis=1))), 4)  # log(e + 2) - 1
+    0.5514
+    """
+
+    function = staticmethod(n_pairs)
+    label_kind = "class"
+
+    def __init__(
+        self,
+        similarity: str = "dot",
+        label_smoothing: float = 0.0,
+        tile_size: int | None = None,
+        name: str = "n_pairs",
+        reduction: str = "sum_over_batch_size",
+        dtype=None,
+    ):
+        super().__init__(
+            name,
+            reduction,
+            dtype,
+            similarity=similarity,
+            label_smoothing=label_smoothing,
+            tile_size=tile_size,
+        )

@@ -1,0 +1,124 @@
+"""NT-Xent: each view tells the other views of its item from those of all other items."""
+
+import math
+
+import keras
+
+from keras_jointloss.losses._softmax import cross_entropy_among_views
+from keras_jointloss.losses.base import ViewsLoss
+
+
+def nt_xent(
+    views,
+    labels=None,
+    valid=None,
+    temperature=0.1,
+    similarity="cosine",
+    same_label=None,
+    label_smoothing=0.0,
+    tile_size=None,
+    memory=None,
+):
+    """Returns the NT-Xent loss of each item. See `NTXent`.
+
+    Args:
+        views: `(batch, views, dim)`.
+        labels: `(batch,)` or `(batch, classes)`. Used with `same_label` only.
+        valid: `(batch,)`, bool: which items take part. `None` for all.
+        temperature: A float or a scalar tensor, > 0.
+        similarity: As in `NTXent`.
+        same_label: As in `NTXent`.
+        label_smoothing: As in `NTXent`.
+        tile_size: As in `NTXent`.
+        memory: A `Memory` of earlier items as further candidates, or `None`.
+
+    Returns:
+        `(batch,)`.
+    """
+    return cross_entropy_among_views(
+        views,
+        labels,
+        valid,
+        temperature,
+        similarity,
+        same_label,
+        label_smoothing,
+        tile_size,
+        memory,
+    )
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class NTXent(ViewsLoss):
+    """Normalised temperature-scaled cross-entropy, the loss of SimCLR.
+
+    Every view `x_i` of every item is an anchor, with similarities `s_ij` to the other views and
+    temperature `t`:
+
+        loss_i = LSE_{j != i}(s_ij / t) - mean_{p in P(i)} s_ip / t
+
+    where `P(i)` are the other views of its item and `LSE` is the logarithm of the sum of
+    exponentials. With two views this is the loss of the paper; with more, its mean over the pairs
+    that an anchor is in, with one denominator for all.
+
+    Args:
+        temperature: The number `t` > 0 by which similarities are divided.
+        similarity: `"cosine"`, of which a zero vector has 0 with all, `"dot"`, the dot product, or
+            `"euclidean"`, minus the distance.
+        same_label: What it means that items share a label, or an id, in `y_true`: `"positive"`,
+            their views are positives of one another; `"ignore"`, they are no negatives of one
+            another. `None`: there are no labels.
+        label_smoothing: The share of the target, in [0, 1), that all candidates have alike.
+        tile_size: Of how many views the similarities are held at a time; values and gradients are
+            the same. `None`: of all, if there are up to 2048, or of 256.
+        name: Name of the loss.
+        reduction: As in `keras.losses.Loss`.
+        dtype: As in `keras.losses.Loss`.
+
+    Input shape:
+        `y_pred`: `(batch, views, dim)`, 2 views or more.
+        `y_true`: with `same_label`, as in `SupCon`; else anything with the right batch size.
+
+    Output shape:
+        `(batch,)` from `call`, the mean over the views of an item.
+
+    Raises:
+        ValueError: If an argument is invalid or a shape is another.
+
+    References:
+        - Chen et al., 2020, A Simple Framework for Contrastive Learning of Visual Representations
+
+    Example:
+
+    >>> import numpy as np
+    >>> a = np.eye(3, dtype="float32")
+    >>> loss = NTXent(temperature=1.0)
+    >>> round(float(loss(np.zeros(3), np.stack([a, a], axis=1))), 4)  # log(e + 4) - 1
+    0.9048
+    """
+
+    function = staticmethod(nt_xent)
+    max_views = math.inf
+    has_memory = True
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        similarity: str = "cosine",
+        same_label: str | None = None,
+        label_smoothing: float = 0.0,
+        tile_size: int | None = None,
+        name: str = "nt_xent",
+        reduction: str = "sum_over_batch_size",
+        dtype=None,
+    ):
+        super().__init__(
+            name,
+            reduction,
+            dtype,
+            temperature=temperature,
+            similarity=similarity,
+            same_label=same_label,
+            label_smoothing=label_smoothing,
+            tile_size=tile_size,
+        )

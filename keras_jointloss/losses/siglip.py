@@ -1,0 +1,129 @@
+"""SigLIP: each pair of views is told, on its own, to belong together or not."""
+
+import math
+
+import keras
+
+from keras_jointloss.losses._pairs import Roles, as_views, remembered, samples_of
+from keras_jointloss.losses._sigmoid import pairwise_sigmoid
+from keras_jointloss.losses.base import LearnedParameter, ViewsLoss
+
+
+def siglip(
+    views,
+    labels=None,
+    valid=None,
+    temperature=0.1,
+    bias=-10.0,
+    similarity="cosine",
+    same_label=None,
+    tile_size=None,
+    memory=None,
+):
+    """Returns the SigLIP loss of each item. See `SigLIP`.
+
+    Args:
+        views: `(batch, 2, dim)`.
+        labels: `(batch,)` or `(batch, classes)`. Used with `same_label` only.
+        valid: `(batch,)`, bool: which items take part. `None` for all.
+        temperature: A float or a scalar tensor, > 0.
+        bias: A float or a scalar tensor.
+        similarity: As in `SigLIP`.
+        same_label: As in `SigLIP`.
+        tile_size: As in `SigLIP`.
+        memory: A `Memory` of earlier items as further candidates, or `None`.
+
+    Returns:
+        `(batch,)`.
+    """
+    views = as_views(views, valid)
+    labels = None if same_label is None else labels
+    a, b = (samples_of(views[:, i : i + 1], similarity, labels, valid) for i in (0, 1))
+    if memory is not None:
+        b = b.join(remembered(memory, similarity, slice(1, 2)))
+    roles = Roles(a, b, same_label)
+    return pairwise_sigmoid(roles, 1.0 / temperature, bias, similarity, tile_size)
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class SigLIP(ViewsLoss):
+    """Sigmoid loss on every pair of a first and a second view in the batch.
+
+    With embeddings `a` and `b` of the two views, similarities `s_ij = s(a_i, b_j)`, temperature `t`
+    and bias `b`:
+
+        loss_i = sum_j softplus(-z_ij (s_ij / t + b))        z_ii = 1, else z_ij = -1
+
+    so that the mean over the batch is the sum over all pairs divided by the size of the batch, as
+    in the paper.
+
+    `ContrastiveTerm` with `learn_temperature=True` trains `log(1 / t)` and `b`, as the paper does.
+
+    Args:
+        temperature: The number `t` > 0 by which similarities are divided.
+        bias: The number `b` that is added: about minus the largest logit, so that the many
+            negatives are no loss at the start.
+        similarity: `"cosine"`, of which a zero vector has 0 with all, `"dot"`, the dot product, or
+            `"euclidean"`, minus the distance.
+        same_label: What it means that items share a label, or an id, in `y_true`: `"positive"`,
+            `z_ij` is 1 for them; `"ignore"`, the pair has no loss. `None`: there are no labels.
+        tile_size: Of how many items the similarities are held at a time; values and gradients are
+            the same. `None`: of all, in a batch of up to 2048, or of 256.
+        name: Name of the loss.
+        reduction: As in `keras.losses.Loss`.
+        dtype: As in `keras.losses.Loss`.
+
+    Input shape:
+        `y_pred`: `(batch, 2, dim)`.
+        `y_true`: with `same_label`, as in `SupCon`; else anything with the right batch size.
+
+    Output shape:
+        `(batch,)` from `call`.
+
+    Raises:
+        ValueError: If an argument is invalid or a shape is another.
+
+    References:
+        - Zhai et al., 2023, Sigmoid Loss for Language Image Pre-Training
+
+    Example:
+
+    >>> import numpy as np
+    >>> a = np.eye(3, dtype="float32")
+    >>> loss = SigLIP(temperature=1.0, bias=0.0)
+    >>> round(float(loss(np.zeros(3), np.stack([a, a], axis=1))), 4)  # log(1 + 1/e) + 2 log(2)
+    1.6996
+    """
+
+    function = staticmethod(siglip)
+    has_memory = True
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        bias: float = -10.0,
+        similarity: str = "cosine",
+        same_label: str | None = None,
+        tile_size: int | None = None,
+        name: str = "siglip",
+        reduction: str = "sum_over_batch_size",
+        dtype=None,
+    ):
+        super().__init__(
+            name,
+            reduction,
+            dtype,
+            temperature=temperature,
+            bias=bias,
+            similarity=similarity,
+            same_label=same_label,
+            tile_size=tile_size,
+        )
+
+    def learned_parameters(self) -> dict[str, LearnedParameter]:
+        """Returns the logarithm of the inverse temperature and the bias, without bounds."""
+        log_scale = super().learned_parameters()["log_scale"]
+        return {
+            "log_scale": LearnedParameter(log_scale.initial, -math.inf, math.inf),
+            "bias": LearnedParameter(self.bias, -math.inf, math.inf),
+        }

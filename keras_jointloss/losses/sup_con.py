@@ -1,0 +1,118 @@
+"""SupCon: each view tells the views of its class from those of all others."""
+
+import math
+
+import keras
+
+from keras_jointloss.losses._softmax import cross_entropy_among_views
+from keras_jointloss.losses.base import ViewsLoss
+
+
+def sup_con(
+    views,
+    labels,
+    valid=None,
+    temperature=0.07,
+    similarity="cosine",
+    label_smoothing=0.0,
+    tile_size=None,
+    memory=None,
+):
+    """Returns the supervised contrastive loss of each item. See `SupCon`.
+
+    Args:
+        views: `(batch, views, dim)`.
+        labels: `(batch,)` or `(batch, classes)`.
+        valid: `(batch,)`, bool: which items take part. `None` for all.
+        temperature: A float or a scalar tensor, > 0.
+        similarity: As in `SupCon`.
+        label_smoothing: As in `SupCon`.
+        tile_size: As in `SupCon`.
+        memory: A `Memory` of earlier items as further candidates, or `None`.
+
+    Returns:
+        `(batch,)`.
+    """
+    return cross_entropy_among_views(
+        views,
+        labels,
+        valid,
+        temperature,
+        similarity,
+        "positive",
+        label_smoothing,
+        tile_size,
+        memory,
+    )
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class SupCon(ViewsLoss):
+    """Supervised contrastive loss, the form `L_out` of the paper.
+
+    Every view `x_i` of every item is an anchor, with similarities `s_ij` to the other views and
+    temperature `t`:
+
+        loss_i = LSE_{j != i}(s_ij / t) - mean_{p in P(i)} s_ip / t
+
+    where `P(i)` are the other views whose items share a label with the anchor's, its own item
+    included, and `LSE` is the logarithm of the sum of exponentials.
+
+    Args:
+        temperature: The number `t` > 0 by which similarities are divided.
+        similarity: `"cosine"`, of which a zero vector has 0 with all, `"dot"`, the dot product, or
+            `"euclidean"`, minus the distance.
+        label_smoothing: The share of the target, in [0, 1), that all candidates have alike.
+        tile_size: Of how many views the similarities are held at a time; values and gradients are
+            the same. `None`: of all, if there are up to 2048, or of 256.
+        name: Name of the loss.
+        reduction: As in `keras.losses.Loss`.
+        dtype: As in `keras.losses.Loss`.
+
+    Input shape:
+        `y_pred`: `(batch, views, dim)`, 2 views or more.
+        `y_true`: `(batch,)`, `(batch, 1)` or, with 1 for each class of an item and 0 for the
+        others, `(batch, classes)`.
+
+    Output shape:
+        `(batch,)` from `call`, the mean over the views of an item.
+
+    Raises:
+        ValueError: If an argument is invalid or a shape is another.
+
+    References:
+        - Khosla et al., 2020, Supervised Contrastive Learning
+
+    Example:
+
+    >>> import numpy as np
+    >>> a = np.eye(3, dtype="float32")
+    >>> loss = SupCon(temperature=1.0)
+    >>> round(float(loss(np.arange(3), np.stack([a, a], axis=1))), 4)  # log(e + 4) - 1
+    0.9048
+    """
+
+    function = staticmethod(sup_con)
+    label_kind = "class"
+    max_views = math.inf
+    has_memory = True
+
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        similarity: str = "cosine",
+        label_smoothing: float = 0.0,
+        tile_size: int | None = None,
+        name: str = "sup_con",
+        reduction: str = "sum_over_batch_size",
+        dtype=None,
+    ):
+        super().__init__(
+            name,
+            reduction,
+            dtype,
+            temperature=temperature,
+            similarity=similarity,
+            label_smoothing=label_smoothing,
+            tile_size=tile_size,
+        )

@@ -1,0 +1,147 @@
+"""Triplet loss: an anchor is nearer to its positive than to its negative."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_jointloss._math import matrix_of_prepared, mean_where
+from keras_jointloss._validation import validate_number
+from keras_jointloss.losses._pairs import as_views, class_masks, mean_of_views, samples_of
+from keras_jointloss.losses.base import ViewsLoss
+
+
+def triplet(
+    views,
+    labels,
+    valid=None,
+    margin=1.0,
+    mining="semi_hard",
+    similarity="euclidean",
+):
+    """Returns the triplet loss of each item. See `Triplet`.
+
+    Args:
+        views: `(batch, views, dim)`.
+        labels: `(batch,)` or `(batch, classes)`.
+        valid: `(batch,)`, bool: which items take part. `None` for all.
+        margin: As in `Triplet`.
+        mining: As in `Triplet`.
+        similarity: As in `Triplet`.
+
+    Returns:
+        `(batch,)`.
+    """
+    views = as_views(views, valid)
+    samples = samples_of(views, similarity, labels, valid)
+    # A distance but for a constant, which is the same for positives and negatives.
+    distance = -matrix_of_prepared(samples.embeddings, samples.embeddings, similarity)
+    positive, negative = class_masks(samples)
+    if mining == "hard":
+        farthest = ops.max(ops.where(positive, distance, -math.inf), axis=1)
+        nearest = ops.min(ops.where(negative, distance, math.inf), axis=1)
+        is_triplet = ops.any(positive, axis=1) & ops.any(negative, axis=1)
+        losses = _hinge(_difference(farthest, nearest, is_triplet), margin)
+        losses = ops.where(is_triplet, losses, 0)
+    elif mining == "semi_hard":
+        is_farther = negative[:, None, :] & (distance[:, None, :] > distance[:, :, None])
+        nearest_farther = ops.min(ops.where(is_farther, distance[:, None, :], math.inf), axis=2)
+        farthest = ops.max(ops.where(negative, distance, -math.inf), axis=1, keepdims=True)
+        chosen = ops.where(ops.any(is_farther, axis=2), nearest_farther, farthest)
+        is_triplet = positive & ops.any(negative, axis=1, keepdims=True)
+        losses = _hinge(_difference(distance, chosen, is_triplet), margin)
+        losses = mean_where(losses, is_triplet, 1)
+    else:
+        is_triplet = positive[:, :, None] & negative[:, None, :]
+        losses = _hinge(distance[:, :, None] - distance[:, None, :], margin)
+        losses = mean_where(losses, is_triplet, (1, 2))
+    return mean_of_views(losses, views.shape[1], valid)
+
+
+def _difference(positive, negative, is_triplet):
+    """Returns the difference of the distances, 0 where one of them does not exist."""
+    return ops.where(is_triplet, positive, 0) - ops.where(is_triplet, negative, 0)
+
+
+def _hinge(difference, margin):
+    return ops.softplus(difference) if margin == "soft" else ops.relu(difference + margin)
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class Triplet(ViewsLoss):
+    """Triplet loss with mining in the batch.
+
+    Every view of every item is an anchor. With its distances `d_ap` from a positive, another view
+    whose item shares a label with the anchor's, and `d_an` from a negative, any other view, and
+    the margin `m`:
+
+        loss = mean over the triplets of the anchor of [d_ap - d_an + m]+        [x]+ = max(x, 0)
+
+    The triplets are, with `mining`
+
+    - `"all"`: every positive with every negative,
+    - `"semi_hard"`: every positive with the nearest negative that is farther than it, or else with
+      the farthest negative,
+    - `"hard"`: the farthest positive with the nearest negative.
+
+    An anchor without positives or without negatives has loss 0. With `n` views in the batch it
+    takes memory for `n^3` numbers, for `n^2` with `"hard"`.
+
+    Args:
+        margin: The margin `m`, 0 or more, or `"soft"`, for `log(1 + exp(d_ap - d_an))` in place of
+            the hinge.
+        mining: `"semi_hard"`, `"hard"` or `"all"`.
+        similarity: `"euclidean"`, `"cosine"` (the distance is 1 less the cosine) or `"dot"` (it is
+            minus the dot product).
+        name: Name of the loss.
+        reduction: As in `keras.losses.Loss`.
+        dtype: As in `keras.losses.Loss`.
+
+    Input shape:
+        `y_pred`: `(batch, views, dim)`, 2 views or more.
+        `y_true`: `(batch,)`, `(batch, 1)` or, with 1 for each class of an item and 0 for the
+        others, `(batch, classes)`.
+
+    Output shape:
+        `(batch,)` from `call`, the mean over the views of an item.
+
+    Raises:
+        ValueError: If an argument is invalid or a shape is another.
+
+    References:
+        - Schroff, Kalenichenko, Philbin, 2015, FaceNet: A Unified Embedding for Face Recognition
+          and Clustering (semi-hard mining)
+        - Hermans, Beyer, Leibe, 2017, In Defense of the Triplet Loss for Person Re-Identification
+          (all, hard, and the soft margin)
+
+    Example:
+
+    >>> import numpy as np
+    >>> a = np.eye(3, dtype="float32")
+    >>> loss = Triplet(margin=2.0)
+    >>> round(float(loss(np.arange(3), np.stack([a, a], axis=1))), 4)  # 2 - sqrt(2)
+    0.5858
+    """
+
+    function = staticmethod(triplet)
+    label_kind = "class"
+    max_views = math.inf
+
+    def __init__(
+        self,
+        margin: float | str = 1.0,
+        mining: str = "semi_hard",
+        similarity: str = "euclidean",
+        name: str = "triplet",
+        reduction: str = "sum_over_batch_size",
+        dtype=None,
+    ):
+        super().__init__(
+            name,
+            reduction,
+            dtype,
+            mining=mining,
+            similarity=similarity,
+        )
+        self.margin = margin if margin == "soft" else validate_number(margin, "margin", minimum=0)
+        self._argument_names += ("margin",)

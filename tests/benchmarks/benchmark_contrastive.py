@@ -1,0 +1,177 @@
+"""Measures time and memory of the contrastive losses at large batches, forward and backward.
+
+Every case runs in a process of its own, in float32 with embeddings of 256 numbers, and reports its
+time and how far the memory of the process rises above what it was before. Cases:
+
+- `tiled`: the loss of the package in tiles,
+- `dense`: the same with the matrix of similarities held as a whole, as one would write it,
+- `two_matrices`: InfoNCE with a matrix for each direction, as it is often written,
+- `peer`: pytorch-metric-learning (PyTorch only, if it is installed).
+
+Run: python -m tests.benchmarks.benchmark_contrastive [losses] --batches 4096 16384 65536
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+DIM = 256
+LOSSES = ("InfoNCE", "SigLIP", "NTXent", "SupCon")
+
+
+def dense(name, two_matrices=False):
+    """Returns the loss as one would write it, with the backend's own automatic gradient."""
+    import keras
+    from keras import ops
+
+    def normalized(x):
+        return x / ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True))
+
+    def info_nce(views):
+        a, b = normalized(views[:, 0]), normalized(views[:, 1])
+        logits = ops.matmul(a, ops.transpose(b)) / 0.07
+        labels = ops.arange(ops.shape(a)[0])
+        others = ops.matmul(b, ops.transpose(a)) / 0.07 if two_matrices else ops.transpose(logits)
+        cross_entropy = keras.ops.sparse_categorical_crossentropy
+        return 0.5 * ops.mean(
+            cross_entropy(labels, logits, from_logits=True)
+            + cross_entropy(labels, others, from_logits=True)
+        )
+
+    def siglip(views):
+        a, b = normalized(views[:, 0]), normalized(views[:, 1])
+        logits = ops.matmul(a, ops.transpose(b)) * 10.0 - 10.0
+        size = ops.shape(a)[0]
+        signs = 2.0 * ops.eye(size) - 1.0
+        return -ops.sum(ops.log_sigmoid(signs * logits)) / ops.cast(size, "float32")
+
+    return {"InfoNCE": info_nce, "SigLIP": siglip}[name]
+
+
+def loss_of(name, form, labels):
+    """Returns the loss as a function of the views."""
+    import keras_jointloss as kj
+
+    if form == "tiled":
+        loss = getattr(kj.losses, name)(tile_size=256)
+        return lambda views: loss(labels, views)
+    if form == "peer":
+        import torch
+        from pytorch_metric_learning import losses
+
+        loss = {"NTXent": losses.NTXentLoss(0.1), "SupCon": losses.SupConLoss(0.07)}[name]
+        ids = labels if name == "SupCon" else torch.arange(len(labels))
+        return lambda views: loss(views.transpose(0, 1).flatten(0, 1), torch.cat([ids, ids]))
+    return dense(name, two_matrices=form == "two_matrices")
+
+
+def measure(name, form, batch, repetitions):
+    """Runs a case in this process; prints seconds and MiB as JSON."""
+    import keras
+    import numpy as np
+    from keras import ops
+
+    from tests.gradients import value_and_gradient
+
+    generator = np.random.default_rng(0)
+    views = generator.normal(size=(batch, 2, DIM)).astype("float32")
+    labels = ops.convert_to_tensor(generator.integers(0, max(2, batch // 8), batch))
+    function = loss_of(name, form, labels)
+    backend = keras.backend.backend()
+    step = _compiled(function, backend, value_and_gradient)
+    if backend != "jax":  # Whose shapes are part of what is compiled.
+        step(views[:256]) if name not in ("SupCon",) and form != "peer" else None
+    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        value, _ = step(views)
+        seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"seconds": min(seconds), "mib": (peak - base) / 1024, "value": float(value)}))
+
+
+def _compiled(function, backend, value_and_gradient):
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function(reduce_retracing=True)
+        def step(views):
+            with tf.GradientTape() as tape:
+                tape.watch(views)
+                value = function(views)
+            return value, tape.gradient(value, views)
+
+        return lambda views: [x.numpy() for x in step(tf.constant(views))]
+    if backend == "jax":
+        import jax
+
+        step = jax.jit(jax.value_and_grad(function))
+        return lambda views: jax.block_until_ready(step(views))
+    return lambda views: value_and_gradient(function, views)
+
+
+def run(name, form, batch, repetitions):
+    """Runs a case in a process of its own."""
+    command = [sys.executable, "-m", __spec__.name, "--case", name, form, str(batch)]
+    command += ["--repetitions", str(repetitions)]
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(output.stdout.strip().splitlines()[-1])
+
+
+def compare(name, batch, forms, pairs, repetitions):
+    """Prints each form's time and memory, and the ratios of the tiled one to the others."""
+    results = {form: [] for form in forms}
+    for _ in range(pairs):
+        for form in forms:
+            results[form].append(run(name, form, batch, repetitions))
+    print(f"{name}, batch {batch}", flush=True)
+    for form, rows in results.items():
+        seconds = statistics.median(row["seconds"] for row in rows)
+        mib = statistics.median(row["mib"] for row in rows)
+        ratios = [a["seconds"] / b["seconds"] for a, b in zip(results["tiled"], rows, strict=True)]
+        print(
+            f"  {form:<13}{seconds:8.3f} s{mib:9.0f} MiB   tiled / {form}: "
+            f"time {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), "
+            f"memory {statistics.median(row['mib'] for row in results['tiled']) / mib:.3f}",
+            flush=True,
+        )
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(LOSSES)}; default: all")
+    parser.add_argument("--batches", type=int, nargs="+", default=[4096, 16384, 65536])
+    parser.add_argument("--pairs", type=int, default=5, help="how often to run each form")
+    parser.add_argument("--repetitions", type=int, default=2, help="how often within a process")
+    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.case:
+        name, form, batch = arguments.case
+        measure(name, form, int(batch), arguments.repetitions)
+        return
+    for name in arguments.names or LOSSES:
+        for batch in arguments.batches:
+            forms = ["tiled"]
+            if batch <= 16384 and name in ("InfoNCE", "SigLIP"):
+                forms += ["dense", "two_matrices"] if name == "InfoNCE" else ["dense"]
+            if batch <= 4096 and name in ("NTXent", "SupCon") and _has_peer():
+                forms.append("peer")
+            compare(name, batch, forms, arguments.pairs, arguments.repetitions)
+
+
+def _has_peer():
+    import importlib.util
+
+    is_torch = os.environ.get("KERAS_BACKEND") == "torch"
+    return is_torch and importlib.util.find_spec("pytorch_metric_learning") is not None
+
+
+if __name__ == "__main__":
+    main()

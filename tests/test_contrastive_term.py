@@ -1,0 +1,238 @@
+"""What a layer term can do beyond adding a loss: views, labels, masks, weights, memory, metrics."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_jointloss as kj
+from tests import reference
+
+BACKEND = keras.backend.backend()
+GENERATOR = np.random.default_rng(4)
+VIEWS = GENERATOR.normal(size=(6, 3, 4)).astype("float32")
+LABELS = np.array([0, 1, 1, 2, 0, 1])
+
+
+def called(layer, *inputs, training=True, **arguments):
+    """Calls the layer and returns the loss that it adds."""
+    layer(tuple(ops.convert_to_tensor(x) for x in inputs), training=training, **arguments)
+    (loss,) = layer.losses
+    return float(ops.convert_to_numpy(loss))
+
+
+def embeddings(views=VIEWS, count=2):
+    return [views[:, i] for i in range(count)]
+
+
+def test_more_views_are_hard_negatives_or_further_positives():
+    for name, naive in (("InfoNCE", reference.info_nce), ("NTXent", reference.nt_xent)):
+        layer = kj.layers.ContrastiveTerm(name)
+        assert called(layer, *embeddings(count=3)) == pytest.approx(naive(VIEWS).mean(), rel=1e-5)
+
+
+def test_labels_come_last():
+    layer = kj.layers.ContrastiveTerm("SupCon")
+    expected = reference.sup_con(VIEWS, LABELS).mean()
+    assert called(layer, *embeddings(count=3), LABELS) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX has no int64 unless it is told to")
+def test_large_labels_are_told_apart():
+    layer = kj.layers.ContrastiveTerm("SupCon")
+    large = LABELS.astype("int64") + 2**62
+    expected = reference.sup_con(VIEWS[:, :2], LABELS).mean()
+    assert called(layer, *embeddings(), large) == pytest.approx(expected, rel=1e-5)
+
+
+def test_items_of_weight_0_are_no_part_of_the_batch():
+    weight = np.array([1.0, 0.0, 2.0, 0.5, 0.0, 1.0], "float32")
+    layer = kj.layers.ContrastiveTerm("InfoNCE")
+    loss = called(layer, *embeddings(), sample_weight=ops.convert_to_tensor(weight))
+    kept = weight > 0
+    expected = np.sum(reference.info_nce(VIEWS[kept, :2]) * weight[kept]) / len(weight)
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_masked_items_are_no_part_of_the_batch():
+    layer = kj.layers.ContrastiveTerm("InfoNCE", metrics=[kj.metrics.RecallAtK(1)])
+    mask = np.array([True, False, True, True, False, True])
+    loss = called(layer, *embeddings(), mask=[ops.convert_to_tensor(mask), None])
+    expected = reference.info_nce(VIEWS[mask, :2]).mean()
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert layer.weight.read()["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_mask_of_a_masking_layer_reaches_the_term():
+    a, b = keras.Input((4,)), keras.Input((4,))
+    x, y = kj.layers.ContrastiveTerm("InfoNCE", name="t")((keras.layers.Masking()(a), b))
+    model = keras.Model([a, b], [x, y])
+    model.compile("sgd")
+    first, second = embeddings()
+    first = first.copy()
+    first[[1, 4]] = 0.0  # What `Masking` masks.
+    logs = model.evaluate([first, second], verbose=0, return_dict=True)
+    kept = [0, 2, 3, 5]
+    assert logs["loss"] == pytest.approx(reference.info_nce(VIEWS[kept, :2]).mean(), rel=1e-5)
+
+
+def test_bias_and_temperature_of_siglip_are_trained_and_logged():
+    a, b = keras.Input((4,)), keras.Input((4,))
+    layer = kj.layers.ContrastiveTerm("SigLIP", learn_temperature=True, name="pair")
+    dense = keras.layers.Dense(4)
+    model = keras.Model([a, b], layer((dense(a), dense(b))))
+    values = [float(ops.convert_to_numpy(v.value)) for v in layer.trainable_variables]
+    assert values == pytest.approx([np.log(10.0), -10.0])
+    model.compile(keras.optimizers.SGD(0.1))
+    callbacks = [kj.callbacks.JointLossCallback()]
+    logs = model.fit(embeddings(), epochs=2, verbose=0, callbacks=callbacks).history
+    scale, bias = (float(ops.convert_to_numpy(v.value)) for v in layer.trainable_variables)
+    assert bias != -10.0
+    assert logs["pair_bias"][-1] == pytest.approx(bias, rel=1e-5)
+    assert logs["pair_temperature"][-1] == pytest.approx(np.exp(-scale), rel=1e-5)
+
+
+def naive_info_nce_with_memory(views, memory, temperature=0.07):
+    """The loss of items whose candidates are those of the batch and those of earlier items."""
+    unit = [[reference.unit(v) for v in view] for view in np.swapaxes(views, 0, 1)]
+    kept = [[reference.unit(v) for v in view] for view in np.swapaxes(memory, 0, 1)]
+    losses = []
+    for i in range(len(views)):
+        loss = 0.0
+        for own, other in ((0, 1), (1, 0)):
+            anchor = unit[own][i]
+            logits = [anchor @ x / temperature for x in [*unit[other], *kept[other]]]
+            loss += reference.log_sum_exp(logits) - anchor @ unit[other][i] / temperature
+        losses.append(loss / 2)
+    return np.mean(losses)
+
+
+def test_memory_holds_the_latest_items_of_training():
+    layer = kj.layers.ContrastiveTerm("InfoNCE", memory_size=5)
+    seen = []
+    for step in range(4):
+        views = GENERATOR.normal(size=(3, 2, 4)).astype("float32")
+        memory = np.concatenate([np.zeros((0, 2, 4)), *seen])[-5:]
+        expected = naive_info_nce_with_memory(views, memory)
+        # Neither evaluation nor prediction puts anything in.
+        assert called(layer, *embeddings(views), training=False) == pytest.approx(expected, 1e-5)
+        layer(tuple(embeddings(views)), training=False)
+        assert called(layer, *embeddings(views)) == pytest.approx(expected, rel=1e-5), step
+        seen.append(views)
+
+
+def test_memory_may_be_smaller_than_the_batch():
+    layer = kj.layers.ContrastiveTerm("InfoNCE", memory_size=2)
+    called(layer, *embeddings())
+    expected = naive_info_nce_with_memory(VIEWS[:, :2], VIEWS[-2:, :2])
+    assert called(layer, *embeddings()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_memory_keeps_labels_and_leaves_out_items_that_take_no_part():
+    layer = kj.layers.ContrastiveTerm("SupCon", memory_size=6)
+    weight = np.array([1, 1, 0, 1, 1, 1], "float32")
+    called(layer, *embeddings(), LABELS, sample_weight=ops.convert_to_tensor(weight))
+    views = GENERATOR.normal(size=(4, 2, 4)).astype("float32")
+    labels = np.array([1, 0, 3, 2])
+    # As candidates alone: every anchor of the batch against the batch and the memory.
+    kept = weight > 0
+    everything = np.concatenate([views, VIEWS[kept, :2]])
+    all_labels = np.concatenate([labels, LABELS[kept]])
+    expected = reference.sup_con(everything, all_labels)[:4].mean()
+    assert called(layer, *embeddings(views), labels) == pytest.approx(expected, rel=1e-5)
+
+
+def test_memory_survives_saving_and_training_goes_on_with_it(tmp_path):
+    a, b = keras.Input((4,)), keras.Input((4,))
+    layer = kj.layers.ContrastiveTerm("InfoNCE", memory_size=4, name="t")
+    dense = keras.layers.Dense(4)
+    model = keras.Model([a, b], layer((dense(a), dense(b))))
+    model.compile("sgd")
+    model.fit(embeddings(), batch_size=3, verbose=0)
+    before = model.evaluate(embeddings(), verbose=0)
+    assert model.evaluate(embeddings(), verbose=0) == pytest.approx(before, rel=1e-6)
+    model.predict(embeddings(), verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.evaluate(embeddings(), verbose=0) == pytest.approx(before, rel=1e-5)
+    kept = [variable for variable in model.weights if "memory" in variable.name]
+    again = [variable for variable in loaded.weights if "memory" in variable.name]
+    assert len(kept) == 3
+    for old, new in zip(kept, again, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(old), ops.convert_to_numpy(new))
+
+
+def test_metrics_of_the_embeddings_are_logged(tmp_path):
+    a, b = keras.Input((4,)), keras.Input((4,))
+    metrics = [kj.metrics.RecallAtK(1), kj.metrics.Uniformity()]
+    layer = kj.layers.ContrastiveTerm("InfoNCE", weight=0.5, metrics=metrics, name="pair")
+    same = keras.layers.Dense(4, kernel_initializer="identity")
+    model = keras.Model([a, b], layer((same(a), same(b))))
+    model.compile(keras.optimizers.SGD(0.0))
+    callback = kj.callbacks.JointLossCallback()
+    data = embeddings()
+    logs = model.fit(data, validation_data=(data,), batch_size=6, verbose=0, callbacks=[callback])
+    for metric in metrics:
+        alone = type(metric).from_config(metric.get_config())
+        alone.update_state(np.zeros(6), VIEWS[:, :2])
+        expected = float(ops.convert_to_numpy(alone.result()))
+        for prefix in ("", "val_"):
+            logged = logs.history[f"{prefix}pair_{metric.name}"]
+            assert logged == [pytest.approx(expected, rel=1e-5)]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras").get_layer("pair")
+    assert loaded.get_config() == layer.get_config()
+
+
+def test_parts_of_vicreg_are_logged_for_layers_and_outputs():
+    a, b = keras.Input((4,)), keras.Input((4,))
+    loss = kj.losses.VICReg()
+    same = keras.layers.Dense(4, kernel_initializer="identity")
+    x, y = kj.layers.ContrastiveTerm(loss, name="layer")((same(a), same(b)))
+    model = keras.Model([a, b], {"output": ops.stack([x, y], axis=1)})
+    model.compile(keras.optimizers.SGD(0.0), **kj.joint_loss({"output": kj.losses.VICReg()}))
+    callback = kj.callbacks.JointLossCallback()
+    targets = {"output": np.zeros(6)}
+    logs = model.fit(embeddings(), targets, verbose=0, callbacks=[callback]).history
+    for name, values in loss.parts(VIEWS[:, :2]).items():
+        expected = float(np.mean(ops.convert_to_numpy(values)))
+        assert logs[f"layer_{name}"] == [pytest.approx(expected, rel=1e-5)]
+        key = name if name in logs else f"output_{name}"
+        assert logs[key] == [pytest.approx(expected, rel=1e-5)]
+
+
+def test_prediction_computes_no_loss(monkeypatch):
+    a, b = keras.Input((4,)), keras.Input((4,))
+    layer = kj.layers.ContrastiveTerm("InfoNCE", memory_size=4)
+    model = keras.Model([a, b], layer((a, b)))
+    calls = []
+
+    def values(self, *arguments, **options):
+        calls.append(1)
+        return ops.zeros((6,))
+
+    monkeypatch.setattr(kj.losses.InfoNCE, "values", values)
+    model.compile("sgd")
+    model.predict(embeddings(), verbose=0)
+    assert not calls
+    model.evaluate(embeddings(), verbose=0)
+    assert calls
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loss": "VICReg", "memory_size": 8}, "`memory_size`.*Expected 0.*VICReg"),
+        ({"loss": "MeanSquaredError", "memory_size": 8}, "`memory_size`.*Expected 0"),
+        ({"loss": "InfoNCE", "memory_size": -1}, "`memory_size`.*whole number >= 0"),
+        ({"loss": "InfoNCE", "metrics": ["recall"]}, "`metrics`.*keras_jointloss.metrics"),
+        (
+            {"loss": "InfoNCE", "metrics": [kj.metrics.MeanAveragePrecisionAtR()]},
+            "`metrics`.*without labels",
+        ),
+        ({"loss": "InfoNCE", "metrics": [kj.metrics.RecallAtK(1)] * 2}, "different names"),
+    ],
+)
+def test_invalid_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kj.layers.ContrastiveTerm(**arguments)

@@ -1,0 +1,220 @@
+"""The losses against those of PyTorch and pytorch-metric-learning, in value and gradient.
+
+Runs only where both are installed. The peers compute in float64, the losses in float32.
+"""
+
+import numpy as np
+import pytest
+
+import keras_jointloss as kj
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("pytorch_metric_learning")
+
+import torch.nn.functional as F  # noqa: E402, N812  # Its usual name.
+from pytorch_metric_learning import distances, losses, miners, reducers  # noqa: E402
+
+pytestmark = pytest.mark.backend("torch")
+
+BATCH, DIM = 8, 6
+PAIR_LABELS = np.arange(BATCH) % 2
+#: Each class has as many items as any other: then a mean over triplets is one over anchors, too.
+CLASS_LABELS = np.array([0, 1, 2, 3, 0, 1, 2, 3])
+EUCLIDEAN = distances.LpDistance(normalize_embeddings=False)
+COSINE = distances.CosineSimilarity()
+
+
+def _views(views=2):
+    generator = np.random.default_rng(0)
+    center = generator.normal(size=(BATCH, 1, DIM))
+    return center + 0.7 * generator.normal(size=(BATCH, views, DIM))
+
+
+def _flat(views):
+    """Returns all views of all items, and their labels."""
+    labels = torch.as_tensor(CLASS_LABELS).repeat_interleave(views.shape[1])
+    return views.reshape(-1, DIM), labels
+
+
+def _assert_parity(loss, labels, peer, views=None):
+    """Asserts that `loss` of the views and labels is `peer` of the views."""
+    views = _views() if views is None else views
+    ours = torch.tensor(views, dtype=torch.float32, requires_grad=True)
+    theirs = torch.tensor(views, dtype=torch.float64, requires_grad=True)
+    actual, expected = loss(labels, ours), peer(theirs)
+    assert actual.item() == pytest.approx(expected.item(), rel=1e-5)
+    actual.backward()
+    expected.backward()
+    scale = theirs.grad.abs().max().item()
+    assert scale > 1e-3
+    np.testing.assert_allclose(
+        ours.grad.numpy() / scale, theirs.grad.numpy() / scale, rtol=0, atol=1e-5
+    )
+
+
+def _of_samples(peer, miner=None):
+    """Returns a loss of pytorch-metric-learning as a function of the views."""
+
+    def function(views):
+        embeddings, labels = _flat(views)
+        return peer(embeddings, labels, miner(embeddings, labels) if miner else None)
+
+    return function
+
+
+@pytest.mark.parametrize("views", [2, 3])
+@pytest.mark.parametrize(
+    ("loss", "peer"),
+    [
+        (
+            kj.losses.SupCon(temperature=0.2),
+            losses.SupConLoss(temperature=0.2, reducer=reducers.MeanReducer()),
+        ),
+        (kj.losses.SupCon(tile_size=3), losses.SupConLoss(temperature=0.07)),
+        (kj.losses.MultiSimilarity(), losses.MultiSimilarityLoss()),
+        (kj.losses.Circle(), losses.CircleLoss(reducer=reducers.MeanReducer())),
+        (
+            kj.losses.Circle(margin=0.25, gamma=16.0),
+            losses.CircleLoss(m=0.25, gamma=16, reducer=reducers.MeanReducer()),
+        ),
+    ],
+    ids=["sup_con", "sup_con_tiled", "multi_similarity", "circle", "circle_mild"],
+)
+def test_losses_of_labelled_samples(loss, peer, views):
+    _assert_parity(loss, CLASS_LABELS, _of_samples(peer), _views(views))
+
+
+def test_multi_similarity_with_its_miner():
+    _assert_parity(
+        kj.losses.MultiSimilarity(mining_margin=0.1),
+        CLASS_LABELS,
+        _of_samples(losses.MultiSimilarityLoss(), miners.MultiSimilarityMiner(epsilon=0.1)),
+    )
+
+
+@pytest.mark.parametrize("tile_size", [None, 3])
+def test_nt_xent(tile_size):
+    peer = losses.NTXentLoss(temperature=0.1)
+
+    def of_items(views):
+        return peer(views.reshape(-1, DIM), torch.arange(BATCH).repeat_interleave(2))
+
+    _assert_parity(kj.losses.NTXent(temperature=0.1, tile_size=tile_size), CLASS_LABELS, of_items)
+
+
+def test_vicreg():
+    peer = losses.VICRegLoss()
+    _assert_parity(
+        kj.losses.VICReg(), CLASS_LABELS, lambda x: peer(x[:, 0], ref_emb=x[:, 1]), 0.4 * _views()
+    )
+
+
+# Triplets
+
+
+@pytest.mark.parametrize("distance", [EUCLIDEAN, COSINE], ids=["euclidean", "cosine"])
+@pytest.mark.parametrize("margin", [0.5, "soft"])
+def test_all_triplets(distance, margin):
+    peer = losses.TripletMarginLoss(
+        margin=0 if margin == "soft" else margin,
+        smooth_loss=margin == "soft",
+        distance=distance,
+        reducer=reducers.MeanReducer(),
+    )
+    similarity = "cosine" if distance is COSINE else "euclidean"
+    loss = kj.losses.Triplet(margin, mining="all", similarity=similarity)
+    _assert_parity(loss, CLASS_LABELS, _of_samples(peer))
+
+
+def test_hard_triplets():
+    peer = losses.TripletMarginLoss(margin=0.5, distance=EUCLIDEAN, reducer=reducers.MeanReducer())
+    miner = miners.BatchHardMiner(distance=EUCLIDEAN)
+    loss = kj.losses.Triplet(0.5, mining="hard")
+    _assert_parity(loss, CLASS_LABELS, _of_samples(peer, miner))
+
+
+def _nearest_semi_hard(embeddings, labels):
+    """Returns the triplet of each positive pair with the nearest of its semi-hard negatives.
+
+    The peer mines all negatives that are farther than the positive. Where there are none, the
+    farthest negative takes the place.
+    """
+    to = torch.cdist(embeddings, embeddings).detach()
+    same = labels[:, None] == labels[None, :]
+    farthest = torch.where(same, -1.0, to).argmax(1).tolist()
+    pairs = (same & ~torch.eye(len(labels), dtype=torch.bool)).nonzero().tolist()
+    negatives = {(a, p): farthest[a] for a, p in pairs}
+    mined = miners.TripletMarginMiner(1e9, "semihard", distance=EUCLIDEAN)(embeddings, labels)
+    triplets = torch.stack(mined, 1).tolist()
+    for a, p, n in sorted(triplets, key=lambda x: -to[x[0], x[2]]):  # The nearest comes last.
+        negatives[a, p] = n
+    assert len({(a, p) for a, p, _ in triplets}) > len(pairs) / 2
+    return torch.tensor([(a, p, n) for (a, p), n in negatives.items()]).unbind(1)
+
+
+def test_semi_hard_triplets():
+    peer = losses.TripletMarginLoss(margin=0.5, distance=EUCLIDEAN, reducer=reducers.MeanReducer())
+    loss = kj.losses.Triplet(0.5, mining="semi_hard")
+    _assert_parity(loss, CLASS_LABELS, _of_samples(peer, _nearest_semi_hard))
+
+
+def test_triplets_of_torch():
+    def all_triplets(views):
+        embeddings, labels = _flat(views)
+        same = labels[:, None] == labels[None, :]
+        other = ~torch.eye(len(labels), dtype=torch.bool)
+        a, p, n = ((same & other)[:, :, None] & ~same[:, None, :]).nonzero(as_tuple=True)
+        loss = torch.nn.TripletMarginLoss(margin=0.5, eps=0.0)
+        return loss(embeddings[a], embeddings[p], embeddings[n])
+
+    _assert_parity(kj.losses.Triplet(0.5, mining="all"), CLASS_LABELS, all_triplets)
+
+
+# Few lines of torch
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.3])
+def test_cosine_embedding(margin):
+    peer = torch.nn.CosineEmbeddingLoss(margin)
+    signs = torch.as_tensor(2 * PAIR_LABELS - 1)
+    _assert_parity(
+        kj.losses.CosineEmbedding(margin), PAIR_LABELS, lambda x: peer(x[:, 0], x[:, 1], signs)
+    )
+
+
+@pytest.mark.parametrize("tile_size", [None, 3])
+def test_clip(tile_size):
+    def clip(views):
+        a, b = F.normalize(views, dim=-1).unbind(1)
+        logits, targets = a @ b.T / 0.07, torch.arange(BATCH)
+        return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+
+    _assert_parity(kj.losses.InfoNCE(0.07, tile_size=tile_size), PAIR_LABELS, clip)
+
+
+@pytest.mark.parametrize("tile_size", [None, 3])
+def test_siglip(tile_size):
+    def siglip(views):
+        a, b = F.normalize(views, dim=-1).unbind(1)
+        signs = 2 * torch.eye(BATCH) - 1
+        return -F.logsigmoid(signs * (a @ b.T * 10 - 10)).sum() / BATCH
+
+    _assert_parity(kj.losses.SigLIP(tile_size=tile_size), PAIR_LABELS, siglip)
+
+
+def test_n_pairs_of_one_item_each():
+    def n_pairs(views):
+        a, b = views.unbind(1)
+        return F.cross_entropy(a @ b.T, torch.arange(BATCH))
+
+    _assert_parity(kj.losses.NPairs(), np.arange(BATCH), n_pairs)
+
+
+def test_barlow_twins():
+    def barlow_twins(views):
+        a, b = ((views - views.mean(0)) / views.std(0, correction=0)).unbind(1)
+        correlation = a.T @ b / BATCH
+        weight = torch.full((DIM, DIM), 0.0051, dtype=views.dtype).fill_diagonal_(1)
+        return (weight * (correlation - torch.eye(DIM)) ** 2).sum()
+
+    _assert_parity(kj.losses.BarlowTwins(), PAIR_LABELS, barlow_twins)
