@@ -14,7 +14,7 @@ export TF_CPP_MIN_LOG_LEVEL := 3
 
 PYTEST := python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test test-jax test-torch test-all lint format bench clean
+.PHONY: help demo test test-jax test-torch test-all lint format bench bench-losses clean
 
 help:  ## Tell what there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ format: .venv/develop.stamp  ## Mend what of the style can be mended.
 bench: .venv/package.stamp  ## Measure what the package costs in time, as ratios.
 	.venv/bin/python -m tests.benchmarks.benchmark_annealing $(ARGS)
 
+bench-losses: .venv/package.stamp  ## Measure time and memory of the contrastive losses at large batches.
+	.venv/bin/python -m tests.benchmarks.benchmark_contrastive $(ARGS)
+
 clean:  ## Remove the environments and caches.
 	rm -rf .venv .venv-jax .venv-torch .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 
@@ -64,5 +67,5 @@ clean:  ## Remove the environments and caches.
 
 .venv-torch/test.stamp: pyproject.toml
 	$(PYTHON) -m venv .venv-torch
-	.venv-torch/bin/python -m pip install --quiet --editable ".[test]" $(TORCH)
+	.venv-torch/bin/python -m pip install --quiet --editable ".[test,peers]" $(TORCH)
 	touch $@

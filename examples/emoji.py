@@ -3,7 +3,8 @@
 Each of 1,906 emoji comes as a drawing by Google, a drawing by Twitter and some ten words. An image
 tower and a text tower learn embeddings of them from four terms at once:
 
-    image_text      the images of an emoji find its words, and the words their images (InfoNCE)
+    image_text      the images of an emoji find its words, and the words their images (InfoNCE, or
+                    another loss of the package: --loss)
     design          Google's and Twitter's drawing of an emoji find each other (InfoNCE)
     image_category  the images tell the category, one of nine (cross-entropy)
     text_category   the words tell the category (cross-entropy)
@@ -31,8 +32,23 @@ from tensorboard.util.tensor_util import make_ndarray
 import keras_jointloss as kj
 
 DATA = Path(__file__).parent / "data" / "emoji_pairs.npz"
-TERMS = ("image_text", "design", "image_category", "text_category")
 BATCH_SIZE = 128
+LOSSES = (
+    "BarlowTwins",
+    "Circle",
+    "Contrastive",
+    "CosineEmbedding",
+    "DecoupledContrastive",
+    "InfoNCE",
+    "MarginContrastive",
+    "MultiSimilarity",
+    "NPairs",
+    "NTXent",
+    "SigLIP",
+    "SupCon",
+    "Triplet",
+    "VICReg",
+)
 
 
 def load():
@@ -71,6 +87,9 @@ def select(data, indices, vocabulary):
         "google": data["google"][indices],
         "twitter": data["twitter"][indices],
         "text": bag_of_words(data["text"][indices], vocabulary),
+        "emoji": indices.astype(
+            "int32"
+        ),  # For losses that want to know which views are of the same emoji.
     }
     y = {
         "design": np.zeros(len(indices)),  # Not used: the pair is its own target.
@@ -106,25 +125,45 @@ def build_text_tower(words, dim=128):
     return tower
 
 
-def build(words, categories, steps):
+def make_loss(name):
+    """Returns the loss of images and texts with its default settings."""
+    return kj.losses.InfoNCE(temperature=0.1) if name == "InfoNCE" else kj.losses.get(name)
+
+
+def contrast(loss, image, text, emoji):
+    """Adds the loss of images and texts to the model and returns their embeddings, as they are."""
+    term = kj.layers.ContrastiveTerm(
+        loss, learn_temperature=bool(loss.learned_parameters()), name="image_text"
+    )
+    if loss.label_kind == "class":  # Each emoji is a class of its own.
+        return term((image, text, emoji))
+    if loss.label_kind == "pair":  # What does not belong together: the text of the emoji before.
+        apart = kj.layers.ContrastiveTerm(type(loss)(), name="image_other_text")
+        image, text = term((image, text, keras.ops.ones_like(emoji)))
+        image, _ = apart((image, keras.ops.roll(text, 1, axis=0), keras.ops.zeros_like(emoji)))
+        return image, text
+    # A layer term hands the embeddings on as they are; its loss joins the loss of the model.
+    return term((image, text))
+
+
+def build(words, categories, steps, loss="InfoNCE"):
     """Returns the compiled model. `steps` is how many training steps there will be."""
     google = keras.Input((32, 32, 3), dtype="uint8", name="google")
     twitter = keras.Input((32, 32, 3), dtype="uint8", name="twitter")
     text = keras.Input((words,), name="text")
+    emoji = keras.Input((), dtype="int32", name="emoji")
 
     image_tower = build_image_tower()  # One tower for both designs.
     designs = [image_tower(google), image_tower(twitter)]
     image_embedding = layers.Average()(designs)
     text_embedding = build_text_tower(words)(text)
 
-    # A layer term hands the embeddings on as they are; its loss joins the loss of the model.
-    image_text = kj.layers.ContrastiveTerm(
-        kj.losses.InfoNCE(temperature=0.1), learn_temperature=True, name="image_text"
+    image_embedding, text_embedding = contrast(
+        make_loss(loss), image_embedding, text_embedding, emoji
     )
-    image_embedding, text_embedding = image_text((image_embedding, text_embedding))
 
     model = keras.Model(
-        {"google": google, "twitter": twitter, "text": text},
+        {"google": google, "twitter": twitter, "text": text, "emoji": emoji},
         {
             "design": keras.ops.stack(designs, axis=1),  # (batch, 2, dim)
             "image_category": layers.Dense(categories)(image_embedding),
@@ -171,10 +210,11 @@ def read_latest(log_dir):
 def report_terms(log_dir):
     """Prints what each term contributed in the last epoch."""
     runs = [read_latest(Path(log_dir) / run) for run in ("train", "validation")]
+    terms = [tag.split("/")[1] for tag in runs[0] if tag.endswith("/raw")]
     columns = f"{'raw':>9}{'weight':>9}{'share':>9}"
     print(f"\n{'':<16}{'train':>27}{'validation':>30}")
     print(f"{'term':<16}{columns}   {columns}")
-    for term in TERMS:
+    for term in terms:
         cells = [
             f"{run[f'joint_loss/{term}/raw']:9.3f}{run[f'joint_loss/{term}/weight']:9.3f}"
             f"{run[f'joint_loss/{term}/share']:9.1%}"
@@ -183,7 +223,7 @@ def report_terms(log_dir):
         print(f"{term:<16}{'   '.join(cells)}")
     cells = []
     for run in runs:
-        share = sum(run[f"joint_loss/{term}/share"] for term in TERMS)
+        share = sum(run[f"joint_loss/{term}/share"] for term in terms)
         cells.append(f"{run['joint_loss/total']:9.3f}{'':9}{share:9.1%}")
     print(f"{'total':<16}{'   '.join(cells)}")
 
@@ -242,6 +282,7 @@ def main(arguments=None):
     now = time.strftime("%Y%m%d-%H%M%S")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--loss", choices=LOSSES, default="InfoNCE", help="of images and texts")
     parser.add_argument("--log-dir", default=f"logs/emoji/{now}", help="folder for TensorBoard")
     parser.add_argument("--save", default="logs/emoji/model.keras", help="file for the model")
     parser.add_argument("--seed", type=int, default=0)
@@ -255,7 +296,7 @@ def main(arguments=None):
     validation = select(data, held_out_indices, vocabulary)
 
     steps = arguments.epochs * -(-len(train_indices) // BATCH_SIZE)
-    model = build(len(vocabulary), len(data["categories"]), steps)
+    model = build(len(vocabulary), len(data["categories"]), steps, arguments.loss)
     train(model, training, validation, arguments.epochs, arguments.log_dir)
 
     report_terms(arguments.log_dir)
