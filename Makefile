@@ -43,6 +43,7 @@ format: .venv/develop.stamp  ## Mend what of the style can be mended.
 	.venv/bin/ruff format .
 
 bench: .venv/package.stamp  ## Measure what the package costs in time, as ratios.
+	.venv/bin/python -m tests.benchmarks.benchmark_import
 	.venv/bin/python -m tests.benchmarks.benchmark_annealing $(ARGS)
 
 bench-losses: .venv/package.stamp  ## Measure time and memory of the contrastive losses at large batches.
