@@ -1,10 +1,11 @@
 """Measures what annealed, logged terms in plain `fit` cost in time.
 
 - `small_step`: four annealed terms in a model whose step is quick, so that every operation shows,
+- `medium_step`: the same with a wider hidden layer, so that the step takes about 2.5 ms,
 - `emoji`: the model of examples/emoji.py,
 - `loop`: examples/explicit_weights.py against a loop written by hand (TensorFlow only).
 
-The first two are held against the same model with plain losses and numbers as weights.
+The first three are held against the same model with plain losses and numbers as weights.
 
 Run: python -m tests.benchmarks.benchmark_annealing [names]
 """
@@ -14,6 +15,7 @@ import importlib
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +49,7 @@ def compare_annealing(annealed, plain, x, y, batch_size, log_dir, pairs):
     return compare(fit_annealed, lambda: fit(plain), pairs)
 
 
-def small_step(log_dir, pairs, steps=400, batch_size=32):
+def small_step(log_dir, pairs, width=256, steps=400, batch_size=32):
     names = ["a", "b", "c", "d"]
     generator = np.random.default_rng(0)
     x = generator.normal(size=(steps * batch_size, 64)).astype("float32")
@@ -56,7 +58,7 @@ def small_step(log_dir, pairs, steps=400, batch_size=32):
 
     def compiled(**arguments):
         inputs = keras.Input((64,))
-        hidden = keras.layers.Dense(256, activation="relu")(inputs)
+        hidden = keras.layers.Dense(width, activation="relu")(inputs)
         model = keras.Model(inputs, {name: keras.layers.Dense(4)(hidden) for name in names})
         model.compile("adam", **arguments)
         return model
@@ -165,6 +167,7 @@ class Benchmark(NamedTuple):
 
 BENCHMARKS = {
     "small_step": Benchmark(small_step, 1.12),
+    "medium_step": Benchmark(partial(small_step, width=2048), 1.12),
     "emoji": Benchmark(emoji, 1.03),
     "loop": Benchmark(loop, 1.05, ("tensorflow",)),
 }
