@@ -94,10 +94,12 @@ class Roles(NamedTuple):
             rows: `(k,)`, int32, indices of anchors.
 
         Returns:
-            Two masks, `(k, candidates)`, bool.
+            Two masks, `(k, candidates)`, bool; `None` for the second if all are `trivial`.
         """
         anchors, candidates = self.anchors, self.candidates
         positive = ops.take(anchors.items, rows, axis=0)[:, None] == candidates.items[None, :]
+        if self.trivial and self.same_label is None:
+            return positive, None
         allowed = ops.ones_like(positive)
         if self.same_label is not None:
             if anchors.labels is None:

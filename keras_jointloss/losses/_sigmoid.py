@@ -35,7 +35,7 @@ def pairwise_sigmoid(roles, scale, bias, similarity="cosine", tile_size=None):
         positive, allowed = roles.masks(rows)
         logits = scale * matrix_of_prepared(x, y, similarity) + bias
         losses = ops.softplus(ops.where(positive, -logits, logits))
-        return ops.sum(ops.where(allowed, losses, 0), axis=1)
+        return ops.sum(for_allowed(allowed, losses), axis=1)
 
     def tiled(tile_size):
         def compute(x, y, scale, bias):
@@ -46,19 +46,22 @@ def pairwise_sigmoid(roles, scale, bias, similarity="cosine", tile_size=None):
     return choose(dense, tiled, x, y, math.inf if similarity == "euclidean" else tile_size)
 
 
+def for_allowed(allowed, values):
+    """Returns the values where the mask, if there is one, is true, else 0."""
+    return values if allowed is None else ops.where(allowed, values, 0)
+
+
 def _tiled(x, y, scale, bias, roles, tile_size):
     count = ops.shape(x)[0]
 
     def slopes(rows):
         x_tile = ops.take(x, rows, axis=0)
         positive, allowed = roles.masks(rows)
-        sign = ops.cast(ops.where(positive, -1, 1), x_tile.dtype)
-        logits = sign * (dot_matrix(scale * x_tile, y) + bias)
-        # Both the loss and its slope are made from the exponential that cannot overflow.
-        exponential = ops.exp(-ops.abs(logits))
-        loss = ops.maximum(logits, 0) + ops.log1p(exponential)
-        slope = sign * ops.where(logits >= 0, 1, exponential) / (1 + exponential)
-        return x_tile, ops.where(allowed, loss, 0), ops.where(allowed, slope, 0)
+        logits = dot_matrix(scale * x_tile, y) + bias
+        logits = ops.where(positive, -logits, logits)
+        slope = ops.sigmoid(logits)
+        slope = ops.where(positive, -slope, slope)
+        return x_tile, for_allowed(allowed, ops.softplus(logits)), for_allowed(allowed, slope)
 
     def forward(rows, fresh, losses, towards, against, slope_sums):
         x_tile, loss, slope = slopes(rows)

@@ -4,9 +4,10 @@ Every case runs in a process of its own, in float32 with embeddings of 256 numbe
 time and how far the memory of the process rises above what it was before. Cases:
 
 - `tiled`: the loss of the package in tiles,
+- `default`: the loss of the package as it comes, dense up to some size,
 - `dense`: the same with the matrix of similarities held as a whole, as one would write it,
 - `two_matrices`: InfoNCE with a matrix for each direction, as it is often written,
-- `peer`: pytorch-metric-learning (PyTorch only, if it is installed).
+- `peer`: pytorch-metric-learning (PyTorch only, if it is installed, up to 4,096 items).
 
 Run: python -m tests.benchmarks.benchmark_contrastive [losses] --batches 4096 16384 65536
 """
@@ -57,8 +58,8 @@ def loss_of(name, form, labels):
     """Returns the loss as a function of the views."""
     import keras_jointloss as kj
 
-    if form == "tiled":
-        loss = getattr(kj.losses, name)(tile_size=256)
+    if form in ("tiled", "default"):
+        loss = getattr(kj.losses, name)(tile_size=256 if form == "tiled" else None)
         return lambda views: loss(labels, views)
     if form == "peer":
         import torch
@@ -117,29 +118,38 @@ def _compiled(function, backend, value_and_gradient):
 
 
 def run(name, form, batch, repetitions):
-    """Runs a case in a process of its own."""
+    """Runs a case in a process of its own; returns `None` where that fails, as for want of memory."""
     command = [sys.executable, "-m", __spec__.name, "--case", name, form, str(batch)]
     command += ["--repetitions", str(repetitions)]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    output = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if output.returncode:
+        reason = output.stderr.strip().splitlines() or [f"ended with {output.returncode}"]
+        print(f"{name}, {form}, batch {batch}, failed: {reason[-1][:200]}", flush=True)
+        return None
     return json.loads(output.stdout.strip().splitlines()[-1])
 
 
 def compare(name, batch, forms, pairs, repetitions):
-    """Prints each form's time and memory, and the ratios of the tiled one to the others."""
+    """Prints each form's time and memory, and the ratios of the first to the others."""
     results = {form: [] for form in forms}
     for _ in range(pairs):
-        for form in forms:
-            results[form].append(run(name, form, batch, repetitions))
+        for form in tuple(results):
+            row = run(name, form, batch, repetitions)
+            if row is None:
+                del results[form]
+            else:
+                results[form].append(row)
     print(f"{name}, batch {batch}", flush=True)
+    first = forms[0]
     for form, rows in results.items():
         seconds = statistics.median(row["seconds"] for row in rows)
         mib = statistics.median(row["mib"] for row in rows)
-        ratios = [a["seconds"] / b["seconds"] for a, b in zip(results["tiled"], rows, strict=True)]
+        ratios = [a["seconds"] / b["seconds"] for a, b in zip(results[first], rows, strict=True)]
         print(
-            f"  {form:<13}{seconds:8.3f} s{mib:9.0f} MiB   tiled / {form}: "
+            f"  {form:<13}{seconds:8.3f} s{mib:9.0f} MiB   {first} / {form}: "
             f"time {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), "
-            f"memory {statistics.median(row['mib'] for row in results['tiled']) / mib:.3f}",
+            f"memory {statistics.median(row['mib'] for row in results[first]) / mib:.3f}",
             flush=True,
         )
 
@@ -162,7 +172,7 @@ def main(argv=None):
             if batch <= 16384 and name in ("InfoNCE", "SigLIP"):
                 forms += ["dense", "two_matrices"] if name == "InfoNCE" else ["dense"]
             if batch <= 4096 and name in ("NTXent", "SupCon") and _has_peer():
-                forms.append("peer")
+                forms = ["default", "peer"]
             compare(name, batch, forms, arguments.pairs, arguments.repetitions)
 
 
