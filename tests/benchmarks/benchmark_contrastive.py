@@ -118,7 +118,7 @@ def _compiled(function, backend, value_and_gradient):
 
 
 def run(name, form, batch, repetitions):
-    """Runs a case in a process of its own; returns `None` where that fails, as for want of memory."""
+    """Runs a case in a process of its own; returns `None` if it fails, as for want of memory."""
     command = [sys.executable, "-m", __spec__.name, "--case", name, form, str(batch)]
     command += ["--repetitions", str(repetitions)]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
