@@ -13,6 +13,7 @@ _SUBMODULES = (
     "metrics",
     "schedules",
     "tensorboard",
+    "weighting",
 )
 _ATTRIBUTES = {"joint_loss": "joint", "LossWeight": "loss_weight"}
 
@@ -55,8 +56,7 @@ def custom_objects() -> dict:
 
 def _register():
     """Imports all that Keras must know to load a model."""
-    names = ("aggregators", "callbacks", "joint", "layers", "losses", "metrics", "schedules")
-    for name in names:
+    for name in (*_SUBMODULES, "joint"):
         importlib.import_module(f"{__name__}.{name}")
 
 

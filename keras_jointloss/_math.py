@@ -147,3 +147,12 @@ def logsumexp_where(x, mask, axis):
     total = ops.sum(ops.where(mask, ops.exp(ops.where(mask, x - largest, 0)), 0), axis=axis)
     result = ops.log(ops.where(any_element, total, 1)) + ops.squeeze(largest, axis)
     return ops.where(any_element, result, 0)
+
+
+def scramble(x):
+    """Returns pseudo-random integers for the int32 `x`, other ones for each `x`."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x446CA68B), (16, 1)):
+        # The shift of an int32 keeps the sign, whose copies are cut off.
+        shifted = ops.bitwise_and(ops.right_shift(x, shift), (1 << (32 - shift)) - 1)
+        x = ops.bitwise_xor(x, shifted) * factor
+    return x

@@ -72,3 +72,18 @@ def validate_choice(value: Any, name: str, choices: tuple) -> Any:
             f"Received: {name}={value!r}"
         )
     return value
+
+
+def validate_share(value: Any, name: str) -> float:
+    """Returns `value` as a float if it is a number >= 0 and < 1.
+
+    Raises:
+        ValueError: If `value` is anything else.
+    """
+    expected = "a number >= 0 and < 1"
+    value = validate_number(value, name, minimum=0, expected=expected)
+    if value >= 1:
+        raise ValueError(
+            f"Invalid value for argument `{name}`. Expected {expected}. Received: {name}={value!r}"
+        )
+    return value

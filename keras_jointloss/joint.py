@@ -7,9 +7,12 @@ import keras
 from keras import ops
 
 from keras_jointloss._masks import valid_items
-from keras_jointloss.distribution import replica_count
+from keras_jointloss.distribution import replica_count, variable_scope
 from keras_jointloss.layers import ContrastiveTerm
 from keras_jointloss.loss_weight import LossWeight, TermWeight, Weight
+from keras_jointloss.weighting import Weighting
+from keras_jointloss.weighting import get as get_weighting
+from keras_jointloss.weighting.base import SavedProgress
 
 # Keras chooses the loss for these names by the shapes it meets in the first step.
 _CROSSENTROPY = ("crossentropy", "ce")
@@ -43,7 +46,10 @@ class TermLoss(keras.losses.Loss):
         # Under `tf.distribute` Keras divides a replica's loss by the number of replicas.
         mean = ops.mean(value) if len(value.shape) else value
         replicas = replica_count()
-        self.weight.record(mean * replicas if replicas > 1 else mean, batch_size)
+        counts = None
+        if sample_weight is not None and self.weight.observer is not None:
+            counts = ops.any(ops.not_equal(ops.convert_to_tensor(sample_weight), 0))
+        self.weight.record(mean * replicas if replicas > 1 else mean, batch_size, counts)
         return value
 
     def call(self, y_true, y_pred):
@@ -125,7 +131,7 @@ class LossPart(keras.metrics.Mean):
 def joint_loss(
     losses: Mapping[str, Any],
     weights: Mapping[str, Weight | LossWeight] | None = None,
-    weighting: None = None,
+    weighting: Any = None,
     metrics: Mapping[str, Any] | Any | None = None,
     weighted_metrics: Mapping[str, Any] | Any | None = None,
 ) -> dict[str, Any]:
@@ -135,7 +141,7 @@ def joint_loss(
 
         total = sum_i weight_i(step) * loss_i(y_true_i, y_pred_i) + losses added by layers
 
-    A weight that is given as a schedule moves while a
+    A weight that is given as a schedule moves, and a weighting adapts the weights, while a
     `keras_jointloss.callbacks.JointLossCallback` takes part in `fit`. The logs gain
     `<name>_weight` beside Keras' own `<name>_loss`.
 
@@ -150,7 +156,10 @@ def joint_loss(
         weights: For each name a number, 0 or more, a
             `keras.optimizers.schedules.LearningRateSchedule` or a `LossWeight`. A name that is
             missing has weight 1.
-        weighting: A rule that adapts the weights. Only `None` for now.
+        weighting: A rule of `keras_jointloss.weighting` that adapts the weights of all terms, those
+            of layers included, by instance or by name; `None` for none. It multiplies the given
+            weights. The `keras_jointloss.callbacks.JointLossCallback` ties it to the terms and
+            lets it run.
         metrics: As in `model.compile`, by output name. If there is one loss only, its metric or
             list of metrics will do.
         weighted_metrics: Likewise, for metrics that respect `sample_weight`.
@@ -161,7 +170,8 @@ def joint_loss(
 
     Raises:
         ValueError: If there is no loss, a weight is given for a name without loss, a weight is
-            invalid or stands for two terms, or an argument has the wrong type.
+            invalid or stands for two terms, there is no such weighting, or an argument has the
+            wrong type.
 
     Example:
 
@@ -189,11 +199,12 @@ def joint_loss(
     losses = _validate_losses(losses)
     names = [name for name, loss in losses.items() if loss is not None]
     weights = _validate_weights(weights, names)
-    if weighting is not None:
-        raise ValueError(
-            "Invalid value for argument `weighting`. Expected None. "
-            f"Received: weighting={weighting!r}"
-        )
+    rule = get_weighting(weighting)
+    if rule is not None:
+        for weight in weights.values():
+            weight.adapt()
+        # One of the metrics has to bring the rule's variables to the model.
+        weights[names[0]].weighting = rule
     metrics = _by_output(metrics, names, "metrics")
     for name in names:
         parts = [LossPart(losses[name], part) for part in getattr(losses[name], "part_names", ())]
@@ -294,3 +305,30 @@ def find_terms(model: keras.Model) -> dict[str, TermWeight]:
                 )
             terms[layer.name] = layer.weight
     return terms
+
+
+def bind_weighting(model: keras.Model, terms: Mapping[str, TermWeight]) -> Weighting | None:
+    """Ties the weighting of a compiled model, if it has one, to the terms of the model.
+
+    Args:
+        model: A compiled model.
+        terms: As `find_terms` has them.
+
+    Returns:
+        The weighting.
+
+    Raises:
+        ValueError: If the weighting is tied to other terms already.
+    """
+    rules = [term.weighting for term in terms.values() if isinstance(term, LossWeight)]
+    rules = [rule for rule in rules if rule is not None]
+    if not rules:
+        return None
+    with variable_scope(model):
+        is_new = rules[0].bind(terms)
+    if is_new:
+        # What has been compiled without the rule would not run it.
+        model.train_function = model.test_function = None
+    # Not by `setattr`: neither Keras nor TensorFlow is to take it for a part of the model.
+    object.__setattr__(model, "joint_loss_weighting", SavedProgress(rules[0]))
+    return rules[0]

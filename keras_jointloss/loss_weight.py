@@ -74,13 +74,16 @@ class TermWeight:
     its variables. From then on training runs
 
     1. `record(loss, batch_size)` when the term's loss has been computed with the weight of this
-       step, and
+       step, which tells it to `observer`, if there is one, and
     2. `advance()` once a training step, which moves the weight along its schedule,
 
     both inside the compiled step, while from the host the callback calls `start_annealing`, and
     Keras calls `reset` at the start of each epoch, before the callbacks switch annealing on, and of
     each evaluation, which annealing thus never reaches.
     """
+
+    #: Called with the loss, the number of items and whether any of them counts, or `None`.
+    observer: Callable[[Any, Any, Any], None] | None = None
 
     def _create_variables(self, weight: Weight, add_variable: Callable[..., Any]) -> None:
         self.schedule: Any = weight if isinstance(weight, LearningRateSchedule) else None
@@ -94,11 +97,19 @@ class TermWeight:
         self._advancing = add_variable("advancing", (), False, dtype="bool", **replicated)
         # Sums over items of 1, the loss and the weighted loss.
         self._sums = add_variable("sums", (3,), 0.0, aggregation="sum")
+        self._factor: Any = None
+        self._add_factor = partial(add_variable, "factor", (), **replicated)
+
+    def adapt(self, factor: float = 1.0) -> None:
+        """Lets the weight be multiplied by a factor that a weighting sets."""
+        if self._factor is None:
+            self._factor = self._add_factor(factor)
 
     @property
     def state(self) -> list:
         """The variables of the term."""
-        return [self._value, self._step, self._advancing, self._sums]
+        factor = [] if self._factor is None else [self._factor]
+        return [self._value, self._step, self._advancing, self._sums, *factor]
 
     # Within the compiled step.
 
@@ -106,14 +117,23 @@ class TermWeight:
         """Returns the weight now as a scalar tensor."""
         # A copy: the variable's own tensor is overwritten in place on PyTorch, where the backward
         # pass may still need it, and its buffer is donated to the next step on JAX.
-        return ops.copy(self._value)
+        value = ops.copy(self._value)
+        return value if self._factor is None else value * ops.copy(self._factor)
 
     def loss_tensor(self):
         """Returns the mean loss since the last reset as a scalar tensor."""
         return ops.divide_no_nan(self._sums[1], self._sums[0])
 
-    def record(self, loss, batch_size) -> None:
-        """Takes down the term's raw loss (the mean over `batch_size` items) of this step."""
+    def record(self, loss, batch_size, counts=None) -> None:
+        """Takes down the term's raw loss (the mean over `batch_size` items) of this step.
+
+        Args:
+            loss: The mean loss.
+            batch_size: Over how many items.
+            counts: Whether any of them has a weight other than 0; `None` if it is known.
+        """
+        if self.observer is not None:
+            self.observer(loss, batch_size, counts)
         dtype = self._sums.dtype
         loss = ops.stop_gradient(ops.cast(loss, dtype))
         one = ops.ones((), dtype=dtype)
@@ -128,7 +148,11 @@ class TermWeight:
         is_on = ops.copy(self._advancing)  # TensorFlow would read the variable at each use.
         step = ops.convert_to_tensor(self._step) + ops.cast(is_on, "int32")
         self._step.assign(step)
-        self._value.assign(ops.where(is_on, self._scheduled(step), self.tensor()))
+        self._value.assign(ops.where(is_on, self._scheduled(step), ops.copy(self._value)))
+
+    def scale(self, factor) -> None:
+        """Sets the factor, within the compiled step or from the host."""
+        self._factor.assign(ops.cast(factor, self._factor.dtype))
 
     def _scheduled(self, step):
         # Rounding can put a schedule that ends at 0 a little below it.
@@ -175,7 +199,7 @@ class TermWeight:
         return int(_to_numpy(self._step))
 
     def assign(self, value: float) -> None:
-        """Sets the weight.
+        """Sets the weight, under a weighting that by which it multiplies the adapted weight.
 
         A constant weight keeps the value, through saving and loading as well. A scheduled weight
         keeps it until annealing goes on.
@@ -189,7 +213,7 @@ class TermWeight:
         self._value.assign(validate_number(value, "value", minimum=0))
 
     def __float__(self) -> float:
-        return float(_to_numpy(self._value))
+        return float(_to_numpy(self.tensor()))
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -201,8 +225,8 @@ class LossWeight(TermWeight, keras.metrics.Metric):
     `keras_jointloss.joint_loss` puts it in both places; it is rarely needed by hand.
 
     While a `keras_jointloss.callbacks.JointLossCallback` takes part in `fit`, the weight in the
-    i-th training step (from 0) is `schedule(i)`, or 0 where that is negative. Without the callback,
-    in `evaluate` and in `predict` it never moves.
+    i-th training step (from 0) is `schedule(i)`, or 0 where that is negative, times the factor of a
+    weighting, if there is one. Without the callback, in `evaluate` and in `predict` it never moves.
 
     Under a `tf.distribute` strategy create it in the strategy's scope, as any metric.
 
@@ -239,10 +263,14 @@ class LossWeight(TermWeight, keras.metrics.Metric):
             )
 
         self._create_variables(weight, add_variable)
+        #: The `Weighting` whose variables come to the model with this metric, if any.
+        self.weighting: Any = None
 
     def update_state(self, y_true=None, y_pred=None, sample_weight=None) -> None:
         """Counts a training step; what the outputs are does not matter."""
         self.advance()
+        if self.weighting is not None:
+            self.weighting.update_state()
 
     def result(self):
         """Returns the weight now."""
@@ -251,21 +279,38 @@ class LossWeight(TermWeight, keras.metrics.Metric):
     def reset_state(self) -> None:
         """Starts the means anew and stops annealing; keeps the weight and the step."""
         self.reset()
+        if self.weighting is not None:
+            self.weighting.reset_state()
 
     def get_config(self) -> dict:
-        config = super().get_config()
-        weight = keras.saving.serialize_keras_object(self.initial)
-        return {**config, "weight": weight, "value": float(self), "step": self.step}
+        config = {
+            **super().get_config(),
+            "weight": keras.saving.serialize_keras_object(self.initial),
+            "value": float(_to_numpy(self._value)),
+            "step": self.step,
+        }
+        if self._factor is not None:
+            config["factor"] = float(_to_numpy(self._factor))
+        # The object itself, as several weights may lead to it.
+        return config if self.weighting is None else {**config, "weighting": self.weighting}
 
     @classmethod
     def from_config(cls, config: dict) -> "LossWeight":
         config = dict(config)
         value, step = config.pop("value", None), config.pop("step", 0)
+        factor, weighting = config.pop("factor", None), config.pop("weighting", None)
         config["weight"] = deserialize_weight(config["weight"])
         instance = cls(**config)
         if value is not None:
             instance.assign(value)
         instance._step.assign(step)
+        if factor is not None:
+            instance.adapt(factor)
+        if weighting is not None:
+            is_config = isinstance(weighting, dict)
+            instance.weighting = (
+                keras.saving.deserialize_keras_object(weighting) if is_config else weighting
+            )
         return instance
 
     # What lets Keras multiply a loss by the object itself, on each backend.
@@ -275,13 +320,14 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         return ()
 
     def __tf_tensor__(self, dtype=None, name=None):
-        return ops.convert_to_tensor(self._value, dtype=dtype)
+        value = self._value if self._factor is None else self.tensor()
+        return ops.convert_to_tensor(value, dtype=dtype)
 
     def __jax_array__(self):
         return self.tensor()
 
     def __array__(self, dtype=None, copy=None):
-        return np.asarray(_to_numpy(self._value), dtype=dtype)
+        return np.asarray(_to_numpy(self.tensor()), dtype=dtype)
 
 
 class LayerWeight(TermWeight):
@@ -306,6 +352,7 @@ class LayerWeight(TermWeight):
             return layer_state(f"{prefix}_{name}", *arguments, **options)
 
         self._create_variables(weight, add_variable)
+        self.adapt()  # The variables of a layer are there before it is known who will need them.
         # For each the sums over items of the value and of 1.
         self._means = {name: add_variable(name, (2,), 0.0) for name in means}
         self._readings: dict[str, Callable[[], Any]] = {

@@ -5,7 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._validation import validate_number
+from keras_jointloss._registry import find
+from keras_jointloss._validation import validate_number, validate_share
 from keras_jointloss.aggregators._gramian import (
     active_terms,
     at_least,
@@ -13,16 +14,6 @@ from keras_jointloss.aggregators._gramian import (
     epsilon,
     quadratic_form,
 )
-
-
-def _validate_share(value: Any, name: str) -> float:
-    expected = "a number >= 0 and < 1"
-    value = validate_number(value, name, minimum=0, expected=expected)
-    if value >= 1:
-        raise ValueError(
-            f"Invalid value for argument `{name}`. Expected {expected}. Received: {name}={value!r}"
-        )
-    return value
 
 
 def _safe(divisor):
@@ -74,7 +65,7 @@ class Aggregator:
 
     def __init__(self, rescale: bool = False, ema: float = 0.0):
         self.rescale = bool(rescale)
-        self.ema = _validate_share(ema, "ema")
+        self.ema = validate_share(ema, "ema")
 
     def coefficients(self, gramian):
         """Returns the coefficients of the gradients.
@@ -289,19 +280,4 @@ def get(identifier: Any) -> Aggregator:
     >>> type(get("nash_mtl")).__name__
     'NashMTL'
     """
-    if isinstance(identifier, Aggregator):
-        return identifier
-    if isinstance(identifier, dict):
-        result = keras.saving.deserialize_keras_object(identifier)
-        if isinstance(result, Aggregator):
-            return result
-    if isinstance(identifier, str):
-        plain = identifier.replace("_", "").lower()
-        for name, value in keras.saving.get_custom_objects().items():
-            is_aggregator = isinstance(value, type) and issubclass(value, Aggregator)
-            if is_aggregator and name.rpartition(">")[2].replace("_", "").lower() == plain:
-                return value()
-    raise ValueError(
-        "Expected an `Aggregator`, or the name of a class in `keras_jointloss.aggregators`. "
-        f"Received: aggregator={identifier!r}"
-    )
+    return find(identifier, Aggregator, "aggregator", "aggregators")

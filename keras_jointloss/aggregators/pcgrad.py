@@ -3,17 +3,9 @@
 import keras
 from keras import ops
 
+from keras_jointloss._math import scramble
 from keras_jointloss.aggregators._gramian import active_terms, at_least, product
 from keras_jointloss.aggregators.base import Aggregator
-
-
-def _mix(x):
-    """Returns pseudo-random integers for the int32 `x`, other ones for each `x`."""
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x446CA68B), (16, 1)):
-        # The shift of an int32 keeps the sign, whose copies are cut off.
-        shifted = ops.bitwise_and(ops.right_shift(x, shift), (1 << (32 - shift)) - 1)
-        x = ops.bitwise_xor(x, shifted) * factor
-    return x
 
 
 def random_orders(count: int, seed: int, step):
@@ -26,9 +18,9 @@ def random_orders(count: int, seed: int, step):
         seed: An integer, >= 0 and < 2**31.
         step: An integer or an integer scalar tensor.
     """
-    stream = _mix(_mix(ops.cast(step, "int32")) + seed)
+    stream = scramble(scramble(ops.cast(step, "int32")) + seed)
     places = ops.reshape(ops.arange(count * count, dtype="int32"), (count, count))
-    return ops.argsort(_mix(_mix(places) + stream), axis=1)
+    return ops.argsort(scramble(scramble(places) + stream), axis=1)
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

@@ -1,4 +1,4 @@
-"""The callback that anneals the weights of a joint loss and logs its terms."""
+"""The callback that anneals or adapts the weights of a joint loss and logs its terms."""
 
 import math
 import os
@@ -7,20 +7,27 @@ import warnings
 import keras
 
 from keras_jointloss.callbacks.steps import optimizer_step
-from keras_jointloss.joint import find_terms
+from keras_jointloss.joint import bind_weighting, find_terms
 from keras_jointloss.loss_weight import LayerWeight, LossWeight, TermWeight
 from keras_jointloss.tensorboard import SummaryWriter
+from keras_jointloss.weighting import Weighting
 
 Readings = dict[str, dict[str, float]]
 
 
 class JointLossCallback(keras.callbacks.Callback):
-    """Anneals the weights of a joint loss while `fit` runs, and logs every term.
+    """Anneals or adapts the weights of a joint loss while `fit` runs, and logs every term.
 
     Annealing: at the start of training the schedule of each term, output and layer terms alike, is
     put at the training step, the count of batches the optimizer has seen; from there the weight
     moves inside the compiled step. So a resumed training (`initial_epoch`, a loaded model,
     `keras.callbacks.BackupAndRestore`) goes on where it was, and evaluation moves nothing.
+
+    Weighting: a rule that `keras_jointloss.joint_loss` was given is tied to all the terms of the
+    model, which only the callback can know, as layers have theirs, too; it then runs in the
+    compiled step. What it has learned goes with the model into its files, those of
+    `keras.callbacks.BackupAndRestore` and weights files included. To load a weights file by hand
+    before the first `fit` of a model, call `set_model(model)` first.
 
     Logging: into `log_dir/train` and `log_dir/validation`, over the training step,
 
@@ -47,6 +54,8 @@ class JointLossCallback(keras.callbacks.Callback):
     Raises:
         ValueError: If `update_freq` is invalid; at the start of `fit`, if the model has no term,
             two terms of the same name, or other outputs than the losses are for.
+        FloatingPointError: At the end of an epoch, if a weighting met a loss that it cannot use and
+            has `on_nonfinite="raise"`.
         OSError: At the start of `fit`, if `log_dir` cannot be written.
 
     Example:
@@ -68,6 +77,7 @@ class JointLossCallback(keras.callbacks.Callback):
         # Keras runs the batch hooks in the background if all are safe there; doing nothing is.
         self.async_safe = not self._writes_batches
         self._terms: dict[str, TermWeight] = {}
+        self._weighting: Weighting | None = None
         self._writers: dict[str, SummaryWriter] = {}
         self._is_training = False
         # The training step at which the epoch began and the `train` run was written last.
@@ -86,6 +96,7 @@ class JointLossCallback(keras.callbacks.Callback):
                 f"Received: model {model.name!r} without any"
             )
         _validate_output_names(model)
+        self._weighting = bind_weighting(model, self._terms)
         outputs = getattr(model, "outputs", None) or []
         for name, term in self._terms.items():
             # Keras puts the output's name before a metric's only if there are several outputs.
@@ -103,7 +114,9 @@ class JointLossCallback(keras.callbacks.Callback):
         self._readings = {}
         self._reset_layer_terms()
         # Not at the beginning of training: another callback may restore the optimizer there.
-        self._start_annealing(optimizer_step(self.model) if self._begin_step is None else None)
+        self._start_annealing(
+            optimizer_step(self.model) if self._begin_step is None else None, epoch
+        )
         self._begin_step = self._written_step = self._training_step()
 
     def on_train_batch_begin(self, batch, logs=None):
@@ -132,11 +145,14 @@ class JointLossCallback(keras.callbacks.Callback):
         if step > self._written_step:
             self._write("train", self._readings["train"], logs)
         self._flush()
+        self._report_unusable(epoch)
 
     def on_train_end(self, logs=None):
         self._is_training = False
         for term in self._terms.values():
             term.stop_annealing()
+        if self._weighting is not None:
+            self._weighting.reset_state()
         self._close()
 
     def on_test_begin(self, logs=None):
@@ -160,10 +176,12 @@ class JointLossCallback(keras.callbacks.Callback):
                     return term.step
         return optimizer_step(self.model)
 
-    def _start_annealing(self, step: int | None = None) -> None:
+    def _start_annealing(self, step: int | None = None, epoch: int | None = None) -> None:
         _ = self.model  # On JAX this brings the state of the step into the variables.
         for term in self._terms.values():
             term.start_annealing(step)
+        if self._weighting is not None:
+            self._weighting.start(epoch)
 
     def _is_annealing(self) -> bool:
         return all(term.annealing for term in self._terms.values())
@@ -177,7 +195,8 @@ class JointLossCallback(keras.callbacks.Callback):
 
     def _read(self) -> Readings:
         _ = self.model  # On JAX this brings the state of the step into the variables.
-        return {name: term.read() for name, term in self._terms.items()}
+        others = {} if self._weighting is None else self._weighting.read()
+        return {name: {**term.read(), **others.get(name, {})} for name, term in self._terms.items()}
 
     def _keep_train_readings(self) -> None:
         """Reads the terms at the end of an epoch, before an evaluation starts their means anew."""
@@ -193,6 +212,21 @@ class JointLossCallback(keras.callbacks.Callback):
         if name not in self._warned:
             self._warned.add(name)
             warnings.warn(f"The loss of term {name!r} is {loss} ({where}).", stacklevel=2)
+
+    def _report_unusable(self, epoch: int) -> None:
+        """Tells of losses that the weighting could not use."""
+        rule = self._weighting
+        unusable = None if rule is None else rule.take_unusable()
+        if rule is None or not unusable:
+            return
+        terms = ", ".join(f"{name!r} in {count} steps" for name, count in unusable.items())
+        message = (
+            f"{type(rule).__name__} cannot use a loss that is not finite or less than "
+            f"{rule.minimum_loss:g}. Received in epoch {epoch}: the loss of {terms}"
+        )
+        if rule.on_nonfinite == "raise":
+            raise FloatingPointError(message)
+        warnings.warn(f"{message}. The weights did not move in these steps.", stacklevel=2)
 
     def _writer(self, run: str) -> SummaryWriter:
         if run not in self._writers:

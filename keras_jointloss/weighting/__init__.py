@@ -1,0 +1,20 @@
+"""Rules that adapt the weights of the terms while `fit` runs."""
+
+from keras_jointloss.weighting.base import Weighting, get
+from keras_jointloss.weighting.dynamic_weight_average import DynamicWeightAverage
+from keras_jointloss.weighting.famo import FAMO
+from keras_jointloss.weighting.geometric_mean import GeometricMean
+from keras_jointloss.weighting.random_weighting import RandomWeighting
+from keras_jointloss.weighting.smooth_tchebycheff import SmoothTchebycheff
+from keras_jointloss.weighting.uncertainty import Uncertainty
+
+__all__ = [
+    "FAMO",
+    "DynamicWeightAverage",
+    "GeometricMean",
+    "RandomWeighting",
+    "SmoothTchebycheff",
+    "Uncertainty",
+    "Weighting",
+    "get",
+]

@@ -1,0 +1,73 @@
+"""DynamicWeightAverage: what learns slowly weighs more."""
+
+from typing import ClassVar
+
+import keras
+from keras import ops
+
+from keras_jointloss._math import divide_or_0
+from keras_jointloss._validation import validate_number
+from keras_jointloss.weighting.base import Weighting
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class DynamicWeightAverage(Weighting):
+    """Weighs each term by how slowly its loss fell from one epoch to the next.
+
+    With `L_i(t)`, the mean of the loss over the training steps of epoch t, and k terms
+
+        weight_i = k softmax_i(L_i(t-1) / L_i(t-2) / temperature)
+
+    in epoch t, from its second step on. In the first two epochs all weights are 1. The sum is k.
+    A loss scaled by a constant has the same weight.
+
+    Args:
+        temperature: The larger, the more equal the weights.
+        **kwargs: As in `Weighting`. `update_every` thins out the losses of which the means are.
+
+    Raises:
+        ValueError: If `temperature` is not a number > 0, and as in `Weighting`.
+
+    References:
+        - Liu, Johns and Davison, 2019, End-to-End Multi-Task Learning with Attention
+
+    Example:
+
+    >>> DynamicWeightAverage(temperature=1.0).get_config()["temperature"]
+    1.0
+    """
+
+    # Of the running epoch: its number, the sum of the losses and their number; of the two epochs
+    # before: the means, 0 where there was none.
+    initial_state: ClassVar = {
+        "epoch": 0.0,
+        "total": 0.0,
+        "steps": 0.0,
+        "last": 0.0,
+        "before_last": 0.0,
+    }
+    minimum_loss = 0.0
+
+    def __init__(self, temperature: float = 2.0, **kwargs):
+        super().__init__(**kwargs)
+        self.temperature = validate_number(temperature, "temperature", 0, exclusive=True)
+
+    def update(self, losses, step):
+        state = self.state
+        epoch = ops.cast(self.epoch, losses.dtype) + ops.zeros_like(losses)
+        is_new = ops.logical_and(ops.not_equal(epoch, state["epoch"]), state["steps"] > 0)
+        mean = divide_or_0(state["total"], state["steps"])
+        before_last = ops.where(is_new, state["last"], state["before_last"])
+        last = ops.where(is_new, mean, state["last"])
+        self.state = {
+            "epoch": epoch,
+            "total": ops.where(is_new, 0, state["total"]) + losses,
+            "steps": ops.where(is_new, 0, state["steps"]) + 1,
+            "last": last,
+            "before_last": before_last,
+        }
+        ratio = ops.where(before_last > 0, divide_or_0(last, before_last), 1)
+        return len(self.terms) * ops.softmax(ratio / self.temperature)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "temperature": self.temperature}

@@ -1,0 +1,107 @@
+"""FAMO: all losses fall at the same relative rate, without a gradient for each."""
+
+from typing import ClassVar
+
+import keras
+from keras import ops
+
+from keras_jointloss._validation import validate_number
+from keras_jointloss.weighting.base import Weighting
+
+# Those of Adam (Kingma and Ba, 2015).
+_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class FAMO(Weighting):
+    """Weighs the terms such that their losses fall at the same relative rate.
+
+    With logits `x`, `z = softmax(x)`, and `b`, which no loss can fall below,
+
+        weight_i = c z_i / (loss_i - b),    c = 1 / sum_i z_i / (loss_i - b)
+
+    with the losses of the step before, or smoothed ones; the sum is 1, and in the first step they
+    are 1/k for k terms. After each step Adam moves `x` against
+
+        z_i (d_i - sum_j z_j d_j) + decay x_i,    d_i = log(loss_i(t) - b) - log(loss_i(t+1) - b)
+
+    so that a loss that fell more than the others weighs less. The paper takes both losses from the
+    same batch, at the cost of one more forward pass; here `loss_i(t+1)` is that of the next step's
+    batch. A loss scaled by a constant contributes the same share (if `b` is 0). Losses less than
+    `keras.config.epsilon()` above `b` count as that much above.
+
+    Args:
+        learning_rate: That of Adam.
+        decay: Draws the logits back to 0, `gamma` in the paper.
+        minimum_loss: `b`, one number for all terms.
+        **kwargs: As in `Weighting`.
+
+    Raises:
+        ValueError: If `learning_rate` is not a number > 0, `decay` not one >= 0 or `minimum_loss`
+            none at all, and as in `Weighting`.
+
+    References:
+        - Liu et al., 2023, FAMO: Fast Adaptive Multitask Optimization
+
+    Example:
+
+    >>> FAMO().initial_weight(4)
+    0.25
+    """
+
+    initial_state: ClassVar = {
+        "logit": 0.0,
+        "first_moment": 0.0,
+        "second_moment": 0.0,
+        "updates": 0.0,
+        "log_loss": float("inf"),  # There is none yet.
+    }
+
+    def __init__(
+        self,
+        learning_rate: float = 0.025,
+        decay: float = 1e-3,
+        minimum_loss: float = 0.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.learning_rate = validate_number(learning_rate, "learning_rate", 0, exclusive=True)
+        self.decay = validate_number(decay, "decay", minimum=0)
+        self.minimum_loss = validate_number(minimum_loss, "minimum_loss")
+
+    def initial_weight(self, count):
+        return 1.0 / count
+
+    def update(self, losses, step):
+        excess = ops.maximum(losses - self.minimum_loss, keras.config.epsilon())
+        log_loss = ops.log(excess)
+        has_previous = ops.isfinite(self.state["log_loss"])
+        logit = self._moved(ops.where(has_previous, self.state["log_loss"] - log_loss, 0))
+        logit = ops.where(has_previous, logit, self.state["logit"])
+        self.state["logit"] = logit
+        self.state["log_loss"] = log_loss
+        return ops.softmax(logit - log_loss)
+
+    def _moved(self, fall):
+        """Returns the logits after a step of Adam."""
+        state, logit = self.state, self.state["logit"]
+        share = ops.softmax(logit)
+        gradient = share * (fall - ops.sum(share * fall)) + self.decay * logit
+        is_step = ops.cast(ops.isfinite(state["log_loss"]), logit.dtype)
+        count = state["updates"] + is_step
+        first = state["first_moment"] + is_step * (1 - _BETA_1) * (gradient - state["first_moment"])
+        square = ops.square(gradient) - state["second_moment"]
+        second = state["second_moment"] + is_step * (1 - _BETA_2) * square
+        self.state.update({"updates": count, "first_moment": first, "second_moment": second})
+        count = ops.maximum(count, 1)
+        corrected = second / (1 - ops.power(_BETA_2, count))
+        step = first / (1 - ops.power(_BETA_1, count)) / (ops.sqrt(corrected) + _EPSILON)
+        return logit - self.learning_rate * step
+
+    def get_config(self) -> dict:
+        return {
+            **super().get_config(),
+            "learning_rate": self.learning_rate,
+            "decay": self.decay,
+            "minimum_loss": self.minimum_loss,
+        }

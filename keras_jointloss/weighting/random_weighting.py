@@ -1,0 +1,75 @@
+"""RandomWeighting: other weights in each step."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_jointloss._math import scramble
+from keras_jointloss._validation import validate_count
+from keras_jointloss.weighting.base import Weighting
+
+
+def random_normal(count: int, seed: int, step):
+    """Returns normally distributed numbers, which follow from `seed` and `step` alone.
+
+    They are the same on every backend.
+
+    Args:
+        count: How many.
+        seed: An integer, >= 0 and < 2**31.
+        step: An integer or an integer scalar tensor.
+    """
+    stream = scramble(scramble(ops.cast(step, "int32")) + seed)
+    places = ops.reshape(ops.arange(2 * count, dtype="int32"), (2, count))
+    bits = ops.bitwise_and(scramble(scramble(places) + stream), 2**23 - 1)
+    uniform = (ops.cast(bits, "float32") + 0.5) / 2**23
+    # Box and Muller, 1958.
+    return ops.sqrt(-2 * ops.log(uniform[0])) * ops.cos(2 * math.pi * uniform[1])
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class RandomWeighting(Weighting):
+    """Weighs the terms at random, anew in each training step.
+
+    For k terms, whatever the losses
+
+        weight = k softmax(normal(0, 1))
+
+    It is what every other rule should be better than. The numbers follow from the seed and the
+    training step alone, so a resumed training draws what an uninterrupted one would have. In the
+    first step the weights are 1.
+
+    Args:
+        seed: An integer, >= 0 and < 2**31.
+        **kwargs: As in `Weighting`.
+
+    Raises:
+        ValueError: If `seed` is not such an integer, and as in `Weighting`.
+
+    References:
+        - Lin et al., 2022, Reasonable Effectiveness of Random Weighting: A Litmus Test for
+          Multi-Task Learning
+
+    Example:
+
+    >>> RandomWeighting(seed=1).get_config()["seed"]
+    1
+    """
+
+    def __init__(self, seed: int = 0, **kwargs):
+        super().__init__(**kwargs)
+        self.seed = validate_count(seed, "seed", minimum=0)
+        if self.seed >= 2**31:
+            raise ValueError(
+                "Invalid value for argument `seed`. Expected an integer >= 0 and < 2**31. "
+                f"Received: seed={seed!r}"
+            )
+
+    def update(self, losses, step):
+        count = len(self.terms)
+        normal = random_normal(count, self.seed, step)
+        return count * ops.softmax(ops.cast(normal, losses.dtype))
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "seed": self.seed}

@@ -1,0 +1,83 @@
+"""Uncertainty: each term weighs as its noise allows."""
+
+from typing import ClassVar
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_jointloss._validation import validate_number
+from keras_jointloss.weighting.base import Weighting
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class Uncertainty(Weighting):
+    """Weighs each term by the precision of its task, which is learned along.
+
+    With `s_i`, the logarithm of the variance of task i, the objective is
+
+        sum_i 1/2 exp(-s_i) loss_i + 1/2 s_i
+
+    The model minimises it over its parameters, hence `weight_i = 1/2 exp(-s_i)`, and the rule over
+    `s`, by a step of gradient descent for each training step, from `s = 0`:
+
+        s_i <- s_i - learning_rate * 1/2 (1 - exp(-s_i) loss_i)
+
+    With `analytic=True` `s_i` is the minimiser `log(loss_i)` itself, of the smoothed loss.
+
+    The logs gain `<term>_noise`, `exp(s_i / 2)`: the standard deviation of the task's noise if its
+    loss is a mean squared error. A loss that gets near 0 makes its weight grow without bound unless
+    `max_weight` says otherwise.
+
+    Args:
+        learning_rate: The step size for `s`.
+        analytic: Whether `s` is the minimiser for the smoothed losses.
+        ema: The smoothing of the losses, >= 0 and < 1; by default 0.9 with `analytic`, else 0.
+        **kwargs: As in `Weighting`.
+
+    Raises:
+        ValueError: If `learning_rate` is not a number > 0, and as in `Weighting`.
+
+    References:
+        - Kendall, Gal and Cipolla, 2018, Multi-Task Learning Using Uncertainty to Weigh Losses for
+          Scene Geometry and Semantics
+
+    Example:
+
+    >>> Uncertainty().initial_weight(2)
+    0.5
+    """
+
+    initial_state: ClassVar = {"log_variance": 0.0}
+    minimum_loss = 0.0
+
+    def __init__(
+        self,
+        learning_rate: float = 0.025,
+        analytic: bool = False,
+        ema: float | None = None,
+        **kwargs,
+    ):
+        super().__init__(ema=(0.9 if analytic else 0.0) if ema is None else ema, **kwargs)
+        self.learning_rate = validate_number(learning_rate, "learning_rate", 0, exclusive=True)
+        self.analytic = bool(analytic)
+
+    def initial_weight(self, count):
+        return 0.5
+
+    def update(self, losses, step):
+        if self.analytic:
+            log_variance = ops.log(ops.maximum(losses, keras.config.epsilon()))
+        else:
+            log_variance = self.state["log_variance"]
+            slope = 0.5 * (1 - ops.exp(-log_variance) * losses)
+            log_variance = log_variance - self.learning_rate * slope
+        self.state["log_variance"] = log_variance
+        return 0.5 * ops.exp(-log_variance)
+
+    def readout(self, state):
+        return {"noise": np.exp(state["log_variance"] / 2)}
+
+    def get_config(self) -> dict:
+        config = super().get_config()
+        return {**config, "learning_rate": self.learning_rate, "analytic": self.analytic}
