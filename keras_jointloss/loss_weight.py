@@ -265,6 +265,8 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         self._create_variables(weight, add_variable)
         #: The `Weighting` whose variables come to the model with this metric, if any.
         self.weighting: Any = None
+        #: What to do on JAX when a loss has been multiplied by the weight; done once.
+        self.after_use: Callable[[], None] | None = None
 
     def update_state(self, y_true=None, y_pred=None, sample_weight=None) -> None:
         """Counts a training step; what the outputs are does not matter."""
@@ -324,7 +326,11 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         return ops.convert_to_tensor(value, dtype=dtype)
 
     def __jax_array__(self):
-        return self.tensor()
+        value = self.tensor()
+        after_use, self.after_use = self.after_use, None
+        if after_use is not None:
+            after_use()
+        return value
 
     def __array__(self, dtype=None, copy=None):
         return np.asarray(_to_numpy(self.tensor()), dtype=dtype)

@@ -220,11 +220,11 @@ class Weighting(keras.metrics.Metric):
         # Elsewhere the layers' losses come after those of outputs, and `update_state` after both;
         # on JAX it is the other way round, and `update_state` cannot reach the layers.
         if keras.backend.backend() == "jax" and self._output_terms <= set(recorded):
-            self._run()
+            self._get_weights()[index].after_use = self._run
 
     def update_state(self, *args, **kwargs) -> None:
         """Runs the rule on the losses of the step, if annealing is on."""
-        if self._recorded.__dict__:
+        if keras.backend.backend() != "jax" and self._recorded.__dict__:
             self._run()
 
     def _run(self) -> None:

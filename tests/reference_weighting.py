@@ -1,0 +1,87 @@
+"""Each weighting once more, in NumPy and as the paper has it, one loss and one step at a time.
+
+Every function takes the losses of all steps, `(steps, terms)`, and returns the weights with which
+each step is to be computed, and those after the last: `(steps + 1, terms)`.
+"""
+
+import math
+
+import numpy as np
+
+
+def softmax(x):
+    exponentials = [math.exp(value - max(x)) for value in x]
+    return [value / sum(exponentials) for value in exponentials]
+
+
+def uncertainty(losses, learning_rate=0.025):
+    variances = [0.0] * losses.shape[1]
+    weights = [[0.5] * losses.shape[1]]
+    for row in losses:
+        for i, loss in enumerate(row):
+            slope = -0.5 * math.exp(-variances[i]) * loss + 0.5
+            variances[i] -= learning_rate * slope
+        weights.append([0.5 * math.exp(-s) for s in variances])
+    return np.array(weights)
+
+
+def uncertainty_analytic(losses, ema=0.9):
+    weights, mean = [[0.5] * losses.shape[1]], None
+    for row in losses:
+        mean = row if mean is None else ema * mean + (1 - ema) * row
+        # Where the derivative of 1/2 exp(-s) L + 1/2 s vanishes: exp(s) = L.
+        weights.append([1 / (2 * value) for value in mean])
+    return np.array(weights)
+
+
+def dynamic_weight_average(losses, epochs, temperature=2.0):
+    """`epochs` holds the number of the epoch of each step."""
+    count = losses.shape[1]
+    weights = [[1.0] * count]
+    for step, epoch in enumerate(epochs):
+        means = [
+            losses[epochs == past].mean(axis=0) for past in (epoch - 1, epoch - 2) if past >= 0
+        ]
+        ratio = means[0] / means[1] if len(means) == 2 else np.ones(count)
+        weights.append([count * share for share in softmax(ratio / temperature)])
+        assert step + 2 == len(weights)
+    return np.array(weights)
+
+
+def geometric_mean(losses):
+    count = losses.shape[1]
+    weights = [[1 / count] * count]
+    for row in losses:
+        mean = math.prod(row) ** (1 / count)
+        weights.append([mean / (count * loss) for loss in row])
+    return np.array(weights)
+
+
+def smooth_tchebycheff(losses, preference, smoothness):
+    count = losses.shape[1]
+    weights = [[value / count for value in preference]]
+    for step in range(len(losses)):
+        least = losses[: step + 1].min(axis=0)
+        excess = preference * (losses[step] - least) / smoothness
+        weights.append(preference * softmax(excess))
+    return np.array(weights)
+
+
+def famo(losses, learning_rate=0.025, decay=1e-3, minimum_loss=0.0):
+    count = losses.shape[1]
+    logits, first, second = np.zeros(count), np.zeros(count), np.zeros(count)
+    weights = [[1 / count] * count]
+    for step, row in enumerate(losses):
+        if step:
+            fall = np.log(losses[step - 1] - minimum_loss) - np.log(row - minimum_loss)
+            z = np.array(softmax(logits))
+            jacobian = np.diag(z) - np.outer(z, z)  # Of the softmax.
+            gradient = jacobian.T @ fall + decay * logits
+            first = 0.9 * first + 0.1 * gradient
+            second = 0.999 * second + 0.001 * gradient**2
+            hat_first, hat_second = first / (1 - 0.9**step), second / (1 - 0.999**step)
+            logits = logits - learning_rate * hat_first / (np.sqrt(hat_second) + 1e-8)
+        z = np.array(softmax(logits))
+        c = 1 / sum(z / (row - minimum_loss))
+        weights.append(c * z / (row - minimum_loss))
+    return np.array(weights)
