@@ -44,7 +44,7 @@ format: .venv/develop.stamp  ## Mend what of the style can be mended.
 
 bench: .venv/package.stamp  ## Measure what the package costs in time, as ratios.
 	.venv/bin/python -m tests.benchmarks.benchmark_import
-	.venv/bin/python -m tests.benchmarks.benchmark_annealing $(ARGS)
+	.venv/bin/python -m tests.benchmarks.benchmark_weights $(ARGS)
 
 bench-losses: .venv/package.stamp  ## Measure time and memory of the contrastive losses at large batches.
 	.venv/bin/python -m tests.benchmarks.benchmark_contrastive $(ARGS)

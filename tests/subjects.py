@@ -161,6 +161,26 @@ def _subclassed():
     return Subclassed(), kj.joint_loss({"rating": "mse"}), ("rating",)
 
 
+def _adapted():
+    """A model whose weights a rule adapts, those of layers included."""
+    inputs = keras.Input((6,), name="features")
+    a, b = _trunk(inputs)
+    a, b = kj.layers.ContrastiveTerm("MeanSquaredError", weight=0.5, name="agree")((a, b))
+    outputs = {
+        "label": _float32(keras.layers.Dense(3)(a), "label"),
+        "rating": _float32(keras.layers.Dense(1)(b), "rating"),
+    }
+    joint = kj.joint_loss(
+        {
+            "label": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            "rating": "mean_squared_error",
+        },
+        weights={"label": kj.schedules.Linear(0.5, 1.0, 8)},
+        weighting=kj.weighting.FAMO(ema=0.5, warmup_steps=2),
+    )
+    return keras.Model(inputs, outputs), joint, ("label", "rating")
+
+
 def _family_loss(name, **arguments):
     """Returns a loss of the package, tame enough to train with all others."""
     tame = {"Circle": {"gamma": 4.0}, "MultiSimilarity": {"beta": 5.0, "mining_margin": 0.5}}
@@ -227,12 +247,14 @@ class Subject(NamedTuple):
         inputs: The names of the inputs.
         terms: The names of the terms.
         couples_batch: Whether the loss of an item depends on the other items of its batch.
+        is_adapted: Whether a rule moves the weights.
     """
 
     make: Callable
     inputs: tuple[str, ...]
     terms: tuple[str, ...]
     couples_batch: bool = False
+    is_adapted: bool = False
 
 
 SUBJECTS = {
@@ -241,6 +263,7 @@ SUBJECTS = {
     "layers": Subject(_layers, ("features", "match"), ("rating", "margin", "agree")),
     "nested": Subject(_nested, ("features", "match"), ("rating", "margin", "agree")),
     "list_outputs": Subject(_list_outputs, ("features",), ("rating", "label")),
+    "adapted": Subject(_adapted, ("features",), ("label", "rating", "agree"), is_adapted=True),
     "family_outputs": Subject(
         _family_outputs,
         ("features",),

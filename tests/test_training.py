@@ -42,14 +42,14 @@ MODES = {
     "sample_weight": Mode(data="sample_weight", same_as_plain=False),
     # On JAX every mode but `run_eagerly` is compiled.
     "jit_compile": Mode(
-        {"jit_compile": True}, lacking=("jax", "torch"), subjects=ESSENTIAL + FAMILY
+        {"jit_compile": True}, lacking=("jax", "torch"), subjects=(*ESSENTIAL, "adapted", *FAMILY)
     ),
     "steps_per_execution": Mode({"steps_per_execution": 4}, lacking=("torch",), subjects=OTHERS),
     "run_eagerly": Mode({"run_eagerly": True}, lacking=("torch",), subjects=OTHERS),
     "gradient_accumulation": Mode(same_as_plain=False, subjects=OTHERS),
     "mixed_float16": Mode(policy="mixed_float16", same_as_plain=False),
     "mirrored": Mode(
-        mirrored=True, lacking=("jax", "torch"), subjects=(*ESSENTIAL, "family_layers")
+        mirrored=True, lacking=("jax", "torch"), subjects=(*ESSENTIAL, "adapted", "family_layers")
     ),
 }
 
@@ -159,6 +159,9 @@ def test_training(name, mode_name, tmp_path):
             expected = _scheduled(weight, STEPS * (epoch + 1))
             for prefix in ("", "val_"):
                 assert np.isfinite(history[f"{prefix}{term}_loss"][epoch])
+                if subject.is_adapted:
+                    expected = history[f"{term}_weight"][epoch]
+                    assert 0 < expected < 1
                 assert history[f"{prefix}{term}_weight"][epoch] == pytest.approx(
                     expected, 1e-5, 1e-6
                 )
@@ -204,6 +207,9 @@ def test_training(name, mode_name, tmp_path):
         callbacks=[kj.callbacks.JointLossCallback()],
     ).history
     for term, weight in find_terms(loaded).items():
+        if subject.is_adapted:
+            assert resumed[f"{term}_weight"][-1] not in (before[term], 1.0)
+            continue
         expected = _scheduled(weight, steps + STEPS)
         assert resumed[f"{term}_weight"][-1] == pytest.approx(expected, 1e-5, 1e-6)
 

@@ -1,13 +1,14 @@
-"""Measures what annealed, logged terms in plain `fit` cost in time.
+"""Measures what annealed, adapted and logged terms in plain `fit` cost in time.
 
 - `small_step`: four annealed terms in a model whose step is quick, so that every operation shows,
 - `medium_step`: the same with a wider hidden layer, so that the step takes about 2.5 ms,
 - `emoji`: the model of examples/emoji.py,
+- `weighting_<rule>`: each rule on the four terms of `medium_step`, against constant weights,
 - `loop`: examples/explicit_weights.py against a loop written by hand (TensorFlow only).
 
-The first three are held against the same model with plain losses and numbers as weights.
+Unless said otherwise they are held against the same model with plain losses and numbers as weights.
 
-Run: python -m tests.benchmarks.benchmark_annealing [names]
+Run: python -m tests.benchmarks.benchmark_weights [names]
 """
 
 import argparse
@@ -27,6 +28,14 @@ from keras.optimizers.schedules import PolynomialDecay
 import keras_jointloss as kj
 from tests.benchmarks.timing import Ratio, compare
 
+RULES = (
+    "dynamic_weight_average",
+    "famo",
+    "geometric_mean",
+    "random_weighting",
+    "smooth_tchebycheff",
+    "uncertainty",
+)
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -49,7 +58,8 @@ def compare_annealing(annealed, plain, x, y, batch_size, log_dir, pairs):
     return compare(fit_annealed, lambda: fit(plain), pairs)
 
 
-def small_step(log_dir, pairs, width=256, steps=400, batch_size=32):
+def four_terms(width, steps=400, batch_size=32):
+    """Returns data, losses, and what compiles a model of four heads on a hidden layer."""
     names = ["a", "b", "c", "d"]
     generator = np.random.default_rng(0)
     x = generator.normal(size=(steps * batch_size, 64)).astype("float32")
@@ -63,15 +73,33 @@ def small_step(log_dir, pairs, width=256, steps=400, batch_size=32):
         model.compile("adam", **arguments)
         return model
 
+    return x, y, losses, compiled
+
+
+def small_step(log_dir, pairs, width=256):
+    x, y, losses, compiled = four_terms(width)
     schedules = [
         PolynomialDecay(1.0, 5000, 0.1),
         kj.schedules.Linear(0.0, 1.0, steps=5000),
         kj.schedules.Sigmoid(0.0, 1.0, midpoint=2000, width=500),
         kj.schedules.Cyclical(0.0, 1.0, cycle_steps=500),
     ]
-    annealed = compiled(**kj.joint_loss(losses, weights=dict(zip(names, schedules, strict=True))))
-    plain = compiled(loss=losses, loss_weights=dict.fromkeys(names, 0.5))
-    return compare_annealing(annealed, plain, x, y, batch_size, log_dir, pairs)
+    annealed = compiled(**kj.joint_loss(losses, weights=dict(zip(losses, schedules, strict=True))))
+    plain = compiled(loss=losses, loss_weights=dict.fromkeys(losses, 0.5))
+    return compare_annealing(annealed, plain, x, y, 32, log_dir, pairs)
+
+
+def weighting(log_dir, pairs, rule, width=2048):
+    """Compares an epoch under a rule with one under constant `LossWeight`s."""
+    x, y, losses, compiled = four_terms(width)
+    adapted = compiled(**kj.joint_loss(losses, weighting=rule))
+    constant = compiled(**kj.joint_loss(losses))
+    options = {"batch_size": 32, "shuffle": False, "verbose": 0}
+
+    def fit(model):
+        model.fit(x, y, callbacks=[kj.callbacks.JointLossCallback()], **options)
+
+    return compare(lambda: fit(adapted), lambda: fit(constant), pairs)
 
 
 class PlainTerm(keras.layers.Layer):
@@ -169,6 +197,7 @@ BENCHMARKS = {
     "small_step": Benchmark(small_step, 1.12),
     "medium_step": Benchmark(partial(small_step, width=2048), 1.12),
     "emoji": Benchmark(emoji, 1.03),
+    **{f"weighting_{rule}": Benchmark(partial(weighting, rule=rule), 1.05) for rule in RULES},
     "loop": Benchmark(loop, 1.05, ("tensorflow",)),
 }
 
