@@ -12,7 +12,6 @@ from keras_jointloss.layers import ContrastiveTerm
 from keras_jointloss.loss_weight import LossWeight, TermWeight, Weight
 from keras_jointloss.weighting import Weighting
 from keras_jointloss.weighting import get as get_weighting
-from keras_jointloss.weighting.base import SavedProgress
 
 # Keras chooses the loss for these names by the shapes it meets in the first step.
 _CROSSENTROPY = ("crossentropy", "ce")
@@ -323,12 +322,14 @@ def bind_weighting(model: keras.Model, terms: Mapping[str, TermWeight]) -> Weigh
     rules = [term.weighting for term in terms.values() if isinstance(term, LossWeight)]
     rules = [rule for rule in rules if rule is not None]
     if not rules:
+        # The model may have had one when it was compiled before.
+        for term in terms.values():
+            term.release()
         return None
     with variable_scope(model):
         is_new = rules[0].bind(terms)
     if is_new:
         # What has been compiled without the rule would not run it.
         model.train_function = model.test_function = None
-    # Not by `setattr`: neither Keras nor TensorFlow is to take it for a part of the model.
-    object.__setattr__(model, "joint_loss_weighting", SavedProgress(rules[0]))
+    rules[0].attach(model)
     return rules[0]

@@ -160,6 +160,12 @@ class TermWeight:
 
     # From the host.
 
+    def release(self) -> None:
+        """Ends what a weighting had to do with the weight."""
+        self.observer = None
+        if self._factor is not None:
+            self.scale(1.0)
+
     def start_annealing(self, step: int | None = None) -> None:
         """Lets `advance` move the weight, from `step` or from where the schedule stands."""
         self.annealing = True

@@ -63,6 +63,21 @@ def check_momentum(lines):
         assert float(line.split()[-1].rstrip("%")) > 2 * 2.6
 
 
+def check_weighting(lines):
+    """Checks that there is a row for each way to weigh, with results that were learned."""
+    rows = [line for line in lines if "+-" in line]
+    assert [line[:24].strip() for line in rows] == ["meaning x 1", "meaning x 30", "FAMO"]
+    for line in rows:
+        cells = line[24:].replace("+-", "").split()
+        share, accuracy, deviation, explained, _ = (float(cell.rstrip("%")) for cell in cells)
+        assert 0 < share < 100
+        assert 0 < accuracy < 100
+        assert deviation == 0  # Of one seed.
+        assert explained < 100
+    assert Path("logs/weighting.png").stat().st_size > 10000
+    assert len(list(Path("logs").glob("weight_*/events*"))) == 2
+
+
 # The scripts by name: the arguments that make them quick, and what to check in what they print.
 SCRIPTS = {
     "emoji": (
@@ -72,6 +87,10 @@ SCRIPTS = {
     "momentum": (
         ["--epochs", "1", "--batch-size", "128", "--memory-sizes", "0", "64"],
         check_momentum,
+    ),
+    "weighting": (
+        ["--epochs", "1", "--log-dir", "logs", "--weights", "1", "30", "--rules", "FAMO"],
+        check_weighting,
     ),
 }
 

@@ -425,6 +425,15 @@ def test_a_rule_can_be_added_after_training():
     assert (trajectories(model, epochs=1)[-1] != 1.0).all()
 
 
+def test_a_rule_can_be_given_up():
+    model = build("geometric_mean")
+    fit(model)
+    assert float(model.get_layer("align").weight) != 1.0
+    losses = {name: loss.loss for name, loss in model.loss.items()}
+    model.compile("sgd", **kj.joint_loss(losses))
+    assert (trajectories(model, epochs=1) == 1.0).all()
+
+
 def test_uncertainty_finds_the_noise():
     generator = np.random.default_rng(0)
     x = generator.normal(size=(2000, 1)).astype("float32")

@@ -362,6 +362,11 @@ class Weighting(keras.metrics.Metric):
         self._step.assign(int(np.array(progress["step"])))
         self._scale_terms()
 
+    def attach(self, model: keras.Model) -> None:
+        """Has weights files of the model keep the progress, and bring it back."""
+        # Not by `setattr`: neither Keras nor TensorFlow is to take it for a part of the model.
+        object.__setattr__(model, "joint_loss_weighting", _SavedProgress(self))
+
     def get_config(self) -> dict:
         config = {
             **super().get_config(),
@@ -388,7 +393,7 @@ class Weighting(keras.metrics.Metric):
         return instance
 
 
-class SavedProgress(keras.Operation):
+class _SavedProgress(keras.Operation):
     """What a weights file of the model keeps of its weighting.
 
     As an attribute of the model, which is where Keras looks for what to put into the file.

@@ -65,7 +65,7 @@ class SmoothTchebycheff(Weighting):
         return super().bind(terms)
 
     def initial_weight(self, count):
-        return np.array(self.preference or 1.0) / count
+        return (np.array(self.preference or 1.0) / count).tolist()
 
     def update(self, losses, step):
         least = self.state["least"] = ops.minimum(self.state["least"], losses)
