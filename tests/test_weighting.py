@@ -1,5 +1,6 @@
 """The rules that adapt the weights: against simulations of their formulas, alone and in `fit`."""
 
+import json
 import os
 import subprocess
 import sys
@@ -60,7 +61,7 @@ class Terms:
         trajectory = [self.now()]
         for step, row in enumerate(losses):
             if not step or epochs[step] != epochs[step - 1]:
-                self.rule.start(int(epochs[step]))
+                self.rule.start(is_new_epoch=True)
             self.step(row)
             trajectory.append(self.now())
         return np.array(trajectory)
@@ -117,13 +118,13 @@ def test_known_values():
     losses = np.array([1.0, 2.0, 4.0])
     assert sum(0.5 * losses + 0.5 * 0) == 3.5
     terms = Terms(make("Uncertainty", learning_rate=0.1), 3)
-    terms.rule.start(0)
+    terms.rule.start()
     terms.step(losses)
     expected = 0.5 * np.exp(-0.1 * 0.5 * (losses - 1))
     np.testing.assert_allclose(terms.now(), expected, rtol=1e-6)
 
     terms = Terms(make("GeometricMean"), 3)
-    terms.rule.start(0)
+    terms.rule.start()
     terms.step(losses)
     np.testing.assert_allclose(np.array(terms.now()) * losses, [2 / 3] * 3, rtol=1e-6)
 
@@ -193,7 +194,7 @@ def test_options_of_the_base():
 def test_user_weights_multiply():
     terms = Terms(LastLoss(), 2)
     terms.weights["term1"].assign(0.5)
-    terms.rule.start(0)
+    terms.rule.start()
     terms.step([3.0, 4.0])
     assert terms.now() == [3.0, 2.0]
 
@@ -202,7 +203,7 @@ def test_nothing_moves_unless_started():
     terms = Terms(LastLoss(), 2)
     terms.step([3.0, 4.0])
     assert terms.now() == [1.0, 1.0]
-    terms.rule.start(0)
+    terms.rule.start()
     terms.step([3.0, 4.0])
     terms.rule.reset_state()
     terms.step([5.0, 6.0])
@@ -212,7 +213,7 @@ def test_nothing_moves_unless_started():
 @pytest.mark.parametrize("name", RULES)
 def test_term_without_items_keeps_weight_and_state(name):
     terms = Terms(make(name), 2)
-    terms.rule.start(0)
+    terms.rule.start()
     terms.step([1.0, 2.0])
     terms.step([1.5, 2.0])
     before, state = terms.now(), terms.rule.save_progress()["state"]
@@ -247,7 +248,7 @@ def test_a_loss_that_is_not_finite_poisons_nothing(name, bad):
 @pytest.mark.parametrize("name", ["DynamicWeightAverage", "FAMO", "GeometricMean", "Uncertainty"])
 def test_a_negative_loss_is_not_usable(name):
     terms = Terms(make(name), 2)
-    terms.rule.start(0)
+    terms.rule.start()
     terms.step([-1.0, 1.0])
     assert terms.rule.take_unusable() == {"term0": 1}
 
@@ -376,7 +377,7 @@ def test_loaded_model_goes_on_as_an_uninterrupted_one(name, tmp_path):
 
 
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 import keras
 from tests.test_weighting import build, fit, make, trajectories
 
@@ -391,28 +392,36 @@ class Kill(keras.callbacks.Callback):
 
 backup = keras.callbacks.BackupAndRestore(folder)
 weights = trajectories(build(make(rule)), epochs=4, callbacks=[backup, Kill()])
-print(len(weights), *(float(x) for x in weights[-1]))
+print(json.dumps(weights.tolist()))
 """
 
 
-def test_killed_training_resumes_with_the_same_trajectory(tmp_path):
-    def run(name, *arguments):
+@pytest.mark.parametrize("name", ["DynamicWeightAverage", "FAMO"])
+def test_killed_training_resumes_with_the_same_trajectory(name, tmp_path):
+    def run(*arguments):
         return subprocess.run(
-            [sys.executable, "-c", KILLED, name, *arguments],
+            [sys.executable, "-c", KILLED, name, str(tmp_path / "backup"), *arguments],
             cwd=Path(__file__).parents[1],
             env={**os.environ, "PYTHONPATH": "."},
             capture_output=True,
             text=True,
         )
 
-    name = "FAMO"
     whole = trajectories(build(make(name)), epochs=4)
-    assert run(name, str(tmp_path / "backup"), "deadly").returncode == -9
-    resumed = run(name, str(tmp_path / "backup"), "gentle")
+    assert run("deadly").returncode == -9
+    resumed = run("gentle")
     assert resumed.returncode == 0, resumed.stderr
-    steps, *weights = (float(x) for x in resumed.stdout.split())
-    assert steps == 12  # Two of four epochs are done over.
-    np.testing.assert_allclose(weights, whole[-1], rtol=1e-6)
+    weights = json.loads(resumed.stdout.splitlines()[-1])
+    # Two of four epochs were saved, the third was broken off.
+    np.testing.assert_allclose(weights, whole[12:], rtol=1e-6)
+
+
+def test_epochs_count_on_from_one_fit_to_the_next():
+    once = trajectories(build("dynamic_weight_average"), epochs=4)
+    model = build("dynamic_weight_average")
+    again = [trajectories(model, epochs=1) for _ in range(4)]
+    np.testing.assert_allclose(np.concatenate(again), once, rtol=1e-6)
+    assert not np.allclose(once[-1], 1)
 
 
 def test_a_rule_can_be_added_after_training():

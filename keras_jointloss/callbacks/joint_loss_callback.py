@@ -115,7 +115,7 @@ class JointLossCallback(keras.callbacks.Callback):
         self._reset_layer_terms()
         # Not at the beginning of training: another callback may restore the optimizer there.
         self._start_annealing(
-            optimizer_step(self.model) if self._begin_step is None else None, epoch
+            optimizer_step(self.model) if self._begin_step is None else None, is_new_epoch=True
         )
         self._begin_step = self._written_step = self._training_step()
 
@@ -176,12 +176,12 @@ class JointLossCallback(keras.callbacks.Callback):
                     return term.step
         return optimizer_step(self.model)
 
-    def _start_annealing(self, step: int | None = None, epoch: int | None = None) -> None:
+    def _start_annealing(self, step: int | None = None, is_new_epoch: bool = False) -> None:
         _ = self.model  # On JAX this brings the state of the step into the variables.
         for term in self._terms.values():
             term.start_annealing(step)
         if self._weighting is not None:
-            self._weighting.start(epoch)
+            self._weighting.start(is_new_epoch)
 
     def _is_annealing(self) -> bool:
         return all(term.annealing for term in self._terms.values())

@@ -297,7 +297,7 @@ class Weighting(keras.metrics.Metric):
 
     @property
     def epoch(self):
-        """The number of the epoch, from 0, an int32 scalar tensor."""
+        """The number of epochs of training that have begun, an int32 scalar tensor."""
         return ops.copy(self._epoch)
 
     def result(self):
@@ -306,10 +306,11 @@ class Weighting(keras.metrics.Metric):
 
     # From the host.
 
-    def start(self, epoch: int | None = None) -> None:
-        """Lets the rule move the weights, in a new epoch if one is given."""
-        if epoch is not None:
-            self._epoch.assign(epoch)
+    def start(self, is_new_epoch: bool = False) -> None:
+        """Lets the rule move the weights."""
+        if is_new_epoch:
+            # Counted here: Keras begins with 0 again in each `fit`.
+            self._epoch.assign(int(self._numpy(self._epoch)) + 1)
         self._advancing.assign(True)
         self._is_on = True
 
@@ -334,13 +335,17 @@ class Weighting(keras.metrics.Metric):
         counts = self._rows()["unusable"]
         if not counts.any():
             return {}
-        values = ops.convert_to_numpy(ops.convert_to_tensor(self._state)).copy()
+        values = self._numpy(self._state).copy()
         values[self._base_rows.index("unusable")] = 0
         self._state.assign(values)
         return {term: int(n) for term, n in zip(self.terms, counts, strict=True) if n}
 
+    @staticmethod
+    def _numpy(variable) -> np.ndarray:
+        return ops.convert_to_numpy(ops.convert_to_tensor(variable))
+
     def _rows(self) -> dict[str, np.ndarray]:
-        values = ops.convert_to_numpy(ops.convert_to_tensor(self._state))
+        values = self._numpy(self._state)
         return dict(zip((*self._base_rows, *self.initial_state), values, strict=True))
 
     def _scale_terms(self) -> None:
@@ -351,15 +356,14 @@ class Weighting(keras.metrics.Metric):
 
     def save_progress(self) -> dict[str, np.ndarray]:
         """Returns all that training changes."""
-        return {
-            "state": ops.convert_to_numpy(ops.convert_to_tensor(self._state)),
-            "step": ops.convert_to_numpy(ops.convert_to_tensor(self._step)),
-        }
+        variables = {"state": self._state, "step": self._step, "epoch": self._epoch}
+        return {name: self._numpy(variable) for name, variable in variables.items()}
 
     def load_progress(self, progress: Mapping[str, Any]) -> None:
         """Takes over what `save_progress` has returned, for the same terms."""
         self._state.assign(np.array(progress["state"]))
         self._step.assign(int(np.array(progress["step"])))
+        self._epoch.assign(int(np.array(progress["epoch"])))
         self._scale_terms()
 
     def attach(self, model: keras.Model) -> None:
