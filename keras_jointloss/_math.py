@@ -156,3 +156,11 @@ def scramble(x):
         shifted = ops.bitwise_and(ops.right_shift(x, shift), (1 << (32 - shift)) - 1)
         x = ops.bitwise_xor(x, shifted) * factor
     return x
+
+
+def upstream_of(arguments, upstream):
+    """Returns the gradient that a function of `ops.custom_gradient` is called with.
+
+    PyTorch hands it over by name, after the arguments of the forward pass.
+    """
+    return arguments[0] if upstream is None else upstream

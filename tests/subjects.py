@@ -181,6 +181,24 @@ def _adapted():
     return keras.Model(inputs, outputs), joint, ("label", "rating")
 
 
+def _balanced():
+    """A model whose terms' gradients are combined where their heads leave the trunk."""
+    inputs = keras.Input((6,), name="features")
+    z = kj.layers.GradientBalancer(["label", "rating"], aggregator="cagrad")(list(_trunk(inputs)))
+    outputs = {
+        "label": _float32(keras.layers.Dense(3)(ops.add(*z["label"])), "label"),
+        "rating": _float32(keras.layers.Dense(1)(ops.subtract(*z["rating"])), "rating"),
+    }
+    joint = kj.joint_loss(
+        {
+            "label": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            "rating": "mean_squared_error",
+        },
+        weights={"rating": 0.5},
+    )
+    return keras.Model(inputs, outputs), joint, ("label", "rating")
+
+
 def _family_loss(name, **arguments):
     """Returns a loss of the package, tame enough to train with all others."""
     tame = {"Circle": {"gamma": 4.0}, "MultiSimilarity": {"beta": 5.0, "mining_margin": 0.5}}
@@ -264,6 +282,7 @@ SUBJECTS = {
     "nested": Subject(_nested, ("features", "match"), ("rating", "margin", "agree")),
     "list_outputs": Subject(_list_outputs, ("features",), ("rating", "label")),
     "adapted": Subject(_adapted, ("features",), ("label", "rating", "agree"), is_adapted=True),
+    "balanced": Subject(_balanced, ("features",), ("label", "rating")),
     "family_outputs": Subject(
         _family_outputs,
         ("features",),

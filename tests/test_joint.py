@@ -195,7 +195,7 @@ def test_weights_only_files_restore_layer_terms(tmp_path):
             "weight of loss 'a'.*weight=nan",
         ),
         ({"losses": {"a": "mse"}, "weights": {"a": "1"}}, "weight of loss 'a'.*weight='1'"),
-        ({"losses": {"a": "mse"}, "weighting": "uncertainty"}, "`weighting`.*Expected None"),
+        ({"losses": {"a": "mse"}, "weighting": "adam"}, "`weighting`.*Expected a member of"),
         ({"losses": {"a": "mse", "b": "mse"}, "metrics": ["mae"]}, "`metrics`.*Expected a dict"),
         (
             {"losses": {"a": "mse", "b": "mse"}, "weighted_metrics": ["mae"]},

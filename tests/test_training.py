@@ -18,7 +18,7 @@ BACKEND = keras.backend.backend()
 
 
 # What the slowest modes are tried on: the others differ from these in the model around them only.
-ESSENTIAL = ("outputs", "pairs", "layers")
+ESSENTIAL = ("outputs", "pairs", "layers", "adapted", "balanced")
 # All the contrastive losses: they take long to compile, and differ in what they compute only.
 FAMILY = ("family_outputs", "family_layers")
 OTHERS = tuple(name for name in SUBJECTS if name not in FAMILY)
@@ -42,14 +42,18 @@ MODES = {
     "sample_weight": Mode(data="sample_weight", same_as_plain=False),
     # On JAX every mode but `run_eagerly` is compiled.
     "jit_compile": Mode(
-        {"jit_compile": True}, lacking=("jax", "torch"), subjects=(*ESSENTIAL, "adapted", *FAMILY)
+        {"jit_compile": True},
+        lacking=("jax", "torch"),
+        subjects=ESSENTIAL + FAMILY,
     ),
     "steps_per_execution": Mode({"steps_per_execution": 4}, lacking=("torch",), subjects=OTHERS),
     "run_eagerly": Mode({"run_eagerly": True}, lacking=("torch",), subjects=OTHERS),
     "gradient_accumulation": Mode(same_as_plain=False, subjects=OTHERS),
     "mixed_float16": Mode(policy="mixed_float16", same_as_plain=False),
     "mirrored": Mode(
-        mirrored=True, lacking=("jax", "torch"), subjects=(*ESSENTIAL, "adapted", "family_layers")
+        mirrored=True,
+        lacking=("jax", "torch"),
+        subjects=(*ESSENTIAL, "family_layers"),
     ),
 }
 

@@ -1,5 +1,6 @@
-"""Layers that add a term to the loss."""
+"""Layers that add a term to the loss, or combine the gradients of several."""
 
 from keras_jointloss.layers.contrastive_term import ContrastiveTerm
+from keras_jointloss.layers.gradient_balancer import GradientBalancer
 
-__all__ = ["ContrastiveTerm"]
+__all__ = ["ContrastiveTerm", "GradientBalancer"]

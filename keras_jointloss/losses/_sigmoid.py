@@ -12,8 +12,8 @@ import math
 
 from keras import ops
 
-from keras_jointloss._math import dot_matrix, matrix_of_prepared, matrix_product
-from keras_jointloss.losses._tiles import choose, for_rows, put_rows, upstream_of
+from keras_jointloss._math import dot_matrix, matrix_of_prepared, matrix_product, upstream_of
+from keras_jointloss.losses._tiles import choose, for_rows, put_rows
 
 
 def pairwise_sigmoid(roles, scale, bias, similarity="cosine", tile_size=None):

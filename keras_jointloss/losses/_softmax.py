@@ -23,9 +23,10 @@ from keras_jointloss._math import (
     matrix_of_prepared,
     matrix_product,
     paired_similarity,
+    upstream_of,
 )
 from keras_jointloss.losses._pairs import Roles, as_views, mean_of_views, remembered, samples_of
-from keras_jointloss.losses._tiles import choose, for_rows, put_rows, upstream_of
+from keras_jointloss.losses._tiles import choose, for_rows, put_rows
 
 #: Up to which |logit| the exponentials in the sums over rows and over columns may be the same
 #: ones, and yet none is lost in float32: exp(-2 * 40) is still a normal number.

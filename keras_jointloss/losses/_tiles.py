@@ -57,11 +57,3 @@ def for_rows(count, tile_size, body, carry):
 def put_rows(x, rows, values):
     """Returns `x` with other values in some rows."""
     return ops.scatter_update(x, rows[:, None], values)
-
-
-def upstream_of(arguments, upstream):
-    """Returns the gradient that a function of `ops.custom_gradient` is called with.
-
-    PyTorch hands it over by name, after the arguments of the forward pass.
-    """
-    return arguments[0] if upstream is None else upstream

@@ -1,0 +1,348 @@
+"""The layer that combines gradients: against an aggregator on the Jacobian, alone and in `fit`."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_jointloss as kj
+from tests.gradients import dtypes, value_and_gradient
+
+BACKEND = keras.backend.backend()
+RULES = ("aligned_mtl", "cagrad", "imtl_g", "mean", "mgda", "nash_mtl", "pcgrad", "sum", "upgrad")
+GENERATOR = np.random.default_rng(5)
+BATCH, DIM, TERMS = 6, 4, ("a", "b", "c")
+Z = GENERATOR.normal(size=(BATCH, DIM))
+# The losses of the terms are linear in z: these are their gradients.
+GRADIENTS = GENERATOR.normal(size=(len(TERMS), BATCH, DIM))
+
+
+def balanced_gradient(layer, z=Z, gradients=GRADIENTS, dtype="float32"):
+    """Returns the gradient that the layer passes on to `z`."""
+
+    def total(z):
+        copies = layer(z, training=True)
+        return sum(
+            ops.sum(copies[term] * ops.convert_to_tensor(gradient.astype(dtype)))
+            for term, gradient in zip(layer.terms, gradients, strict=True)
+        )
+
+    if not layer.built:
+        layer.build(z.shape)
+    value, gradient = value_and_gradient(total, z.astype(dtype))
+    # The value is that of the sum: forward nothing changes.
+    tolerance = 1e-2 if dtype == "float16" else 1e-4
+    np.testing.assert_allclose(value, np.sum(z * gradients.sum(axis=0)), rtol=tolerance)
+    return gradient
+
+
+@pytest.mark.parametrize("dtype", dtypes())
+@pytest.mark.parametrize("rule", RULES)
+def test_gradient_is_that_of_the_aggregator(rule, dtype):
+    layer = kj.layers.GradientBalancer(TERMS, aggregator=rule)
+    jacobian = GRADIENTS.reshape(len(TERMS), -1).astype(dtype)
+    expected = ops.convert_to_numpy(kj.aggregators.get(rule)(jacobian))
+    actual = balanced_gradient(layer, dtype=dtype)
+    tolerance = 1e-5 if dtype == "float32" else 1e-9
+    np.testing.assert_allclose(actual.ravel(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("rule", ["mgda", "pcgrad"])
+def test_pinned_values(rule):
+    jacobian = np.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
+    layer = kj.layers.GradientBalancer(["a", "b"], aggregator=rule)
+    actual = balanced_gradient(layer, np.ones((1, 3)), jacobian[:, None])
+    expected = {"mgda": [0, 1, 1], "pcgrad": [0.5848, 3.8012, 3.8012]}[rule]
+    np.testing.assert_allclose(actual[0], expected, atol=1e-3)
+
+
+def test_reduction_by_the_sum_compares_sums_over_the_batch():
+    layer = kj.layers.GradientBalancer(TERMS, "mgda", reduction="sum")
+    rows = GRADIENTS.sum(axis=1)
+    weights = ops.convert_to_numpy(kj.aggregators.MGDA().solve((rows @ rows.T).astype("float32")))
+    expected = np.einsum("k,kbd->bd", weights, GRADIENTS)
+    np.testing.assert_allclose(balanced_gradient(layer), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-6, 1e6, 1e18])
+@pytest.mark.parametrize("rule", ["mgda", "pcgrad", "nash_mtl"])
+def test_scale_of_the_gradients_goes_through(rule, scale):
+    plain = balanced_gradient(kj.layers.GradientBalancer(TERMS, rule))
+    scaled = balanced_gradient(kj.layers.GradientBalancer(TERMS, rule), gradients=GRADIENTS * scale)
+    np.testing.assert_allclose(scaled / scale, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_term_without_gradient_counts_as_absent():
+    gradients = GRADIENTS.copy()
+    gradients[1] = 0
+    expected = balanced_gradient(
+        kj.layers.GradientBalancer(["a", "c"], "mgda"), Z, gradients[[0, 2]]
+    )
+    actual = balanced_gradient(kj.layers.GradientBalancer(TERMS, "mgda"), Z, gradients)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("aggregator", [None, "sum"])
+def test_sum_is_plain_training(aggregator):
+    actual = balanced_gradient(kj.layers.GradientBalancer(TERMS, aggregator))
+    np.testing.assert_allclose(actual, GRADIENTS.sum(axis=0), rtol=1e-5)
+
+
+def test_single_term_is_the_identity():
+    actual = balanced_gradient(kj.layers.GradientBalancer(["a"]), Z, GRADIENTS[:1])
+    np.testing.assert_allclose(actual, GRADIENTS[0], rtol=1e-6)
+
+
+def test_half_precision_keeps_its_dtype():
+    layer = kj.layers.GradientBalancer(TERMS, "mgda")
+    z, gradients = (x.astype("float16").astype("float64") for x in (Z, GRADIENTS))
+    actual = balanced_gradient(layer, z, gradients, "float16")
+    assert actual.dtype == np.float16
+    expected = balanced_gradient(kj.layers.GradientBalancer(TERMS, "mgda"), z, gradients)
+    np.testing.assert_allclose(actual, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_structure_is_balanced_as_one():
+    # Together the parts make up Z, so one Gramian gives the gradient of the whole.
+    layer = kj.layers.GradientBalancer(TERMS, "mgda")
+    layer.build(None)
+
+    def total(z):
+        parts = {"left": ops.reshape(z[:, :2], (BATCH, 2, 1)), "right": [z[:, 2:]]}
+        copies = layer(parts, training=True)
+        joined = [
+            ops.concatenate([ops.reshape(x["left"], (BATCH, 2)), x["right"][0]], axis=1)
+            for x in copies.values()
+        ]
+        return sum(
+            ops.sum(x * ops.convert_to_tensor(gradient.astype("float32")))
+            for x, gradient in zip(joined, GRADIENTS, strict=True)
+        )
+
+    _, actual = value_and_gradient(total, Z.astype("float32"))
+    expected = balanced_gradient(kj.layers.GradientBalancer(TERMS, "mgda"))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_orders_of_pcgrad_differ_from_step_to_step():
+    layer = kj.layers.GradientBalancer(TERMS, "pcgrad")
+    # Conflicting enough for the order to matter.
+    gradients = GRADIENTS - 0.9 * GRADIENTS.mean(axis=0)
+    results = [balanced_gradient(layer, Z, gradients) for _ in range(8)]
+    assert any(not np.allclose(results[0], other, rtol=1e-3) for other in results[1:])
+    again = kj.layers.GradientBalancer(TERMS, "pcgrad")
+    np.testing.assert_array_equal(results[0], balanced_gradient(again, Z, gradients))
+
+
+# In `fit`.
+
+X = GENERATOR.normal(size=(40, 5))
+Y = {"a": GENERATOR.normal(size=(40, 2)), "b": GENERATOR.normal(size=(40, 1))}
+
+
+def build(aggregator, weights=None, floatx="float32", **compile_arguments):
+    keras.config.set_floatx(floatx)
+    keras.utils.set_random_seed(2)
+    inputs = keras.Input((5,))
+    trunk = keras.layers.Dense(4, name="trunk")(inputs)
+    z = kj.layers.GradientBalancer(["a", "b"], aggregator, name="balancer")(trunk)
+    outputs = {
+        "a": keras.layers.Dense(2, name="head_a", dtype=floatx)(z["a"]),
+        "b": keras.layers.Dense(1, name="head_b", dtype=floatx)(z["b"]),
+    }
+    model = keras.Model(inputs, outputs)
+    joint = kj.joint_loss(dict.fromkeys("ab", "mean_squared_error"), weights=weights)
+    model.compile(keras.optimizers.SGD(0.02), **joint, **compile_arguments)
+    return model
+
+
+def fit(model, epochs=4):
+    model.fit(X, Y, batch_size=8, epochs=epochs, shuffle=False, verbose=0)
+
+
+def weights_of(model):
+    return {
+        f"{layer.name}_{index}": ops.convert_to_numpy(value)
+        for layer in model.layers
+        for index, value in enumerate(layer.trainable_variables)
+    }
+
+
+def by_hand(model, aggregator, term_weights, steps=20):
+    """Trains the same network in NumPy, float64, with one gradient at z for each term."""
+    values = {name: value.astype("float64") for name, value in weights_of(model).items()}
+    for step in range(steps):
+        rows = slice(8 * (step % 5), 8 * (step % 5 + 1))
+        x = X[rows]
+        z = x @ values["trunk_0"] + values["trunk_1"]
+        gradients, updates = [], {}
+        for term in "ab":
+            kernel, bias = values[f"head_{term}_0"], values[f"head_{term}_1"]
+            error = z @ kernel + bias - Y[term][rows]
+            slope = term_weights[term] * 2 * error / error.size
+            gradients.append(slope @ kernel.T)
+            updates[f"head_{term}_0"], updates[f"head_{term}_1"] = z.T @ slope, slope.sum(axis=0)
+        jacobian = np.stack(gradients).reshape(2, -1)
+        combined = ops.convert_to_numpy(aggregator(jacobian, step=step)).reshape(z.shape)
+        updates["trunk_0"], updates["trunk_1"] = x.T @ combined, combined.sum(axis=0)
+        for name, update in updates.items():
+            values[name] = values[name] - 0.02 * update
+    return values
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_fit_equals_a_loop_by_hand(rule):
+    is_exact = BACKEND == "tensorflow"  # Keras computes in float32 on the others, here or there.
+    term_weights = {"a": 1.0, "b": 3.0}
+    model = build(rule, term_weights, "float64" if is_exact else "float32")
+    expected = by_hand(model, kj.aggregators.get(rule), term_weights)
+    fit(model)
+    tolerance = 1e-6 if is_exact else 2e-3
+    for name, value in weights_of(model).items():
+        np.testing.assert_allclose(value, expected[name], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("mode", "lacking"),
+    [
+        ({"jit_compile": True}, ("jax", "torch")),
+        ({"steps_per_execution": 5}, ("torch",)),
+        ({"run_eagerly": True}, ("torch",)),
+    ],
+)
+def test_fit_does_not_depend_on_the_way_of_training(mode, lacking):
+    if BACKEND in lacking:
+        pytest.skip("lacks it")
+    plain, other = build("pcgrad"), build("pcgrad", **mode)
+    fit(plain)
+    fit(other)
+    for name, value in weights_of(other).items():
+        np.testing.assert_allclose(value, weights_of(plain)[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_ema": True},
+        {"gradient_accumulation_steps": 2},
+        {"weight_decay": 0.01},
+        {"global_clipnorm": 0.1},
+    ],
+)
+def test_sum_trains_as_without_the_layer_whatever_the_optimizer(options):
+    def trained(has_layer):
+        model = build("sum")
+        if not has_layer:
+            inputs = keras.Input((5,))
+            z = model.get_layer("trunk")(inputs)
+            heads = {term: model.get_layer(f"head_{term}")(z) for term in "ab"}
+            model = keras.Model(inputs, heads)
+        losses = dict.fromkeys("ab", "mean_squared_error")
+        model.compile(keras.optimizers.SGD(0.02, **options), **kj.joint_loss(losses))
+        fit(model)
+        return weights_of(model)
+
+    plain = trained(False)
+    for name, value in trained(True).items():
+        np.testing.assert_allclose(value, plain[name], rtol=1e-4, atol=1e-6)
+
+
+def test_mixed_float16_trains():
+    keras.config.set_dtype_policy("mixed_float16")
+    model = build("mgda")
+    before = weights_of(model)
+    fit(model)
+    keras.config.set_dtype_policy("float32")
+    single = build("mgda")
+    fit(single)
+    for name, value in weights_of(model).items():
+        assert not np.array_equal(value, before[name])
+        np.testing.assert_allclose(value, weights_of(single)[name], rtol=0.05, atol=0.05)
+
+
+def test_frozen_trunk_stays_and_heads_learn():
+    model = build("mgda")
+    model.get_layer("trunk").trainable = False
+    joint = kj.joint_loss(dict.fromkeys("ab", "mean_squared_error"))
+    model.compile(keras.optimizers.SGD(0.02), **joint)
+    trunk = [ops.convert_to_numpy(v) for v in model.get_layer("trunk").variables]
+    heads = weights_of(model)
+    fit(model)
+    for old, new in zip(trunk, model.get_layer("trunk").variables, strict=True):
+        np.testing.assert_array_equal(old, ops.convert_to_numpy(new))
+    assert all(not np.array_equal(value, heads[name]) for name, value in weights_of(model).items())
+
+
+def test_heads_get_their_own_gradients():
+    balanced, plain = build("mgda"), build("sum")
+    for model in (balanced, plain):
+        model.fit(X[:8], {term: y[:8] for term, y in Y.items()}, batch_size=8, verbose=0)
+    balanced, plain = weights_of(balanced), weights_of(plain)
+    for name, value in balanced.items():
+        is_same = np.allclose(value, plain[name], rtol=1e-5, atol=1e-7)
+        assert is_same == name.startswith("head")
+
+
+def test_model_survives_save_load_and_clone(tmp_path):
+    model = build("cagrad")
+    fit(model)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.get_layer("balancer").get_config() == model.get_layer("balancer").get_config()
+    fit(model, 1)
+    fit(loaded, 1)
+    for name, value in weights_of(loaded).items():
+        np.testing.assert_allclose(value, weights_of(model)[name], rtol=1e-5, atol=1e-7)
+    clone = keras.models.clone_model(model)
+    assert type(clone.get_layer("balancer").aggregator) is kj.aggregators.CAGrad
+
+
+@pytest.mark.backend("tensorflow")
+@pytest.mark.slow
+@pytest.mark.parametrize("reduction", ["flatten", "sum"])
+def test_replicas_balance_as_one_device(reduction):
+    from tests.test_training import two_replicas
+
+    def build_one():
+        keras.utils.set_random_seed(2)
+        inputs = keras.Input((5,))
+        trunk = keras.layers.Dense(4)(inputs)
+        z = kj.layers.GradientBalancer(["a", "b"], "mgda", reduction)(trunk)
+        outputs = {"a": keras.layers.Dense(2)(z["a"]), "b": keras.layers.Dense(1)(z["b"])}
+        model = keras.Model(inputs, outputs)
+        joint = kj.joint_loss(dict.fromkeys("ab", "mean_squared_error"))
+        model.compile(keras.optimizers.SGD(0.02), **joint)
+        return model
+
+    one = build_one()
+    fit(one)
+    with two_replicas().scope():
+        two = build_one()
+    fit(two)
+    for expected, actual in zip(one.trainable_variables, two.trainable_variables, strict=True):
+        np.testing.assert_allclose(np.array(actual), np.array(expected), rtol=1e-4, atol=1e-6)
+
+
+def test_inference_does_nothing():
+    layer = kj.layers.GradientBalancer(TERMS)
+    x = ops.convert_to_tensor(Z)
+    layer(x)
+    assert all(copy is x for copy in layer(x, training=False).values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"terms": "ab"}, "terms"),
+        ({"terms": []}, "terms"),
+        ({"terms": ["a", "a"]}, "terms"),
+        ({"terms": ["a", 1]}, "terms"),
+        ({"terms": ["a", "b"], "aggregator": "gradnorm"}, "aggregator"),
+        ({"terms": ["a", "b"], "aggregator": kj.aggregators.MGDA("loss")}, "aggregator"),
+        ({"terms": ["a", "b"], "aggregator": kj.aggregators.Sum(ema=0.5)}, "aggregator"),
+        ({"terms": ["a", "b"], "reduction": "mean"}, "reduction"),
+    ],
+)
+def test_invalid_argument(arguments, message):
+    with pytest.raises(ValueError, match=rf"`{message}`.*Received: {message}="):
+        kj.layers.GradientBalancer(**arguments)
