@@ -14,7 +14,7 @@ export TF_CPP_MIN_LOG_LEVEL := 3
 
 PYTEST := python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test test-jax test-torch test-all lint format bench bench-losses clean
+.PHONY: help demo test test-jax test-torch test-all lint format bench bench-losses bench-gradients clean
 
 help:  ## Tell what there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench: .venv/package.stamp  ## Measure what the package costs in time, as ratios
 
 bench-losses: .venv/package.stamp  ## Measure time and memory of the contrastive losses at large batches.
 	.venv/bin/python -m tests.benchmarks.benchmark_contrastive $(ARGS)
+
+bench-gradients: .venv/package.stamp  ## Measure what combining gradients costs in time, as ratios.
+	.venv/bin/python -m tests.benchmarks.benchmark_balancing $(ARGS)
 
 clean:  ## Remove the environments and caches.
 	rm -rf .venv .venv-jax .venv-torch .mypy_cache .pytest_cache .ruff_cache build *.egg-info

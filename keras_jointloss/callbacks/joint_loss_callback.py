@@ -35,6 +35,8 @@ class JointLossCallback(keras.callbacks.Callback):
     - `joint_loss/<term>/weight`: the weight now,
     - `joint_loss/<term>/weighted`: the mean of weight times loss,
     - `joint_loss/<term>/share`: weighted over total,
+    - `joint_loss/<term>/<reading>`: what else a layer or a weighting has to say of the term, as
+      `temperature` or `noise`,
     - `joint_loss/total`: the loss that is minimised, which is the sum of the weighted terms and of
       whatever else layers and regularizers add.
 
