@@ -52,7 +52,7 @@ class Terms:
         for weight, loss, count in zip(self.weights.values(), losses, counts, strict=True):
             weight.record(ops.convert_to_tensor(loss, dtype="float32"), 4, count)
         for weight in self.weights.values():
-            _ = ops.convert_to_tensor(0.0) * weight  # As Keras multiplies a loss.
+            ops.multiply(ops.convert_to_tensor(0.0), weight)  # As Keras multiplies a loss.
             weight.update_state()
 
     def run(self, losses, epochs=None):
@@ -243,6 +243,19 @@ def test_a_loss_that_is_not_finite_poisons_nothing(name, bad):
             for row in losses[10:]:
                 one.step(row)
         assert terms.now() == pytest.approx(clean.now(), rel=1e-6)
+
+
+def test_a_weight_that_is_not_finite_is_told_of_and_not_used():
+    class Inverse(kj.weighting.Weighting):
+        def update(self, losses, step):
+            return 1 / losses
+
+    terms = Terms(Inverse(), 2)
+    terms.rule.start()
+    terms.step([2.0, 4.0])
+    terms.step([1.0, 0.0])
+    assert terms.now() == [0.5, 0.25]
+    assert terms.rule.take_unusable() == {"term1": 1}
 
 
 @pytest.mark.parametrize("name", ["DynamicWeightAverage", "FAMO", "GeometricMean", "Uncertainty"])

@@ -224,7 +224,8 @@ class JointLossCallback(keras.callbacks.Callback):
         terms = ", ".join(f"{name!r} in {count} steps" for name, count in unusable.items())
         message = (
             f"{type(rule).__name__} cannot use a loss that is not finite or less than "
-            f"{rule.minimum_loss:g}. Received in epoch {epoch}: the loss of {terms}"
+            f"{rule.minimum_loss:g}, or of which it makes a weight or state that is not finite. "
+            f"Received in epoch {epoch}: the loss of {terms}"
         )
         if rule.on_nonfinite == "raise":
             raise FloatingPointError(message)

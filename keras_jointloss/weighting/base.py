@@ -249,7 +249,7 @@ class Weighting(keras.metrics.Metric):
     def _advance(self, state, losses, is_there, step, is_on):
         """Returns the state after a training step: `(rows, terms)`."""
         is_usable = ops.logical_and(ops.isfinite(losses), losses >= self.minimum_loss)
-        is_bad = ops.logical_and(is_there, ops.logical_not(is_usable))
+        is_bad = ops.logical_and(is_there, ops.logical_not(is_usable))  # (terms,)
         rows = dict(zip(self._base_rows, ops.unstack(state[: len(self._base_rows)]), strict=True))
         old = {**rows, **self._own_rows(state)}
 
@@ -257,8 +257,8 @@ class Weighting(keras.metrics.Metric):
         if self.warmup_steps:
             is_on = due = ops.logical_and(due, step >= self.warmup_steps)
         if self.update_every > 1:
-            is_good = ops.logical_and(is_on, ops.logical_not(ops.any(is_bad)))
-            is_added = ops.logical_and(is_good, is_there)
+            is_added = ops.logical_and(is_on, ops.logical_not(ops.any(is_bad)))
+            is_added = ops.logical_and(is_added, is_there)
             old["sum"] = old["sum"] + ops.where(is_added, losses, 0)
             old["count"] = old["count"] + ops.cast(is_added, state.dtype)
             due = ops.logical_and(due, ops.equal((step + 1) % self.update_every, 0))
@@ -279,13 +279,15 @@ class Weighting(keras.metrics.Metric):
 
         names = tuple(new)
         values = ops.stack([new[name] for name in names])
-        is_finite = ops.all(ops.logical_or(ops.isfinite(values), ops.logical_not(is_there)))
-        moves = ops.logical_and(due, ops.logical_not(ops.any(is_bad)))
-        moves = ops.logical_and(ops.logical_and(moves, is_finite), is_there)
+        is_good = ops.logical_and(due, ops.logical_not(ops.any(is_bad)))
+        is_finite = ops.all(ops.isfinite(values), axis=0)
+        is_broken = ops.logical_and(ops.logical_and(is_good, is_there), ops.logical_not(is_finite))
+        is_good = ops.logical_and(is_good, ops.logical_not(ops.any(is_broken)))
         before = ops.stack([old[name] for name in names])
-        after = ops.unstack(ops.where(moves, values, before))
+        after = ops.unstack(ops.where(ops.logical_and(is_good, is_there), values, before))
         result = {**old, **dict(zip(names, after, strict=True))}
-        result["unusable"] = old["unusable"] + ops.cast(ops.logical_and(is_bad, is_on), state.dtype)
+        is_bad = ops.logical_or(ops.logical_and(is_bad, is_on), is_broken)
+        result["unusable"] = old["unusable"] + ops.cast(is_bad, state.dtype)
         if self.update_every > 1:
             for name in _SUMS:
                 result[name] = ops.where(due, 0, old[name])
