@@ -87,3 +87,18 @@ def validate_share(value: Any, name: str) -> float:
             f"Invalid value for argument `{name}`. Expected {expected}. Received: {name}={value!r}"
         )
     return value
+
+
+def validate_seed(value: Any) -> int:
+    """Returns `value` as an int if random numbers can be drawn from it.
+
+    Raises:
+        ValueError: If `value` is anything else.
+    """
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_whole or not 0 <= value < 2**31:
+        raise ValueError(
+            "Invalid value for argument `seed`. Expected an integer >= 0 and < 2**31. "
+            f"Received: seed={value!r}"
+        )
+    return int(value)

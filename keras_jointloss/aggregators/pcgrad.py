@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._math import scramble
+from keras_jointloss._validation import validate_seed
 from keras_jointloss.aggregators._gramian import active_terms, at_least, product
 from keras_jointloss.aggregators.base import Aggregator
 
@@ -63,12 +64,7 @@ class PCGrad(Aggregator):
 
     def __init__(self, seed: int = 0, rescale: bool = False, ema: float = 0.0):
         super().__init__(rescale=rescale, ema=ema)
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
-            raise ValueError(
-                "Invalid value for argument `seed`. Expected an integer >= 0 and < 2**31. "
-                f"Received: seed={seed!r}"
-            )
-        self.seed = seed
+        self.seed = validate_seed(seed)
 
     def coefficients(self, gramian, step=0):
         count = gramian.shape[0]

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._math import scramble
-from keras_jointloss._validation import validate_count
+from keras_jointloss._validation import validate_seed
 from keras_jointloss.weighting.base import Weighting
 
 
@@ -59,12 +59,7 @@ class RandomWeighting(Weighting):
 
     def __init__(self, seed: int = 0, **kwargs):
         super().__init__(**kwargs)
-        self.seed = validate_count(seed, "seed", minimum=0)
-        if self.seed >= 2**31:
-            raise ValueError(
-                "Invalid value for argument `seed`. Expected an integer >= 0 and < 2**31. "
-                f"Received: seed={seed!r}"
-            )
+        self.seed = validate_seed(seed)
 
     def update(self, losses, step):
         count = len(self.terms)
