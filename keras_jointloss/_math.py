@@ -3,6 +3,7 @@
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 #: How embeddings may be compared.
@@ -164,3 +165,8 @@ def upstream_of(arguments, upstream):
     PyTorch hands it over by name, after the arguments of the forward pass.
     """
     return arguments[0] if upstream is None else upstream
+
+
+def to_numpy(variable) -> np.ndarray:
+    """Returns the value of a variable, whatever the distribution strategy."""
+    return ops.convert_to_numpy(ops.convert_to_tensor(variable))

@@ -9,6 +9,7 @@ from keras import ops
 from keras_jointloss._masks import valid_items
 from keras_jointloss.distribution import replica_count, variable_scope
 from keras_jointloss.layers import ContrastiveTerm
+from keras_jointloss.layers._gradient_combination import GradientCombination
 from keras_jointloss.loss_weight import LossWeight, TermWeight, Weight
 from keras_jointloss.weighting import Weighting
 from keras_jointloss.weighting import get as get_weighting
@@ -304,6 +305,12 @@ def find_terms(model: keras.Model) -> dict[str, TermWeight]:
                 )
             terms[layer.name] = layer.weight
     return terms
+
+
+def find_gradient_layers(model: keras.Model) -> list[GradientCombination]:
+    """Returns the layers of a model that combine gradients and tell of them."""
+    layers = model._flatten_layers(include_self=False)
+    return [x for x in layers if isinstance(x, GradientCombination) and x.telemetry]
 
 
 def bind_weighting(model: keras.Model, terms: Mapping[str, TermWeight]) -> Weighting | None:

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_jointloss._math import to_numpy
 from keras_jointloss._validation import validate_number
 
 Weight: TypeAlias = float | LearningRateSchedule
@@ -61,10 +62,6 @@ def layer_state(name, shape, initial, dtype=None, aggregation="sum"):
         synchronization="on_read",
         name=name,
     )
-
-
-def _to_numpy(variable) -> np.ndarray:
-    return ops.convert_to_numpy(ops.convert_to_tensor(variable))
 
 
 class TermWeight:
@@ -195,14 +192,14 @@ class TermWeight:
             `weight`, the weight now, and, if the term was computed since the last `reset`, `loss`
             and `weighted`, the means over its items of the raw and the weighted loss.
         """
-        items, loss, weighted = (float(x) for x in _to_numpy(self._sums))
+        items, loss, weighted = (float(x) for x in to_numpy(self._sums))
         means = {"loss": loss / items, "weighted": weighted / items} if items else {}
         return {**means, "weight": float(self)}
 
     @property
     def step(self) -> int:
         """The step at which the schedule stands."""
-        return int(_to_numpy(self._step))
+        return int(to_numpy(self._step))
 
     def assign(self, value: float) -> None:
         """Sets the weight, under a weighting that by which it multiplies the adapted weight.
@@ -219,7 +216,7 @@ class TermWeight:
         self._value.assign(validate_number(value, "value", minimum=0))
 
     def __float__(self) -> float:
-        return float(_to_numpy(self.tensor()))
+        return float(to_numpy(self.tensor()))
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -294,11 +291,11 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         config = {
             **super().get_config(),
             "weight": keras.saving.serialize_keras_object(self.initial),
-            "value": float(_to_numpy(self._value)),
+            "value": float(to_numpy(self._value)),
             "step": self.step,
         }
         if self._factor is not None:
-            config["factor"] = float(_to_numpy(self._factor))
+            config["factor"] = float(to_numpy(self._factor))
         # The object itself, as several weights may lead to it.
         return config if self.weighting is None else {**config, "weighting": self.weighting}
 
@@ -339,7 +336,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         return value
 
     def __array__(self, dtype=None, copy=None):
-        return np.asarray(_to_numpy(self.tensor()), dtype=dtype)
+        return np.asarray(to_numpy(self.tensor()), dtype=dtype)
 
 
 class LayerWeight(TermWeight):
@@ -392,5 +389,5 @@ class LayerWeight(TermWeight):
             sums.assign(np.zeros(2))
 
     def read(self) -> dict[str, float]:
-        others = {name: float(_to_numpy(read())) for name, read in self._readings.items()}
+        others = {name: float(to_numpy(read())) for name, read in self._readings.items()}
         return {**super().read(), **others}

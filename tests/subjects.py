@@ -199,6 +199,30 @@ def _balanced():
     return keras.Model(inputs, outputs), joint, ("label", "rating")
 
 
+def _shared():
+    """A model whose terms' gradients are combined for each parameter of the trunk."""
+    inputs = keras.Input((6,), name="features")
+    trunk = keras.Sequential(
+        [
+            keras.layers.Dense(8, activation="tanh", kernel_regularizer="l2"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dense(DIM),
+        ]
+    )
+    z = kj.layers.SharedTrunk(trunk, ["label", "rating"], aggregator="mgda")(inputs)
+    outputs = {
+        "label": _float32(keras.layers.Dense(3)(z["label"]), "label"),
+        "rating": _float32(keras.layers.Dense(1)(z["rating"]), "rating"),
+    }
+    joint = kj.joint_loss(
+        {
+            "label": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            "rating": "mean_squared_error",
+        },
+    )
+    return keras.Model(inputs, outputs), joint, ("label", "rating")
+
+
 def _family_loss(name, **arguments):
     """Returns a loss of the package, tame enough to train with all others."""
     tame = {"Circle": {"gamma": 4.0}, "MultiSimilarity": {"beta": 5.0, "mining_margin": 0.5}}
@@ -283,6 +307,8 @@ SUBJECTS = {
     "list_outputs": Subject(_list_outputs, ("features",), ("rating", "label")),
     "adapted": Subject(_adapted, ("features",), ("label", "rating", "agree"), is_adapted=True),
     "balanced": Subject(_balanced, ("features",), ("label", "rating")),
+    # Batch normalization takes the mean over the batch.
+    "shared": Subject(_shared, ("features",), ("label", "rating"), couples_batch=True),
     "family_outputs": Subject(
         _family_outputs,
         ("features",),

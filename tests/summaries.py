@@ -24,6 +24,13 @@ def read_scalars(run) -> dict[str, dict[int, float]]:
     }
 
 
+def read_images(run, tag) -> dict[int, list[bytes]]:
+    """Returns the images of a tag, by step: width, height and content."""
+    return {
+        event.step: list(event.tensor_proto.string_val) for event in _accumulated(run).Tensors(tag)
+    }
+
+
 def read_layout(run):
     """Returns the layout of the custom scalars dashboard."""
     (event,) = _accumulated(run).Tensors(metadata.CONFIG_SUMMARY_TAG)

@@ -7,12 +7,27 @@ import warnings
 import keras
 
 from keras_jointloss.callbacks.steps import optimizer_step
-from keras_jointloss.joint import bind_weighting, find_terms
+from keras_jointloss.joint import bind_weighting, find_gradient_layers, find_terms
+from keras_jointloss.layers._gradient_combination import GradientCombination
 from keras_jointloss.loss_weight import LayerWeight, LossWeight, TermWeight
-from keras_jointloss.tensorboard import SummaryWriter
+from keras_jointloss.tensorboard import SummaryWriter, heat_map
 from keras_jointloss.weighting import Weighting
 
 Readings = dict[str, dict[str, float]]
+
+# The charts of the custom scalars dashboard, with the tags in each.
+_TERM_CHARTS = {
+    "weighted": [r"^joint_loss/.+/weighted$", r"^joint_loss/total$"],
+    "raw": [r"^joint_loss/.+/raw$"],
+    "weight": [r"^joint_loss/.+/weight$"],
+    "share": [r"^joint_loss/.+/share$"],
+}
+_GRADIENT_CHARTS = {
+    "gradient norm": [r"^gradients/.+/norm$"],
+    "gradient coefficient": [r"^gradients/.+/coefficient$"],
+    "gradient cosine": [r"^gradients/.+/cosine$"],
+    "gradient conflict": [r"^gradients/(.+/)?conflict$"],
+}
 
 
 class JointLossCallback(keras.callbacks.Callback):
@@ -40,13 +55,25 @@ class JointLossCallback(keras.callbacks.Callback):
     - `joint_loss/total`: the loss that is minimised, which is the sum of the weighted terms and of
       whatever else layers and regularizers add.
 
+    and, of layers that combine gradients, into `log_dir/train`
+
+    - `gradients/<term>/norm`, `gradients/<term>/coefficient`: the length of the term's gradient and
+      what it was multiplied by,
+    - `gradients/<term>~<other>/cosine`, `gradients/<term>~<other>/conflict`: the cosine of the
+      angle between two gradients, and in which share of the steps it was negative,
+    - `gradients/conflict`: the share of the steps in which any was,
+    - `gradients/cosines`: at the end of an epoch all the cosines in a picture,
+
+    under `gradients/<name of the layer>/` if there are several of these layers.
+
     Means run from the start of the epoch and weigh each batch by its size, as Keras averages
     `loss`. (In Keras' own `<term>_loss` a smaller last batch may count fully.) The custom scalars
     dashboard of TensorBoard shows all the terms in one chart. `log_dir` may be that of a
     `keras.callbacks.TensorBoard` in the same `fit`.
 
     `History` has `<term>_loss` and `<term>_weight` of every term, also where Keras does not show
-    them by itself. A warning names each term whose loss is not finite.
+    them by itself, and what the tags above tell of gradients, with underscores for slashes:
+    `gradients_conflict`. A warning names each term whose loss is not finite.
 
     Args:
         log_dir: The folder for TensorBoard, or `None` to write nothing.
@@ -54,8 +81,9 @@ class JointLossCallback(keras.callbacks.Callback):
             An epoch's end is always written.
 
     Raises:
-        ValueError: If `update_freq` is invalid; at the start of `fit`, if the model has no term,
-            two terms of the same name, or other outputs than the losses are for.
+        ValueError: If `update_freq` is invalid; at the start of `fit`, if the model has no term and
+            no layer that tells of gradients, two terms of the same name, or other outputs than the
+            losses are for.
         FloatingPointError: At the end of an epoch, if a weighting met a loss that it cannot use and
             has `on_nonfinite="raise"`.
         OSError: At the start of `fit`, if `log_dir` cannot be written.
@@ -80,6 +108,8 @@ class JointLossCallback(keras.callbacks.Callback):
         self.async_safe = not self._writes_batches
         self._terms: dict[str, TermWeight] = {}
         self._weighting: Weighting | None = None
+        # The layers that combine gradients, by what goes before the names of what they tell.
+        self._gradient_layers: dict[str, GradientCombination] = {}
         self._writers: dict[str, SummaryWriter] = {}
         self._is_training = False
         # The training step at which the epoch began and the `train` run was written last.
@@ -91,12 +121,20 @@ class JointLossCallback(keras.callbacks.Callback):
     def set_model(self, model):
         super().set_model(model)
         self._terms = find_terms(model)
-        if not self._terms:
+        layers = find_gradient_layers(model)
+        if not self._terms and not layers:
             raise ValueError(
                 "JointLossCallback expects a model with a term: compile it with "
-                "`keras_jointloss.joint_loss` or put a `ContrastiveTerm` in it. "
-                f"Received: model {model.name!r} without any"
+                "`keras_jointloss.joint_loss`, or put a `ContrastiveTerm` or a `GradientBalancer` "
+                f"in it. Received: model {model.name!r} without any"
             )
+        self._gradient_layers = {
+            "gradients" if len(layers) == 1 else f"gradients/{layer.name}": layer
+            for layer in layers
+        }
+        for layer in layers:
+            optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+            layer.accumulate(optimizer.gradient_accumulation_steps or 1)
         _validate_output_names(model)
         self._weighting = bind_weighting(model, self._terms)
         outputs = getattr(model, "outputs", None) or []
@@ -115,6 +153,8 @@ class JointLossCallback(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self._readings = {}
         self._reset_layer_terms()
+        for layer in self._gradient_layers.values():
+            layer.reset_statistics()
         # Not at the beginning of training: another callback may restore the optimizer there.
         self._start_annealing(
             optimizer_step(self.model) if self._begin_step is None else None, is_new_epoch=True
@@ -144,8 +184,12 @@ class JointLossCallback(keras.callbacks.Callback):
                 for key, value in reading.items():
                     if key != "weighted":
                         logs.setdefault(f"{prefix}{name}_{key}", value)
+        gradients = self._gradients()
+        logs.update({tag.replace("/", "_"): value for tag, value in gradients.items()})
         if step > self._written_step:
             self._write("train", self._readings["train"], logs)
+        if self.log_dir is not None:
+            self._write_heat_maps(step)
         self._flush()
         self._report_unusable(epoch)
 
@@ -200,6 +244,27 @@ class JointLossCallback(keras.callbacks.Callback):
         others = {} if self._weighting is None else self._weighting.read()
         return {name: {**term.read(), **others.get(name, {})} for name, term in self._terms.items()}
 
+    def _gradients(self) -> dict[str, float]:
+        """Returns what the layers that combine gradients tell, by tag."""
+        numbers = {}
+        for prefix, layer in self._gradient_layers.items():
+            statistics = layer.statistics()
+            if statistics is not None:
+                of_layer = statistics.by_tag(layer.terms)
+                numbers.update({f"{prefix}/{tag}": value for tag, value in of_layer.items()})
+        return numbers
+
+    def _write_heat_maps(self, step: int) -> None:
+        for prefix, layer in self._gradient_layers.items():
+            statistics = layer.statistics()
+            if statistics is not None:
+                terms = ", ".join(f"`{term}`" for term in layer.terms)
+                description = (
+                    f"Rows and columns: {terms}. Blue: cosine 1; white: 0; red: -1, in conflict."
+                )
+                picture = heat_map(statistics.cosines)
+                self._writer("train").image(f"{prefix}/cosines", picture, step, description)
+
     def _keep_train_readings(self) -> None:
         """Reads the terms at the end of an epoch, before an evaluation starts their means anew."""
         if "train" not in self._readings:
@@ -234,15 +299,10 @@ class JointLossCallback(keras.callbacks.Callback):
     def _writer(self, run: str) -> SummaryWriter:
         if run not in self._writers:
             self._writers[run] = writer = SummaryWriter(os.path.join(str(self.log_dir), run))
-            writer.chart_layout(
-                "Joint loss",
-                {
-                    "weighted": [r"^joint_loss/.+/weighted$", r"^joint_loss/total$"],
-                    "raw": [r"^joint_loss/.+/raw$"],
-                    "weight": [r"^joint_loss/.+/weight$"],
-                    "share": [r"^joint_loss/.+/share$"],
-                },
-            )
+            charts = _TERM_CHARTS if self._terms else {}
+            if self._gradient_layers and run == "train":
+                charts = {**charts, **_GRADIENT_CHARTS}
+            writer.chart_layout("Joint loss", charts)
         return self._writers[run]
 
     def _write(self, run: str, readings: Readings, logs: dict) -> None:
@@ -257,6 +317,8 @@ class JointLossCallback(keras.callbacks.Callback):
                 share = reading["weighted"] / total if total else math.nan
                 values[f"joint_loss/{name}/share"] = share
         step = self._training_step()
+        if run == "train":
+            values.update(self._gradients())
         self._writer(run).scalars(values, step)
         if run == "train":
             self._written_step = step

@@ -2,5 +2,6 @@
 
 from keras_jointloss.layers.contrastive_term import ContrastiveTerm
 from keras_jointloss.layers.gradient_balancer import GradientBalancer
+from keras_jointloss.layers.shared_trunk import SharedTrunk
 
-__all__ = ["ContrastiveTerm", "GradientBalancer"]
+__all__ = ["ContrastiveTerm", "GradientBalancer", "SharedTrunk"]

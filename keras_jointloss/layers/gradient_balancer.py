@@ -1,20 +1,15 @@
 """The layer that combines the gradients of several terms where their heads leave the trunk."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import keras
 from keras import ops
 
-from keras_jointloss import aggregators
-from keras_jointloss._math import float_dtype, upstream_of
-from keras_jointloss._validation import validate_choice
-from keras_jointloss.distribution import replica_count, sum_over_replicas
+from keras_jointloss.layers._gradient_combination import GradientCombination
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
-class GradientBalancer(keras.layers.Layer):
+class GradientBalancer(GradientCombination):
     """Combines the gradients of several terms into one, between a shared trunk and its heads.
 
     Forward it is the identity: it returns what it is called with, `z`, once for each term, and the
@@ -29,8 +24,23 @@ class GradientBalancer(keras.layers.Layer):
 
     It looks at the gradients with respect to `z`, not with respect to the trunk's parameters. What
     an aggregator promises, as that no term gets worse in first order, holds of a step of `z`
-    itself; of the trunk's parameters, which move `z` for all items at once, it need not hold. What
-    reaches the trunk past the layer, as regularization does, is not balanced.
+    itself; of the trunk's parameters, which move `z` for all items at once, it need not hold: see
+    `SharedTrunk` for that. What reaches the trunk past the layer, as regularization does, is not
+    balanced.
+
+    Telemetry: the layer keeps the lengths of the gradients, the cosines of the angles between them,
+    in which share of the steps they were in conflict, and the coefficients. `statistics()` returns
+    the means, and the `keras_jointloss.callbacks.JointLossCallback` logs them epoch by epoch. With
+    `aggregator=None` they are all that the layer adds to plain training. Lengths are those of the
+    weighted terms without the scale that mixed precision gives to the loss. There are none where
+    nothing before the layer is trained. If the layer is called several times in a step, one of the
+    calls counts.
+
+    On JAX the record of a step can only leave the backward pass as the "gradient" of a variable,
+    which therefore counts as trainable there, in `model.summary()`, too: `2 k (k + 3)` numbers that
+    no optimizer trains. Of the batches whose gradients the optimizer accumulates it holds the last
+    there, if a `JointLossCallback` takes part; and with `ema_overwrite_frequency` an optimizer
+    of Keras fails on such a variable there, unless `telemetry=False`.
 
     In `evaluate`, `predict` and an exported model the layer computes nothing. Under
     `tf.distribute.MirroredStrategy` the Gramian is that of the global batch: all replicas use the
@@ -45,6 +55,7 @@ class GradientBalancer(keras.layers.Layer):
             their sums over the batch.
         rescale: Whether `"nash_mtl"` and `"imtl_g"`, by name, give the gradient the length of the
             mean gradient. It goes for the name alone: an instance has its own setting.
+        telemetry: Whether to keep `statistics`.
         name: Name of the layer.
         **kwargs: `dtype`, as in `keras.layers.Layer`.
 
@@ -57,7 +68,7 @@ class GradientBalancer(keras.layers.Layer):
 
     Raises:
         ValueError: If an argument is invalid, or the aggregator needs the losses, which are not
-            known in the backward pass, or smooths its coefficients, of which the layer keeps none.
+            known in the backward pass.
 
     References:
         - Sener and Koltun, 2018, Multi-Task Learning as Multi-Objective Optimization (the gradients
@@ -77,66 +88,15 @@ class GradientBalancer(keras.layers.Layer):
     >>> model.compile("adam", loss=dict.fromkeys(outputs, "mean_squared_error"))
     """
 
-    def __init__(
-        self,
-        terms: Sequence[str],
-        aggregator: Any = "pcgrad",
-        reduction: str = "flatten",
-        rescale: bool = True,
-        name: str | None = None,
-        **kwargs,
-    ):
-        # Without autocasting what it hands on is what it got.
-        super().__init__(name=name, autocast=False, **kwargs)
-        self.supports_masking = True
-        is_list = isinstance(terms, Sequence) and not isinstance(terms, str)
-        if (
-            not is_list
-            or not terms
-            or not all(isinstance(term, str) for term in terms)
-            or len(set(terms)) < len(terms)
-        ):
-            raise ValueError(
-                "Invalid value for argument `terms`. Expected a list of different names, one or "
-                f"more. Received: terms={terms!r}"
-            )
-        self.terms = tuple(terms)
-        self.reduction = validate_choice(reduction, "reduction", ("flatten", "sum"))
-        self.rescale = bool(rescale)
-        self.aggregator = aggregators.get("sum" if aggregator is None else aggregator)
-        if isinstance(aggregator, str) and not self.rescale:
-            self.aggregator.rescale = False
-        if "losses" in self.aggregator.inputs or self.aggregator.ema:
-            raise ValueError(
-                "Invalid value for argument `aggregator`. Expected one that needs neither the "
-                "losses nor its coefficients of the step before. Received: aggregator="
-                f"{type(self.aggregator).__name__} with {self.aggregator.get_config()}"
-            )
-
-    def build(self, input_shape):
-        # Aggregators draw random numbers from it.
-        self._step = self.add_weight(
-            name="step",
-            shape=(),
-            dtype="int32",
-            initializer="zeros",
-            trainable=False,
-            aggregation="only_first_replica",
-        )
-
     def call(self, inputs, training=None):
         # `None` in a model whose `call` takes no `training`.
-        if training is False or len(self.terms) == 1:
+        if training is False:
             return dict.fromkeys(self.terms, inputs)
-        step = ops.copy(self._step)
-        if "step" in self.aggregator.inputs:
-            self._step.assign(step + 1)
         tensors = keras.tree.flatten(inputs)
         sizes = [math.prod(x.shape[1:]) for x in tensors]
         joined = ops.concatenate(
             [ops.reshape(x, (-1, size)) for x, size in zip(tensors, sizes, strict=True)], axis=1
         )
-        copies = self._copies(joined, step)  # (terms, batch, features)
         ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
 
         def unjoined(copy):
@@ -146,39 +106,8 @@ class GradientBalancer(keras.layers.Layer):
             ]
             return keras.tree.pack_sequence_as(inputs, parts)
 
-        return {term: unjoined(copies[index]) for index, term in enumerate(self.terms)}
-
-    def _copies(self, x, step):
-        """Returns a copy for each term, whose gradients are combined on the way back."""
-
-        def compute(x):
-            def gradient(*arguments, upstream=None):
-                return self._combined(upstream_of(arguments, upstream), step)
-
-            return ops.stack([x] * len(self.terms)), gradient
-
-        return ops.custom_gradient(compute)(x)
-
-    def _combined(self, upstream, step):
-        """Returns the combination of the terms' gradients, `(terms, batch, features)`."""
-        gradients = ops.cast(upstream, float_dtype(upstream.dtype))
-        replicas = replica_count()
-        if self.reduction == "sum":
-            rows = sum_over_replicas(ops.sum(gradients, axis=1))
-        else:
-            rows = ops.reshape(gradients, (len(self.terms), -1))
-        # Squares could leave the range of the dtype. Each replica would have a scale of its own.
-        largest = ops.max(ops.absolute(rows)) if replicas == 1 else ops.ones_like(rows[0, 0])
-        scale = ops.where(largest == 0, 1, largest)
-        rows = rows / scale
-        gramian = ops.einsum("im,jm->ij", rows, rows)
-        if self.reduction == "flatten":
-            gramian = sum_over_replicas(gramian)
-        coefficients = self.aggregator.solve(gramian, step=step)
-        if self.aggregator.degree and not self.aggregator.rescale:
-            coefficients = coefficients * scale**self.aggregator.degree
-        combined = ops.sum(coefficients[:, None, None] * gradients, axis=0)
-        return ops.cast(combined, upstream.dtype)
+        copies = self._copies(joined)
+        return {term: unjoined(copy) for term, copy in zip(self.terms, copies, strict=True)}
 
     def compute_output_spec(self, inputs, training=None):
         return {
@@ -190,12 +119,3 @@ class GradientBalancer(keras.layers.Layer):
 
     def compute_mask(self, inputs, mask=None):
         return dict.fromkeys(self.terms, mask)
-
-    def get_config(self) -> dict:
-        return {
-            **super().get_config(),
-            "terms": list(self.terms),
-            "aggregator": keras.saving.serialize_keras_object(self.aggregator),
-            "reduction": self.reduction,
-            "rescale": self.rescale,
-        }

@@ -1,6 +1,7 @@
 """TensorBoard: writes summaries and embeddings. Importing it imports no Keras or TensorFlow."""
 
+from keras_jointloss.tensorboard.heat_map import heat_map
 from keras_jointloss.tensorboard.projector import write_projector
 from keras_jointloss.tensorboard.writer import SummaryWriter
 
-__all__ = ["SummaryWriter", "write_projector"]
+__all__ = ["SummaryWriter", "heat_map", "write_projector"]

@@ -1,4 +1,4 @@
-"""Writes scalars, and the layout of their charts, for TensorBoard."""
+"""Writes scalars, the layout of their charts, and pictures for TensorBoard."""
 
 import os
 import tempfile
@@ -42,6 +42,24 @@ class SummaryWriter:
 
         scalar = metadata.create_summary_metadata(display_name="", description="")
         self._write({tag: np.float32(value) for tag, value in values.items()}, scalar, step)
+
+    def image(self, tag: str, image: np.ndarray, step: int, description: str = "") -> None:
+        """Writes a picture.
+
+        Args:
+            tag: Its tag.
+            image: `(height, width, 3)`, uint8.
+            step: The training step.
+            description: What to tell of it, in Markdown.
+        """
+        from tensorboard.plugins.image import metadata
+
+        from keras_jointloss.tensorboard.projector import encode_png
+
+        height, width, _ = image.shape
+        content = [str(width).encode(), str(height).encode(), encode_png(image)]
+        summary = metadata.create_summary_metadata("", description)
+        self._write({tag: np.array(content, dtype=object)}, summary, step)
 
     def chart_layout(self, category: str, charts: Mapping[str, Sequence[str]]) -> None:
         """Writes which tags share a chart of the custom scalars dashboard.

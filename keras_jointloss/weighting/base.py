@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_jointloss._math import to_numpy
 from keras_jointloss._registry import find
 from keras_jointloss._validation import (
     validate_choice,
@@ -312,7 +313,7 @@ class Weighting(keras.metrics.Metric):
         """Lets the rule move the weights."""
         if is_new_epoch:
             # Counted here: Keras begins with 0 again in each `fit`.
-            self._epoch.assign(int(self._numpy(self._epoch)) + 1)
+            self._epoch.assign(int(to_numpy(self._epoch)) + 1)
         self._advancing.assign(True)
         self._is_on = True
 
@@ -337,17 +338,13 @@ class Weighting(keras.metrics.Metric):
         counts = self._rows()["unusable"]
         if not counts.any():
             return {}
-        values = self._numpy(self._state).copy()
+        values = to_numpy(self._state).copy()
         values[self._base_rows.index("unusable")] = 0
         self._state.assign(values)
         return {term: int(n) for term, n in zip(self.terms, counts, strict=True) if n}
 
-    @staticmethod
-    def _numpy(variable) -> np.ndarray:
-        return ops.convert_to_numpy(ops.convert_to_tensor(variable))
-
     def _rows(self) -> dict[str, np.ndarray]:
-        values = self._numpy(self._state)
+        values = to_numpy(self._state)
         return dict(zip((*self._base_rows, *self.initial_state), values, strict=True))
 
     def _scale_terms(self) -> None:
@@ -359,7 +356,7 @@ class Weighting(keras.metrics.Metric):
     def save_progress(self) -> dict[str, np.ndarray]:
         """Returns all that training changes."""
         variables = {"state": self._state, "step": self._step, "epoch": self._epoch}
-        return {name: self._numpy(variable) for name, variable in variables.items()}
+        return {name: to_numpy(variable) for name, variable in variables.items()}
 
     def load_progress(self, progress: Mapping[str, Any]) -> None:
         """Takes over what `save_progress` has returned, for the same terms."""

@@ -1,0 +1,215 @@
+"""What the layers that combine the gradients of several terms have in common."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_jointloss import aggregators
+from keras_jointloss._math import float_dtype, upstream_of
+from keras_jointloss._validation import validate_choice
+from keras_jointloss.aggregators._gramian import correlation
+from keras_jointloss.distribution import replica_count, sum_over_replicas
+from keras_jointloss.layers._gradient_record import GradientRecord, GradientStatistics
+from keras_jointloss.loss_weight import layer_state
+
+# Keeps the scale that mixed precision gives to the loss in the range of float16.
+_PROBE = 2.0**-12
+
+
+class GradientCombination(keras.layers.Layer):
+    """Base of the layers that hand a tensor to several terms and combine what comes back of it.
+
+    Args:
+        terms: The names of the terms.
+        aggregator: As in `GradientBalancer`.
+        reduction: `"flatten"` or `"sum"`, over the rows of the tensor.
+        rescale: As in `GradientBalancer`.
+        telemetry: As in `GradientBalancer`.
+        name: Name of the layer.
+        **kwargs: `dtype`, as in `keras.layers.Layer`.
+
+    Raises:
+        ValueError: If an argument is invalid.
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[str],
+        aggregator: Any = "pcgrad",
+        reduction: str = "flatten",
+        rescale: bool = True,
+        telemetry: bool = True,
+        name: str | None = None,
+        **kwargs,
+    ):
+        # Without autocasting what it hands on is what it got.
+        super().__init__(name=name, autocast=False, **kwargs)
+        self.supports_masking = True
+        is_list = isinstance(terms, Sequence) and not isinstance(terms, str)
+        if (
+            not is_list
+            or not terms
+            or not all(isinstance(term, str) for term in terms)
+            or len(set(terms)) < len(terms)
+        ):
+            raise ValueError(
+                "Invalid value for argument `terms`. Expected a list of different names, one or "
+                f"more. Received: terms={terms!r}"
+            )
+        self.terms = tuple(terms)
+        self.reduction = validate_choice(reduction, "reduction", ("flatten", "sum"))
+        self.rescale = bool(rescale)
+        self.telemetry = bool(telemetry)
+        self.aggregator = aggregators.get("sum" if aggregator is None else aggregator)
+        if isinstance(aggregator, str) and not self.rescale:
+            self.aggregator.rescale = False
+        if "losses" in self.aggregator.inputs:
+            raise ValueError(
+                "Invalid value for argument `aggregator`. Expected one that does not need the "
+                "losses, which the backward pass does not know. Received: aggregator="
+                f"{type(self.aggregator).__name__} with {self.aggregator.get_config()}"
+            )
+        self.record: GradientRecord | None = None
+        self._accumulated_steps = 1
+        self._is_recorded = False
+
+    def build(self, input_shape=None):
+        # Each replica counts for itself: to assign what is mirrored, it would wait for the others.
+        self._step = layer_state(
+            f"{self.name}_step", (), 0, "int32", aggregation="only_first_replica"
+        )
+        if self.telemetry or self.aggregator.ema:
+            dtype = float_dtype(keras.config.floatx())
+            self.record = GradientRecord(len(self.terms), self.name, dtype)
+            self._record_state = self.record.state
+
+    def statistics(self) -> GradientStatistics | None:
+        """Returns what is known of the terms' gradients, on average over the steps of an epoch.
+
+        An epoch begins with `reset_statistics`, which the
+        `keras_jointloss.callbacks.JointLossCallback` calls.
+
+        Returns:
+            For the terms, in their order, `norms` and `coefficients`, `(terms,)`; for pairs of
+            them `cosines` and `conflicts`, `(terms, terms)`, the latter as share of the steps,
+            `nan` for terms of which one never had a gradient; `conflict`, the share of the steps
+            with any. `None` without `telemetry` or before the first step.
+        """
+        return self.record.read() if self.record is not None and self.telemetry else None
+
+    def reset_statistics(self) -> None:
+        """Starts the means of `statistics` anew."""
+        if self.record is not None:
+            self.record.reset()
+
+    def accumulate(self, steps: int) -> None:
+        """Tells from how many steps the optimizer accumulates gradients, before `fit` compiles.
+
+        On JAX the statistics are of the last one of these only. The
+        `keras_jointloss.callbacks.JointLossCallback` calls it.
+        """
+        self._accumulated_steps = steps
+
+    def _copies(self, x) -> list:
+        """Returns a copy of the matrix `x` for each term, whose gradients are combined."""
+        step = ops.copy(self._step)
+        self._step.assign(step + 1)
+        record = self.record
+        if record is not None and self.telemetry:
+            record.add()
+        # Of several calls in a step one is recorded: gradients of a variable add up.
+        is_first, self._is_recorded = not self._is_recorded, True
+
+        def compute(x, *state):
+            before = GradientRecord.decode(state[0]) if state else None
+
+            def gradient(*arguments, upstream=None):
+                combined, made = self._combined(upstream_of(arguments, upstream), step, before)
+                if record is None:
+                    return combined
+                if record.is_trained:
+                    return combined, made if is_first else ops.zeros_like(made)
+                record.latest.assign(made)
+                return combined, None
+
+            return ops.stack([x] * len(self.terms) + [ops.zeros_like(x)]), gradient
+
+        state = [] if record is None else [ops.copy(record.latest)]
+        *copies, probe = ops.unstack(ops.custom_gradient(compute)(x, *state), len(self.terms) + 1)
+        # It is 0, but of its gradient the backward pass learns by how much the loss was scaled.
+        self.add_loss(_PROBE * ops.sum(ops.cast(probe[:1, :1], float_dtype(x.dtype))))
+        return copies
+
+    def _clear_losses(self):
+        self._is_recorded = False
+        super()._clear_losses()
+
+    def _combined(self, upstream, step, before):
+        """Returns the combination of the gradients `(terms + 1, rows, columns)`, and its record."""
+        dtype = float_dtype(upstream.dtype)
+        gradients = ops.cast(upstream[:-1], dtype)
+        replicas = replica_count()
+        if self.reduction == "sum":
+            rows = sum_over_replicas(ops.sum(gradients, axis=1))
+        else:
+            rows = ops.reshape(gradients, (len(self.terms), -1))
+        # Squares could leave the range of the dtype. Each replica would have a scale of its own.
+        largest = ops.max(ops.absolute(rows)) if replicas == 1 else ops.ones_like(rows[0, 0])
+        scale = ops.where(largest == 0, 1, largest)
+        rows = rows / scale
+        gramian = ops.einsum("im,jm->ij", rows, rows)
+        if self.reduction == "flatten":
+            gramian = sum_over_replicas(gramian)
+        # Keras divides what layers add to the loss by the number of replicas. The probe is 0 in a
+        # training loop that leaves out what layers add.
+        loss_scale = ops.sum(ops.cast(upstream[-1, :1, :1], dtype)) * (replicas / _PROBE)
+        scale = scale / ops.where(loss_scale == 0, 1, loss_scale)
+        coefficients = self.aggregator.solve(gramian, step=step)
+        if self.aggregator.degree and not self.aggregator.rescale:
+            coefficients = coefficients * scale**self.aggregator.degree
+        if before is not None:
+            smooth = self.aggregator.smooth(before[2], coefficients)
+            coefficients = ops.where(before[0, 0] > 0, smooth, coefficients)
+        combined = ops.sum(coefficients[:, None, None] * gradients, axis=0)
+        return ops.cast(combined, upstream.dtype), self._made(
+            gramian, scale, coefficients, step, before
+        )
+
+    def _made(self, gramian, scale, coefficients, step, before):
+        """Returns the record of a step, or `None`."""
+        if self.record is None:
+            return None
+        lengths, cosines = correlation(gramian)
+        is_there = ops.cast(ops.diagonal(gramian) > 0, gramian.dtype)
+        cosines = ops.clip(cosines, -1, 1) * is_there[:, None] * is_there[None, :]
+        return self.record.made(
+            step,
+            lengths=scale * lengths * is_there,
+            coefficients=coefficients,
+            cosines=cosines,
+            before=before,
+            accumulated_steps=self._accumulated_steps,
+        )
+
+    def save_own_variables(self, store):
+        # By name: the order of the variables depends on which of them the backend trains.
+        store["step"] = self._step
+        if self.record is not None:
+            store["latest"] = self.record.latest
+
+    def load_own_variables(self, store):
+        self._step.assign(int(ops.convert_to_numpy(store["step"])))
+        if self.record is not None and "latest" in store.keys():  # noqa: SIM118 (no dict)
+            self.record.load(store["latest"])
+
+    def get_config(self) -> dict:
+        return {
+            **super().get_config(),
+            "terms": list(self.terms),
+            "aggregator": keras.saving.serialize_keras_object(self.aggregator),
+            "reduction": self.reduction,
+            "rescale": self.rescale,
+            "telemetry": self.telemetry,
+        }

@@ -1,0 +1,228 @@
+"""What layers that combine gradients tell of them: against NumPy, in logs and in TensorBoard."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_jointloss as kj
+from tests.summaries import read_images, read_scalars
+from tests.test_gradient_balancer import (
+    BACKEND,
+    X,
+    Y,
+    build,
+    by_hand,
+    by_hand_step,
+    fit,
+    weights_of,
+)
+
+STEPS = len(X) // 8
+
+
+def assert_statistics(statistics, gradients):
+    norms = np.linalg.norm(gradients, axis=2)
+    cosines = np.einsum("sm,sm->s", gradients[:, 0], gradients[:, 1]) / norms.prod(axis=1)
+    np.testing.assert_allclose(statistics.norms, norms.mean(axis=0), rtol=1e-3)
+    np.testing.assert_allclose(statistics.cosines[0, 1], cosines.mean(), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(np.diag(statistics.cosines), 1, rtol=1e-5)
+    np.testing.assert_allclose(statistics.conflicts[0, 1], np.mean(cosines < 0))
+    np.testing.assert_allclose(statistics.conflict, np.mean(cosines < 0))
+
+
+def callback_for(model, **arguments):
+    callback = kj.callbacks.JointLossCallback(**arguments)
+    callback.set_model(model)
+    return callback
+
+
+def train(model, epochs=1, **arguments):
+    callback = kj.callbacks.JointLossCallback(**arguments)
+    return model.fit(
+        X, Y, batch_size=8, epochs=epochs, shuffle=False, verbose=0, callbacks=[callback]
+    )
+
+
+@pytest.mark.parametrize("mode", [{}, {"jit_compile": True}, {"steps_per_execution": 5}])
+def test_statistics_are_means_over_the_epoch(mode):
+    if (mode and BACKEND == "torch") or ("jit_compile" in mode and BACKEND == "jax"):
+        pytest.skip("lacks it")
+    weights = {"a": 1.0, "b": 3.0}
+    model = build(None, weights, **mode)
+    _, gradients = by_hand(model, kj.aggregators.Sum(), weights, 2 * STEPS)
+    history = train(model, 2).history
+    assert_statistics(model.get_layer("balancer").statistics(), gradients[STEPS:])
+    norms = np.linalg.norm(gradients, axis=2).reshape(2, STEPS, 2).mean(axis=1)
+    np.testing.assert_allclose(history["gradients_a_norm"], norms[:, 0], rtol=1e-3)
+    assert history["gradients_b_coefficient"] == [1.0, 1.0]
+    assert {"gradients_a~b_cosine", "gradients_a~b_conflict", "gradients_conflict"} <= set(history)
+
+
+def test_evaluation_and_prediction_change_nothing():
+    model = build("mgda")
+    train(model)
+    before = model.get_layer("balancer").statistics()
+    model.evaluate(X, Y, verbose=0)
+    model.predict(X, verbose=0)
+    after = model.get_layer("balancer").statistics()
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_lengths_do_not_depend_on_the_scale_of_the_loss():
+    plain, scaled = build(None), build(None)
+    scaled.compile(
+        keras.optimizers.SGD(0.02, loss_scale_factor=1024.0),
+        **kj.joint_loss(dict.fromkeys("ab", "mean_squared_error")),
+    )
+    train(plain)
+    train(scaled)
+    expected = plain.get_layer("balancer").statistics()
+    actual = scaled.get_layer("balancer").statistics()
+    np.testing.assert_allclose(actual.norms, expected.norms, rtol=1e-4)
+
+
+def test_mixed_precision_tells_of_the_unscaled_gradients():
+    keras.config.set_dtype_policy("mixed_float16")
+    mixed = build(None)
+    # At the scale it begins with by itself some gradients leave the range of float16.
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.02), initial_scale=512)
+    mixed.compile(optimizer, **kj.joint_loss(dict.fromkeys("ab", "mean_squared_error")))
+    train(mixed)
+    keras.config.set_dtype_policy("float32")
+    single = build(None)
+    train(single)
+    actual = mixed.get_layer("balancer").statistics()
+    expected = single.get_layer("balancer").statistics()
+    np.testing.assert_allclose(actual.norms, expected.norms, rtol=0.02)
+    np.testing.assert_allclose(actual.cosines, expected.cosines, atol=0.02)
+
+
+def test_unscaled_rule_trains_alike_under_a_scaled_loss():
+    def trained(factor):
+        model = build(kj.aggregators.NashMTL(rescale=False))
+        optimizer = keras.optimizers.SGD(0.002, loss_scale_factor=factor)
+        model.compile(optimizer, loss=dict.fromkeys("ab", "mean_squared_error"))
+        fit(model, 1)
+        return weights_of(model)
+
+    plain = trained(None)
+    for name, value in trained(1024.0).items():
+        np.testing.assert_allclose(value, plain[name], rtol=1e-4, atol=1e-6)
+
+
+def test_accumulated_gradients_are_told_of():
+    model = build(None)
+    model.compile(
+        keras.optimizers.SGD(0.0, gradient_accumulation_steps=5),
+        **kj.joint_loss(dict.fromkeys("ab", "mean_squared_error")),
+    )
+    values, batches = weights_of(model), [slice(i, i + 8) for i in range(0, len(X), 8)]
+    at_z = [by_hand_step(values, rows, {"a": 1.0, "b": 1.0})[0] for rows in batches]
+    gradients = np.stack(at_z).reshape(STEPS, 2, -1)
+    train(model)
+    # On JAX only the last one of those accumulated can be told of.
+    told = gradients[-1:] if BACKEND == "jax" else gradients
+    assert_statistics(model.get_layer("balancer").statistics(), told)
+
+
+def test_term_of_weight_0_has_no_cosine_and_others_do():
+    model = build("mgda", {"a": 0.0, "b": 1.0})
+    history = train(model).history
+    statistics = model.get_layer("balancer").statistics()
+    assert statistics.norms[0] == 0 < statistics.norms[1]
+    np.testing.assert_allclose(statistics.coefficients, [0, 1], atol=1e-6)
+    assert np.isnan(statistics.cosines[0, 1])
+    assert "gradients_a~b_cosine" not in history
+
+
+def test_coefficients_are_smoothed_over_the_steps():
+    def coefficients(ema):
+        model = build(kj.aggregators.CAGrad(ema=ema))
+        layer, result = model.get_layer("balancer"), []
+        for start in (0, 8):
+            rows = slice(start, start + 8)
+            callback = kj.callbacks.JointLossCallback()
+            targets = {term: y[rows] for term, y in Y.items()}
+            model.fit(X[rows], targets, batch_size=8, verbose=0, callbacks=[callback])
+            result.append(layer.statistics().coefficients)
+        return result
+
+    (first, second), (smooth_first, smooth_second) = coefficients(0.0), coefficients(0.75)
+    np.testing.assert_allclose(smooth_first, first, rtol=1e-5)
+    assert not np.allclose(first, second, rtol=1e-2)
+    np.testing.assert_allclose(smooth_second, 0.75 * first + 0.25 * second, rtol=1e-3)
+
+
+def test_tensorboard_has_numbers_and_a_picture(tmp_path):
+    model = build("mgda")
+    train(model, 2, log_dir=tmp_path)
+    scalars = read_scalars(tmp_path / "train")
+    tags = ("a/norm", "b/coefficient", "a~b/cosine", "a~b/conflict", "conflict")
+    assert all(len(scalars[f"gradients/{tag}"]) == 2 for tag in tags)
+    pictures = read_images(tmp_path / "train", "gradients/cosines")
+    assert list(pictures) == [STEPS, 2 * STEPS]
+    width, height, png = pictures[STEPS]
+    assert (width, height) == (b"64", b"64")
+    assert png.startswith(b"\x89PNG")
+
+
+def test_several_layers_have_names_of_their_own():
+    inputs = keras.Input((5,))
+    trunk = keras.layers.Dense(4)(inputs)
+    upper = kj.layers.GradientBalancer(["a", "b"], name="upper")(trunk)
+    lower = kj.layers.GradientBalancer(["c", "d"], name="lower")(trunk)
+    outputs = {
+        name: keras.layers.Dense(1)(z[name])
+        for z, names in ((upper, "ab"), (lower, "cd"))
+        for name in names
+    }
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", loss=dict.fromkeys("abcd", "mean_squared_error"))
+    callback = kj.callbacks.JointLossCallback()
+    targets = {name: X[:, :1] for name in "abcd"}
+    history = model.fit(X, targets, verbose=0, callbacks=[callback]).history
+    assert "gradients_upper_a_norm" in history
+    assert "gradients_lower_c~d_cosine" in history
+
+
+def test_without_telemetry_there_is_none():
+    inputs = keras.Input((5,))
+    z = kj.layers.GradientBalancer(["a", "b"], telemetry=False)(keras.layers.Dense(4)(inputs))
+    model = keras.Model(inputs, {name: keras.layers.Dense(1)(z[name]) for name in "ab"})
+    model.compile("sgd", loss=dict.fromkeys("ab", "mean_squared_error"))
+    model.fit(X, dict.fromkeys("ab", X[:, :1]), verbose=0)
+    assert model.layers[2].statistics() is None
+    assert sum(v.trainable for v in model.layers[2].variables) == 0
+    with pytest.raises(ValueError, match="JointLossCallback expects a model with a term"):
+        callback_for(model)
+
+
+def test_what_counts_as_trainable():
+    layer = kj.layers.GradientBalancer(["a", "b"])
+    layer.build((None, 3))
+    assert len(layer.trainable_variables) == (BACKEND == "jax")
+    assert sum(ops.size(v) for v in layer.trainable_variables) == (20 if BACKEND == "jax" else 0)
+
+
+def test_weights_files_do_not_depend_on_the_order_of_variables(tmp_path):
+    model, other = build("mgda"), build("mgda")
+    train(model)
+    model.save_weights(tmp_path / "m.weights.h5")
+    other.load_weights(tmp_path / "m.weights.h5")
+    layers = model.get_layer("balancer"), other.get_layer("balancer")
+    records = [ops.convert_to_numpy(layer.record.latest) for layer in layers]
+    np.testing.assert_array_equal(*records)
+    assert layers[1].statistics() is None
+
+
+def test_picture_of_cosines():
+    picture = kj.tensorboard.heat_map(np.array([[1.0, -1.0], [0.0, np.nan]]))
+    assert picture.shape == (64, 64, 3)
+    assert picture.dtype == np.uint8
+    blue, red, white, grey = picture[16, 16], picture[16, 48], picture[48, 16], picture[48, 48]
+    assert blue[2] > blue[0]
+    assert red[0] > red[2]
+    assert min(white) > 240
+    assert len(set(grey.tolist())) == 1
