@@ -187,7 +187,7 @@ def _balanced():
     z = kj.layers.GradientBalancer(["label", "rating"], aggregator="cagrad")(list(_trunk(inputs)))
     outputs = {
         "label": _float32(keras.layers.Dense(3)(ops.add(*z["label"])), "label"),
-        "rating": _float32(keras.layers.Dense(1)(ops.subtract(*z["rating"])), "rating"),
+        "rating": _float32(keras.layers.Dense(1)(ops.multiply(*z["rating"])), "rating"),
     }
     joint = kj.joint_loss(
         {

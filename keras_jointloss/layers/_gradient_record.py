@@ -10,6 +10,9 @@ from keras import ops
 from keras_jointloss._math import to_numpy
 from keras_jointloss.loss_weight import layer_state
 
+# A cosine of gradients that are orthogonal can be this far below 0.
+_ROUNDING = 1e-6
+
 
 class GradientStatistics(NamedTuple):
     """What is known of the terms' gradients, in one step or on average.
@@ -19,7 +22,8 @@ class GradientStatistics(NamedTuple):
         coefficients: `(terms,)`, with which they were combined.
         cosines: `(terms, terms)`, of the angles between them, over the steps in which both were
             there: not 0.
-        conflicts: `(terms, terms)`, in which share of these steps the cosine was negative.
+        conflicts: `(terms, terms)`, in which share of these steps the cosine was negative, by more
+            than rounding.
         conflict: In which share of all steps any cosine was negative.
     """
 
@@ -129,7 +133,7 @@ class GradientRecord:
         one = ops.ones_like(record[0])
         is_there = ops.cast(record[1] > 0, record.dtype)
         both = is_there[:, None] * is_there[None, :]
-        conflicts = ops.cast(record[3:] < 0, record.dtype)
+        conflicts = ops.cast(record[3:] < -_ROUNDING, record.dtype)
         head = ops.stack([one, one * ops.max(conflicts), record[1], record[2]])
         return ops.concatenate([head, record[3:], both, conflicts])
 
