@@ -38,7 +38,7 @@ def build(terms, rule=None):
 def ratio(rule, terms, pairs, steps=20, batch_size=64):
     generator = np.random.default_rng(0)
     x = generator.normal(size=(steps * batch_size, 32, 32, 3)).astype("float32")
-    y = {f"term{i}": x[:, 0, :4, i % 3] for i in range(terms)}
+    y = {f"term{i}": x[:, i, :4, i % 3] for i in range(terms)}
     balanced, plain = build(terms, rule), build(terms)
 
     def fit(model):
