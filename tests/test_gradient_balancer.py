@@ -146,9 +146,15 @@ def build(aggregator, weights=None, floatx="float32", **compile_arguments):
     inputs = keras.Input((5,))
     trunk = keras.layers.Dense(4, name="trunk")(inputs)
     z = kj.layers.GradientBalancer(["a", "b"], aggregator, name="balancer")(trunk)
+    return with_heads(inputs, z, weights=weights, **compile_arguments)
+
+
+def with_heads(inputs, z, weights=None, **compile_arguments):
+    """Returns a compiled model with a head for each of the terms `a` and `b`."""
+    dtype = keras.config.floatx()  # That of the losses, in mixed precision, too.
     outputs = {
-        "a": keras.layers.Dense(2, name="head_a", dtype=floatx)(z["a"]),
-        "b": keras.layers.Dense(1, name="head_b", dtype=floatx)(z["b"]),
+        "a": keras.layers.Dense(2, name="head_a", dtype=dtype)(z["a"]),
+        "b": keras.layers.Dense(1, name="head_b", dtype=dtype)(z["b"]),
     }
     model = keras.Model(inputs, outputs)
     joint = kj.joint_loss(dict.fromkeys("ab", "mean_squared_error"), weights=weights)
@@ -323,12 +329,8 @@ def test_replicas_balance_as_one_device(reduction):
         keras.utils.set_random_seed(2)
         inputs = keras.Input((5,))
         trunk = keras.layers.Dense(4)(inputs)
-        z = kj.layers.GradientBalancer(["a", "b"], "mgda", reduction)(trunk)
-        outputs = {"a": keras.layers.Dense(2)(z["a"]), "b": keras.layers.Dense(1)(z["b"])}
-        model = keras.Model(inputs, outputs)
-        joint = kj.joint_loss(dict.fromkeys("ab", "mean_squared_error"))
-        model.compile(keras.optimizers.SGD(0.02), **joint)
-        return model
+        layer = kj.layers.GradientBalancer(["a", "b"], "mgda", reduction, name="balancer")
+        return with_heads(inputs, layer(trunk))
 
     one = build_one()
     fit(one)
@@ -337,6 +339,9 @@ def test_replicas_balance_as_one_device(reduction):
     fit(two)
     for expected, actual in zip(one.trainable_variables, two.trainable_variables, strict=True):
         np.testing.assert_allclose(np.array(actual), np.array(expected), rtol=1e-4, atol=1e-6)
+    told = [model.get_layer("balancer").statistics() for model in (one, two)]
+    for expected, actual in zip(*told, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_inference_does_nothing():

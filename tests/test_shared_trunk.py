@@ -6,7 +6,16 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from tests.test_gradient_balancer import BACKEND, RULES, X, Y, by_hand_step, fit, weights_of
+from tests.test_gradient_balancer import (
+    BACKEND,
+    RULES,
+    X,
+    Y,
+    by_hand_step,
+    fit,
+    weights_of,
+    with_heads,
+)
 
 
 def build(aggregator, trunk=None, weights=None, floatx="float32", **compile_arguments):
@@ -15,14 +24,7 @@ def build(aggregator, trunk=None, weights=None, floatx="float32", **compile_argu
     trunk = trunk or keras.layers.Dense(4, name="trunk")
     inputs = keras.Input((5,))
     z = kj.layers.SharedTrunk(trunk, ["a", "b"], aggregator, name="shared")(inputs)
-    outputs = {
-        "a": keras.layers.Dense(2, name="head_a", dtype=floatx)(z["a"]),
-        "b": keras.layers.Dense(1, name="head_b", dtype=floatx)(z["b"]),
-    }
-    model = keras.Model(inputs, outputs)
-    joint = kj.joint_loss(dict.fromkeys("ab", "mean_squared_error"), weights=weights)
-    model.compile(keras.optimizers.SGD(0.02), **joint, **compile_arguments)
-    return model
+    return with_heads(inputs, z, weights=weights, **compile_arguments)
 
 
 @pytest.mark.parametrize("rule", RULES)

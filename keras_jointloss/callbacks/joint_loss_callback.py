@@ -9,6 +9,7 @@ import keras
 from keras_jointloss.callbacks.steps import optimizer_step
 from keras_jointloss.joint import bind_weighting, find_gradient_layers, find_terms
 from keras_jointloss.layers._gradient_combination import GradientCombination
+from keras_jointloss.layers._gradient_record import GradientStatistics
 from keras_jointloss.loss_weight import LayerWeight, LossWeight, TermWeight
 from keras_jointloss.tensorboard import SummaryWriter, heat_map
 from keras_jointloss.weighting import Weighting
@@ -132,9 +133,11 @@ class JointLossCallback(keras.callbacks.Callback):
             "gradients" if len(layers) == 1 else f"gradients/{layer.name}": layer
             for layer in layers
         }
-        for layer in layers:
-            optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-            layer.accumulate(optimizer.gradient_accumulation_steps or 1)
+        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        steps = getattr(optimizer, "gradient_accumulation_steps", None) or 1
+        if any([layer.accumulate(steps) for layer in layers]):
+            # What has been compiled counts otherwise.
+            model.train_function = None
         _validate_output_names(model)
         self._weighting = bind_weighting(model, self._terms)
         outputs = getattr(model, "outputs", None) or []
@@ -172,7 +175,7 @@ class JointLossCallback(keras.callbacks.Callback):
             return
         every = 1 if self.update_freq == "batch" else int(self.update_freq)
         if (self._begin_step + batch + 1) // every > self._written_step // every:
-            self._write("train", self._read(), logs)
+            self._write("train", self._read(), logs, self._by_tag(self._statistics()))
 
     def on_epoch_end(self, epoch, logs=None):
         self._keep_train_readings()
@@ -184,12 +187,13 @@ class JointLossCallback(keras.callbacks.Callback):
                 for key, value in reading.items():
                     if key != "weighted":
                         logs.setdefault(f"{prefix}{name}_{key}", value)
-        gradients = self._gradients()
+        statistics = self._statistics()
+        gradients = self._by_tag(statistics)
         logs.update({tag.replace("/", "_"): value for tag, value in gradients.items()})
         if step > self._written_step:
-            self._write("train", self._readings["train"], logs)
+            self._write("train", self._readings["train"], logs, gradients)
         if self.log_dir is not None:
-            self._write_heat_maps(step)
+            self._write_heat_maps(statistics, step)
         self._flush()
         self._report_unusable(epoch)
 
@@ -244,26 +248,26 @@ class JointLossCallback(keras.callbacks.Callback):
         others = {} if self._weighting is None else self._weighting.read()
         return {name: {**term.read(), **others.get(name, {})} for name, term in self._terms.items()}
 
-    def _gradients(self) -> dict[str, float]:
-        """Returns what the layers that combine gradients tell, by tag."""
-        numbers = {}
-        for prefix, layer in self._gradient_layers.items():
-            statistics = layer.statistics()
-            if statistics is not None:
-                of_layer = statistics.by_tag(layer.terms)
-                numbers.update({f"{prefix}/{tag}": value for tag, value in of_layer.items()})
-        return numbers
+    def _statistics(self) -> dict[str, GradientStatistics]:
+        """Returns what the layers that combine gradients tell, by the layer's prefix."""
+        told = {prefix: layer.statistics() for prefix, layer in self._gradient_layers.items()}
+        return {prefix: statistics for prefix, statistics in told.items() if statistics is not None}
 
-    def _write_heat_maps(self, step: int) -> None:
-        for prefix, layer in self._gradient_layers.items():
-            statistics = layer.statistics()
-            if statistics is not None:
-                terms = ", ".join(f"`{term}`" for term in layer.terms)
-                description = (
-                    f"Rows and columns: {terms}. Blue: cosine 1; white: 0; red: -1, in conflict."
-                )
-                picture = heat_map(statistics.cosines)
-                self._writer("train").image(f"{prefix}/cosines", picture, step, description)
+    def _by_tag(self, told: dict[str, GradientStatistics]) -> dict[str, float]:
+        return {
+            f"{prefix}/{tag}": value
+            for prefix, statistics in told.items()
+            for tag, value in statistics.by_tag(self._gradient_layers[prefix].terms).items()
+        }
+
+    def _write_heat_maps(self, told: dict[str, GradientStatistics], step: int) -> None:
+        for prefix, statistics in told.items():
+            terms = ", ".join(f"`{term}`" for term in self._gradient_layers[prefix].terms)
+            description = (
+                f"Rows and columns: {terms}. Blue: cosine 1; white: 0; red: -1, in conflict."
+            )
+            picture = heat_map(statistics.cosines)
+            self._writer("train").image(f"{prefix}/cosines", picture, step, description)
 
     def _keep_train_readings(self) -> None:
         """Reads the terms at the end of an epoch, before an evaluation starts their means anew."""
@@ -302,14 +306,17 @@ class JointLossCallback(keras.callbacks.Callback):
             charts = _TERM_CHARTS if self._terms else {}
             if self._gradient_layers and run == "train":
                 charts = {**charts, **_GRADIENT_CHARTS}
-            writer.chart_layout("Joint loss", charts)
+            if charts:
+                writer.chart_layout("Joint loss", charts)
         return self._writers[run]
 
-    def _write(self, run: str, readings: Readings, logs: dict) -> None:
+    def _write(
+        self, run: str, readings: Readings, logs: dict, others: dict[str, float] | None = None
+    ) -> None:
         if self.log_dir is None:
             return
         total = logs.get("loss", math.nan)
-        values = {"joint_loss/total": total}
+        values = {"joint_loss/total": total, **(others or {})}
         for name, reading in readings.items():
             for key, value in reading.items():
                 values[f"joint_loss/{name}/{'raw' if key == 'loss' else key}"] = value
@@ -317,8 +324,6 @@ class JointLossCallback(keras.callbacks.Callback):
                 share = reading["weighted"] / total if total else math.nan
                 values[f"joint_loss/{name}/share"] = share
         step = self._training_step()
-        if run == "train":
-            values.update(self._gradients())
         self._writer(run).scalars(values, step)
         if run == "train":
             self._written_step = step

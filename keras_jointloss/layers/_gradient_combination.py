@@ -104,13 +104,18 @@ class GradientCombination(keras.layers.Layer):
         if self.record is not None:
             self.record.reset()
 
-    def accumulate(self, steps: int) -> None:
+    def accumulate(self, steps: int) -> bool:
         """Tells from how many steps the optimizer accumulates gradients, before `fit` compiles.
 
         On JAX the statistics are of the last one of these only. The
         `keras_jointloss.callbacks.JointLossCallback` calls it.
+
+        Returns:
+            Whether that changes what a training step has to compute.
         """
+        is_new = self._accumulated_steps != steps
         self._accumulated_steps = steps
+        return is_new
 
     def _copies(self, x) -> list:
         """Returns a copy of the matrix `x` for each term, whose gradients are combined."""
