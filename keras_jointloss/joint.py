@@ -324,7 +324,8 @@ def bind_weighting(model: keras.Model, terms: Mapping[str, TermWeight]) -> Weigh
         The weighting.
 
     Raises:
-        ValueError: If the weighting is tied to other terms already.
+        ValueError: If the weighting is tied to other terms already, or needs gradients that no
+            layer tells of.
     """
     rules = [term.weighting for term in terms.values() if isinstance(term, LossWeight)]
     rules = [rule for rule in rules if rule is not None]
@@ -335,6 +336,7 @@ def bind_weighting(model: keras.Model, terms: Mapping[str, TermWeight]) -> Weigh
         return None
     with variable_scope(model):
         is_new = rules[0].bind(terms)
+    rules[0].bind_gradients(find_gradient_layers(model))
     if is_new:
         # What has been compiled without the rule would not run it.
         model.train_function = model.test_function = None

@@ -85,3 +85,34 @@ def famo(losses, learning_rate=0.025, decay=1e-3, minimum_loss=0.0):
         c = 1 / sum(z / (row - minimum_loss))
         weights.append(c * z / (row - minimum_loss))
     return np.array(weights)
+
+
+class GradNorm:
+    """GradNorm for one model, step by step, by the chain rule through the softmax."""
+
+    def __init__(self, count, alpha=1.5, learning_rate=0.025):
+        self.alpha, self.learning_rate = alpha, learning_rate
+        self.logits, self.first, self.second = np.zeros((3, count))
+        self.initial, self.step = None, 0
+
+    @property
+    def weights(self):
+        return len(self.logits) * np.array(softmax(self.logits))
+
+    def move(self, losses, lengths):
+        """Moves the weights; `lengths` are those of the gradients of the losses without weight."""
+        self.step += 1
+        self.initial = losses if self.initial is None else self.initial
+        rate = losses / self.initial / np.mean(losses / self.initial)
+        weights, count = self.weights, len(self.logits)
+        weighted = weights * lengths
+        target = np.mean(weighted) * rate**self.alpha
+        # The objective by the weights, then by the logits.
+        slope = np.sign(weighted - target) * lengths / np.mean(weighted)
+        share = weights / count
+        slope = count * (np.diag(share) - np.outer(share, share)) @ slope
+        self.first = 0.9 * self.first + 0.1 * slope
+        self.second = 0.999 * self.second + 0.001 * slope**2
+        hat_first = self.first / (1 - 0.9**self.step)
+        hat_second = self.second / (1 - 0.999**self.step)
+        self.logits = self.logits - self.learning_rate * hat_first / (np.sqrt(hat_second) + 1e-8)

@@ -182,7 +182,9 @@ def _adapted():
 
 
 def _balanced():
-    """A model whose terms' gradients are combined where their heads leave the trunk."""
+    """A model whose terms' gradients are combined where their heads leave the trunk, and weighed by
+    what is told of them there.
+    """
     inputs = keras.Input((6,), name="features")
     z = kj.layers.GradientBalancer(["label", "rating"], aggregator="cagrad")(list(_trunk(inputs)))
     outputs = {
@@ -195,6 +197,7 @@ def _balanced():
             "rating": "mean_squared_error",
         },
         weights={"rating": 0.5},
+        weighting=kj.weighting.GradNorm(),
     )
     return keras.Model(inputs, outputs), joint, ("label", "rating")
 
@@ -306,7 +309,7 @@ SUBJECTS = {
     "nested": Subject(_nested, ("features", "match"), ("rating", "margin", "agree")),
     "list_outputs": Subject(_list_outputs, ("features",), ("rating", "label")),
     "adapted": Subject(_adapted, ("features",), ("label", "rating", "agree"), is_adapted=True),
-    "balanced": Subject(_balanced, ("features",), ("label", "rating")),
+    "balanced": Subject(_balanced, ("features",), ("label", "rating"), is_adapted=True),
     # Batch normalization takes the mean over the batch.
     "shared": Subject(_shared, ("features",), ("label", "rating"), couples_batch=True),
     "family_outputs": Subject(

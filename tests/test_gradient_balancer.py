@@ -149,7 +149,7 @@ def build(aggregator, weights=None, floatx="float32", **compile_arguments):
     return with_heads(inputs, z, weights=weights, **compile_arguments)
 
 
-def with_heads(inputs, z, weights=None, **compile_arguments):
+def with_heads(inputs, z, weights=None, weighting=None, **compile_arguments):
     """Returns a compiled model with a head for each of the terms `a` and `b`."""
     dtype = keras.config.floatx()  # That of the losses, in mixed precision, too.
     outputs = {
@@ -157,7 +157,8 @@ def with_heads(inputs, z, weights=None, **compile_arguments):
         "b": keras.layers.Dense(1, name="head_b", dtype=dtype)(z["b"]),
     }
     model = keras.Model(inputs, outputs)
-    joint = kj.joint_loss(dict.fromkeys("ab", "mean_squared_error"), weights=weights)
+    losses = dict.fromkeys("ab", "mean_squared_error")
+    joint = kj.joint_loss(losses, weights=weights, weighting=weighting)
     model.compile(keras.optimizers.SGD(0.02), **joint, **compile_arguments)
     return model
 

@@ -195,7 +195,8 @@ class JointLossCallback(keras.callbacks.Callback):
         if self.log_dir is not None:
             self._write_heat_maps(statistics, step)
         self._flush()
-        self._report_unusable(epoch)
+        if self._weighting is not None:
+            self._weighting.report(epoch)
 
     def on_train_end(self, logs=None):
         self._is_training = False
@@ -283,22 +284,6 @@ class JointLossCallback(keras.callbacks.Callback):
         if name not in self._warned:
             self._warned.add(name)
             warnings.warn(f"The loss of term {name!r} is {loss} ({where}).", stacklevel=2)
-
-    def _report_unusable(self, epoch: int) -> None:
-        """Tells of losses that the weighting could not use."""
-        rule = self._weighting
-        unusable = None if rule is None else rule.take_unusable()
-        if rule is None or not unusable:
-            return
-        terms = ", ".join(f"{name!r} in {count} steps" for name, count in unusable.items())
-        message = (
-            f"{type(rule).__name__} cannot use a loss that is not finite or less than "
-            f"{rule.minimum_loss:g}, or of which it makes a weight or state that is not finite. "
-            f"Received in epoch {epoch}: the loss of {terms}"
-        )
-        if rule.on_nonfinite == "raise":
-            raise FloatingPointError(message)
-        warnings.warn(f"{message}. The weights did not move in these steps.", stacklevel=2)
 
     def _writer(self, run: str) -> SummaryWriter:
         if run not in self._writers:

@@ -97,6 +97,14 @@ class GradientRecord:
         """Returns the record that `latest` holds."""
         return latest[0] - latest[1]
 
+    def latest_lengths(self):
+        """Returns the number of the latest step, 0 if there was none, and its lengths, `(terms,)`.
+
+        On JAX that is the step before.
+        """
+        record = ops.stop_gradient(self.decode(ops.copy(self.latest)))
+        return record[0, 0], record[1]
+
     def made(self, step, lengths, coefficients, cosines, before, accumulated_steps):
         """Returns the record of a step in the form that is kept.
 
@@ -138,6 +146,11 @@ class GradientRecord:
         return ops.concatenate([head, record[3:], both, conflicts])
 
     # From the host.
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no step has been taken down."""
+        return not to_numpy(self.latest).any()
 
     def read(self) -> GradientStatistics | None:
         """Returns the means over the steps since the last `reset`; `None` if there was none."""

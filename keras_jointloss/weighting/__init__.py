@@ -4,6 +4,7 @@ from keras_jointloss.weighting.base import Weighting, get
 from keras_jointloss.weighting.dynamic_weight_average import DynamicWeightAverage
 from keras_jointloss.weighting.famo import FAMO
 from keras_jointloss.weighting.geometric_mean import GeometricMean
+from keras_jointloss.weighting.grad_norm import GradNorm
 from keras_jointloss.weighting.random_weighting import RandomWeighting
 from keras_jointloss.weighting.smooth_tchebycheff import SmoothTchebycheff
 from keras_jointloss.weighting.uncertainty import Uncertainty
@@ -12,6 +13,7 @@ __all__ = [
     "FAMO",
     "DynamicWeightAverage",
     "GeometricMean",
+    "GradNorm",
     "RandomWeighting",
     "SmoothTchebycheff",
     "Uncertainty",

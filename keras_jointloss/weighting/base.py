@@ -1,7 +1,8 @@
 """The base of the rules that adapt the weights of the terms."""
 
 import threading
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -148,6 +149,17 @@ class Weighting(keras.metrics.Metric):
             state: What the rule keeps: `(terms,)` for each name.
         """
         return {}
+
+    def bind_gradients(self, layers: Sequence[Any]) -> None:
+        """Takes note of where the rule finds the gradients of the terms, if it needs any.
+
+        Args:
+            layers: The layers of the model that tell of gradients: each has the names of `terms`,
+                and a `record` whose `latest_lengths()` can be called in `update`.
+
+        Raises:
+            ValueError: If the rule needs gradients that none of the layers tells of.
+        """
 
     # Tying the rule to terms.
 
@@ -332,6 +344,25 @@ class Weighting(keras.metrics.Metric):
             term: {key: values[index] for key, values in readings.items()}
             for index, term in enumerate(self.terms)
         }
+
+    def report(self, epoch: int) -> None:
+        """Tells of losses that the rule could not use, at the end of an epoch.
+
+        Raises:
+            FloatingPointError: If there are any, with `on_nonfinite="raise"`.
+        """
+        unusable = self.take_unusable()
+        if not unusable:
+            return
+        terms = ", ".join(f"{name!r} in {count} steps" for name, count in unusable.items())
+        message = (
+            f"{type(self).__name__} cannot use a loss that is not finite or less than "
+            f"{self.minimum_loss:g}, or of which it makes a weight or state that is not finite. "
+            f"Received in epoch {epoch}: the loss of {terms}"
+        )
+        if self.on_nonfinite == "raise":
+            raise FloatingPointError(message)
+        warnings.warn(f"{message}. The weights did not move in these steps.", stacklevel=2)
 
     def take_unusable(self) -> dict[str, int]:
         """Returns in how many steps the losses of which terms were not usable, and forgets it."""

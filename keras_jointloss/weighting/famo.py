@@ -6,10 +6,8 @@ import keras
 from keras import ops
 
 from keras_jointloss._validation import validate_number
+from keras_jointloss.weighting._adam import ADAM_STATE, adam_step
 from keras_jointloss.weighting.base import Weighting
-
-# Those of Adam (Kingma and Ba, 2015).
-_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -51,9 +49,7 @@ class FAMO(Weighting):
 
     initial_state: ClassVar = {
         "logit": 0.0,
-        "first_moment": 0.0,
-        "second_moment": 0.0,
-        "updates": 0.0,
+        **ADAM_STATE,
         "log_loss": float("inf"),  # There is none yet.
     }
 
@@ -75,28 +71,14 @@ class FAMO(Weighting):
     def update(self, losses, step):
         excess = ops.maximum(losses - self.minimum_loss, keras.config.epsilon())
         log_loss = ops.log(excess)
-        has_previous = ops.isfinite(self.state["log_loss"])
-        logit = self._moved(ops.where(has_previous, self.state["log_loss"] - log_loss, 0))
-        logit = ops.where(has_previous, logit, self.state["logit"])
-        self.state["logit"] = logit
-        self.state["log_loss"] = log_loss
-        return ops.softmax(logit - log_loss)
-
-    def _moved(self, fall):
-        """Returns the logits after a step of Adam."""
         state, logit = self.state, self.state["logit"]
+        has_previous = ops.isfinite(state["log_loss"])
+        fall = ops.where(has_previous, state["log_loss"] - log_loss, 0)
         share = ops.softmax(logit)
         gradient = share * (fall - ops.sum(share * fall)) + self.decay * logit
-        is_step = ops.cast(ops.isfinite(state["log_loss"]), logit.dtype)
-        count = state["updates"] + is_step
-        first = state["first_moment"] + is_step * (1 - _BETA_1) * (gradient - state["first_moment"])
-        square = ops.square(gradient) - state["second_moment"]
-        second = state["second_moment"] + is_step * (1 - _BETA_2) * square
-        self.state.update({"updates": count, "first_moment": first, "second_moment": second})
-        count = ops.maximum(count, 1)
-        corrected = second / (1 - ops.power(_BETA_2, count))
-        step = first / (1 - ops.power(_BETA_1, count)) / (ops.sqrt(corrected) + _EPSILON)
-        return logit - self.learning_rate * step
+        logit = logit - adam_step(state, gradient, self.learning_rate, has_previous)
+        state.update({"logit": logit, "log_loss": log_loss})
+        return ops.softmax(logit - log_loss)
 
     def get_config(self) -> dict:
         return {

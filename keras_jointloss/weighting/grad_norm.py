@@ -1,0 +1,137 @@
+"""GradNorm: gradients of lengths that let all terms learn at the same rate."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import keras
+from keras import ops
+
+from keras_jointloss._math import divide_or_0, mean, mean_where
+from keras_jointloss._validation import validate_number
+from keras_jointloss.weighting._adam import ADAM_STATE, adam_step
+from keras_jointloss.weighting.base import Weighting
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class GradNorm(Weighting):
+    """Weighs the terms such that what has learned less has the longer gradient.
+
+    With the lengths `G_i` of the gradients of the weighted terms, their mean `G`, and the relative
+    inverse training rate of a term
+
+        r_i = (loss_i / loss_i(0)) / mean_j (loss_j / loss_j(0))
+
+    it moves the weights against the gradient of
+
+        sum_i | G_i - G r_i^alpha |
+
+    in which `G r_i^alpha` counts as constant. The weights are `k softmax(x)_i` for k terms, so
+    that they stay positive and their sum is k, as the paper has it by dividing; Adam moves `x`,
+    and lengths are taken in units of `G`, so that neither the scale of the losses nor the size
+    of the batch matters.
+
+    The lengths come from a layer of the model that tells of the gradients of all the terms, a
+    `keras_jointloss.layers.GradientBalancer` or, at the level of parameters, a
+    `keras_jointloss.layers.SharedTrunk`, whose `terms` have the names that they have here. With
+    `aggregator=None` it changes nothing else. So GradNorm costs no further backward pass. On JAX
+    the lengths are those of the step before. A term without gradient in a step keeps its logit
+    `x_i`, and is not in `G`.
+
+    Args:
+        alpha: How much longer the gradient of a term that has learned less is to be; 0 for equal
+            lengths.
+        learning_rate: That of Adam.
+        **kwargs: As in `Weighting`. With `warmup_steps`, `loss_i(0)` is the first loss after these.
+
+    Raises:
+        ValueError: If `alpha` is not a number >= 0 or `learning_rate` not one > 0, and as in
+            `Weighting`; at the start of `fit`, if no layer tells of the gradients of all the terms.
+        RuntimeError: At the end of an epoch, if no gradient has reached that layer, as if nothing
+            before it is trained.
+
+    References:
+        - Chen et al., 2018, GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep
+          Multitask Networks
+
+    Example:
+
+    >>> GradNorm(alpha=0.5).get_config()["alpha"]
+    0.5
+    """
+
+    initial_state: ClassVar = {
+        "logit": 0.0,
+        **ADAM_STATE,
+        "initial_loss": float("inf"),  # There is none yet.
+        "training_rate": 1.0,
+        # Of the record of the gradients that was used last.
+        "number": 0.0,
+    }
+    minimum_loss = 0.0
+
+    def __init__(self, alpha: float = 1.5, learning_rate: float = 0.025, **kwargs):
+        super().__init__(**kwargs)
+        self.alpha = validate_number(alpha, "alpha", minimum=0)
+        self.learning_rate = validate_number(learning_rate, "learning_rate", 0, exclusive=True)
+        # A function: Keras would take the layer for a part of the metric that this is.
+        self._get_layer: Callable[[], Any] | None = None
+
+    def bind_gradients(self, layers: Sequence[Any]) -> None:
+        telling = [layer for layer in layers if set(self.terms) <= set(layer.terms)]
+        if telling:
+            self._get_layer = lambda: telling[0]
+            return
+        raise ValueError(
+            "GradNorm expects a layer that tells of the gradients of all the terms, "
+            f"{list(self.terms)}: a `GradientBalancer` or `SharedTrunk` with these `terms` and "
+            f"with `telemetry`. Received: layers of the terms {[list(x.terms) for x in layers]}"
+        )
+
+    def _latest_lengths(self):
+        """Returns the number of the latest record, and the lengths in it: `(terms,)`."""
+        if self._get_layer is None:
+            raise RuntimeError(
+                "GradNorm moves only in a model with a layer that tells of gradients, which the "
+                "`JointLossCallback` ties it to."
+            )
+        layer = self._get_layer()
+        number, lengths = layer.record.latest_lengths()
+        chosen = [lengths[layer.terms.index(term)] for term in self.terms]
+        return ops.cast(number, self.dtype), ops.cast(ops.stack(chosen), self.dtype)
+
+    def update(self, losses, step):
+        state = self.state
+        number, lengths = self._latest_lengths()
+        is_there = lengths > 0
+        is_new = ops.logical_and(is_there, ops.not_equal(number, state["number"]))
+        initial = state["initial_loss"]
+        initial = ops.where(ops.isfinite(initial), initial, losses)
+        remaining = divide_or_0(losses, initial)
+        rate = divide_or_0(remaining, mean(remaining))
+        # In units of their mean.
+        lengths = divide_or_0(lengths, mean_where(lengths, is_there, axis=0))
+        sign = ops.sign(lengths - ops.power(rate, self.alpha))
+        slope = sign * lengths
+        gradient = slope - ops.softmax(state["logit"]) * ops.sum(slope)
+        logit = state["logit"] - adam_step(state, gradient, self.learning_rate, is_new)
+        state.update({"logit": logit, "initial_loss": initial, "training_rate": rate})
+        state["number"] = number + ops.zeros_like(logit)
+        return len(self.terms) * ops.softmax(logit)
+
+    def readout(self, state):
+        return {"training_rate": state["training_rate"]}
+
+    def report(self, epoch):
+        super().report(epoch)
+        if self._get_layer is not None and self._get_layer().record.is_empty:
+            raise RuntimeError(
+                f"GradNorm expects gradients of the terms {list(self.terms)}. Received none in "
+                f"epoch {epoch}: nothing before the layer {self._get_layer().name!r} is trained."
+            )
+
+    def get_config(self) -> dict:
+        return {
+            **super().get_config(),
+            "alpha": self.alpha,
+            "learning_rate": self.learning_rate,
+        }

@@ -1,0 +1,160 @@
+"""GradNorm: against its formula, alone and in `fit`, fed by what layers tell of gradients."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_jointloss as kj
+from tests import reference_weighting as reference
+from tests.test_gradient_balancer import BACKEND, X, Y, build, by_hand_step, weights_of, with_heads
+from tests.test_weighting import Terms, Trajectory, recorded_losses
+
+LENGTHS = np.array([2.0, 300.0, 0.01])
+
+
+class Gradients:
+    """Terms to whose rule the lengths of their gradients are told by hand, too."""
+
+    def __init__(self, rule, count=3):
+        self.terms = Terms(rule, count)
+        self.layer = kj.layers.GradientBalancer(list(self.terms.weights)[::-1])
+        self.layer.build()
+        self.steps = 0
+        rule.bind_gradients([self.layer])
+        rule.start()
+
+    def step(self, losses, lengths):
+        """Takes a step whose weighted gradients have these lengths."""
+        self.steps += 1
+        latest = np.zeros(self.layer.record.latest.shape)
+        latest[0, 0] = self.steps
+        latest[0, 1] = lengths[::-1]  # In the order of the layer.
+        self.layer.record.latest.assign(latest)
+        self.terms.step(losses)
+        return np.array(self.terms.now())
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.5])
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
+def test_weights_follow_the_formula(alpha, scale):
+    gradients = Gradients(kj.weighting.GradNorm(alpha=alpha))
+    expected, weights = reference.GradNorm(3, alpha), np.ones(3)
+    for losses in recorded_losses(100):
+        expected.move(losses, LENGTHS)
+        weights = gradients.step(losses, scale * weights * LENGTHS)
+        np.testing.assert_allclose(weights, expected.weights, rtol=1e-4)
+    assert np.sum(weights) == pytest.approx(3)
+
+
+def test_equal_gradients_are_what_it_comes_to():
+    gradients = Gradients(kj.weighting.GradNorm(alpha=0.0, learning_rate=0.1))
+    weights = np.ones(3)
+    for _ in range(300):
+        weights = gradients.step(np.ones(3), weights * LENGTHS)
+    np.testing.assert_allclose(weights * LENGTHS / np.mean(weights * LENGTHS), 1, rtol=0.25)
+
+
+def test_what_learned_less_has_the_longer_gradient():
+    gradients = Gradients(kj.weighting.GradNorm(), 2)
+    gradients.step([4.0, 4.0], [1.0, 1.0])
+    weights = gradients.step([4.0, 1.0], [1.0, 1.0])
+    assert weights[0] > 1 > weights[1]
+    rates = [reading["training_rate"] for reading in gradients.terms.rule.read().values()]
+    assert rates == pytest.approx([1.6, 0.4])
+
+
+def test_term_without_gradient_keeps_its_weight_and_counts_for_nothing():
+    two, three = Gradients(kj.weighting.GradNorm(), 2), Gradients(kj.weighting.GradNorm())
+    for losses in recorded_losses(20):
+        losses[2] = losses[:2].mean()
+        pair = two.step(losses[:2], LENGTHS[:2])
+        weights = three.step(losses, [*LENGTHS[:2], 0.0])
+    assert pair[0] / pair[1] == pytest.approx(weights[0] / weights[1], rel=0.1)
+    assert np.all(np.isfinite(weights))
+    assert three.terms.rule.save_progress()["state"][-6, 2] == 0  # No step of Adam for it.
+
+
+def test_a_record_is_used_once():
+    gradients = Gradients(kj.weighting.GradNorm())
+    weights = gradients.step(np.ones(3), LENGTHS)
+    gradients.terms.step(np.ones(3))
+    np.testing.assert_array_equal(gradients.terms.now(), weights)
+
+
+def loss_of(values, rows, term):
+    trunk = X[rows] @ values["trunk_0"] + values["trunk_1"]
+    output = trunk @ values[f"head_{term}_0"] + values[f"head_{term}_1"]
+    return np.mean(np.square(output - Y[term][rows]))
+
+
+@pytest.mark.parametrize("aggregator", [None, "mgda"])
+def test_fit_equals_a_loop_by_hand(aggregator):
+    model = build(aggregator, {"b": 5.0}, weighting=kj.weighting.GradNorm())
+    values = {name: value.astype("float64") for name, value in weights_of(model).items()}
+    rule, expected, before = reference.GradNorm(2), [], None
+    combine = kj.aggregators.get(aggregator or "sum")
+    for step in range(10):
+        rows = slice(8 * (step % 5), 8 * (step % 5 + 1))
+        weights = rule.weights * [1.0, 5.0]
+        at_z, updates = by_hand_step(values, rows, dict(zip("ab", weights, strict=True)))
+        lengths = np.linalg.norm(np.reshape(at_z, (2, -1)), axis=1)
+        losses = np.array([loss_of(values, rows, term) for term in "ab"])
+        combined = np.array(combine(np.reshape(at_z, (2, -1)))).reshape(at_z[0].shape)
+        updates["trunk_0"], updates["trunk_1"] = X[rows].T @ combined, combined.sum(axis=0)
+        values = {name: values[name] - 0.02 * updates[name] for name in values}
+        # On JAX they are those of the step before.
+        lengths, before = (before, lengths) if BACKEND == "jax" else (lengths, None)
+        if lengths is None:
+            rule.initial = losses
+        else:
+            rule.move(losses, lengths / rule.weights)
+        expected.append(rule.weights * [1.0, 5.0])
+    trajectory = Trajectory()
+    callbacks = [kj.callbacks.JointLossCallback(), trajectory]
+    options = {"batch_size": 8, "epochs": 2, "shuffle": False, "verbose": 0}
+    history = model.fit(X, Y, callbacks=callbacks, **options).history
+    np.testing.assert_allclose(trajectory.weights, expected, rtol=1e-4)
+    for name, value in weights_of(model).items():
+        np.testing.assert_allclose(value, values[name], rtol=2e-3, atol=2e-4)
+    assert history["a_weight"][-1] == pytest.approx(expected[-1][0], rel=1e-4)
+    assert history["a_training_rate"][-1] > 0
+
+
+def test_model_without_a_layer_that_tells_is_refused():
+    def compiled(terms, telemetry=True):
+        inputs = keras.Input((5,))
+        z = {"a": inputs, "b": inputs}
+        if terms:
+            z |= kj.layers.GradientBalancer(terms, telemetry=telemetry)(inputs)
+        model = keras.Model(inputs, {name: keras.layers.Dense(1)(z[name]) for name in "ab"})
+        losses = dict.fromkeys("ab", "mean_squared_error")
+        model.compile("sgd", **kj.joint_loss(losses, weighting="gradnorm"))
+        return model
+
+    for terms, telemetry in (([], True), (["a"], True), (["a", "b"], False)):
+        with pytest.raises(ValueError, match=r"GradNorm expects a layer.*\['a', 'b'\].*Received"):
+            kj.callbacks.JointLossCallback().set_model(compiled(terms, telemetry))
+
+
+@pytest.mark.backend("tensorflow", "torch")  # On JAX the gradient is taken nevertheless.
+def test_gradients_that_nothing_needs_are_told_of():
+    inputs = keras.Input((5,))
+    layer = kj.layers.GradientBalancer(["a", "b"], name="balancer")
+    model = with_heads(inputs, layer(inputs), weighting="grad_norm")
+    with pytest.raises(RuntimeError, match="nothing before the layer 'balancer' is trained"):
+        model.fit(X, Y, verbose=0, callbacks=[kj.callbacks.JointLossCallback()])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"), [({"alpha": -1}, "alpha"), ({"learning_rate": 0}, "learning_rate")]
+)
+def test_invalid_argument(arguments, name):
+    with pytest.raises(ValueError, match=rf"`{name}`.*Received: {name}="):
+        kj.weighting.GradNorm(**arguments)
+
+
+def test_config():
+    rule = kj.weighting.GradNorm(alpha=0.5, learning_rate=0.1, max_weight=2.0)
+    config = kj.weighting.get(keras.saving.serialize_keras_object(rule)).get_config()
+    assert config == rule.get_config()
+    assert (config["alpha"], config["learning_rate"]) == (0.5, 0.1)
