@@ -242,17 +242,24 @@ def test_random_orders():
     np.testing.assert_array_equal(ops.convert_to_numpy(random_orders(4, 1, step)), orders[99 + 5])
 
 
-# Optimality, by the conditions of Karush, Kuhn and Tucker, in terms of gradients of length 1.
+# Optimality, by the conditions of Karush, Kuhn and Tucker, for the Gramian that is given. What has
+# to be 0 is held against the sum of the sizes of what it is made of.
 
 
-def lengths_and_cosines(jacobian):
-    lengths = np.linalg.norm(jacobian, axis=1)
-    unit = jacobian / lengths[:, None]
-    return lengths, unit @ unit.T
+def given(jacobian, dtype):
+    """Returns the Gramian as an aggregator of that dtype gets it, the lengths and the cosines."""
+    gramian = (jacobian @ jacobian.T).astype(dtype).astype("float64")
+    lengths = np.sqrt(np.diag(gramian))
+    return gramian, lengths, gramian / lengths[:, None] / lengths[None, :]
 
 
 def tolerance_for(dtype, single=1e-3):
     return single if dtype == "float32" else 1e-5
+
+
+def optimality_tolerance(kind, dtype):
+    # Of gradients that cancel, multipliers are as large as rounding lets them be.
+    return 1e-3 if kind is antiparallel and dtype == "float32" else 1e-5
 
 
 @all_dtypes
@@ -260,32 +267,31 @@ def tolerance_for(dtype, single=1e-3):
 @all_kinds
 def test_mgda_is_optimal(kind, count, dtype):
     for jacobian in jacobians(kind, count, dtype):
-        lengths, cosines = lengths_and_cosines(jacobian)
+        _, lengths, cosines = given(jacobian, dtype)
         w = solve(MGDA(), jacobian, dtype)
         assert np.all(w >= 0)
         np.testing.assert_allclose(np.sum(w), 1, rtol=1e-5)
         parts = w * lengths / np.max(w * lengths)
         # How much more each gradient gains than the combination itself.
         surplus = cosines @ parts - (parts @ cosines @ parts) / np.sum(parts / lengths) / lengths
-        assert np.all(surplus >= -tolerance_for(dtype))
-        assert np.all(np.abs(parts * surplus) <= tolerance_for(dtype))
+        tolerance = optimality_tolerance(kind, dtype)
+        assert np.all(surplus >= -tolerance)
+        assert np.all(np.abs(parts * surplus) <= tolerance)
 
 
 @all_dtypes
 @all_counts
 @all_kinds
 def test_upgrad_is_optimal(kind, count, dtype):
-    for jacobian in jacobians(kind, count, dtype, number=2):
-        lengths, cosines = lengths_and_cosines(jacobian)
+    for jacobian in jacobians(kind, count, dtype):
+        _, lengths, cosines = given(jacobian, dtype)
         one_hot = np.eye(count)[0]
         v = solve(UPGrad(preference=one_hot), jacobian, dtype) * lengths / lengths[0]
         assert np.all(v >= one_hot * (1 - 1e-6))
-        gain = cosines @ v
-        if dtype == "float32":
-            # Rounding of the Gramian, as far as large multipliers make it visible.
-            gain /= np.max(v)
-        assert np.all(gain >= -tolerance_for(dtype))
-        assert np.all(np.abs((v - one_hot) * gain) <= tolerance_for(dtype) * np.max(v))
+        gain = cosines @ v / np.sum(v)
+        tolerance = optimality_tolerance(kind, dtype)
+        assert np.all(gain >= -tolerance)
+        assert np.all(np.abs((v - one_hot) * gain) <= tolerance * np.max(v))
 
 
 @all_dtypes
@@ -294,34 +300,37 @@ def test_upgrad_is_optimal(kind, count, dtype):
 )
 @all_kinds
 def test_cagrad_is_optimal(kind, count, dtype, c):
-    if dtype == "float32" and kind in SINGULAR:
-        pytest.skip("there it is no more than finite")
+    if dtype == "float32" and kind is antiparallel:
+        pytest.skip("how far a direction without gain leads is up to rounding")
     for jacobian in jacobians(kind, count, dtype):
-        mean = np.mean(jacobian, axis=0)
-        length = np.linalg.norm(mean)
-        added = solve(CAGrad(c=c), jacobian, dtype) - 1 / count
-        direction = mean + added @ jacobian
-        scale = np.max(np.abs(added)) + 1 / count
-        assert np.all(added >= -1e-6 * scale)
-        single = 5e-3
-        assert np.linalg.norm(direction - mean) <= c * length * (1 + tolerance_for(dtype, single))
+        gramian, _, _ = given(jacobian, dtype)
+        mean = np.full(count, 1 / count)
+        added = solve(CAGrad(c=c), jacobian, dtype) - mean
+        assert np.all(added >= -1e-6 * (np.max(np.abs(added)) + 1 / count))
+
+        def length(w, gramian=gramian):
+            return np.sqrt(np.maximum(w @ gramian @ w, 0))
+
+        # The mean of conflicting gradients is itself short by cancelling.
+        tolerance = 1e-3 if kind is conflicting and dtype == "float32" else 1e-5
+        sizes = np.abs(gramian) @ (mean + np.abs(added))
+        excess = length(added) - c * length(mean)
+        assert excess <= tolerance * np.sqrt(np.abs(added) @ np.abs(gramian) @ np.abs(added))
         # Weak duality: the minimum over w is no less than the least gain; they meet.
         w = np.maximum(added, 0) / np.sum(np.maximum(added, 0))
-        dual = w @ jacobian @ mean + c * length * np.linalg.norm(w @ jacobian)
-        surplus = (jacobian @ direction - dual) / np.linalg.norm(jacobian, axis=1) / length
-        assert np.all(surplus >= -tolerance_for(dtype, single))
+        dual = w @ gramian @ mean + c * length(mean) * length(w)
+        assert np.all(gramian @ (mean + added) - dual >= -tolerance * sizes)
 
 
 @all_dtypes
 @all_counts
 @pytest.mark.parametrize("kind", [*REGULAR, collinear, nearly_antiparallel])
 def test_nash_mtl_is_stationary(kind, count, dtype):
-    if dtype == "float32" and kind in (conflicting, nearly_antiparallel):
-        pytest.skip("the rounding of the Gramian decides")
     for jacobian in jacobians(kind, count, dtype):
+        gramian, _, _ = given(jacobian, dtype)
         w = solve(NashMTL(rescale=False), jacobian, dtype)
         assert np.all(w > 0)
-        np.testing.assert_allclose(w * (jacobian @ (w @ jacobian)), 1, atol=tolerance_for(dtype))
+        assert np.all(np.abs(w * (gramian @ w) - 1) <= 1e-5 * w * (np.abs(gramian) @ w))
 
 
 @all_dtypes
@@ -338,12 +347,18 @@ def test_imtl_g_has_equal_projections(kind, count, dtype):
         np.testing.assert_allclose(np.sum(w), 1, rtol=1e-3)
 
 
+@all_dtypes
+@pytest.mark.parametrize("spread", [1, 1e4])
 @pytest.mark.parametrize("count", [2, 3, 8])
-def test_aligned_mtl_is_the_mean_of_orthogonal_gradients(count):
-    for jacobian in jacobians(well_conditioned, count):
+def test_aligned_mtl_is_the_mean_of_orthogonal_gradients(count, spread, dtype):
+    lengths = np.geomspace(1, spread, count)[:, None]
+    for jacobian in jacobians(well_conditioned, count, dtype):
+        jacobian = lengths * jacobian
         u, singular, v = np.linalg.svd(jacobian, full_matrices=False)
         expected = np.mean(singular[-1] * u @ v, axis=0)
-        assert_vectors_close(combine(AlignedMTL(), jacobian), expected, 1e-4)
+        actual = solve(AlignedMTL(), jacobian, dtype) @ jacobian
+        # The shortest gradient is known to the rounding of the longest.
+        assert_vectors_close(actual, expected, 1e-4 if spread == 1 else 1e-2)
 
 
 @all_dtypes

@@ -78,7 +78,8 @@ def nonnegative_minimizer(matrix, linear):
     """Solves `min 1/2 x^T A x + b^T x` over `x >= 0`, for several `b` at once.
 
     A primal-dual interior-point method with Mehrotra's predictor and corrector: with the slack
-    `z = A x + b` it follows `x_i z_i = mu` down to `mu = 0`.
+    `z = A x + b` it follows `x_i z_i = mu` down towards `mu = 0`. That tells which `x_i` are 0; the
+    others solve a system of equations.
 
     Args:
         matrix: `(k, k)`, `A`, positive definite, of diagonal about 1.
@@ -125,4 +126,15 @@ def nonnegative_minimizer(matrix, linear):
         goes_on, step, (ones, ones, gap, 4 * gap), maximum_iterations=_MOST_ITERATIONS
     )
     # One of the two is 0 in the end, and where both are, both are the root of `mu` before.
-    return at_least(x - z, 0)
+    followed = at_least(x - z, 0)
+    is_free = x > z
+    both_free = ops.logical_and(is_free[:, :, None], is_free[:, None, :])
+    right = ops.where(is_free, -linear, 0)[:, :, None]
+    solved = at_least(ops.solve(ops.where(both_free, matrix, identity), right)[:, :, 0], 0)
+
+    def error(x):
+        """Returns how far each row is from `x >= 0`, `A x + b >= 0` and one of the two being 0."""
+        slack = ops.einsum("bj,jk->bk", x, matrix) + linear
+        return ops.max(ops.absolute(ops.where(x < slack, x, slack)), axis=1, keepdims=True)
+
+    return ops.where(error(solved) < error(followed), solved, followed)

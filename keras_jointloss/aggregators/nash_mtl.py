@@ -57,33 +57,42 @@ class NashMTL(Aggregator):
     def coefficients(self, gramian):
         # In terms of unit vectors, y_i = w_i |g_i|, lengths cancel out: C y = 1 / y.
         lengths, cosines = correlation(gramian)
-        cosines = regularize(cosines)
+        regular = regularize(cosines)
         count, precision = cosines.shape[0], epsilon(cosines)
         identity = ops.eye(count, dtype=cosines.dtype)
 
-        def goes_on(y, error, last_error):
-            # The error falls until rounding hinders it.
-            is_falling = ops.logical_or(error > 0.01, error < 0.5 * last_error)
-            return ops.logical_and(error > 8 * precision, is_falling)
+        def error(matrix, y):
+            return ops.max(ops.absolute(1 - y * product(matrix, y)))
 
-        def step(y, error, last_error):
-            residual = 1 - y * product(cosines, y)
-            hessian = y[:, None] * cosines * y[None, :] + identity
+        def scaled(matrix, y):
+            """Returns the best of all multiples of `y`."""
+            return y * ops.sqrt(count / quadratic_form(y, matrix))
+
+        def newton(matrix, y):
+            residual = 1 - y * product(matrix, y)
+            hessian = y[:, None] * regular * y[None, :] + identity
             direction = ops.solve(hessian, residual[:, None])[:, 0]  # relative to y
             decrement = ops.sqrt(at_least(ops.sum(residual * direction), 0))
             length = ops.where(decrement > 0.25, 1 / (1 + decrement), ops.ones_like(decrement))
-            y = scaled(y * (1 + length * direction))
-            return y, ops.max(ops.absolute(1 - y * product(cosines, y))), error
+            return y * (1 + length * direction)
 
-        def scaled(y):
-            """Returns the best of all multiples of `y`."""
-            return y * ops.sqrt(count / quadratic_form(y, cosines))
+        def goes_on(y, latest_error, last_error):
+            # The error falls until rounding hinders it.
+            is_falling = ops.logical_or(latest_error > 0.01, latest_error < 0.5 * last_error)
+            return ops.logical_and(latest_error > 8 * precision, is_falling)
+
+        def step(y, latest_error, last_error):
+            y = scaled(regular, newton(regular, y))
+            return y, error(regular, y), latest_error
 
         one = ops.ones((), dtype=cosines.dtype)
         y, _, _ = ops.while_loop(
             goes_on,
             step,
-            (scaled(ops.ones_like(lengths)), one, 2 * one),
+            (scaled(regular, ops.ones_like(lengths)), one, 2 * one),
             maximum_iterations=_MOST_ITERATIONS,
         )
-        return y / lengths
+        # What made the matrix regular is taken back, where that brings the bargain nearer.
+        last = newton(cosines, y)
+        is_nearer = ops.logical_and(ops.min(last) > 0, error(cosines, last) < error(cosines, y))
+        return ops.where(is_nearer, last, y) / lengths

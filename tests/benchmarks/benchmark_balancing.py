@@ -1,9 +1,11 @@
 """Measures what combining the gradients of several terms costs in time.
 
 A convolutional trunk of some 20 ms a step or more with a head for each of 2, 3 or 8 terms, trained
-by `fit` with a `GradientBalancer` and without.
+by `fit` with a `GradientBalancer` and without. On PyTorch the same network is also trained in a
+loop with torchjd's `mtl_backward`, and in one with a plain backward pass.
 
 Run: python -m tests.benchmarks.benchmark_balancing [aggregators] --terms 2 3 8
+     KERAS_BACKEND=torch python -m tests.benchmarks.benchmark_balancing --peer
 """
 
 import argparse
@@ -17,12 +19,20 @@ from tests.benchmarks.timing import compare
 RULES = ("aligned_mtl", "cagrad", "imtl_g", "mean", "mgda", "nash_mtl", "pcgrad", "sum", "upgrad")
 # By the number of terms: what the median should not exceed.
 TARGETS = {2: 1.05, 3: 1.05, 8: 1.15}
+STEPS, BATCH_SIZE, FILTERS = 20, 64, (32, 64, 64)
+
+
+def load(terms):
+    """Returns the inputs, channels last, and the targets of each term."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(STEPS * BATCH_SIZE, 32, 32, 3)).astype("float32")
+    return x, [x[:, index, :4, index % 3] for index in range(terms)]
 
 
 def build(terms, rule=None):
     inputs = keras.Input((32, 32, 3))
     x = inputs
-    for filters in (32, 64, 64):
+    for filters in FILTERS:
         x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
         x = keras.layers.MaxPooling2D()(x)
     x = keras.layers.Dense(128, activation="relu")(keras.layers.Flatten()(x))
@@ -35,16 +45,62 @@ def build(terms, rule=None):
     return model
 
 
-def ratio(rule, terms, pairs, steps=20, batch_size=64):
-    generator = np.random.default_rng(0)
-    x = generator.normal(size=(steps * batch_size, 32, 32, 3)).astype("float32")
-    y = {f"term{i}": x[:, i, :4, i % 3] for i in range(terms)}
+def ratio(rule, terms, pairs):
+    """Measures `fit` with a `GradientBalancer` over `fit` without."""
+    x, targets = load(terms)
+    y = {f"term{index}": target for index, target in enumerate(targets)}
     balanced, plain = build(terms, rule), build(terms)
 
     def fit(model):
-        model.fit(x, y, batch_size=batch_size, shuffle=False, verbose=0)
+        model.fit(x, y, batch_size=BATCH_SIZE, shuffle=False, verbose=0)
 
     return compare(lambda: fit(balanced), lambda: fit(plain), pairs)
+
+
+def peer_ratio(rule, terms, pairs):
+    """Measures a loop with torchjd's `mtl_backward` over one with a plain backward pass."""
+    import torch
+    from torchjd import aggregation
+    from torchjd.autojac import jac_to_grad, mtl_backward
+
+    name = "".join(part.capitalize() for part in rule.split("_"))
+    name = next(x for x in aggregation.__all__ if x.lower() == name.lower())
+    arguments = {"NashMTL": {"n_tasks": terms}, "CAGrad": {"c": 0.5}}.get(name, {})
+    aggregator = getattr(aggregation, name)(**arguments)
+
+    def run(is_combined):
+        layers, channels = [], 3
+        for filters in FILTERS:
+            layers += [torch.nn.Conv2d(channels, filters, 3, padding="same"), torch.nn.ReLU()]
+            layers += [torch.nn.MaxPool2d(2)]
+            channels = filters
+        layers += [torch.nn.Flatten(), torch.nn.Linear(16 * channels, 128), torch.nn.ReLU()]
+        trunk = torch.nn.Sequential(*layers)
+        heads = torch.nn.ModuleList(torch.nn.Linear(128, 4) for _ in range(terms))
+        optimizer = torch.optim.Adam([*trunk.parameters(), *heads.parameters()])
+
+        def train():
+            for start in range(0, len(x), BATCH_SIZE):
+                rows = slice(start, start + BATCH_SIZE)
+                z = trunk(x[rows])
+                losses = [
+                    torch.nn.functional.mse_loss(head(z), target[rows])
+                    for head, target in zip(heads, targets, strict=True)
+                ]
+                optimizer.zero_grad()
+                if is_combined:
+                    mtl_backward(losses, features=z)
+                    jac_to_grad(trunk.parameters(), aggregator)
+                else:
+                    sum(losses).backward()
+                optimizer.step()
+
+        return train
+
+    x, targets = load(terms)
+    x = torch.from_numpy(np.moveaxis(x, 3, 1).copy())
+    targets = [torch.from_numpy(target.copy()) for target in targets]
+    return compare(run(is_combined=True), run(is_combined=False), pairs)
 
 
 def main(argv=None):
@@ -52,11 +108,15 @@ def main(argv=None):
     parser.add_argument("names", nargs="*", help=f"of {', '.join(RULES)}; default: all")
     parser.add_argument("--terms", type=int, nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--pairs", type=int, default=9, help="how often to measure, 5 or more")
+    parser.add_argument("--peer", action="store_true", help="measure torchjd as well, on PyTorch")
     arguments = parser.parse_args(argv)
     for terms in arguments.terms:
         for rule in arguments.names or RULES:
             measured = ratio(rule, terms, arguments.pairs)
-            print(f"{rule}, {terms} terms: {measured}, target {TARGETS[terms]}", flush=True)
+            peer = ""
+            if arguments.peer:
+                peer = f"; mtl_backward: {peer_ratio(rule, terms, arguments.pairs)}"
+            print(f"{rule}, {terms} terms: {measured}, target {TARGETS[terms]}{peer}", flush=True)
 
 
 if __name__ == "__main__":

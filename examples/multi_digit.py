@@ -1,0 +1,218 @@
+"""Three tasks on one trunk whose gradients conflict: plain sum, tuned weights, every aggregator.
+
+Two handwritten digits lie over each other in one image. One network tells the left one, the right
+one (cross-entropy, about 2.3 at the start) and draws the image itself again (mean squared error in
+grey levels, some thousands at the start): a sum that the third term rules. Every way to combine the
+three trains the same network on the same images; then a table and a picture tell how well each task
+is done on images of digits that were never seen, and how the gradients stood to each other.
+
+Run: python examples/multi_digit.py    (pip install scikit-learn matplotlib)
+
+Data: the 1,797 digits of 8 x 8 pixels that come with scikit-learn, from the Optical Recognition of
+Handwritten Digits data set (Alpaydin and Kaynak, 1998, UCI Machine Learning Repository, CC BY 4.0).
+"""
+
+import argparse
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from sklearn.datasets import load_digits
+
+import keras_jointloss as kj
+
+TASKS = ("left", "right", "drawing")
+# Constant weights of the drawing to choose from; those of the digits are 1.
+GRID = (0.1, 0.01, 0.001, 0.0001, 0.00001)
+RULES = ("mean", "pcgrad", "mgda", "cagrad", "nash_mtl", "aligned_mtl", "imtl_g", "upgrad")
+
+
+class Result(NamedTuple):
+    """What became of one training.
+
+    Attributes:
+        scores: Accuracy of the left and of the right digit, and the explained variance of the
+            drawing, on test images.
+        validation: The same on validation images.
+        history: What `fit` logged.
+    """
+
+    scores: np.ndarray
+    validation: np.ndarray
+    history: dict[str, list[float]]
+
+
+def overlay(images, labels, count, generator):
+    """Returns images of two digits each, `(count, 12, 12, 1)`, and the targets of the tasks."""
+    left, right = generator.integers(len(images), size=(2, count))
+    canvas = np.zeros((count, 12, 12, 1), "float32")
+    canvas[:, :8, :8, 0] = images[left]
+    canvas[:, 4:, 4:, 0] = np.maximum(canvas[:, 4:, 4:, 0], images[right])
+    return canvas, {"left": labels[left], "right": labels[right], "drawing": canvas}
+
+
+def load(seed):
+    """Returns images and targets for training, validation and test, which share no digit."""
+    digits = load_digits()
+    generator = np.random.default_rng(seed)
+    parts = np.split(generator.permutation(len(digits.target)), [1197, 1497])
+    grey_levels = digits.images * (255 / 16)
+    return [
+        overlay(grey_levels[part], digits.target[part], count, generator)
+        for part, count in zip(parts, (8000, 2000, 2000), strict=True)
+    ]
+
+
+def build(aggregator):
+    """Returns a network with a trunk that the three tasks share."""
+    image = keras.Input((12, 12, 1), name="image")
+    x = keras.layers.Rescaling(1 / 255)(image)
+    for filters in (16, 32):
+        x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
+        x = keras.layers.MaxPooling2D()(x)
+    x = keras.layers.Dense(48, activation="relu")(keras.layers.Flatten()(x))
+    z = kj.layers.GradientBalancer(TASKS, aggregator, name="balancer")(x)
+    drawing = keras.layers.Dense(128, activation="relu")(z["drawing"])
+    drawing = keras.layers.Reshape((12, 12, 1))(keras.layers.Dense(144)(drawing))
+    outputs = {
+        "left": keras.layers.Dense(10, name="left")(z["left"]),
+        "right": keras.layers.Dense(10, name="right")(z["right"]),
+        "drawing": keras.layers.Rescaling(255, name="drawing")(drawing),
+    }
+    return keras.Model(image, outputs)
+
+
+def scores(model, images, targets):
+    """Returns how well each task is done, at best 1."""
+    predicted = model.predict(images, batch_size=500, verbose=0)
+    error = np.mean(np.square(predicted["drawing"] - images))
+    variance = np.mean(np.square(images - images.mean(axis=0)))
+    accuracies = [np.mean(predicted[task].argmax(axis=1) == targets[task]) for task in TASKS[:2]]
+    return np.array([*accuracies, 1 - error / variance])
+
+
+def train(data, epochs, seed, weight=1.0, aggregator=None, log_dir=None):
+    """Trains a network, with a weight of the drawing and with an aggregator, or the plain sum."""
+    training, validation, test = data
+    keras.utils.set_random_seed(seed)
+    model = build(aggregator)
+    losses = {
+        "left": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "right": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "drawing": "mean_squared_error",
+    }
+    model.compile(
+        keras.optimizers.Adam(0.002), **kj.joint_loss(losses, weights={"drawing": weight})
+    )
+    callback = kj.callbacks.JointLossCallback(log_dir)
+    x, y = training
+    history = model.fit(x, y, batch_size=128, epochs=epochs, verbose=0, callbacks=[callback])
+    return Result(scores(model, *test), scores(model, *validation), history.history)
+
+
+def tuned(runs):
+    """Returns which of the grid's weights did best on the validation images, over all tasks."""
+    return max(runs, key=lambda weight: np.mean([run.validation for run in runs[weight]]))
+
+
+def compare(epochs, seeds, grid, rules, log_dir):
+    """Returns the results for each way to combine the terms, one for each seed."""
+    data = [load(seed) for seed in range(seeds)]
+
+    def run(name, **way):
+        logs = str(Path(log_dir) / name)  # Of the first seed.
+        return [
+            train(data[seed], epochs, seed, **way, log_dir=None if seed else logs)
+            for seed in range(seeds)
+        ]
+
+    runs = {"sum": run("sum")}
+    report("plain sum", runs["sum"])
+    constant = {weight: run(f"weight_{weight:g}", weight=weight) for weight in grid}
+    for weight, results in constant.items():
+        report(f"drawing x {weight:g}", results)
+    runs["tuned weights"] = constant[tuned(constant)]
+    for rule in rules:
+        runs[rule] = run(rule, aggregator=rule)
+        report(rule, runs[rule])
+    print(f"\nOf the constant weights, {tuned(constant):g} did best on the validation images.")
+    return runs
+
+
+def telemetry(results, name):
+    """Returns what the logs tell of gradients, a mean over seeds, for each epoch."""
+    return np.mean([result.history[f"gradients_{name}"] for result in results], axis=0)
+
+
+def report(name, results):
+    """Prints a row of the table."""
+    values = np.array([result.scores for result in results])
+    cells = [
+        f"{mean:>9.1%} +- {deviation:>4.1%}"
+        for mean, deviation in zip(values.mean(axis=0), values.std(axis=0), strict=True)
+    ]
+    lengths = [telemetry(results, f"{task}_norm").mean() for task in TASKS]
+    cosines = [
+        telemetry(results, f"{pair}_cosine").mean() for pair in ("left~right", "left~drawing")
+    ]
+    conflict = telemetry(results, "conflict").mean()
+    print(
+        f"{name:<18}{''.join(cells)}{lengths[2] / lengths[0]:>9.2g}"
+        f"{cosines[0]:>9.2f}{cosines[1]:>9.2f}{conflict:>9.0%}",
+        flush=True,
+    )
+
+
+def draw(runs, path):
+    """Draws how well the digits and the drawing are done, and how often gradients conflict."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for index, (name, results) in enumerate(runs.items()):
+        values = 100 * np.array([result.scores for result in results])
+        digits, drawing = values[:, :2].mean(axis=1), values[:, 2]
+        style = {"color": f"C{index}", "marker": "s" if index < 2 else "o"}
+        left.errorbar(
+            digits.mean(), drawing.mean(), drawing.std(), digits.std(), label=name, **style
+        )
+        conflicts = 100 * telemetry(results, "conflict")
+        right.plot(np.arange(1, len(conflicts) + 1), conflicts, color=style["color"], label=name)
+    left.set(xlabel="accuracy of the digits, %", ylabel="explained variance of the drawing, %")
+    left.set_title("Images of unseen digits")
+    right.set(xlabel="epoch", ylabel="steps in which gradients conflict, %", ylim=(0, 103))
+    right.set_title("Conflicts")
+    left.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--seeds", type=int, default=1, help="how many trainings of each kind")
+    parser.add_argument("--weights", type=float, nargs="+", default=GRID, help="of the drawing")
+    parser.add_argument("--rules", nargs="*", choices=RULES, default=RULES)
+    parser.add_argument("--log-dir", default="logs/multi_digit", help="folder for TensorBoard")
+    parser.add_argument("--picture", help="file for the picture, in LOG_DIR by default")
+    arguments = parser.parse_args(argv)
+    heads = ("accuracy left", "accuracy right", "drawing explained")
+    print(f"{'':<18}{''.join(f'{head:>17}' for head in heads)}{'length':>9}{'cosine of left':>18}")
+    print(f"{'':<69}{'drawing':>9}{'~right':>9}{'~drawing':>9}{'conflict':>9}")
+    runs = compare(
+        arguments.epochs,
+        arguments.seeds,
+        arguments.weights,
+        arguments.rules,
+        arguments.log_dir,
+    )
+    picture = arguments.picture or str(Path(arguments.log_dir) / "multi_digit.png")
+    draw(runs, picture)
+    print(f"Picture: {picture}\nCurves and heat maps: tensorboard --logdir {arguments.log_dir}")
+    return runs
+
+
+if __name__ == "__main__":
+    main()
