@@ -313,9 +313,9 @@ def test_cagrad_is_optimal(kind, count, dtype, c):
 
         # The mean of conflicting gradients is itself short by cancelling.
         tolerance = 1e-3 if kind is conflicting and dtype == "float32" else 1e-5
-        sizes = np.abs(gramian) @ (mean + np.abs(added))
-        excess = length(added) - c * length(mean)
-        assert excess <= tolerance * np.sqrt(np.abs(added) @ np.abs(gramian) @ np.abs(added))
+        size = mean + np.abs(added)
+        sizes = np.abs(gramian) @ size
+        assert length(added) - c * length(mean) <= tolerance * np.sqrt(size @ sizes)
         # Weak duality: the minimum over w is no less than the least gain; they meet.
         w = np.maximum(added, 0) / np.sum(np.maximum(added, 0))
         dual = w @ gramian @ mean + c * length(mean) * length(w)

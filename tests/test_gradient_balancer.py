@@ -124,6 +124,43 @@ def test_structure_is_balanced_as_one():
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_length_of_a_sequence_need_not_be_known():
+    inputs = keras.Input((None, 5))
+    x = keras.layers.Dense(4)(inputs)
+    layer = kj.layers.GradientBalancer(["a", "b"], "mgda")
+    z = layer([x, keras.layers.GlobalAveragePooling1D()(x)])
+    assert z["a"][0].shape == (None, None, 4)
+    outputs = {}
+    for term in "ab":
+        pooled = keras.layers.GlobalMaxPooling1D()(z[term][0])
+        outputs[term] = keras.layers.Dense(1)(keras.layers.Concatenate()([pooled, z[term][1]]))
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", loss=dict.fromkeys("ab", "mean_squared_error"))
+    for length in (7, 3):
+        sequences = GENERATOR.normal(size=(8, length, 5))
+        model.fit(sequences, dict.fromkeys("ab", sequences[:, 0, :1]), verbose=0)
+    assert np.all(layer.statistics().norms > 0)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        np.zeros((3, 2), "int32"),
+        np.zeros((), "float32"),
+        [],
+        [np.zeros((3, 2), "float32"), np.zeros((3, 2), "float16")],
+        [np.zeros((3, 2), "float32"), np.zeros((2, 2), "float32")],
+    ],
+    ids=["integers", "scalar", "nothing", "dtypes", "batches"],
+)
+def test_invalid_input(inputs):
+    inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
+    layer = kj.layers.GradientBalancer(TERMS)
+    layer.build(None)
+    with pytest.raises(ValueError, match="`inputs`.*Received: inputs of shapes"):
+        layer(inputs, training=True)
+
+
 def test_orders_of_pcgrad_differ_from_step_to_step():
     layer = kj.layers.GradientBalancer(TERMS, "pcgrad")
     # Conflicting enough for the order to matter.

@@ -60,15 +60,15 @@ class GradientBalancer(GradientCombination):
         **kwargs: `dtype`, as in `keras.layers.Layer`.
 
     Input shape:
-        `(batch, ...)`, or a structure (a list, a dict) of such tensors with the same batch and
-        dtype, whose gradients are balanced together.
+        `(batch, ...)`, or a structure (a list, a dict) of such tensors of floating-point numbers
+        with the same batch and dtype, whose gradients are balanced together.
 
     Output shape:
         For each term the input: a dict.
 
     Raises:
         ValueError: If an argument is invalid, or the aggregator needs the losses, which are not
-            known in the backward pass.
+            known in the backward pass; when called, if the input is anything else.
 
     References:
         - Sener and Koltun, 2018, Multi-Task Learning as Multi-Objective Optimization (the gradients
@@ -92,8 +92,9 @@ class GradientBalancer(GradientCombination):
         # `None` in a model whose `call` takes no `training`.
         if training is False:
             return dict.fromkeys(self.terms, inputs)
-        tensors = keras.tree.flatten(inputs)
-        sizes = [math.prod(x.shape[1:]) for x in tensors]
+        tensors = _validated(inputs)
+        # Of the static sizes as many as there are.
+        sizes = [math.prod(ops.shape(x)[1:]) for x in tensors]
         joined = ops.concatenate(
             [ops.reshape(x, (-1, size)) for x, size in zip(tensors, sizes, strict=True)], axis=1
         )
@@ -101,7 +102,7 @@ class GradientBalancer(GradientCombination):
 
         def unjoined(copy):
             parts = [
-                ops.reshape(copy[:, end - size : end], (-1, *x.shape[1:]))
+                ops.reshape(copy[:, end - size : end], (-1, *ops.shape(x)[1:]))
                 for x, size, end in zip(tensors, sizes, ends, strict=True)
             ]
             return keras.tree.pack_sequence_as(inputs, parts)
@@ -110,6 +111,7 @@ class GradientBalancer(GradientCombination):
         return {term: unjoined(copy) for term, copy in zip(self.terms, copies, strict=True)}
 
     def compute_output_spec(self, inputs, training=None):
+        _validated(inputs)
         return {
             term: keras.tree.map_structure(
                 lambda x: keras.KerasTensor(x.shape, dtype=x.dtype), inputs
@@ -119,3 +121,19 @@ class GradientBalancer(GradientCombination):
 
     def compute_mask(self, inputs, mask=None):
         return dict.fromkeys(self.terms, mask)
+
+
+def _validated(inputs) -> list:
+    """Returns the tensors, or raises `ValueError` if they cannot be balanced as one."""
+    tensors = keras.tree.flatten(inputs)
+    dtypes = {keras.backend.standardize_dtype(x.dtype) for x in tensors}
+    has_batch = all(len(x.shape) for x in tensors)
+    batches = {x.shape[0] for x in tensors if len(x.shape) and x.shape[0] is not None}
+    is_one = len(dtypes) == 1 and has_batch and len(batches) <= 1
+    if not is_one or not keras.backend.is_float_dtype(*dtypes):
+        received = [(tuple(x.shape), keras.backend.standardize_dtype(x.dtype)) for x in tensors]
+        raise ValueError(
+            "Invalid value for argument `inputs`. Expected floating-point tensors of one batch and "
+            f"one dtype. Received: inputs of shapes and dtypes {received}"
+        )
+    return tensors
