@@ -25,7 +25,15 @@ import keras_jointloss as kj
 TASKS = ("left", "right", "drawing")
 # Constant weights of the drawing to choose from; those of the digits are 1.
 GRID = (0.1, 0.01, 0.001, 0.0001, 0.00001)
+LEVELS = ("representation", "parameters")
 RULES = ("mean", "pcgrad", "mgda", "cagrad", "nash_mtl", "aligned_mtl", "imtl_g", "upgrad")
+
+HEAD = (
+    ("", "accuracy", "accuracy", "variance", "length", "cosine", "cosine", "steps"),
+    ("", "left", "right", "explained", "drawing:", "left~", "left~", "in"),
+    ("", "", "", "", "left", "right", "drawing", "conflict"),
+)
+WIDTHS = (18, 18, 18, 18, 10, 10, 10, 10)
 
 
 class Result(NamedTuple):
@@ -64,15 +72,19 @@ def load(seed):
     ]
 
 
-def build(aggregator):
+def build(aggregator, level):
     """Returns a network with a trunk that the three tasks share."""
     image = keras.Input((12, 12, 1), name="image")
-    x = keras.layers.Rescaling(1 / 255)(image)
+    trunk = keras.Sequential([keras.layers.Rescaling(1 / 255)], name="trunk")
     for filters in (16, 32):
-        x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
-        x = keras.layers.MaxPooling2D()(x)
-    x = keras.layers.Dense(48, activation="relu")(keras.layers.Flatten()(x))
-    z = kj.layers.GradientBalancer(TASKS, aggregator, name="balancer")(x)
+        trunk.add(keras.layers.Conv2D(filters, 3, padding="same", activation="relu"))
+        trunk.add(keras.layers.MaxPooling2D())
+    trunk.add(keras.layers.Flatten())
+    trunk.add(keras.layers.Dense(48, activation="relu"))
+    if level == "parameters":
+        z = kj.layers.SharedTrunk(trunk, TASKS, aggregator)(image)
+    else:
+        z = kj.layers.GradientBalancer(TASKS, aggregator)(trunk(image))
     drawing = keras.layers.Dense(128, activation="relu")(z["drawing"])
     drawing = keras.layers.Reshape((12, 12, 1))(keras.layers.Dense(144)(drawing))
     outputs = {
@@ -92,11 +104,11 @@ def scores(model, images, targets):
     return np.array([*accuracies, 1 - error / variance])
 
 
-def train(data, epochs, seed, weight=1.0, aggregator=None, log_dir=None):
+def train(data, epochs, seed, weight=1.0, aggregator=None, level=LEVELS[0], log_dir=None):
     """Trains a network, with a weight of the drawing and with an aggregator, or the plain sum."""
     training, validation, test = data
     keras.utils.set_random_seed(seed)
-    model = build(aggregator)
+    model = build(aggregator, level)
     losses = {
         "left": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         "right": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -116,14 +128,14 @@ def tuned(runs):
     return max(runs, key=lambda weight: np.mean([run.validation for run in runs[weight]]))
 
 
-def compare(epochs, seeds, grid, rules, log_dir):
+def compare(epochs, seeds, grid, rules, level, log_dir):
     """Returns the results for each way to combine the terms, one for each seed."""
     data = [load(seed) for seed in range(seeds)]
 
     def run(name, **way):
         logs = str(Path(log_dir) / name)  # Of the first seed.
         return [
-            train(data[seed], epochs, seed, **way, log_dir=None if seed else logs)
+            train(data[seed], epochs, seed, level=level, log_dir=None if seed else logs, **way)
             for seed in range(seeds)
         ]
 
@@ -148,20 +160,17 @@ def telemetry(results, name):
 def report(name, results):
     """Prints a row of the table."""
     values = np.array([result.scores for result in results])
-    cells = [
-        f"{mean:>9.1%} +- {deviation:>4.1%}"
+    cells = "".join(
+        f"{mean:>10.1%} +- {deviation:>4.1%}"
         for mean, deviation in zip(values.mean(axis=0), values.std(axis=0), strict=True)
-    ]
-    lengths = [telemetry(results, f"{task}_norm").mean() for task in TASKS]
-    cosines = [
-        telemetry(results, f"{pair}_cosine").mean() for pair in ("left~right", "left~drawing")
-    ]
-    conflict = telemetry(results, "conflict").mean()
-    print(
-        f"{name:<18}{''.join(cells)}{lengths[2] / lengths[0]:>9.2g}"
-        f"{cosines[0]:>9.2f}{cosines[1]:>9.2f}{conflict:>9.0%}",
-        flush=True,
     )
+    left, _, drawing = (telemetry(results, f"{task}_norm").mean() for task in TASKS)
+    cosines = "".join(
+        f"{telemetry(results, f'{pair}_cosine').mean():>10.2f}"
+        for pair in ("left~right", "left~drawing")
+    )
+    conflict = telemetry(results, "conflict").mean()
+    print(f"{name:<18}{cells}{drawing / left:>10.2g}{cosines}{conflict:>10.0%}", flush=True)
 
 
 def draw(runs, path):
@@ -191,21 +200,24 @@ def draw(runs, path):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=1, help="how many trainings of each kind")
     parser.add_argument("--weights", type=float, nargs="+", default=GRID, help="of the drawing")
     parser.add_argument("--rules", nargs="*", choices=RULES, default=RULES)
+    parser.add_argument(
+        "--level", choices=LEVELS, default=LEVELS[0], help="where gradients are combined"
+    )
     parser.add_argument("--log-dir", default="logs/multi_digit", help="folder for TensorBoard")
     parser.add_argument("--picture", help="file for the picture, in LOG_DIR by default")
     arguments = parser.parse_args(argv)
-    heads = ("accuracy left", "accuracy right", "drawing explained")
-    print(f"{'':<18}{''.join(f'{head:>17}' for head in heads)}{'length':>9}{'cosine of left':>18}")
-    print(f"{'':<69}{'drawing':>9}{'~right':>9}{'~drawing':>9}{'conflict':>9}")
+    for line in HEAD:
+        print("".join(f"{cell:>{width}}" for cell, width in zip(line, WIDTHS, strict=True)))
     runs = compare(
         arguments.epochs,
         arguments.seeds,
         arguments.weights,
         arguments.rules,
+        arguments.level,
         arguments.log_dir,
     )
     picture = arguments.picture or str(Path(arguments.log_dir) / "multi_digit.png")

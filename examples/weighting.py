@@ -27,6 +27,7 @@ RULES = {
     "GeometricMean": kj.weighting.GeometricMean,
     "SmoothTchebycheff": kj.weighting.SmoothTchebycheff,
     "FAMO": kj.weighting.FAMO,
+    "GradNorm": kj.weighting.GradNorm,
     "RandomWeighting": kj.weighting.RandomWeighting,
 }
 
@@ -38,9 +39,11 @@ def build(image_shape, categories, dim):
     for filters in (16, 32, 64):
         x = keras.layers.Conv2D(filters, 3, strides=2, padding="same", activation="relu")(x)
     x = keras.layers.Dense(64, activation="relu")(keras.layers.Flatten()(x))
+    # Changes nothing by itself: GradNorm learns of the gradients from it.
+    z = kj.layers.GradientBalancer(TASKS, aggregator=None)(x)
     outputs = {
-        "category": keras.layers.Dense(categories, name="category")(x),
-        "meaning": keras.layers.Dense(dim, name="meaning")(x),
+        "category": keras.layers.Dense(categories, name="category")(z["category"]),
+        "meaning": keras.layers.Dense(dim, name="meaning")(z["meaning"]),
     }
     return keras.Model(image, outputs)
 

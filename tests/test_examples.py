@@ -3,6 +3,7 @@
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -78,6 +79,26 @@ def check_weighting(lines):
     assert len(list(Path("logs").glob("weight_*/events*"))) == 2
 
 
+def check_multi_digit(lines):
+    """Checks that the drawing's gradients rule the digits' unless a weight or a rule hinders."""
+    rows = {line[:18].strip(): line[18:] for line in lines if "+-" in line}
+    assert list(rows) == ["plain sum", "drawing x 0.001", "drawing x 0.1", "mgda"]
+    ratios, digits = {}, {}
+    for name, cells in rows.items():
+        left, _, right, _, explained, _, ratio, *cosines, conflict = (
+            float(cell.rstrip("%")) for cell in cells.replace("+-", "").split()
+        )
+        assert -20 < explained < 100
+        assert np.all(np.abs(cosines) < 0.5)
+        assert 0 < conflict <= 100
+        ratios[name], digits[name] = ratio, left + right
+    assert ratios["plain sum"] > 5 * ratios["drawing x 0.1"] > 50 * ratios["drawing x 0.001"]
+    assert digits["mgda"] > 2 * digits["plain sum"]
+    assert sum(line.startswith("Of the constant weights, 0.") for line in lines) == 1
+    assert Path("logs/multi_digit.png").stat().st_size > 10000
+    assert len(list(Path("logs").glob("*/train/events*"))) == 4
+
+
 # The scripts by name: the arguments that make them quick, and what to check in what they print.
 SCRIPTS = {
     "emoji": (
@@ -87,6 +108,10 @@ SCRIPTS = {
     "momentum": (
         ["--epochs", "1", "--batch-size", "128", "--memory-sizes", "0", "64"],
         check_momentum,
+    ),
+    "multi_digit": (
+        ["--epochs", "1", "--log-dir", "logs", "--weights", "0.001", "0.1", "--rules", "mgda"],
+        check_multi_digit,
     ),
     "weighting": (
         ["--epochs", "1", "--log-dir", "logs", "--weights", "1", "30", "--rules", "FAMO"],

@@ -18,7 +18,9 @@ def operation_types(function) -> list[str]:
     "ignore:The `native_serialization` parameter:DeprecationWarning"
 )  # Keras.
 @pytest.mark.backend("tensorflow", "jax")
-@pytest.mark.parametrize("name", ["pairs", "layers", "nested", "family_layers"])
+@pytest.mark.parametrize(
+    "name", ["pairs", "layers", "nested", "balanced", "shared", "family_layers"]
+)
 def test_exported_model_predicts_the_same(name, tmp_path):
     import tensorflow as tf
 

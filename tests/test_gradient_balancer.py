@@ -157,7 +157,7 @@ def test_invalid_input(inputs):
     inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
     layer = kj.layers.GradientBalancer(TERMS)
     layer.build(None)
-    with pytest.raises(ValueError, match="`inputs`.*Received: inputs of shapes"):
+    with pytest.raises(ValueError, match=r"`inputs`.*Received: inputs of shapes"):
         layer(inputs, training=True)
 
 

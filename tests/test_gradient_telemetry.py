@@ -168,6 +168,31 @@ def test_tensorboard_has_numbers_and_a_picture(tmp_path):
     assert png.startswith(b"\x89PNG")
 
 
+def length(y_true, y_pred):
+    """A loss that is 0 where `y_true` is, but whose gradient is not finite there."""
+    return ops.sqrt(ops.sum(ops.square(y_true * y_pred), axis=-1))
+
+
+@pytest.mark.parametrize("mode", [{}, {"jit_compile": True}])
+def test_terms_are_named_whose_gradients_are_the_first_that_are_not_finite(mode):
+    if mode and BACKEND in ("jax", "torch"):
+        pytest.skip("lacks it")
+    model = build("mgda")
+    losses = {"a": length, "b": "mean_squared_error"}
+    model.compile("sgd", **kj.joint_loss(losses), **mode)
+    y = {**Y, "a": Y["a"].copy()}
+    y["a"][16:24] = 0  # In the third step.
+    callback = kj.callbacks.JointLossCallback()
+    with pytest.warns(UserWarning, match="gradients of the terms") as caught:
+        model.fit(X, y, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=[callback])
+    told = [str(warning.message) for warning in caught if "gradients" in str(warning.message)]
+    assert told == [
+        "The gradients of the terms ['a'] are not finite at layer 'balancer' (train, step 3)."
+    ]
+    layer = model.get_layer("balancer")
+    assert layer.statistics().nonfinite_step.tolist() == [6, 6]  # Nothing is finite any more.
+
+
 def test_several_layers_have_names_of_their_own():
     inputs = keras.Input((5,))
     trunk = keras.layers.Dense(4)(inputs)

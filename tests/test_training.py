@@ -18,7 +18,7 @@ BACKEND = keras.backend.backend()
 
 
 # What the slowest modes are tried on: the others differ from these in the model around them only.
-ESSENTIAL = ("outputs", "pairs", "layers", "adapted", "balanced")
+ESSENTIAL = ("outputs", "pairs", "layers", "adapted", "balanced", "shared")
 # All the contrastive losses: they take long to compile, and differ in what they compute only.
 FAMILY = ("family_outputs", "family_layers")
 OTHERS = tuple(name for name in SUBJECTS if name not in FAMILY)

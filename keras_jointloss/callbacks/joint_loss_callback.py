@@ -74,7 +74,8 @@ class JointLossCallback(keras.callbacks.Callback):
 
     `History` has `<term>_loss` and `<term>_weight` of every term, also where Keras does not show
     them by itself, and what the tags above tell of gradients, with underscores for slashes:
-    `gradients_conflict`. A warning names each term whose loss is not finite.
+    `gradients_conflict`. A warning names each term whose loss is not finite, and those whose
+    gradients were the first that were not.
 
     Args:
         log_dir: The folder for TensorBoard, or `None` to write nothing.
@@ -183,11 +184,13 @@ class JointLossCallback(keras.callbacks.Callback):
         for run, prefix in (("train", ""), ("validation", "val_")):
             for name, reading in self._readings.get(run, {}).items():
                 if not math.isfinite(reading.get("loss", 0.0)):
-                    self._warn_once(name, reading["loss"], f"{run}, step {step}")
+                    what = f"The loss of term {name!r} is {reading['loss']} ({run}, step {step})."
+                    self._warn_once(f"loss of {name}", what)
                 for key, value in reading.items():
                     if key != "weighted":
                         logs.setdefault(f"{prefix}{name}_{key}", value)
         statistics = self._statistics()
+        self._warn_of_gradients(statistics)
         gradients = self._by_tag(statistics)
         logs.update({tag.replace("/", "_"): value for tag, value in gradients.items()})
         if step > self._written_step:
@@ -280,10 +283,21 @@ class JointLossCallback(keras.callbacks.Callback):
                     reading.pop("loss", None)
                     reading.pop("weighted", None)
 
-    def _warn_once(self, name: str, loss: float, where: str) -> None:
-        if name not in self._warned:
-            self._warned.add(name)
-            warnings.warn(f"The loss of term {name!r} is {loss} ({where}).", stacklevel=2)
+    def _warn_of_gradients(self, told: dict[str, GradientStatistics]) -> None:
+        if isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer):
+            return  # It tries scales that are too large on purpose, and skips these steps.
+        for prefix, statistics in told.items():
+            layer = self._gradient_layers[prefix]
+            if statistics.nonfinite_step.any():
+                step = statistics.nonfinite_step.max()
+                terms = [layer.terms[i] for i in statistics.nonfinite_step.nonzero()[0]]
+                what = f"not finite at layer {layer.name!r} (train, step {step})"
+                self._warn_once(prefix, f"The gradients of the terms {terms} are {what}.")
+
+    def _warn_once(self, about: str, what: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            warnings.warn(what, stacklevel=3)
 
     def _writer(self, run: str) -> SummaryWriter:
         if run not in self._writers:

@@ -160,6 +160,7 @@ class GradientCombination(keras.layers.Layer):
             rows = sum_over_replicas(ops.sum(gradients, axis=1))
         else:
             rows = ops.reshape(gradients, (len(self.terms), -1))
+        is_sound = ops.all(ops.isfinite(rows), axis=1)
         # Squares could leave the range of the dtype. Each replica would have a scale of its own.
         largest = ops.max(ops.absolute(rows)) if replicas == 1 else ops.ones_like(rows[0, 0])
         scale = ops.where(largest == 0, 1, largest)
@@ -167,6 +168,8 @@ class GradientCombination(keras.layers.Layer):
         gramian = ops.einsum("im,jm->ij", rows, rows)
         if self.reduction == "flatten":
             gramian = sum_over_replicas(gramian)
+        if replicas > 1:
+            is_sound = ops.isfinite(ops.diagonal(gramian))
         # Keras divides what layers add to the loss by the number of replicas. The probe is 0 in a
         # training loop that leaves out what layers add.
         loss_scale = ops.sum(ops.cast(upstream[-1, :1, :1], dtype)) * (replicas / _PROBE)
@@ -179,10 +182,10 @@ class GradientCombination(keras.layers.Layer):
             coefficients = ops.where(before[0, 0] > 0, smooth, coefficients)
         combined = ops.sum(coefficients[:, None, None] * gradients, axis=0)
         return ops.cast(combined, upstream.dtype), self._made(
-            gramian, scale, coefficients, step, before
+            gramian, scale, coefficients, is_sound, step, before
         )
 
-    def _made(self, gramian, scale, coefficients, step, before):
+    def _made(self, gramian, scale, coefficients, is_sound, step, before):
         """Returns the record of a step, or `None`."""
         if self.record is None:
             return None
@@ -194,6 +197,7 @@ class GradientCombination(keras.layers.Layer):
             lengths=scale * lengths * is_there,
             coefficients=coefficients,
             cosines=cosines,
+            is_sound=is_sound,
             before=before,
             accumulated_steps=self._accumulated_steps,
         )

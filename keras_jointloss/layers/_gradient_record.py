@@ -25,6 +25,10 @@ class GradientStatistics(NamedTuple):
         conflicts: `(terms, terms)`, in which share of these steps the cosine was negative, by more
             than rounding.
         conflict: In which share of all steps any cosine was negative.
+        nonfinite_step: `(terms,)`, the number of the first step, counted from 1 at the layer's
+            first training, in which any gradient was not finite, for the terms whose gradient it
+            was; 0 for others. Such a step is in none of the means, which are `nan` if no other
+            was taken.
     """
 
     norms: np.ndarray
@@ -32,6 +36,7 @@ class GradientStatistics(NamedTuple):
     cosines: np.ndarray
     conflicts: np.ndarray
     conflict: float
+    nonfinite_step: np.ndarray
 
     def by_tag(self, terms: Sequence[str]) -> dict[str, float]:
         """Returns the numbers by the names they are logged under; none that is `nan`.
@@ -44,11 +49,10 @@ class GradientStatistics(NamedTuple):
             numbers[f"{term}/norm"] = float(self.norms[i])
             numbers[f"{term}/coefficient"] = float(self.coefficients[i])
             for j in range(i + 1, len(terms)):
-                if not np.isnan(self.cosines[i, j]):
-                    pair = f"{term}~{terms[j]}"
-                    numbers[f"{pair}/cosine"] = float(self.cosines[i, j])
-                    numbers[f"{pair}/conflict"] = float(self.conflicts[i, j])
-        return numbers
+                pair = f"{term}~{terms[j]}"
+                numbers[f"{pair}/cosine"] = float(self.cosines[i, j])
+                numbers[f"{pair}/conflict"] = float(self.conflicts[i, j])
+        return {tag: number for tag, number in numbers.items() if not np.isnan(number)}
 
 
 class GradientRecord:
@@ -59,8 +63,9 @@ class GradientRecord:
     backward pass assigns it. The next forward pass of training adds it to the sums.
 
     The record is a matrix `(3 + terms, terms)` of the number of the step, the lengths, the
-    coefficients and the cosines. It is held as its positive and its negative part, since of the
-    steps whose gradients an optimizer accumulates Keras takes the maximum.
+    coefficients and the cosines. The length of a gradient that is not finite is -1. The record is
+    held as its positive and its negative part, since of the steps whose gradients an optimizer
+    accumulates Keras takes the maximum.
 
     Args:
         terms: How many.
@@ -80,8 +85,9 @@ class GradientRecord:
             self.latest.overwrite_with_gradient = True
         else:
             self.latest = layer_state(f"{name}_latest", shape, 0.0, **replicated)
-        # Of: 1, any conflict, lengths, coefficients; cosines, both there, conflicts.
-        self.sums = layer_state(f"{name}_sums", (4 + 3 * terms, terms), 0.0, **replicated)
+        # Of: 1, any conflict, lengths, coefficients; cosines, both there, conflicts. At last, no
+        # sum, the step in which a gradient was not finite first.
+        self.sums = layer_state(f"{name}_sums", (5 + 3 * terms, terms), 0.0, **replicated)
         # The number of the step that was added last.
         self.added = layer_state(f"{name}_added", (), 0.0, **replicated)
 
@@ -105,7 +111,7 @@ class GradientRecord:
         record = ops.stop_gradient(self.decode(ops.copy(self.latest)))
         return record[0, 0], record[1]
 
-    def made(self, step, lengths, coefficients, cosines, before, accumulated_steps):
+    def made(self, step, lengths, coefficients, cosines, is_sound, before, accumulated_steps):
         """Returns the record of a step in the form that is kept.
 
         Args:
@@ -113,7 +119,9 @@ class GradientRecord:
             lengths: `(terms,)`.
             coefficients: `(terms,)`.
             cosines: `(terms, terms)`, 0 for a term without gradient.
-            before: The record before, which stays if this one is not finite.
+            is_sound: `(terms,)`, whether the gradient of a term is finite.
+            before: The record before, which stays if this one is not finite, but for the number
+                of the step and the lengths if that is for the gradient of a term.
             accumulated_steps: From how many steps the optimizer accumulates gradients.
         """
         number = ops.cast(step % 2**23 + 1, lengths.dtype)  # exact in single precision
@@ -122,6 +130,8 @@ class GradientRecord:
         is_finite = ops.all(ops.isfinite(record))
         # A product with what is not finite would not be finite, where a choice is.
         record = ops.where(is_finite, record, before)
+        marks = ops.cast(ops.stack([rows[0], ops.where(is_sound, 0, -1)]), before.dtype)
+        record = ops.where(ops.all(is_sound), record, ops.concatenate([marks, before[2:]]))
         if self.is_trained and accumulated_steps > 1:
             # The maximum is then the record of the last step, as all others are 0.
             is_last = number >= before[0, 0] + accumulated_steps
@@ -134,16 +144,24 @@ class GradientRecord:
         number = record[0, 0]
         is_new = ops.not_equal(number, ops.copy(self.added))
         is_new = ops.logical_and(is_new, number > 0)
-        self.sums.assign_add(ops.where(is_new, self._summands(record), 0))
+        sums = ops.copy(self.sums)
+        self.sums.assign(ops.where(is_new, self._extended(sums, record), sums))
         self.added.assign(ops.where(is_new, number, ops.copy(self.added)))
 
-    def _summands(self, record):
+    def _extended(self, sums, record):
+        """Returns the sums with a further record."""
         one = ops.ones_like(record[0])
         is_there = ops.cast(record[1] > 0, record.dtype)
         both = is_there[:, None] * is_there[None, :]
         conflicts = ops.cast(record[3:] < -_ROUNDING, record.dtype)
         head = ops.stack([one, one * ops.max(conflicts), record[1], record[2]])
-        return ops.concatenate([head, record[3:], both, conflicts])
+        summands = ops.concatenate([head, record[3:], both, conflicts])
+        is_unsound = record[1] < 0
+        summands = ops.where(ops.any(is_unsound), 0, summands)
+        # Once a weight is not finite nothing is: where that comes from the first step tells.
+        is_first = ops.logical_and(is_unsound, ops.max(sums[-1]) == 0)
+        last = ops.where(is_first, record[0], sums[-1])
+        return ops.concatenate([sums[:-1] + summands, last[None, :]])
 
     # From the host.
 
@@ -157,11 +175,12 @@ class GradientRecord:
         sums = to_numpy(self.sums).astype("float64")
         record = self.decode(to_numpy(self.latest).astype("float64"))
         if record[0, 0] not in (0, to_numpy(self.added)):
-            sums = sums + ops.convert_to_numpy(self._summands(ops.convert_to_tensor(record)))
-        steps = sums[0, 0]
-        if not steps:
+            extended = self._extended(ops.convert_to_tensor(sums), ops.convert_to_tensor(record))
+            sums = ops.convert_to_numpy(extended)
+        if not sums.any():
             return None
-        cosines, both, conflicts = np.split(sums[4:], 3)
+        steps = sums[0, 0] or np.nan
+        cosines, both, conflicts = np.split(sums[4:-1], 3)
         both = np.where(both, both, np.nan)
         return GradientStatistics(
             norms=sums[2] / steps,
@@ -169,6 +188,7 @@ class GradientRecord:
             cosines=cosines / both,
             conflicts=conflicts / both,
             conflict=float(sums[1, 0] / steps),
+            nonfinite_step=sums[-1].astype("int64"),
         )
 
     def reset(self) -> None:
