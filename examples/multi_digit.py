@@ -173,29 +173,46 @@ def report(name, results):
     print(f"{name:<18}{cells}{drawing / left:>10.2g}{cosines}{conflict:>10.0%}", flush=True)
 
 
+def drawing_share(results):
+    """Returns the drawing's share in the lengths of what the trunk gets, for each epoch."""
+    parts = [
+        telemetry(results, f"{task}_norm") * telemetry(results, f"{task}_coefficient")
+        for task in TASKS
+    ]
+    return parts[-1] / np.sum(parts, axis=0)
+
+
 def draw(runs, path):
-    """Draws how well the digits and the drawing are done, and how often gradients conflict."""
+    """Draws how well the tasks are done, what the trunk gets, and how often gradients conflict."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    figure, (left, middle, right) = pyplot.subplots(
+        1, 3, figsize=(15, 4.5), layout="constrained", width_ratios=(3, 2, 2)
+    )
     for index, (name, results) in enumerate(runs.items()):
         values = 100 * np.array([result.scores for result in results])
         digits, drawing = values[:, :2].mean(axis=1), values[:, 2]
-        style = {"color": f"C{index}", "marker": "s" if index < 2 else "o"}
+        color = f"C{index}"
         left.errorbar(
-            digits.mean(), drawing.mean(), drawing.std(), digits.std(), label=name, **style
+            *(digits.mean(), drawing.mean(), drawing.std(), digits.std()),
+            marker="s" if index < 2 else "o",
+            color=color,
+            label=name,
         )
-        conflicts = 100 * telemetry(results, "conflict")
-        right.plot(np.arange(1, len(conflicts) + 1), conflicts, color=style["color"], label=name)
+        epochs = np.arange(1, len(results[0].history["loss"]) + 1)
+        middle.plot(epochs, 100 * drawing_share(results), color=color)
+        right.plot(epochs, 100 * telemetry(results, "conflict"), color=color)
     left.set(xlabel="accuracy of the digits, %", ylabel="explained variance of the drawing, %")
     left.set_title("Images of unseen digits")
-    right.set(xlabel="epoch", ylabel="steps in which gradients conflict, %", ylim=(0, 103))
-    right.set_title("Conflicts")
     left.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    middle.set(xlabel="epoch", ylim=(0, 103))
+    middle.set_title("The drawing's share in what the trunk gets, %")
+    right.set(xlabel="epoch", ylim=(0, 103))
+    right.set_title("Steps in which gradients conflict, %")
+    figure.savefig(path, dpi=90)
 
 
 def main(argv=None):

@@ -293,6 +293,8 @@ class Subject(NamedTuple):
         terms: The names of the terms.
         couples_batch: Whether the loss of an item depends on the other items of its batch.
         is_adapted: Whether a rule moves the weights.
+        has_statistics: Whether a layer keeps statistics of batches. Under `MirroredStrategy` Keras
+            has each replica keep those of its own.
     """
 
     make: Callable
@@ -300,6 +302,7 @@ class Subject(NamedTuple):
     terms: tuple[str, ...]
     couples_batch: bool = False
     is_adapted: bool = False
+    has_statistics: bool = False
 
 
 SUBJECTS = {
@@ -310,8 +313,9 @@ SUBJECTS = {
     "list_outputs": Subject(_list_outputs, ("features",), ("rating", "label")),
     "adapted": Subject(_adapted, ("features",), ("label", "rating", "agree"), is_adapted=True),
     "balanced": Subject(_balanced, ("features",), ("label", "rating"), is_adapted=True),
-    # Batch normalization takes the mean over the batch.
-    "shared": Subject(_shared, ("features",), ("label", "rating"), couples_batch=True),
+    "shared": Subject(
+        _shared, ("features",), ("label", "rating"), couples_batch=True, has_statistics=True
+    ),
     "family_outputs": Subject(
         _family_outputs,
         ("features",),

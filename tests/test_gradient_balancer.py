@@ -382,11 +382,31 @@ def test_replicas_balance_as_one_device(reduction):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_inference_does_nothing():
+@pytest.mark.parametrize("arguments", [{"training": False}, {}])
+def test_inference_does_nothing(arguments):
     layer = kj.layers.GradientBalancer(TERMS)
     x = ops.convert_to_tensor(Z)
-    layer(x)
-    assert all(copy is x for copy in layer(x, training=False).values())
+    assert all(copy is x for copy in layer(x, **arguments).values())
+
+
+def test_model_whose_call_takes_no_training_is_balanced_in_fit():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.trunk = keras.layers.Dense(4)
+            self.balancer = kj.layers.GradientBalancer(["a", "b"], "mgda")
+            self.heads = {"a": keras.layers.Dense(2), "b": keras.layers.Dense(1)}
+
+        def call(self, inputs):
+            z = self.balancer(self.trunk(inputs))
+            return {term: head(z[term]) for term, head in self.heads.items()}
+
+    model = Model()
+    model.compile("sgd", loss=dict.fromkeys("ab", "mean_squared_error"))
+    fit(model, 1)
+    statistics = model.balancer.statistics()
+    assert np.sum(statistics.coefficients) == pytest.approx(1)
+    assert np.all(statistics.norms > 0)
 
 
 @pytest.mark.parametrize(

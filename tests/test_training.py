@@ -194,12 +194,13 @@ def test_training(name, mode_name, tmp_path):
     again = loaded.evaluate(**evaluate)
     if not (mode.mirrored and subject.couples_batch):  # The loaded model has a single replica.
         assert {key: again[key] for key in evaluated} == pytest.approx(evaluated, tolerance)
-    for old, new in zip(
-        keras.tree.flatten(predicted),
-        keras.tree.flatten(loaded.predict(arguments["x"], verbose=0)),
-        strict=True,
-    ):
-        np.testing.assert_allclose(old, new, rtol=tolerance, atol=tolerance)
+    if not (mode.mirrored and subject.has_statistics):
+        for old, new in zip(
+            keras.tree.flatten(predicted),
+            keras.tree.flatten(loaded.predict(arguments["x"], verbose=0)),
+            strict=True,
+        ):
+            np.testing.assert_allclose(old, new, rtol=tolerance, atol=tolerance)
 
     # And goes on from where it was.
     steps = optimizer_step(loaded)

@@ -117,6 +117,14 @@ class GradientCombination(keras.layers.Layer):
         self._accumulated_steps = steps
         return is_new
 
+    def _is_trained(self, training: bool | None) -> bool:
+        """Returns whether a call with this `training` can be followed by a backward pass."""
+        if training is not None:
+            return bool(training)
+        # As for all layers of Keras, who can say so and does not does not train; an export is such.
+        # But `fit` cannot say it to a model whose `call` takes no `training`.
+        return not self._get_call_context().entry_layer._call_has_training_arg
+
     def _copies(self, x) -> list:
         """Returns a copy of the matrix `x` for each term, whose gradients are combined."""
         step = ops.copy(self._step)

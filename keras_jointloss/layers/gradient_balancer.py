@@ -89,8 +89,7 @@ class GradientBalancer(GradientCombination):
     """
 
     def call(self, inputs, training=None):
-        # `None` in a model whose `call` takes no `training`.
-        if training is False:
+        if not self._is_trained(training):
             return dict.fromkeys(self.terms, inputs)
         tensors = _validated(inputs)
         # Of the static sizes as many as there are.

@@ -107,8 +107,7 @@ class SharedTrunk(GradientCombination):
 
     def call(self, inputs, training=None):
         parameters = self.trunk.trainable_variables
-        # `None` in a model whose `call` takes no `training`.
-        if training is False or not parameters:
+        if not parameters or not self._is_trained(training):
             return dict.fromkeys(self.terms, self._run(inputs, training))
         values = [ops.convert_to_tensor(variable) for variable in parameters]
         dtype = float_dtype(*(value.dtype for value in values))
