@@ -402,6 +402,7 @@ def test_model_whose_call_takes_no_training_is_balanced_in_fit():
             return {term: head(z[term]) for term, head in self.heads.items()}
 
     model = Model()
+    model(X[:1])  # Makes the variables, which JAX wants before `fit`.
     model.compile("sgd", loss=dict.fromkeys("ab", "mean_squared_error"))
     fit(model, 1)
     statistics = model.balancer.statistics()
