@@ -122,8 +122,11 @@ class GradientCombination(keras.layers.Layer):
         if training is not None:
             return bool(training)
         # As for all layers of Keras, who can say so and does not does not train; an export is such.
-        # But `fit` cannot say it to a model whose `call` takes no `training`.
-        return not self._get_call_context().entry_layer._call_has_training_arg
+        # But `fit` cannot say it to a model whose `call` takes no `training`; on JAX it calls the
+        # layers of such a model one by one, and what is not needed is not computed anyhow.
+        entry = self._get_call_context().entry_layer
+        is_alone = entry is self and keras.backend.backend() == "jax"
+        return is_alone or not entry._call_has_training_arg
 
     def _copies(self, x) -> list:
         """Returns a copy of the matrix `x` for each term, whose gradients are combined."""
