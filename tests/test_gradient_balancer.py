@@ -171,6 +171,18 @@ def test_orders_of_pcgrad_differ_from_step_to_step():
     np.testing.assert_array_equal(results[0], balanced_gradient(again, Z, gradients))
 
 
+@pytest.mark.backend("tensorflow", "torch")  # On JAX an optimizer has to take part.
+def test_step_that_is_not_finite_is_no_part_of_the_smoothed_coefficients():
+    layer = kj.layers.GradientBalancer(TERMS, kj.aggregators.CAGrad(ema=0.75))
+    broken = GRADIENTS.copy()
+    broken[1, 0] = np.nan  # As in the first steps of mixed precision, whose scale is too large.
+    assert np.isnan(balanced_gradient(layer, gradients=broken)).all()
+    actual = balanced_gradient(layer)
+    expected = balanced_gradient(kj.layers.GradientBalancer(TERMS, "cagrad"))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+    assert layer.statistics().nonfinite_step.tolist() == [0, 1, 0]
+
+
 # In `fit`.
 
 X = GENERATOR.normal(size=(40, 5))

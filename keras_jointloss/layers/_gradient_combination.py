@@ -190,7 +190,8 @@ class GradientCombination(keras.layers.Layer):
             coefficients = coefficients * scale**self.aggregator.degree
         if before is not None:
             smooth = self.aggregator.smooth(before[2], coefficients)
-            coefficients = ops.where(before[0, 0] > 0, smooth, coefficients)
+            has_before = ops.any(ops.not_equal(before[2], 0))
+            coefficients = ops.where(has_before, smooth, coefficients)
         combined = ops.sum(coefficients[:, None, None] * gradients, axis=0)
         return ops.cast(combined, upstream.dtype), self._made(
             gramian, scale, coefficients, is_sound, step, before
