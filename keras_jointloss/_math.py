@@ -154,8 +154,7 @@ def scramble(x):
     """Returns pseudo-random integers for the int32 `x`, other ones for each `x`."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x446CA68B), (16, 1)):
         # The shift of an int32 keeps the sign, whose copies are cut off.
-        shifted = ops.bitwise_and(ops.right_shift(x, shift), (1 << (32 - shift)) - 1)
-        x = ops.bitwise_xor(x, shifted) * factor
+        x = (x ^ (ops.right_shift(x, shift) & ((1 << (32 - shift)) - 1))) * factor
     return x
 
 

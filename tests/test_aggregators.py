@@ -113,10 +113,10 @@ def solve(aggregator, jacobian, dtype="float32", step=0):
     return call(aggregator, "solve", gramian, losses_of(jacobian), step)
 
 
-def combine(aggregator, jacobian, dtype="float32"):
+def combine(aggregator, jacobian, dtype="float32", step=0):
     """Returns the combined gradient as a float64 array."""
     matrix = ops.convert_to_tensor(jacobian, dtype)
-    return call(aggregator, "__call__", matrix, losses_of(jacobian))
+    return call(aggregator, "__call__", matrix, losses_of(jacobian), step)
 
 
 def call(aggregator, method, matrix, losses, step=0):

@@ -7,6 +7,7 @@ from keras import ops
 
 import keras_jointloss as kj
 from tests.gradients import dtypes, value_and_gradient
+from tests.test_aggregators import combine
 
 BACKEND = keras.backend.backend()
 RULES = ("aligned_mtl", "cagrad", "imtl_g", "mean", "mgda", "nash_mtl", "pcgrad", "sum", "upgrad")
@@ -253,7 +254,7 @@ def by_hand(model, aggregator, term_weights, steps=20):
         rows = slice(8 * (step % 5), 8 * (step % 5 + 1))
         gradients, updates = by_hand_step(values, rows, term_weights)
         jacobian = np.stack(gradients).reshape(2, -1)
-        combined = ops.convert_to_numpy(aggregator(jacobian, step=step))
+        combined = combine(aggregator, jacobian, dtypes()[-1], step)
         combined = combined.reshape(gradients[0].shape)
         updates["trunk_0"], updates["trunk_1"] = X[rows].T @ combined, combined.sum(axis=0)
         for name, update in updates.items():

@@ -6,6 +6,8 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from tests.gradients import dtypes
+from tests.test_aggregators import combine
 from tests.test_gradient_balancer import (
     BACKEND,
     RULES,
@@ -39,7 +41,7 @@ def test_fit_equals_a_loop_by_hand(rule):
         at_z, updates = by_hand_step(values, rows, term_weights)
         # What each term's gradient is for the kernel and the bias of the trunk.
         of_terms = [np.concatenate([(X[rows].T @ g).ravel(), g.sum(axis=0)]) for g in at_z]
-        combined = ops.convert_to_numpy(aggregator(np.stack(of_terms), step=step))
+        combined = combine(aggregator, np.stack(of_terms), dtypes()[-1], step)
         updates["shared_0"], updates["shared_1"] = combined[:20].reshape(5, 4), combined[20:]
         for name, update in updates.items():
             values[name] = values[name] - 0.02 * update

@@ -1,9 +1,15 @@
-"""Stateless maths on Gramians, shared by the aggregators."""
+"""Stateless maths on Gramians, shared by the aggregators.
+
+Here operators go before functions of `keras.ops`: `@`, `&`, `abs` and the like. On PyTorch, which
+runs these small operations one by one, they take a fraction of the time, and of float64 they make
+float64, where `ops.matmul` makes float32.
+"""
 
 import keras
 import numpy as np
 from keras import ops
 
+_MOST_GUESSES = 8  # Two or three do, mostly.
 _MOST_ITERATIONS = 60  # Between 5 and 15 do, but for gradients that nearly cancel.
 
 
@@ -14,13 +20,12 @@ def epsilon(x) -> float:
 
 def product(matrix, vector):
     """Returns the product of a matrix and a vector."""
-    # Not `ops.matmul`, which computes float64 in float32 on PyTorch.
-    return ops.einsum("ij,j->i", matrix, vector)
+    return (matrix @ vector[:, None])[:, 0]
 
 
 def at_least(x, bound):
     """Returns the larger of a tensor and a number or tensor."""
-    # Not `ops.maximum`, which makes float32 of float64 on PyTorch.
+    # Not `ops.maximum`, which makes float32 of float64 on PyTorch. For 0 there is `ops.relu`.
     return ops.where(x < bound, ops.cast(bound, x.dtype), x)
 
 
@@ -29,9 +34,14 @@ def quadratic_form(vector, matrix):
     return ops.sum(vector * product(matrix, vector))
 
 
+def length(vector, matrix):
+    """Returns the root of `v^T M v`, 0 where rounding makes that negative."""
+    return ops.sqrt(ops.relu(quadratic_form(vector, matrix)))
+
+
 def active_terms(gramian):
     """Returns which terms have a gradient: `(k,)`, bool."""
-    return ops.not_equal(ops.diagonal(gramian), 0)
+    return ops.diagonal(gramian) != 0
 
 
 def correlation(gramian):
@@ -44,11 +54,10 @@ def correlation(gramian):
         The lengths, `(k,)`, 1 for a term without gradient; and the cosines, `(k, k)`, those of a
         term without gradient as if it were orthogonal to all others.
     """
-    is_active = active_terms(gramian)
     square = ops.diagonal(gramian)
-    lengths = ops.sqrt(ops.where(is_active, square, ops.ones_like(square)))
-    cosines = gramian / (lengths[:, None] * lengths[None, :])
-    return lengths, cosines + ops.diag(1 - ops.cast(is_active, gramian.dtype))
+    is_absent = ops.cast(square == 0, gramian.dtype)
+    lengths = ops.sqrt(square + is_absent)
+    return lengths, gramian / (lengths[:, None] * lengths) + ops.diag(is_absent)
 
 
 def regularize(cosines):
@@ -74,12 +83,35 @@ def _mean_of_rows(x):
     return ops.sum(x, axis=1, keepdims=True) / x.shape[1]
 
 
+def restricted_solutions(matrix, right, is_free):
+    """Solves `A x = b` for the `x_i` that are free, where the others are 0, for several `b`.
+
+    Args:
+        matrix: `(k, k)`, `A`, positive definite, of diagonal about 1.
+        right: `(batch, k)`, the rows `b`.
+        is_free: `(batch, k)`, bool.
+
+    Returns:
+        `(batch, k)`, the rows `x`.
+    """
+    identity = ops.eye(matrix.shape[0], dtype=matrix.dtype)
+    both_free = is_free[:, :, None] & is_free[:, None, :]
+    right = ops.where(is_free, right, ops.zeros_like(right))
+    return ops.solve(ops.where(both_free, matrix, identity), right[:, :, None])[:, :, 0]
+
+
+def optimality_error(x, z):
+    """Returns how far rows are from `x >= 0`, `z >= 0` and one of the two being 0: `(batch, 1)`."""
+    return ops.max(abs(ops.where(x < z, x, z)), axis=1, keepdims=True)
+
+
 def nonnegative_minimizer(matrix, linear):
     """Solves `min 1/2 x^T A x + b^T x` over `x >= 0`, for several `b` at once.
 
-    A primal-dual interior-point method with Mehrotra's predictor and corrector: with the slack
-    `z = A x + b` it follows `x_i z_i = mu` down towards `mu = 0`. That tells which `x_i` are 0; the
-    others solve a system of equations.
+    With the slack `z = A x + b`, all `x_i` and `z_i` are >= 0 and one of the two is 0. An
+    active-set method guesses which `x_i` are free to be more than 0, solves a system of equations
+    for them and takes those with `x_i > z_i` for free. If that comes to no end, an interior-point
+    method makes the guess.
 
     Args:
         matrix: `(k, k)`, `A`, positive definite, of diagonal about 1.
@@ -88,17 +120,63 @@ def nonnegative_minimizer(matrix, linear):
     Returns:
         `(batch, k)`, the rows `x`.
     """
+    tolerance = 16 * epsilon(matrix) * ops.max(abs(linear), axis=1, keepdims=True)
+
+    def solved(is_free):
+        """Returns the solution of which the rest is 0, its slack and its error."""
+        x = restricted_solutions(matrix, -linear, is_free)
+        z = x @ matrix + linear
+        return x, z, optimality_error(x, z)
+
+    def guess(is_free, x):
+        x, z, error = solved(is_free)
+        return x > z, x, ops.any(error > tolerance)
+
+    def followed():
+        x, z = _interior_point(matrix, linear)
+        last, _, error = solved(x > z)
+        x = ops.relu(x - z)
+        return ops.where(error < optimality_error(x, x @ matrix + linear), last, x)
+
+    is_free = linear < 0  # If there is none, 0 is the solution.
+    x = first_right(guess, (is_free, ops.zeros_like(linear), ops.any(is_free)), followed)
+    return ops.relu(x)
+
+
+def first_right(guess, start, fallback):
+    """Returns the first guess that is right.
+
+    Args:
+        guess: Makes of which `x_i` are free and the last `x` both anew, and whether `x` is wrong.
+        start: What to begin with.
+        fallback: Makes an `x`, called if the guesses come to no end.
+    """
+    _, x, is_wrong = ops.while_loop(
+        lambda is_free, x, is_wrong: is_wrong,
+        lambda is_free, x, is_wrong: guess(is_free, x),
+        start,
+        maximum_iterations=_MOST_GUESSES,
+    )
+    return ops.cond(is_wrong, fallback, lambda: x)
+
+
+def _interior_point(matrix, linear):
+    """Returns `x` and the slack `z` of `nonnegative_minimizer`, both > 0 and one of them nearly 0.
+
+    A primal-dual method with Mehrotra's predictor and corrector: it follows `x_i z_i = mu` down
+    towards `mu = 0`.
+    """
     precision = epsilon(matrix)
     identity = ops.eye(matrix.shape[0], dtype=matrix.dtype)
 
     def goes_on(x, z, gap, last_gap):
         # The gap falls until rounding hinders it.
-        is_falling = ops.logical_or(gap > 64 * precision, gap < 0.5 * last_gap)
-        return ops.logical_and(gap > 0.1 * precision, is_falling)
+        is_falling = (gap > 64 * precision) | (gap < 0.5 * last_gap)
+        return (gap > 0.1 * precision) & is_falling
 
     def step(x, z, gap, last_gap):
         center = _mean_of_rows(x * z)
-        residual = ops.einsum("bj,jk->bk", x, matrix) + linear - z
+        residual = x @ matrix + linear - z
         scale = ops.sqrt(x / z)  # Makes every eigenvalue of the system >= 1.
         system = scale[:, :, None] * matrix * scale[:, None, :] + identity
 
@@ -122,19 +200,6 @@ def nonnegative_minimizer(matrix, linear):
 
     ones = ops.ones_like(linear)
     gap = ops.ones((), dtype=matrix.dtype)
-    x, z, _, _ = ops.while_loop(
+    return ops.while_loop(
         goes_on, step, (ones, ones, gap, 4 * gap), maximum_iterations=_MOST_ITERATIONS
-    )
-    # One of the two is 0 in the end, and where both are, both are the root of `mu` before.
-    followed = at_least(x - z, 0)
-    is_free = x > z
-    both_free = ops.logical_and(is_free[:, :, None], is_free[:, None, :])
-    right = ops.where(is_free, -linear, 0)[:, :, None]
-    solved = at_least(ops.solve(ops.where(both_free, matrix, identity), right)[:, :, 0], 0)
-
-    def error(x):
-        """Returns how far each row is from `x >= 0`, `A x + b >= 0` and one of the two being 0."""
-        slack = ops.einsum("bj,jk->bk", x, matrix) + linear
-        return ops.max(ops.absolute(ops.where(x < slack, x, slack)), axis=1, keepdims=True)
-
-    return ops.where(error(solved) < error(followed), solved, followed)
+    )[:2]

@@ -18,7 +18,7 @@ from keras_jointloss.aggregators._gramian import (
 
 def _safe(divisor):
     """Returns `divisor` with ones in place of zeros."""
-    return ops.where(ops.equal(divisor, 0), ops.ones_like(divisor), divisor)
+    return ops.where(divisor == 0, 1, divisor)
 
 
 class Aggregator:
@@ -145,10 +145,10 @@ class Aggregator:
         dtype = ops.convert_to_tensor(matrix).dtype
         matrix = self._to_tensor(matrix, "matrix")
         # Squares of the entries could leave the range of the dtype.
-        largest = _safe(ops.stop_gradient(ops.max(ops.absolute(matrix))))
+        largest = _safe(ops.stop_gradient(ops.max(abs(matrix))))
         unit = matrix / largest
-        gramian = ops.einsum("im,jm->ij", unit, unit)
-        result = ops.einsum("i,im->m", self.solve(gramian, losses, step), matrix)
+        w = self.solve(unit @ ops.transpose(unit), losses, step)
+        result = (w[None, :] @ matrix)[0]
         if self.degree and not self.rescale:
             result = result * largest**self.degree
         return ops.cast(result, dtype)
@@ -203,10 +203,10 @@ class Aggregator:
     def _scale(self, coefficients, gramian, count):
         """Returns what brings the combination to the length of the mean gradient."""
         lengths, cosines = correlation(gramian)
-        mean = at_least(ops.sum(gramian), 0) / ops.square(_safe(count))
+        mean = ops.relu(ops.sum(gramian)) / ops.square(_safe(count))
         # In units of the sum of lengths, of which rounding leaves no more than this.
         parts = coefficients * lengths
-        total = _safe(ops.sum(ops.absolute(parts)))
+        total = _safe(ops.sum(abs(parts)))
         least = 4 * gramian.shape[0] * epsilon(gramian)
         share = at_least(quadratic_form(parts / total, cosines), least)
         return ops.sqrt(mean / share) / total

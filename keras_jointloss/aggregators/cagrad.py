@@ -9,10 +9,13 @@ from keras_jointloss.aggregators._gramian import (
     at_least,
     correlation,
     epsilon,
+    first_right,
+    length,
     nonnegative_minimizer,
+    optimality_error,
     product,
-    quadratic_form,
     regularize,
+    restricted_solutions,
 )
 from keras_jointloss.aggregators.base import PreferenceAggregator
 
@@ -69,17 +72,17 @@ class CAGrad(PreferenceAggregator):
             return shares
         lengths, cosines = correlation(gramian)
         parts = shares * lengths
-        length = ops.sqrt(at_least(quadratic_form(parts, cosines), 0))  # |g_0|
+        mean_length = length(parts, cosines)  # |g_0|
         # A mean that cancels has no direction but that of its rounding.
         least = gramian.shape[0] * epsilon(gramian) * ops.sum(parts)
-        target = product(cosines, parts) / at_least(length, least)
+        target = product(cosines, parts) / at_least(mean_length, least)
         is_active = active_terms(gramian)
         shortest = ops.min(ops.where(is_active, lengths, ops.max(lengths)))
         inverse = ops.where(is_active, shortest / lengths, ops.zeros_like(lengths))
         added = self._added(regularize(cosines), target, inverse, is_active)
         is_single = ops.sum(ops.cast(is_active, lengths.dtype)) <= 1
         added = ops.where(is_single, ops.zeros_like(added), added)
-        return shares + length * added / lengths
+        return shares + mean_length * added / lengths
 
     def _added(self, cosines, target, inverse, is_active):
         """Returns `x >= 0`, which makes `d / |g_0|` of the mean when added to it.
@@ -87,31 +90,49 @@ class CAGrad(PreferenceAggregator):
         All is in terms of unit vectors `u_i` and in units of `|g_0|`. What comes nearest to the
         mean among the `d` with all `g_i . d >= t` is `x(t)`, the minimizer of
         `1/2 x^T C x + x^T (p - t q)`, where `p_i = u_i . g_0` and `q_i = 1 / |g_i|`. Its distance
-        from the mean is a convex function of `t` with the derivative `q^T x / distance`, so that
-        Newton's method descends to the `t` whose distance is `c`.
+        from the mean is a convex function of `t`, and the `t` whose distance is `c` is sought for.
+        If it is known which `x_i` are free to be more than 0, that is a quadratic equation. If
+        guessing these comes to no end, Newton's method descends to `t`, as the derivative of the
+        distance is `q^T x / distance`.
         """
+        # No term can gain more than by going its own way, so this is not below the solution.
+        bounds = (target + self.c) / ops.where(is_active, inverse, ops.ones_like(inverse))
+        bound = ops.min(ops.where(is_active, bounds, ops.max(bounds)))
         tolerance = 64 * epsilon(cosines) * self.c
 
+        def guess(is_free, x):
+            # x = t u - v
+            right = ops.stack([inverse, target])
+            solutions = restricted_solutions(cosines, right, ops.concatenate([is_free, is_free]))
+            u, v = solutions[:1], solutions[1:]
+            products = solutions @ ops.transpose(right)
+            a, b, d = products[0, 0], products[0, 1], products[1, 1]
+            t = (b + ops.sqrt(ops.relu(b * b - a * (d - self.c**2)))) / a
+            x, linear = t * u - v, target - t * inverse
+            z = x @ cosines + linear
+            is_optimal = optimality_error(x, z) <= 16 * epsilon(x) * ops.max(abs(linear))
+            distance = ops.sqrt(ops.relu(ops.sum(x * (z - linear))))
+            is_right = is_optimal[0, 0] & (abs(distance - self.c) <= tolerance)
+            return x > z, x, ~is_right
+
         def goes_on(t, x, distance):
-            return ops.absolute(distance - self.c) > tolerance
+            return abs(distance - self.c) > tolerance
 
         def step(t, x, distance):
-            x = nonnegative_minimizer(cosines, (target - t * inverse)[None, :])[0]
-            distance = ops.sqrt(at_least(quadratic_form(x, cosines), 0))
+            x = nonnegative_minimizer(cosines, (target - t * inverse)[None, :])
+            distance = length(x[0], cosines)
             slope = ops.sum(inverse * x)
             slope = ops.where(slope > 0, slope, ops.ones_like(slope))
             return t - (distance - self.c) * distance / slope, x, distance
 
-        # No term can gain more than by going its own way, so this is not below the solution.
-        bounds = (target + self.c) / ops.where(is_active, inverse, ops.ones_like(inverse))
-        t = ops.min(ops.where(is_active, bounds, ops.max(bounds)))
-        _, x, distance = ops.while_loop(
-            goes_on,
-            step,
-            (t, ops.zeros_like(inverse), ops.zeros_like(t)),
-            maximum_iterations=_MOST_ITERATIONS,
-        )
-        return x * (self.c / at_least(distance, epsilon(distance)))
+        def descended():
+            start = bound, ops.zeros_like(is_free, dtype=cosines.dtype), ops.zeros_like(bound)
+            return ops.while_loop(goes_on, step, start, maximum_iterations=_MOST_ITERATIONS)[1]
+
+        is_free = (target < bound * inverse)[None, :]
+        start = is_free, ops.zeros_like(inverse)[None, :], ops.any(is_active)
+        x = ops.relu(first_right(guess, start, descended)[0])
+        return x * (self.c / at_least(length(x, cosines), epsilon(x)))
 
     def get_config(self) -> dict:
         return {"c": self.c, **super().get_config()}

@@ -60,11 +60,11 @@ class IMTLG(Aggregator):
         projections = product(ops.transpose(vectors), active)
         is_kept = values > 8 * precision * ops.max(values)
         # Of gradients that cancel, rounding alone is left.
-        is_kept = ops.logical_and(is_kept, ops.absolute(projections) > 8 * precision)
+        is_kept = is_kept & (abs(projections) > 8 * precision)
         inverse = ops.where(is_kept, 1 / ops.where(is_kept, values, 1), ops.zeros_like(values))
         result = active * product(vectors, inverse * projections) / lengths
         total = ops.sum(result)
-        least = precision * ops.sum(ops.absolute(result))
-        size = at_least(ops.absolute(total), least)
+        least = precision * ops.sum(abs(result))
+        size = at_least(abs(total), least)
         size = ops.where(size > 0, size, ops.ones_like(size))
         return result / (size if self.rescale else ops.where(total < 0, -size, size))

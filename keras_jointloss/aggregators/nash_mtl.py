@@ -4,11 +4,9 @@ import keras
 from keras import ops
 
 from keras_jointloss.aggregators._gramian import (
-    at_least,
     correlation,
     epsilon,
     product,
-    quadratic_form,
     regularize,
 )
 from keras_jointloss.aggregators.base import Aggregator
@@ -61,38 +59,36 @@ class NashMTL(Aggregator):
         count, precision = cosines.shape[0], epsilon(cosines)
         identity = ops.eye(count, dtype=cosines.dtype)
 
-        def error(matrix, y):
-            return ops.max(ops.absolute(1 - y * product(matrix, y)))
+        def residual(matrix, y):
+            return 1 - y * product(matrix, y)
 
-        def scaled(matrix, y):
-            """Returns the best of all multiples of `y`."""
-            return y * ops.sqrt(count / quadratic_form(y, matrix))
+        def scaled(y):
+            """Returns the best of all multiples of `y`, and its residual."""
+            gains = y * product(regular, y)
+            square = count / ops.sum(gains)
+            return y * ops.sqrt(square), 1 - square * gains
 
-        def newton(matrix, y):
-            residual = 1 - y * product(matrix, y)
-            hessian = y[:, None] * regular * y[None, :] + identity
+        def newton(y, residual):
+            hessian = y[:, None] * regular * y + identity
             direction = ops.solve(hessian, residual[:, None])[:, 0]  # relative to y
-            decrement = ops.sqrt(at_least(ops.sum(residual * direction), 0))
+            decrement = ops.sqrt(ops.relu(ops.sum(residual * direction)))
             length = ops.where(decrement > 0.25, 1 / (1 + decrement), ops.ones_like(decrement))
             return y * (1 + length * direction)
 
-        def goes_on(y, latest_error, last_error):
-            # The error falls until rounding hinders it.
-            is_falling = ops.logical_or(latest_error > 0.01, latest_error < 0.5 * last_error)
-            return ops.logical_and(latest_error > 8 * precision, is_falling)
+        def goes_on(y, residual, last_error):
+            error = ops.max(abs(residual))
+            # It falls until rounding hinders it.
+            is_falling = (error > 0.01) | (error < 0.5 * last_error)
+            return (error > 8 * precision) & is_falling
 
-        def step(y, latest_error, last_error):
-            y = scaled(regular, newton(regular, y))
-            return y, error(regular, y), latest_error
+        def step(y, residual, last_error):
+            return *scaled(newton(y, residual)), ops.max(abs(residual))
 
-        one = ops.ones((), dtype=cosines.dtype)
-        y, _, _ = ops.while_loop(
-            goes_on,
-            step,
-            (scaled(regular, ops.ones_like(lengths)), one, 2 * one),
-            maximum_iterations=_MOST_ITERATIONS,
-        )
+        start = *scaled(ops.ones_like(lengths)), 2 * ops.ones((), dtype=cosines.dtype)
+        y, _, _ = ops.while_loop(goes_on, step, start, maximum_iterations=_MOST_ITERATIONS)
         # What made the matrix regular is taken back, where that brings the bargain nearer.
-        last = newton(cosines, y)
-        is_nearer = ops.logical_and(ops.min(last) > 0, error(cosines, last) < error(cosines, y))
+        before = residual(cosines, y)
+        last = newton(y, before)
+        after = residual(cosines, last)
+        is_nearer = (ops.min(last) > 0) & (ops.max(abs(after)) < ops.max(abs(before)))
         return ops.where(is_nearer, last, y) / lengths

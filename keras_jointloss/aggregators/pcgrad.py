@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_jointloss._math import scramble
 from keras_jointloss._validation import validate_seed
-from keras_jointloss.aggregators._gramian import active_terms, at_least, product
+from keras_jointloss.aggregators._gramian import active_terms
 from keras_jointloss.aggregators.base import Aggregator
 
 
@@ -68,18 +68,18 @@ class PCGrad(Aggregator):
 
     def coefficients(self, gramian, step=0):
         count = gramian.shape[0]
-        square = ops.where(active_terms(gramian), ops.diagonal(gramian), 1)
-        orders = random_orders(count, self.seed, step)
+        is_active = ops.cast(active_terms(gramian), gramian.dtype)
         # Row i holds the coefficients of what is left of gradient i.
         rows = identity = ops.eye(count, dtype=gramian.dtype)
+        square = ops.diagonal(gramian) + (1 - is_active)
+        # Whom each meets at each turn, one-hot; none when the turn is its own.
+        orders = random_orders(count, self.seed, step)
+        others = ops.take(identity, orders, axis=0) * (1 - identity)[:, None, :]
         for turn in range(count):
-            other = ops.take(identity, orders[:, turn], axis=0)  # (k, k), one-hot
-            products = ops.sum(ops.einsum("ij,jk->ik", rows, gramian) * other, axis=1)
-            # Its own turn changes nothing, as no gradient conflicts with itself.
-            excess = at_least(-products / product(other, square), 0)
-            is_other = 1 - ops.diagonal(other)
-            rows = rows + (excess * is_other)[:, None] * other
-        return ops.sum(rows * ops.cast(active_terms(gramian), rows.dtype)[:, None], axis=0)
+            other = others[:, turn]
+            products = ops.sum((rows @ gramian) * other, axis=1, keepdims=True)
+            rows = rows + ops.relu(-products) * (other / square)
+        return (is_active[None, :] @ rows)[0]
 
     def get_config(self) -> dict:
         return {"seed": self.seed, **super().get_config()}

@@ -173,10 +173,10 @@ class GradientCombination(keras.layers.Layer):
             rows = ops.reshape(gradients, (len(self.terms), -1))
         is_sound = ops.all(ops.isfinite(rows), axis=1)
         # Squares could leave the range of the dtype. Each replica would have a scale of its own.
-        largest = ops.max(ops.absolute(rows)) if replicas == 1 else ops.ones_like(rows[0, 0])
+        largest = ops.max(abs(rows)) if replicas == 1 else ops.ones_like(rows[0, 0])
         scale = ops.where(largest == 0, 1, largest)
         rows = rows / scale
-        gramian = ops.einsum("im,jm->ij", rows, rows)
+        gramian = rows @ ops.transpose(rows)
         if self.reduction == "flatten":
             gramian = sum_over_replicas(gramian)
         if replicas > 1:
@@ -190,7 +190,7 @@ class GradientCombination(keras.layers.Layer):
             coefficients = coefficients * scale**self.aggregator.degree
         if before is not None:
             smooth = self.aggregator.smooth(before[2], coefficients)
-            has_before = ops.any(ops.not_equal(before[2], 0))
+            has_before = ops.any(before[2] != 0)
             coefficients = ops.where(has_before, smooth, coefficients)
         combined = ops.sum(coefficients[:, None, None] * gradients, axis=0)
         return ops.cast(combined, upstream.dtype), self._made(
@@ -203,7 +203,7 @@ class GradientCombination(keras.layers.Layer):
             return None
         lengths, cosines = correlation(gramian)
         is_there = ops.cast(ops.diagonal(gramian) > 0, gramian.dtype)
-        cosines = ops.clip(cosines, -1, 1) * is_there[:, None] * is_there[None, :]
+        cosines = ops.clip(cosines, -1, 1) * (is_there[:, None] * is_there)
         return self.record.made(
             step,
             lengths=scale * lengths * is_there,

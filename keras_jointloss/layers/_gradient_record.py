@@ -124,44 +124,41 @@ class GradientRecord:
                 of the step and the lengths if that is for the gradient of a term.
             accumulated_steps: From how many steps the optimizer accumulates gradients.
         """
-        number = ops.cast(step % 2**23 + 1, lengths.dtype)  # exact in single precision
-        rows = [number * ops.ones_like(lengths), lengths, coefficients]
-        record = ops.cast(ops.concatenate([ops.stack(rows), cosines]), before.dtype)
-        is_finite = ops.all(ops.isfinite(record))
+        number = ops.cast(step % 2**23 + 1, before.dtype)  # exact in single precision
+        number = number * ops.ones_like(before[:1])
+        rows = [number, lengths[None, :], coefficients[None, :], cosines]
+        record = ops.concatenate([ops.cast(row, before.dtype) for row in rows])
         # A product with what is not finite would not be finite, where a choice is.
-        record = ops.where(is_finite, record, before)
-        marks = ops.cast(ops.stack([rows[0], ops.where(is_sound, 0, -1)]), before.dtype)
-        record = ops.where(ops.all(is_sound), record, ops.concatenate([marks, before[2:]]))
+        record = ops.where(ops.all(ops.isfinite(record)), record, before)
+        marks = ops.cast(is_sound, before.dtype)[None, :] - 1
+        unsound = ops.concatenate([number, marks, before[2:]])
+        record = ops.where(ops.all(is_sound), record, unsound)
         if self.is_trained and accumulated_steps > 1:
             # The maximum is then the record of the last step, as all others are 0.
-            is_last = number >= before[0, 0] + accumulated_steps
+            is_last = number[0, 0] >= before[0, 0] + accumulated_steps
             record = ops.where(is_last, record, 0)
-        return ops.stack([ops.maximum(record, 0), ops.maximum(-record, 0)])
+        return ops.relu(ops.stack([record, -record]))
 
     def add(self) -> None:
         """Adds the record of the latest step to the sums, if it is not there yet."""
         record = ops.stop_gradient(self.decode(ops.copy(self.latest)))
-        number = record[0, 0]
-        is_new = ops.not_equal(number, ops.copy(self.added))
-        is_new = ops.logical_and(is_new, number > 0)
-        sums = ops.copy(self.sums)
+        number, added, sums = record[0, 0], ops.copy(self.added), ops.copy(self.sums)
+        is_new = (number != added) & (number > 0)
         self.sums.assign(ops.where(is_new, self._extended(sums, record), sums))
-        self.added.assign(ops.where(is_new, number, ops.copy(self.added)))
+        self.added.assign(ops.where(is_new, number, added))
 
     def _extended(self, sums, record):
         """Returns the sums with a further record."""
-        one = ops.ones_like(record[0])
+        one = ops.ones_like(record[:1])
         is_there = ops.cast(record[1] > 0, record.dtype)
-        both = is_there[:, None] * is_there[None, :]
+        both = is_there[:, None] * is_there
         conflicts = ops.cast(record[3:] < -_ROUNDING, record.dtype)
-        head = ops.stack([one, one * ops.max(conflicts), record[1], record[2]])
-        summands = ops.concatenate([head, record[3:], both, conflicts])
-        is_unsound = record[1] < 0
+        summands = ops.concatenate([one, one * ops.max(conflicts), record[1:], both, conflicts])
+        is_unsound, last = record[1:2] < 0, sums[-1:]
         summands = ops.where(ops.any(is_unsound), 0, summands)
         # Once a weight is not finite nothing is: where that comes from the first step tells.
-        is_first = ops.logical_and(is_unsound, ops.max(sums[-1]) == 0)
-        last = ops.where(is_first, record[0], sums[-1])
-        return ops.concatenate([sums[:-1] + summands, last[None, :]])
+        last = ops.where(is_unsound & (ops.max(last) == 0), record[:1], last)
+        return ops.concatenate([sums[:-1] + summands, last])
 
     # From the host.
 
