@@ -130,7 +130,7 @@ def nonnegative_minimizer(matrix, linear):
 
     def guess(is_free, x):
         x, z, error = solved(is_free)
-        return x > z, x, ops.any(error > tolerance)
+        return x > z, x, ~ops.all(error <= tolerance)
 
     def followed():
         x, z = _interior_point(matrix, linear)

@@ -2,7 +2,9 @@
 
 A convolutional trunk of some 20 ms a step or more with a head for each of 2, 3 or 8 terms, trained
 by `fit` with a `GradientBalancer` and without. On PyTorch the same network is also trained in a
-loop with torchjd's `mtl_backward`, and in one with a plain backward pass.
+loop with torchjd's `mtl_backward`, and in one with a plain backward pass. There every operation
+takes its time, so that balancing costs some milliseconds, whatever the trunk: `--width 2` makes the
+trunk twice as wide.
 
 Run: python -m tests.benchmarks.benchmark_balancing [aggregators] --terms 2 3 8
      KERAS_BACKEND=torch python -m tests.benchmarks.benchmark_balancing --peer
@@ -29,11 +31,11 @@ def load(terms):
     return x, [x[:, index, :4, index % 3] for index in range(terms)]
 
 
-def build(terms, rule=None):
+def build(terms, width, rule=None):
     inputs = keras.Input((32, 32, 3))
     x = inputs
     for filters in FILTERS:
-        x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
+        x = keras.layers.Conv2D(width * filters, 3, padding="same", activation="relu")(x)
         x = keras.layers.MaxPooling2D()(x)
     x = keras.layers.Dense(128, activation="relu")(keras.layers.Flatten()(x))
     names = [f"term{index}" for index in range(terms)]
@@ -45,11 +47,11 @@ def build(terms, rule=None):
     return model
 
 
-def ratio(rule, terms, pairs):
+def ratio(rule, terms, width, pairs):
     """Measures `fit` with a `GradientBalancer` over `fit` without."""
     x, targets = load(terms)
     y = {f"term{index}": target for index, target in enumerate(targets)}
-    balanced, plain = build(terms, rule), build(terms)
+    balanced, plain = build(terms, width, rule), build(terms, width)
 
     def fit(model):
         model.fit(x, y, batch_size=BATCH_SIZE, shuffle=False, verbose=0)
@@ -57,7 +59,7 @@ def ratio(rule, terms, pairs):
     return compare(lambda: fit(balanced), lambda: fit(plain), pairs)
 
 
-def peer_ratio(rule, terms, pairs):
+def peer_ratio(rule, terms, width, pairs):
     """Measures a loop with torchjd's `mtl_backward` over one with a plain backward pass."""
     import torch
     from torchjd import aggregation
@@ -70,7 +72,7 @@ def peer_ratio(rule, terms, pairs):
 
     def run(is_combined):
         layers, channels = [], 3
-        for filters in FILTERS:
+        for filters in (width * filters for filters in FILTERS):
             layers += [torch.nn.Conv2d(channels, filters, 3, padding="same"), torch.nn.ReLU()]
             layers += [torch.nn.MaxPool2d(2)]
             channels = filters
@@ -107,15 +109,17 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help=f"of {', '.join(RULES)}; default: all")
     parser.add_argument("--terms", type=int, nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--width", type=int, default=1, help="how much wider to make the trunk")
     parser.add_argument("--pairs", type=int, default=9, help="how often to measure, 5 or more")
     parser.add_argument("--peer", action="store_true", help="measure torchjd as well, on PyTorch")
     arguments = parser.parse_args(argv)
     for terms in arguments.terms:
         for rule in arguments.names or RULES:
-            measured = ratio(rule, terms, arguments.pairs)
+            measured = ratio(rule, terms, arguments.width, arguments.pairs)
             peer = ""
             if arguments.peer:
-                peer = f"; mtl_backward: {peer_ratio(rule, terms, arguments.pairs)}"
+                peer = peer_ratio(rule, terms, arguments.width, arguments.pairs)
+                peer = f"; mtl_backward: {peer}"
             print(f"{rule}, {terms} terms: {measured}, target {TARGETS[terms]}{peer}", flush=True)
 
 
