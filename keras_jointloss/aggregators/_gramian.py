@@ -18,6 +18,11 @@ def epsilon(x) -> float:
     return float(np.finfo(keras.backend.standardize_dtype(x.dtype)).eps)
 
 
+def nonzero(divisor):
+    """Returns `divisor` with ones in place of zeros."""
+    return divisor + ops.cast(divisor == 0, divisor.dtype)
+
+
 def product(matrix, vector):
     """Returns the product of a matrix and a vector."""
     return (matrix @ vector[:, None])[:, 0]

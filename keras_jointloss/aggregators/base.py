@@ -12,13 +12,9 @@ from keras_jointloss.aggregators._gramian import (
     at_least,
     correlation,
     epsilon,
+    nonzero,
     quadratic_form,
 )
-
-
-def _safe(divisor):
-    """Returns `divisor` with ones in place of zeros."""
-    return ops.where(divisor == 0, 1, divisor)
 
 
 class Aggregator:
@@ -113,10 +109,10 @@ class Aggregator:
         gramian = ops.where(is_finite, ops.stop_gradient(gramian), identity)
         is_active = active_terms(gramian)
         # Two steps, lest a sum leave the range of the dtype.
-        largest = _safe(ops.max(ops.diagonal(gramian)))
+        largest = nonzero(ops.max(ops.diagonal(gramian)))
         gramian = gramian / largest
         count = ops.sum(ops.cast(is_active, gramian.dtype))
-        mean = _safe(ops.sum(ops.diagonal(gramian)) / _safe(count))
+        mean = nonzero(ops.sum(ops.diagonal(gramian)) / nonzero(count))
         gramian = gramian / mean
 
         result = self.coefficients(gramian, **{name: inputs[name] for name in self.inputs})
@@ -145,7 +141,7 @@ class Aggregator:
         dtype = ops.convert_to_tensor(matrix).dtype
         matrix = self._to_tensor(matrix, "matrix")
         # Squares of the entries could leave the range of the dtype.
-        largest = _safe(ops.stop_gradient(ops.max(abs(matrix))))
+        largest = nonzero(ops.stop_gradient(ops.max(abs(matrix))))
         unit = matrix / largest
         w = self.solve(unit @ ops.transpose(unit), losses, step)
         result = (w[None, :] @ matrix)[0]
@@ -203,10 +199,10 @@ class Aggregator:
     def _scale(self, coefficients, gramian, count):
         """Returns what brings the combination to the length of the mean gradient."""
         lengths, cosines = correlation(gramian)
-        mean = ops.relu(ops.sum(gramian)) / ops.square(_safe(count))
+        mean = ops.relu(ops.sum(gramian)) / ops.square(nonzero(count))
         # In units of the sum of lengths, of which rounding leaves no more than this.
         parts = coefficients * lengths
-        total = _safe(ops.sum(abs(parts)))
+        total = nonzero(ops.sum(abs(parts)))
         least = 4 * gramian.shape[0] * epsilon(gramian)
         share = at_least(quadratic_form(parts / total, cosines), least)
         return ops.sqrt(mean / share) / total
@@ -258,7 +254,7 @@ class PreferenceAggregator(Aggregator):
                     f"numbers, one for each term. Received: preference={self.preference!r}"
                 )
             result = result * ops.convert_to_tensor(self.preference, dtype=gramian.dtype)
-        return result / _safe(ops.sum(result))
+        return result / nonzero(ops.sum(result))
 
     def get_config(self) -> dict:
         return {"preference": self.preference, **super().get_config()}

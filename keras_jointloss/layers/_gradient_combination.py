@@ -9,7 +9,7 @@ from keras import ops
 from keras_jointloss import aggregators
 from keras_jointloss._math import float_dtype, upstream_of
 from keras_jointloss._validation import validate_choice
-from keras_jointloss.aggregators._gramian import correlation
+from keras_jointloss.aggregators._gramian import correlation, nonzero
 from keras_jointloss.distribution import replica_count, sum_over_replicas
 from keras_jointloss.layers._gradient_record import GradientRecord, GradientStatistics
 from keras_jointloss.loss_weight import layer_state
@@ -129,7 +129,7 @@ class GradientCombination(keras.layers.Layer):
         return is_alone or not entry._call_has_training_arg
 
     def _copies(self, x) -> list:
-        """Returns a copy of the matrix `x` for each term, whose gradients are combined."""
+        """Returns a copy of `x` for each term, whose gradients are combined."""
         step = ops.copy(self._step)
         self._step.assign(step + 1)
         record = self.record
@@ -155,7 +155,7 @@ class GradientCombination(keras.layers.Layer):
         state = [] if record is None else [ops.copy(record.latest)]
         *copies, probe = ops.unstack(ops.custom_gradient(compute)(x, *state), len(self.terms) + 1)
         # It is 0, but of its gradient the backward pass learns by how much the loss was scaled.
-        self.add_loss(_PROBE * ops.sum(ops.cast(probe[:1, :1], float_dtype(x.dtype))))
+        self.add_loss(_PROBE * ops.sum(ops.cast(probe[:1], float_dtype(x.dtype))))
         return copies
 
     def _clear_losses(self):
@@ -163,18 +163,18 @@ class GradientCombination(keras.layers.Layer):
         super()._clear_losses()
 
     def _combined(self, upstream, step, before):
-        """Returns the combination of the gradients `(terms + 1, rows, columns)`, and its record."""
-        dtype = float_dtype(upstream.dtype)
-        gradients = ops.cast(upstream[:-1], dtype)
-        replicas = replica_count()
+        """Returns the combination of the gradients `(terms + 1, batch, ...)`, and its record."""
+        count, replicas = len(self.terms), replica_count()
+        upstream, dtype = ops.cast(upstream, float_dtype(upstream.dtype)), upstream.dtype
+        rows = gradients = ops.reshape(upstream, (count + 1, -1))
         if self.reduction == "sum":
-            rows = sum_over_replicas(ops.sum(gradients, axis=1))
-        else:
-            rows = ops.reshape(gradients, (len(self.terms), -1))
+            sums = sum_over_replicas(ops.sum(upstream, axis=1))
+            rows = ops.reshape(sums, (count + 1, -1))
+        rows = rows[:-1]
         is_sound = ops.all(ops.isfinite(rows), axis=1)
         # Squares could leave the range of the dtype. Each replica would have a scale of its own.
         largest = ops.max(abs(rows)) if replicas == 1 else ops.ones_like(rows[0, 0])
-        scale = ops.where(largest == 0, 1, largest)
+        scale = nonzero(largest)
         rows = rows / scale
         gramian = rows @ ops.transpose(rows)
         if self.reduction == "flatten":
@@ -183,19 +183,17 @@ class GradientCombination(keras.layers.Layer):
             is_sound = ops.isfinite(ops.diagonal(gramian))
         # Keras divides what layers add to the loss by the number of replicas. The probe is 0 in a
         # training loop that leaves out what layers add.
-        loss_scale = ops.sum(ops.cast(upstream[-1, :1, :1], dtype)) * (replicas / _PROBE)
-        scale = scale / ops.where(loss_scale == 0, 1, loss_scale)
+        scale = scale / nonzero(ops.sum(gradients[-1, :1]) * (replicas / _PROBE))
         coefficients = self.aggregator.solve(gramian, step=step)
         if self.aggregator.degree and not self.aggregator.rescale:
             coefficients = coefficients * scale**self.aggregator.degree
-        if before is not None:
+        if self.aggregator.ema:
             smooth = self.aggregator.smooth(before[2], coefficients)
-            has_before = ops.any(before[2] != 0)
-            coefficients = ops.where(has_before, smooth, coefficients)
-        combined = ops.sum(coefficients[:, None, None] * gradients, axis=0)
-        return ops.cast(combined, upstream.dtype), self._made(
-            gramian, scale, coefficients, is_sound, step, before
-        )
+            coefficients = ops.where(ops.any(before[2] != 0), smooth, coefficients)
+        combined = ops.sum(coefficients[:, None] * gradients[:-1], axis=0)
+        combined = ops.reshape(combined, ops.shape(upstream)[1:])
+        made = self._made(gramian, scale, coefficients, is_sound, step, before)
+        return ops.cast(combined, dtype), made
 
     def _made(self, gramian, scale, coefficients, is_sound, step, before):
         """Returns the record of a step, or `None`."""

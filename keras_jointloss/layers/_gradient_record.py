@@ -125,9 +125,9 @@ class GradientRecord:
             accumulated_steps: From how many steps the optimizer accumulates gradients.
         """
         number = ops.cast(step % 2**23 + 1, before.dtype)  # exact in single precision
-        number = number * ops.ones_like(before[:1])
-        rows = [number, lengths[None, :], coefficients[None, :], cosines]
-        record = ops.concatenate([ops.cast(row, before.dtype) for row in rows])
+        number = before[:1] * 0 + number
+        rows = ops.concatenate([lengths[None, :], coefficients[None, :], cosines])
+        record = ops.concatenate([number, ops.cast(rows, before.dtype)])
         # A product with what is not finite would not be finite, where a choice is.
         record = ops.where(ops.all(ops.isfinite(record)), record, before)
         marks = ops.cast(is_sound, before.dtype)[None, :] - 1
@@ -144,21 +144,21 @@ class GradientRecord:
         record = ops.stop_gradient(self.decode(ops.copy(self.latest)))
         number, added, sums = record[0, 0], ops.copy(self.added), ops.copy(self.sums)
         is_new = (number != added) & (number > 0)
-        self.sums.assign(ops.where(is_new, self._extended(sums, record), sums))
-        self.added.assign(ops.where(is_new, number, added))
+        self.sums.assign(self._extended(sums, record, is_new))
+        self.added.assign(added + ops.cast(is_new, added.dtype) * (number - added))
 
-    def _extended(self, sums, record):
-        """Returns the sums with a further record."""
-        one = ops.ones_like(record[:1])
+    def _extended(self, sums, record, is_new):
+        """Returns the sums with a further record, if it is new."""
+        one = record[:1] * 0 + 1
         is_there = ops.cast(record[1] > 0, record.dtype)
         both = is_there[:, None] * is_there
         conflicts = ops.cast(record[3:] < -_ROUNDING, record.dtype)
         summands = ops.concatenate([one, one * ops.max(conflicts), record[1:], both, conflicts])
-        is_unsound, last = record[1:2] < 0, sums[-1:]
-        summands = ops.where(ops.any(is_unsound), 0, summands)
+        is_unsound = is_new & (record[1:2] < 0)
+        is_counted = ops.cast(is_new & ~ops.any(is_unsound), record.dtype)
         # Once a weight is not finite nothing is: where that comes from the first step tells.
-        last = ops.where(is_unsound & (ops.max(last) == 0), record[:1], last)
-        return ops.concatenate([sums[:-1] + summands, last])
+        is_first = ops.cast(is_unsound & (ops.max(sums[-1]) == 0), record.dtype)
+        return sums + ops.concatenate([is_counted * summands, is_first * record[:1]])
 
     # From the host.
 
@@ -172,8 +172,8 @@ class GradientRecord:
         sums = to_numpy(self.sums).astype("float64")
         record = self.decode(to_numpy(self.latest).astype("float64"))
         if record[0, 0] not in (0, to_numpy(self.added)):
-            extended = self._extended(ops.convert_to_tensor(sums), ops.convert_to_tensor(record))
-            sums = ops.convert_to_numpy(extended)
+            arguments = [ops.convert_to_tensor(x) for x in (sums, record, True)]
+            sums = ops.convert_to_numpy(self._extended(*arguments))
         if not sums.any():
             return None
         steps = sums[0, 0] or np.nan

@@ -91,23 +91,11 @@ class GradientBalancer(GradientCombination):
     def call(self, inputs, training=None):
         if not self._is_trained(training):
             return dict.fromkeys(self.terms, inputs)
-        tensors = _validated(inputs)
-        # Of the static sizes as many as there are.
-        sizes = [math.prod(ops.shape(x)[1:]) for x in tensors]
-        joined = ops.concatenate(
-            [ops.reshape(x, (-1, size)) for x, size in zip(tensors, sizes, strict=True)], axis=1
-        )
-        ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
-
-        def unjoined(copy):
-            parts = [
-                ops.reshape(copy[:, end - size : end], (-1, *ops.shape(x)[1:]))
-                for x, size, end in zip(tensors, sizes, ends, strict=True)
-            ]
-            return keras.tree.pack_sequence_as(inputs, parts)
-
-        copies = self._copies(joined)
-        return {term: unjoined(copy) for term, copy in zip(self.terms, copies, strict=True)}
+        joined, parts_of = _joined(_validated(inputs))
+        return {
+            term: keras.tree.pack_sequence_as(inputs, parts_of(copy))
+            for term, copy in zip(self.terms, self._copies(joined), strict=True)
+        }
 
     def compute_output_spec(self, inputs, training=None):
         _validated(inputs)
@@ -120,6 +108,25 @@ class GradientBalancer(GradientCombination):
 
     def compute_mask(self, inputs, mask=None):
         return dict.fromkeys(self.terms, mask)
+
+
+def _joined(tensors):
+    """Returns the tensors as one, and the function that takes such a one apart."""
+    if len(tensors) == 1:
+        return tensors[0], lambda joined: [joined]
+    # Of the static sizes as many as there are.
+    shapes = [ops.shape(x)[1:] for x in tensors]
+    sizes = [math.prod(shape) for shape in shapes]
+    ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
+
+    def parts_of(joined):
+        return [
+            ops.reshape(joined[:, end - size : end], (-1, *shape))
+            for shape, size, end in zip(shapes, sizes, ends, strict=True)
+        ]
+
+    rows = [ops.reshape(x, (-1, size)) for x, size in zip(tensors, sizes, strict=True)]
+    return ops.concatenate(rows, axis=1), parts_of
 
 
 def _validated(inputs) -> list:
