@@ -108,12 +108,12 @@ class Aggregator:
         identity = ops.eye(gramian.shape[0], dtype=gramian.dtype)
         gramian = ops.where(is_finite, ops.stop_gradient(gramian), identity)
         is_active = active_terms(gramian)
+        count = nonzero(ops.sum(ops.cast(is_active, gramian.dtype)))
         # Two steps, lest a sum leave the range of the dtype.
-        largest = nonzero(ops.max(ops.diagonal(gramian)))
-        gramian = gramian / largest
-        count = ops.sum(ops.cast(is_active, gramian.dtype))
-        mean = nonzero(ops.sum(ops.diagonal(gramian)) / nonzero(count))
-        gramian = gramian / mean
+        square = ops.diagonal(gramian)
+        largest = nonzero(ops.max(square))
+        mean = nonzero(ops.sum(square / largest) / count)
+        gramian = gramian / largest / mean
 
         result = self.coefficients(gramian, **{name: inputs[name] for name in self.inputs})
         result = ops.cast(result, gramian.dtype)
@@ -199,7 +199,7 @@ class Aggregator:
     def _scale(self, coefficients, gramian, count):
         """Returns what brings the combination to the length of the mean gradient."""
         lengths, cosines = correlation(gramian)
-        mean = ops.relu(ops.sum(gramian)) / ops.square(nonzero(count))
+        mean = ops.relu(ops.sum(gramian)) / ops.square(count)
         # In units of the sum of lengths, of which rounding leaves no more than this.
         parts = coefficients * lengths
         total = nonzero(ops.sum(abs(parts)))

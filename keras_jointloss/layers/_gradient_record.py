@@ -86,15 +86,13 @@ class GradientRecord:
         else:
             self.latest = layer_state(f"{name}_latest", shape, 0.0, **replicated)
         # Of: 1, any conflict, lengths, coefficients; cosines, both there, conflicts. At last, no
-        # sum, the step in which a gradient was not finite first.
-        self.sums = layer_state(f"{name}_sums", (5 + 3 * terms, terms), 0.0, **replicated)
-        # The number of the step that was added last.
-        self.added = layer_state(f"{name}_added", (), 0.0, **replicated)
+        # sums, the step in which a gradient was not finite first and the step that was added last.
+        self.sums = layer_state(f"{name}_sums", (6 + 3 * terms, terms), 0.0, **replicated)
 
     @property
     def state(self) -> list:
         """The variables."""
-        return [self.latest, self.sums, self.added]
+        return [self.latest, self.sums]
 
     # Within the compiled step.
 
@@ -142,23 +140,26 @@ class GradientRecord:
     def add(self) -> None:
         """Adds the record of the latest step to the sums, if it is not there yet."""
         record = ops.stop_gradient(self.decode(ops.copy(self.latest)))
-        number, added, sums = record[0, 0], ops.copy(self.added), ops.copy(self.sums)
-        is_new = (number != added) & (number > 0)
-        self.sums.assign(self._extended(sums, record, is_new))
-        self.added.assign(added + ops.cast(is_new, added.dtype) * (number - added))
+        self.sums.assign(self._extended(ops.copy(self.sums), record))
 
-    def _extended(self, sums, record, is_new):
+    def _extended(self, sums, record):
         """Returns the sums with a further record, if it is new."""
-        one = record[:1] * 0 + 1
+        number, first, added = record[:1], sums[-2:-1], sums[-1:]
+        is_new = (number != added) & (number > 0)
+        one = number * 0 + 1
         is_there = ops.cast(record[1] > 0, record.dtype)
         both = is_there[:, None] * is_there
         conflicts = ops.cast(record[3:] < -_ROUNDING, record.dtype)
         summands = ops.concatenate([one, one * ops.max(conflicts), record[1:], both, conflicts])
         is_unsound = is_new & (record[1:2] < 0)
-        is_counted = ops.cast(is_new & ~ops.any(is_unsound), record.dtype)
+        is_counted = is_new & ~ops.any(is_unsound)
         # Once a weight is not finite nothing is: where that comes from the first step tells.
-        is_first = ops.cast(is_unsound & (ops.max(sums[-1]) == 0), record.dtype)
-        return sums + ops.concatenate([is_counted * summands, is_first * record[:1]])
+        is_first = is_unsound & (ops.max(first) == 0)
+        is_new, is_counted, is_first = (
+            ops.cast(x, record.dtype) for x in (is_new, is_counted, is_first)
+        )
+        changes = [is_counted * summands, is_first * number, is_new * (number - added)]
+        return sums + ops.concatenate(changes)
 
     # From the host.
 
@@ -171,9 +172,8 @@ class GradientRecord:
         """Returns the means over the steps since the last `reset`; `None` if there was none."""
         sums = to_numpy(self.sums).astype("float64")
         record = self.decode(to_numpy(self.latest).astype("float64"))
-        if record[0, 0] not in (0, to_numpy(self.added)):
-            arguments = [ops.convert_to_tensor(x) for x in (sums, record, True)]
-            sums = ops.convert_to_numpy(self._extended(*arguments))
+        extended = self._extended(ops.convert_to_tensor(sums), ops.convert_to_tensor(record))
+        sums = ops.convert_to_numpy(extended)[:-1]
         if not sums.any():
             return None
         steps = sums[0, 0] or np.nan
@@ -190,9 +190,9 @@ class GradientRecord:
 
     def reset(self) -> None:
         """Starts the means anew."""
-        latest = to_numpy(self.latest)
-        self.sums.assign(np.zeros(self.sums.shape))
-        self.added.assign(latest[0, 0, 0])
+        sums = np.zeros(self.sums.shape)
+        sums[-1] = to_numpy(self.latest)[0, 0]
+        self.sums.assign(sums)
 
     def load(self, latest) -> None:
         """Takes over a record, as `latest` holds it."""
