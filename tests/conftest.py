@@ -51,6 +51,16 @@ def fresh_keras():
     reset_keras()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_functions():
+    """Lets go of what JAX has compiled for the tests of a module, some GiB in the course of all."""
+    yield
+    if BACKEND == "jax":
+        import jax
+
+        jax.clear_caches()
+
+
 def pytest_runtest_setup(item):
     for marker in item.iter_markers("backend"):
         if BACKEND not in marker.args:
