@@ -59,7 +59,7 @@ class NashMTL(Aggregator):
         count, precision = cosines.shape[0], epsilon(cosines)
         identity = ops.eye(count, dtype=cosines.dtype)
 
-        def residual(matrix, y):
+        def residual_of(matrix, y):
             return 1 - y * product(matrix, y)
 
         def scaled(y):
@@ -87,8 +87,8 @@ class NashMTL(Aggregator):
         start = *scaled(ops.ones_like(lengths)), 2 * ops.ones((), dtype=cosines.dtype)
         y, _, _ = ops.while_loop(goes_on, step, start, maximum_iterations=_MOST_ITERATIONS)
         # What made the matrix regular is taken back, where that brings the bargain nearer.
-        before = residual(cosines, y)
+        before = residual_of(cosines, y)
         last = newton(y, before)
-        after = residual(cosines, last)
+        after = residual_of(cosines, last)
         is_nearer = (ops.min(last) > 0) & (ops.max(abs(after)) < ops.max(abs(before)))
         return ops.where(is_nearer, last, y) / lengths
