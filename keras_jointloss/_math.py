@@ -168,4 +168,8 @@ def upstream_of(arguments, upstream):
 
 def to_numpy(variable) -> np.ndarray:
     """Returns the value of a variable, whatever the distribution strategy."""
-    return ops.convert_to_numpy(ops.convert_to_tensor(variable))
+    x = ops.convert_to_tensor(variable)
+    # NumPy has no bfloat16, and Keras fails to make an array of a scalar of it.
+    if keras.backend.standardize_dtype(x.dtype) == "bfloat16":
+        x = ops.cast(x, "float32")
+    return ops.convert_to_numpy(x)

@@ -58,6 +58,20 @@ def validate_count(value: Any, name: str, minimum: int = 1) -> int:
     return int(value)
 
 
+def validate_bool(value: Any, name: str) -> bool:
+    """Returns `value` if it is `True` or `False`.
+
+    Raises:
+        ValueError: If `value` is anything else.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(
+            f"Invalid value for argument `{name}`. Expected True or False. "
+            f"Received: {name}={value!r}"
+        )
+    return bool(value)
+
+
 def validate_choice(value: Any, name: str, choices: tuple) -> Any:
     """Returns `value` if it is one of `choices`.
 

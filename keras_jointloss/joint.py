@@ -10,17 +10,25 @@ from keras_jointloss._masks import valid_items
 from keras_jointloss.distribution import replica_count, variable_scope
 from keras_jointloss.layers import ContrastiveTerm
 from keras_jointloss.layers._gradient_combination import GradientCombination
-from keras_jointloss.loss_weight import LossWeight, TermWeight, Weight
+from keras_jointloss.loss_weight import (
+    AppliedWeight,
+    LossWeight,
+    TermWeight,
+    Weight,
+    deserialize_term_weight,
+)
 from keras_jointloss.weighting import Weighting
 from keras_jointloss.weighting import get as get_weighting
 
 # Keras chooses the loss for these names by the shapes it meets in the first step.
 _CROSSENTROPY = ("crossentropy", "ce")
+#: The name of the term where the model has one output and the loss is no dict.
+ONLY_TERM = "output"
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class TermLoss(keras.losses.Loss):
-    """A term's loss, which also takes down its value in the term's `LossWeight`.
+    """A term's loss, which also records its value in the term's `LossWeight`.
 
     Value, gradient, reduction, mask and sample weights are those of `loss`.
 
@@ -32,7 +40,9 @@ class TermLoss(keras.losses.Loss):
     """
 
     def __init__(self, loss: Any, weight: LossWeight, name: str | None = None):
-        super().__init__(name=name)
+        # Keras opens a name scope with the name of a loss, which may hold no slash.
+        super().__init__(name=name and name.replace("/", "_"))
+        self.term = name
         self.loss = loss
         self.weight = weight
         self._resolved = None if loss in _CROSSENTROPY else keras.losses.get(loss)
@@ -62,15 +72,15 @@ class TermLoss(keras.losses.Loss):
 
     def get_config(self) -> dict:
         # The objects themselves: then Keras saves a weight that stands in several places once.
-        return {"loss": self.loss, "weight": self.weight, "name": self.name}
+        return {"loss": self.loss, "weight": self.weight, "name": self.term}
 
     @classmethod
     def from_config(cls, config: dict) -> "TermLoss":
-        loss, weight = config["loss"], config["weight"]
+        loss = config["loss"]
         if isinstance(loss, dict):
-            loss = keras.losses.deserialize(loss)
-        if isinstance(weight, dict):
-            weight = keras.saving.deserialize_keras_object(weight)
+            # Not `keras.losses.deserialize`, which knows no lambda.
+            loss = keras.saving.deserialize_keras_object(loss)
+        weight = deserialize_term_weight(config["weight"])
         return cls(**{**config, "loss": loss, "weight": weight})
 
 
@@ -129,8 +139,8 @@ class LossPart(keras.metrics.Mean):
 
 
 def joint_loss(
-    losses: Mapping[str, Any],
-    weights: Mapping[str, Weight | LossWeight] | None = None,
+    losses: Mapping[str, Any] | Any,
+    weights: Mapping[str, Weight | LossWeight] | Weight | LossWeight | None = None,
     weighting: Any = None,
     metrics: Mapping[str, Any] | Any | None = None,
     weighted_metrics: Mapping[str, Any] | Any | None = None,
@@ -145,6 +155,9 @@ def joint_loss(
     `keras_jointloss.callbacks.JointLossCallback` takes part in `fit`. The logs gain
     `<name>_weight` beside Keras' own `<name>_loss`.
 
+    Call it once for each model, and pass all that it returns to `compile`: the weights, and what a
+    weighting has learned, belong to one model.
+
     Outputs without a loss: leave them out of `losses`, or, in a model whose outputs are a list,
     give them as `None` (Keras wants the name of every output then). As soon as a model has metrics,
     and weights are metrics, Keras wants a target in `y` for every output, also for those without
@@ -152,13 +165,14 @@ def joint_loss(
 
     Args:
         losses: For each output name a loss as Keras takes it: a name, a function, a
-            `keras.losses.Loss`, or `None`.
+            `keras.losses.Loss`, or `None`. For a model with one output whose name Keras does not
+            know, as a `keras.Sequential`, the loss alone; the term is then called `"output"`.
         weights: For each name a number, 0 or more, a
             `keras.optimizers.schedules.LearningRateSchedule` or a `LossWeight`. A name that is
-            missing has weight 1.
+            missing has weight 1. For a loss alone, its weight alone.
         weighting: A rule of `keras_jointloss.weighting` that adapts the weights of all terms, those
             of layers included, by instance or by name; `None` for none. It multiplies the given
-            weights. The `keras_jointloss.callbacks.JointLossCallback` ties it to the terms and
+            weights. The `keras_jointloss.callbacks.JointLossCallback` binds it to the terms and
             lets it run.
         metrics: As in `model.compile`, by output name. If there is one loss only, its metric or
             list of metrics will do.
@@ -166,7 +180,8 @@ def joint_loss(
 
     Returns:
         A dict with `loss`, `loss_weights`, `metrics` and, if given, `weighted_metrics`.
-        `model.loss[name].weight` is then the term's `LossWeight`, in a loaded model as well.
+        `model.loss[name].weight` is then the term's `LossWeight`, in a loaded model as well; for a
+        loss alone it is `model.loss.weight`.
 
     Raises:
         ValueError: If there is no loss, a weight is given for a name without loss, a weight is
@@ -196,9 +211,14 @@ def joint_loss(
     >>> float(model.loss["label"].weight), float(model.loss["rating"].weight)
     (1.0, 0.0)
     """
+    is_single = _is_loss(losses)
+    if is_single:
+        losses = {ONLY_TERM: losses}
+        if weights is not None and not isinstance(weights, Mapping):
+            weights = {ONLY_TERM: weights}
     losses = _validate_losses(losses)
     names = [name for name, loss in losses.items() if loss is not None]
-    weights = _validate_weights(weights, names)
+    weights = _validate_weights(weights, names, is_alone=len(losses) == 1)
     rule = get_weighting(weighting)
     if rule is not None:
         for weight in weights.values():
@@ -208,18 +228,32 @@ def joint_loss(
     metrics = _by_output(metrics, names, "metrics")
     for name in names:
         parts = [LossPart(losses[name], part) for part in getattr(losses[name], "part_names", ())]
-        metrics[name] = [*_as_list(metrics.get(name)), *parts, weights[name]]
-    arguments = {
+        # The weight first: of two metrics with one name Keras renames the second.
+        metrics[name] = [weights[name], *_as_list(metrics.get(name)), *parts]
+    arguments: dict[str, Any] = {
         "loss": {
             name: None if loss is None else TermLoss(loss, weights[name], name)
             for name, loss in losses.items()
         },
-        "loss_weights": {name: weights.get(name) for name in losses},
+        "loss_weights": {
+            name: None if loss is None else AppliedWeight() for name, loss in losses.items()
+        },
         "metrics": metrics,
     }
     if weighted_metrics is not None:
         arguments["weighted_metrics"] = _by_output(weighted_metrics, names, "weighted_metrics")
+    if is_single:
+        arguments = {key: value[ONLY_TERM] for key, value in arguments.items()}
+        # Keras takes a weight by itself as a number only.
+        arguments["loss_weights"] = [arguments["loss_weights"]]
+        if weighted_metrics is not None:
+            arguments["weighted_metrics"] = _as_list(arguments["weighted_metrics"])
     return arguments
+
+
+def _is_loss(loss: Any) -> bool:
+    is_callable = callable(loss) and not isinstance(loss, keras.metrics.Metric | keras.layers.Layer)
+    return isinstance(loss, str) or is_callable
 
 
 def _validate_losses(losses: Any) -> dict[str, Any]:
@@ -230,19 +264,35 @@ def _validate_losses(losses: Any) -> dict[str, Any]:
     ):
         raise ValueError(
             "Invalid value for argument `losses`. Expected a dict of output name to loss with at "
-            f"least one loss. Received: losses={losses!r}"
+            f"least one loss, or a loss for the only output. Received: losses={losses!r}"
         )
+    for name, loss in losses.items():
+        if isinstance(loss, Mapping | list | tuple):
+            raise ValueError(
+                "Invalid value for argument `losses`. Expected one loss for each output of a flat "
+                "dict: give nested outputs names of their own at the top, and add several losses "
+                f"of one output up in a function. Received: losses={{{name!r}: {loss!r}}}"
+            )
+        if loss is not None and not _is_loss(loss):
+            raise ValueError(
+                f"Invalid value for argument `losses`. Expected the loss of {name!r} to be a name, "
+                f"a function or a `keras.losses.Loss`. Received: losses={{{name!r}: {loss!r}}}"
+            )
     return dict(losses)
 
 
-def _validate_weights(weights: Any, names: list[str]) -> dict[str, LossWeight]:
+def _validate_weights(weights: Any, names: list[str], is_alone: bool) -> dict[str, LossWeight]:
     weights = {} if weights is None else weights
     if not isinstance(weights, Mapping) or not set(weights) <= set(names):
         raise ValueError(
             "Invalid value for argument `weights`. Expected a dict whose keys are names of losses, "
             f"of {names}. Received: weights={weights!r}"
         )
-    result = {name: _as_loss_weight(weights.get(name, 1.0), name) for name in names}
+    result = {}
+    for name in names:
+        # Keras puts the name of the output before that of a metric if there are several outputs.
+        metric_name = f"{name}_weight" if is_alone else "weight"
+        result[name] = _loss_weight(weights.get(name, 1.0), name, metric_name)
     if len({id(weight) for weight in result.values()}) < len(result):
         raise ValueError(
             "Invalid value for argument `weights`. Expected a `LossWeight` of its own for each "
@@ -251,11 +301,17 @@ def _validate_weights(weights: Any, names: list[str]) -> dict[str, LossWeight]:
     return result
 
 
-def _as_loss_weight(weight: Any, name: str) -> LossWeight:
+def _loss_weight(weight: Any, name: str, metric_name: str) -> LossWeight:
     if isinstance(weight, LossWeight):
+        if weight.clock is not None or weight.weighting is not None:
+            raise ValueError(
+                f"Invalid value for argument `weights`. Expected for {name!r} a `LossWeight` that "
+                "belongs to no model and to no weighting yet: make a new one. "
+                f"Received: weights={{{name!r}: {weight!r}}}"
+            )
         return weight
     try:
-        return LossWeight(weight)
+        return LossWeight(weight, name=metric_name)
     except ValueError as error:
         raise ValueError(f"The weight of loss {name!r} is invalid. {error}") from None
 
@@ -291,11 +347,10 @@ def find_terms(model: keras.Model) -> dict[str, TermWeight]:
     Raises:
         ValueError: If two terms have the same name.
     """
-    terms: dict[str, TermWeight] = {}
-    if isinstance(model.loss, Mapping):
-        for name, loss in model.loss.items():
-            if isinstance(loss, TermLoss):
-                terms[name] = loss.weight
+    losses = model.loss if isinstance(model.loss, Mapping) else {ONLY_TERM: model.loss}
+    terms: dict[str, TermWeight] = {
+        name: loss.weight for name, loss in losses.items() if isinstance(loss, TermLoss)
+    }
     # The layers of layers are reachable only so: `model.layers` ends at a nested model.
     for layer in model._flatten_layers(include_self=False):
         if isinstance(layer, ContrastiveTerm):
@@ -313,32 +368,46 @@ def find_gradient_layers(model: keras.Model) -> list[GradientCombination]:
     return [x for x in layers if isinstance(x, GradientCombination) and x.telemetry]
 
 
+def find_weighting(terms: Mapping[str, TermWeight]) -> Weighting | None:
+    """Returns the weighting that a model was compiled with, if any.
+
+    Args:
+        terms: As `find_terms` returns them.
+    """
+    rules = [term.weighting for term in terms.values() if isinstance(term, LossWeight)]
+    return next((rule for rule in rules if rule is not None), None)
+
+
 def bind_weighting(model: keras.Model, terms: Mapping[str, TermWeight]) -> Weighting | None:
-    """Ties the weighting of a compiled model, if it has one, to the terms of the model.
+    """Binds the weighting of a compiled model, if it has one, to the terms of the model.
 
     Args:
         model: A compiled model.
-        terms: As `find_terms` has them.
+        terms: As `find_terms` returns them.
 
     Returns:
         The weighting.
 
     Raises:
-        ValueError: If the weighting is tied to other terms already, or needs gradients that no
-            layer tells of.
+        ValueError: If the weighting is bound to other terms already, or needs gradients that no
+            layer reports.
     """
-    rules = [term.weighting for term in terms.values() if isinstance(term, LossWeight)]
-    rules = [rule for rule in rules if rule is not None]
-    if not rules:
+    rule = find_weighting(terms)
+    if rule is None:
         # The model may have had one when it was compiled before.
         for term in terms.values():
             term.release()
         return None
+    names = getattr(model, "output_names", None) or []
+    if len(set(names)) < len(names):
+        raise ValueError(
+            "Expected a model whose outputs have different names, since its terms have a "
+            f"weighting. Received: a model with outputs {names}"
+        )
     with variable_scope(model):
-        is_new = rules[0].bind(terms)
-    rules[0].bind_gradients(find_gradient_layers(model))
+        is_new = rule.bind(terms)
+    rule.bind_gradients(find_gradient_layers(model))
     if is_new:
         # What has been compiled without the rule would not run it.
         model.train_function = model.test_function = None
-    rules[0].attach(model)
-    return rules[0]
+    return rule

@@ -1,5 +1,10 @@
-"""The weight of one loss term, together with the account of what the term contributed."""
+"""The weight of one loss term, together with the running means of what the term contributed."""
 
+import math
+import threading
+import uuid
+import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
@@ -9,8 +14,10 @@ import numpy as np
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_jointloss._math import to_numpy
-from keras_jointloss._validation import validate_number
+from keras_jointloss._loops import running_loop
+from keras_jointloss._math import float_dtype, to_numpy
+from keras_jointloss._state import constant, layer_state
+from keras_jointloss._validation import validate_count, validate_number
 
 Weight: TypeAlias = float | LearningRateSchedule
 
@@ -27,7 +34,8 @@ def validate_weight(weight: Any, name: str = "weight") -> float:
 
 def deserialize_weight(config: Any) -> Any:
     """Returns the number or the schedule that stands in a config."""
-    return config if isinstance(config, float) else keras.optimizers.schedules.deserialize(config)
+    is_schedule = isinstance(config, dict)
+    return keras.optimizers.schedules.deserialize(config) if is_schedule else config
 
 
 def validate_schedule(schedule: LearningRateSchedule, name: str = "weight") -> float:
@@ -41,29 +49,6 @@ def validate_schedule(schedule: LearningRateSchedule, name: str = "weight") -> f
     return float(start)
 
 
-def _constant(value: float) -> Callable:
-    """Returns an initializer; that of Keras rounds to float32, even on the way to float64."""
-    return lambda shape, dtype=None: ops.convert_to_tensor(np.full(shape, value), dtype=dtype)
-
-
-def layer_state(name, shape, initial, dtype=None, aggregation="sum"):
-    """Returns a variable for what a layer takes down in `call`, whatever the strategy.
-
-    Each replica has its own, so that to assign it needs no other replica: `tf.distribute` would
-    go on with another one, in the midst of the layer.
-    """
-    return keras.Variable(
-        initializer=_constant(initial),
-        shape=shape,
-        dtype=dtype or keras.config.floatx(),
-        trainable=False,
-        autocast=False,
-        aggregation=aggregation,
-        synchronization="on_read",
-        name=name,
-    )
-
-
 class TermWeight:
     """What an output term's and a layer term's weight have in common.
 
@@ -71,29 +56,36 @@ class TermWeight:
     its variables. From then on training runs
 
     1. `record(loss, batch_size)` when the term's loss has been computed with the weight of this
-       step, which tells it to `observer`, if there is one, and
+       step; it passes the loss on to `observer`, if there is one, and
     2. `advance()` once a training step, which moves the weight along its schedule,
 
-    both inside the compiled step, while from the host the callback calls `start_annealing`, and
-    Keras calls `reset` at the start of each epoch, before the callbacks switch annealing on, and of
-    each evaluation, which annealing thus never reaches.
+    both inside the compiled step. From the host the `keras_jointloss.clock.Clock` of the model
+    calls `start_annealing`, and Keras calls `reset` at the start of each epoch, before the
+    callbacks switch annealing on, and of each evaluation, which annealing thus never reaches.
     """
 
     #: Called with the loss, the number of items and whether any of them counts, or `None`.
     observer: Callable[[Any, Any, Any], None] | None = None
+    #: The `keras_jointloss.clock.Clock` of the model whose callback moves the weight, if any.
+    clock: Any = None
 
-    def _create_variables(self, weight: Weight, add_variable: Callable[..., Any]) -> None:
+    def _create_variables(
+        self, weight: Weight, dtype: str, add_variable: Callable[..., Any]
+    ) -> None:
         self.schedule: Any = weight if isinstance(weight, LearningRateSchedule) else None
         start = validate_weight(weight) if self.schedule is None else validate_schedule(weight)
         self.initial = weight if self.schedule is not None else start
         self.annealing = False
-        replicated = {"aggregation": "only_first_replica"}
+        #: Whether annealing was on at any time since `fit` reset the weight.
+        self.has_annealed = False
+        self._has_warned = False
+        replicated = {"dtype": dtype, "aggregation": "only_first_replica"}
         self._value = add_variable("value", (), start, **replicated)
-        self._step = add_variable("step", (), 0, dtype="int32", **replicated)
+        self._step = add_variable("step", (), 0, **{**replicated, "dtype": "int32"})
         # Whether `advance` counts: part of the compiled step, unlike `annealing`.
-        self._advancing = add_variable("advancing", (), False, dtype="bool", **replicated)
+        self._advancing = add_variable("advancing", (), False, **{**replicated, "dtype": "bool"})
         # Sums over items of 1, the loss and the weighted loss.
-        self._sums = add_variable("sums", (3,), 0.0, aggregation="sum")
+        self._sums = add_variable("sums", (3,), 0.0, dtype=dtype, aggregation="sum")
         self._factor: Any = None
         self._add_factor = partial(add_variable, "factor", (), **replicated)
 
@@ -107,6 +99,11 @@ class TermWeight:
         """The variables of the term."""
         factor = [] if self._factor is None else [self._factor]
         return [self._value, self._step, self._advancing, self._sums, *factor]
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether the weight is meant to move during training."""
+        return self.schedule is not None or self.observer is not None
 
     # Within the compiled step.
 
@@ -122,21 +119,21 @@ class TermWeight:
         return ops.divide_no_nan(self._sums[1], self._sums[0])
 
     def record(self, loss, batch_size, counts=None) -> None:
-        """Takes down the term's raw loss (the mean over `batch_size` items) of this step.
+        """Records the term's raw loss (the mean over `batch_size` items) of this step.
 
         Args:
             loss: The mean loss.
             batch_size: Over how many items.
             counts: Whether any of them has a weight other than 0; `None` if it is known.
         """
-        if self.observer is not None:
-            self.observer(loss, batch_size, counts)
         dtype = self._sums.dtype
-        loss = ops.stop_gradient(ops.cast(loss, dtype))
+        detached = ops.stop_gradient(ops.cast(loss, dtype))
         one = ops.ones((), dtype=dtype)
         self._sums.assign_add(
-            ops.cast(batch_size, dtype) * ops.stack([one, loss, loss * self.tensor()])
+            ops.cast(batch_size, dtype) * ops.stack([one, detached, detached * self.tensor()])
         )
+        if self.observer is not None:
+            self.observer(loss, batch_size, counts)
 
     def advance(self) -> None:
         """Counts a training step and moves the weight along its schedule, if annealing is on."""
@@ -158,14 +155,14 @@ class TermWeight:
     # From the host.
 
     def release(self) -> None:
-        """Ends what a weighting had to do with the weight."""
+        """Detaches the weight from its weighting."""
         self.observer = None
         if self._factor is not None:
             self.scale(1.0)
 
     def start_annealing(self, step: int | None = None) -> None:
         """Lets `advance` move the weight, from `step` or from where the schedule stands."""
-        self.annealing = True
+        self.annealing = self.has_annealed = True
         if self.schedule is None:
             return
         if step is not None:
@@ -174,10 +171,13 @@ class TermWeight:
         self._advancing.assign(True)
 
     def reset(self) -> None:
-        """Starts the means anew and stops annealing; keeps the weight and the step."""
+        """Resets the means and stops annealing; keeps the weight and the step."""
         self._sums.assign(np.zeros(3))
-        if self.annealing:
+        loop = running_loop()
+        if self.annealing and not (self.clock is not None and self.clock.outlasts_reset(loop)):
             self.stop_annealing()
+        if loop == "fit":
+            self.has_annealed = False
 
     def stop_annealing(self) -> None:
         """Keeps `advance` from moving the weight."""
@@ -185,8 +185,25 @@ class TermWeight:
         if self.schedule is not None:
             self._advancing.assign(False)
 
+    def warn_if_it_stands_still(self) -> None:
+        """Warns if `fit` has trained an epoch without moving a weight that is meant to move.
+
+        Called where Keras reads its metrics; what it reads at the end of an epoch of `fit`, it
+        reads outside of the steps and loops within.
+        """
+        if self._has_warned or self.has_annealed or not self.is_dynamic:
+            return
+        if running_loop() == "fit":
+            self._has_warned = True
+            warnings.warn(
+                "The weights of a joint loss that follow a schedule or a weighting do not move: "
+                "no `JointLossCallback` takes part in `fit`. Pass "
+                "`callbacks=[keras_jointloss.callbacks.JointLossCallback()]`.",
+                stacklevel=2,
+            )
+
     def read(self) -> dict[str, float]:
-        """Returns what there is to log.
+        """Returns the values to log.
 
         Returns:
             `weight`, the weight now, and, if the term was computed since the last `reset`, `loss`
@@ -202,7 +219,7 @@ class TermWeight:
         return int(to_numpy(self._step))
 
     def assign(self, value: float) -> None:
-        """Sets the weight, under a weighting that by which it multiplies the adapted weight.
+        """Sets the weight; under a weighting, the value that the adapted weight is multiplied by.
 
         A constant weight keeps the value, through saving and loading as well. A scheduled weight
         keeps it until annealing goes on.
@@ -215,15 +232,81 @@ class TermWeight:
         """
         self._value.assign(validate_number(value, "value", minimum=0))
 
+    def save(self, store: Any) -> None:
+        """Puts into the store of a weights file what training has changed."""
+        store["value"], store["step"] = to_numpy(self._value), to_numpy(self._step)
+        store["unassigned"] = np.array(self._unassigned(self.step))
+        if self._factor is not None:
+            store["factor"] = to_numpy(self._factor)
+
+    def load(self, store: Any) -> None:
+        """Takes over what `save` has put into the store of a weights file.
+
+        A schedule goes on at the step of the file. A weight that is compiled with another number or
+        schedule than that of the file keeps to its own.
+        """
+        if "value" not in store.keys():  # noqa: SIM118 (a store is no dict)
+            return
+        step = int(np.array(store["step"]))
+        own, other = self._unassigned(step), float(np.array(store["unassigned"]))
+        if self.schedule is not None:
+            self._step.assign(step)
+            self._value.assign(own)
+        if math.isclose(own, other, rel_tol=1e-5, abs_tol=1e-7):
+            self.assign(float(np.array(store["value"])))
+        if self._factor is not None and "factor" in store.keys():  # noqa: SIM118
+            self.scale(float(np.array(store["factor"])))
+
+    def _unassigned(self, step: int) -> float:
+        """Returns what the weight is at a step unless it is assigned or adapted."""
+        if self.schedule is None:
+            return self.initial
+        return float(to_numpy(self._scheduled(ops.convert_to_tensor(step, dtype="int32"))))
+
     def __float__(self) -> float:
         return float(to_numpy(self.tensor()))
+
+
+class _Sharing(threading.local):
+    """The weights that configs have brought back and that a second config stands for, too."""
+
+    def __init__(self):
+        self.weights: dict[str, weakref.ref] = {}
+
+
+_sharing = _Sharing()
+
+
+def deserialize_term_weight(config: Any) -> "LossWeight":
+    """Returns the weight of a term from its config, and lets its copy in the metrics be the same.
+
+    Within a model file Keras itself knows which objects are one. Elsewhere, as in `clone_model` and
+    `compile_from_config`, it deserializes first the losses and then the metrics, each by itself,
+    and a weight that stands in both would come back as two.
+
+    Raises:
+        ValueError: If that is not the config of a `LossWeight`.
+    """
+    if isinstance(config, dict):
+        _sharing.weights.pop(str((config.get("config") or {}).get("key")), None)
+        weight = keras.saving.deserialize_keras_object(config)
+    else:
+        weight = config
+    if not isinstance(weight, LossWeight):
+        raise ValueError(
+            "Invalid value for argument `weight`. Expected a `LossWeight`. "
+            f"Received: weight={weight!r}"
+        )
+    if isinstance(config, dict):
+        _sharing.weights[weight.key] = weakref.ref(weight)
+    return weight
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class LossWeight(TermWeight, keras.metrics.Metric):
     """The weight of an output term: a number that lives, and can move, while `fit` runs.
 
-    The same object stands in `loss_weights`, where Keras multiplies the term by it, and in
+    The same object belongs to the term's loss, which records its value in it, and stands in
     `metrics`, where it counts the steps and shows its value in the logs.
     `keras_jointloss.joint_loss` puts it in both places; it is rarely needed by hand.
 
@@ -237,7 +320,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         weight: The weight: a finite number, 0 or more, or a
             `keras.optimizers.schedules.LearningRateSchedule`, a function of the training step.
         name: Name of the metric. Keras puts the name of the output before it.
-        dtype: The dtype of the weight, `keras.config.floatx()` by default.
+        dtype: The dtype of the weight, `keras.config.floatx()` by default; float32 at least.
 
     Raises:
         ValueError: If the weight is negative, not finite or of another type, or if the schedule
@@ -255,37 +338,90 @@ class LossWeight(TermWeight, keras.metrics.Metric):
 
     def __init__(self, weight: Weight = 1.0, name: str = "weight", dtype=None):
         keras.metrics.Metric.__init__(self, name=name, dtype=dtype)
+        #: Stands in the config, so that the copies of one weight in it can be told from others.
+        self.key = uuid.uuid4().hex
+        # Orbax and `Model.get_state_tree` tell variables apart by their paths.
+        number = keras.backend.get_uid("loss_weight")
 
-        def add_variable(name, shape, initial, dtype=self.dtype, aggregation="sum"):
+        def add_variable(name, shape, initial, dtype, aggregation):
             return self.add_variable(
                 shape=shape,
-                initializer=_constant(initial),
+                initializer=constant(initial),
                 dtype=dtype,
                 aggregation=aggregation,
-                name=name,
+                name=f"{name}_{number}",
             )
 
-        self._create_variables(weight, add_variable)
+        self._create_variables(weight, float_dtype(self.dtype), add_variable)
         #: The `Weighting` whose variables come to the model with this metric, if any.
         self.weighting: Any = None
-        #: What to do on JAX when a loss has been multiplied by the weight; done once.
-        self.after_use: Callable[[], None] | None = None
+        # What has happened in the step that a thread traces or runs: replicas have one each.
+        self._trace = threading.local()
+        #: Whether Keras has ever multiplied the loss by the weight.
+        self.is_applied = False
+        #: Whether Keras has ever updated the weight as a metric.
+        self.is_counted = False
+
+    @property
+    def is_dynamic(self) -> bool:
+        return super().is_dynamic or self.weighting is not None
+
+    def record(self, loss, batch_size, counts=None) -> None:
+        # The observer may move the weight for the next step: the one of this step is taken before.
+        _applied.weight, _applied.tensor = self, ops.cast(self.tensor(), keras.config.floatx())
+        self._trace.is_recorded, self._trace.is_applied = True, False
+        _sharing.weights.pop(self.key, None)  # No copy is to come any more.
+        super().record(loss, batch_size, counts)
 
     def update_state(self, y_true=None, y_pred=None, sample_weight=None) -> None:
-        """Counts a training step; what the outputs are does not matter."""
+        """Counts a training step; the outputs do not matter.
+
+        Raises:
+            ValueError: If the loss of the step was not multiplied by the weight.
+        """
+        self.is_counted = True
+        # An output that stands twice in a model has its metrics updated twice.
+        if not getattr(self._trace, "is_recorded", False):
+            return
+        self._trace.is_recorded = False
+        if not self._trace.is_applied:
+            raise ValueError(
+                "The loss of a term was not multiplied by its weight. Expected `loss_weights` as "
+                "`keras_jointloss.joint_loss` returned them: `compile(**joint_loss(...))`. "
+                f"Received: a model whose {self.name!r} would be logged but not used"
+            )
         self.advance()
         if self.weighting is not None:
             self.weighting.update_state()
 
     def result(self):
         """Returns the weight now."""
+        self.warn_if_it_stands_still()
         return self.tensor()
 
     def reset_state(self) -> None:
-        """Starts the means anew and stops annealing; keeps the weight and the step."""
+        """Resets the means and stops annealing; keeps the weight and the step."""
         self.reset()
         if self.weighting is not None:
             self.weighting.reset_state()
+
+    def begin_anew(self) -> None:
+        """Returns to the first step, as for a copy of a model; a constant keeps its value."""
+        self._step.assign(0)
+        if self.schedule is not None:
+            self._value.assign(self._unassigned(0))
+        if self.weighting is not None:
+            self.weighting.begin_anew()
+        if self._factor is not None:
+            self.scale(1.0)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves the weight, which is no part of the model, with the model's weights."""
+        self.save(store)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads what `save_own_variables` has saved."""
+        self.load(store)
 
     def get_config(self) -> dict:
         config = {
@@ -293,6 +429,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
             "weight": keras.saving.serialize_keras_object(self.initial),
             "value": float(to_numpy(self._value)),
             "step": self.step,
+            "key": self.key,
         }
         if self._factor is not None:
             config["factor"] = float(to_numpy(self._factor))
@@ -302,41 +439,96 @@ class LossWeight(TermWeight, keras.metrics.Metric):
     @classmethod
     def from_config(cls, config: dict) -> "LossWeight":
         config = dict(config)
+        key = config.pop("key", None)
+        reference = _sharing.weights.pop(str(key), None)
+        shared = None if reference is None else reference()
+        if shared is not None:
+            shared.begin_anew()
+            return shared
         value, step = config.pop("value", None), config.pop("step", 0)
         factor, weighting = config.pop("factor", None), config.pop("weighting", None)
         config["weight"] = deserialize_weight(config["weight"])
         instance = cls(**config)
+        if key is not None:
+            instance.key = key
         if value is not None:
             instance.assign(value)
-        instance._step.assign(step)
+        instance._step.assign(validate_count(step, "step", minimum=0))
         if factor is not None:
-            instance.adapt(factor)
-        if weighting is not None:
-            is_config = isinstance(weighting, dict)
-            instance.weighting = (
-                keras.saving.deserialize_keras_object(weighting) if is_config else weighting
+            instance.adapt(validate_number(factor, "factor", minimum=0))
+        if isinstance(weighting, dict):
+            weighting = keras.saving.deserialize_keras_object(weighting)
+        if weighting is not None and not hasattr(weighting, "bind"):
+            raise ValueError(
+                "Invalid value for argument `weighting`. Expected a weighting of "
+                f"`keras_jointloss.weighting`. Received: weighting={weighting!r}"
             )
+        instance.weighting = weighting
         return instance
 
-    # What lets Keras multiply a loss by the object itself, on each backend.
+
+class _Applied(threading.local):
+    """The weight of the term whose loss was computed last, in the thread."""
+
+    weight: LossWeight | None = None
+    tensor: Any = None
+
+
+_applied = _Applied()
+
+# On PyTorch Keras reads anything but a tensor or a variable of its own by way of NumPy, which waits
+# for the device in every step.
+_Number: Any = keras.Variable if keras.backend.backend() == "torch" else object
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class AppliedWeight(_Number):
+    """Stands in `loss_weights` for the weight of the term whose loss Keras has just computed.
+
+    Keras multiplies each loss by its weight right after it has computed it. This object has no
+    state, so that no copy of it can fall apart from the term.
+    """
+
+    def __init__(self):
+        # Not that of `keras.Variable`: there is no variable.
+        pass
+
+    @property
+    def value(self):
+        """The weight of the term, a scalar tensor of `keras.config.floatx()`."""
+        weight, tensor = _applied.weight, _applied.tensor
+        if weight is None:
+            raise RuntimeError(
+                "Expected the losses and `loss_weights` that `keras_jointloss.joint_loss` returned "
+                "together. Received: `loss_weights` with other losses"
+            )
+        _applied.weight = _applied.tensor = None
+        weight._trace.is_applied = weight.is_applied = True
+        return tensor
 
     @property
     def shape(self) -> tuple:
         return ()
 
+    @property
+    def dtype(self) -> str:
+        return keras.config.floatx()
+
     def __tf_tensor__(self, dtype=None, name=None):
-        value = self._value if self._factor is None else self.tensor()
-        return ops.convert_to_tensor(value, dtype=dtype)
+        return ops.convert_to_tensor(self.value, dtype=dtype)
 
     def __jax_array__(self):
-        value = self.tensor()
-        after_use, self.after_use = self.after_use, None
-        if after_use is not None:
-            after_use()
-        return value
+        return self.value
 
-    def __array__(self, dtype=None, copy=None):
-        return np.asarray(to_numpy(self.tensor()), dtype=dtype)
+    def __repr__(self) -> str:
+        return "AppliedWeight()"
+
+    def get_config(self) -> dict:
+        return {}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "AppliedWeight":
+        return cls(**config)
 
 
 class LayerWeight(TermWeight):
@@ -345,9 +537,9 @@ class LayerWeight(TermWeight):
     Args:
         weight: As in `LossWeight`.
         prefix: Goes before the names of the variables.
-        readings: What else the layer has to log: by name, functions that return a scalar tensor.
-        means: What else it has to log the mean of: by name, functions that make of the mean what
-            is logged. Their sums begin anew with those of the loss.
+        readings: Other values of the layer to log: by name, functions that return a scalar tensor.
+        means: Other values of which the mean is logged: by name, functions that turn the mean into
+            what is logged. Their sums are reset with those of the loss.
     """
 
     def __init__(
@@ -360,10 +552,11 @@ class LayerWeight(TermWeight):
         def add_variable(name, *arguments, **options):
             return layer_state(f"{prefix}_{name}", *arguments, **options)
 
-        self._create_variables(weight, add_variable)
+        dtype = float_dtype(keras.config.floatx())
+        self._create_variables(weight, dtype, add_variable)
         self.adapt()  # The variables of a layer are there before it is known who will need them.
         # For each the sums over items of the value and of 1.
-        self._means = {name: add_variable(name, (2,), 0.0) for name in means}
+        self._means = {name: add_variable(name, (2,), 0.0, dtype=dtype) for name in means}
         self._readings: dict[str, Callable[[], Any]] = {
             **readings,
             **{name: partial(self._mean, name, finish) for name, finish in means.items()},
@@ -375,7 +568,7 @@ class LayerWeight(TermWeight):
         return [*super().state, *self._means.values()]
 
     def record_mean(self, name: str, total, count) -> None:
-        """Takes down the sum of values, and how many they are."""
+        """Records the sum of values, and how many they are."""
         sums = ops.cast(ops.stack([total, count]), self._means[name].dtype)
         self._means[name].assign_add(ops.stop_gradient(sums))
 

@@ -2,12 +2,15 @@
 
 import math
 import os
+import sys
 import warnings
+from typing import Any
 
 import keras
 
-from keras_jointloss.callbacks.steps import optimizer_step
-from keras_jointloss.joint import bind_weighting, find_gradient_layers, find_terms
+from keras_jointloss._loops import running_loop
+from keras_jointloss.clock import Clock, accumulated_steps, optimizer_step
+from keras_jointloss.joint import bind_weighting, find_gradient_layers, find_terms, find_weighting
 from keras_jointloss.layers._gradient_combination import GradientCombination
 from keras_jointloss.layers._gradient_record import GradientStatistics
 from keras_jointloss.loss_weight import LayerWeight, LossWeight, TermWeight
@@ -34,16 +37,20 @@ _GRADIENT_CHARTS = {
 class JointLossCallback(keras.callbacks.Callback):
     """Anneals or adapts the weights of a joint loss while `fit` runs, and logs every term.
 
-    Annealing: at the start of training the schedule of each term, output and layer terms alike, is
-    put at the training step, the count of batches the optimizer has seen; from there the weight
-    moves inside the compiled step. So a resumed training (`initial_epoch`, a loaded model,
-    `keras.callbacks.BackupAndRestore`) goes on where it was, and evaluation moves nothing.
+    Annealing: at the start of training the schedules of all terms, output and layer terms alike,
+    are put at the training step, the number of batches the model has been trained on; from there
+    the weights move inside the compiled step. So a resumed training (`initial_epoch`, a loaded
+    model, `keras.callbacks.BackupAndRestore`) goes on where it was, and evaluation moves nothing. A
+    model that is compiled again with a new optimizer starts again at step 0.
 
-    Weighting: a rule that `keras_jointloss.joint_loss` was given is tied to all the terms of the
-    model, which only the callback can know, as layers have theirs, too; it then runs in the
-    compiled step. What it has learned goes with the model into its files, those of
-    `keras.callbacks.BackupAndRestore` and weights files included. To load a weights file by hand
-    before the first `fit` of a model, call `set_model(model)` first.
+    Weighting: a rule that `keras_jointloss.joint_loss` was given is bound to all the terms of the
+    model, those of layers included, and then runs in the compiled step. What it has learned goes
+    with the model into its files, those of `keras.callbacks.BackupAndRestore` and weights files
+    included.
+
+    The callback moves to the front of the list of callbacks, so that those that monitor or log its
+    values find them in the `logs` wherever they stand. It also works in a custom loop that calls
+    the hooks of a `keras.callbacks.CallbackList` around `train_on_batch`.
 
     Logging: into `log_dir/train` and `log_dir/validation`, over the training step,
 
@@ -75,7 +82,7 @@ class JointLossCallback(keras.callbacks.Callback):
     `History` has `<term>_loss` and `<term>_weight` of every term, also where Keras does not show
     them by itself, and what the tags above tell of gradients, with underscores for slashes:
     `gradients_conflict`. A warning names each term whose loss is not finite, and those whose
-    gradients were the first that were not.
+    gradients were the first that were not. Another one says if the weights stood still in an epoch.
 
     Args:
         log_dir: The folder for TensorBoard, or `None` to write nothing.
@@ -84,8 +91,10 @@ class JointLossCallback(keras.callbacks.Callback):
 
     Raises:
         ValueError: If `update_freq` is invalid; at the start of `fit`, if the model has no term and
-            no layer that tells of gradients, two terms of the same name, or other outputs than the
-            losses are for.
+            no layer that reports gradients, two terms of the same name, other outputs than the
+            losses are for, or weights that belong to another model; after the first batch, if
+            the model does not use the weights, as it was not compiled with all that `joint_loss`
+            returned.
         FloatingPointError: At the end of an epoch, if a weighting met a loss that it cannot use and
             has `on_nonfinite="raise"`.
         OSError: At the start of `fit`, if `log_dir` cannot be written.
@@ -110,18 +119,24 @@ class JointLossCallback(keras.callbacks.Callback):
         self.async_safe = not self._writes_batches
         self._terms: dict[str, TermWeight] = {}
         self._weighting: Weighting | None = None
+        self._clock: Any = None  # A `Clock`.
+        self._is_validated = False
+        self._get_metrics: Any = list
         # The layers that combine gradients, by what goes before the names of what they tell.
         self._gradient_layers: dict[str, GradientCombination] = {}
         self._writers: dict[str, SummaryWriter] = {}
         self._is_training = False
-        # The training step at which the epoch began and the `train` run was written last.
-        self._begin_step: int | None = None
+        # The training step at which the epoch began and the `train` run was written last, and how
+        # many batches have begun since.
+        self._begin_step = 0
         self._written_step = 0
+        self._batches = 0
         self._readings: dict[str, Readings] = {}
         self._warned: set[str] = set()
 
     def set_model(self, model):
         super().set_model(model)
+        _move_to_front(self)
         self._terms = find_terms(model)
         layers = find_gradient_layers(model)
         if not self._terms and not layers:
@@ -134,23 +149,25 @@ class JointLossCallback(keras.callbacks.Callback):
             "gradients" if len(layers) == 1 else f"gradients/{layer.name}": layer
             for layer in layers
         }
-        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-        steps = getattr(optimizer, "gradient_accumulation_steps", None) or 1
-        if any([layer.accumulate(steps) for layer in layers]):
+        if any([layer.accumulate(accumulated_steps(model)) for layer in layers]):
             # What has been compiled counts otherwise.
             model.train_function = None
         _validate_output_names(model)
+        self._clock = Clock.of(model)
+        self._clock.attach(self._terms, find_weighting(self._terms))
         self._weighting = bind_weighting(model, self._terms)
-        outputs = getattr(model, "outputs", None) or []
-        for name, term in self._terms.items():
-            # Keras puts the output's name before a metric's only if there are several outputs.
-            if len(outputs) == 1 and isinstance(term, LossWeight) and term.name == "weight":
-                term.name = f"{name}_weight"
+        self._get_metrics = lambda: model.metrics
+        self._is_validated = False
+        if model.train_function is None:
+            for term in self._terms.values():
+                if isinstance(term, LossWeight):
+                    term.is_applied = term.is_counted = False
+        _name_weights(model, self._terms)
 
     def on_train_begin(self, logs=None):
         self._is_training = True
-        self._begin_step = None
         self._warned = set()
+        self._clock.start_training(self, is_custom_loop=running_loop() is None)
         if self.log_dir is not None:
             self._writer("train")
 
@@ -159,19 +176,23 @@ class JointLossCallback(keras.callbacks.Callback):
         self._reset_layer_terms()
         for layer in self._gradient_layers.values():
             layer.reset_statistics()
+        _ = self.model  # On JAX this brings the state of the step into the variables.
         # Not at the beginning of training: another callback may restore the optimizer there.
-        self._start_annealing(
-            optimizer_step(self.model) if self._begin_step is None else None, is_new_epoch=True
-        )
+        if self._clock.driver is self:
+            self._clock.start_epoch()
         self._begin_step = self._written_step = self._training_step()
+        self._batches = 0
 
     def on_train_batch_begin(self, batch, logs=None):
-        # Another callback may have evaluated the model in the midst of the epoch.
-        if not self._is_annealing():
+        self._batches += 1
+        # Another callback may have evaluated the model in the middle of the epoch.
+        if not self._clock.is_on and self._clock.driver is self:
             self._readings = {}
-            self._start_annealing()
+            _ = self.model
+            self._clock.start()
 
     def on_train_batch_end(self, batch, logs=None):
+        self._validate_use()
         if not self._writes_batches:
             return
         every = 1 if self.update_freq == "batch" else int(self.update_freq)
@@ -180,6 +201,7 @@ class JointLossCallback(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self._keep_train_readings()
+        self._warn_of_standstill(epoch)
         step = self._training_step()
         for run, prefix in (("train", ""), ("validation", "val_")):
             for name, reading in self._readings.get(run, {}).items():
@@ -203,10 +225,8 @@ class JointLossCallback(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self._is_training = False
-        for term in self._terms.values():
-            term.stop_annealing()
-        if self._weighting is not None:
-            self._weighting.reset_state()
+        _ = self.model
+        self._clock.end_training()
         self._close()
 
     def on_test_begin(self, logs=None):
@@ -224,21 +244,44 @@ class JointLossCallback(keras.callbacks.Callback):
 
     def _training_step(self) -> int:
         """Returns the number of batches that the model has been trained on."""
-        if self._is_training:
-            for term in self._terms.values():
-                if term.schedule is not None:
-                    return term.step
-        return optimizer_step(self.model)
+        step = self._clock.step if self._is_training else None
+        return optimizer_step(self.model) if step is None else step
 
-    def _start_annealing(self, step: int | None = None, is_new_epoch: bool = False) -> None:
-        _ = self.model  # On JAX this brings the state of the step into the variables.
-        for term in self._terms.values():
-            term.start_annealing(step)
-        if self._weighting is not None:
-            self._weighting.start(is_new_epoch)
+    def _validate_use(self) -> None:
+        """Raises `ValueError` if the model does not use the weights of its output terms."""
+        if self._is_validated or not self._is_training:
+            return
+        self._is_validated = True
+        # Not by `self.model`: that writes to the variables on JAX, which trains meanwhile.
+        metrics = [
+            x for metric in self._get_metrics() for x in getattr(metric, "metrics", [metric])
+        ]
+        for name, term in self._terms.items():
+            if not isinstance(term, LossWeight):
+                continue
+            is_metric = any(term is metric for metric in metrics)
+            if not (is_metric and term.is_applied and term.is_counted):
+                raise ValueError(
+                    f"The model does not use the weight of the term {name!r}. Expected a model "
+                    "that is compiled with all that `keras_jointloss.joint_loss` returns, "
+                    "`compile(..., **joint_loss(...))`, with further metrics as arguments of "
+                    "`joint_loss`; a `metrics` property of its own has to include "
+                    "`super().metrics`, and a `train_step` of its own has to call "
+                    "`self.compute_loss` and `self.compute_metrics`. Received: a model in which "
+                    f"the weight is {'' if term.is_applied else 'not '}applied to the loss and "
+                    f"{'' if is_metric and term.is_counted else 'not '}among the metrics"
+                )
 
-    def _is_annealing(self) -> bool:
-        return all(term.annealing for term in self._terms.values())
+    def _warn_of_standstill(self, epoch: int) -> None:
+        is_driven = self._is_training and self._clock.driver is self
+        if is_driven and self._batches and self._clock.stands_still:
+            self._warn_once(
+                "standstill",
+                f"The weights of a schedule or weighting did not move in epoch {epoch}, in which "
+                f"{self._batches} batches ran. Expected training by `fit`, or by `train_on_batch` "
+                "between the hooks of a `keras.callbacks.CallbackList` without `reset_metrics` "
+                "after `on_train_batch_begin`, of all the layers that are terms.",
+            )
 
     def _reset_layer_terms(self) -> None:
         # Keras does it through the metrics of the layer, but not on JAX, nor in a model that has
@@ -277,7 +320,7 @@ class JointLossCallback(keras.callbacks.Callback):
         """Reads the terms at the end of an epoch, before an evaluation starts their means anew."""
         if "train" not in self._readings:
             self._readings["train"] = self._read()
-            if not self._is_annealing():
+            if not self._clock.is_on:
                 # Another callback has evaluated the model before: the means are those of that.
                 for reading in self._readings["train"].values():
                     reading.pop("loss", None)
@@ -337,8 +380,36 @@ class JointLossCallback(keras.callbacks.Callback):
         self._writers.clear()
 
 
+def _move_to_front(callback: keras.callbacks.Callback) -> None:
+    """Puts a callback first in the list that sets its model, which no argument of it gives away."""
+    frame = sys._getframe(2)  # The caller of `set_model`.
+    owner = frame.f_locals.get("self")
+    if isinstance(owner, keras.callbacks.CallbackList) and callback in owner.callbacks:
+        owner.callbacks.remove(callback)
+        owner.callbacks.insert(0, callback)
+
+
+def _name_weights(model: keras.Model, terms: dict[str, TermWeight]) -> None:
+    """Gives each weight of an output the name with which it is logged as `<term>_weight`."""
+    # Keras puts the output's name before a metric's only if there are several outputs.
+    count = len(getattr(model, "outputs", None) or [])
+    for name, term in terms.items():
+        if not count or not isinstance(term, LossWeight):
+            continue
+        right = "weight" if count > 1 else f"{name}_weight"
+        if term.name != right and term.name in ("weight", f"{name}_weight"):
+            term.name = right
+            # What has been compiled returns it under the other name.
+            model.train_function = model.test_function = None
+
+
 def _validate_output_names(model: keras.Model) -> None:
     """Raises `ValueError` if the losses of a Functional model are for other outputs."""
+    if isinstance(model.loss, dict) and isinstance(model, keras.Sequential):
+        raise ValueError(
+            "Expected one loss in place of a dict for a `keras.Sequential`, whose output has no "
+            f"name: `joint_loss(loss, weights=...)`. Received: losses for {sorted(model.loss)}"
+        )
     if not isinstance(model.loss, dict) or not hasattr(model, "output_names"):
         return
     has_dict = isinstance(model.output, dict)

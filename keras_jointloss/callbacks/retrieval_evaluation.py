@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_jointloss._validation import validate_count
-from keras_jointloss.callbacks.steps import optimizer_step
+from keras_jointloss.clock import optimizer_step
 from keras_jointloss.layers import ContrastiveTerm
 from keras_jointloss.tensorboard import SummaryWriter, write_projector
 from keras_jointloss.tensorboard.projector import validate_thumbnails

@@ -10,9 +10,11 @@ import numpy as np
 from keras import ops
 
 from keras_jointloss import losses
+from keras_jointloss._loops import running_loop
 from keras_jointloss._math import divide_or_0, float_dtype
-from keras_jointloss._validation import validate_count
-from keras_jointloss.loss_weight import LayerWeight, Weight, deserialize_weight, layer_state
+from keras_jointloss._state import LayerState, layer_state
+from keras_jointloss._validation import validate_bool, validate_count
+from keras_jointloss.loss_weight import LayerWeight, Weight, deserialize_weight
 from keras_jointloss.losses.base import as_labels
 from keras_jointloss.metrics import ViewsMetric
 
@@ -20,19 +22,20 @@ from keras_jointloss.metrics import ViewsMetric
 class _Readout(keras.metrics.Metric):
     """Shows a number that a layer holds among the metrics of the model."""
 
-    def __init__(self, name, read, reset):
+    def __init__(self, name, read, weight):
         super().__init__(name=name)
         self._read = read
-        self._reset = reset
+        self._weight = weight
 
     def update_state(self, *args, **kwargs):
         """Does nothing: the layer keeps the number up to date."""
 
     def result(self):
+        self._weight.warn_if_it_stands_still()
         return self._read()
 
     def reset_state(self):
-        self._reset()
+        self._weight.reset()
 
 
 class _Bounds(keras.constraints.Constraint):
@@ -63,8 +66,9 @@ class ContrastiveTerm(keras.layers.Layer):
     The loss is computed where the losses of the model are asked for, as in `fit` and `evaluate`.
     `predict` and an exported model compute nothing.
 
-    A layer is one term: call it once in a training step, and give every other pair of embeddings
-    a layer of its own.
+    A layer is one term. Called several times in a step, as in a siamese model, it adds a loss for
+    each call, and the term is their sum; give pairs that are to be weighted or logged by themselves
+    a layer of their own.
 
     Args:
         loss: A loss of `keras_jointloss.losses` or its class name. Any other `keras.losses.Loss`
@@ -127,22 +131,25 @@ class ContrastiveTerm(keras.layers.Layer):
         super().__init__(name=name, autocast=False, **kwargs)
         self.supports_masking = True
         self.loss = losses.get(loss)
-        self.learn_temperature = learn_temperature
+        self.learn_temperature = validate_bool(learn_temperature, "learn_temperature")
         self.memory_size = validate_count(memory_size, "memory_size", minimum=0)
         self._validate_loss(loss)
         self._learned: dict[str, Any] = {}
         # A function: Keras would take metrics, which have no state here, for its own.
         self._get_metrics = partial(tuple, _validated_metrics(metrics, self._has_labels))
         self.weight = LayerWeight(weight, self.name, self._readings(), self._means())
-        self._weight_state = self.weight.state
-        # What is to be computed when the losses are asked for.
-        self._deferred: Any = None
-        # On JAX a metric cannot read what a layer holds; there the callback fills the logs.
-        if keras.backend.backend() != "jax":
-            self._readouts = [
-                _Readout(f"{self.name}_{reading}", read, self.weight.reset)
-                for reading, read in self.weight.tensors.items()
-            ]
+        self._weight_state = [LayerState(variable) for variable in self.weight.state]
+        # For each call in this step, what is to be computed when the losses are asked for.
+        self._deferred: list[Any] = []
+        # On JAX a metric cannot read what a layer holds: there it is only reset with the others,
+        # and the callback fills the logs.
+        readings: dict[str, Any] = self.weight.tensors
+        if keras.backend.backend() == "jax":
+            readings = {"readout": dict}
+        self._readouts = [
+            _Readout(f"{self.name}_{reading}", read, self.weight)
+            for reading, read in readings.items()
+        ]
 
     def _validate_loss(self, given):
         if self.loss.reduction in ("sum", "none", None):
@@ -268,24 +275,36 @@ class ContrastiveTerm(keras.layers.Layer):
 
     def call(self, inputs, sample_weight=None, mask=None, training=None):
         embeddings, labels = self._split(inputs)
-        self._deferred = partial(
-            self._compute_loss, embeddings, labels, sample_weight, mask, training
-        )
+        if running_loop() != "predict_step":
+            self._deferred.append(
+                partial(self._compute_loss, embeddings, labels, sample_weight, mask, training)
+            )
         return embeddings
 
     def _get_own_losses(self):
         # Keras asks for the losses after the call, but not to predict or to export.
-        deferred, self._deferred = self._deferred, None
-        if deferred is not None:
-            self.add_loss(deferred())
+        calls, self._deferred = self._deferred, []
+        if calls:
+            self._add_losses([compute() for compute in calls])
         return super()._get_own_losses()
 
     def _clear_losses(self):
-        self._deferred = None
+        self._deferred = []
         super()._clear_losses()
 
+    def _add_losses(self, calls):
+        """Adds the weighted losses of the calls of a step, and counts the step."""
+        losses, items, is_training = zip(*calls, strict=True)
+        weight = self.weight.tensor()
+        for loss in losses:
+            # Keras adds up losses of one dtype only.
+            self.add_loss(ops.cast(ops.cast(weight, loss.dtype) * loss, keras.config.floatx()))
+        self.weight.record(sum(losses), items[0])
+        if any(is_training):
+            self.weight.advance()
+
     def _compute_loss(self, embeddings, labels, sample_weight, mask, training):
-        """Returns the weighted loss, and takes down all there is to log."""
+        """Returns the loss of a call, over how many items it is, and whether it trains."""
         dtype = float_dtype(*(x.dtype for x in embeddings))
         views = ops.stack([ops.cast(x, dtype) for x in embeddings], axis=1)
         labels = None if labels is None else as_labels(ops.convert_to_tensor(labels))
@@ -302,16 +321,11 @@ class ContrastiveTerm(keras.layers.Layer):
             values = weights * self._values(views, labels, valid)
             is_mean = self.loss.reduction == "mean_with_sample_weight"
             total = ops.sum(weights) if is_mean else items
-        loss = divide_or_0(ops.sum(values), total)
-        weighted = self.weight.tensor() * loss
-        self.weight.record(loss, items)
         self._record_means(views, labels, valid)
-        # `None` in a model whose `call` takes no `training`; evaluation stops annealing anyway.
-        if training is not False:
-            self.weight.advance()
         if self.memory_size:
             self._remember(views, labels, valid, training)
-        return weighted
+        # `None` in a model whose `call` takes no `training`; evaluation stops annealing anyway.
+        return divide_or_0(ops.sum(values), total), items, training is not False
 
     def _item_mask(self, mask):
         """Returns which items no mask of an embedding leaves out, `(batch,)`, or `None`."""
@@ -375,11 +389,15 @@ class ContrastiveTerm(keras.layers.Layer):
     def compute_mask(self, inputs, mask=None):
         return None if mask is None else self._split(mask)[0]
 
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        self.weight.save(store)
+
     def load_own_variables(self, store):
-        super().load_own_variables(store)
-        # A file that was written in the midst of an epoch says that annealing is on.
-        self.weight.reset()
-        self.weight.stop_annealing()
+        # Those of Keras are numbered.
+        numbered = [key for key in list(store.keys()) if key.isdigit()]
+        super().load_own_variables({key: store[key] for key in numbered})
+        self.weight.load(store)
 
     def get_config(self) -> dict:
         return {

@@ -1,5 +1,6 @@
 """The base of the rules that adapt the weights of the terms."""
 
+import json
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_jointloss._math import to_numpy
+from keras_jointloss._loops import running_loop
+from keras_jointloss._math import float_dtype, to_numpy
 from keras_jointloss._registry import find
 from keras_jointloss._validation import (
     validate_choice,
@@ -21,9 +23,11 @@ from keras_jointloss._validation import (
 from keras_jointloss.distribution import replica_count, sum_over_replicas
 from keras_jointloss.loss_weight import LossWeight, TermWeight
 
-#: What the base keeps of each term: the adapted weight, the latest loss, whether there was any, and
-#: in how many steps it could not be used.
-_ROWS = {"weight": 1.0, "loss": 1.0, "seen": 0.0, "unusable": 0.0}
+#: What the base keeps of each term: the adapted weight, the latest loss, whether there was any, in
+#: how many steps it could not be used, and whether it was among the first that could not.
+_ROWS = {"weight": 1.0, "loss": 1.0, "seen": 0.0, "unusable": 0.0, "culprit": 0.0}
+#: By how much rounding may put a loss below the least one: such a loss counts as the least one.
+_ROUNDING = 1e-4
 #: With `update_every`: the sum of the losses since the latest update and their number.
 _SUMS = {"sum": 0.0, "count": 0.0}
 
@@ -52,10 +56,10 @@ class Weighting(keras.metrics.Metric):
       keeps its weight and its state; the other terms meet its latest loss, 1 if there was none.
     - If a loss, a weight or anything of the state is not finite, or a loss is less than the rule
       can take, the step changes nothing but the count of such steps. At the end of the epoch the
-      callback raises an error that names the term, or warns.
-    - The state is saved with the model, by name in the config of the compiled model, and comes back
-      with `keras.callbacks.BackupAndRestore`, too, as the callback adds it to the model's weights
-      file.
+      callback raises an error that names the term where that began, or warns. A loss that is less
+      by 1e-4 at most counts as the least one: rounding may have put it there.
+    - The state is saved with the model, in the config of the compiled model and in its weights
+      files, and so comes back with `keras.callbacks.BackupAndRestore`, too.
 
     Args:
         warmup_steps: For how many training steps the weights are 1 and the rule sees no loss.
@@ -67,7 +71,7 @@ class Weighting(keras.metrics.Metric):
         on_nonfinite: What to do at the end of an epoch in which a loss was not usable: `"raise"` a
             `FloatingPointError`, or `"skip"` those steps with a warning.
         name: Name of the metric that it is.
-        dtype: The dtype of weights and state, `keras.config.floatx()` by default.
+        dtype: The dtype of weights and state, `keras.config.floatx()` by default; float32 at least.
 
     Raises:
         ValueError: If an argument is invalid.
@@ -102,7 +106,9 @@ class Weighting(keras.metrics.Metric):
         name: str | None = None,
         dtype=None,
     ):
-        super().__init__(name=name or "weighting", dtype=dtype)
+        super().__init__(
+            name=name or "weighting", dtype=float_dtype(dtype or keras.config.floatx())
+        )
         self.warmup_steps = validate_count(warmup_steps, "warmup_steps", minimum=0)
         self.ema = validate_share(ema, "ema")
         self.min_weight = validate_number(min_weight, "min_weight", minimum=0)
@@ -122,6 +128,8 @@ class Weighting(keras.metrics.Metric):
         # Each replica of `tf.distribute` traces in a thread of its own.
         self._recorded = threading.local()
         self._is_on = False
+        #: The `keras_jointloss.clock.Clock` of the model that the rule belongs to, if any.
+        self.clock: Any = None
 
     # What a subclass writes.
 
@@ -182,7 +190,12 @@ class Weighting(keras.metrics.Metric):
                 f"Received: terms {list(names)}"
             )
         weights = list(terms.values())
-        if self._get_weights() == weights:
+        # What a trace of another model has left is no loss of a step.
+        self._recorded = threading.local()
+        is_bound = self._get_weights() == weights and all(
+            getattr(weight.observer, "func", None) == self._record for weight in weights
+        )
+        if is_bound:
             return False
         if not self.terms:
             self._create(names)
@@ -205,6 +218,7 @@ class Weighting(keras.metrics.Metric):
         values = np.stack(
             [np.full(len(names), x) for x in (*rows.values(), *self.initial_state.values())]
         )
+        self._initial = values
 
         def add(name, shape, dtype, initial):
             return self.add_variable(
@@ -233,7 +247,7 @@ class Weighting(keras.metrics.Metric):
         # Elsewhere the layers' losses come after those of outputs, and `update_state` after both;
         # on JAX it is the other way round, and `update_state` cannot reach the layers.
         if keras.backend.backend() == "jax" and self._output_terms <= set(recorded):
-            self._get_weights()[index].after_use = self._run
+            self._run()
 
     def update_state(self, *args, **kwargs) -> None:
         """Runs the rule on the losses of the step, if annealing is on."""
@@ -261,6 +275,10 @@ class Weighting(keras.metrics.Metric):
 
     def _advance(self, state, losses, is_there, step, is_on):
         """Returns the state after a training step: `(rows, terms)`."""
+        is_rounded = ops.logical_and(
+            losses < self.minimum_loss, losses >= self.minimum_loss - _ROUNDING
+        )
+        losses = ops.where(is_rounded, ops.cast(self.minimum_loss, losses.dtype), losses)
         is_usable = ops.logical_and(ops.isfinite(losses), losses >= self.minimum_loss)
         is_bad = ops.logical_and(is_there, ops.logical_not(is_usable))  # (terms,)
         rows = dict(zip(self._base_rows, ops.unstack(state[: len(self._base_rows)]), strict=True))
@@ -301,6 +319,9 @@ class Weighting(keras.metrics.Metric):
         result = {**old, **dict(zip(names, after, strict=True))}
         is_bad = ops.logical_or(ops.logical_and(is_bad, is_on), is_broken)
         result["unusable"] = old["unusable"] + ops.cast(is_bad, state.dtype)
+        # What is not finite spreads to the other terms in the steps after.
+        is_first = ops.logical_not(ops.any(old["culprit"] > 0))
+        result["culprit"] = ops.where(is_first, ops.cast(is_bad, state.dtype), old["culprit"])
         if self.update_every > 1:
             for name in _SUMS:
                 result[name] = ops.where(due, 0, old[name])
@@ -324,16 +345,26 @@ class Weighting(keras.metrics.Metric):
     def start(self, is_new_epoch: bool = False) -> None:
         """Lets the rule move the weights."""
         if is_new_epoch:
-            # Counted here: Keras begins with 0 again in each `fit`.
+            # Keras counts from 0 again in each `fit`.
             self._epoch.assign(int(to_numpy(self._epoch)) + 1)
         self._advancing.assign(True)
         self._is_on = True
 
     def reset_state(self) -> None:
-        """Keeps the rule from moving the weights; keeps weights and state."""
+        """Stops the rule, as Keras resets metrics before an evaluation; keeps weights and state."""
+        if self.clock is None or not self.clock.outlasts_reset(running_loop()):
+            self.stop()
+
+    def stop(self) -> None:
+        """Keeps the rule from moving the weights."""
         if self._is_on:
             self._advancing.assign(False)
             self._is_on = False
+
+    @property
+    def step(self) -> int:
+        """The number of training steps in which the rule was on."""
+        return int(to_numpy(self._step))
 
     def read(self) -> dict[str, dict[str, float]]:
         """Returns what there is to log of each term besides weight and loss, by the term's name."""
@@ -346,7 +377,7 @@ class Weighting(keras.metrics.Metric):
         }
 
     def report(self, epoch: int) -> None:
-        """Tells of losses that the rule could not use, at the end of an epoch.
+        """Reports losses that the rule could not use, at the end of an epoch.
 
         Raises:
             FloatingPointError: If there are any, with `on_nonfinite="raise"`.
@@ -357,7 +388,7 @@ class Weighting(keras.metrics.Metric):
         terms = ", ".join(f"{name!r} in {count} steps" for name, count in unusable.items())
         message = (
             f"{type(self).__name__} cannot use a loss that is not finite or less than "
-            f"{self.minimum_loss:g}, or of which it makes a weight or state that is not finite. "
+            f"{self.minimum_loss:g}, or that leads to a weight or state that is not finite. "
             f"Received in epoch {epoch}: the loss of {terms}"
         )
         if self.on_nonfinite == "raise":
@@ -365,12 +396,14 @@ class Weighting(keras.metrics.Metric):
         warnings.warn(f"{message}. The weights did not move in these steps.", stacklevel=2)
 
     def take_unusable(self) -> dict[str, int]:
-        """Returns in how many steps the losses of which terms were not usable, and forgets it."""
-        counts = self._rows()["unusable"]
+        """Returns how often the first terms that were not usable were not, and forgets it."""
+        rows = self._rows()
+        counts = rows["unusable"] * rows["culprit"]
         if not counts.any():
             return {}
         values = to_numpy(self._state).copy()
-        values[self._base_rows.index("unusable")] = 0
+        for name in ("unusable", "culprit"):
+            values[self._base_rows.index(name)] = 0
         self._state.assign(values)
         return {term: int(n) for term, n in zip(self.terms, counts, strict=True) if n}
 
@@ -384,6 +417,11 @@ class Weighting(keras.metrics.Metric):
         for weight, factor in zip(self._get_weights(), factors, strict=False):
             weight.scale(factor)
 
+    def begin_anew(self) -> None:
+        """Forgets the progress."""
+        if self.terms:
+            self.load_progress({"state": self._initial, "step": 0, "epoch": 0})
+
     def save_progress(self) -> dict[str, np.ndarray]:
         """Returns all that training changes."""
         variables = {"state": self._state, "step": self._step, "epoch": self._epoch}
@@ -396,10 +434,26 @@ class Weighting(keras.metrics.Metric):
         self._epoch.assign(int(np.array(progress["epoch"])))
         self._scale_terms()
 
-    def attach(self, model: keras.Model) -> None:
-        """Has weights files of the model keep the progress, and bring it back."""
-        # Not by `setattr`: neither Keras nor TensorFlow is to take it for a part of the model.
-        object.__setattr__(model, "joint_loss_weighting", _SavedProgress(self))
+    def save_own_variables(self, store: Any) -> None:
+        """Saves the progress in a weights file of the model."""
+        if self.terms:
+            store["terms"] = np.frombuffer(json.dumps(self.terms).encode(), "uint8")
+            for name, value in self.save_progress().items():
+                store[name] = value
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads what `save_own_variables` has saved."""
+        if "state" not in store.keys():  # noqa: SIM118 (a store is no dict)
+            return
+        terms = tuple(json.loads(np.array(store["terms"]).tobytes()))
+        if not self.terms:
+            self._create(terms)
+        if terms != self.terms:
+            raise ValueError(
+                f"{type(self).__name__} is the weighting of the terms {list(self.terms)}. "
+                f"Received: a file with the state of the terms {list(terms)}"
+            )
+        self.load_progress(store)
 
     def get_config(self) -> dict:
         config = {
@@ -425,29 +479,6 @@ class Weighting(keras.metrics.Metric):
             instance._create(tuple(progress["terms"]))
             instance.load_progress(progress)
         return instance
-
-
-class _SavedProgress(keras.Operation):
-    """What a weights file of the model keeps of its weighting.
-
-    As an attribute of the model, which is where Keras looks for what to put into the file.
-
-    Args:
-        weighting: The `Weighting`.
-    """
-
-    def __init__(self, weighting: Weighting):
-        super().__init__(name="weighting")
-        # A function, or Keras would look into the weighting as well.
-        self._get_weighting = lambda: weighting
-
-    def save_own_variables(self, store):
-        for name, value in self._get_weighting().save_progress().items():
-            store[name] = value
-
-    def load_own_variables(self, store):
-        if "state" in store.keys():  # noqa: SIM118 (a store is no dict)
-            self._get_weighting().load_progress(store)
 
 
 def get(identifier: Any) -> Weighting | None:
