@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_jointloss._loops import running_loop
 from keras_jointloss.loss_weight import LossWeight, TermWeight
 from keras_jointloss.weighting import Weighting
 
@@ -163,14 +164,14 @@ class Clock:
         self.stop()
         self.driver, self._is_custom_loop = None, False
 
-    def outlasts_reset(self, loop: str | None) -> bool:
-        """Returns whether annealing stays on when a loop of Keras resets the metrics.
+    def outlasts_reset(self) -> bool:
+        """Returns whether annealing stays on while a loop of Keras resets the metrics.
 
         `fit` and `evaluate` reset them before they begin: the callback switches annealing on
         again, and in an evaluation it stays off. But `train_on_batch` resets them in the middle of
         a custom loop, in each step.
         """
-        return self._is_custom_loop and loop == "train_on_batch"
+        return self._is_custom_loop and running_loop() == "train_on_batch"
 
     # Reading it.
 
@@ -189,8 +190,11 @@ class Clock:
         rule = () if self._weighting is None else (self._weighting.step,)
         return (*(term.step for term in self._terms.values() if term.schedule is not None), *rule)
 
-    @property
-    def stands_still(self) -> bool:
-        """Whether a schedule or the weighting has not moved since the epoch began."""
+    def has_missed(self, batches: int) -> bool:
+        """Returns whether a schedule or the weighting has counted fewer steps in this epoch.
+
+        Args:
+            batches: How many batches have begun in this epoch.
+        """
         before = self._counts_at_begin or ()
-        return any(old == new for old, new in zip(before, self._counts(), strict=True))
+        return any(new - old < batches for old, new in zip(before, self._counts(), strict=True))

@@ -76,8 +76,6 @@ class TermWeight:
         start = validate_weight(weight) if self.schedule is None else validate_schedule(weight)
         self.initial = weight if self.schedule is not None else start
         self.annealing = False
-        #: Whether annealing was on at any time since `fit` reset the weight.
-        self.has_annealed = False
         self._has_warned = False
         replicated = {"dtype": dtype, "aggregation": "only_first_replica"}
         self._value = add_variable("value", (), start, **replicated)
@@ -162,7 +160,7 @@ class TermWeight:
 
     def start_annealing(self, step: int | None = None) -> None:
         """Lets `advance` move the weight, from `step` or from where the schedule stands."""
-        self.annealing = self.has_annealed = True
+        self.annealing = True
         if self.schedule is None:
             return
         if step is not None:
@@ -173,11 +171,8 @@ class TermWeight:
     def reset(self) -> None:
         """Resets the means and stops annealing; keeps the weight and the step."""
         self._sums.assign(np.zeros(3))
-        loop = running_loop()
-        if self.annealing and not (self.clock is not None and self.clock.outlasts_reset(loop)):
+        if self.annealing and not (self.clock is not None and self.clock.outlasts_reset()):
             self.stop_annealing()
-        if loop == "fit":
-            self.has_annealed = False
 
     def stop_annealing(self) -> None:
         """Keeps `advance` from moving the weight."""
@@ -191,9 +186,8 @@ class TermWeight:
         Called where Keras reads its metrics; what it reads at the end of an epoch of `fit`, it
         reads outside of the steps and loops within.
         """
-        if self._has_warned or self.has_annealed or not self.is_dynamic:
-            return
-        if running_loop() == "fit":
+        is_driven = self.clock is not None and self.clock.driver is not None
+        if not (self._has_warned or is_driven) and self.is_dynamic and running_loop() == "fit":
             self._has_warned = True
             warnings.warn(
                 "The weights of a joint loss that follow a schedule or a weighting do not move: "

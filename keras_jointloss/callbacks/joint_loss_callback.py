@@ -274,13 +274,13 @@ class JointLossCallback(keras.callbacks.Callback):
 
     def _warn_of_standstill(self, epoch: int) -> None:
         is_driven = self._is_training and self._clock.driver is self
-        if is_driven and self._batches and self._clock.stands_still:
+        if is_driven and self._clock.has_missed(self._batches):
             self._warn_once(
                 "standstill",
-                f"The weights of a schedule or weighting did not move in epoch {epoch}, in which "
-                f"{self._batches} batches ran. Expected training by `fit`, or by `train_on_batch` "
-                "between the hooks of a `keras.callbacks.CallbackList` without `reset_metrics` "
-                "after `on_train_batch_begin`, of all the layers that are terms.",
+                "The weights of a schedule or weighting did not move in all of the "
+                f"{self._batches} batches of epoch {epoch}. Expected training by `fit`, or by "
+                "`train_on_batch` between the hooks of a `keras.callbacks.CallbackList` without "
+                "`reset_metrics` after `on_train_batch_begin`, of all the layers that are terms.",
             )
 
     def _reset_layer_terms(self) -> None:

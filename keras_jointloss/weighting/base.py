@@ -11,7 +11,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_jointloss._loops import running_loop
 from keras_jointloss._math import float_dtype, to_numpy
 from keras_jointloss._registry import find
 from keras_jointloss._validation import (
@@ -352,7 +351,7 @@ class Weighting(keras.metrics.Metric):
 
     def reset_state(self) -> None:
         """Stops the rule, as Keras resets metrics before an evaluation; keeps weights and state."""
-        if self.clock is None or not self.clock.outlasts_reset(running_loop()):
+        if self.clock is None or not self.clock.outlasts_reset():
             self.stop()
 
     def stop(self) -> None:

@@ -1,0 +1,62 @@
+"""A small joint model with annealed weights, for tests of what happens around `fit`."""
+
+import keras
+import numpy as np
+
+import keras_jointloss as kj
+
+BATCHES = 4  # In an epoch.
+GENERATOR = np.random.default_rng(0)
+X = GENERATOR.normal(size=(40, 5)).astype("float32")
+Y = {
+    "a": GENERATOR.normal(size=(40, 2)).astype("float32"),
+    "b": GENERATOR.integers(0, 3, size=(40,)),
+}
+LOSSES = {"a": "mse", "b": "sparse_categorical_crossentropy"}
+
+
+def ramp(steps=10):
+    """Returns a schedule that moves by `1 / steps` in each step."""
+    return kj.schedules.Linear(0.0, 1.0, steps)
+
+
+def build(model_class=keras.Model, seed=1):
+    """Returns a model with the outputs `"a"` and `"b"`."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((5,))
+    hidden = keras.layers.Dense(4, activation="tanh")(inputs)
+    outputs = {
+        "a": keras.layers.Dense(2, name="a")(hidden),
+        "b": keras.layers.Dense(3, activation="softmax", name="b")(hidden),
+    }
+    return model_class(inputs, outputs)
+
+
+def compiled(model=None, optimizer=None, **options):
+    """Returns `build()` compiled with a joint loss whose learning rate is 0."""
+    model = model or build()
+    model.compile(optimizer or keras.optimizers.SGD(0.0), **kj.joint_loss(LOSSES, **options))
+    return model
+
+
+def with_layer_term(weight=None, **options):
+    """Returns a model with the output term `"a"` and the layer term `"pair"`, both annealed."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((5,))
+    pair = (keras.layers.Dense(4)(inputs), keras.layers.Dense(4)(inputs))
+    a, b = kj.layers.ContrastiveTerm("InfoNCE", weight=weight or ramp(), name="pair")(pair)
+    model = keras.Model(inputs, {"a": keras.layers.Dense(2)(a + b)})
+    model.compile(
+        keras.optimizers.SGD(0.0), **kj.joint_loss({"a": "mse"}, {"a": ramp()}, **options)
+    )
+    return model
+
+
+def fit(model, callbacks=None, y=None, **options):
+    """Returns the history of `fit`, by default with a `JointLossCallback` alone."""
+    if callbacks is None:
+        callbacks = [kj.callbacks.JointLossCallback()]
+    if y is None:
+        y = {name: Y[name] for name in model.loss}
+    options = {"batch_size": 10, "shuffle": False, "verbose": 0, "callbacks": callbacks, **options}
+    return model.fit(X, y, **options).history

@@ -1,0 +1,298 @@
+"""The steps of a model are counted once, in training only, and in all of its terms alike."""
+
+import itertools
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_jointloss as kj
+from tests.small_models import X, Y, build, compiled, fit, ramp, with_layer_term
+
+BACKEND = keras.backend.backend()
+
+
+def _skipping_optimizer():
+    """Returns an optimizer that skips every step, as no gradient survives its scale."""
+    return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.0), initial_scale=2.0**127)
+
+
+OPTIMIZERS = {
+    "plain": lambda: keras.optimizers.SGD(0.0),
+    "accumulation": lambda: keras.optimizers.SGD(0.0, gradient_accumulation_steps=3),
+    "loss_scale": _skipping_optimizer,
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_schedule_counts_every_batch_over_several_fits(optimizer):
+    model = compiled(optimizer=optimizer(), weights={"a": ramp(100)})
+    weights = [fit(model)["a_weight"][-1] for _ in range(4)]
+    assert weights == pytest.approx([0.04, 0.08, 0.12, 0.16])
+
+
+def test_schedule_begins_again_with_a_new_optimizer():
+    model = compiled(weights={"a": ramp(100)})
+    fit(model)
+    compiled(model, weights={"a": ramp(100)})
+    assert fit(model)["a_weight"] == pytest.approx([0.04])
+
+
+def test_saved_model_goes_on_at_the_step_of_an_accumulating_optimizer(tmp_path):
+    model = compiled(optimizer=OPTIMIZERS["accumulation"](), weights={"a": ramp(100)})
+    fit(model)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert fit(loaded)["a_weight"] == pytest.approx([0.08])
+
+
+@pytest.mark.filterwarnings("ignore:The weights of a joint loss:UserWarning")
+def test_batches_without_the_callback_are_in_the_count_of_the_next_fit():
+    model = compiled(weights={"a": ramp(100)})
+    fit(model)
+    fit(model, [])
+    assert fit(model)["a_weight"] == pytest.approx([0.12])
+
+
+@pytest.mark.parametrize("weighting", [None, "uncertainty"])
+def test_custom_loop_anneals_output_and_layer_terms_in_each_batch(weighting):
+    model = with_layer_term(weighting=weighting)
+    reference = with_layer_term(weighting=weighting)
+    expected = []
+    record = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: expected.append(_weights(reference))
+    )
+    fit(reference, [kj.callbacks.JointLossCallback(), record])
+    hooks = keras.callbacks.CallbackList([kj.callbacks.JointLossCallback()], model=model)
+    seen = []
+    hooks.on_train_begin()
+    hooks.on_epoch_begin(0)
+    for batch in range(4):
+        rows = slice(10 * batch, 10 * batch + 10)
+        hooks.on_train_batch_begin(batch)
+        model.train_on_batch(X[rows], {"a": Y["a"][rows]})
+        hooks.on_train_batch_end(batch)
+        seen.append(_weights(model))
+    logs = {}
+    hooks.on_epoch_end(0, logs)
+    hooks.on_train_end()
+    np.testing.assert_allclose(seen, expected, rtol=1e-5)
+    if weighting is None:
+        np.testing.assert_allclose(seen[-1], [0.4, 0.4], rtol=1e-5)
+    model.train_on_batch(X[:10], {"a": Y["a"][:10]})
+    np.testing.assert_allclose(_weights(model), seen[-1])
+
+
+def _weights(model):
+    if BACKEND == "jax":
+        model.jax_state_sync()
+    return [float(model.loss["a"].weight), float(model.get_layer("pair").weight)]
+
+
+def test_output_that_stands_twice_counts_each_step_once():
+    inputs = keras.Input((5,))
+    output = keras.layers.Dense(2, name="o")(inputs)
+    model = keras.Model(inputs, [output, output])
+    model.compile("sgd", **kj.joint_loss({"o": "mse"}, {"o": ramp(8)}))
+    history = fit(model, y=[Y["a"], Y["a"]], epochs=2)
+    assert history["o_weight"] == pytest.approx([0.5, 1.0])
+    model.compile("sgd", **kj.joint_loss({"o": "mse"}, weighting="uncertainty"))
+    with pytest.raises(ValueError, match="outputs have different names"):
+        fit(model, y=[Y["a"], Y["a"]])
+
+
+def test_restored_best_weights_do_not_switch_annealing_on():
+    model = with_layer_term(ramp(100))
+    stop = keras.callbacks.EarlyStopping(
+        "a_loss", mode="max", patience=1, restore_best_weights=True
+    )
+    fit(model, [kj.callbacks.JointLossCallback(), stop], epochs=3)
+    before = _weights(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        fit(model, [], epochs=2)
+    assert _weights(model) == before
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Ends a training in the middle of an epoch as a user would."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.filterwarnings("ignore:The weights of a joint loss:UserWarning")
+def test_interrupted_fit_leaves_no_annealing_behind():
+    model = with_layer_term()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, [kj.callbacks.JointLossCallback(), Interrupt()])
+    before = _weights(model)
+    assert before == pytest.approx([0.2, 0.2])
+    fit(model, [], epochs=2)
+    model.train_on_batch(X[:10], {"a": Y["a"][:10]})
+    assert _weights(model) == before
+
+
+MOVING = {
+    "schedule": lambda: compiled(weights={"a": ramp()}),
+    "rule": lambda: compiled(weighting="uncertainty"),
+}
+if BACKEND != "jax":
+    MOVING["layer"] = with_layer_term
+
+
+@pytest.mark.parametrize("make", MOVING.values(), ids=MOVING)
+def test_fit_without_the_callback_warns_once(make):
+    model = make()
+    with pytest.warns(UserWarning, match="no `JointLossCallback` takes part in `fit`") as caught:
+        fit(model, [])
+    assert len(caught) == len({str(warning.message) for warning in caught}) * len(caught)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(model, [])
+
+
+def test_constant_weights_and_evaluation_need_no_callback():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)
+        fit(compiled(weights={"a": 0.5}), [])
+        model = compiled(weights={"a": ramp()})
+        model.evaluate(X, Y, verbose=0)
+        model.predict(X, verbose=0)
+        fit(model)
+
+
+class Resets(keras.callbacks.Callback):
+    """Resets the metrics after the callback of the package has switched annealing on."""
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.model.reset_metrics()
+
+
+def test_epoch_in_which_the_weights_stood_still_is_reported_once():
+    model = compiled(weights={"a": ramp()})
+    with pytest.warns(
+        UserWarning, match="did not move in all of the 4 batches of epoch 0"
+    ) as caught:
+        fit(model, [kj.callbacks.JointLossCallback(), Resets()], epochs=2)
+    assert len([warning for warning in caught if warning.category is UserWarning]) == 1
+
+
+def test_two_callbacks_count_steps_and_epochs_once():
+    model = compiled(weights={"a": ramp()}, weighting=kj.weighting.DynamicWeightAverage())
+    callbacks = [kj.callbacks.JointLossCallback(), kj.callbacks.JointLossCallback()]
+    history = fit(model, callbacks, epochs=2)
+    assert set(history) == {"loss", "a_loss", "b_loss", "a_weight", "b_weight"}
+    weighting = model.loss["a"].weight.weighting
+    assert int(ops.convert_to_numpy(weighting.epoch)) == 2
+    assert weighting.step == 8
+
+
+def test_callbacks_that_come_first_find_the_values_in_the_logs(tmp_path):
+    model = with_layer_term()
+    stop = keras.callbacks.EarlyStopping("pair_weight", mode="min", patience=1)
+    log = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    history = fit(model, [stop, log, kj.callbacks.JointLossCallback()], epochs=5)
+    assert len(history["loss"]) == 2
+    columns = (tmp_path / "log.csv").read_text().splitlines()[0].split(",")
+    assert {"a_loss", "a_weight", "pair_loss", "pair_weight"} <= set(columns)
+
+
+def test_layer_that_is_called_twice_adds_both_losses():
+    shared = keras.layers.Dense(4)
+    term = kj.layers.ContrastiveTerm("MeanSquaredError", weight=ramp(), name="t")
+
+    def tower(a, b):
+        return term((shared(a), shared(b)))
+
+    a, b, c = (keras.Input((3,)) for _ in range(3))
+    model = keras.Model([a, b, c], [*tower(a, b), *tower(b, c)])
+    model.compile(keras.optimizers.SGD(0.0))
+    data = [X[:, :3], X[:, 1:4], X[:, 2:]]
+    embeddings = [ops.convert_to_numpy(shared(x)) for x in data]
+    expected = sum(np.mean(np.square(x - y)) for x, y in itertools.pairwise(embeddings))
+    history = model.fit(
+        data, batch_size=40, epochs=2, verbose=0, callbacks=[kj.callbacks.JointLossCallback()]
+    ).history
+    assert history["t_loss"] == pytest.approx([expected] * 2, rel=1e-5)
+    assert history["t_weight"] == pytest.approx([0.1, 0.2])
+    assert history["loss"] == pytest.approx([0.0, 0.1 * expected], rel=1e-5)
+
+
+def test_losses_after_predict_are_those_of_no_call():
+    model = with_layer_term()
+    model.predict(X, verbose=0)
+    assert model.losses == []
+
+
+def test_output_named_val_is_logged_under_its_own_names_even_if_evaluated_first():
+    inputs = keras.Input((5,))
+    model = keras.Model(inputs, {"val": keras.layers.Dense(2)(inputs)})
+    model.compile("sgd", **kj.joint_loss({"val": "mse"}, {"val": ramp()}))
+    y = {"val": Y["a"]}
+    assert set(model.evaluate(X, y, verbose=0, return_dict=True)) == {"loss", "val_weight"}
+    history = fit(model, y=y, validation_split=0.25)
+    assert set(history) == {"loss", "val_loss", "val_weight", "val_val_loss", "val_val_weight"}
+
+
+def test_metric_called_weight_stands_beside_the_weight():
+    metric = keras.metrics.MeanAbsoluteError(name="weight")
+    model = compiled(weights={"a": 0.25}, metrics={"a": metric})
+    history = fit(model)
+    assert history["a_weight"] == [0.25]
+    assert history["a_weight_1"][0] > 0.3
+
+
+@pytest.mark.parametrize("make", [lambda: keras.Sequential([keras.layers.Dense(2)])])
+def test_one_loss_without_a_dict_serves_a_model_whose_output_has_no_name(make):
+    model = make()
+    model.compile("sgd", **kj.joint_loss("mse", weights=ramp(), metrics=["mae"]))
+    history = fit(model, y=Y["a"])
+    assert set(history) == {"loss", "mae", "output_loss", "output_weight"}
+    assert history["output_weight"] == pytest.approx([0.4])
+    assert float(model.loss.weight) == pytest.approx(0.4)
+    model.compile("sgd", **kj.joint_loss({"o": "mse"}))
+    with pytest.raises(ValueError, match=r"one loss in place of a dict.*joint_loss\(loss"):
+        fit(model, y=Y["a"])
+
+
+def test_output_name_may_hold_a_slash():
+    inputs = keras.Input((5,))
+    outputs = {"head/x": keras.layers.Dense(2)(inputs), "s": keras.layers.Dense(2)(inputs)}
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", **kj.joint_loss(dict.fromkeys(outputs, "mse"), {"head/x": ramp()}))
+    history = fit(model, y=dict.fromkeys(outputs, Y["a"]))
+    assert history["head/x_weight"] == pytest.approx([0.4])
+
+
+def _squared_error(y_true, y_pred):
+    return ops.mean(ops.square(y_true - y_pred), axis=-1)
+
+
+def test_unregistered_function_loads_with_the_advice_of_keras(tmp_path):
+    model = build()
+    model.compile("sgd", **kj.joint_loss({"a": _squared_error, "b": None}))
+    expected = model.evaluate(X, Y, verbose=0)
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(TypeError, match="register_keras_serializable"):
+        keras.models.load_model(tmp_path / "model.keras")
+    loaded = keras.models.load_model(
+        tmp_path / "model.keras", custom_objects={"_squared_error": _squared_error}
+    )
+    assert loaded.evaluate(X, Y, verbose=0) == pytest.approx(expected)
+
+
+def test_lambda_loads_where_it_is_allowed(tmp_path):
+    model = build()
+    model.compile("sgd", **kj.joint_loss({"a": lambda y, p: (y - p) ** 2, "b": None}))
+    expected = model.evaluate(X, Y, verbose=0)
+    with pytest.warns(UserWarning, match="lambda"):
+        model.save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match="safe_mode=False"):
+        keras.models.load_model(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", safe_mode=False)
+    assert loaded.evaluate(X, Y, verbose=0) == pytest.approx(expected)

@@ -1,0 +1,241 @@
+"""The weight that Keras multiplies by, that counts the steps and that is logged is one object."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_jointloss as kj
+from keras_jointloss.joint import TermLoss, find_terms
+from tests.small_models import LOSSES, X, Y, build, compiled, fit, ramp, with_layer_term
+
+BACKEND = keras.backend.backend()
+
+
+def _cloned(model):
+    return keras.models.clone_model(model)
+
+
+def _from_json(model):
+    return keras.models.model_from_json(model.to_json())
+
+
+def _from_compile_config(model):
+    other = build()
+    other.compile_from_config(model.get_compile_config())
+    return other
+
+
+COPIES = {"clone": _cloned, "json": _from_json, "compile_config": _from_compile_config}
+
+
+@pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
+def test_copied_model_anneals_with_weights_of_its_own(copy):
+    model = compiled(weights={"a": ramp(), "b": 0.5})
+    fit(model)  # The copy begins anew, wherever the original stands.
+    before = float(model.loss["a"].weight)
+    other = copy(model)
+    other.loss["b"].weight.assign(7.0)
+    history = fit(other, batch_size=len(X), epochs=3)
+    assert history["a_weight"] == pytest.approx([0.1, 0.2, 0.3])
+    assert history["b_weight"] == [7.0] * 3
+    expected = 0.2 * history["a_loss"][-1] + 7 * history["b_loss"][-1]
+    assert history["loss"][-1] == pytest.approx(expected, rel=1e-5)
+    assert float(model.loss["a"].weight) == before
+    assert float(model.loss["b"].weight) == 0.5
+
+
+@pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
+def test_rule_of_a_copied_model_moves_as_in_a_new_one(copy):
+    options = {"optimizer": keras.optimizers.SGD(0.05), "weighting": "uncertainty"}
+    model = compiled(**options)
+    expected = fit(model, epochs=2)["a_weight"]
+    other = copy(model)
+    other.set_weights(build().get_weights())
+    assert fit(other, epochs=2)["a_weight"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_weight_is_deserialized_by_itself_as_another_one():
+    model = compiled(weights={"a": 0.5})
+    config = keras.saving.serialize_keras_object(model.loss["a"].weight)
+    first, second = (keras.saving.deserialize_keras_object(config) for _ in range(2))
+    assert len({id(first), id(second), id(model.loss["a"].weight)}) == 3
+
+
+def _with_loss_alone(arguments):
+    return {"loss": arguments["loss"]}
+
+
+def _with_other_metrics(arguments):
+    return {**arguments, "metrics": {"a": ["mae"]}}
+
+
+@pytest.mark.parametrize("change", [_with_loss_alone, _with_other_metrics])
+def test_model_that_does_not_use_a_weight_is_refused(change):
+    model = build()
+    model.compile("sgd", **change(kj.joint_loss(LOSSES, {"a": ramp()})))
+    with pytest.raises(ValueError, match=r"does not use the weight of the term 'a'.*joint_loss"):
+        fit(model)
+
+
+def test_weight_that_is_logged_but_not_used_is_refused_without_a_callback():
+    model = build()
+    arguments = kj.joint_loss(LOSSES, {"a": 0.5})
+    model.compile("sgd", loss=arguments["loss"], metrics=arguments["metrics"])
+    with pytest.raises(ValueError, match=r"not multiplied by its weight.*`loss_weights`"):
+        fit(model, [])
+
+
+def test_loss_weights_with_other_losses_are_refused():
+    model = build()
+    arguments = kj.joint_loss(LOSSES)
+    model.compile("sgd", loss=LOSSES, loss_weights=arguments["loss_weights"])
+    with pytest.raises((RuntimeError, ValueError), match="`loss_weights` with other losses"):
+        fit(model, [])
+
+
+class OwnMetrics(keras.Model):
+    """A model whose `metrics` leave out those of `compile`."""
+
+    @property
+    def metrics(self):
+        return super().metrics[:1]
+
+
+class OwnStep(keras.Model):
+    """A model whose step uses neither the losses nor the metrics of `compile`."""
+
+    def train_step(self, *arguments):
+        if BACKEND == "jax":
+            state, _ = arguments
+            return {"loss": ops.zeros(())}, state
+        return {"loss": ops.zeros(())}
+
+
+@pytest.mark.parametrize("model_class", [OwnMetrics, OwnStep])
+def test_model_with_its_own_metrics_or_step_is_refused_with_a_way_out(model_class):
+    model = compiled(build(model_class), weights={"a": ramp()})
+    with pytest.raises(ValueError, match=r"super\(\).metrics.*self.compute_loss"):
+        fit(model)
+
+
+def test_dict_of_one_model_is_refused_for_another_and_the_first_never_changes():
+    arguments = kj.joint_loss(LOSSES, {"a": ramp()}, weighting="uncertainty")
+    first, second = build(), build()
+    first.compile("sgd", **arguments)
+    fit(first)
+    before = first.evaluate(X, Y, verbose=0)
+    second.compile("sgd", **arguments)
+    with pytest.raises(
+        ValueError, match=r"'a' belongs to another model.*`keras_jointloss.joint_lo"
+    ):
+        fit(second)
+    assert first.evaluate(X, Y, verbose=0) == before
+    first.compile("sgd", **arguments)  # The same model may be compiled with it again.
+    fit(first)
+
+
+def test_weight_of_a_model_is_refused_in_another_joint_loss():
+    weight = kj.LossWeight(0.5)
+    model = compiled(weights={"a": weight})
+    fit(model)
+    with pytest.raises(ValueError, match="'a' a `LossWeight` that belongs to no model"):
+        kj.joint_loss(LOSSES, {"a": weight}, weighting="uncertainty")
+
+
+def test_rule_of_a_model_is_refused_in_another():
+    rule = kj.weighting.Uncertainty()
+    fit(compiled(weighting=rule))
+    with pytest.raises(ValueError, match="Uncertainty belongs to another model"):
+        fit(compiled(weighting=rule))
+
+
+def test_layer_of_two_models_is_refused_under_a_weighting_only():
+    model = with_layer_term()
+    fit(model)
+    other = keras.Model(model.input, model.output)
+    other.compile("sgd", {"a": "mse"})
+    history = fit(other, y={"a": Y["a"]})
+    assert history["pair_weight"] == pytest.approx([0.4])  # Its own count of steps.
+    assert fit(model)["pair_weight"] == pytest.approx([0.8])
+    other.compile("sgd", **kj.joint_loss({"a": "mse"}, weighting="uncertainty"))
+    with pytest.raises(ValueError, match="'pair' is a term of two models"):
+        fit(other, y={"a": Y["a"]})
+    assert fit(model)["pair_weight"] == pytest.approx([1.0])
+
+
+def test_rule_that_is_given_up_and_taken_again_sees_layer_terms():
+    model = with_layer_term()
+    with_rule = kj.joint_loss({"a": "mse"}, weighting=kj.weighting.Uncertainty(learning_rate=0.1))
+    without = kj.joint_loss({"a": "mse"})
+    weights = []
+    for arguments in (with_rule, without, with_rule):
+        model.compile(keras.optimizers.SGD(0.0), **arguments)
+        weights.append(fit(model, epochs=2)["pair_weight"])
+    first, second, third = weights
+    assert second == pytest.approx([0.4, 0.8])
+    assert third[0] != pytest.approx(third[1], rel=1e-3)
+    assert max(*first, *third) < 0.8
+
+
+def test_weights_file_brings_terms_and_rule_to_a_model_that_has_never_been_trained(tmp_path):
+    def make():
+        return compiled(
+            weights={"a": ramp(), "b": 0.5}, weighting=kj.weighting.FAMO(learning_rate=0.5)
+        )
+
+    model, other = make(), make()
+    fit(model)
+    model.loss["b"].weight.assign(0.25)
+    model.save_weights(tmp_path / "model.weights.h5")
+    other.load_weights(tmp_path / "model.weights.h5")
+    expected = model.evaluate(X, Y, verbose=0, return_dict=True)
+    assert other.evaluate(X, Y, verbose=0, return_dict=True) == pytest.approx(expected, rel=1e-5)
+    expected = fit(model, epochs=2)
+    for name, values in fit(other, epochs=2).items():
+        assert values == pytest.approx(expected[name], rel=1e-5), name
+
+
+def test_weight_that_is_compiled_otherwise_keeps_its_number_when_a_file_is_loaded(tmp_path):
+    model, other = compiled(weights={"a": 0.5, "b": 0.5}), compiled(weights={"a": 2.0, "b": 0.5})
+    for weight in find_terms(model).values():
+        weight.assign(0.25)
+    model.save_weights(tmp_path / "model.weights.h5")
+    other.load_weights(tmp_path / "model.weights.h5")
+    assert {name: float(x) for name, x in find_terms(other).items()} == {"a": 2.0, "b": 0.25}
+
+
+def test_only_weights_of_the_model_are_its_weights():
+    model = with_layer_term()
+    assert all(np.issubdtype(value.dtype, np.floating) for value in model.get_weights())
+    assert len(model.get_weights()) == 6  # Three kernels and three biases.
+    fit(model)
+    state = model.get_state_tree()
+    paths = [variable.path for variable in model.variables]
+    paths += [variable.path for metric in model.metrics for variable in metric.variables]
+    assert len(set(paths)) == len(paths)
+    assert set(state) >= {"trainable_variables", "non_trainable_variables", "metrics_variables"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"factor": -3.0}, "`factor`.*Received: factor=-3.0"),
+        ({"step": 2**40}, "`step`.*Received: step=1099511627776"),
+        ({"step": "x"}, "`step`.*Received: step='x'"),
+        ({"weighting": "x"}, "`weighting`.*Received: weighting='x'"),
+        ({"weight": None}, "`weight`.*Received: weight=None"),
+        ({"value": "1"}, "`value`.*Received: value='1'"),
+    ],
+)
+def test_config_that_no_weight_has_is_refused(change, message):
+    config = {**kj.LossWeight(0.5).get_config(), **change}
+    with pytest.raises(ValueError, match=message):
+        kj.LossWeight.from_config(config)
+
+
+@pytest.mark.parametrize("weight", [None, 0.5, "LossWeight"])
+def test_loss_of_a_term_without_a_weight_is_refused(weight):
+    config = {**TermLoss("mse", kj.LossWeight(0.5), "a").get_config(), "weight": weight}
+    with pytest.raises(ValueError, match=r"`weight`.*Expected a `LossWeight`"):
+        TermLoss.from_config(config)
