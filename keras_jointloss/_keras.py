@@ -1,7 +1,7 @@
 """The private names of Keras that the package needs, checked at import: no other module uses one.
 
-- `Layer._get_own_losses`: `Model.losses` collects the losses of layers by it. A term overrides it to
-  compute its loss after the forward pass.
+- `Layer._get_own_losses`: `Model.losses` collects the losses of layers by it. A term overrides it
+  to compute its loss after the forward pass.
 - `Layer._clear_losses`: Keras calls it when a new outermost call begins. A term overrides it to
   drop what the last step left.
 - `Layer._flatten_layers`: it reaches the layers of layers; `Model.layers` ends at a nested model.
