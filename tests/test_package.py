@@ -96,16 +96,12 @@ def violations(module: str, source: str, package: str | None = None) -> list[str
 
 @functools.cache
 def names_of_keras() -> frozenset[str]:
-    """Returns the private attributes that objects of Keras have."""
-    layer, metric = keras.layers.Layer(), keras.metrics.Mean()
+    """Returns the private attributes that objects of the bases in Keras have."""
     objects = (
-        layer,
-        metric,
-        keras.Sequential(),
-        keras.losses.MeanSquaredError(),
-        keras.optimizers.SGD(),
+        keras.layers.Layer(),
+        keras.metrics.Metric(),
+        keras.losses.Loss(),
         keras.callbacks.Callback(),
-        keras.Variable(0.0),
     )
     names = {name for value in objects for name in {*dir(value), *vars(value)}}
     return frozenset(x for x in names if x.startswith("_") and not x.endswith("__"))
