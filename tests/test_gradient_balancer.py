@@ -482,6 +482,8 @@ def test_model_called_twice_in_a_step_is_recorded_once(ema):
     ],
 )
 def test_dtypes(floatx, policy, kind):
+    if BACKEND == "jax" and "float64" in (floatx, policy):
+        pytest.skip("has no float64 unless it is told to")
     keras.config.set_floatx(floatx)
     keras.config.set_dtype_policy(policy)
     keras.utils.set_random_seed(2)
@@ -496,7 +498,7 @@ def test_dtypes(floatx, policy, kind):
     heads = {term: keras.layers.Dense(Y[term].shape[1], name=f"head_{term}") for term in "ab"}
     model = keras.Model(inputs, {term: head(z[term]) for term, head in heads.items()})
     values = {
-        f"{x.name}_{index}": ops.convert_to_numpy(ops.cast(value, "float64"))
+        f"{x.name}_{index}": ops.convert_to_numpy(ops.cast(value, "float32")).astype("float64")
         for x in (trunk, *heads.values())
         for index, value in enumerate(x.variables)
     }

@@ -154,7 +154,10 @@ class GradientCombination(keras.layers.Layer):
         def compute(x, *state):
             def gradient(*arguments, upstream=None):
                 upstream = upstream_of(arguments, upstream)
-                combined, latest = backward()(upstream, step, state, is_recorded)
+                run = backward()
+                if run is None:
+                    raise RuntimeError("The layer was deleted before the backward pass.")
+                combined, latest = run(upstream, step, state, is_recorded)
                 return (combined, latest) if state else combined
 
             return ops.stack([x] * count + [ops.zeros_like(x)]), gradient
@@ -176,7 +179,7 @@ class GradientCombination(keras.layers.Layer):
             return combined, ops.zeros_like(latest) if is_left_out else latest
         # In the backward pass: a model that only predicts or is evaluated takes no step.
         self._step.assign(step + 1)
-        if latest is not None:
+        if self.record is not None:
             self.record.latest.assign(latest)
         return combined, None
 
