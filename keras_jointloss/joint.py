@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_jointloss import _keras
 from keras_jointloss._masks import valid_items
 from keras_jointloss.distribution import replica_count, variable_scope
 from keras_jointloss.layers import ContrastiveTerm
@@ -352,7 +353,7 @@ def find_terms(model: keras.Model) -> dict[str, TermWeight]:
         name: loss.weight for name, loss in losses.items() if isinstance(loss, TermLoss)
     }
     # The layers of layers are reachable only so: `model.layers` ends at a nested model.
-    for layer in model._flatten_layers(include_self=False):
+    for layer in _keras.flatten_layers(model, include_self=False):
         if isinstance(layer, ContrastiveTerm):
             if terms.get(layer.name, layer.weight) is not layer.weight:
                 raise ValueError(
@@ -364,7 +365,7 @@ def find_terms(model: keras.Model) -> dict[str, TermWeight]:
 
 def find_gradient_layers(model: keras.Model) -> list[GradientCombination]:
     """Returns the layers of a model that combine gradients and tell of them."""
-    layers = model._flatten_layers(include_self=False)
+    layers = _keras.flatten_layers(model, include_self=False)
     return [x for x in layers if isinstance(x, GradientCombination) and x.telemetry]
 
 

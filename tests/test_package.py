@@ -1,6 +1,7 @@
 """The package as a whole: its imports, their cost, its names and its version."""
 
 import ast
+import functools
 import importlib
 import os
 import pkgutil
@@ -14,13 +15,14 @@ import keras
 import pytest
 
 import keras_jointloss as kj
+from keras_jointloss import _keras
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = kj.__name__
 
 # A module imports from earlier levels only. All that lies in a family counts as the family.
 LEVELS = (
-    {"_masks", "_math", "_registry", "_validation", "tensorboard"},
+    {"_keras", "_masks", "_math", "_registry", "_validation", "tensorboard"},
     {"aggregators", "distribution", "loss_weight", "schedules"},
     {"losses", "metrics", "weighting"},
     {"layers"},
@@ -90,6 +92,78 @@ def violations(module: str, source: str, package: str | None = None) -> list[str
             elif LEVEL[family(name)] >= LEVEL[importer]:
                 found.append(f"{module}: imports {name}, which is not of a lower level")
     return found
+
+
+@functools.cache
+def names_of_keras() -> frozenset[str]:
+    """Returns the private attributes that objects of the bases in Keras have."""
+    objects = (
+        keras.layers.Layer(),
+        keras.metrics.Metric(),
+        keras.losses.Loss(),
+        keras.callbacks.Callback(),
+    )
+    names = {name for value in objects for name in {*dir(value), *vars(value)}}
+    return frozenset(x for x in names if x.startswith("_") and not x.endswith("__"))
+
+
+def defined_names(source: str) -> set[str]:
+    """Returns the private names that classes of a module define, and set on `self` or `cls`."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.attr)
+        elif isinstance(node, ast.AnnAssign | ast.Assign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+OWN_NAMES = set().union(*(defined_names(path.read_text("utf-8")) for path in MODULES.values()))
+OWN_NAMES -= names_of_keras()
+
+
+def private_uses(source: str) -> list[str]:
+    """Returns the private attributes that a module uses and the package does not define.
+
+    Methods of Keras that a class may override are listed in `_keras`, with the reasons.
+    """
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        name = getattr(node, "attr", None) if isinstance(node, ast.Attribute) else None
+        if isinstance(node, ast.FunctionDef) and node.name in names_of_keras():
+            name = node.name
+        if name is None or not name.startswith("_") or name.endswith("__"):
+            continue
+        is_overridden = name in _keras.OVERRIDDEN and (
+            isinstance(node, ast.FunctionDef) or ast.unparse(node.value) == "super()"
+        )
+        if name not in OWN_NAMES and not is_overridden:
+            found.append(f"line {node.lineno}: {name}")
+    return found
+
+
+@pytest.mark.parametrize("module", sorted({*MODULES} - {f"{PACKAGE}._keras"}))
+def test_private_names_of_keras_are_used_in_one_module(module):
+    assert private_uses(MODULES[module].read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "model._flatten_layers()",
+        "self._get_call_context()",
+        "self.trunk._call_has_training_arg",
+        "self._losses.clear()",
+        "layer._get_own_losses()",
+        "import tensorflow as tf\ntf._private()",
+        "class Term:\n    def _set_mask_metadata(self):\n        pass",
+    ],
+)
+def test_checker_catches_private_names(source):
+    assert len(private_uses(source)) == 1
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -1,12 +1,14 @@
 """What the layers that combine the gradients of several terms have in common."""
 
+import warnings
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_jointloss import aggregators
+from keras_jointloss import _keras, aggregators
 from keras_jointloss._math import float_dtype, upstream_of
 from keras_jointloss._validation import validate_choice
 from keras_jointloss.aggregators._gramian import correlation, nonzero
@@ -44,7 +46,7 @@ class GradientCombination(keras.layers.Layer):
         name: str | None = None,
         **kwargs,
     ):
-        # Without autocasting what it hands on is what it got.
+        # Without autocasting it returns its inputs unchanged.
         super().__init__(name=name, autocast=False, **kwargs)
         self.supports_masking = True
         is_list = isinstance(terms, Sequence) and not isinstance(terms, str)
@@ -73,7 +75,6 @@ class GradientCombination(keras.layers.Layer):
             )
         self.record: GradientRecord | None = None
         self._accumulated_steps = 1
-        self._is_recorded = False
 
     def build(self, input_shape=None):
         # Each replica counts for itself: to assign what is mirrored, it would wait for the others.
@@ -121,46 +122,66 @@ class GradientCombination(keras.layers.Layer):
         """Returns whether a call with this `training` can be followed by a backward pass."""
         if training is not None:
             return bool(training)
-        # As for all layers of Keras, who can say so and does not does not train; an export is such.
-        # But `fit` cannot say it to a model whose `call` takes no `training`; on JAX it calls the
-        # layers of such a model one by one, and what is not needed is not computed anyhow.
-        entry = self._get_call_context().entry_layer
-        is_alone = entry is self and keras.backend.backend() == "jax"
-        return is_alone or not entry._call_has_training_arg
+        outermost = _keras.outermost_layer()
+        is_jax = keras.backend.backend() == "jax"
+        # On JAX `fit` calls the layers of a model whose `call` takes no `training` one by one.
+        is_alone = outermost is self and is_jax
+        # Like other Keras layers: if the caller could pass `training` and does not, assume
+        # inference; an exported model is such a caller.
+        if outermost is None or (_keras.takes_training(outermost) and not is_alone):
+            return False
+        if is_jax:
+            warnings.warn(
+                f"{self.name!r} cannot know whether this is training and counts the step: give "
+                "`call` of the model around it an argument `training`.",
+                stacklevel=2,
+            )
+        return True
 
     def _copies(self, x) -> list:
         """Returns a copy of `x` for each term, whose gradients are combined."""
-        step = ops.copy(self._step)
-        self._step.assign(step + 1)
-        record = self.record
+        count, record = len(self.terms), self.record
         if record is not None and self.telemetry:
             record.add()
-        # Of several calls in a step one is recorded: gradients of a variable add up.
-        is_first, self._is_recorded = not self._is_recorded, True
+        step = ops.copy(self._step)
+        if keras.backend.backend() == "jax":
+            # Nothing but gradients leaves the backward pass there.
+            self._step.assign(step + 1)
+        is_recorded = record is not None and record.begin()
+        # Backends keep the closures: TensorFlow for ever, PyTorch in a cycle with the losses.
+        backward = weakref.WeakMethod(self._backward)
 
         def compute(x, *state):
-            before = GradientRecord.decode(state[0]) if state else None
-
             def gradient(*arguments, upstream=None):
-                combined, made = self._combined(upstream_of(arguments, upstream), step, before)
-                if record is None:
-                    return combined
-                if record.is_trained:
-                    return combined, made if is_first else ops.zeros_like(made)
-                record.latest.assign(made)
-                return combined, None
+                upstream = upstream_of(arguments, upstream)
+                run = backward()
+                if run is None:
+                    raise RuntimeError("The layer was deleted before the backward pass.")
+                combined, latest = run(upstream, step, state, is_recorded)
+                return (combined, latest) if state else combined
 
-            return ops.stack([x] * len(self.terms) + [ops.zeros_like(x)]), gradient
+            return ops.stack([x] * count + [ops.zeros_like(x)]), gradient
 
         state = [] if record is None else [ops.copy(record.latest)]
-        *copies, probe = ops.unstack(ops.custom_gradient(compute)(x, *state), len(self.terms) + 1)
+        *copies, probe = ops.unstack(ops.custom_gradient(compute)(x, *state), count + 1)
         # It is 0, but of its gradient the backward pass learns by how much the loss was scaled.
-        self.add_loss(_PROBE * ops.sum(ops.cast(probe[:1], float_dtype(x.dtype))))
+        loss = _PROBE * ops.sum(ops.cast(probe[:1], float_dtype(x.dtype)))
+        # Keras adds up the losses of a model, and some backends only those of one dtype.
+        self.add_loss(ops.cast(loss, keras.config.floatx()))
         return copies
 
-    def _clear_losses(self):
-        self._is_recorded = False
-        super()._clear_losses()
+    def _backward(self, upstream, step, state, is_recorded):
+        """Returns the combined gradient, and the gradient of the variable that keeps the record."""
+        before = GradientRecord.decode(state[0]) if state else None
+        combined, latest = self._combined(upstream, step, before)
+        if keras.backend.backend() == "jax":
+            is_left_out = latest is not None and not is_recorded
+            return combined, ops.zeros_like(latest) if is_left_out else latest
+        # In the backward pass: a model that only predicts or is evaluated takes no step.
+        self._step.assign(step + 1)
+        if self.record is not None:
+            self.record.latest.assign(latest)
+        return combined, None
 
     def _combined(self, upstream, step, before):
         """Returns the combination of the gradients `(terms + 1, batch, ...)`, and its record."""
@@ -188,8 +209,9 @@ class GradientCombination(keras.layers.Layer):
         if self.aggregator.degree and not self.aggregator.rescale:
             coefficients = coefficients * scale**self.aggregator.degree
         if self.aggregator.ema:
-            smooth = self.aggregator.smooth(before[2], coefficients)
-            coefficients = ops.where(ops.any(before[2] != 0), smooth, coefficients)
+            earlier = ops.cast(before[2], coefficients.dtype)
+            smooth = self.aggregator.smooth(earlier, coefficients)
+            coefficients = ops.where(ops.any(earlier != 0), smooth, coefficients)
         combined = ops.sum(coefficients[:, None] * gradients[:-1], axis=0)
         combined = ops.reshape(combined, ops.shape(upstream)[1:])
         made = self._made(gramian, scale, coefficients, is_sound, step, before)

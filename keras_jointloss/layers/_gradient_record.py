@@ -1,5 +1,6 @@
 """What the backward pass leaves of the gradients of several terms, and its means over an epoch."""
 
+import weakref
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ class GradientStatistics(NamedTuple):
         nonfinite_step: `(terms,)`, the number of the first step, counted from 1 at the layer's
             first training, in which any gradient was not finite, for the terms whose gradient it
             was; 0 for others. Such a step is in none of the means, which are `nan` if no other
-            was taken.
+            was taken. As long as the gradients stay so, this is the first step of all.
     """
 
     norms: np.ndarray
@@ -88,6 +89,7 @@ class GradientRecord:
         # Of: 1, any conflict, lengths, coefficients; cosines, both there, conflicts. At last, no
         # sums, the step in which a gradient was not finite first and the step that was added last.
         self.sums = layer_state(f"{name}_sums", (6 + 3 * terms, terms), 0.0, **replicated)
+        self._get_differentiated = lambda: None
 
     @property
     def state(self) -> list:
@@ -95,6 +97,19 @@ class GradientRecord:
         return [self.latest, self.sums]
 
     # Within the compiled step.
+
+    def begin(self) -> bool:
+        """Returns whether the call that begins is the one of its step that is recorded.
+
+        On JAX that is the first: gradients of a variable add up. A step has a tracer of its own
+        for the variable. Elsewhere the backward pass that comes last overwrites the others.
+        """
+        if not self.is_trained:
+            return True
+        differentiated = self.latest.value
+        is_first = self._get_differentiated() is not differentiated
+        self._get_differentiated = weakref.ref(differentiated)
+        return is_first
 
     @staticmethod
     def decode(latest):
@@ -190,9 +205,17 @@ class GradientRecord:
 
     def reset(self) -> None:
         """Starts the means anew."""
+        record = self.decode(to_numpy(self.latest))
         sums = np.zeros(self.sums.shape)
-        sums[-1] = to_numpy(self.latest)[0, 0]
+        sums[-1] = record[0]
+        if np.any(record[1] < 0):
+            # What is not finite now may be due to a term that was the first.
+            sums[-2] = self._first_nonfinite()
         self.sums.assign(sums)
+
+    def _first_nonfinite(self):
+        statistics = self.read()
+        return 0 if statistics is None else statistics.nonfinite_step
 
     def load(self, latest) -> None:
         """Takes over a record, as `latest` holds it."""

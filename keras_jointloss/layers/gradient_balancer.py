@@ -34,7 +34,7 @@ class GradientBalancer(GradientCombination):
     `aggregator=None` they are all that the layer adds to plain training. Lengths are those of the
     weighted terms without the scale that mixed precision gives to the loss. There are none where
     nothing before the layer is trained. If the layer is called several times in a step, one of the
-    calls counts.
+    calls counts: on JAX the first, elsewhere that whose backward pass comes last.
 
     On JAX the record of a step can only leave the backward pass as the "gradient" of a variable,
     which therefore counts as trainable there, in `model.summary()`, too: `2 k (k + 3)` numbers that
@@ -42,7 +42,9 @@ class GradientBalancer(GradientCombination):
     there, if a `JointLossCallback` takes part; and with `ema_overwrite_frequency` an optimizer
     of Keras fails on such a variable there, unless `telemetry=False`.
 
-    In `evaluate`, `predict` and an exported model the layer computes nothing. Under
+    In `evaluate`, `predict` and an exported model the layer computes nothing. If `call` of the
+    model around it takes no argument `training`, the layer cannot know: it copies its inputs then,
+    and on JAX it also counts the call as a step, with a warning. Under
     `tf.distribute.MirroredStrategy` the Gramian is that of the global batch: all replicas use the
     same coefficients, those of one device.
 

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_jointloss import _keras
 from keras_jointloss._math import float_dtype
 from keras_jointloss.layers._gradient_combination import GradientCombination
 from keras_jointloss.layers.contrastive_term import ContrastiveTerm
@@ -87,7 +88,7 @@ class SharedTrunk(GradientCombination):
                 "Invalid value for argument `trunk`. Expected a layer or a model. "
                 f"Received: trunk={trunk!r}"
             )
-        for layer in trunk._flatten_layers():
+        for layer in _keras.flatten_layers(trunk):
             if isinstance(layer, ContrastiveTerm | GradientCombination):
                 raise self._adds_losses(layer)
         self.trunk = trunk
@@ -127,7 +128,7 @@ class SharedTrunk(GradientCombination):
         return outputs
 
     def _run(self, inputs, training):
-        options = {"training": training} if self.trunk._call_has_training_arg else {}
+        options = {"training": training} if _keras.takes_training(self.trunk) else {}
         return self.trunk(inputs, **options)
 
     def compute_output_spec(self, inputs, training=None):

@@ -1,0 +1,105 @@
+"""The private names of Keras that the package needs, checked at import: no other module uses one.
+
+- `Layer._get_own_losses`: `Model.losses` collects the losses of layers by it. A term overrides it
+  to compute its loss after the forward pass.
+- `Layer._clear_losses`: Keras calls it when a new outermost call begins. A term overrides it to
+  drop what the last step left.
+- `Layer._flatten_layers`: it reaches the layers of layers; `Model.layers` ends at a nested model.
+- `Layer._get_call_context`: it knows the outermost layer, whose `call` may take no `training`.
+- `Layer._maybe_reset_call_context`: it ends the context that `_get_call_context` makes if there is
+  none.
+"""
+
+import importlib.metadata
+import inspect
+from collections.abc import Iterator
+
+import keras
+
+# Subclasses may override these; the others are called in this module only.
+OVERRIDDEN = ("_get_own_losses", "_clear_losses")
+_NAMES = (*OVERRIDDEN, "_flatten_layers", "_get_call_context", "_maybe_reset_call_context")
+# Public, but undocumented: what Keras does with gradients of 8-bit scales.
+_ATTRIBUTES = {
+    "Layer": (keras.layers.Layer, _NAMES),
+    "Variable": (keras.Variable, ("overwrite_with_gradient",)),
+}
+
+
+class _Witness(keras.layers.Layer):
+    """Notes which of the overridden methods Keras calls."""
+
+    def __init__(self, name):
+        super().__init__(name=name)
+        self.called = set()
+        self.built = True
+
+    def call(self, inputs):
+        return inputs
+
+    def compute_output_spec(self, inputs):
+        return inputs
+
+    def _get_own_losses(self):
+        self.called.add("_get_own_losses")
+        return super()._get_own_losses()
+
+    def _clear_losses(self):
+        self.called.add("_clear_losses")
+        super()._clear_losses()
+
+
+def check() -> None:
+    """Raises `ImportError` if Keras lacks a name, or no longer calls what the package overrides."""
+    for owner, (value, names) in _ATTRIBUTES.items():
+        for name in names:
+            if not hasattr(value, name):
+                raise _unsupported(f"needs `{owner}.{name}`", "does not have")
+    parent, child = _Witness("parent"), _Witness("child")
+    parent.child = child
+    # Symbolic: no backend computes anything. Within another call Keras would clear no losses.
+    if outermost_layer() is None:
+        parent(keras.KerasTensor((1, 1)))
+    else:
+        child.called.add("_clear_losses")
+    _ = parent.losses
+    for name in OVERRIDDEN:
+        if name not in child.called:
+            raise _unsupported(f"overrides `Layer.{name}`", "does not call")
+
+
+def _unsupported(needs: str, lacks: str) -> ImportError:
+    version = importlib.metadata.version("keras_jointloss")
+    return ImportError(
+        f"keras_jointloss {version} {needs}, which Keras {keras.__version__} {lacks}: install "
+        "Keras 3.12 or another version that this release supports, or a newer keras_jointloss."
+    )
+
+
+def flatten_layers(layer: keras.layers.Layer, include_self: bool = True) -> Iterator:
+    """Returns the layers in a layer, at any depth.
+
+    Args:
+        layer: A layer or model.
+        include_self: Whether the layer itself comes first.
+    """
+    return iter(layer._flatten_layers(include_self=include_self))
+
+
+def outermost_layer() -> keras.layers.Layer | None:
+    """Returns the layer or model whose call encloses all others; `None` outside of any call."""
+    context = _PROBE._get_call_context()
+    if context.entry_layer is not _PROBE:
+        return context.entry_layer
+    # There was none, and Keras has made one.
+    _PROBE._maybe_reset_call_context()
+    return None
+
+
+def takes_training(layer: keras.layers.Layer) -> bool:
+    """Returns whether the `call` of a layer has an argument `training`."""
+    return "training" in inspect.signature(layer.call).parameters
+
+
+_PROBE = keras.layers.Layer(name="probe")
+check()

@@ -1,0 +1,53 @@
+"""The private names of Keras: what happens when one is gone."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_jointloss import _keras
+
+
+def test_keras_has_and_calls_all_names():
+    _keras.check()
+
+
+@pytest.mark.parametrize("name", ["_flatten_layers", "_get_own_losses"])
+def test_missing_name_is_an_error(monkeypatch, name):
+    monkeypatch.delattr(keras.layers.Layer, name)
+    message = rf"needs `Layer.{name}`, which Keras {keras.__version__} does not have: install"
+    with pytest.raises(ImportError, match=message):
+        _keras.check()
+
+
+def test_override_that_keras_does_not_call_is_an_error(monkeypatch):
+    monkeypatch.setattr(keras.layers.Layer, "losses", property(lambda self: []))
+    with pytest.raises(ImportError, match=r"overrides `Layer._get_own_losses`.*does not call"):
+        _keras.check()
+
+
+def test_check_within_a_call_leaves_the_losses():
+    class Layer(keras.layers.Layer):
+        def call(self, x):
+            self.add_loss(ops.sum(x))
+            _keras.check()
+            assert _keras.outermost_layer() is self
+            return x
+
+    layer = Layer()
+    layer(ops.ones((2, 3)))
+    assert len(layer.losses) == 1
+    assert _keras.outermost_layer() is None
+
+
+def test_takes_training():
+    assert _keras.takes_training(keras.layers.Dropout(0.1))
+    assert not _keras.takes_training(keras.layers.Flatten())
+
+
+def test_optimizers_overwrite_a_variable_with_its_gradient():
+    variables = [keras.Variable(np.ones(2, "float32"), name=name) for name in ("plain", "record")]
+    variables[1].overwrite_with_gradient = True
+    keras.optimizers.SGD(0.5).apply([ops.ones((2,)) * 4] * 2, variables)
+    values = [ops.convert_to_numpy(variable).tolist() for variable in variables]
+    assert values == [[-1.0, -1.0], [4.0, 4.0]]

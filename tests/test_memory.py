@@ -1,0 +1,82 @@
+"""A model that was trained and deleted leaves nothing behind, whatever of the package it holds."""
+
+import gc
+import weakref
+
+import keras
+import pytest
+from keras import ops
+
+import keras_jointloss as kj
+from tests.subjects import BATCH, DATA, DIM, SUBJECTS
+from tests.test_training import MODES, compiled, fit_arguments
+
+WEIGHTINGS = (
+    "dynamic_weight_average",
+    "famo",
+    "geometric_mean",
+    "grad_norm",
+    "random_weighting",
+    "smooth_tchebycheff",
+    "uncertainty",
+)
+
+
+def trained(model, callbacks=(), **data):
+    """Trains a model for a step, and returns weak references to it and to all that it holds."""
+    callbacks = [kj.callbacks.JointLossCallback(), *callbacks]
+    model.fit(**data, steps_per_epoch=1, verbose=0, callbacks=callbacks)
+    held = [model, *model.layers, *model.metrics, *model.variables, *model.metrics_variables]
+    inner = [layer for outer in model.layers for layer in getattr(outer, "layers", [])]
+    return [weakref.ref(value) for value in (*held, *inner, *callbacks)]
+
+
+def assert_freed(references):
+    keras.utils.clear_session()
+    gc.collect()
+    alive = [value for value in (reference() for reference in references) if value is not None]
+    assert [type(value).__name__ for value in alive] == []
+
+
+def of_subject(name):
+    subject = SUBJECTS[name]
+    model, targets = compiled(subject, MODES["plain"], "plain")
+    return trained(model, **fit_arguments(subject, MODES["plain"], model, targets))
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_subject_is_freed(name):
+    assert_freed(of_subject(name))
+
+
+def of_balanced(weighting):
+    inputs = keras.Input((6,))
+    z = kj.layers.GradientBalancer(["a", "b"])(keras.layers.Dense(DIM)(inputs))
+    model = keras.Model(inputs, {term: keras.layers.Dense(1)(z[term]) for term in "ab"})
+    losses = dict.fromkeys("ab", "mean_squared_error")
+    y = dict.fromkeys("ab", DATA["rating"][:BATCH])
+    model.compile("sgd", **kj.joint_loss(losses, weighting=weighting))
+    return trained(model, x=DATA["features"][:BATCH], y=y)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_model_with_a_rule_is_freed(weighting):
+    assert_freed(of_balanced(weighting))
+
+
+def of_tiles():
+    inputs = keras.Input((6,))
+    views = ops.stack([keras.layers.Dense(DIM)(inputs), keras.layers.Dense(DIM)(inputs)], axis=1)
+    model = keras.Model(inputs, {"pair": views, "other": views})
+    losses = {
+        "pair": kj.losses.InfoNCE(tile_size=4),
+        "other": kj.losses.SigLIP(tile_size=4),
+    }
+    x, y = DATA["features"][:BATCH], dict.fromkeys(losses, DATA["nothing"][:BATCH])
+    retrieval = kj.callbacks.RetrievalEvaluation(x, k=1, embeddings="pair")
+    model.compile("sgd", **kj.joint_loss(losses))
+    return trained(model, [retrieval], x=x, y=y)
+
+
+def test_model_with_losses_in_tiles_is_freed():
+    assert_freed(of_tiles())
