@@ -10,8 +10,8 @@
   none.
 """
 
-import importlib.metadata
 import inspect
+import sys
 from collections.abc import Iterator
 
 import keras
@@ -69,7 +69,7 @@ def check() -> None:
 
 
 def _unsupported(needs: str, lacks: str) -> ImportError:
-    version = importlib.metadata.version("keras_jointloss")
+    version = sys.modules["keras_jointloss"].__version__
     return ImportError(
         f"keras_jointloss {version} {needs}, which Keras {keras.__version__} {lacks}: install "
         "Keras 3.12 or another version that this release supports, or a newer keras_jointloss."

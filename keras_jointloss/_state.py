@@ -1,6 +1,6 @@
 """Variables that a layer changes during a step and that are not weights of the model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import keras
 import numpy as np
@@ -36,7 +36,7 @@ def layer_state(name, shape, initial, dtype=None, aggregation="sum"):
     )
 
 
-class LayerState(keras.random.SeedGenerator):
+class _LayerState(keras.random.SeedGenerator):
     """Makes a variable part of a layer's `variables`, but not of its `weights`.
 
     On JAX a layer can only change what is among its `variables`. Its `weights` are what
@@ -56,3 +56,12 @@ class LayerState(keras.random.SeedGenerator):
 
     def get_config(self) -> dict:
         raise NotImplementedError("The layer that owns the variable creates it anew.")
+
+
+def as_state(variables: Iterable) -> list:
+    """Returns what makes variables part of a layer's state when it becomes an attribute of it.
+
+    Args:
+        variables: Variables that are no attributes of the layer themselves.
+    """
+    return [_LayerState(variable) for variable in variables]

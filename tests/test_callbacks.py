@@ -142,7 +142,8 @@ def test_history_has_every_term():
 
 def test_without_the_callback_nothing_moves():
     model = make_model()
-    history = fit(model)
+    with pytest.warns(UserWarning, match="no `JointLossCallback` takes part"):
+        history = fit(model)
     assert history["label_weight"] == [1.0, 1.0]
     assert float(model.get_layer("pair").weight) == 0.0
 

@@ -155,7 +155,7 @@ def test_legacy_h5_model_is_loaded_without_its_compilation(tmp_path):
         tmp_path / "model.h5", custom_objects=kj.custom_objects(), compile=False
     )
     layer = loaded.get_layer("pair")
-    assert float(layer.weight) == 0.25
+    assert float(layer.weight) == 0.0  # Such a file holds nothing but the weights of layers.
     assert layer.weight.schedule.get_config() == fade_in.get_config()
     assert layer.loss.get_config() == kj.losses.InfoNCE(0.3).get_config()
     x = [DATA["features"][:, :4], DATA["features"][:, 2:]]
@@ -183,7 +183,10 @@ def test_weights_only_files_restore_layer_terms(tmp_path):
     [
         ({"losses": {}}, "`losses`.*at least one loss"),
         ({"losses": {"a": None}}, "`losses`.*at least one loss"),
-        ({"losses": "mse"}, "`losses`.*dict of output name"),
+        ({"losses": 1}, "`losses`.*dict of output name"),
+        ({"losses": {"a": {"x": "mse"}}}, "`losses`.*one loss for each output.*'x': 'mse'"),
+        ({"losses": {"a": ["mse", "mae"]}}, "`losses`.*one loss for each output.*'mae'"),
+        ({"losses": {"a": keras.metrics.Mean()}}, "`losses`.*loss of 'a' to be a name"),
         ({"losses": {1: "mse"}}, "`losses`.*dict of output name"),
         ({"losses": {"a": "no_such_loss"}}, "no_such_loss"),
         ({"losses": {"a": "mse"}, "weights": {"b": 1.0}}, "`weights`.*keys are names of losses"),

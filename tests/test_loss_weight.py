@@ -7,6 +7,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule, PolynomialDecay
 
 import keras_jointloss as kj
+from keras_jointloss.loss_weight import AppliedWeight
 
 
 def test_constant_weight_can_be_read_and_assigned():
@@ -53,18 +54,24 @@ def test_schedule_that_returns_no_weight_is_refused(value):
 def test_weight_moves_only_while_annealing_is_on():
     schedule = PolynomialDecay(0.0, 10, 1.0)
     weight = kj.LossWeight(schedule)
-    weight.update_state()
+
+    def train_step():
+        weight.record(ops.convert_to_tensor(1.0), 3)
+        ops.multiply(1.0, AppliedWeight())
+        weight.update_state()
+
+    train_step()
     assert (float(weight), weight.step) == (0.0, 0)
     weight.start_annealing(step=2)
     assert float(weight) == pytest.approx(0.2)
     for step in range(3, 6):
-        weight.update_state()
+        train_step()
         assert (float(weight), weight.step) == (pytest.approx(schedule(step)), step)
     weight.reset_state()
-    weight.update_state()
+    train_step()
     assert (float(weight), weight.step) == (pytest.approx(0.5), 5)
     weight.start_annealing()
-    weight.update_state()
+    train_step()
     assert (float(weight), weight.step) == (pytest.approx(0.6), 6)
 
 
@@ -72,7 +79,7 @@ def test_weight_is_never_negative():
     weight = kj.LossWeight(PolynomialDecay(1.0, 4, -1.0))
     weight.start_annealing(step=2)
     assert float(weight) == 0.0
-    weight.update_state()
+    weight.advance()
     assert float(weight) == 0.0
     assert float(kj.LossWeight.from_config(weight.get_config())) == 0.0
 

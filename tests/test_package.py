@@ -22,10 +22,10 @@ PACKAGE = kj.__name__
 
 # A module imports from earlier levels only. All that lies in a family counts as the family.
 LEVELS = (
-    {"_keras", "_masks", "_math", "_registry", "_validation", "tensorboard"},
+    {"_keras", "_loops", "_masks", "_math", "_registry", "_state", "_validation", "tensorboard"},
     {"aggregators", "distribution", "loss_weight", "schedules"},
     {"losses", "metrics", "weighting"},
-    {"layers"},
+    {"clock", "layers"},
     {"joint"},
     {"callbacks"},
 )

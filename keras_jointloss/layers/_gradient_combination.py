@@ -10,11 +10,11 @@ from keras import ops
 
 from keras_jointloss import _keras, aggregators
 from keras_jointloss._math import float_dtype, upstream_of
+from keras_jointloss._state import as_state, layer_state
 from keras_jointloss._validation import validate_choice
 from keras_jointloss.aggregators._gramian import correlation, nonzero
 from keras_jointloss.distribution import replica_count, sum_over_replicas
 from keras_jointloss.layers._gradient_record import GradientRecord, GradientStatistics
-from keras_jointloss.loss_weight import layer_state
 
 # Keeps the scale that mixed precision gives to the loss in the range of float16.
 _PROBE = 2.0**-12
@@ -78,13 +78,13 @@ class GradientCombination(keras.layers.Layer):
 
     def build(self, input_shape=None):
         # Each replica counts for itself: to assign what is mirrored, it would wait for the others.
-        self._step = layer_state(
-            f"{self.name}_step", (), 0, "int32", aggregation="only_first_replica"
-        )
+        step = layer_state(f"{self.name}_step", (), 0, "int32", aggregation="only_first_replica")
+        (self._step,) = as_state([step])
         if self.telemetry or self.aggregator.ema:
             dtype = float_dtype(keras.config.floatx())
             self.record = GradientRecord(len(self.terms), self.name, dtype)
-            self._record_state = self.record.state
+            self._trained = self.record.trained
+            self._record_state = as_state(self.record.state)
 
     def statistics(self) -> GradientStatistics | None:
         """Returns what is known of the terms' gradients, on average over the steps of an epoch.
@@ -143,10 +143,10 @@ class GradientCombination(keras.layers.Layer):
         count, record = len(self.terms), self.record
         if record is not None and self.telemetry:
             record.add()
-        step = ops.copy(self._step)
+        step = ops.copy(self._step.state)
         if keras.backend.backend() == "jax":
             # Nothing but gradients leaves the backward pass there.
-            self._step.assign(step + 1)
+            self._step.state.assign(step + 1)
         is_recorded = record is not None and record.begin()
         # Backends keep the closures: TensorFlow for ever, PyTorch in a cycle with the losses.
         backward = weakref.WeakMethod(self._backward)
@@ -178,7 +178,7 @@ class GradientCombination(keras.layers.Layer):
             is_left_out = latest is not None and not is_recorded
             return combined, ops.zeros_like(latest) if is_left_out else latest
         # In the backward pass: a model that only predicts or is evaluated takes no step.
-        self._step.assign(step + 1)
+        self._step.state.assign(step + 1)
         if self.record is not None:
             self.record.latest.assign(latest)
         return combined, None
@@ -236,12 +236,12 @@ class GradientCombination(keras.layers.Layer):
 
     def save_own_variables(self, store):
         # By name: the order of the variables depends on which of them the backend trains.
-        store["step"] = self._step
+        store["step"] = self._step.state
         if self.record is not None:
             store["latest"] = self.record.latest
 
     def load_own_variables(self, store):
-        self._step.assign(int(ops.convert_to_numpy(store["step"])))
+        self._step.state.assign(int(ops.convert_to_numpy(store["step"])))
         if self.record is not None and "latest" in store.keys():  # noqa: SIM118 (no dict)
             self.record.load(store["latest"])
 

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_jointloss._math import to_numpy
-from keras_jointloss.loss_weight import layer_state
+from keras_jointloss._state import layer_state
 
 # A cosine of gradients that are orthogonal can be this far below 0.
 _ROUNDING = 1e-6
@@ -93,8 +93,13 @@ class GradientRecord:
 
     @property
     def state(self) -> list:
-        """The variables."""
-        return [self.latest, self.sums]
+        """The variables that are no weights."""
+        return [self.sums] if self.is_trained else [self.latest, self.sums]
+
+    @property
+    def trained(self) -> list:
+        """The variable that an optimizer overwrites, which has to be among what it trains."""
+        return [self.latest] if self.is_trained else []
 
     # Within the compiled step.
 

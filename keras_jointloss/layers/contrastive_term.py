@@ -12,7 +12,7 @@ from keras import ops
 from keras_jointloss import losses
 from keras_jointloss._loops import running_loop
 from keras_jointloss._math import divide_or_0, float_dtype
-from keras_jointloss._state import LayerState, layer_state
+from keras_jointloss._state import as_state, layer_state
 from keras_jointloss._validation import validate_bool, validate_count
 from keras_jointloss.loss_weight import LayerWeight, Weight, deserialize_weight
 from keras_jointloss.losses.base import as_labels
@@ -138,7 +138,7 @@ class ContrastiveTerm(keras.layers.Layer):
         # A function: Keras would take metrics, which have no state here, for its own.
         self._get_metrics = partial(tuple, _validated_metrics(metrics, self._has_labels))
         self.weight = LayerWeight(weight, self.name, self._readings(), self._means())
-        self._weight_state = [LayerState(variable) for variable in self.weight.state]
+        self._weight_state = as_state(self.weight.state)
         # For each call in this step, what is to be computed when the losses are asked for.
         self._deferred: list[Any] = []
         # On JAX a metric cannot read what a layer holds: there it is only reset with the others,
