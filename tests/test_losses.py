@@ -622,7 +622,7 @@ def test_function_and_class_have_the_same_arguments(name):
             if key not in others
         }
 
-    expected = defaults(CLASSES[name], "name", "reduction", "dtype")
+    expected = defaults(CLASSES[name], "unlabelled", "name", "reduction", "dtype")
     function = getattr(kj.losses, name)
     assert defaults(function, "views", "labels", "valid", "memory") == expected
     assert expected.keys() <= CLASSES[name]().get_config().keys()

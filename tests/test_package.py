@@ -20,8 +20,8 @@ PACKAGE = kj.__name__
 
 # A module imports from earlier levels only. All that lies in a family counts as the family.
 LEVELS = (
-    {"_masks", "_math", "_registry", "_validation", "tensorboard"},
-    {"aggregators", "distribution", "loss_weight", "schedules"},
+    {"_masks", "_math", "_registry", "_validation", "distribution", "tensorboard"},
+    {"_labels", "aggregators", "loss_weight", "schedules"},
     {"losses", "metrics", "weighting"},
     {"layers"},
     {"joint"},
