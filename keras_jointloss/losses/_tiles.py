@@ -68,7 +68,7 @@ def for_rows(count, tile_size, body, carry):
     tile_size = min(tile_size, count) if isinstance(count, int) else ops.minimum(tile_size, count)
 
     def step(start, *carry):
-        # On JAX the minimum of integers is a float if `floatx` has half precision.
+        # In half precision JAX made a float of the minimum.
         first = ops.cast(ops.minimum(start, count - tile_size), "int32")
         rows = first + ops.arange(tile_size, dtype="int32")
         carry = body(rows, ops.cast(rows >= start, carry[0].dtype), *carry)
