@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+#: The largest count: larger ones do not fit into the int32 in which steps and sizes are computed.
+MAX_COUNT = 2**31 - 1
+
 
 def validate_number(
     value: Any,
@@ -44,16 +47,16 @@ def validate_number(
 
 
 def validate_count(value: Any, name: str, minimum: int = 1) -> int:
-    """Returns `value` as an int if it is a whole number that is large enough.
+    """Returns `value` as an int if it is a whole number from `minimum` to `MAX_COUNT`.
 
     Raises:
         ValueError: If `value` is anything else.
     """
     is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_whole or int(value) < minimum:
+    if not is_whole or not minimum <= int(value) <= MAX_COUNT:
         raise ValueError(
-            f"Invalid value for argument `{name}`. Expected a whole number >= {minimum}. "
-            f"Received: {name}={value!r}"
+            f"Invalid value for argument `{name}`. Expected a whole number >= {minimum} "
+            f"and <= {MAX_COUNT}. Received: {name}={value!r}"
         )
     return int(value)
 
@@ -109,10 +112,4 @@ def validate_seed(value: Any) -> int:
     Raises:
         ValueError: If `value` is anything else.
     """
-    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_whole or not 0 <= value < 2**31:
-        raise ValueError(
-            "Invalid value for argument `seed`. Expected an integer >= 0 and < 2**31. "
-            f"Received: seed={value!r}"
-        )
-    return int(value)
+    return validate_count(value, "seed", minimum=0)

@@ -1,8 +1,11 @@
 """What depends on how training is distributed: the one module that knows a backend."""
 
 import contextlib
+from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 
 
 def replica_count() -> int:
@@ -36,3 +39,45 @@ def variable_scope(model: keras.Model):
     """Returns the context in which variables for a model are to be made."""
     strategy = getattr(model, "distribute_strategy", None)
     return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+
+def runs_in_python() -> bool:
+    """Returns whether the backend executes each operation at once, as PyTorch does.
+
+    A loop over Python integers is then as fast as a loop of the backend, and does not wait for
+    the device, as a condition on a tensor does.
+    """
+    return keras.backend.backend() == "torch"
+
+
+def decided(condition):
+    """Returns a scalar condition as a bool if operations run one by one, else as it is.
+
+    Each `ops.cond` on a tensor then makes the host wait for the device; on a bool none does.
+    """
+    if not runs_in_python() or condition.device.type == "meta":  # No values in a symbolic call.
+        return condition
+    return bool(condition)
+
+
+def host_values(x: Any) -> np.ndarray | None:
+    """Returns the values of an array, or `None` if the host cannot read them without waiting.
+
+    It cannot within a compiled function, and should not where training runs operation by operation
+    on an accelerator, as PyTorch does.
+    """
+    if isinstance(x, keras.KerasTensor):
+        return None
+    if not ops.is_tensor(x):
+        return np.asarray(x)
+    if keras.backend.backend() == "torch":
+        import torch
+
+        is_readable = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    elif keras.backend.backend() == "jax":
+        import jax
+
+        is_readable = not isinstance(x, jax.core.Tracer) and x.is_fully_addressable
+    else:
+        is_readable = hasattr(x, "numpy")
+    return ops.convert_to_numpy(x) if is_readable else None

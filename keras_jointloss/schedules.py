@@ -11,9 +11,7 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_jointloss._validation import validate_number
-
-_LAST_STEP = 2**31 - 1  # Keras counts steps in int32.
+from keras_jointloss._validation import MAX_COUNT, validate_number
 
 
 def _invalid(value: Any, name: str, expected: str) -> ValueError:
@@ -25,8 +23,8 @@ def _invalid(value: Any, name: str, expected: str) -> ValueError:
 def _validate_steps(value: Any, name: str, minimum: int = 1) -> int:
     """Returns `value` as an int if it is an integer, not less than `minimum`, that int32 holds."""
     is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_integer or not minimum <= value <= _LAST_STEP:
-        raise _invalid(value, name, f"an integer >= {minimum} and <= {_LAST_STEP}")
+    if not is_integer or not minimum <= value <= MAX_COUNT:
+        raise _invalid(value, name, f"an integer >= {minimum} and <= {MAX_COUNT}")
     return int(value)
 
 
@@ -182,7 +180,7 @@ class Cyclical(_Schedule):
     def _value(self, step):
         in_cycle = step % self.cycle_steps
         if self.cycles is not None:
-            stop = min(self.cycles * self.cycle_steps, _LAST_STEP)
+            stop = min(self.cycles * self.cycle_steps, MAX_COUNT)
             in_cycle = ops.where(step < stop, in_cycle, self.cycle_steps)
         return _ramp(self.start, self.end, self.ramp * self.cycle_steps, in_cycle)
 

@@ -30,3 +30,31 @@ def value_and_gradient(function, x):
         value.backward()
         gradient = x.grad
     return ops.convert_to_numpy(value), ops.convert_to_numpy(gradient)
+
+
+def compiled_value_and_gradient(function):
+    """Returns `value_and_gradient` of `function(x, *others)`, compiled once for each shape."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function
+        def compiled(x, *others):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                value = function(x, *others)
+            return value, tape.gradient(value, x)
+
+    elif backend == "jax":
+        import jax
+
+        compiled = jax.jit(jax.value_and_grad(function))
+
+    def compute(x, *others):
+        others = [None if other is None else ops.convert_to_tensor(other) for other in others]
+        if backend == "torch":
+            return value_and_gradient(lambda x: function(x, *others), x)
+        value, gradient = compiled(ops.convert_to_tensor(x), *others)
+        return ops.convert_to_numpy(value), ops.convert_to_numpy(gradient)
+
+    return compute

@@ -236,3 +236,26 @@ def test_prediction_computes_no_loss(monkeypatch):
 def test_invalid_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         kj.layers.ContrastiveTerm(**arguments)
+
+
+def test_memory_too_large_is_refused_by_name():
+    layer = kj.layers.ContrastiveTerm("InfoNCE", memory_size=10**9)
+    with pytest.raises(ValueError, match=r"`memory_size`.*Received: memory_size=1000000000"):
+        layer.build([(None, 4), (None, 4)])
+
+
+def test_excluded_parameters_do_not_decay():
+    # The one-liner of the docstring.
+    optimizer = keras.optimizers.AdamW(1e-12, weight_decay=1e9)
+    optimizer.exclude_from_weight_decay(var_names=["log_scale", "bias"])
+    a, b = keras.Input((4,)), keras.Input((4,))
+    layer = kj.layers.ContrastiveTerm("SigLIP", learn_temperature=True)
+    model = keras.Model([a, b], layer((keras.layers.Dense(3, name="d")(a), b[:, :3])))
+    model.compile(optimizer)
+    before = [float(ops.convert_to_numpy(x)) for x in layer.trainable_variables]
+    kernel = ops.convert_to_numpy(model.get_layer("d").kernel)
+    x = np.random.default_rng(0).normal(size=(8, 4))
+    model.fit([x, x], batch_size=8, verbose=0)
+    after = [float(ops.convert_to_numpy(x)) for x in layer.trainable_variables]
+    assert after == pytest.approx(before)
+    assert not np.allclose(ops.convert_to_numpy(model.get_layer("d").kernel), kernel)

@@ -22,8 +22,18 @@ PACKAGE = kj.__name__
 
 # A module imports from earlier levels only. All that lies in a family counts as the family.
 LEVELS = (
-    {"_keras", "_loops", "_masks", "_math", "_registry", "_state", "_validation", "tensorboard"},
-    {"aggregators", "distribution", "loss_weight", "schedules"},
+    {
+        "_keras",
+        "_loops",
+        "_masks",
+        "_math",
+        "_registry",
+        "_state",
+        "_validation",
+        "distribution",
+        "tensorboard",
+    },
+    {"_labels", "aggregators", "loss_weight", "schedules"},
     {"losses", "metrics", "weighting"},
     {"clock", "layers"},
     {"joint"},

@@ -10,12 +10,12 @@ import numpy as np
 from keras import ops
 
 from keras_jointloss import losses
+from keras_jointloss._labels import as_labels, label_tensor
 from keras_jointloss._loops import running_loop
 from keras_jointloss._math import divide_or_0, float_dtype
 from keras_jointloss._state import as_state, layer_state
-from keras_jointloss._validation import validate_bool, validate_count
+from keras_jointloss._validation import MAX_COUNT, validate_bool, validate_count
 from keras_jointloss.loss_weight import LayerWeight, Weight, deserialize_weight
-from keras_jointloss.losses.base import as_labels
 from keras_jointloss.metrics import ViewsMetric
 
 
@@ -79,7 +79,9 @@ class ContrastiveTerm(keras.layers.Layer):
             in `fit`.
         learn_temperature: Whether to train the temperature of the loss, starting from the one it
             has: its inverse's logarithm, kept in [0, ln 100] as in CLIP. For SigLIP the bias is
-            trained, too, both without bounds.
+            trained, too, both without bounds. An optimizer with weight decay, as AdamW, decays
+            them like any weight unless told otherwise before it is built:
+            `optimizer.exclude_from_weight_decay(var_names=["log_scale", "bias"])`.
         memory_size: How many items of earlier training steps to remember as further candidates,
             into which no gradient flows; 0 for none. The oldest go first. Only for losses whose
             `has_memory` is true. With several replicas each remembers its own items; a file keeps
@@ -235,17 +237,47 @@ class ContrastiveTerm(keras.layers.Layer):
             )
 
         size = self.memory_size
+        numbers = size * len(embeddings) * embeddings[0][-1]
+        if numbers > MAX_COUNT:
+            raise ValueError(
+                "Invalid value for argument `memory_size`. Expected a memory of at most "
+                f"{MAX_COUNT} numbers, {len(embeddings)} views of {embeddings[0][-1]} for each "
+                f"item. Received: memory_size={size}, which makes {numbers}"
+            )
         dtype = float_dtype(keras.config.floatx())
         self._memory_views = add_state("views", (size, len(embeddings), embeddings[0][-1]), dtype)
         self._memory_valid = add_state("valid", (size,), "bool")
         self._memory_position = add_state("position", (), "int32")
-        self._memory_labels = None
-        if labels is not None:
-            classes = tuple(labels[1:]) if len(labels) == 2 and labels[1] != 1 else ()
-            # JAX has no int64 unless it is told to.
-            dtype = ops.convert_to_tensor(np.zeros(0, "int64")).dtype
-            dtype = keras.backend.standardize_dtype(dtype)
-            self._memory_labels = add_state("labels", (size, *classes), dtype)
+        self._memory_labels: tuple[Any, ...] = ()
+        if labels is None:
+            return
+        if len(labels) == 2 and labels[1] != 1:  # Rows of classes, from 0 to 1.
+            self._memory_labels = (add_state("labels", (size, labels[1]), dtype),)
+            return
+        # No dtype holds every integer and every fraction: a label is the sum of the two. On JAX
+        # int64 is int32 unless it is enabled.
+        whole = keras.backend.standardize_dtype(label_tensor(np.zeros(0, "int64")).dtype)
+        self._memory_labels = (
+            add_state("labels", (size,), whole),
+            add_state("label_fractions", (size,), dtype),
+        )
+
+    def _remembered_labels(self, dtype):
+        """Returns the labels of the memory."""
+        return sum(ops.cast(ops.copy(part), dtype) for part in self._memory_labels)
+
+    def _put_labels(self, put, labels):
+        """Puts labels into the memory."""
+        if len(self._memory_labels) == 1:
+            put(self._memory_labels[0], labels)
+            return
+        whole, fraction = self._memory_labels
+        parts = ops.cast(labels, whole.dtype)
+        put(whole, parts)
+        if "float" in keras.backend.standardize_dtype(labels.dtype):
+            put(fraction, labels - ops.cast(parts, labels.dtype))
+        else:
+            put(fraction, ops.zeros_like(labels))
 
     def _validate_shapes(self, shapes):
         most = self.loss.max_views if self._is_views_loss else 2
@@ -307,7 +339,7 @@ class ContrastiveTerm(keras.layers.Layer):
         """Returns the loss of a call, over how many items it is, and whether it trains."""
         dtype = float_dtype(*(x.dtype for x in embeddings))
         views = ops.stack([ops.cast(x, dtype) for x in embeddings], axis=1)
-        labels = None if labels is None else as_labels(ops.convert_to_tensor(labels))
+        labels = None if labels is None else as_labels(label_tensor(labels))
         valid = mask = self._item_mask(mask)
         items = ops.cast(ops.shape(views)[0], dtype)
         if mask is not None:
@@ -341,7 +373,7 @@ class ContrastiveTerm(keras.layers.Layer):
             return values if valid is None else ops.where(valid, values, 0)
         arguments = self._learned_arguments()
         if self.memory_size:
-            labels_kept = None if labels is None else ops.copy(self._memory_labels)
+            labels_kept = None if labels is None else self._remembered_labels(labels.dtype)
             arguments["memory"] = losses.Memory(
                 ops.copy(self._memory_views), labels_kept, ops.copy(self._memory_valid)
             )
@@ -377,9 +409,10 @@ class ContrastiveTerm(keras.layers.Layer):
             state.assign(ops.scatter_update(ops.copy(state), places[:, None], values))
 
         put(self._memory_views, views)
-        put(self._memory_valid, ops.ones_like(places) if valid is None else valid[-size:])
         if labels is not None:
-            put(self._memory_labels, labels[-size:])
+            valid = self.loss.labelled(labels, valid)
+            self._put_labels(put, labels[-size:])
+        put(self._memory_valid, ops.ones_like(places) if valid is None else valid[-size:])
         self._memory_position.assign((position + count) % size)
 
     def compute_output_spec(self, inputs, sample_weight=None, mask=None, training=None):

@@ -4,7 +4,11 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
+from keras_jointloss._labels import label_tensor
 from keras_jointloss._math import float_dtype, prepare
+
+#: What `same_label` may be.
+SAME_LABEL = (None, "positive", "ignore")
 
 
 def share_label(a, b):
@@ -162,8 +166,10 @@ def samples_of(views, similarity, labels=None, valid=None, item=None):
         items = ops.full_like(items, item)
 
     def of_views(x):
-        return None if x is None else ops.repeat(ops.convert_to_tensor(x), count, axis=0)
+        return None if x is None else ops.repeat(x, count, axis=0)
 
+    labels = None if labels is None else label_tensor(labels)
+    valid = None if valid is None else ops.convert_to_tensor(valid)
     embeddings = ops.reshape(prepare(views, similarity), (-1, views.shape[2]))
     return Samples(embeddings, of_views(items), of_views(labels), of_views(valid))
 

@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_jointloss._math import safe_sqrt
+from keras_jointloss._validation import validate_number
 from keras_jointloss.losses._pairs import as_views, for_valid, moments
 from keras_jointloss.losses.base import ViewsLoss
 
@@ -94,5 +95,5 @@ class BarlowTwins(ViewsLoss):
             name,
             reduction,
             dtype,
-            off_diagonal_weight=off_diagonal_weight,
+            off_diagonal_weight=validate_number(off_diagonal_weight, "off_diagonal_weight", 0),
         )

@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+from keras_jointloss._labels import as_labels, check_labels, label_tensor, labelled
 from keras_jointloss._masks import valid_items
-from keras_jointloss._math import SIMILARITIES
-from keras_jointloss._validation import validate_choice, validate_count, validate_number
 
 
 class LearnedParameter(NamedTuple):
@@ -39,28 +38,36 @@ class ViewsLoss(keras.losses.Loss):
     - `function`: the stateless function `(views, labels, valid, **arguments) -> (batch,)`,
     - `label_kind`, `max_views`, `has_memory`: what the function can take,
 
-    and hands the function's arguments, as keyword arguments, on to `__init__`. They become
-    attributes and stand in the config.
+    and hands the function's arguments, as keyword arguments, on to `__init__`, after checking them.
+    They become attributes and stand in the config. One of them, `unlabelled`, is the base's: the
+    label of items without a label.
 
-    An item that the Keras mask of `y_pred`, `(batch,)`, leaves out, or whose sample weight is 0, is
-    no part of the batch: neither an anchor nor a positive nor a negative.
+    An item that the Keras mask of `y_pred`, `(batch,)`, leaves out, whose sample weight is 0 or
+    whose label is `unlabelled` is excluded from the batch, as anchor, positive and negative.
+
+    Labels that cannot be meant raise an error where their values can be read: called directly, and
+    on PyTorch with tensors on the CPU. In a compiled training step nothing checks them. On JAX
+    integers have 32 bits unless `jax_enable_x64` is set, and Keras cuts larger ids before a loss
+    sees them in `fit`: replace ids by their index, `np.unique(ids, return_inverse=True)[1]`.
 
     Args:
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`. The default is the mean over the batch.
         dtype: As in `keras.losses.Loss`. Labels keep their own dtype.
-        **arguments: Those of the function.
+        **arguments: Those of the function, as they are to be kept, and `unlabelled`.
 
     Input shape:
         `y_pred`: `(batch, views, dim)`, float. `y_true`: labels, if the loss has any: `(batch,)` or
         `(batch, 1)`, or, for class labels, `(batch, classes)` with 1 for each class of an item and
-        0 for the others. Else anything with the right batch size.
+        0 for the others. Labels of pairs are 1 for a pair that belongs together and 0 for one that
+        does not. Else anything with the right batch size.
 
     Output shape:
         `(batch,)` from `call`, one value an item.
 
     Raises:
-        ValueError: If the shape of `y_pred`, or of the labels, is another.
+        ValueError: If the shape of `y_pred`, or of the labels, is another, or a label cannot be
+            meant: one of a pair or in a row of classes that is not in [0, 1].
     """
 
     #: Computes the values.
@@ -74,17 +81,14 @@ class ViewsLoss(keras.losses.Loss):
     has_memory = False
     #: The names of what `parts` returns.
     part_names: tuple[str, ...] = ()
+    #: The label of items without a label.
+    unlabelled: int | None = None
 
     def __init__(self, name=None, reduction="sum_over_batch_size", dtype=None, **arguments):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self._argument_names = tuple(arguments)
         for argument, value in arguments.items():
-            setattr(self, argument, _validated(argument, value))
-        if getattr(self, "similarity", None) == "euclidean" and getattr(self, "tile_size", None):
-            raise ValueError(
-                "Invalid value for argument `tile_size`. Expected None, since Euclidean distances "
-                f"are not computed in tiles. Received: tile_size={self.tile_size!r}"
-            )
+            setattr(self, argument, value)
 
     @property
     def has_labels(self) -> bool:
@@ -103,8 +107,17 @@ class ViewsLoss(keras.losses.Loss):
         Returns:
             `(batch,)`, of the dtype of `views`, float32 at least; 0 for items that take no part.
         """
-        arguments = {name: getattr(self, name) for name in self._argument_names}
-        return type(self).function(views, labels, valid, **{**arguments, **parameters})
+        if self.has_labels and labels is not None:
+            labels = label_tensor(labels)
+            valid = self.labelled(labels, valid)
+            check_labels(labels, valid, type(self).__name__, self.label_kind == "pair")
+        arguments = {**self._arguments(), **parameters}
+        arguments.pop("unlabelled", None)  # `valid` says so.
+        return type(self).function(views, labels, valid, **arguments)
+
+    def labelled(self, labels, valid=None):
+        """Returns which valid items have a label: `(batch,)`, bool, or `None` if all have one."""
+        return labelled(labels, valid, self.unlabelled)
 
     def parts(self, views, labels=None, valid=None) -> dict[str, Any]:
         """Returns the parts of the loss that are worth logging by name, `(batch,)` each."""
@@ -147,9 +160,11 @@ class ViewsLoss(keras.losses.Loss):
                 f"{classes}. Received: shape={tuple(shape)}"
             )
 
+    def _arguments(self):
+        return {name: getattr(self, name) for name in self._argument_names}
+
     def get_config(self) -> dict:
-        arguments = {name: getattr(self, name) for name in self._argument_names}
-        return {**super().get_config(), "dtype": self.dtype, **arguments}
+        return {**super().get_config(), "dtype": self.dtype, **self._arguments()}
 
     def call(self, y_true, y_pred):
         return self._values(y_true, y_pred, None)
@@ -168,50 +183,9 @@ class ViewsLoss(keras.losses.Loss):
             return self.values(views, None, valid)
         if y_true is None:
             raise ValueError(f"{type(self).__name__} expects labels. Received: y_true=None")
-        labels = ops.convert_to_tensor(y_true)
+        labels = label_tensor(y_true)
         self.validate_labels(labels.shape, views.shape[0])
         return self.values(views, as_labels(labels), valid)
-
-
-def as_labels(labels):
-    """Returns labels of shape `(batch, 1)` as `(batch,)`, others as they are."""
-    return ops.squeeze(labels, 1) if len(labels.shape) == 2 and labels.shape[1] == 1 else labels
-
-
-_POSITIVE = ("temperature", "alpha", "beta", "gamma", "epsilon")
-_NOT_NEGATIVE = (
-    "invariance_weight",
-    "variance_weight",
-    "covariance_weight",
-    "off_diagonal_weight",
-    "margin",
-    "mining_margin",
-)
-_CHOICES = {
-    "similarity": SIMILARITIES,
-    "same_label": (None, "positive", "ignore"),
-    "mining": ("all", "semi_hard", "hard"),
-    "normalize": (True, False),
-    "symmetric": (True, False),
-}
-
-
-def _validated(name: str, value: Any) -> Any:
-    """Returns the value of an argument, by whose name it is known what is allowed."""
-    if name in _CHOICES:
-        return validate_choice(value, name, _CHOICES[name])
-    if name == "tile_size":
-        return None if value is None else validate_count(value, name)
-    if value is None and name == "mining_margin":
-        return None
-    if name == "label_smoothing":
-        smoothing = validate_number(value, name, minimum=0, expected="a number in [0, 1)")
-        if smoothing >= 1:
-            validate_number(None, name, expected="a number in [0, 1)")
-        return smoothing
-    if name in _POSITIVE:
-        return validate_number(value, name, minimum=0, exclusive=True)
-    return validate_number(value, name, minimum=0 if name in _NOT_NEGATIVE else -math.inf)
 
 
 def get(identifier: Any) -> keras.losses.Loss:
@@ -233,7 +207,9 @@ def get(identifier: Any) -> keras.losses.Loss:
     if isinstance(identifier, keras.losses.Loss):
         return identifier
     if isinstance(identifier, dict):
-        return keras.losses.deserialize(identifier)
+        loss = keras.losses.deserialize(identifier)
+        if isinstance(loss, keras.losses.Loss):
+            return loss
     if isinstance(identifier, str):
         registered = keras.saving.get_registered_object(f"keras_jointloss>{identifier}")
         if registered is not None and issubclass(registered, ViewsLoss):
@@ -242,6 +218,6 @@ def get(identifier: Any) -> keras.losses.Loss:
         if isinstance(loss, type) and issubclass(loss, keras.losses.Loss):
             return loss()
     raise ValueError(
-        "Expected a `keras.losses.Loss`, or the name of a class in `keras_jointloss.losses` or "
-        f"`keras.losses`. Received: loss={identifier!r}"
+        "Expected a `keras.losses.Loss`, its config, or the name of a class in "
+        f"`keras_jointloss.losses` or `keras.losses`. Received: loss={identifier!r}"
     )

@@ -5,7 +5,9 @@ import math
 import keras
 from keras import ops
 
+from keras_jointloss._labels import validate_unlabelled
 from keras_jointloss._math import dot_matrix, logsumexp_where
+from keras_jointloss._validation import validate_number
 from keras_jointloss.losses._pairs import as_views, class_masks, mean_of_views, samples_of
 from keras_jointloss.losses.base import ViewsLoss
 
@@ -62,6 +64,9 @@ class Circle(ViewsLoss):
     Args:
         margin: The relaxation `m`, 0 or more.
         gamma: The scale, > 0.
+        unlabelled: The label of items without a label, as -1, or `None`. These items are excluded
+            from the batch as anchors, positives and negatives, and have loss 0; like items of
+            weight 0 they count in the mean over the batch.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
@@ -97,6 +102,7 @@ class Circle(ViewsLoss):
         self,
         margin: float = 0.4,
         gamma: float = 80.0,
+        unlabelled: int | None = None,
         name: str = "circle",
         reduction: str = "sum_over_batch_size",
         dtype=None,
@@ -105,6 +111,7 @@ class Circle(ViewsLoss):
             name,
             reduction,
             dtype,
-            margin=margin,
-            gamma=gamma,
+            margin=validate_number(margin, "margin", 0),
+            gamma=validate_number(gamma, "gamma", 0, exclusive=True),
+            unlabelled=validate_unlabelled(unlabelled),
         )

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._math import distance
+from keras_jointloss._validation import validate_number
 from keras_jointloss.losses._pairs import as_views, for_valid
 from keras_jointloss.losses.base import ViewsLoss
 
@@ -79,5 +80,5 @@ class Contrastive(ViewsLoss):
             name,
             reduction,
             dtype,
-            margin=margin,
+            margin=validate_number(margin, "margin", 0),
         )

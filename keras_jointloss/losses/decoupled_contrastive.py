@@ -4,7 +4,12 @@ import math
 
 import keras
 
+from keras_jointloss._labels import validate_unlabelled
+from keras_jointloss._math import SIMILARITIES
+from keras_jointloss._validation import validate_choice, validate_number
+from keras_jointloss.losses._pairs import SAME_LABEL
 from keras_jointloss.losses._softmax import cross_entropy_among_views
+from keras_jointloss.losses._tiles import validate_tile_size
 from keras_jointloss.losses.base import ViewsLoss
 
 
@@ -68,6 +73,9 @@ class DecoupledContrastive(ViewsLoss):
             another. `None`: there are no labels.
         tile_size: Of how many views the similarities are held at a time; values and gradients are
             the same. `None`: of all, if there are up to 2048, or of 256.
+        unlabelled: The label of items without a label, as -1, or `None`; with `same_label` only.
+            These items are excluded from the batch as anchors, positives and negatives, and have
+            loss 0; like items of weight 0 they count in the mean over the batch.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
@@ -104,6 +112,7 @@ class DecoupledContrastive(ViewsLoss):
         similarity: str = "cosine",
         same_label: str | None = None,
         tile_size: int | None = None,
+        unlabelled: int | None = None,
         name: str = "decoupled_contrastive",
         reduction: str = "sum_over_batch_size",
         dtype=None,
@@ -112,8 +121,9 @@ class DecoupledContrastive(ViewsLoss):
             name,
             reduction,
             dtype,
-            temperature=temperature,
-            similarity=similarity,
-            same_label=same_label,
-            tile_size=tile_size,
+            temperature=validate_number(temperature, "temperature", 0, exclusive=True),
+            similarity=validate_choice(similarity, "similarity", SIMILARITIES),
+            same_label=validate_choice(same_label, "same_label", SAME_LABEL),
+            tile_size=validate_tile_size(tile_size, similarity),
+            unlabelled=validate_unlabelled(unlabelled, same_label),
         )

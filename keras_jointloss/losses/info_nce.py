@@ -3,10 +3,21 @@
 import math
 
 import keras
+from keras import ops
 
-from keras_jointloss._math import paired_similarity
-from keras_jointloss.losses._pairs import NEGATIVE, Roles, as_views, remembered, samples_of
-from keras_jointloss.losses._softmax import cross_entropy
+from keras_jointloss._labels import validate_unlabelled
+from keras_jointloss._math import SIMILARITIES, paired_similarity
+from keras_jointloss._validation import validate_choice, validate_number, validate_share
+from keras_jointloss.losses._pairs import (
+    NEGATIVE,
+    SAME_LABEL,
+    Roles,
+    as_views,
+    remembered,
+    samples_of,
+)
+from keras_jointloss.losses._softmax import OwnPairs, cross_entropy
+from keras_jointloss.losses._tiles import validate_tile_size
 from keras_jointloss.losses.base import ViewsLoss
 
 
@@ -50,7 +61,9 @@ def info_nce(
         "tile_size": tile_size,
     }
     if same_label != "positive":
-        options["own_positive"] = paired_similarity(views[:, 0], views[:, 1], similarity)
+        columns = ops.arange(ops.shape(views)[0], dtype="int32")[:, None]
+        own_similarity = paired_similarity(views[:, 0], views[:, 1], similarity)
+        options["own"] = OwnPairs(columns, own_similarity)
     candidates_of_a, candidates_of_b = b, a
     if views.shape[1] > 2:
         hard = samples_of(views[:, 2:], similarity, labels, valid, NEGATIVE)
@@ -80,6 +93,9 @@ class InfoNCE(ViewsLoss):
     where `LSE` is the logarithm of the sum of exponentials; with `symmetric=False` the first two
     terms alone. The negatives of an item are the other items of the batch.
 
+    `ContrastiveTerm` with `learn_temperature=True` trains `log(1 / t)`. Keep weight decay, as of
+    AdamW, away from it: `optimizer.exclude_from_weight_decay(var_names=["log_scale"])`.
+
     Views after the second are hard negatives: those of all items are further candidates for the
     first view of each.
 
@@ -95,6 +111,9 @@ class InfoNCE(ViewsLoss):
         label_smoothing: The share of the target, in [0, 1), that all candidates have alike.
         tile_size: Of how many items the similarities are held at a time; values and gradients are
             the same. `None`: of all, in a batch of up to 2048, or of 256.
+        unlabelled: The label of items without a label, as -1, or `None`; with `same_label` only.
+            These items are excluded from the batch as anchors, positives and negatives, and have
+            loss 0; like items of weight 0 they count in the mean over the batch.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
@@ -137,6 +156,7 @@ class InfoNCE(ViewsLoss):
         same_label: str | None = None,
         label_smoothing: float = 0.0,
         tile_size: int | None = None,
+        unlabelled: int | None = None,
         name: str = "info_nce",
         reduction: str = "sum_over_batch_size",
         dtype=None,
@@ -145,10 +165,11 @@ class InfoNCE(ViewsLoss):
             name,
             reduction,
             dtype,
-            temperature=temperature,
-            similarity=similarity,
-            symmetric=symmetric,
-            same_label=same_label,
-            label_smoothing=label_smoothing,
-            tile_size=tile_size,
+            temperature=validate_number(temperature, "temperature", 0, exclusive=True),
+            similarity=validate_choice(similarity, "similarity", SIMILARITIES),
+            symmetric=validate_choice(symmetric, "symmetric", (True, False)),
+            same_label=validate_choice(same_label, "same_label", SAME_LABEL),
+            label_smoothing=validate_share(label_smoothing, "label_smoothing"),
+            tile_size=validate_tile_size(tile_size, similarity),
+            unlabelled=validate_unlabelled(unlabelled, same_label),
         )

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._math import paired_similarity
+from keras_jointloss._validation import validate_choice, validate_number
 from keras_jointloss.losses._pairs import as_views, for_valid
 from keras_jointloss.losses.base import ViewsLoss
 
@@ -86,6 +87,6 @@ class MarginContrastive(ViewsLoss):
             name,
             reduction,
             dtype,
-            margin=margin,
-            normalize=normalize,
+            margin=validate_number(margin, "margin", 0),
+            normalize=validate_choice(normalize, "normalize", (True, False)),
         )

@@ -5,7 +5,9 @@ import math
 import keras
 from keras import ops
 
+from keras_jointloss._labels import validate_unlabelled
 from keras_jointloss._math import dot_matrix, logsumexp_where
+from keras_jointloss._validation import validate_number
 from keras_jointloss.losses._pairs import as_views, class_masks, mean_of_views, samples_of
 from keras_jointloss.losses.base import ViewsLoss
 
@@ -85,6 +87,9 @@ class MultiSimilarity(ViewsLoss):
         beta: How sharply negatives are weighed, > 0.
         base: The cosine about which pairs begin to weigh.
         mining_margin: The margin `e`, 0 or more (0.1 in the paper), or `None` to keep all pairs.
+        unlabelled: The label of items without a label, as -1, or `None`. These items are excluded
+            from the batch as anchors, positives and negatives, and have loss 0; like items of
+            weight 0 they count in the mean over the batch.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
@@ -123,6 +128,7 @@ class MultiSimilarity(ViewsLoss):
         beta: float = 50.0,
         base: float = 0.5,
         mining_margin: float | None = None,
+        unlabelled: int | None = None,
         name: str = "multi_similarity",
         reduction: str = "sum_over_batch_size",
         dtype=None,
@@ -131,8 +137,11 @@ class MultiSimilarity(ViewsLoss):
             name,
             reduction,
             dtype,
-            alpha=alpha,
-            beta=beta,
-            base=base,
-            mining_margin=mining_margin,
+            alpha=validate_number(alpha, "alpha", 0, exclusive=True),
+            beta=validate_number(beta, "beta", 0, exclusive=True),
+            base=validate_number(base, "base"),
+            mining_margin=None
+            if mining_margin is None
+            else validate_number(mining_margin, "mining_margin", 0),
+            unlabelled=validate_unlabelled(unlabelled),
         )

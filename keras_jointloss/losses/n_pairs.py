@@ -2,8 +2,12 @@
 
 import keras
 
+from keras_jointloss._labels import validate_unlabelled
+from keras_jointloss._math import SIMILARITIES
+from keras_jointloss._validation import validate_choice, validate_share
 from keras_jointloss.losses._pairs import Roles, as_views, samples_of
 from keras_jointloss.losses._softmax import cross_entropy
+from keras_jointloss.losses._tiles import validate_tile_size
 from keras_jointloss.losses.base import ViewsLoss
 
 
@@ -46,6 +50,9 @@ class NPairs(ViewsLoss):
         label_smoothing: The share of the target, in [0, 1), that all candidates have alike.
         tile_size: Of how many items the similarities are held at a time; values and gradients are
             the same. `None`: of all, if there are up to 2048, or of 256.
+        unlabelled: The label of items without a label, as -1, or `None`. These items are excluded
+            from the batch as anchors, positives and negatives, and have loss 0; like items of
+            weight 0 they count in the mean over the batch.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
@@ -81,6 +88,7 @@ class NPairs(ViewsLoss):
         similarity: str = "dot",
         label_smoothing: float = 0.0,
         tile_size: int | None = None,
+        unlabelled: int | None = None,
         name: str = "n_pairs",
         reduction: str = "sum_over_batch_size",
         dtype=None,
@@ -89,7 +97,8 @@ class NPairs(ViewsLoss):
             name,
             reduction,
             dtype,
-            similarity=similarity,
-            label_smoothing=label_smoothing,
-            tile_size=tile_size,
+            similarity=validate_choice(similarity, "similarity", SIMILARITIES),
+            label_smoothing=validate_share(label_smoothing, "label_smoothing"),
+            tile_size=validate_tile_size(tile_size, similarity),
+            unlabelled=validate_unlabelled(unlabelled),
         )

@@ -4,7 +4,12 @@ import math
 
 import keras
 
+from keras_jointloss._labels import validate_unlabelled
+from keras_jointloss._math import SIMILARITIES
+from keras_jointloss._validation import validate_choice, validate_number, validate_share
+from keras_jointloss.losses._pairs import SAME_LABEL
 from keras_jointloss.losses._softmax import cross_entropy_among_views
+from keras_jointloss.losses._tiles import validate_tile_size
 from keras_jointloss.losses.base import ViewsLoss
 
 
@@ -71,6 +76,9 @@ class NTXent(ViewsLoss):
         label_smoothing: The share of the target, in [0, 1), that all candidates have alike.
         tile_size: Of how many views the similarities are held at a time; values and gradients are
             the same. `None`: of all, if there are up to 2048, or of 256.
+        unlabelled: The label of items without a label, as -1, or `None`; with `same_label` only.
+            These items are excluded from the batch as anchors, positives and negatives, and have
+            loss 0; like items of weight 0 they count in the mean over the batch.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
@@ -108,6 +116,7 @@ class NTXent(ViewsLoss):
         same_label: str | None = None,
         label_smoothing: float = 0.0,
         tile_size: int | None = None,
+        unlabelled: int | None = None,
         name: str = "nt_xent",
         reduction: str = "sum_over_batch_size",
         dtype=None,
@@ -116,9 +125,10 @@ class NTXent(ViewsLoss):
             name,
             reduction,
             dtype,
-            temperature=temperature,
-            similarity=similarity,
-            same_label=same_label,
-            label_smoothing=label_smoothing,
-            tile_size=tile_size,
+            temperature=validate_number(temperature, "temperature", 0, exclusive=True),
+            similarity=validate_choice(similarity, "similarity", SIMILARITIES),
+            same_label=validate_choice(same_label, "same_label", SAME_LABEL),
+            label_smoothing=validate_share(label_smoothing, "label_smoothing"),
+            tile_size=validate_tile_size(tile_size, similarity),
+            unlabelled=validate_unlabelled(unlabelled, same_label),
         )

@@ -4,8 +4,12 @@ import math
 
 import keras
 
-from keras_jointloss.losses._pairs import Roles, as_views, remembered, samples_of
+from keras_jointloss._labels import validate_unlabelled
+from keras_jointloss._math import SIMILARITIES
+from keras_jointloss._validation import validate_choice, validate_number
+from keras_jointloss.losses._pairs import SAME_LABEL, Roles, as_views, remembered, samples_of
 from keras_jointloss.losses._sigmoid import pairwise_sigmoid
+from keras_jointloss.losses._tiles import validate_tile_size
 from keras_jointloss.losses.base import LearnedParameter, ViewsLoss
 
 
@@ -58,6 +62,8 @@ class SigLIP(ViewsLoss):
     in the paper.
 
     `ContrastiveTerm` with `learn_temperature=True` trains `log(1 / t)` and `b`, as the paper does.
+    Keep weight decay, as of AdamW, away from them:
+    `optimizer.exclude_from_weight_decay(var_names=["log_scale", "bias"])`.
 
     Args:
         temperature: The number `t` > 0 by which similarities are divided.
@@ -69,6 +75,9 @@ class SigLIP(ViewsLoss):
             `z_ij` is 1 for them; `"ignore"`, the pair has no loss. `None`: there are no labels.
         tile_size: Of how many items the similarities are held at a time; values and gradients are
             the same. `None`: of all, in a batch of up to 2048, or of 256.
+        unlabelled: The label of items without a label, as -1, or `None`; with `same_label` only.
+            These items are excluded from the batch as anchors, positives and negatives, and have
+            loss 0; like items of weight 0 they count in the mean over the batch.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
@@ -105,6 +114,7 @@ class SigLIP(ViewsLoss):
         similarity: str = "cosine",
         same_label: str | None = None,
         tile_size: int | None = None,
+        unlabelled: int | None = None,
         name: str = "siglip",
         reduction: str = "sum_over_batch_size",
         dtype=None,
@@ -113,11 +123,12 @@ class SigLIP(ViewsLoss):
             name,
             reduction,
             dtype,
-            temperature=temperature,
-            bias=bias,
-            similarity=similarity,
-            same_label=same_label,
-            tile_size=tile_size,
+            temperature=validate_number(temperature, "temperature", 0, exclusive=True),
+            bias=validate_number(bias, "bias"),
+            similarity=validate_choice(similarity, "similarity", SIMILARITIES),
+            same_label=validate_choice(same_label, "same_label", SAME_LABEL),
+            tile_size=validate_tile_size(tile_size, similarity),
+            unlabelled=validate_unlabelled(unlabelled, same_label),
         )
 
     def learned_parameters(self) -> dict[str, LearnedParameter]:

@@ -4,7 +4,11 @@ import math
 
 import keras
 
+from keras_jointloss._labels import validate_unlabelled
+from keras_jointloss._math import SIMILARITIES
+from keras_jointloss._validation import validate_choice, validate_number, validate_share
 from keras_jointloss.losses._softmax import cross_entropy_among_views
+from keras_jointloss.losses._tiles import validate_tile_size
 from keras_jointloss.losses.base import ViewsLoss
 
 
@@ -65,6 +69,9 @@ class SupCon(ViewsLoss):
         label_smoothing: The share of the target, in [0, 1), that all candidates have alike.
         tile_size: Of how many views the similarities are held at a time; values and gradients are
             the same. `None`: of all, if there are up to 2048, or of 256.
+        unlabelled: The label of items without a label, as -1, or `None`. These items are excluded
+            from the batch as anchors, positives and negatives, and have loss 0; like items of
+            weight 0 they count in the mean over the batch.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
@@ -103,6 +110,7 @@ class SupCon(ViewsLoss):
         similarity: str = "cosine",
         label_smoothing: float = 0.0,
         tile_size: int | None = None,
+        unlabelled: int | None = None,
         name: str = "sup_con",
         reduction: str = "sum_over_batch_size",
         dtype=None,
@@ -111,8 +119,9 @@ class SupCon(ViewsLoss):
             name,
             reduction,
             dtype,
-            temperature=temperature,
-            similarity=similarity,
-            label_smoothing=label_smoothing,
-            tile_size=tile_size,
+            temperature=validate_number(temperature, "temperature", 0, exclusive=True),
+            similarity=validate_choice(similarity, "similarity", SIMILARITIES),
+            label_smoothing=validate_share(label_smoothing, "label_smoothing"),
+            tile_size=validate_tile_size(tile_size, similarity),
+            unlabelled=validate_unlabelled(unlabelled),
         )

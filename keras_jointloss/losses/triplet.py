@@ -5,8 +5,9 @@ import math
 import keras
 from keras import ops
 
-from keras_jointloss._math import matrix_of_prepared, mean_where
-from keras_jointloss._validation import validate_number
+from keras_jointloss._labels import validate_unlabelled
+from keras_jointloss._math import SIMILARITIES, matrix_of_prepared, mean_where
+from keras_jointloss._validation import validate_choice, validate_number
 from keras_jointloss.losses._pairs import as_views, class_masks, mean_of_views, samples_of
 from keras_jointloss.losses.base import ViewsLoss
 
@@ -93,6 +94,9 @@ class Triplet(ViewsLoss):
         mining: `"semi_hard"`, `"hard"` or `"all"`.
         similarity: `"euclidean"`, `"cosine"` (the distance is 1 less the cosine) or `"dot"` (it is
             minus the dot product).
+        unlabelled: The label of items without a label, as -1, or `None`. These items are excluded
+            from the batch as anchors, positives and negatives, and have loss 0; like items of
+            weight 0 they count in the mean over the batch.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
@@ -132,6 +136,7 @@ class Triplet(ViewsLoss):
         margin: float | str = 1.0,
         mining: str = "semi_hard",
         similarity: str = "euclidean",
+        unlabelled: int | None = None,
         name: str = "triplet",
         reduction: str = "sum_over_batch_size",
         dtype=None,
@@ -140,8 +145,8 @@ class Triplet(ViewsLoss):
             name,
             reduction,
             dtype,
-            mining=mining,
-            similarity=similarity,
+            margin=margin if margin == "soft" else validate_number(margin, "margin", 0),
+            mining=validate_choice(mining, "mining", ("all", "semi_hard", "hard")),
+            similarity=validate_choice(similarity, "similarity", SIMILARITIES),
+            unlabelled=validate_unlabelled(unlabelled),
         )
-        self.margin = margin if margin == "soft" else validate_number(margin, "margin", minimum=0)
-        self._argument_names += ("margin",)

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_jointloss._validation import validate_number
 from keras_jointloss.losses._pairs import as_views, for_valid, moments
 from keras_jointloss.losses.base import ViewsLoss
 
@@ -121,10 +122,10 @@ class VICReg(ViewsLoss):
             name,
             reduction,
             dtype,
-            invariance_weight=invariance_weight,
-            variance_weight=variance_weight,
-            covariance_weight=covariance_weight,
-            epsilon=epsilon,
+            invariance_weight=validate_number(invariance_weight, "invariance_weight", 0),
+            variance_weight=validate_number(variance_weight, "variance_weight", 0),
+            covariance_weight=validate_number(covariance_weight, "covariance_weight", 0),
+            epsilon=validate_number(epsilon, "epsilon", 0, exclusive=True),
         )
 
     def parts(self, views, labels=None, valid=None):

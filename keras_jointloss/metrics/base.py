@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_jointloss._labels import as_labels, label_tensor, labelled
 from keras_jointloss._masks import valid_items
 from keras_jointloss._math import float_dtype
 
@@ -39,6 +40,8 @@ class ViewsMetric(keras.metrics.Metric):
     views: int | None = 2
     #: Whether the metric needs labels.
     has_labels: bool = False
+    #: The label of items without a label, which take no part.
+    unlabelled: int | None = None
 
     def __init__(self, name: str | None = None, dtype=None):
         super().__init__(name=name, dtype=dtype)
@@ -77,6 +80,8 @@ class ViewsMetric(keras.metrics.Metric):
             weight, and the sum of these factors.
         """
         views = ops.cast(views, float_dtype(views.dtype))
+        if self.has_labels:
+            valid = labelled(labels, valid, self.unlabelled)
         if valid is not None:
             # Whatever stands in a padded item, 0 times it is to be 0.
             views = ops.where(valid[:, None, None], views, ops.zeros_like(views))
@@ -90,9 +95,9 @@ class ViewsMetric(keras.metrics.Metric):
         self.validate_views(views.shape)
         labels = None
         if self.has_labels:
-            labels = ops.convert_to_tensor(y_true)
+            labels = label_tensor(y_true)
             self._validate_vector(labels.shape, views.shape[0], "labels")
-            labels = ops.reshape(labels, (-1,))
+            labels = as_labels(labels)
         if sample_weight is not None:
             sample_weight = ops.convert_to_tensor(sample_weight)
             if len(sample_weight.shape) > 0:
@@ -133,7 +138,7 @@ def all_or(valid, views):
 
 def own_pairs(views):
     """Returns where in a matrix of items an item meets itself: `(batch, batch)`, bool."""
-    index = ops.arange(ops.shape(views)[0])
+    index = ops.arange(ops.shape(views)[0], dtype="int32")
     return index[:, None] == index[None, :]
 
 

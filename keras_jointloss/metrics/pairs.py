@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_jointloss._labels import check_labels, validate_unlabelled
 from keras_jointloss._math import SIMILARITIES, paired_similarity, similarity_matrix
 from keras_jointloss._validation import validate_choice, validate_number
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs
@@ -27,10 +28,11 @@ class PairAccuracy(ViewsMetric):
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`, the pairs. `y_true`: `(batch,)` or `(batch, 1)`: 1 if the two
-        belong together, 0 if not.
+        belong together, 0 if not; soft labels are rounded.
 
     Raises:
-        ValueError: If an argument is invalid or a shape is another.
+        ValueError: If an argument is invalid, a shape is another or, where labels can be read, one
+            is not in [0, 1].
 
     Example:
 
@@ -55,7 +57,8 @@ class PairAccuracy(ViewsMetric):
 
     def values(self, views, labels=None, valid=None):
         similarity = paired_similarity(views[:, 0], views[:, 1], self.similarity)
-        is_right = (similarity >= self.threshold) == ops.cast(labels, "bool")
+        check_labels(labels, valid, type(self).__name__, is_pair=True)
+        is_right = (similarity >= self.threshold) == (ops.cast(labels, views.dtype) > 0.5)
         return ops.cast(is_right, views.dtype), ops.cast(all_or(valid, views), views.dtype)
 
     def get_config(self) -> dict:
@@ -112,6 +115,8 @@ class NegativeSimilarity(ViewsMetric):
         similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
         same_label: `"ignore"` to leave out the pairs of items with the same label; `None` if
             there are no labels.
+        unlabelled: The label of items without a label, which take no part, or `None`; with
+            `same_label` only.
         name: Name of the metric.
         dtype: As in `keras.metrics.Metric`.
 
@@ -134,6 +139,7 @@ class NegativeSimilarity(ViewsMetric):
         self,
         similarity: str = "cosine",
         same_label: str | None = None,
+        unlabelled: int | None = None,
         name: str = "negative_similarity",
         dtype=None,
     ):
@@ -141,6 +147,7 @@ class NegativeSimilarity(ViewsMetric):
         self.similarity = validate_choice(similarity, "similarity", SIMILARITIES)
         self.same_label = validate_choice(same_label, "same_label", (None, "ignore"))
         self.has_labels = same_label is not None
+        self.unlabelled = validate_unlabelled(unlabelled, same_label)
 
     def values(self, views, labels=None, valid=None):
         matrix = similarity_matrix(views[:, 0], views[:, 1], self.similarity)
@@ -151,8 +158,12 @@ class NegativeSimilarity(ViewsMetric):
         return total / ops.maximum(count, 1.0), ops.cast(count > 0, views.dtype)
 
     def get_config(self) -> dict[str, Any]:
-        config = {"similarity": self.similarity, "same_label": self.same_label}
-        return {**super().get_config(), **config}
+        return {
+            **super().get_config(),
+            "similarity": self.similarity,
+            "same_label": self.same_label,
+            "unlabelled": self.unlabelled,
+        }
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -168,6 +179,8 @@ class SimilarityGap(NegativeSimilarity):
         similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
         same_label: `"ignore"` to leave out the pairs of different items with the same label; `None`
             if there are no labels.
+        unlabelled: The label of items without a label, which take no part, or `None`; with
+            `same_label` only.
         name: Name of the metric.
         dtype: As in `keras.metrics.Metric`.
 
@@ -190,10 +203,11 @@ class SimilarityGap(NegativeSimilarity):
         self,
         similarity: str = "cosine",
         same_label: str | None = None,
+        unlabelled: int | None = None,
         name: str = "similarity_gap",
         dtype=None,
     ):
-        super().__init__(similarity, same_label, name=name, dtype=dtype)
+        super().__init__(similarity, same_label, unlabelled, name, dtype)
 
     def values(self, views, labels=None, valid=None):
         negative, counts = super().values(views, labels, valid)

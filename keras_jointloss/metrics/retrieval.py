@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from keras_jointloss._labels import validate_unlabelled
 from keras_jointloss._math import SIMILARITIES
 from keras_jointloss._validation import validate_choice, validate_count
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs, own_pairs
@@ -32,6 +33,8 @@ class RetrievalMetric(ViewsMetric):
         same_label: What other items with the query's label are: `"positive"` for right
             candidates, of which the best counts, `"ignore"` for neither right nor wrong, `None` if
             there are no labels.
+        unlabelled: The label of items without a label, which take no part, or `None`; with
+            `same_label` only.
         name: Name of the metric.
         dtype: As in `keras.metrics.Metric`.
     """
@@ -41,6 +44,7 @@ class RetrievalMetric(ViewsMetric):
         direction: str = "both",
         similarity: str = "cosine",
         same_label: str | None = None,
+        unlabelled: int | None = None,
         name: str | None = None,
         dtype=None,
     ):
@@ -49,6 +53,7 @@ class RetrievalMetric(ViewsMetric):
         self.similarity = validate_choice(similarity, "similarity", SIMILARITIES)
         self.same_label = validate_choice(same_label, "same_label", (None, "positive", "ignore"))
         self.has_labels = same_label is not None
+        self.unlabelled = validate_unlabelled(unlabelled, same_label)
 
     def gain(self, ranks):
         """Returns what it is worth that the right candidate is at these ranks: `(batch,)`."""
@@ -76,6 +81,7 @@ class RetrievalMetric(ViewsMetric):
             "direction": self.direction,
             "similarity": self.similarity,
             "same_label": self.same_label,
+            "unlabelled": self.unlabelled,
         }
 
 
@@ -106,6 +112,8 @@ class RecallAtK(RetrievalMetric):
         same_label: What other items with the query's label are: `"positive"` for right
             candidates, of which the best counts, `"ignore"` for neither right nor wrong, `None` if
             there are no labels.
+        unlabelled: The label of items without a label, which take no part, or `None`; with
+            `same_label` only.
         name: Name of the metric, `"recall_at_<k>"` by default.
         dtype: As in `keras.metrics.Metric`.
 
@@ -131,11 +139,14 @@ class RecallAtK(RetrievalMetric):
         direction: str = "both",
         similarity: str = "cosine",
         same_label: str | None = None,
+        unlabelled: int | None = None,
         name: str | None = None,
         dtype=None,
     ):
         self.k = validate_count(k, "k")
-        super().__init__(direction, similarity, same_label, name or f"recall_at_{k}", dtype)
+        super().__init__(
+            direction, similarity, same_label, unlabelled, name or f"recall_at_{k}", dtype
+        )
 
     def gain(self, ranks):
         return ops.cast(ranks <= self.k, ranks.dtype)
@@ -161,6 +172,8 @@ class MeanReciprocalRank(RetrievalMetric):
         same_label: What other items with the query's label are: `"positive"` for right
             candidates, of which the best counts, `"ignore"` for neither right nor wrong, `None` if
             there are no labels.
+        unlabelled: The label of items without a label, which take no part, or `None`; with
+            `same_label` only.
         name: Name of the metric.
         dtype: As in `keras.metrics.Metric`.
 
@@ -185,10 +198,11 @@ class MeanReciprocalRank(RetrievalMetric):
         direction: str = "both",
         similarity: str = "cosine",
         same_label: str | None = None,
+        unlabelled: int | None = None,
         name: str = "mean_reciprocal_rank",
         dtype=None,
     ):
-        super().__init__(direction, similarity, same_label, name, dtype)
+        super().__init__(direction, similarity, same_label, unlabelled, name, dtype)
 
     def gain(self, ranks):
         return 1.0 / ranks
@@ -210,6 +224,7 @@ class MeanAveragePrecisionAtR(ViewsMetric):
 
     Args:
         similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
+        unlabelled: The label of items without a label, which take no part, or `None`.
         name: Name of the metric.
         dtype: As in `keras.metrics.Metric`.
 
@@ -237,11 +252,13 @@ class MeanAveragePrecisionAtR(ViewsMetric):
     def __init__(
         self,
         similarity: str = "cosine",
+        unlabelled: int | None = None,
         name: str = "mean_average_precision_at_r",
         dtype=None,
     ):
         super().__init__(name=name, dtype=dtype)
         self.similarity = validate_choice(similarity, "similarity", SIMILARITIES)
+        self.unlabelled = validate_unlabelled(unlabelled)
 
     def values(self, views, labels=None, valid=None):
         number = views.shape[1]
@@ -257,7 +274,7 @@ class MeanAveragePrecisionAtR(ViewsMetric):
         closeness = ops.where(ops.isnan(closeness), worst, closeness)
         order = ops.argsort(ops.where(candidates, -closeness, math.inf), axis=1)
         right = ops.take_along_axis(ops.cast(right, views.dtype), order, axis=1)
-        position = ops.cast(1 + ops.arange(ops.shape(right)[1]), views.dtype)
+        position = ops.cast(1 + ops.arange(ops.shape(right)[1], dtype="int32"), views.dtype)
         precision = ops.cumsum(right, axis=1) / position
         number_right = ops.sum(right, axis=1, keepdims=True)
         precision = ops.where(position <= number_right, right * precision, 0.0)
@@ -269,4 +286,5 @@ class MeanAveragePrecisionAtR(ViewsMetric):
         return values, ops.cast(counts, views.dtype)
 
     def get_config(self) -> dict:
-        return {**super().get_config(), "similarity": self.similarity}
+        config = {"similarity": self.similarity, "unlabelled": self.unlabelled}
+        return {**super().get_config(), **config}

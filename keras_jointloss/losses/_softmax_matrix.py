@@ -1,0 +1,96 @@
+"""The matrix of logits of a softmax loss: what is needed of it, and its dense form."""
+
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from keras_jointloss._math import divide_or_0, logsumexp_where, matrix_of_prepared
+from keras_jointloss.losses._pairs import Roles
+
+
+class Matrix(NamedTuple):
+    """The logits of anchors, its rows, and candidates, its columns.
+
+    `dense`, as `tiled`, returns lse, positive, average and, as 1 or 0, whether these are defined,
+    for rows and, with `both_ways`, columns: `(1 or 2, 4, anchors)`.
+
+    Attributes:
+        own: `(anchors, positives)`, int32, the columns of the positives, or `None` where the masks
+            say which they are. Then the positives' mean is without gradient.
+    """
+
+    roles: Roles
+    similarity: str
+    own: Any
+    needs_average: bool
+    both_ways: bool
+
+    @property
+    def needs_positive(self) -> bool:
+        """Whether the positives are to be found by their mask."""
+        return self.own is None
+
+    def masks(self, rows):
+        """Returns the masks of positives and denominators, `None` if these are not needed."""
+        if self.roles.trivial and not self.needs_positive:
+            return None, None
+        return self.roles.masks(rows)
+
+    def own_logits(self, logits, rows):
+        """Returns the mean logit of the own pairs in some rows, 0 if there are none."""
+        if self.own is None:
+            return 0
+        columns = ops.take(self.own, rows, axis=0)
+        own = ops.take_along_axis(logits, columns, axis=1)
+        return ops.sum(own, axis=1) / self.own.shape[1]
+
+    def totals(self, logits, positive, denominator, axis, weights=None, own=0):
+        """Returns sums over positives and denominator of the logits and of 1, `(4, others)`."""
+        weights = ops.ones_like(logits[:, 0]) if weights is None else weights
+        weights = ops.broadcast_to(weights[:, None], ops.shape(logits))
+        nothing = ops.sum(ops.zeros_like(logits[:1] if axis == 0 else logits[:, :1]), axis=axis)
+
+        def total(mask, values):
+            return ops.sum(values if mask is None else ops.where(mask, values, 0), axis=axis)
+
+        return ops.stack(
+            [
+                total(positive, logits * weights) if self.needs_positive else nothing + own,
+                total(positive, weights) if self.needs_positive else nothing + 1,
+                total(denominator, logits * weights) if self.needs_average else nothing,
+                nothing + 1
+                if denominator is None and not self.needs_average
+                else total(denominator, weights),
+            ]
+        )
+
+    def statistics(self, lse, totals):
+        """Returns lse, positive, average and whether these are defined, `(4, others)`."""
+        is_defined = ops.logical_and(totals[1] > 0, totals[3] > 0)
+        return ops.stack(
+            [
+                lse,
+                divide_or_0(totals[0], totals[1]),
+                divide_or_0(totals[2], totals[3]),
+                ops.cast(is_defined, lse.dtype),
+            ]
+        )
+
+    def dense(self, x, y, scale):
+        # A compiler may fuse a product of logits with the difference from their maximum and round
+        # only once, which puts that maximum above 0. So the vectors are scaled.
+        others = scale * y if self.similarity == "euclidean" else y
+        logits = matrix_of_prepared(scale * x, others, self.similarity)
+        rows = ops.arange(ops.shape(x)[0], dtype="int32")
+        positive, denominator = self.masks(rows)
+        own = self.own_logits(logits, rows)  # Those of the columns, too, if these are anchors.
+        result = []
+        for axis in (1, 0) if self.both_ways else (1,):
+            lse = (
+                ops.logsumexp(logits, axis=axis)
+                if denominator is None
+                else logsumexp_where(logits, denominator, axis)
+            )
+            totals = self.totals(logits, positive, denominator, axis, own=own)
+            result.append(self.statistics(lse, totals))
+        return ops.stack(result)

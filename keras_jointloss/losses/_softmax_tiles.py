@@ -1,0 +1,230 @@
+"""The matrix of logits of a softmax loss, some rows at a time.
+
+The rows are computed anew for the gradient: 4 products of matrices in place of 3, in memory that
+grows with the batch and not with its square.
+"""
+
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from keras_jointloss._math import (
+    divide_or_0,
+    dot_matrix,
+    logsumexp_where,
+    matrix_product,
+    upstream_of,
+)
+from keras_jointloss.distribution import decided
+from keras_jointloss.losses._softmax_matrix import Matrix
+from keras_jointloss.losses._tiles import for_rows, put_rows
+
+#: Up to which |logit| the exponentials in the sums over rows and over columns may be the same
+#: ones, and yet none is lost in float32: exp(-2 * 40) is still a normal number.
+_NARROW = 40.0
+
+
+def tiled(matrix: Matrix, x, y, scale, tile_size):
+    """Returns what `matrix.dense(x, y, scale)` does, from `tile_size` rows at a time."""
+
+    def compute(x, y, scale):
+        tiles = _Tiles.of(matrix, x, y, scale, tile_size)
+        sums = tiles.forward()
+
+        def gradient(*arguments, upstream=None):
+            return tiles.backward(sums, upstream_of(arguments, upstream))
+
+        return tiles.statistics(sums), gradient
+
+    return ops.custom_gradient(compute)(x, y, scale)
+
+
+class _Sums(NamedTuple):
+    """The log-sum-exp and the `Matrix.totals` of rows and of columns."""
+
+    row_lse: Any
+    row_totals: Any
+    column_lse: Any
+    column_totals: Any
+
+
+class _Upstream(NamedTuple):
+    """The gradients with respect to the statistics, the means' divided by what they are over."""
+
+    lse: Any
+    positive: Any
+    average: Any
+
+    @classmethod
+    def of(cls, upstream, totals):
+        return cls(
+            upstream[0],
+            divide_or_0(upstream[1], totals[1]),
+            divide_or_0(upstream[2], totals[3]),
+        )
+
+    def of_rows(self, rows):
+        """Returns those of some rows, `(rows, 1)` each."""
+        return _Upstream(*(ops.take(values, rows, axis=0)[:, None] for values in self))
+
+
+class _Tiles(NamedTuple):
+    """A matrix of logits, of which a tile of rows is held at a time.
+
+    Attributes:
+        matrix: What is needed of it.
+        x: `(anchors, dim)`.
+        y: `(candidates, dim)`.
+        scale: A scalar.
+        tile_size: The number of rows of a tile.
+        bound: A scalar that no logit exceeds.
+        is_narrow: Whether `exp(logit - bound)` loses no logit.
+    """
+
+    matrix: Matrix
+    x: Any
+    y: Any
+    scale: Any
+    tile_size: int
+    bound: Any
+    is_narrow: Any
+
+    @classmethod
+    def of(cls, matrix, x, y, scale, tile_size):
+        squares = [ops.max(ops.sum(ops.square(vectors), axis=1)) for vectors in (x, y)]
+        bound = ops.abs(scale) * ops.sqrt(squares[0] * squares[1])
+        return cls(matrix, x, y, scale, tile_size, bound, decided(bound <= _NARROW))
+
+    def tile(self, rows):
+        """Returns the anchors of some rows, their logits and the two masks."""
+        x_tile = ops.take(self.x, rows, axis=0)
+        return (x_tile, dot_matrix(self.scale * x_tile, self.y), *self.matrix.masks(rows))
+
+    def forward(self) -> _Sums:
+        """Returns the sums over all tiles."""
+        both_ways = self.matrix.both_ways
+
+        def add(rows, fresh, lse, totals, shift, total, column_totals):
+            _, logits, positive, denominator = self.tile(rows)
+            own = self.matrix.own_logits(logits, rows)
+            row_totals = self.matrix.totals(logits, positive, denominator, 1, own=own)
+            if both_ways:
+                column_totals += self.matrix.totals(logits, positive, denominator, 0, fresh)
+            row_lse, shift, total = ops.cond(
+                self.is_narrow,
+                lambda: self._exponentials_narrow(logits, denominator, fresh, shift, total),
+                lambda: self._exponentials_wide(logits, denominator, fresh, shift, total),
+            )
+            return (
+                put_rows(lse, rows, row_lse),
+                put_rows(totals, rows, ops.transpose(row_totals)),
+                shift,
+                total,
+                column_totals,
+            )
+
+        count, zeros = ops.shape(self.x)[0], ops.zeros_like(self.y[:, 0])
+        carry = (
+            ops.zeros_like(self.x[:, 0]),
+            ops.zeros((count, 4), dtype=self.x.dtype),
+            zeros + ops.where(self.is_narrow, self.bound, -self.bound),
+            zeros,
+            ops.stack([zeros] * 4),
+        )
+        lse, totals, shift, total, column_totals = for_rows(count, self.tile_size, add, carry)
+        totals = ops.transpose(totals)
+        if both_ways and self.matrix.own is not None:
+            # The own pair of a row is that of the column with the same index.
+            column_totals = ops.concatenate([totals[:2], column_totals[2:]])
+        return _Sums(lse, totals, _log(total, shift), column_totals)
+
+    def _exponentials_narrow(self, logits, denominator, fresh, shift, total):
+        """Returns the log-sum-exp of the rows, and `shift` and `total` of the columns so far."""
+        exponentials = _where(denominator, ops.exp(logits - self.bound))
+        row_lse = _log(ops.sum(exponentials, axis=1), self.bound)
+        if self.matrix.both_ways:
+            total = total + ops.einsum("i,ij->j", fresh, exponentials)
+        return row_lse, shift, total
+
+    def _exponentials_wide(self, logits, denominator, fresh, shift, total):
+        """Returns what `_exponentials_narrow` does, with a shift for each row and column."""
+        if denominator is None:
+            row_lse = ops.logsumexp(logits, axis=1)
+        else:
+            row_lse = logsumexp_where(logits, denominator, 1)
+        if not self.matrix.both_ways:
+            return row_lse, shift, total
+        allowed = logits if denominator is None else ops.where(denominator, logits, -self.bound)
+        new_shift = ops.maximum(shift, ops.max(allowed, axis=0))
+        exponentials = _where(denominator, ops.exp(allowed - new_shift))
+        added = ops.einsum("i,ij->j", fresh, exponentials)
+        return row_lse, new_shift, total * ops.exp(shift - new_shift) + added
+
+    def statistics(self, sums: _Sums):
+        """Returns the statistics of rows and, if these are anchors, columns."""
+        result = [self.matrix.statistics(sums.row_lse, sums.row_totals)]
+        if self.matrix.both_ways:
+            result.append(self.matrix.statistics(sums.column_lse, sums.column_totals))
+        stacked = ops.stack(result)  # (directions, 4, anchors)
+        if self.matrix.roles.without_positives:
+            return stacked
+        # The positives are among the exponents: only rounding puts them above the log-sum-exp.
+        # The gradient does not come through here.
+        lse = ops.maximum(stacked[:, :1], stacked[:, 1:2])
+        return ops.concatenate([lse, stacked[:, 1:]], axis=1)
+
+    def backward(self, sums: _Sums, upstream):
+        """Returns the gradients with respect to `x`, `y` and `scale`."""
+        matrix = self.matrix
+        rows_upstream = _Upstream.of(upstream[0], sums.row_totals)
+        column = _Upstream.of(upstream[1], sums.column_totals) if matrix.both_ways else None
+
+        def add(rows, fresh, x_gradient, y_gradient, scale_gradient):
+            x_tile, logits, positive, denominator = self.tile(rows)
+            row = rows_upstream.of_rows(rows)
+            row_lse = ops.take(sums.row_lse, rows, axis=0)[:, None]
+            slope = ops.cond(
+                self.is_narrow,
+                lambda: self._slope_narrow(logits, row, row_lse, column, sums.column_lse),
+                lambda: self._slope_wide(logits, row, row_lse, column, sums.column_lse),
+            )
+            if matrix.needs_average:
+                slope = slope + row.average + (0 if column is None else column.average)
+            slope = _where(denominator, slope)
+            if matrix.needs_positive:
+                share = row.positive + (0 if column is None else column.positive)
+                slope = slope + ops.where(positive, share, 0)
+            towards = matrix_product(slope, self.y)
+            scaled = self.scale * fresh[:, None] * x_tile
+            return (
+                put_rows(x_gradient, rows, self.scale * towards),
+                y_gradient + matrix_product(ops.transpose(slope), scaled),
+                scale_gradient + ops.sum(fresh * ops.sum(x_tile * towards, axis=1)),
+            )
+
+        carry = (ops.zeros_like(self.x), ops.zeros_like(self.y), ops.zeros_like(self.scale))
+        return for_rows(ops.shape(self.x)[0], self.tile_size, add, carry)
+
+    def _slope_narrow(self, logits, row, row_lse, column, column_lse):
+        """Returns the gradient with respect to the logits by way of the log-sum-exps."""
+        factor = row.lse * ops.exp(self.bound - row_lse)
+        if column is not None:
+            factor = factor + column.lse * ops.exp(self.bound - column_lse)
+        return ops.exp(logits - self.bound) * factor
+
+    def _slope_wide(self, logits, row, row_lse, column, column_lse):
+        """Returns what `_slope_narrow` does, where `exp(bound)` may be too large."""
+        result = row.lse * ops.exp(logits - row_lse)
+        if column is not None:
+            result = result + column.lse * ops.exp(logits - column_lse)
+        return result
+
+
+def _where(mask, values):
+    return values if mask is None else ops.where(mask, values, 0)
+
+
+def _log(total, shift):
+    """Returns `log(total) + shift`, 0 where the sum is empty."""
+    is_empty = total <= 0
+    return ops.where(is_empty, 0, ops.log(ops.where(is_empty, 1, total)) + shift)

@@ -1,0 +1,225 @@
+"""The losses as cases of the shared tests: arguments, data and comparison with the references."""
+
+import functools
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+import keras_jointloss as kj
+from tests import reference
+from tests.gradients import value_and_gradient
+
+CLASSES = {
+    "contrastive": kj.losses.Contrastive,
+    "cosine_embedding": kj.losses.CosineEmbedding,
+    "margin_contrastive": kj.losses.MarginContrastive,
+    "triplet": kj.losses.Triplet,
+    "info_nce": kj.losses.InfoNCE,
+    "siglip": kj.losses.SigLIP,
+    "nt_xent": kj.losses.NTXent,
+    "sup_con": kj.losses.SupCon,
+    "decoupled_contrastive": kj.losses.DecoupledContrastive,
+    "n_pairs": kj.losses.NPairs,
+    "multi_similarity": kj.losses.MultiSimilarity,
+    "circle": kj.losses.Circle,
+    "vicreg": kj.losses.VICReg,
+    "barlow_twins": kj.losses.BarlowTwins,
+}
+#: JAX compiles each loop anew, and each operation for each shape: there is time for less.
+IS_JAX = keras.backend.backend() == "jax"
+PAIR_LABELS = {"contrastive", "cosine_embedding", "margin_contrastive"}
+CLASS_LABELS = {"triplet", "sup_con", "n_pairs", "multi_similarity", "circle"}
+TILED = {"info_nce", "siglip", "nt_xent", "sup_con", "decoupled_contrastive", "n_pairs"}
+#: Those whose similarity is the cosine unless an argument says otherwise.
+COSINE = {
+    "cosine_embedding",
+    "info_nce",
+    "siglip",
+    "nt_xent",
+    "sup_con",
+    "decoupled_contrastive",
+    "multi_similarity",
+    "circle",
+}
+MORE_VIEWS = {"triplet", "nt_xent", "sup_con", "decoupled_contrastive"} | {
+    "info_nce",
+    "multi_similarity",
+    "circle",
+}
+
+
+class Case(NamedTuple):
+    """A loss with arguments, for items of so many views."""
+
+    name: str
+    arguments: dict = {}  # noqa: RUF012  # Nobody writes to it.
+    views: int = 2
+
+    @property
+    def function(self):
+        return getattr(kj.losses, self.name)
+
+    @property
+    def naive(self):
+        return getattr(reference, self.name)
+
+    @property
+    def labels(self):
+        """Which labels it takes: "pair", "class" or none."""
+        if self.name in PAIR_LABELS:
+            return "pair"
+        return "class" if self.name in CLASS_LABELS or self.arguments.get("same_label") else None
+
+    @property
+    def tile_sizes(self):
+        """Some sizes of tiles; those of a loss with arguments are fewer."""
+        if self.name not in TILED or self.arguments.get("similarity") == "euclidean":
+            return (None,)
+        if IS_JAX:
+            return (None,) if self.arguments else (None, 4)
+        return (None, 4) if self.arguments else (None, 4, 2, 3, 100)
+
+    @property
+    def few_tile_sizes(self):
+        """Those that do where the arguments, or the degenerate batch, are the point."""
+        return self.tile_sizes[: 1 if self.arguments or IS_JAX else 2]
+
+    @property
+    def is_cosine(self):
+        default = "cosine" if self.name in COSINE else None
+        normalize = self.arguments.get("normalize", False)
+        return normalize or self.arguments.get("similarity", default) == "cosine"
+
+    def make(self, **arguments):
+        return CLASSES[self.name](**self.arguments, **arguments)
+
+    def with_tile_size(self, tile_size):
+        """Returns the function with its arguments, in tiles of that size."""
+        arguments = {"tile_size": tile_size} if self.name in TILED else {}
+        return functools.partial(self.function, **self.arguments, **arguments)
+
+
+CASES = {
+    f"{case.name}-{case.views}"
+    + "".join(f"-{key}={value}" for key, value in case.arguments.items()): case
+    for case in [
+        *(Case(name) for name in CLASSES),
+        Case("contrastive", {"margin": 2.5}),
+        Case("cosine_embedding", {"margin": 0.3}),
+        Case("margin_contrastive", {"margin": 0.5, "normalize": True}),
+        Case("triplet", {"mining": "all", "margin": 0.2}, 3),
+        Case("triplet", {"mining": "hard", "similarity": "cosine"}),
+        Case("triplet", {"mining": "semi_hard", "margin": "soft", "similarity": "dot"}, 3),
+        Case("triplet", {"mining": "all", "margin": "soft", "similarity": "cosine"}),
+        Case("info_nce", {"symmetric": False, "similarity": "euclidean", "temperature": 0.5}),
+        Case("info_nce", {"similarity": "dot", "temperature": 2.0, "label_smoothing": 0.1}, 3),
+        Case("info_nce", {"same_label": "positive", "label_smoothing": 0.2}),
+        Case("info_nce", {"same_label": "positive", "temperature": 0.5}, 4),
+        Case("info_nce", {"same_label": "ignore", "label_smoothing": 0.2}, 3),
+        Case("siglip", {"similarity": "dot", "temperature": 1.0, "bias": -1.0}),
+        Case("siglip", {"same_label": "positive", "bias": -2.0}),
+        Case("siglip", {"same_label": "ignore", "bias": -2.0}),
+        Case("nt_xent", {"similarity": "dot", "temperature": 1.0, "label_smoothing": 0.1}, 3),
+        Case("nt_xent", {"same_label": "positive", "similarity": "euclidean"}),
+        Case("nt_xent", {"same_label": "ignore", "label_smoothing": 0.1}, 3),
+        Case("sup_con", {"similarity": "dot", "temperature": 1.0, "label_smoothing": 0.1}, 3),
+        Case("sup_con", {"similarity": "euclidean", "temperature": 0.5}),
+        Case("decoupled_contrastive", {"similarity": "euclidean", "same_label": "positive"}),
+        Case("decoupled_contrastive", {"same_label": "ignore", "temperature": 0.5}, 3),
+        Case("decoupled_contrastive", {"similarity": "dot", "temperature": 1.0}, 3),
+        Case("n_pairs", {"similarity": "cosine", "label_smoothing": 0.1}),
+        Case("multi_similarity", {"mining_margin": 0.1}),
+        Case("multi_similarity", {"alpha": 3.0, "beta": 10.0, "base": 0.2}, 3),
+        Case("circle", {"margin": 0.25, "gamma": 10.0}, 3),
+        Case(
+            "vicreg",
+            {
+                "invariance_weight": 2.0,
+                "variance_weight": 3.0,
+                "covariance_weight": 4.0,
+                "epsilon": 1e-2,
+            },
+        ),
+        Case("barlow_twins", {"off_diagonal_weight": 0.5}),
+    ]
+}
+DEFAULTS = [Case(name) for name in CLASSES]
+#: Those that meet degenerate batches: not those that differ from them in a number only.
+VARIANTS = {
+    key: case
+    for key, case in CASES.items()
+    if not case.arguments or case.arguments.keys() & {"mining", "similarity", "same_label"}
+}
+WITH_LABELS = {key: case for key, case in CASES.items() if case.labels == "class"}
+VALID = np.array([True, True, False, True, True])
+
+
+def views_of(case, batch=5, dim=3, scale=1.0, seed=0):
+    """Returns items whose views lie near each other, in float64, but exact in float32, too."""
+    generator = np.random.default_rng(seed)
+    center = generator.normal(size=(batch, 1, dim))
+    views = center + 0.8 * generator.normal(size=(batch, case.views, dim))
+    return (scale * views).astype("float32").astype("float64")
+
+
+def labels_of(case, batch=5):
+    if case.labels == "pair":
+        return np.resize([0, 1, 1, 0, 0.25], batch)
+    return np.resize([3, -1, 3, 0, 0], batch)
+
+
+def tensor(x):
+    return None if x is None else ops.convert_to_tensor(x)
+
+
+def assert_close(actual, expected, tolerance, least=1.0, **more):
+    """Compares relative to the largest value there is, or to `least`."""
+    scale = max(np.abs(expected).max(), least)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(actual) / scale, expected / scale, rtol=0, atol=tolerance, **more
+    )
+
+
+def expected_gradient(case, views, labels, valid, weight, scale=1.0):
+    """Returns the central differences of the weighted sum of the naive values."""
+    fixed = {"weights_at": views} if case.name == "circle" else {}
+
+    def total(x):
+        return np.sum(case.naive(x, labels, valid, **case.arguments, **fixed) * weight)
+
+    return reference.central_differences(total, views, 1e-6 * scale)
+
+
+def weighted_value_and_gradient(function, views, labels, valid, weight):
+    """Returns the weighted sum of the values, and its gradient."""
+    labels, valid = tensor(labels), tensor(valid)
+    weight = ops.convert_to_tensor(weight.astype(views.dtype))
+
+    def total(x):
+        return ops.sum(function(x, labels, valid) * weight)
+
+    value, gradient = value_and_gradient(total, views)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+    return value, gradient
+
+
+def assert_equals_reference(
+    case, views, labels, valid=None, tile_sizes=None, gradient=True, dtype="float32"
+):
+    """Asserts equal values and gradients, for every size of tiles."""
+    value_tolerance, tolerance = (1e-6, 1e-5) if dtype == "float64" else (1e-4, 1e-3)
+    weight = np.linspace(0.5, 1.5, len(views))
+    expected = np.sum(case.naive(views, labels, valid, **case.arguments) * weight)
+    scale = max(np.nanmax(np.abs(views)), 1.0)
+    numeric = expected_gradient(case, views, labels, valid, weight, scale) if gradient else None
+    for tile_size in tile_sizes or case.tile_sizes:
+        value, actual = weighted_value_and_gradient(
+            case.with_tile_size(tile_size), views.astype(dtype), labels, valid, weight
+        )
+        assert_close(value, expected, value_tolerance, err_msg=f"tile_size={tile_size}")
+        if gradient:
+            message = f"tile_size={tile_size}"
+            assert_close(actual, numeric, tolerance, least=0.1 / scale, err_msg=message)

@@ -1,0 +1,185 @@
+"""What the labels of losses and metrics may be."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_jointloss as kj
+from tests.loss_cases import (
+    CLASSES,
+    PAIR_LABELS,
+    VALID,
+    WITH_LABELS,
+    Case,
+    assert_close,
+    labels_of,
+    tensor,
+    views_of,
+)
+
+MULTI_HOT = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 0], [0, 0, 1]])
+
+
+@pytest.mark.parametrize("case", WITH_LABELS.values(), ids=WITH_LABELS)
+def test_items_share_a_label_if_their_sets_of_labels_meet(case):
+    views = views_of(case)
+    for dtype, valid in [("int32", None), ("float32", VALID)]:
+        expected = case.naive(views, MULTI_HOT, valid, **case.arguments)
+        for tile_size in case.few_tile_sizes:
+            actual = case.with_tile_size(tile_size)(
+                ops.convert_to_tensor(views.astype("float32")),
+                ops.convert_to_tensor(MULTI_HOT.astype(dtype)),
+                tensor(valid),
+            )
+            assert_close(actual, expected, 1e-4, err_msg=f"tile_size={tile_size}")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "int64", "bool"])
+def test_class_labels_may_have_any_integer_type(dtype):
+    case = Case("sup_con")
+    labels = np.array([1, 0, 1, 0, 0])
+    actual = case.function(tensor(views_of(case).astype("float32")), labels.astype(dtype))
+    assert_close(actual, case.naive(views_of(case), labels), 1e-4)
+
+
+@pytest.mark.backend("tensorflow", "torch")  # On JAX the 64-bit integers are off by default.
+@pytest.mark.parametrize("case", WITH_LABELS.values(), ids=WITH_LABELS)
+def test_large_class_labels_are_told_apart(case):
+    labels = 2**40 + np.array([0, 1, 0, 1, 2], "int64")
+    views = views_of(case)
+    expected = case.naive(views, labels, None, **case.arguments)
+    for tile_size in case.few_tile_sizes:
+        function = case.with_tile_size(tile_size)
+        actual = function(tensor(views.astype("float32")), tensor(labels))
+        assert_close(actual, expected, 1e-4, err_msg=f"tile_size={tile_size}")
+
+
+@pytest.mark.parametrize("case", WITH_LABELS.values(), ids=WITH_LABELS)
+def test_unlabelled_items_are_excluded(case):
+    views, labels = views_of(case), labels_of(case)
+    rows = np.where(labels[:, None] == -1, -1, labels[:, None] == np.array([0, 3]))
+    loss = case.make(unlabelled=-1)
+    has_label = labels != -1
+    expected = np.zeros(5)
+    expected[has_label] = case.naive(views[has_label], labels[has_label], None, **case.arguments)
+    for given in (labels, labels.astype("float32"), rows):
+        actual = loss.call(tensor(given), tensor(views.astype("float32")))
+        assert_close(actual, expected, 1e-4)
+    assert float(loss(labels, views.astype("float32"))) == pytest.approx(
+        expected.mean(), rel=1e-4, abs=1e-5
+    )
+
+
+def test_unsigned_labels_have_no_unlabelled_below_zero():
+    case = Case("sup_con")
+    views, labels = views_of(case), np.array([0, 1, 0, 1, 1], "uint8")
+    actual = case.make(unlabelled=-1).call(tensor(labels), tensor(views.astype("float32")))
+    assert_close(actual, case.naive(views, labels), 1e-4)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        kj.metrics.MeanAveragePrecisionAtR(unlabelled=-1),
+        kj.metrics.RecallAtK(1, same_label="positive", unlabelled=-1),
+        kj.metrics.MeanReciprocalRank(same_label="ignore", unlabelled=-1),
+        kj.metrics.NegativeSimilarity(same_label="ignore", unlabelled=-1),
+        kj.metrics.SimilarityGap(same_label="ignore", unlabelled=-1),
+    ],
+    ids=lambda metric: metric.name,
+)
+def test_metrics_exclude_unlabelled_items(metric):
+    views = np.random.default_rng(0).normal(size=(8, 2, 4)).astype("float32")
+    labels = np.array([0, -1, 1, 0, -1, -1, 1, 2])
+    metric.reset_state()
+    actual = float(metric(labels, views))
+    metric.reset_state()
+    expected = float(metric(labels[labels >= 0], views[labels >= 0]))
+    assert actual == pytest.approx(expected, rel=1e-4)
+
+
+def _term_losses(labels, steps=2, **arguments):
+    """Returns the losses of training steps with a memory, of which the last ones meet it full."""
+    layer = kj.layers.ContrastiveTerm(kj.losses.SupCon(**arguments), memory_size=5)
+    views = views_of(Case("sup_con")).astype("float32")
+    found = []
+    for _ in range(steps):
+        layer((tensor(views[:, 0]), tensor(views[:, 1]), tensor(labels)), training=True)
+        found.append(float(ops.convert_to_numpy(sum(layer.losses))))
+    return found
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array([0.25, 0.5, 0.25, 0.75, 0.75], "float32"),
+        np.array([-0.5, 1.5, -0.5, 0.5, 0.5], "float32"),
+        np.eye(3, dtype="float32")[[0, 1, 0, 2, 2]] * 0.9 + 0.1 / 3,
+    ],
+    ids=["fractions", "signs", "smoothed rows"],
+)
+def test_memory_keeps_soft_and_fractional_labels(labels):
+    expected = _term_losses(np.array([0, 1, 0, 2, 2]))
+    assert _term_losses(labels) == pytest.approx(expected, rel=1e-6)
+
+
+def test_memory_leaves_out_unlabelled_items():
+    views = views_of(Case("sup_con")).astype("float32")
+    labels = np.array([0, -1, 0, 2, 2])
+    has_label = labels >= 0
+    layers = [
+        kj.layers.ContrastiveTerm(kj.losses.SupCon(unlabelled=-1), memory_size=5) for _ in "ab"
+    ]
+    found = []
+    for layer, kept in zip(layers, [np.ones(5, "bool"), has_label], strict=True):
+        for _ in range(2):
+            inputs = (views[kept, 0], views[kept, 1], labels[kept])
+            layer(tuple(map(tensor, inputs)), training=True)
+            total = float(ops.convert_to_numpy(sum(layer.losses))) * kept.sum()
+        found.append(total)
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(PAIR_LABELS))
+def test_labels_of_pairs_beyond_zero_and_one_are_refused(name):
+    views, labels = views_of(Case(name)).astype("float32"), np.array([1, -1, 1, 1, -1])
+    message = r"from 0 .* to 1 .*\(y \+ 1\) / 2.*Received: labels from -1 to 1"
+    with pytest.raises(ValueError, match=message):
+        CLASSES[name]()(labels, views)
+    # What is excluded may have any label.
+    assert np.isfinite(float(CLASSES[name]()(labels, views, labels > 0)))
+    with pytest.raises(ValueError, match=message):
+        kj.metrics.PairAccuracy()(labels, views)
+
+
+@pytest.mark.parametrize("case", WITH_LABELS.values(), ids=WITH_LABELS)
+def test_rows_of_ids_are_refused(case):
+    views, rows = views_of(case).astype("float32"), np.arange(10).reshape(5, 2)
+    with pytest.raises(ValueError, match=r"class rows.*Received: labels from 0 to 9"):
+        case.make()(rows, views)
+
+
+@pytest.mark.backend("jax")
+def test_integers_that_would_be_cut_are_refused():
+    views, ids = views_of(Case("sup_con")).astype("float32"), np.arange(5) * 2**32
+    message = r"np.unique.*Received: labels from 0 to 17179869184"
+    for compute in (
+        kj.losses.SupCon(),
+        lambda labels, views: kj.losses.sup_con(views, labels),
+        kj.metrics.MeanAveragePrecisionAtR(),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compute(ids, views)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: kj.losses.SupCon(unlabelled="x"), "`unlabelled`.*Received: unlabelled='x'"),
+        (lambda: kj.losses.InfoNCE(unlabelled=-1), "Expected None, since same_label=None"),
+        (lambda: kj.metrics.RecallAtK(unlabelled=-1), "Expected None, since same_label=None"),
+    ],
+)
+def test_bad_unlabelled_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

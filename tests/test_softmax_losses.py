@@ -1,0 +1,240 @@
+"""The softmax and sigmoid losses: tiles, temperatures, compilation, and that none is below 0."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_jointloss as kj
+from keras_jointloss import _math
+from tests import reference
+from tests.gradients import dtypes, value_and_gradient
+from tests.loss_cases import (
+    IS_JAX,
+    TILED,
+    Case,
+    assert_close,
+    assert_equals_reference,
+    expected_gradient,
+    labels_of,
+    tensor,
+    views_of,
+    weighted_value_and_gradient,
+)
+
+
+@pytest.mark.backend("tensorflow", "torch")
+@pytest.mark.parametrize("name", sorted(TILED))
+def test_tiles_change_neither_value_nor_gradient(name):
+    case = Case(name)
+    views, weight = views_of(case, 17, 8).astype("float32"), np.linspace(-1, 1, 17)
+    labels, valid = labels_of(case, 17), np.arange(17) % 5 > 0
+    dense, gradient = weighted_value_and_gradient(case.function, views, labels, valid, weight)
+    for tile_size in [1, 7, 17]:
+        value, actual = weighted_value_and_gradient(
+            case.with_tile_size(tile_size), views, labels, valid, weight
+        )
+        assert_close(value, dense, 1e-5)
+        assert_close(actual, gradient, 1e-5)
+
+
+@pytest.mark.parametrize("tile_size", [None, 2])
+@pytest.mark.parametrize("name", ["info_nce", "siglip"])
+def test_temperature_and_bias_may_be_tensors_and_get_their_gradients(name, tile_size):
+    views, weight = views_of(Case(name)), np.linspace(0.5, 1.5, 5)
+    start = np.array([0.3, -2.0])
+    dtype = dtypes()[-1]
+
+    def arguments(x):
+        return {"temperature": x[0]} | ({"bias": x[1]} if name == "siglip" else {})
+
+    def total(x):
+        function = getattr(kj.losses, name)
+        values = function(ops.convert_to_tensor(views.astype(dtype)), tile_size=tile_size, **x)
+        return ops.sum(values * ops.convert_to_tensor(weight.astype(dtype)))
+
+    _, actual = value_and_gradient(lambda x: total(arguments(x)), start.astype(dtype))
+    numeric = reference.central_differences(
+        lambda x: np.sum(getattr(reference, name)(views, **arguments(x)) * weight), start
+    )
+    assert_close(actual, numeric, 1e-4)
+
+
+COLD = [
+    Case(name, {**arguments, "temperature": 0.01})
+    for name in sorted(TILED - {"n_pairs"})
+    for arguments in ([{}] if name == "sup_con" else [{}, {"same_label": "positive"}])
+]
+
+
+@pytest.mark.parametrize("case", COLD, ids=str)
+def test_low_temperature(case):
+    labels = labels_of(case) if case.labels else None
+    assert_equals_reference(
+        case, views_of(case), labels, tile_sizes=(None,) if IS_JAX else (None, 4)
+    )
+
+
+def test_equal_distances_between_far_embeddings_are_exact():
+    # The identity |a|^2 + |b|^2 - 2ab would lose a distance of 1 at a length of 1e4 to rounding.
+    views = np.array([[[0, 0], [1, 0]], [[0, 2], [0, 0]]]) + 10_000.0
+    labels = np.array([0, 1])
+    for case in [
+        Case("contrastive"),
+        Case("triplet", {"mining": "all"}),
+        Case("info_nce", {"similarity": "euclidean", "temperature": 1.0}),
+        Case("nt_xent", {"similarity": "euclidean", "temperature": 1.0}),
+    ]:
+        expected = case.naive(views, labels, **case.arguments)
+        actual = case.with_tile_size(None)(tensor(views.astype("float32")), tensor(labels))
+        assert_close(actual, expected, 1e-4, err_msg=case.name)
+
+
+def test_identical_embeddings_cost_the_log_of_the_batch_size():
+    loss = kj.losses.InfoNCE()(np.zeros(7), np.ones((7, 2, 3), "float32"))
+    assert float(loss) == pytest.approx(np.log(7), rel=1e-5)
+
+
+# Compiled
+
+
+def _compiled_value_and_gradient(function, views, labels, xla):
+    """Compiles `function` and its gradient for any batch size, where the backend can."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function(
+            input_signature=[
+                tf.TensorSpec((None, *views.shape[1:])),
+                tf.TensorSpec((None,), "int32"),
+            ],
+            jit_compile=xla,
+        )
+        def compiled(views, labels):
+            with tf.GradientTape() as tape:
+                tape.watch(views)
+                value = function(views, labels)
+            return value, tape.gradient(value, views)
+
+        value, gradient = compiled(views, labels)
+        return value.numpy(), gradient.numpy()
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(jax.value_and_grad(function))(views, labels)
+    return value_and_gradient(lambda x: function(x, ops.convert_to_tensor(labels)), views)
+
+
+@pytest.mark.parametrize(
+    ("case", "tile_size"),
+    [(Case(name), None) for name in sorted(TILED | {"triplet", "circle", "vicreg"})]
+    + [(Case("info_nce", {"same_label": "positive"}, 3), 2), (Case("siglip"), 2)],
+    ids=str,
+)
+def test_compiled_for_any_batch_size(case, tile_size):
+    views, labels = views_of(case), labels_of(case).astype("int32")
+    weight = np.linspace(0.5, 1.5, 5)
+    loss = case.make(**({"tile_size": tile_size} if case.name in TILED else {}))
+    value, gradient = _compiled_value_and_gradient(
+        lambda x, y: ops.sum(loss.call(y, x) * ops.convert_to_tensor(weight.astype("float32"))),
+        views.astype("float32"),
+        labels,
+        xla=tile_size is not None,
+    )
+    expected = np.sum(case.naive(views, labels, None, **case.arguments) * weight)
+    assert value == pytest.approx(expected, rel=1e-4)
+    assert_close(gradient, expected_gradient(case, views, labels, None, weight), 1e-3)
+
+
+def test_tiles_of_euclidean_distances_are_refused():
+    with pytest.raises(ValueError, match=r"`tile_size`.*Received: tile_size=4"):
+        kj.losses.InfoNCE(similarity="euclidean", tile_size=4)
+
+
+NEVER_NEGATIVE = ["info_nce", "n_pairs", "nt_xent", "sup_con"]
+
+
+def _one_item(seed):
+    return np.random.default_rng(seed).normal(size=(1, 2, 64))
+
+
+def _solved(seed):
+    return np.random.default_rng(seed).normal(size=(64, 1, 64)).repeat(2, axis=1)
+
+
+@pytest.mark.parametrize("tile_size", [None, 16])
+@pytest.mark.parametrize("name", NEVER_NEGATIVE)
+def test_loss_is_never_below_zero(name, tile_size):
+    # The positive and the sum that contains it come from one product: rounding cannot part them.
+    for make, seeds in [(_one_item, 20), (_solved, 2)]:
+        case = Case(name, {} if name == "n_pairs" else {"temperature": 0.01})
+        function = case.with_tile_size(tile_size)
+        labels = ops.arange(len(make(0)))
+        for seed in range(seeds):
+            values = ops.convert_to_numpy(function(tensor(make(seed).astype("float32")), labels))
+            assert values.min() >= 0, seed
+            assert values.max() < 1e-5 or name == "n_pairs", seed
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "TF32"])
+@pytest.mark.parametrize("name", NEVER_NEGATIVE)
+def test_loss_is_never_below_zero_with_rounded_products(name, kind, monkeypatch):
+    def rounded(x):
+        x = ops.convert_to_numpy(x)
+        bits = 16 if kind == "bfloat16" else 13  # Of the 23 of float32.
+        kept = (x.view("int32") + (1 << (bits - 1))) >> bits << bits
+        return ops.convert_to_tensor(kept.astype("int32").view("float32"))
+
+    product = _math.matrix_product
+    monkeypatch.setattr(_math, "matrix_product", lambda a, b: product(rounded(a), rounded(b)))
+    case = Case(name, {} if name == "n_pairs" else {"temperature": 0.01})
+    # NumPy cannot round within the compiled loops of the other backends.
+    for tile_size in [None, 16] if keras.backend.backend() == "torch" else [None]:
+        function = case.with_tile_size(tile_size)
+        for views in (_one_item(0), _solved(0)):
+            values = function(tensor(views.astype("float32")), ops.arange(len(views)))
+            assert ops.convert_to_numpy(values).min() >= 0
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize("name", sorted(TILED))
+def test_number_of_tiles_does_not_change_how_often_the_host_waits(name, monkeypatch):
+    import torch
+
+    waits, count = [], torch.Tensor.__bool__
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda x: waits.append(1) or count(x))
+    case, found = Case(name), []
+    views, labels = views_of(case, 16).astype("float32"), labels_of(case, 16)
+    for tile_size in (2, 8):
+        waits.clear()
+        function = case.with_tile_size(tile_size)
+        weighted_value_and_gradient(function, views, labels, None, np.ones(16))
+        found.append(len(waits))
+    assert found[0] == found[1] <= 2
+
+
+DTYPES = [
+    ("bfloat16", "bfloat16"),
+    ("float16", "float16"),
+    ("float32", "float64"),
+    ("float64", "float32"),
+][: 2 if IS_JAX else 4]  # JAX has no float64 by default.
+
+
+@pytest.mark.parametrize(("floatx", "policy"), DTYPES)
+def test_losses_and_metrics_train_with_any_floatx_and_policy(floatx, policy):
+    keras.config.set_floatx(floatx)
+    keras.config.set_dtype_policy(policy)
+    inputs = keras.Input((2, 4))
+    model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
+    views = np.random.default_rng(0).normal(size=(16, 2, 4))
+    labels = np.arange(16) % 5
+    metrics = [
+        kj.metrics.RecallAtK(same_label="positive"),
+        kj.metrics.MeanAveragePrecisionAtR(),
+        kj.metrics.Uniformity(),
+    ]
+    for loss in (kj.losses.SupCon(), kj.losses.InfoNCE(tile_size=4), kj.losses.Triplet()):
+        model.compile("sgd", loss, metrics=metrics)
+        logs = model.fit(views, labels, batch_size=8, verbose=0).history
+        assert all(np.isfinite(float(value)) for (value,) in logs.values())
