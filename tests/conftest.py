@@ -1,6 +1,14 @@
 """What all tests share: two devices, a fresh Keras for each test, tests for some backends only."""
 
 import os
+import tempfile
+
+# All processes of a run share what JAX compiles. They inherit the variable, which JAX reads on import.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    cache = tempfile.TemporaryDirectory(prefix="jax_cache_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import keras
 import pytest
