@@ -3,7 +3,7 @@
 import os
 import tempfile
 
-# All processes of a run share what JAX compiles. They inherit the variable, which JAX reads on import.
+# All processes of a run share what JAX compiles: they inherit what JAX reads when it is imported.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     cache = tempfile.TemporaryDirectory(prefix="jax_cache_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
