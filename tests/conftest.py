@@ -3,10 +3,15 @@
 import os
 import tempfile
 
-# All processes of a run share what JAX compiles: they inherit what JAX reads when it is imported.
+# The tests compile much and compute little. JAX and TensorFlow read this when they are imported.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
+# The processes of a run inherit these, and share what JAX compiles.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    cache = tempfile.TemporaryDirectory(prefix="jax_cache_")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
+    CACHE = tempfile.TemporaryDirectory(prefix="jax_cache_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
