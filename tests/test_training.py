@@ -68,7 +68,7 @@ MODES = {
     "mixed_float16": Mode(
         policy="mixed_float16",
         same_as_plain=False,
-        lives_on=("pairs", "adapted", "balanced", "shared", "family_layers"),
+        lives_on=("pairs", "adapted", "balanced", "shared"),
     ),
     "mirrored": Mode(
         mirrored=True,
