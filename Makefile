@@ -14,7 +14,11 @@ export TF_CPP_MIN_LOG_LEVEL := 3
 
 PYTEST := python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help demo test test-jax test-torch test-all lint format bench bench-losses bench-gradients clean
+# What depends on a version of Keras: the numerics do not.
+LOWER_BOUNDS_TESTS := $(addprefix tests/,test_callbacks.py test_joint.py test_layers.py \
+  test_loss_weight.py test_training.py)
+
+.PHONY: help demo test test-jax test-torch test-lower-bounds test-all environments coverage lint format bench bench-losses bench-gradients clean
 
 help:  ## Tell what there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -31,7 +35,19 @@ test-jax: .venv-jax/test.stamp  ## Test on JAX.
 test-torch: .venv-torch/test.stamp  ## Test on PyTorch.
 	KERAS_BACKEND=torch .venv-torch/bin/$(PYTEST) $(ARGS)
 
-test-all: test test-jax test-torch  ## Test on all backends.
+test-lower-bounds: .venv-lower-bounds/test.stamp  ## Test an installed wheel with the oldest dependencies.
+	@cat .venv-lower-bounds/bounds.txt
+	.venv-lower-bounds/bin/python -P -c "import keras_jointloss as kj; \
+	  assert '.venv-lower-bounds' in kj.__file__, kj.__file__; \
+	  assert kj.custom_objects(); kj.callbacks, kj.tensorboard"
+	KERAS_BACKEND=tensorflow .venv-lower-bounds/bin/$(PYTEST) -m "not slow" $(LOWER_BOUNDS_TESTS) $(ARGS)
+
+test-all: test test-jax test-torch test-lower-bounds  ## Test on all backends and with the oldest dependencies.
+
+environments: .venv-jax/test.stamp .venv-torch/test.stamp .venv-lower-bounds/test.stamp  ## Install what the tests need beyond TensorFlow.
+
+coverage: .venv/develop.stamp  ## Test on TensorFlow and report the lines and branches that no test reaches.
+	KERAS_BACKEND=tensorflow .venv/bin/$(PYTEST) --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 lint: .venv/develop.stamp  ## Check style and types.
 	.venv/bin/ruff check .
@@ -53,7 +69,8 @@ bench-gradients: .venv/package.stamp  ## Measure what combining gradients costs 
 	.venv/bin/python -m tests.benchmarks.benchmark_balancing $(ARGS)
 
 clean:  ## Remove the environments and caches.
-	rm -rf .venv .venv-jax .venv-torch .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf .venv .venv-jax .venv-torch .venv-lower-bounds .mypy_cache .pytest_cache .ruff_cache \
+	  .coverage build *.egg-info
 
 .venv/package.stamp: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -72,4 +89,11 @@ clean:  ## Remove the environments and caches.
 .venv-torch/test.stamp: pyproject.toml
 	$(PYTHON) -m venv .venv-torch
 	.venv-torch/bin/python -m pip install --quiet --editable ".[test,peers]" $(TORCH)
+	touch $@
+
+# Not editable, so that the wheel itself is tried, too.
+.venv-lower-bounds/test.stamp: pyproject.toml
+	$(PYTHON) -m venv .venv-lower-bounds
+	$(PYTHON) .ci/lower_bounds.py > .venv-lower-bounds/bounds.txt
+	.venv-lower-bounds/bin/python -m pip install --quiet -r .venv-lower-bounds/bounds.txt ".[test]"
 	touch $@

@@ -1,6 +1,19 @@
 """What all tests share: two devices, a fresh Keras for each test, tests for some backends only."""
 
 import os
+import tempfile
+
+# The tests compile much and compute little. JAX and TensorFlow read this when they are imported.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
+# The processes of a run inherit these, and share what JAX compiles.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    CACHE = tempfile.TemporaryDirectory(prefix="jax_cache_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import keras
 import pytest

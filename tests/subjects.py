@@ -1,7 +1,7 @@
 """Small models that between them hold every object of the package, for the shared suite."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -93,6 +93,9 @@ def _layer_terms(inputs, match):
     return kj.layers.ContrastiveTerm("MeanSquaredError", weight=0.5, name="agree")((a, b))
 
 
+LAYER_WEIGHTS = {"rating": 0.7, "margin": kj.schedules.Linear(1.0, 0.0, 8), "agree": 0.5}
+
+
 def _rating_loss():
     return kj.joint_loss({"rating": keras.losses.Huber()}, weights={"rating": 0.7})
 
@@ -139,7 +142,7 @@ def _list_outputs():
 
 @keras.saving.register_keras_serializable(package="keras_jointloss_tests")
 class Subclassed(keras.Model):
-    """A model written as a class, with a layer term in the midst of `call`."""
+    """A model written as a class, with a layer term within `call`."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -290,43 +293,77 @@ class Subject(NamedTuple):
     Attributes:
         make: Returns the model, the arguments of `compile` and the names of the targets.
         inputs: The names of the inputs.
-        terms: The names of the terms.
+        weights: By term, the weight that the user gives: a number or a schedule.
         couples_batch: Whether the loss of an item depends on the other items of its batch.
-        is_adapted: Whether a rule moves the weights.
+        factor_sum: The sum of the factors by which a rule multiplies the weights; `None` without a
+            rule.
         has_statistics: Whether a layer keeps statistics of batches. Under `MirroredStrategy` Keras
             has each replica keep those of its own.
     """
 
     make: Callable
     inputs: tuple[str, ...]
-    terms: tuple[str, ...]
+    weights: dict[str, Any]
     couples_batch: bool = False
-    is_adapted: bool = False
+    factor_sum: float | None = None
     has_statistics: bool = False
 
 
 SUBJECTS = {
-    "outputs": Subject(_outputs, ("features",), ("label", "rating", "match")),
-    "pairs": Subject(_pairs, ("features",), ("pair", "label", "align"), couples_batch=True),
-    "layers": Subject(_layers, ("features", "match"), ("rating", "margin", "agree")),
-    "nested": Subject(_nested, ("features", "match"), ("rating", "margin", "agree")),
-    "list_outputs": Subject(_list_outputs, ("features",), ("rating", "label")),
-    "adapted": Subject(_adapted, ("features",), ("label", "rating", "agree"), is_adapted=True),
-    "balanced": Subject(_balanced, ("features",), ("label", "rating"), is_adapted=True),
+    "outputs": Subject(
+        _outputs,
+        ("features",),
+        {
+            "label": kj.schedules.Sequential([0.5, kj.schedules.Linear(0.5, 1.0, 8)], [4]),
+            "rating": 0.3,
+            "match": kj.schedules.Sigmoid(0.0, 1.0, midpoint=6, width=2),
+        },
+    ),
+    "pairs": Subject(
+        _pairs,
+        ("features",),
+        {
+            "pair": kj.schedules.Cyclical(0.0, 1.0, cycle_steps=5),
+            "label": 1.0,
+            "align": PolynomialDecay(0.0, 10, 1.0),
+        },
+        couples_batch=True,
+    ),
+    "layers": Subject(_layers, ("features", "match"), LAYER_WEIGHTS),
+    "nested": Subject(_nested, ("features", "match"), LAYER_WEIGHTS),
+    "list_outputs": Subject(
+        _list_outputs, ("features",), {"rating": 1.0, "label": PolynomialDecay(1.0, 10, 0.0)}
+    ),
+    "adapted": Subject(
+        _adapted,
+        ("features",),
+        {"label": kj.schedules.Linear(0.5, 1.0, 8), "rating": 1.0, "agree": 0.5},
+        factor_sum=1.0,
+    ),
+    "balanced": Subject(_balanced, ("features",), {"label": 1.0, "rating": 0.5}, factor_sum=2.0),
     "shared": Subject(
-        _shared, ("features",), ("label", "rating"), couples_batch=True, has_statistics=True
+        _shared,
+        ("features",),
+        {"label": 1.0, "rating": 1.0},
+        couples_batch=True,
+        has_statistics=True,
     ),
     "family_outputs": Subject(
         _family_outputs,
         ("features",),
-        tuple(name.lower() for name in OF_OUTPUTS),
+        {name.lower(): 0.02 for name in OF_OUTPUTS},
         couples_batch=True,
     ),
     "family_layers": Subject(
         _family_layers,
         ("features", "match", "label"),
-        ("rating", *(name.lower() for name in OF_LAYERS)),
+        {
+            "rating": 0.7,
+            **{name.lower(): kj.schedules.Linear(0.0, 0.02, 8) for name in OF_LAYERS},
+        },
         couples_batch=True,
     ),
-    "subclassed": Subject(_subclassed, ("features",), ("rating", "agree")),
+    "subclassed": Subject(
+        _subclassed, ("features",), {"rating": 1.0, "agree": PolynomialDecay(0.0, 10, 1.0)}
+    ),
 }

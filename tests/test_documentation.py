@@ -77,12 +77,18 @@ def test_readme(title, tmp_path, monkeypatch):
         block.run(namespace, str(README))
 
 
-@pytest.mark.parametrize("name", MODULES)
+def with_examples(name: str) -> list[doctest.DocTest]:
+    """Returns the docstrings of a module that hold examples of either kind."""
+    docstrings = doctest.DocTestFinder(exclude_empty=False).find(importlib.import_module(name))
+    return [found for found in docstrings if found.examples or blocks(found.docstring or "")]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if with_examples(name)])
 def test_docstrings(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
-    for example in doctest.DocTestFinder(exclude_empty=False).find(module):
+    for example in with_examples(name):
         namespace = dict(example.globs)
         for block in blocks(example.docstring or "", example.lineno or 0):
             assert ">>>" not in block.code, f"{example.name}: fences around >>>"

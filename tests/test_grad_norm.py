@@ -6,8 +6,8 @@ import pytest
 
 import keras_jointloss as kj
 from tests import reference_weighting as reference
+from tests.terms import Terms, Trajectory, recorded_losses
 from tests.test_gradient_balancer import BACKEND, X, Y, build, by_hand_step, weights_of, with_heads
-from tests.test_weighting import Terms, Trajectory, recorded_losses
 
 LENGTHS = np.array([2.0, 300.0, 0.01])
 

@@ -17,10 +17,10 @@ def _cosine(y_true, y_pred):
     return 1 - ops.sum(y_true * y_pred, axis=-1)
 
 
-def _model(units=3, activation="softmax"):
+def _model():
     inputs = keras.Input((6,))
     outputs = {
-        "first": keras.layers.Dense(units, activation=activation)(inputs),
+        "first": keras.layers.Dense(3, activation="softmax")(inputs),
         "second": keras.layers.Dense(1)(inputs),
     }
     return keras.Model(inputs, outputs)
@@ -33,39 +33,47 @@ def _one_hot(labels):
 LABELS = DATA["label"][:ITEMS]
 
 
+FORMS = {
+    "name": ("mse", 3, _one_hot(LABELS)),
+    "name_without_axis": ("mean_absolute_error", 1, LABELS.astype("float32")),
+    "name_with_axis": ("mse", 1, LABELS.astype("float32")[:, None]),
+    "function": (keras.losses.categorical_crossentropy, 3, _one_hot(LABELS)),
+    "own_function": (_cosine, 3, _one_hot(LABELS)),
+    "sparse_name": ("sparse_categorical_crossentropy", 3, LABELS),
+    "sparse_object": (keras.losses.SparseCategoricalCrossentropy(), 3, LABELS),
+    "sum": (keras.losses.MeanSquaredError(reduction="sum"), 3, _one_hot(LABELS)),
+    "weighted_mean": (
+        keras.losses.MeanSquaredError(reduction="mean_with_sample_weight"),
+        3,
+        _one_hot(LABELS),
+    ),
+    "class_name": ("CategoricalCrossentropy", 3, _one_hot(LABELS)),
+    "crossentropy_sparse": ("crossentropy", 3, LABELS),
+    "crossentropy_sparse_axis": ("crossentropy", 3, LABELS[:, None]),
+    "crossentropy_one_hot": ("crossentropy", 3, _one_hot(LABELS)),
+    "crossentropy_binary": ("ce", 1, LABELS % 2),
+}
+
+
 @pytest.mark.parametrize("sample_weight", [None, np.linspace(0, 1, ITEMS)])
-@pytest.mark.parametrize(
-    ("loss", "units", "target"),
-    [
-        ("mse", 3, _one_hot(LABELS)),
-        ("mean_absolute_error", 1, LABELS.astype("float32")),
-        ("mse", 1, LABELS.astype("float32")[:, None]),
-        (keras.losses.categorical_crossentropy, 3, _one_hot(LABELS)),
-        (_cosine, 3, _one_hot(LABELS)),
-        ("sparse_categorical_crossentropy", 3, LABELS),
-        (keras.losses.SparseCategoricalCrossentropy(), 3, LABELS),
-        (keras.losses.MeanSquaredError(reduction="sum"), 3, _one_hot(LABELS)),
-        (keras.losses.MeanSquaredError(reduction="mean_with_sample_weight"), 3, _one_hot(LABELS)),
-        ("CategoricalCrossentropy", 3, _one_hot(LABELS)),
-        ("crossentropy", 3, LABELS),
-        ("crossentropy", 3, LABELS[:, None]),
-        ("crossentropy", 3, _one_hot(LABELS)),
-        ("ce", 1, LABELS % 2),
-    ],
-)
-def test_every_form_of_loss_gives_the_numbers_of_plain_keras(loss, units, target, sample_weight):
-    model = _model(units, "sigmoid" if units == 1 else "softmax")
-    x, y = DATA["features"][:ITEMS], {"first": target, "second": DATA["rating"][:ITEMS]}
-    weights = None if sample_weight is None else {name: sample_weight for name in y}
-    arguments = {"batch_size": 8, "verbose": 0, "return_dict": True, "sample_weight": weights}
-    model.compile("sgd", {"first": loss, "second": "mae"}, {"first": 0.25, "second": 3.0})
-    plain = model.evaluate(x, y, **arguments)
-    model.compile(
-        "sgd", **kj.joint_loss({"first": loss, "second": "mae"}, {"first": 0.25, "second": 3.0})
-    )
-    joint = model.evaluate(x, y, **arguments)
+def test_every_form_of_loss_gives_the_numbers_of_plain_keras(sample_weight):
+    inputs = keras.Input((6,))
+    outputs = {
+        name: keras.layers.Dense(units, "sigmoid" if units == 1 else "softmax", name=name)(inputs)
+        for name, (_, units, _) in FORMS.items()
+    }
+    model = keras.Model(inputs, outputs)
+    losses = {name: loss for name, (loss, _, _) in FORMS.items()}
+    weights = {name: 0.25 + i for i, name in enumerate(FORMS)}
+    x, y = DATA["features"][:ITEMS], {name: target for name, (_, _, target) in FORMS.items()}
+    sample_weights = None if sample_weight is None else dict.fromkeys(FORMS, sample_weight)
+    options = {"batch_size": 8, "verbose": 0, "return_dict": True, "sample_weight": sample_weights}
+    model.compile("sgd", losses, weights)
+    plain = model.evaluate(x, y, **options)
+    model.compile("sgd", **kj.joint_loss(losses, weights))
+    joint = model.evaluate(x, y, **options)
     assert {name: joint[name] for name in plain} == pytest.approx(plain, rel=1e-5)
-    assert set(joint) - set(plain) == {"first_weight", "second_weight"}
+    assert set(joint) - set(plain) == {f"{name}_weight" for name in FORMS}
 
 
 def test_metrics_stay_as_they_are():

@@ -9,6 +9,7 @@ import pytest
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule, PolynomialDecay
 
+import keras_jointloss as kj
 from keras_jointloss import schedules
 from keras_jointloss.schedules import Cyclical, Linear, Sequential, Sigmoid
 
@@ -141,11 +142,13 @@ STEP_TYPES = {
 }
 
 
+if keras.backend.backend() == "jax":
+    del STEP_TYPES["tensor-int64"]  # JAX has no int64 unless told otherwise.
+
+
 @pytest.mark.parametrize("step_type", STEP_TYPES)
 @all_schedules
 def test_any_scalar_counts_the_steps(schedule, reference, step_type):
-    if step_type == "tensor-int64" and keras.backend.backend() == "jax":
-        pytest.skip("JAX has no int64 unless told otherwise")
     value = schedule(STEP_TYPES[step_type](17))
     assert ops.is_tensor(value)
     assert value.shape == ()
@@ -223,7 +226,7 @@ def prediction(y_true, y_pred):
     return y_pred
 
 
-def fit(schedule, **compile_options):
+def fit_learning_rate(schedule, **compile_options):
     """Trains a model, from 0, whose i-th weight has the gradient 1 in step i and 0 otherwise."""
     inputs = keras.Input((len(STEPS),))
     dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
@@ -234,39 +237,85 @@ def fit(schedule, **compile_options):
     return model
 
 
+def fit_loss_weights(schedules, **compile_options):
+    """Trains a model likewise, with an output for each schedule, which weighs its loss."""
+    inputs = keras.Input((len(STEPS),))
+    model = keras.Model(
+        inputs,
+        {
+            name: keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros", name=name)(
+                inputs
+            )
+            for name in schedules
+        },
+    )
+    joint = kj.joint_loss(dict.fromkeys(schedules, prediction), weights=schedules)
+    model.compile(keras.optimizers.SGD(1.0), **joint, **compile_options)
+    x = np.eye(len(STEPS), dtype="float32")
+    y = dict.fromkeys(schedules, x[:, :1])
+    callbacks = [kj.callbacks.JointLossCallback()]
+    model.fit(x, y, batch_size=1, shuffle=False, verbose=0, callbacks=callbacks)
+    return model
+
+
+def movement(layer):
+    return -ops.convert_to_numpy(ops.squeeze(layer.weights[0]))
+
+
 @pytest.mark.parametrize("jit_compile", [False, True])
-@all_schedules
-def test_training_moves_the_weights_by_the_schedule(schedule, reference, jit_compile):
-    if jit_compile and schedule is not NESTED and keras.backend.backend() == "torch":
-        pytest.skip("PyTorch compiles for half a minute: once, with all the schedules in one")
-    model = fit(schedule, jit_compile=jit_compile)
-    movement = -ops.convert_to_numpy(ops.squeeze(model.weights[0]))
-    assert_close(movement, [reference(step) for step in STEPS])
-    np.testing.assert_allclose(movement, values(schedule), rtol=1e-6, atol=1e-7)
-    assert float(model.optimizer.learning_rate) == float(schedule(len(STEPS)))
+def test_schedule_of_the_learning_rate_moves_the_weights(jit_compile):
+    # One that holds all others.
+    model = fit_learning_rate(NESTED, jit_compile=jit_compile)
+    assert_close(movement(model), [joined(step) for step in STEPS])
+    np.testing.assert_allclose(movement(model), values(NESTED), rtol=1e-6, atol=1e-7)
+    assert float(model.optimizer.learning_rate) == float(NESTED(len(STEPS)))
 
 
-def through_object(schedule, folder):
+# Weights start at 0 or more.
+WEIGHTS = {f"term{i}": case.values for i, case in enumerate(CASES) if float(case.values[0](0)) >= 0}
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_schedule_of_a_loss_moves_the_weights(jit_compile, tmp_path):
+    if jit_compile and keras.backend.backend() == "torch":
+        pytest.skip("PyTorch compiles for half a minute: once, the learning rate")
+    schedules = {name: schedule for name, (schedule, _) in WEIGHTS.items()}
+    model = fit_loss_weights(schedules, jit_compile=jit_compile)
+    for name, (schedule, reference) in WEIGHTS.items():
+        actual = movement(model.get_layer(name))
+        assert_close(actual, [reference(step) for step in STEPS])
+        np.testing.assert_allclose(actual, values(schedule), rtol=1e-6, atol=1e-7)
+    if not jit_compile:
+        model.save(tmp_path / "model.keras")
+        loaded = keras.models.load_model(
+            tmp_path / "model.keras", custom_objects={"prediction": prediction}
+        )
+        for name, schedule in schedules.items():
+            assert_equal(loaded.loss[name].weight.schedule, schedule)
+            assert float(loaded.loss[name].weight) == float(schedule(len(STEPS)))
+
+
+def through_object(schedule):
     config = keras.saving.serialize_keras_object(schedule)
     return keras.saving.deserialize_keras_object(json.loads(json.dumps(config)))
 
 
-def through_schedule(schedule, folder):
+def through_schedule(schedule):
     config = json.loads(json.dumps(keras.optimizers.schedules.serialize(schedule)))
     return keras.optimizers.schedules.deserialize(config)
 
 
-def through_config(schedule, folder):
+def through_config(schedule):
     return type(schedule).from_config(schedule.get_config())
 
 
-def through_optimizer(schedule, folder):
+def through_optimizer(schedule):
     config = keras.optimizers.serialize(keras.optimizers.Adam(schedule))
     return keras.optimizers.deserialize(json.loads(json.dumps(config)))._learning_rate
 
 
 def through_model_file(schedule, folder):
-    fit(schedule).save(folder / "model.keras")
+    fit_learning_rate(schedule).save(folder / "model.keras")
     optimizer = keras.models.load_model(
         folder / "model.keras", custom_objects={"prediction": prediction}
     ).optimizer
@@ -274,17 +323,22 @@ def through_model_file(schedule, folder):
     return optimizer._learning_rate
 
 
-@pytest.mark.parametrize(
-    "through",
-    [through_object, through_schedule, through_config, through_optimizer, through_model_file],
-)
-@all_schedules
-def test_schedule_survives_serialization(schedule, reference, through, tmp_path):
-    again = through(schedule, tmp_path)
-    assert type(again) is type(schedule)
+def assert_equal(again, schedule):
     serialize = keras.saving.serialize_keras_object
+    assert type(again) is type(schedule)
     assert serialize(again) == serialize(schedule)
-    np.testing.assert_array_equal(values(again), values(schedule))
+    some = STEPS[::9]
+    np.testing.assert_array_equal(values(again, some), values(schedule, some))
+
+
+@all_schedules
+def test_schedule_survives_serialization(schedule, reference):
+    for through in (through_object, through_schedule, through_config, through_optimizer):
+        assert_equal(through(schedule), schedule)
+
+
+def test_schedule_of_the_learning_rate_survives_in_a_model_file(tmp_path):
+    assert_equal(through_model_file(NESTED, tmp_path), NESTED)
 
 
 def test_custom_objects_reach_the_schedules_within():

@@ -14,18 +14,28 @@ from keras_jointloss.joint import find_terms
 from tests.subjects import BATCH, DATA, ITEMS, SUBJECTS, Subject
 
 STEPS = ITEMS // BATCH
+EPOCHS = 2
 BACKEND = keras.backend.backend()
 
-
-# What the slowest modes are tried on: the others differ from these in the model around them only.
+# The others differ from these in the model around the terms, or in the values of the losses.
 ESSENTIAL = ("outputs", "pairs", "layers", "adapted", "balanced", "shared")
-# All the contrastive losses: they take long to compile, and differ in what they compute only.
+# All the contrastive losses. They take long to compile.
 FAMILY = ("family_outputs", "family_layers")
-OTHERS = tuple(name for name in SUBJECTS if name not in FAMILY)
 
 
 class Mode(NamedTuple):
-    """A way of training."""
+    """A way of training.
+
+    Attributes:
+        compile: Further arguments of `compile`.
+        data: What `fit` gets: `"arrays"`, `"tf_data"` or `"sample_weight"`.
+        policy: The dtype policy.
+        mirrored: Whether two replicas train.
+        same_as_plain: Whether logs and weights are those of the plain mode.
+        lacking: The backends without this mode.
+        subjects: What is trained in it.
+        lives_on: What is also evaluated, saved, loaded and trained on in it.
+    """
 
     compile: dict | None = None
     data: str = "arrays"
@@ -34,26 +44,37 @@ class Mode(NamedTuple):
     same_as_plain: bool = True
     lacking: tuple[str, ...] = ()
     subjects: tuple[str, ...] = tuple(SUBJECTS)
+    lives_on: tuple[str, ...] = ()
 
 
 MODES = {
-    "plain": Mode(),
-    "tf_data": Mode(data="tf_data", subjects=OTHERS),
+    "plain": Mode(lives_on=tuple(SUBJECTS)),
+    # Inputs and targets of each structure.
+    "tf_data": Mode(
+        data="tf_data", subjects=("outputs", "layers", "list_outputs", "subclassed", "adapted")
+    ),
     "sample_weight": Mode(data="sample_weight", same_as_plain=False),
     # On JAX every mode but `run_eagerly` is compiled.
     "jit_compile": Mode(
-        {"jit_compile": True},
-        lacking=("jax", "torch"),
-        subjects=ESSENTIAL + FAMILY,
+        {"jit_compile": True}, lacking=("jax", "torch"), subjects=ESSENTIAL + FAMILY
     ),
-    "steps_per_execution": Mode({"steps_per_execution": 4}, lacking=("torch",), subjects=OTHERS),
-    "run_eagerly": Mode({"run_eagerly": True}, lacking=("torch",), subjects=OTHERS),
-    "gradient_accumulation": Mode(same_as_plain=False, subjects=OTHERS),
-    "mixed_float16": Mode(policy="mixed_float16", same_as_plain=False),
+    "steps_per_execution": Mode(
+        {"steps_per_execution": 4}, lacking=("torch",), subjects=(*ESSENTIAL, "subclassed")
+    ),
+    "run_eagerly": Mode(
+        {"run_eagerly": True}, lacking=("torch",), subjects=(*ESSENTIAL, "subclassed")
+    ),
+    "gradient_accumulation": Mode(same_as_plain=False, subjects=(*ESSENTIAL, "subclassed")),
+    "mixed_float16": Mode(
+        policy="mixed_float16",
+        same_as_plain=False,
+        lives_on=("pairs", "adapted", "balanced", "shared"),
+    ),
     "mirrored": Mode(
         mirrored=True,
         lacking=("jax", "torch"),
         subjects=(*ESSENTIAL, "family_layers"),
+        lives_on=("layers", "adapted"),
     ),
 }
 
@@ -117,27 +138,54 @@ def values(model) -> list[np.ndarray]:
     return [ops.convert_to_numpy(v) for v in model.trainable_variables]
 
 
+def fit(model, arguments, log_dir=None, epochs=EPOCHS, **options):
+    callback = kj.callbacks.JointLossCallback(log_dir)
+    options = {"shuffle": False, "verbose": 0, "epochs": epochs, **options}
+    return model.fit(**arguments, **options, callbacks=[callback]).history
+
+
+def given_weights(subject: Subject, step: int) -> dict[str, float]:
+    """Returns the weights that the user gives, at a step."""
+    return {
+        name: float(weight(step)) if callable(weight) else weight
+        for name, weight in subject.weights.items()
+    }
+
+
+def assert_weights(subject: Subject, actual: dict[str, float], step: int):
+    """Asserts that weights are those of a step: the given ones, times the factors of the rule."""
+    given = given_weights(subject, step)
+    if subject.factor_sum is None:
+        assert actual == pytest.approx(given, 1e-5, 1e-6)
+    else:
+        factors = [actual[name] / weight for name, weight in given.items()]
+        assert sum(factors) == pytest.approx(subject.factor_sum, 1e-4)
+        assert len({round(factor, 4) for factor in factors}) > 1
+
+
+def current_weights(model) -> dict[str, float]:
+    return {name: float(weight) for name, weight in find_terms(model).items()}
+
+
+def logged_weights(subject: Subject, history, epoch, prefix="") -> dict[str, float]:
+    return {name: history[f"{prefix}{name}_weight"][epoch] for name in subject.weights}
+
+
 @functools.cache
 def plainly_trained(name: str):
-    """Returns history and weights of the plain mode, against which others are held."""
+    """Returns the logs and weights of the plain mode, with which others are compared."""
     subject = SUBJECTS[name]
     model, targets = compiled(subject, MODES["plain"], "plain")
-    arguments = fit_arguments(subject, MODES["plain"], model, targets)
-    history = model.fit(
-        **arguments,
-        epochs=2,
-        shuffle=False,
-        verbose=0,
-        callbacks=[kj.callbacks.JointLossCallback()],
-    )
-    return history.history, values(model)
+    history = fit(model, fit_arguments(subject, MODES["plain"], model, targets))
+    return history, values(model)
 
 
 def cases():
-    for mode_name, mode in MODES.items():
-        marks = () if mode_name == "plain" else pytest.mark.slow
-        if BACKEND not in mode.lacking:
-            for name in mode.subjects:
+    # By subject, so that few processes train the same plain model.
+    for name in SUBJECTS:
+        for mode_name, mode in MODES.items():
+            if name in mode.subjects and BACKEND not in mode.lacking:
+                marks = () if mode_name == "plain" else pytest.mark.slow
                 yield pytest.param(name, mode_name, id=f"{name}-{mode_name}", marks=marks)
 
 
@@ -146,80 +194,60 @@ def test_training(name, mode_name, tmp_path):
     subject, mode = SUBJECTS[name], MODES[mode_name]
     model, targets = compiled(subject, mode, mode_name)
     arguments = fit_arguments(subject, mode, model, targets)
-    callback = kj.callbacks.JointLossCallback(str(tmp_path / "logs"))
-    validation = {"validation_data": arguments["x"]}
-    if mode.data != "tf_data":
-        keys = ("x", "y", "sample_weight")
-        validation = {"validation_data": tuple(arguments[key] for key in keys if key in arguments)}
-    history = model.fit(
-        **arguments, **validation, epochs=2, shuffle=False, verbose=0, callbacks=[callback]
-    ).history
+    validation = {}
+    if name in mode.lives_on:
+        validation = {"validation_data": (arguments["x"], arguments["y"])}
+    history = fit(model, arguments, str(tmp_path), **validation)
 
-    # Every term is in the logs, and its weight is where its schedule is after that many steps.
-    terms = find_terms(model)
-    assert set(terms) == set(subject.terms)
-    for term, weight in terms.items():
-        for epoch in range(2):
-            expected = _scheduled(weight, STEPS * (epoch + 1))
-            for prefix in ("", "val_"):
-                assert np.isfinite(history[f"{prefix}{term}_loss"][epoch])
-                if subject.is_adapted:
-                    expected = history[f"{term}_weight"][epoch]
-                    assert 0 < expected < 1.5
-                assert history[f"{prefix}{term}_weight"][epoch] == pytest.approx(
-                    expected, 1e-5, 1e-6
-                )
-        assert not weight.annealing
-    if mode.same_as_plain and not (mode.mirrored and subject.couples_batch):
+    assert set(find_terms(model)) == set(subject.weights)
+    for prefix in ("", "val_") if validation else ("",):
+        for epoch in range(EPOCHS):
+            logged = logged_weights(subject, history, epoch, prefix)
+            assert_weights(subject, logged, STEPS * (epoch + 1))
+            losses = [history[f"{prefix}{term}_loss"][epoch] for term in subject.weights]
+            assert np.all(np.isfinite(losses))
+    assert logged == pytest.approx(current_weights(model), 1e-6)
+    assert not any(weight.annealing for weight in find_terms(model).values())
+
+    is_comparable = mode.same_as_plain and not (mode.mirrored and subject.couples_batch)
+    if is_comparable and mode_name != "plain":
         plain_history, plain_values = plainly_trained(name)
         for key, logged in plain_history.items():
             np.testing.assert_allclose(history[key], logged, rtol=2e-5, atol=1e-6, err_msg=key)
         for value, plain in zip(values(model), plain_values, strict=True):
             np.testing.assert_allclose(value, plain, rtol=1e-4, atol=1e-6)
+    if name in mode.lives_on:
+        assert_lives_on(subject, mode, model, arguments, tmp_path)
 
-    # Evaluation and prediction move nothing.
-    before = {term: float(weight) for term, weight in terms.items()}
+
+def assert_lives_on(subject, mode, model, arguments, tmp_path):
+    """Asserts that evaluation moves nothing, and that a saved model goes on where it was."""
+    tolerance = 1e-2 if mode.policy == "mixed_float16" else 1e-4
+    before = current_weights(model)
     evaluate = {**arguments, "return_dict": True, "verbose": 0}
     evaluated = model.evaluate(**evaluate)
+    callback = kj.callbacks.JointLossCallback(str(tmp_path))
     assert model.evaluate(**evaluate, callbacks=[callback]) == pytest.approx(evaluated, 1e-6)
     predicted = model.predict(arguments["x"], verbose=0)
-    assert {term: float(weight) for term, weight in terms.items()} == before
+    assert current_weights(model) == before
 
-    # All of it lives on in a file.
-    path = tmp_path / "model.keras"
-    model.save(path)
-    loaded = keras.models.load_model(path)
-    assert {term: float(weight) for term, weight in find_terms(loaded).items()} == before
-    tolerance = 1e-2 if mode.policy == "mixed_float16" else 1e-4
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert current_weights(loaded) == before
     again = loaded.evaluate(**evaluate)
-    if not (mode.mirrored and subject.couples_batch):  # The loaded model has a single replica.
-        assert {key: again[key] for key in evaluated} == pytest.approx(evaluated, tolerance)
-    if not (mode.mirrored and subject.has_statistics):
-        for old, new in zip(
-            keras.tree.flatten(predicted),
-            keras.tree.flatten(loaded.predict(arguments["x"], verbose=0)),
-            strict=True,
-        ):
-            np.testing.assert_allclose(old, new, rtol=tolerance, atol=tolerance)
+    assert {key: again[key] for key in evaluated} == pytest.approx(evaluated, tolerance)
+    for old, new in zip(
+        keras.tree.flatten(predicted),
+        keras.tree.flatten(loaded.predict(arguments["x"], verbose=0)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(old, new, rtol=tolerance, atol=tolerance)
 
-    # And goes on from where it was.
     steps = optimizer_step(loaded)
-    resumed = loaded.fit(
-        **arguments,
-        epochs=3,
-        initial_epoch=2,
-        verbose=0,
-        callbacks=[kj.callbacks.JointLossCallback()],
-    ).history
-    for term, weight in find_terms(loaded).items():
-        if subject.is_adapted:
-            assert resumed[f"{term}_weight"][-1] not in (before[term], 1.0)
-            continue
-        expected = _scheduled(weight, steps + STEPS)
-        assert resumed[f"{term}_weight"][-1] == pytest.approx(expected, 1e-5, 1e-6)
-
-
-def _scheduled(weight, step: int) -> float:
-    if weight.schedule is None:
-        return float(weight)
-    return float(ops.convert_to_numpy(weight.schedule(step)))
+    expected = fit(model, arguments, epochs=EPOCHS + 1, initial_epoch=EPOCHS)
+    actual = fit(loaded, arguments, epochs=EPOCHS + 1, initial_epoch=EPOCHS)
+    assert_weights(subject, logged_weights(subject, actual, -1), steps + STEPS)
+    if mode.policy == "float32":
+        assert {key: actual[key] for key in expected} == {
+            key: pytest.approx(value, tolerance, 1e-6) for key, value in expected.items()
+        }

@@ -1,0 +1,151 @@
+"""Random gradients of many kinds, and the coefficients and combinations that aggregators return.
+
+An aggregator compiles once for each number of terms and dtype. The tests share these functions and
+keep to few shapes: the matrices themselves cost nothing.
+"""
+
+import functools
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_jointloss.aggregators import (
+    IMTLG,
+    MGDA,
+    AlignedMTL,
+    CAGrad,
+    Mean,
+    NashMTL,
+    PCGrad,
+    Sum,
+    UPGrad,
+)
+from tests.gradients import dtypes
+
+PINNED_JACOBIAN = [[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]
+
+CASES = {
+    "Sum": Sum(),
+    "Mean": Mean(),
+    "PCGrad": PCGrad(),
+    "MGDA": MGDA(),
+    "MGDA-l2": MGDA(normalize="l2"),
+    "MGDA-loss": MGDA(normalize="loss"),
+    "MGDA-loss+": MGDA(normalize="loss+"),
+    "CAGrad": CAGrad(),
+    "CAGrad-1.5": CAGrad(c=1.5),
+    "NashMTL": NashMTL(),
+    "AlignedMTL": AlignedMTL(),
+    "IMTLG": IMTLG(),
+    "UPGrad": UPGrad(),
+}
+all_aggregators = pytest.mark.parametrize("aggregator", CASES.values(), ids=CASES)
+all_dtypes = pytest.mark.parametrize("dtype", dtypes())
+
+
+def well_conditioned(count, generator):
+    return generator.normal(size=(count, 64))
+
+
+def similar(count, generator):
+    return well_conditioned(count, generator) + 1
+
+
+def ill_scaled(count, generator):
+    lengths = 10 ** np.linspace(-3, 3, count)[:, None]
+    return generator.permutation(lengths * well_conditioned(count, generator))
+
+
+def rank_deficient(count, generator):
+    rank = max(1, count // 2)
+    return generator.normal(size=(count, rank)) @ generator.normal(size=(rank, 64))
+
+
+def collinear(count, generator):
+    result = well_conditioned(count, generator)
+    result[-1] = 2 * result[0]
+    return result
+
+
+def antiparallel(count, generator):
+    result = well_conditioned(count, generator)
+    result[-1] = -2 * result[0]
+    return result
+
+
+def nearly_antiparallel(count, generator):
+    result = well_conditioned(count, generator)
+    result[-1] = -2 * result[0] + 1e-2 * result[-1]
+    return result
+
+
+def conflicting(count, generator):
+    result = well_conditioned(count, generator)
+    return result - 0.99 * np.mean(result, axis=0)
+
+
+def orthogonal(count, generator):
+    return np.eye(count, 64)
+
+
+REGULAR = (well_conditioned, similar, ill_scaled, conflicting, orthogonal)
+SINGULAR = (rank_deficient, collinear, antiparallel, nearly_antiparallel)
+
+
+def jacobians(kinds, count, dtype="float64", number=2):
+    """Yields matrices of each kind in float64 whose entries `dtype` can hold, and their kind."""
+    for kind in kinds:
+        for seed in range(number):
+            yield kind, kind(count, np.random.default_rng(seed)).astype(dtype).astype("float64")
+
+
+def losses_of(jacobian):
+    return np.linspace(1.0, 2.0, len(jacobian))
+
+
+def solve(aggregator, jacobian, dtype="float32", step=0, losses=None):
+    """Returns the coefficients as a float64 array."""
+    gramian = ops.convert_to_tensor(jacobian @ jacobian.T, dtype)
+    losses = losses_of(jacobian) if losses is None else losses
+    return to_float64(call(aggregator, "solve", gramian, losses, step))
+
+
+def combine(aggregator, jacobian, dtype="float32", step=0):
+    """Returns the combined gradient as a float64 array."""
+    matrix = ops.convert_to_tensor(jacobian, dtype)
+    return to_float64(call(aggregator, "__call__", matrix, losses_of(jacobian), step))
+
+
+def call(aggregator, method, matrix, losses, step=0):
+    """Calls a method, compiled where the backend compiles."""
+    losses = ops.convert_to_tensor(losses, "float32")
+    step = ops.convert_to_tensor(step, "int32")
+    config = json.dumps(aggregator.get_config())
+    return _compiled(type(aggregator), config, method)(matrix, losses, step)
+
+
+@functools.cache
+def _compiled(cls, config, method):
+    """Returns the method of all aggregators of this config: one function for all tests."""
+    function = getattr(cls(**json.loads(config)), method)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, autograph=False)
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(function)
+    return function
+
+
+def to_float64(tensor):
+    return ops.convert_to_numpy(tensor).astype("float64")
+
+
+def assert_vectors_close(actual, expected, tolerance, what=""):
+    assert np.all(np.isfinite(actual)), what
+    assert np.linalg.norm(actual - expected) <= tolerance * np.linalg.norm(expected), what

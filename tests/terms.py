@@ -1,0 +1,75 @@
+"""Terms without a model, losses to record in them, and the weights that a training goes through."""
+
+import keras
+import numpy as np
+from keras import ops
+
+import keras_jointloss as kj
+from keras_jointloss.joint import find_terms
+
+RULES = (
+    "DynamicWeightAverage",
+    "FAMO",
+    "GeometricMean",
+    "RandomWeighting",
+    "SmoothTchebycheff",
+    "Uncertainty",
+)
+
+
+def make(name, **arguments) -> kj.weighting.Weighting:
+    return getattr(kj.weighting, name)(**arguments)
+
+
+class Terms:
+    """Terms without a model, to whose rule losses are told by hand."""
+
+    def __init__(self, rule, count):
+        self.rule = rule
+        self.weights = {f"term{i}": kj.LossWeight() for i in range(count)}
+        next(iter(self.weights.values())).weighting = rule
+        rule.bind(self.weights)
+
+    def now(self):
+        return [float(weight) for weight in self.weights.values()]
+
+    def step(self, losses, counts=None):
+        """Tells the losses of a step, which the terms in `counts` have none of."""
+        counts = [None] * len(losses) if counts is None else counts
+        for weight, loss, count in zip(self.weights.values(), losses, counts, strict=True):
+            weight.record(ops.convert_to_tensor(loss, dtype="float32"), 4, count)
+        for weight in self.weights.values():
+            ops.multiply(ops.convert_to_tensor(0.0), weight)  # As Keras multiplies a loss.
+            weight.update_state()
+
+    def run(self, losses, epochs=None):
+        """Returns the weights at the beginning of each step, and after the last."""
+        epochs = np.zeros(len(losses), int) if epochs is None else epochs
+        trajectory = [self.now()]
+        for step, row in enumerate(losses):
+            if not step or epochs[step] != epochs[step - 1]:
+                self.rule.start(is_new_epoch=True)
+            self.step(row)
+            trajectory.append(self.now())
+        return np.array(trajectory)
+
+
+def recorded_losses(steps=40, count=3, seed=0):
+    """Returns losses as training has them: falling, noisy, of different size."""
+    generator = np.random.default_rng(seed)
+    time = np.arange(steps)[:, None]
+    scale, rate = np.array([1.0, 20.0, 0.05])[:count], np.array([0.02, 0.005, 0.01])[:count]
+    noise = np.exp(0.2 * generator.normal(size=(steps, count)))
+    return ((0.3 + np.exp(-rate * time)) * scale * noise).astype("float32").astype("float64")
+
+
+class Trajectory(keras.callbacks.Callback):
+    """Keeps the weights and raw losses of each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        _ = self.model  # On JAX this brings the state of the step into the variables.
+        self.weights.append([float(weight) for weight in find_terms(self.model).values()])

@@ -1,0 +1,203 @@
+"""What each aggregator solves: its optimality or stationarity on gradients of many kinds.
+
+The conditions are those of Karush, Kuhn and Tucker for the given Gramian. What should be 0 is
+compared with the sum of the absolute values of its summands.
+"""
+
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_jointloss.aggregators import IMTLG, MGDA, AlignedMTL, CAGrad, NashMTL, PCGrad, UPGrad
+from keras_jointloss.aggregators.pcgrad import random_orders
+from tests.jacobians import (
+    REGULAR,
+    SINGULAR,
+    all_dtypes,
+    antiparallel,
+    assert_vectors_close,
+    collinear,
+    conflicting,
+    ill_scaled,
+    jacobians,
+    nearly_antiparallel,
+    orthogonal,
+    similar,
+    solve,
+    well_conditioned,
+)
+
+all_counts = pytest.mark.parametrize("count", [2, 3, 32])
+
+
+def given(jacobian, dtype):
+    """Returns the Gramian as an aggregator of that dtype gets it, the lengths and the cosines."""
+    gramian = (jacobian @ jacobian.T).astype(dtype).astype("float64")
+    lengths = np.sqrt(np.diag(gramian))
+    return gramian, lengths, gramian / lengths[:, None] / lengths[None, :]
+
+
+def optimality_tolerance(kind, dtype):
+    # Of gradients that cancel, multipliers are as large as rounding lets them be.
+    return 1e-3 if kind is antiparallel and dtype == "float32" else 1e-5
+
+
+@all_dtypes
+@all_counts
+def test_mgda_is_optimal(count, dtype):
+    for kind, jacobian in jacobians([*REGULAR, *SINGULAR], count, dtype):
+        _, lengths, cosines = given(jacobian, dtype)
+        w = solve(MGDA(), jacobian, dtype)
+        assert np.all(w >= 0), kind
+        np.testing.assert_allclose(np.sum(w), 1, rtol=1e-5, err_msg=kind.__name__)
+        parts = w * lengths / np.max(w * lengths)
+        # How much more each gradient gains than the combination itself.
+        surplus = cosines @ parts - (parts @ cosines @ parts) / np.sum(parts / lengths) / lengths
+        tolerance = optimality_tolerance(kind, dtype)
+        assert np.all(surplus >= -tolerance), kind
+        assert np.all(np.abs(parts * surplus) <= tolerance), kind
+
+
+@all_dtypes
+@all_counts
+def test_upgrad_is_optimal(count, dtype):
+    one_hot = np.eye(count)[0]
+    aggregator = UPGrad(preference=one_hot)
+    for kind, jacobian in jacobians([*REGULAR, *SINGULAR], count, dtype):
+        _, lengths, cosines = given(jacobian, dtype)
+        v = solve(aggregator, jacobian, dtype) * lengths / lengths[0]
+        assert np.all(v >= one_hot * (1 - 1e-6)), kind
+        gain = cosines @ v / np.sum(v)
+        tolerance = optimality_tolerance(kind, dtype)
+        assert np.all(gain >= -tolerance), kind
+        assert np.all(np.abs((v - one_hot) * gain) <= tolerance * np.max(v)), kind
+
+
+@all_dtypes
+@pytest.mark.parametrize(("c", "count"), [(0.5, 2), (0.1, 3), (0.9, 3), (0.5, 32)])
+def test_cagrad_is_optimal(count, dtype, c):
+    for kind, jacobian in jacobians([*REGULAR, *SINGULAR], count, dtype):
+        if dtype == "float32" and kind is antiparallel:
+            continue  # How far a direction without gain leads is up to rounding.
+        gramian, _, _ = given(jacobian, dtype)
+        mean = np.full(count, 1 / count)
+        added = solve(CAGrad(c=c), jacobian, dtype) - mean
+        assert np.all(added >= -1e-6 * (np.max(np.abs(added)) + 1 / count)), kind
+
+        def length(w, gramian=gramian):
+            return np.sqrt(np.maximum(w @ gramian @ w, 0))
+
+        # The mean of conflicting gradients is itself short by cancelling.
+        tolerance = 1e-3 if kind is conflicting and dtype == "float32" else 1e-5
+        size = mean + np.abs(added)
+        sizes = np.abs(gramian) @ size
+        assert length(added) - c * length(mean) <= tolerance * np.sqrt(size @ sizes), kind
+        # Weak duality: the minimum over w is no less than the least gain; they meet.
+        w = np.maximum(added, 0) / np.sum(np.maximum(added, 0))
+        dual = w @ gramian @ mean + c * length(mean) * length(w)
+        assert np.all(gramian @ (mean + added) - dual >= -tolerance * sizes), kind
+
+
+@all_dtypes
+@all_counts
+def test_nash_mtl_is_stationary(count, dtype):
+    for kind, jacobian in jacobians([*REGULAR, collinear, nearly_antiparallel], count, dtype):
+        gramian, _, _ = given(jacobian, dtype)
+        w = solve(NashMTL(rescale=False), jacobian, dtype)
+        assert np.all(w > 0), kind
+        assert np.all(np.abs(w * (gramian @ w) - 1) <= 1e-5 * w * (np.abs(gramian) @ w)), kind
+
+
+@all_dtypes
+@all_counts
+def test_imtl_g_has_equal_projections(count, dtype):
+    kinds = [well_conditioned, similar, ill_scaled, orthogonal]
+    tolerance = 1e-3 if dtype == "float32" else 1e-5
+    for kind, jacobian in jacobians(kinds, count, dtype):
+        unit = jacobian / np.linalg.norm(jacobian, axis=1, keepdims=True)
+        w = solve(IMTLG(rescale=False), jacobian, dtype)
+        np.testing.assert_allclose(np.sum(w), 1, rtol=1e-3, err_msg=kind.__name__)
+        for rescaled in (False, True):
+            w = solve(IMTLG(rescale=True), jacobian, dtype) if rescaled else w
+            projections = unit @ (w @ jacobian)
+            # The sum of the coefficients may be negative, the projections then are, too.
+            np.testing.assert_allclose(projections, np.mean(projections), rtol=tolerance)
+            assert np.mean(projections) > 0 or not rescaled, kind
+
+
+@all_dtypes
+@pytest.mark.parametrize("count", [2, 3])
+def test_aligned_mtl_is_the_mean_of_orthogonal_gradients(count, dtype):
+    for spread in (1, 1e4):
+        lengths = np.geomspace(1, spread, count)[:, None]
+        for _, jacobian in jacobians([well_conditioned], count, dtype):
+            jacobian = lengths * jacobian
+            u, singular, v = np.linalg.svd(jacobian, full_matrices=False)
+            expected = np.mean(singular[-1] * u @ v, axis=0)
+            actual = solve(AlignedMTL(), jacobian, dtype) @ jacobian
+            # The shortest gradient is known to the rounding of the longest.
+            assert_vectors_close(actual, expected, 1e-4 if spread == 1 else 1e-2)
+
+
+def naive_pcgrad(jacobian, orders):
+    """PCGrad on the gradients themselves, one projection at a time."""
+    result = np.zeros(jacobian.shape[1])
+    for i, order in enumerate(orders):
+        gradient = jacobian[i].copy()
+        for j in order:
+            product = gradient @ jacobian[j]
+            if j != i and product < 0:
+                gradient -= product / (jacobian[j] @ jacobian[j]) * jacobian[j]
+        result += gradient
+    return result
+
+
+@all_dtypes
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_pcgrad_equals_projections_one_by_one(count, dtype):
+    tolerance = 1e-4 if dtype == "float32" else 1e-10
+    for step in (0, 3):
+        orders = ops.convert_to_numpy(random_orders(count, 7, step))
+        for _, jacobian in jacobians([conflicting], count):
+            actual = solve(PCGrad(seed=7), jacobian, dtype, step) @ jacobian
+            assert_vectors_close(actual, naive_pcgrad(jacobian, orders), tolerance)
+
+
+def test_random_orders():
+    orders = np.array(
+        [
+            ops.convert_to_numpy(random_orders(4, seed, step))
+            for seed in (0, 1)
+            for step in range(99)
+        ]
+    )
+    np.testing.assert_array_equal(np.sort(orders), np.broadcast_to(np.arange(4), orders.shape))
+    assert len({order.tobytes() for order in orders}) == len(orders)
+    # Every number comes as often at every place, to five standard deviations.
+    frequencies = np.mean(orders[..., None] == np.arange(4), axis=(0, 1))
+    np.testing.assert_allclose(frequencies, 0.25, atol=5 * np.sqrt(0.25 * 0.75 / (4 * len(orders))))
+    # The same on every backend, wherever the step comes from.
+    np.testing.assert_array_equal(orders[0, :2], [[1, 2, 0, 3], [0, 3, 1, 2]])
+    step = ops.convert_to_tensor(5, "int32")
+    np.testing.assert_array_equal(ops.convert_to_numpy(random_orders(4, 1, step)), orders[99 + 5])
+
+
+@all_dtypes
+@pytest.mark.parametrize(
+    ("aggregator", "counts"),
+    [
+        (MGDA(), (2, 3, 32)),
+        (UPGrad(), (2, 3)),
+        (NashMTL(), (2, 3)),
+        (CAGrad(c=1.0), (2, 3)),
+        (PCGrad(), (2,)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_result_is_in_conflict_with_no_gradient(aggregator, counts, dtype):
+    kinds = [well_conditioned, similar, ill_scaled, orthogonal, collinear]
+    for count in counts:
+        for kind, jacobian in jacobians(kinds, count, dtype):
+            result = solve(aggregator, jacobian, dtype) @ jacobian
+            gains = jacobian @ result / np.linalg.norm(jacobian, axis=1) / np.linalg.norm(result)
+            assert np.all(gains >= (-1e-3 if dtype == "float32" else -1e-5)), kind
