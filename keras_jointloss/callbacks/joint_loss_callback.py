@@ -2,13 +2,12 @@
 
 import math
 import os
-import sys
 import warnings
 from typing import Any
 
 import keras
 
-from keras_jointloss._loops import running_loop
+from keras_jointloss._loops import enclosing_callbacks, running_loop
 from keras_jointloss.clock import Clock, accumulated_steps, optimizer_step
 from keras_jointloss.joint import bind_weighting, find_gradient_layers, find_terms, find_weighting
 from keras_jointloss.layers._gradient_combination import GradientCombination
@@ -382,9 +381,8 @@ class JointLossCallback(keras.callbacks.Callback):
 
 def _move_to_front(callback: keras.callbacks.Callback) -> None:
     """Puts a callback first in the list that sets its model, which no argument of it gives away."""
-    frame = sys._getframe(2)  # The caller of `set_model`.
-    owner = frame.f_locals.get("self")
-    if isinstance(owner, keras.callbacks.CallbackList) and callback in owner.callbacks:
+    owner = enclosing_callbacks()
+    if owner is not None and callback in owner.callbacks:
         owner.callbacks.remove(callback)
         owner.callbacks.insert(0, callback)
 

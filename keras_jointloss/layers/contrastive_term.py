@@ -6,15 +6,15 @@ from functools import partial
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_jointloss import losses
 from keras_jointloss._labels import as_labels, label_tensor
 from keras_jointloss._loops import running_loop
 from keras_jointloss._math import divide_or_0, float_dtype
-from keras_jointloss._state import as_state, layer_state
-from keras_jointloss._validation import MAX_COUNT, validate_bool, validate_count
+from keras_jointloss._state import as_state
+from keras_jointloss._validation import validate_bool, validate_count
+from keras_jointloss.layers._memory import EmbeddingMemory
 from keras_jointloss.loss_weight import LayerWeight, Weight, deserialize_weight
 from keras_jointloss.metrics import ViewsMetric
 
@@ -137,6 +137,7 @@ class ContrastiveTerm(keras.layers.Layer):
         self.memory_size = validate_count(memory_size, "memory_size", minimum=0)
         self._validate_loss(loss)
         self._learned: dict[str, Any] = {}
+        self._memory: EmbeddingMemory | None = None
         # A function: Keras would take metrics, which have no state here, for its own.
         self._get_metrics = partial(tuple, _validated_metrics(metrics, self._has_labels))
         self.weight = LayerWeight(weight, self.name, self._readings(), self._means())
@@ -228,56 +229,11 @@ class ContrastiveTerm(keras.layers.Layer):
                     dtype=keras.config.floatx(),
                 )
         if self.memory_size:
-            self._build_memory(*self._split(input_shape))
-
-    def _build_memory(self, embeddings, labels):
-        def add_state(name, shape, dtype):
-            return layer_state(
-                f"{self.name}_memory_{name}", shape, 0, dtype, aggregation="only_first_replica"
+            embeddings, labels = self._split(input_shape)
+            self._memory = EmbeddingMemory(
+                self.memory_size, len(embeddings), embeddings[0][-1], labels, self.name
             )
-
-        size = self.memory_size
-        numbers = size * len(embeddings) * embeddings[0][-1]
-        if numbers > MAX_COUNT:
-            raise ValueError(
-                "Invalid value for argument `memory_size`. Expected a memory of at most "
-                f"{MAX_COUNT} numbers, {len(embeddings)} views of {embeddings[0][-1]} for each "
-                f"item. Received: memory_size={size}, which makes {numbers}"
-            )
-        dtype = float_dtype(keras.config.floatx())
-        self._memory_views = add_state("views", (size, len(embeddings), embeddings[0][-1]), dtype)
-        self._memory_valid = add_state("valid", (size,), "bool")
-        self._memory_position = add_state("position", (), "int32")
-        self._memory_labels: tuple[Any, ...] = ()
-        if labels is None:
-            return
-        if len(labels) == 2 and labels[1] != 1:  # Rows of classes, from 0 to 1.
-            self._memory_labels = (add_state("labels", (size, labels[1]), dtype),)
-            return
-        # No dtype holds every integer and every fraction: a label is the sum of the two. On JAX
-        # int64 is int32 unless it is enabled.
-        whole = keras.backend.standardize_dtype(label_tensor(np.zeros(0, "int64")).dtype)
-        self._memory_labels = (
-            add_state("labels", (size,), whole),
-            add_state("label_fractions", (size,), dtype),
-        )
-
-    def _remembered_labels(self, dtype):
-        """Returns the labels of the memory."""
-        return sum(ops.cast(ops.copy(part), dtype) for part in self._memory_labels)
-
-    def _put_labels(self, put, labels):
-        """Puts labels into the memory."""
-        if len(self._memory_labels) == 1:
-            put(self._memory_labels[0], labels)
-            return
-        whole, fraction = self._memory_labels
-        parts = ops.cast(labels, whole.dtype)
-        put(whole, parts)
-        if "float" in keras.backend.standardize_dtype(labels.dtype):
-            put(fraction, labels - ops.cast(parts, labels.dtype))
-        else:
-            put(fraction, ops.zeros_like(labels))
+            self._memory_state = as_state(self._memory.state)
 
     def _validate_shapes(self, shapes):
         most = self.loss.max_views if self._is_views_loss else 2
@@ -354,8 +310,8 @@ class ContrastiveTerm(keras.layers.Layer):
             is_mean = self.loss.reduction == "mean_with_sample_weight"
             total = ops.sum(weights) if is_mean else items
         self._record_means(views, labels, valid)
-        if self.memory_size:
-            self._remember(views, labels, valid, training)
+        if self._memory is not None:
+            self._remember(self._memory, views, labels, valid, training)
         # `None` in a model whose `call` takes no `training`; evaluation stops annealing anyway.
         return divide_or_0(ops.sum(values), total), items, training is not False
 
@@ -372,11 +328,8 @@ class ContrastiveTerm(keras.layers.Layer):
             values = self.loss.call(views[:, 1], views[:, 0])
             return values if valid is None else ops.where(valid, values, 0)
         arguments = self._learned_arguments()
-        if self.memory_size:
-            labels_kept = None if labels is None else self._remembered_labels(labels.dtype)
-            arguments["memory"] = losses.Memory(
-                ops.copy(self._memory_views), labels_kept, ops.copy(self._memory_valid)
-            )
+        if self._memory is not None:
+            arguments["memory"] = self._memory.read(None if labels is None else labels.dtype)
         return self.loss.values(views, labels, valid, **arguments)
 
     def _record_means(self, views, labels, valid):
@@ -388,32 +341,17 @@ class ContrastiveTerm(keras.layers.Layer):
         for metric in self._get_metrics():
             self.weight.record_mean(metric.name, *metric.sums(views, labels, valid))
 
-    def _remember(self, views, labels, valid, training):
-        """Puts the items of a training step in the place of the oldest ones."""
+    def _remember(self, memory, views, labels, valid, training):
+        """Puts the items of a training step into the memory."""
         if training is None:
             warnings.warn(
                 f"The memory of {self.name!r} stays as it is, as it is not known whether this is "
                 "training: give `call` of the model around it an argument `training`.",
                 stacklevel=2,
             )
-        if not training:
-            return
-        size = self.memory_size
-        views = ops.stop_gradient(views[-size:])
-        count = ops.shape(views)[0]
-        position = ops.copy(self._memory_position)
-        places = (position + ops.arange(count, dtype="int32")) % size
-
-        def put(state, values):
-            values = ops.cast(values, state.dtype)
-            state.assign(ops.scatter_update(ops.copy(state), places[:, None], values))
-
-        put(self._memory_views, views)
-        if labels is not None:
-            valid = self.loss.labelled(labels, valid)
-            self._put_labels(put, labels[-size:])
-        put(self._memory_valid, ops.ones_like(places) if valid is None else valid[-size:])
-        self._memory_position.assign((position + count) % size)
+        elif training:
+            valid = valid if labels is None else self.loss.labelled(labels, valid)
+            memory.put(views, labels, valid)
 
     def compute_output_spec(self, inputs, sample_weight=None, mask=None, training=None):
         embeddings, _ = self._split(inputs)
@@ -425,12 +363,16 @@ class ContrastiveTerm(keras.layers.Layer):
     def save_own_variables(self, store):
         super().save_own_variables(store)
         self.weight.save(store)
+        if self._memory is not None:
+            self._memory.save(store)
 
     def load_own_variables(self, store):
         # Those of Keras are numbered.
         numbered = [key for key in list(store.keys()) if key.isdigit()]
         super().load_own_variables({key: store[key] for key in numbered})
         self.weight.load(store)
+        if self._memory is not None:
+            self._memory.load(store)
 
     def get_config(self) -> dict:
         return {
