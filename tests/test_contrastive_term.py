@@ -155,8 +155,8 @@ def test_memory_survives_saving_and_training_goes_on_with_it(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.evaluate(embeddings(), verbose=0) == pytest.approx(before, rel=1e-5)
-    kept = [variable for variable in model.weights if "memory" in variable.name]
-    again = [variable for variable in loaded.weights if "memory" in variable.name]
+    kept = [variable for variable in model.variables if "memory" in variable.name]
+    again = [variable for variable in loaded.variables if "memory" in variable.name]
     assert len(kept) == 3
     for old, new in zip(kept, again, strict=True):
         np.testing.assert_array_equal(ops.convert_to_numpy(old), ops.convert_to_numpy(new))

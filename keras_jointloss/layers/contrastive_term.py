@@ -1,7 +1,8 @@
 """The layer that turns two embeddings inside a model into a term of its loss."""
 
 import warnings
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from keras import ops
 
 from keras_jointloss import losses
 from keras_jointloss._labels import as_labels, label_tensor
-from keras_jointloss._loops import running_loop
+from keras_jointloss._loops import enclosing_scope, running_loop
 from keras_jointloss._math import divide_or_0, float_dtype
 from keras_jointloss._state import as_state
 from keras_jointloss._validation import validate_bool, validate_count
@@ -144,6 +145,7 @@ class ContrastiveTerm(keras.layers.Layer):
         self._weight_state = as_state(self.weight.state)
         # For each call in this step, what is to be computed when the losses are asked for.
         self._deferred: list[Any] = []
+        self._get_scope: Callable[[], Any] = lambda: None
         # On JAX a metric cannot read what a layer holds: there it is only reset with the others,
         # and the callback fills the logs.
         readings: dict[str, Any] = self.weight.tensors
@@ -264,6 +266,8 @@ class ContrastiveTerm(keras.layers.Layer):
     def call(self, inputs, sample_weight=None, mask=None, training=None):
         embeddings, labels = self._split(inputs)
         if running_loop() != "predict_step":
+            scope = enclosing_scope()
+            self._get_scope = (lambda: None) if scope is None else weakref.ref(scope)
             self._deferred.append(
                 partial(self._compute_loss, embeddings, labels, sample_weight, mask, training)
             )
@@ -277,7 +281,9 @@ class ContrastiveTerm(keras.layers.Layer):
         return super()._get_own_losses()
 
     def _clear_losses(self):
-        self._deferred = []
+        scope = enclosing_scope()
+        if scope is None or self._get_scope() is not scope:
+            self._deferred = []
         super()._clear_losses()
 
     def _add_losses(self, calls):
