@@ -6,6 +6,7 @@ from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss.joint import find_terms
+from keras_jointloss.loss_weight import AppliedWeight
 
 RULES = (
     "DynamicWeightAverage",
@@ -38,8 +39,8 @@ class Terms:
         counts = [None] * len(losses) if counts is None else counts
         for weight, loss, count in zip(self.weights.values(), losses, counts, strict=True):
             weight.record(ops.convert_to_tensor(loss, dtype="float32"), 4, count)
+            ops.multiply(ops.convert_to_tensor(0.0), AppliedWeight())  # As Keras multiplies a loss.
         for weight in self.weights.values():
-            ops.multiply(ops.convert_to_tensor(0.0), weight)  # As Keras multiplies a loss.
             weight.update_state()
 
     def run(self, losses, epochs=None):

@@ -470,50 +470,6 @@ def test_model_called_twice_in_a_step_is_recorded_once(ema):
         np.testing.assert_allclose(value, once_weights[name], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["balancer", "shared"])
-@pytest.mark.parametrize(
-    ("floatx", "policy"),
-    [
-        ("bfloat16", "bfloat16"),
-        ("float16", "float16"),
-        ("float32", "float64"),
-        ("float64", "float32"),
-        ("float32", "mixed_bfloat16"),
-    ],
-)
-def test_dtypes(floatx, policy, kind):
-    if BACKEND == "jax" and "float64" in (floatx, policy):
-        pytest.skip("has no float64 unless it is told to")
-    keras.config.set_floatx(floatx)
-    keras.config.set_dtype_policy(policy)
-    keras.utils.set_random_seed(2)
-    inputs, trunk = keras.Input((5,)), keras.layers.Dense(4, name="trunk")
-    rule = kj.aggregators.CAGrad(ema=0.5)
-    if kind == "balancer":
-        layer = kj.layers.GradientBalancer(["a", "b"], rule)
-        z = layer(trunk(inputs))
-    else:
-        layer = kj.layers.SharedTrunk(trunk, ["a", "b"], rule)
-        z = layer(inputs)
-    heads = {term: keras.layers.Dense(Y[term].shape[1], name=f"head_{term}") for term in "ab"}
-    model = keras.Model(inputs, {term: head(z[term]) for term, head in heads.items()})
-    values = {
-        f"{x.name}_{index}": ops.convert_to_numpy(ops.cast(value, "float32")).astype("float64")
-        for x in (trunk, *heads.values())
-        for index, value in enumerate(x.variables)
-    }
-    at_z, _ = by_hand_step(values, slice(0, 8), {"a": 1.0, "b": 1.0})
-    if kind == "shared":
-        at_z = [np.concatenate([(X[:8].T @ g).ravel(), g.sum(axis=0)]) for g in at_z]
-    model.compile("sgd", loss=dict.fromkeys("ab", "mean_squared_error"))
-    model.fit(X[:8], {term: y[:8] for term, y in Y.items()}, batch_size=8, verbose=0)
-    norms = [np.linalg.norm(g) for g in at_z]
-    tolerance = 1e-4 if policy.startswith("float") and "16" not in policy else 0.05
-    np.testing.assert_allclose(layer.statistics().norms, norms, rtol=tolerance)
-    wide = "float64" if floatx == "float64" else "float32"
-    assert keras.backend.standardize_dtype(layer.record.latest.dtype) == wide
-
-
 def test_variables_have_paths_of_their_own():
     paths = [variable.path for variable in build("mgda").variables]
     assert len(set(paths)) == len(paths)

@@ -40,7 +40,7 @@ def assert_freed(references):
 
 def of_subject(name):
     subject = SUBJECTS[name]
-    model, targets = compiled(subject, MODES["plain"], "plain")
+    model, targets = compiled(subject, MODES["plain"])
     return trained(model, **fit_arguments(subject, MODES["plain"], model, targets))
 
 

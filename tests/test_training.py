@@ -31,6 +31,9 @@ class Mode(NamedTuple):
         data: What `fit` gets: `"arrays"`, `"tf_data"` or `"sample_weight"`.
         policy: The dtype policy.
         mirrored: Whether two replicas train.
+        accumulated: Over how many batches gradients are accumulated, or `None`. The epochs are then
+            as many calls of `fit`, so that one begins between two steps of the optimizer.
+        cloned: Whether a clone of the compiled model is trained.
         same_as_plain: Whether logs and weights are those of the plain mode.
         lacking: The backends without this mode.
         subjects: What is trained in it.
@@ -41,6 +44,8 @@ class Mode(NamedTuple):
     data: str = "arrays"
     policy: str = "float32"
     mirrored: bool = False
+    accumulated: int | None = None
+    cloned: bool = False
     same_as_plain: bool = True
     lacking: tuple[str, ...] = ()
     subjects: tuple[str, ...] = tuple(SUBJECTS)
@@ -64,7 +69,10 @@ MODES = {
     "run_eagerly": Mode(
         {"run_eagerly": True}, lacking=("torch",), subjects=(*ESSENTIAL, "subclassed")
     ),
-    "gradient_accumulation": Mode(same_as_plain=False, subjects=(*ESSENTIAL, "subclassed")),
+    "gradient_accumulation": Mode(
+        accumulated=4, same_as_plain=False, subjects=(*ESSENTIAL, "subclassed")
+    ),
+    "clone": Mode(cloned=True, subjects=(*ESSENTIAL, "list_outputs")),
     "mixed_float16": Mode(
         policy="mixed_float16",
         same_as_plain=False,
@@ -88,15 +96,18 @@ def two_replicas():
     return tf.distribute.MirroredStrategy(names[:2])
 
 
-def compiled(subject: Subject, mode: Mode, name: str):
+def compiled(subject: Subject, mode: Mode):
     keras.utils.set_random_seed(3)
     keras.config.set_dtype_policy(mode.policy)
     with two_replicas().scope() if mode.mirrored else contextlib.nullcontext():
         model, joint, targets = subject.make()
         model(_inputs(subject, 2))
-        accumulation = 2 if name == "gradient_accumulation" else None
-        optimizer = keras.optimizers.SGD(0.05, gradient_accumulation_steps=accumulation)
+        optimizer = keras.optimizers.SGD(0.05, gradient_accumulation_steps=mode.accumulated)
         model.compile(optimizer, **joint, **(mode.compile or {}))
+        if mode.cloned:
+            weights = model.get_weights()
+            model = keras.models.clone_model(model)
+            model.set_weights(weights)
     return model, targets
 
 
@@ -144,6 +155,12 @@ def fit(model, arguments, log_dir=None, epochs=EPOCHS, **options):
     return model.fit(**arguments, **options, callbacks=[callback]).history
 
 
+def fit_in_parts(model, arguments, log_dir):
+    """Returns the logs of as many calls of `fit` as there are epochs."""
+    parts = [fit(model, arguments, log_dir, epochs=1) for _ in range(EPOCHS)]
+    return {key: [part[key][0] for part in parts] for key in parts[0]}
+
+
 def given_weights(subject: Subject, step: int) -> dict[str, float]:
     """Returns the weights that the user gives, at a step."""
     return {
@@ -175,7 +192,7 @@ def logged_weights(subject: Subject, history, epoch, prefix="") -> dict[str, flo
 def plainly_trained(name: str):
     """Returns the logs and weights of the plain mode, with which others are compared."""
     subject = SUBJECTS[name]
-    model, targets = compiled(subject, MODES["plain"], "plain")
+    model, targets = compiled(subject, MODES["plain"])
     history = fit(model, fit_arguments(subject, MODES["plain"], model, targets))
     return history, values(model)
 
@@ -192,12 +209,15 @@ def cases():
 @pytest.mark.parametrize(("name", "mode_name"), list(cases()))
 def test_training(name, mode_name, tmp_path):
     subject, mode = SUBJECTS[name], MODES[mode_name]
-    model, targets = compiled(subject, mode, mode_name)
+    model, targets = compiled(subject, mode)
     arguments = fit_arguments(subject, mode, model, targets)
     validation = {}
     if name in mode.lives_on:
         validation = {"validation_data": (arguments["x"], arguments["y"])}
-    history = fit(model, arguments, str(tmp_path), **validation)
+    if mode.accumulated:
+        history = fit_in_parts(model, arguments, str(tmp_path))
+    else:
+        history = fit(model, arguments, str(tmp_path), **validation)
 
     assert set(find_terms(model)) == set(subject.weights)
     for prefix in ("", "val_") if validation else ("",):

@@ -19,7 +19,7 @@ import keras_jointloss as kj
 from keras_jointloss.joint import find_terms
 from tests import reference_weighting as reference
 from tests.summaries import read_scalars
-from tests.terms import Trajectory
+from tests.terms import Terms, Trajectory
 from tests.test_weighting import LastLoss
 
 BACKEND = keras.backend.backend()
@@ -53,10 +53,10 @@ def build(rule, weights=None, **compile_arguments):
     return model
 
 
-def fit(model, epochs=2, callbacks=(), **arguments):
+def fit(model, epochs=2, callbacks=(), y=TARGETS, **arguments):
     options = {"batch_size": 8, "shuffle": False, "verbose": 0, "epochs": epochs, **arguments}
     return model.fit(
-        FEATURES, TARGETS, callbacks=[kj.callbacks.JointLossCallback(), *callbacks], **options
+        FEATURES, y, callbacks=[kj.callbacks.JointLossCallback(), *callbacks], **options
     ).history
 
 
@@ -250,10 +250,9 @@ def test_rule_sees_the_losses_of_the_step(mode):
     keras.config.set_dtype_policy("mixed_float16" if mode == "mixed_float16" else "float32")
     model = build("geometric_mean")
     if mode == "gradient_accumulation":
-        joint = {"loss": model.loss, "loss_weights": {n: x.weight for n, x in model.loss.items()}}
-        metrics = {name: [loss.weight] for name, loss in model.loss.items()}
+        losses = {name: loss.loss for name, loss in model.loss.items()}
         optimizer = keras.optimizers.SGD(0.01, gradient_accumulation_steps=2)
-        model.compile(optimizer, **joint, metrics=metrics)
+        model.compile(optimizer, **kj.joint_loss(losses, weighting="geometric_mean"))
     history = fit(model, epochs=4, batch_size=48)
     names = ("rating", "label", "align")
     for epoch in range(4):
@@ -346,10 +345,29 @@ def test_no_read_from_the_device_per_step(monkeypatch):
         return len(reads)
 
     monkeypatch.setattr(ops, "convert_to_numpy", count)
-    # On PyTorch Keras takes the weight of each of the two outputs for an array, with or without a
-    # rule.
-    outputs = 2 if BACKEND == "torch" else 0
-    assert reads_of(48) - 12 * outputs == reads_of(8) - 2 * outputs > 0
+    assert reads_of(48) == reads_of(8) > 0
+
+
+def test_rule_names_only_the_terms_whose_losses_were_the_first_it_could_not_use():
+    model = build("uncertainty")
+    targets = {name: target.copy() for name, target in TARGETS.items()}
+    targets["rating"][8:10] = np.nan  # From the second step on no loss is finite any more.
+    with pytest.raises(FloatingPointError, match=r"the loss of 'rating' in 5 steps$"):
+        fit(model, 1, y=targets)
+
+
+@pytest.mark.parametrize("name", ["uncertainty", "famo", "geometric_mean", STATEFUL])
+def test_loss_that_rounding_put_below_0_counts_as_0(name):
+    def usable(loss):
+        rule = kj.weighting.get(name)
+        terms = Terms(rule, 2)
+        rule.start()
+        terms.step([loss, 1.0])
+        assert np.all(np.isfinite(terms.now()))
+        return not rule.take_unusable()
+
+    assert usable(-8.6e-6)
+    assert not usable(-1e-3)
 
 
 def test_preference_of_the_wrong_length():
@@ -358,13 +376,19 @@ def test_preference_of_the_wrong_length():
         fit(model)
 
 
-def test_rule_cannot_serve_two_models_with_other_terms():
+def test_rule_cannot_serve_other_terms():
+    terms = Terms(kj.weighting.FAMO(), 2)
+    with pytest.raises(ValueError, match=r"weighting of the terms .*'term1'.* Received: terms"):
+        terms.rule.bind({"other": kj.LossWeight()})
+
+
+def test_rule_cannot_serve_two_models():
     rule = kj.weighting.FAMO()
     fit(build(rule))
     inputs = keras.Input((6,))
     other = keras.Model(inputs, {"rating": keras.layers.Dense(1)(inputs)})
     other.compile("sgd", **kj.joint_loss({"rating": "mse"}, weighting=rule))
-    with pytest.raises(ValueError, match=r"weighting of the terms .*'align'.* Received: terms"):
+    with pytest.raises(ValueError, match="FAMO belongs to another model"):
         other.fit(
             FEATURES,
             {"rating": TARGETS["rating"]},

@@ -1,5 +1,7 @@
 """Adam, for what a weighting moves along a gradient."""
 
+import math
+
 from keras import ops
 
 # Those of Adam (Kingma and Ba, 2015).
@@ -25,6 +27,7 @@ def adam_step(state, gradient, learning_rate, is_step):
     second = state["second_moment"] + is_step * (1 - _BETA_2) * square
     state.update({"updates": count, "first_moment": first, "second_moment": second})
     count = ops.maximum(count, 1)
-    corrected = second / (1 - ops.power(_BETA_2, count))
-    step = first / (1 - ops.power(_BETA_1, count)) / (ops.sqrt(corrected) + _EPSILON)
+    # `ops.power` would round the base to `floatx`: in bfloat16 0.999 is 1.
+    corrected = second / (1 - ops.exp(count * math.log(_BETA_2)))
+    step = first / (1 - ops.exp(count * math.log(_BETA_1))) / (ops.sqrt(corrected) + _EPSILON)
     return learning_rate * is_step * step

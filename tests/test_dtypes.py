@@ -1,0 +1,91 @@
+"""Every pair of `floatx` and dtype policy: layers, rules and records have the right numbers."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_jointloss as kj
+from tests.reference import info_nce
+from tests.test_gradient_balancer import X, Y, by_hand_step
+
+# JAX has no float64 unless it is told to.
+WIDE = [] if keras.backend.backend() == "jax" else [("float32", "float64"), ("float64", "float32")]
+DTYPES = [
+    ("bfloat16", "bfloat16"),
+    ("float16", "float16"),
+    ("float32", "bfloat16"),
+    ("float32", "mixed_bfloat16"),
+    *WIDE,
+]
+
+
+def set_dtypes(floatx, policy):
+    keras.config.set_floatx(floatx)
+    keras.config.set_dtype_policy(policy)
+    keras.utils.set_random_seed(2)
+
+
+@pytest.mark.parametrize("kind", ["balancer", "shared"])
+@pytest.mark.parametrize(("floatx", "policy"), DTYPES)
+def test_statistics_of_gradients_are_right_in_every_dtype(floatx, policy, kind):
+    set_dtypes(floatx, policy)
+    inputs, trunk = keras.Input((5,)), keras.layers.Dense(4, name="trunk")
+    rule = kj.aggregators.CAGrad(ema=0.5)
+    if kind == "balancer":
+        layer = kj.layers.GradientBalancer(["a", "b"], rule)
+        z = layer(trunk(inputs))
+    else:
+        layer = kj.layers.SharedTrunk(trunk, ["a", "b"], rule)
+        z = layer(inputs)
+    heads = {term: keras.layers.Dense(Y[term].shape[1], name=f"head_{term}") for term in "ab"}
+    model = keras.Model(inputs, {term: head(z[term]) for term, head in heads.items()})
+    values = {
+        f"{x.name}_{index}": ops.convert_to_numpy(ops.cast(value, "float32")).astype("float64")
+        for x in (trunk, *heads.values())
+        for index, value in enumerate(x.variables)
+    }
+    at_z, _ = by_hand_step(values, slice(0, 8), {"a": 1.0, "b": 1.0})
+    if kind == "shared":
+        at_z = [np.concatenate([(X[:8].T @ g).ravel(), g.sum(axis=0)]) for g in at_z]
+    model.compile("sgd", loss=dict.fromkeys("ab", "mean_squared_error"))
+    model.fit(X[:8], {term: y[:8] for term, y in Y.items()}, batch_size=8, verbose=0)
+    norms = [np.linalg.norm(g) for g in at_z]
+    tolerance = 1e-4 if policy.startswith("float") and "16" not in policy else 0.05
+    np.testing.assert_allclose(layer.statistics().norms, norms, rtol=tolerance)
+    wide = "float64" if floatx == "float64" else "float32"
+    assert keras.backend.standardize_dtype(layer.record.latest.dtype) == wide
+
+
+@pytest.mark.parametrize(("floatx", "policy"), DTYPES)
+def test_terms_and_a_rule_are_right_in_every_dtype(floatx, policy):
+    set_dtypes(floatx, policy)
+    inputs = keras.Input((5,))
+    a, b = keras.layers.Dense(4)(inputs), keras.layers.Dense(4)(inputs)
+    views = keras.Model(inputs, [a, b])
+    term = kj.layers.ContrastiveTerm(
+        "InfoNCE", weight=kj.schedules.Linear(0.25, 1.0, 3), learn_temperature=True, name="pair"
+    )
+    a, b = term((a, b))
+    model = keras.Model(inputs, {"a": keras.layers.Dense(2, activity_regularizer="l2")(a + b)})
+    famo = kj.weighting.FAMO(learning_rate=0.5)
+    model.compile(keras.optimizers.SGD(0.0), **kj.joint_loss({"a": "mse"}, weighting=famo))
+    embeddings = [np.asarray(x, "float64") for x in views.predict(X, verbose=0)]
+    history = model.fit(
+        X,
+        {"a": X[:, :2]},
+        batch_size=len(X),
+        epochs=3,
+        verbose=0,
+        callbacks=[kj.callbacks.JointLossCallback()],
+    ).history
+    expected = np.mean(info_nce(np.stack(embeddings, axis=1)))
+    assert history["pair_loss"] == pytest.approx([expected] * 3, rel=0.05)
+    # FAMO's factors have the sum 1, and the schedule has come to its end.
+    assert history["pair_weight"][-1] + history["a_weight"][-1] == pytest.approx(1.0, rel=1e-3)
+    assert np.all(np.isfinite(history["loss"]))
+    wide = "float64" if floatx == "float64" else "float32"
+    dtypes = {
+        keras.backend.standardize_dtype(x.dtype) for x in (*term.weight.state, *famo.variables)
+    }
+    assert dtypes <= {wide, "int32", "bool"}
