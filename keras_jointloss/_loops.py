@@ -29,7 +29,9 @@ def running_loop() -> str | None:
     """
     for frame in _callers():
         name = frame.f_code.co_name
-        if name in _STEPS or (name in _LOOPS and "self" in frame.f_locals):
+        # Loops of others may have these names, too.
+        is_loop = name in _LOOPS and isinstance(frame.f_locals.get("self"), keras.Model)
+        if is_loop or name in _STEPS:
             return name
     return None
 

@@ -49,8 +49,7 @@ class Clock:
         self._weighting: Weighting | None = None
         #: Whether the steps that the terms have counted are those of this model and optimizer.
         self._counts_are_known = True
-        #: The callback that moves the clock: with several in one `fit` the last.
-        self.driver: Any = None
+        self._get_driver: Any = lambda: None
         self._is_custom_loop = False
         self._counts_at_begin: tuple[int, ...] | None = None
 
@@ -121,7 +120,7 @@ class Clock:
             driver: The callback.
             is_custom_loop: Whether it is called by a loop other than `fit`.
         """
-        self.driver = driver
+        self._get_driver = weakref.ref(driver)
         self._is_custom_loop = is_custom_loop
         self._counts_at_begin = None
 
@@ -162,7 +161,7 @@ class Clock:
     def end_training(self) -> None:
         """Switches annealing off at the end of training."""
         self.stop()
-        self.driver, self._is_custom_loop = None, False
+        self._get_driver, self._is_custom_loop = (lambda: None), False
 
     def outlasts_reset(self) -> bool:
         """Returns whether annealing stays on while a loop of Keras resets the metrics.
@@ -174,6 +173,11 @@ class Clock:
         return self._is_custom_loop and running_loop() == "train_on_batch"
 
     # Reading it.
+
+    @property
+    def driver(self) -> Any:
+        """The callback that moves the clock, the last one if there are several in one `fit`."""
+        return self._get_driver()
 
     @property
     def is_on(self) -> bool:

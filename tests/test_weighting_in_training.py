@@ -348,6 +348,7 @@ def test_no_read_from_the_device_per_step(monkeypatch):
     assert reads_of(48) == reads_of(8) > 0
 
 
+@pytest.mark.filterwarnings("ignore:The loss of term:UserWarning")
 def test_rule_names_only_the_terms_whose_losses_were_the_first_it_could_not_use():
     model = build("uncertainty")
     targets = {name: target.copy() for name, target in TARGETS.items()}
