@@ -414,13 +414,13 @@ def test_model_whose_call_takes_no_training_is_balanced_in_fit():
 
     model = Model()
     model(X[:1])  # Makes the variables, which JAX wants before `fit`.
-    before = int(ops.convert_to_numpy(model.balancer._step))
+    before = int(ops.convert_to_numpy(model.balancer._step.state))
     model.compile("sgd", loss=dict.fromkeys("ab", "mean_squared_error"))
     fit(model, 1)
     model.predict(X, verbose=0)
     model.evaluate(X, Y, verbose=0)
     if BACKEND != "jax":  # There only the forward pass can count, which does not know.
-        assert int(ops.convert_to_numpy(model.balancer._step)) - before == len(X) // 8
+        assert int(ops.convert_to_numpy(model.balancer._step.state)) - before == len(X) // 8
     statistics = model.balancer.statistics()
     assert np.sum(statistics.coefficients) == pytest.approx(1)
     assert np.all(statistics.norms > 0)
