@@ -84,7 +84,7 @@ def by_size(limit, factors, large, small):
     lengths = [x.shape[0] for x in factors]
     if None not in lengths:
         return large() if math.prod(lengths) > limit else small()
-    # TensorFlow may learn the size of the batch in the midst of a step only.
+    # TensorFlow may know the size of the batch only during a step.
     size = math.prod(ops.cast(ops.shape(x)[0], "float32") for x in factors)
     return ops.cond(size > limit, large, small)
 

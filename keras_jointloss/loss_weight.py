@@ -40,7 +40,7 @@ def deserialize_weight(config: Any) -> Any:
 
 def validate_schedule(schedule: LearningRateSchedule, name: str = "weight") -> float:
     """Returns the value of `schedule` at step 0, or raises `ValueError` if it is no weight."""
-    start = ops.convert_to_numpy(schedule(0))
+    start = to_numpy(schedule(0))
     if start.shape != () or not np.isfinite(start) or start < 0:
         raise ValueError(
             f"Invalid value for argument `{name}`. Expected a schedule that returns a finite "

@@ -36,7 +36,7 @@ class Weighting(keras.metrics.Metric):
 
     `keras_jointloss.joint_loss` takes it as `weighting`, and the
     `keras_jointloss.callbacks.JointLossCallback` ties it to all the terms of the model: output
-    terms and layer terms, which nobody knows before the model is there. In every training step the
+    terms and layer terms, which are known only once the model is built. In every training step the
     total loss is
 
         total = sum_i value_i(step) * weight_i * loss_i
@@ -47,7 +47,7 @@ class Weighting(keras.metrics.Metric):
 
     A subclass writes `update` and, if it needs any, `initial_state`: names of what it keeps of each
     term, with the number it begins with. In `update`, `self.state` holds it, a vector for each
-    name, to be read and set. The base sees to the rest:
+    name, to be read and set. The base class handles the rest:
 
     - Losses are means over the global batch; under `tf.distribute` all replicas have the same
       weights.
@@ -165,7 +165,7 @@ class Weighting(keras.metrics.Metric):
                 and a `record` whose `latest_lengths()` can be called in `update`.
 
         Raises:
-            ValueError: If the rule needs gradients that none of the layers tells of.
+            ValueError: If the rule needs gradients that none of the layers reports.
         """
 
     # Tying the rule to terms.
