@@ -1,5 +1,6 @@
 """What all tests share: two devices, a fresh Keras for each test, tests for some backends only."""
 
+import gc
 import os
 import tempfile
 
@@ -65,13 +66,17 @@ def fresh_keras():
 
 
 @pytest.fixture(autouse=True, scope="module")
-def compiled_functions():
-    """Lets go of what JAX has compiled for the tests of a module, some GiB in the course of all."""
+def leftovers():
+    """Deals with what the tests of a module leave behind, some GiB in the course of all."""
     yield
     if BACKEND == "jax":
         import jax
 
         jax.clear_caches()
+    # TensorFlow keeps graphs for ever. Each full collection would visit them all, which takes more
+    # than 20 seconds in the end.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item):

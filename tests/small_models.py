@@ -44,7 +44,7 @@ def with_layer_term(weight=None, **options):
     keras.utils.set_random_seed(1)
     inputs = keras.Input((5,))
     pair = (keras.layers.Dense(4)(inputs), keras.layers.Dense(4)(inputs))
-    a, b = kj.layers.ContrastiveTerm("InfoNCE", weight=weight or ramp(), name="pair")(pair)
+    a, b = kj.layers.ContrastiveTerm("MeanSquaredError", weight=weight or ramp(), name="pair")(pair)
     model = keras.Model(inputs, {"a": keras.layers.Dense(2)(a + b)})
     model.compile(
         keras.optimizers.SGD(0.0), **kj.joint_loss({"a": "mse"}, {"a": ramp()}, **options)

@@ -26,7 +26,7 @@ def make_model(regularizer="l2", **compile_arguments):
     inputs = keras.Input((6,))
     a = keras.layers.Dense(4, kernel_regularizer=regularizer)(inputs)
     b = keras.layers.Dense(4)(inputs)
-    a, b = kj.layers.ContrastiveTerm("InfoNCE", weight=FADE_IN, name="pair")((a, b))
+    a, b = kj.layers.ContrastiveTerm("MeanSquaredError", weight=FADE_IN, name="pair")((a, b))
     outputs = {
         "label": keras.layers.Dense(3, activation="softmax")(a),
         "rating": keras.layers.Dense(1)(b),
@@ -182,29 +182,33 @@ class Crash(keras.callbacks.Callback):
             raise CrashError
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Returns the history of a training of four epochs, and what it wrote for TensorBoard."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    history = fit(make_model(), JointLossCallback(folder), epochs=4)
+    return history, read_scalars(folder / "train")
+
+
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_backup_and_restore_goes_on_at_the_right_step(order, tmp_path):
+def test_backup_and_restore_goes_on_at_the_right_step(order, tmp_path, uninterrupted):
     def callbacks(run):
         backup = keras.callbacks.BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)
         ours = JointLossCallback(tmp_path / run)
         return [ours, backup] if order == "before" else [backup, ours]
 
-    whole = make_model()
-    whole_history = fit(whole, JointLossCallback(tmp_path / "whole"), epochs=4)
+    whole_history, whole_scalars = uninterrupted
     with pytest.raises(CrashError):
         fit(make_model(), *callbacks("first"), Crash(), epochs=4)
     model = make_model()
     history = fit(model, *callbacks("second"), epochs=4)
     for key in ("label_weight", "pair_weight", "loss"):
         assert history[key] == pytest.approx(whole_history[key][2:], rel=1e-5)
-    resumed, uninterrupted = (
-        read_scalars(tmp_path / "second/train"),
-        read_scalars(tmp_path / "whole/train"),
-    )
+    resumed = read_scalars(tmp_path / "second/train")
     assert sorted(resumed["joint_loss/total"]) == [18, 24]
     for tag, values in resumed.items():
         for step, value in values.items():
-            assert value == pytest.approx(uninterrupted[tag][step], rel=1e-5)
+            assert value == pytest.approx(whole_scalars[tag][step], rel=1e-5)
 
 
 def test_loaded_model_goes_on_like_the_one_that_was_saved(tmp_path):

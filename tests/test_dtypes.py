@@ -28,35 +28,40 @@ def set_dtypes(floatx, policy):
     keras.utils.set_random_seed(2)
 
 
-@pytest.mark.parametrize("kind", ["balancer", "shared"])
 @pytest.mark.parametrize(("floatx", "policy"), DTYPES)
-def test_statistics_of_gradients_are_right_in_every_dtype(floatx, policy, kind):
+def test_statistics_of_gradients_are_right_in_every_dtype(floatx, policy):
     set_dtypes(floatx, policy)
-    inputs, trunk = keras.Input((5,)), keras.layers.Dense(4, name="trunk")
+    inputs = keras.Input((5,))
+    trunks = {kind: keras.layers.Dense(4, name=f"{kind}_trunk") for kind in ("balanced", "shared")}
     rule = kj.aggregators.CAGrad(ema=0.5)
-    if kind == "balancer":
-        layer = kj.layers.GradientBalancer(["a", "b"], rule)
-        z = layer(trunk(inputs))
-    else:
-        layer = kj.layers.SharedTrunk(trunk, ["a", "b"], rule)
-        z = layer(inputs)
-    heads = {term: keras.layers.Dense(Y[term].shape[1], name=f"head_{term}") for term in "ab"}
-    model = keras.Model(inputs, {term: head(z[term]) for term, head in heads.items()})
-    values = {
-        f"{x.name}_{index}": ops.convert_to_numpy(ops.cast(value, "float32")).astype("float64")
-        for x in (trunk, *heads.values())
-        for index, value in enumerate(x.variables)
-    }
-    at_z, _ = by_hand_step(values, slice(0, 8), {"a": 1.0, "b": 1.0})
-    if kind == "shared":
-        at_z = [np.concatenate([(X[:8].T @ g).ravel(), g.sum(axis=0)]) for g in at_z]
-    model.compile("sgd", loss=dict.fromkeys("ab", "mean_squared_error"))
-    model.fit(X[:8], {term: y[:8] for term, y in Y.items()}, batch_size=8, verbose=0)
-    norms = [np.linalg.norm(g) for g in at_z]
+    balancer = kj.layers.GradientBalancer(["a", "b"], rule, name="balanced")
+    shared = kj.layers.SharedTrunk(trunks["shared"], ["a", "b"], rule, name="shared")
+    layers = {"balanced": balancer, "shared": shared}
+    z = {"balanced": balancer(trunks["balanced"](inputs)), "shared": shared(inputs)}
+    heads = {(kind, term): keras.layers.Dense(Y[term].shape[1]) for kind in layers for term in "ab"}
+    outputs = {f"{kind}_{term}": head(z[kind][term]) for (kind, term), head in heads.items()}
+    model = keras.Model(inputs, outputs)
+    expected = {}
+    for kind in layers:
+        named = {"trunk": trunks[kind], **{f"head_{term}": heads[kind, term] for term in "ab"}}
+        values = {
+            f"{name}_{index}": ops.convert_to_numpy(ops.cast(value, "float32")).astype("float64")
+            for name, layer in named.items()
+            for index, value in enumerate(layer.variables)
+        }
+        at_z, _ = by_hand_step(values, slice(0, 8), {"a": 1.0, "b": 1.0})
+        if kind == "shared":
+            at_z = [np.concatenate([(X[:8].T @ g).ravel(), g.sum(axis=0)]) for g in at_z]
+        expected[kind] = [np.linalg.norm(g) for g in at_z]
+    model.compile("sgd", loss=dict.fromkeys(outputs, "mean_squared_error"))
+    y = {f"{kind}_{term}": Y[term][:8] for kind, term in heads}
+    model.fit(X[:8], y, batch_size=8, verbose=0)
     tolerance = 1e-4 if policy.startswith("float") and "16" not in policy else 0.05
-    np.testing.assert_allclose(layer.statistics().norms, norms, rtol=tolerance)
     wide = "float64" if floatx == "float64" else "float32"
-    assert keras.backend.standardize_dtype(layer.record.latest.dtype) == wide
+    for kind, layer in layers.items():
+        norms = layer.statistics().norms
+        np.testing.assert_allclose(norms, expected[kind], rtol=tolerance, err_msg=kind)
+        assert keras.backend.standardize_dtype(layer.record.latest.dtype) == wide
 
 
 @pytest.mark.parametrize(("floatx", "policy"), DTYPES)

@@ -52,15 +52,17 @@ SCHEDULES = {
         lambda step: 0.5 + 0.5 * min(max(step - 7, 0), 8) / 8,
     ),
 }
-# The schedules of the two terms of an example; `None` for the weights that the example has. In
-# add_loss the terms belong to layers, in the others to outputs.
+# Pairs of schedules for the two terms of an example; `None` for the weights that the example has.
+PAIRS = (None, ("polynomial", "sigmoid"), ("cyclical", "sequential"))
+# Example, schedules, floatx and optimizer. In add_loss the terms belong to layers, in the others to
+# outputs.
 CASES = [
-    ("weighted_sum", None),
-    *(
-        (example, schedules)
-        for example in ("explicit_weights", "add_loss")
-        for schedules in (None, ("polynomial", "sigmoid"), ("cyclical", "sequential"))
-    ),
+    ("weighted_sum", None, "float64", "adam"),
+    *(("explicit_weights", schedules, "float64", "adam") for schedules in PAIRS),
+    *(("add_loss", schedules, "float64", "adam") for schedules in PAIRS),
+    ("weighted_sum", None, "float32", "sgd"),
+    ("explicit_weights", PAIRS[1], "float32", "sgd"),
+    ("add_loss", PAIRS[2], "float32", "sgd"),
 ]
 
 
@@ -213,12 +215,11 @@ def gradient_step(model, optimizer, x, loss):
             optimizer.apply([variable.value.grad for variable in variables], variables)
 
 
-@pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
-@pytest.mark.parametrize("floatx", TOLERANCES, indirect=True)
 @pytest.mark.parametrize(
-    ("example", "schedules"),
+    ("example", "schedules", "floatx", "optimizer_name"),
     CASES,
     ids=lambda value: value if isinstance(value, str) else "-".join(value or ["constant"]),
+    indirect=["floatx"],
 )
 def test_fit_equals_loop(example, schedules, floatx, optimizer_name):
     fitted = fit(example, schedules, floatx, OPTIMIZERS[optimizer_name]())

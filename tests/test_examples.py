@@ -3,6 +3,7 @@
 import runpy
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -122,6 +123,8 @@ SCRIPTS = {
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_example(name, tmp_path, monkeypatch, capsys):
+    if name != "emoji" and keras.backend.backend() == "jax":
+        pytest.skip("what it uses of the package is trained on JAX by other tests")
     arguments, check = SCRIPTS[name]
     script = str(EXAMPLES / f"{name}.py")
     monkeypatch.chdir(tmp_path)

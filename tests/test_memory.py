@@ -1,6 +1,8 @@
-"""A model that was trained and deleted leaves nothing behind, whatever of the package it holds."""
+"""A model that was trained and deleted leaves nothing behind, whatever of the package it holds.
 
-import gc
+The models of the shared suite are looked at there, when they have been trained.
+"""
+
 import weakref
 
 import keras
@@ -8,8 +10,8 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from tests.subjects import BATCH, DATA, DIM, SUBJECTS
-from tests.test_training import MODES, compiled, fit_arguments
+from tests.subjects import BATCH, DATA, DIM
+from tests.test_training import assert_freed, references
 
 # One with state of its own, and one that reads gradients: the others compute something else only.
 WEIGHTINGS = ("famo", "grad_norm")
@@ -19,27 +21,7 @@ def trained(model, callbacks=(), **data):
     """Trains a model for a step, and returns weak references to it and to all that it holds."""
     callbacks = [kj.callbacks.JointLossCallback(), *callbacks]
     model.fit(**data, steps_per_epoch=1, verbose=0, callbacks=callbacks)
-    held = [model, *model.layers, *model.metrics, *model.variables, *model.metrics_variables]
-    inner = [layer for outer in model.layers for layer in getattr(outer, "layers", [])]
-    return [weakref.ref(value) for value in (*held, *inner, *callbacks)]
-
-
-def assert_freed(references):
-    keras.utils.clear_session()
-    gc.collect()
-    alive = [value for value in (reference() for reference in references) if value is not None]
-    assert [type(value).__name__ for value in alive] == []
-
-
-def of_subject(name):
-    subject = SUBJECTS[name]
-    model, targets = compiled(subject, MODES["plain"])
-    return trained(model, **fit_arguments(subject, MODES["plain"], model, targets))
-
-
-@pytest.mark.parametrize("name", SUBJECTS)
-def test_subject_is_freed(name):
-    assert_freed(of_subject(name))
+    return [*references(model), *(weakref.ref(callback) for callback in callbacks)]
 
 
 def of_balanced(weighting):

@@ -24,10 +24,10 @@ def make_model(term=False):
     losses = {"label": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
     outputs = {}
     if term:
-        a, b = kj.layers.ContrastiveTerm("InfoNCE", name="term")((a, b))
+        a, b = kj.layers.ContrastiveTerm("BarlowTwins", name="term")((a, b))
     else:
         outputs["pair"] = ops.stack([a, b], axis=1)
-        losses["pair"] = kj.losses.InfoNCE(0.1)
+        losses["pair"] = kj.losses.BarlowTwins()
     outputs["label"] = keras.layers.Dense(2)(a + b)
     model = keras.Model(inputs, outputs)
     model.compile(keras.optimizers.Adam(0.02), **kj.joint_loss(losses))
@@ -142,7 +142,7 @@ def _two_terms():
     inputs = keras.Input((5,))
     a = b = inputs
     for name in ("first", "second"):
-        a, b = kj.layers.ContrastiveTerm("InfoNCE", name=name)((a, b))
+        a, b = kj.layers.ContrastiveTerm("BarlowTwins", name=name)((a, b))
     return keras.Model(inputs, {"x": a + b, "y": keras.layers.Dense(2)(a)})
 
 
@@ -214,9 +214,9 @@ def test_measures_the_weights_of_the_moment_and_disturbs_nothing():
 def test_a_prediction_through_a_term_leaves_its_readings_alone():
     inputs = keras.Input((5,))
     a, b = keras.layers.Dense(3)(inputs), keras.layers.Dense(3)(inputs)
-    a, b = kj.layers.ContrastiveTerm("InfoNCE", name="term")((a, b))
+    a, b = kj.layers.ContrastiveTerm("BarlowTwins", name="term")((a, b))
     model = keras.Model(inputs, {"pair": ops.stack([a, b], axis=1)})
-    model.compile("sgd", **kj.joint_loss({"pair": kj.losses.InfoNCE()}))
+    model.compile("sgd", **kj.joint_loss({"pair": kj.losses.BarlowTwins()}))
     model.evaluate(X, {"pair": np.zeros(ITEMS)}, verbose=0)
     before = model.get_layer("term").weight.read()
     RetrievalEvaluation(X, embeddings="pair").evaluate(model)

@@ -36,7 +36,7 @@ def build(rule, weights=None, **compile_arguments):
     keras.utils.set_random_seed(1)
     inputs = keras.Input((6,))
     hidden = keras.layers.Dense(8, activation="tanh")(inputs)
-    a, b = kj.layers.ContrastiveTerm("InfoNCE", name="align")(
+    a, b = kj.layers.ContrastiveTerm("MeanSquaredError", name="align")(
         (keras.layers.Dense(4)(hidden), keras.layers.Dense(4)(hidden))
     )
     outputs = {
