@@ -2,9 +2,9 @@
 # here, anew whenever pyproject.toml has changed.
 
 # The Python that the environments are made with, how many processes test at the same time (each
-# takes up to 6 GiB), and what else to hand to pytest: make test ARGS="-k losses".
+# takes up to 3 GiB), and what else to hand to pytest: make test ARGS="-k losses".
 PYTHON ?= python3
-WORKERS ?= 2
+WORKERS ?= 3
 ARGS ?=
 
 TORCH := torch==2.13.0

@@ -3,6 +3,9 @@
 import keras
 from keras import ops
 
+#: Where a test of numbers takes its time to compile what PyTorch runs as it is.
+COMPILES = keras.backend.backend() != "torch"
+
 
 def dtypes() -> tuple[str, ...]:
     """Returns the dtypes in which the backend can compute; JAX has no float64 by default."""
@@ -30,6 +33,20 @@ def value_and_gradient(function, x):
         value.backward()
         gradient = x.grad
     return ops.convert_to_numpy(value), ops.convert_to_numpy(gradient)
+
+
+def compiled(function):
+    """Returns `function`, compiled once for each shape where the backend compiles."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, autograph=False)
+    if backend == "jax":
+        import jax
+
+        return jax.jit(function)
+    return function
 
 
 def compiled_value_and_gradient(function):

@@ -3,13 +3,12 @@
 import functools
 from typing import NamedTuple
 
-import keras
 import numpy as np
 from keras import ops
 
 import keras_jointloss as kj
 from tests import reference
-from tests.gradients import value_and_gradient
+from tests.gradients import COMPILES, value_and_gradient
 
 CLASSES = {
     "contrastive": kj.losses.Contrastive,
@@ -28,7 +27,6 @@ CLASSES = {
     "barlow_twins": kj.losses.BarlowTwins,
 }
 #: JAX compiles each loop anew, and each operation for each shape: there is time for less.
-IS_JAX = keras.backend.backend() == "jax"
 PAIR_LABELS = {"contrastive", "cosine_embedding", "margin_contrastive"}
 CLASS_LABELS = {"triplet", "sup_con", "n_pairs", "multi_similarity", "circle"}
 TILED = {"info_nce", "siglip", "nt_xent", "sup_con", "decoupled_contrastive", "n_pairs"}
@@ -77,14 +75,14 @@ class Case(NamedTuple):
         """Some sizes of tiles; those of a loss with arguments are fewer."""
         if self.name not in TILED or self.arguments.get("similarity") == "euclidean":
             return (None,)
-        if IS_JAX:
+        if COMPILES:
             return (None,) if self.arguments else (None, 4)
         return (None, 4) if self.arguments else (None, 4, 2, 3, 100)
 
     @property
     def few_tile_sizes(self):
         """Those that do where the arguments, or the degenerate batch, are the point."""
-        return self.tile_sizes[: 1 if self.arguments or IS_JAX else 2]
+        return self.tile_sizes[: 1 if self.arguments or COMPILES else 2]
 
     @property
     def is_cosine(self):

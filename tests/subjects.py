@@ -68,7 +68,11 @@ def _pairs():
     inputs = keras.Input((6,), name="features")
     a, b = _trunk(inputs)
     a, b = kj.layers.ContrastiveTerm(
-        "InfoNCE", weight=PolynomialDecay(0.0, 10, 1.0), learn_temperature=True, name="align"
+        "InfoNCE",
+        weight=PolynomialDecay(0.0, 10, 1.0),
+        learn_temperature=True,
+        memory_size=12,
+        name="align",
     )((a, b))
     outputs = {
         "pair": _float32(ops.stack([a, b], axis=1), "pair"),
@@ -76,7 +80,7 @@ def _pairs():
     }
     joint = kj.joint_loss(
         {
-            "pair": kj.losses.InfoNCE(temperature=0.2),
+            "pair": kj.losses.BarlowTwins(),
             "label": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         },
         weights={"pair": kj.schedules.Cyclical(0.0, 1.0, cycle_steps=5)},

@@ -169,7 +169,7 @@ def test_not_finite_is_not_hidden(aggregator):
         assert not np.any(np.isfinite(combine(aggregator, jacobian))), value
 
 
-@pytest.mark.backend("tensorflow", "torch")
+@pytest.mark.backend("torch")
 @all_aggregators
 def test_single_precision_is_near_double_precision(aggregator):
     kinds = [well_conditioned, similar]

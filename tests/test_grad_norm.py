@@ -34,12 +34,11 @@ class Gradients:
         return np.array(self.terms.now())
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.5])
-@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
+@pytest.mark.parametrize(("alpha", "scale"), [(0.0, 1.0), (1.5, 1e-6), (1.5, 1e6)])
 def test_weights_follow_the_formula(alpha, scale):
     gradients = Gradients(kj.weighting.GradNorm(alpha=alpha))
     expected, weights = reference.GradNorm(3, alpha), np.ones(3)
-    for losses in recorded_losses(100):
+    for losses in recorded_losses(50):
         expected.move(losses, LENGTHS)
         weights = gradients.step(losses, scale * weights * LENGTHS)
         np.testing.assert_allclose(weights, expected.weights, rtol=1e-4)
@@ -47,9 +46,9 @@ def test_weights_follow_the_formula(alpha, scale):
 
 
 def test_equal_gradients_are_what_it_comes_to():
-    gradients = Gradients(kj.weighting.GradNorm(alpha=0.0, learning_rate=0.1))
+    gradients = Gradients(kj.weighting.GradNorm(alpha=0.0, learning_rate=0.2))
     weights = np.ones(3)
-    for _ in range(300):
+    for _ in range(150):
         weights = gradients.step(np.ones(3), weights * LENGTHS)
     np.testing.assert_allclose(weights * LENGTHS / np.mean(weights * LENGTHS), 1, rtol=0.25)
 

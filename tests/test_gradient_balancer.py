@@ -276,24 +276,6 @@ def test_fit_equals_a_loop_by_hand(rule):
 
 
 @pytest.mark.parametrize(
-    ("mode", "lacking"),
-    [
-        ({"jit_compile": True}, ("jax", "torch")),
-        ({"steps_per_execution": 5}, ("torch",)),
-        ({"run_eagerly": True}, ("torch",)),
-    ],
-)
-def test_fit_does_not_depend_on_the_way_of_training(mode, lacking):
-    if BACKEND in lacking:
-        pytest.skip("lacks it")
-    plain, other = build("pcgrad"), build("pcgrad", **mode)
-    fit(plain)
-    fit(other)
-    for name, value in weights_of(other).items():
-        np.testing.assert_allclose(value, weights_of(plain)[name], rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize(
     "options",
     [
         {"use_ema": True, "weight_decay": 0.01},
@@ -352,20 +334,6 @@ def test_heads_get_their_own_gradients():
     for name, value in balanced.items():
         is_same = np.allclose(value, plain[name], rtol=1e-5, atol=1e-7)
         assert is_same == name.startswith("head")
-
-
-def test_model_survives_save_load_and_clone(tmp_path):
-    model = build("cagrad")
-    fit(model)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert loaded.get_layer("balancer").get_config() == model.get_layer("balancer").get_config()
-    fit(model, 1)
-    fit(loaded, 1)
-    for name, value in weights_of(loaded).items():
-        np.testing.assert_allclose(value, weights_of(model)[name], rtol=1e-5, atol=1e-7)
-    clone = keras.models.clone_model(model)
-    assert type(clone.get_layer("balancer").aggregator) is kj.aggregators.CAGrad
 
 
 @pytest.mark.backend("tensorflow")
@@ -444,8 +412,7 @@ def test_direct_call_leaves_no_call_context():
     assert len(dense.losses) == 1
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.5])
-def test_model_called_twice_in_a_step_is_recorded_once(ema):
+def test_model_called_twice_in_a_step_is_recorded_once():
     class Twice(keras.Model):
         def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
             loss = super().compute_loss(x, y, y_pred, sample_weight, training)
@@ -453,7 +420,7 @@ def test_model_called_twice_in_a_step_is_recorded_once(ema):
             return (loss + again) / 2
 
     def trained(model_class):
-        model = build(kj.aggregators.CAGrad(ema=ema))
+        model = build(kj.aggregators.CAGrad(ema=0.5))
         model = model_class(model.inputs, model.output)
         model.compile(keras.optimizers.SGD(0.02), loss=dict.fromkeys("ab", "mean_squared_error"))
         fit(model, 1)

@@ -46,12 +46,9 @@ def train(model, epochs=1, **arguments):
     )
 
 
-@pytest.mark.parametrize("mode", [{}, {"jit_compile": True}, {"steps_per_execution": 5}])
-def test_statistics_are_means_over_the_epoch(mode):
-    if (mode and BACKEND == "torch") or ("jit_compile" in mode and BACKEND == "jax"):
-        pytest.skip("lacks it")
+def test_statistics_are_means_over_the_epoch():
     weights = {"a": 1.0, "b": 3.0}
-    model = build(None, weights, **mode)
+    model = build(None, weights)
     _, gradients = by_hand(model, kj.aggregators.Sum(), weights, 2 * STEPS)
     history = train(model, 2).history
     assert_statistics(model.get_layer("balancer").statistics(), gradients[STEPS:])
@@ -175,13 +172,10 @@ def length(y_true, y_pred):
     return ops.sqrt(ops.sum(ops.square(y_true * y_pred), axis=-1))
 
 
-@pytest.mark.parametrize("mode", [{}, {"jit_compile": True}])
-def test_terms_are_named_whose_gradients_are_the_first_that_are_not_finite(mode):
-    if mode and BACKEND in ("jax", "torch"):
-        pytest.skip("lacks it")
+def test_terms_are_named_whose_gradients_are_the_first_that_are_not_finite():
     model = build("mgda")
     losses = {"a": length, "b": "mean_squared_error"}
-    model.compile("sgd", **kj.joint_loss(losses), **mode)
+    model.compile("sgd", **kj.joint_loss(losses))
     y = {**Y, "a": Y["a"].copy()}
     y["a"][16:24] = 0  # In the third step.
     callback = kj.callbacks.JointLossCallback()

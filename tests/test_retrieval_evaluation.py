@@ -230,7 +230,7 @@ def test_every_second_epoch():
 
 def test_early_stopping_and_checkpoints_monitor_it(tmp_path):
     key = "pair_recall_at_1"
-    stops = keras.callbacks.EarlyStopping(key, mode="min", patience=0, baseline=-1.0)
+    stops = keras.callbacks.EarlyStopping(key, mode="max", patience=0, min_delta=2.0)
     saves = keras.callbacks.ModelCheckpoint(
         tmp_path / "best.keras", monitor=key, mode="max", save_best_only=True
     )

@@ -100,17 +100,6 @@ def test_statistics_are_of_the_parameters():
     np.testing.assert_allclose(statistics.norms, np.linalg.norm(of_terms, axis=1), rtol=1e-4)
 
 
-def test_model_survives_save_load_and_clone(tmp_path):
-    model = build("cagrad", stateful_trunk())
-    fit(model, 1)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    for term, value in model.predict(X, verbose=0).items():
-        np.testing.assert_array_equal(loaded.predict(X, verbose=0)[term], value)
-    assert type(loaded.get_layer("shared").aggregator) is kj.aggregators.CAGrad
-    keras.models.clone_model(model)
-
-
 def test_trunk_that_is_not_trained_stays():
     model = build("mgda")
     model.get_layer("shared").trunk.trainable = False

@@ -8,9 +8,8 @@ from keras import ops
 import keras_jointloss as kj
 from keras_jointloss import _math
 from tests import reference
-from tests.gradients import dtypes, value_and_gradient
+from tests.gradients import COMPILES, compiled, dtypes, value_and_gradient
 from tests.loss_cases import (
-    IS_JAX,
     TILED,
     Case,
     assert_close,
@@ -71,7 +70,7 @@ COLD = [
 def test_low_temperature(case):
     labels = labels_of(case) if case.labels else None
     assert_equals_reference(
-        case, views_of(case), labels, tile_sizes=(None,) if IS_JAX else (None, 4)
+        case, views_of(case), labels, tile_sizes=(None,) if COMPILES else (None, 4)
     )
 
 
@@ -168,7 +167,7 @@ def test_loss_is_never_below_zero(name, tile_size):
     # The positive and the sum that contains it come from one product: rounding cannot part them.
     for make, seeds in [(_one_item, 20), (_solved, 2)]:
         case = Case(name, {} if name == "n_pairs" else {"temperature": 0.01})
-        function = case.with_tile_size(tile_size)
+        function = compiled(case.with_tile_size(tile_size))
         labels = ops.arange(len(make(0)))
         for seed in range(seeds):
             values = ops.convert_to_numpy(function(tensor(make(seed).astype("float32")), labels))
@@ -218,15 +217,20 @@ DTYPES = [
     ("float16", "float16"),
     ("float32", "float64"),
     ("float64", "float32"),
-][: 2 if IS_JAX else 4]  # JAX has no float64 by default.
+][: 2 if keras.backend.backend() == "jax" else 4]  # JAX has no float64 by default.
 
 
 @pytest.mark.parametrize(("floatx", "policy"), DTYPES)
 def test_losses_and_metrics_train_with_any_floatx_and_policy(floatx, policy):
     keras.config.set_floatx(floatx)
     keras.config.set_dtype_policy(policy)
+    losses = {
+        "dense": kj.losses.SupCon(),
+        "tiled": kj.losses.InfoNCE(tile_size=4),
+        "mined": kj.losses.Triplet(),
+    }
     inputs = keras.Input((2, 4))
-    model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
+    model = keras.Model(inputs, {name: keras.layers.Dense(3, name=name)(inputs) for name in losses})
     views = np.random.default_rng(0).normal(size=(16, 2, 4))
     labels = np.arange(16) % 5
     metrics = [
@@ -234,7 +238,7 @@ def test_losses_and_metrics_train_with_any_floatx_and_policy(floatx, policy):
         kj.metrics.MeanAveragePrecisionAtR(),
         kj.metrics.Uniformity(),
     ]
-    for loss in (kj.losses.SupCon(), kj.losses.InfoNCE(tile_size=4), kj.losses.Triplet()):
-        model.compile("sgd", loss, metrics=metrics)
-        logs = model.fit(views, labels, batch_size=8, verbose=0).history
-        assert all(np.isfinite(float(value)) for (value,) in logs.values())
+    model.compile("sgd", losses, metrics={"dense": metrics})
+    logs = model.fit(views, dict.fromkeys(losses, labels), batch_size=8, verbose=0).history
+    assert len(logs) == 1 + len(losses) + len(metrics)
+    assert all(np.isfinite(float(value)) for (value,) in logs.values())

@@ -21,8 +21,9 @@ BACKEND = keras.backend.backend()
 
 # The others differ from these in the model around the terms, or in the values of the losses.
 ESSENTIAL = ("outputs", "pairs", "layers", "adapted", "balanced", "shared")
-# All but one of the two with all contrastive losses, which take long to compile.
-MOST = tuple(name for name in SUBJECTS if name != "family_outputs")
+# All contrastive losses: they take long to compile.
+FAMILY = ("family_outputs", "family_layers")
+MOST = tuple(name for name in SUBJECTS if name not in FAMILY)
 
 
 class Mode(NamedTuple):
@@ -55,7 +56,7 @@ class Mode(NamedTuple):
 
 
 MODES = {
-    "plain": Mode(lives_on=tuple(SUBJECTS)),
+    "plain": Mode(lives_on=(*MOST, "family_layers")),
     # Inputs and targets of each structure.
     "tf_data": Mode(
         data="tf_data", subjects=("outputs", "layers", "list_outputs", "subclassed", "adapted")
@@ -83,13 +84,13 @@ MODES = {
         policy="mixed_float16",
         same_as_plain=False,
         subjects=MOST,
-        lives_on=("pairs", "adapted", "balanced", "shared"),
+        lives_on=("pairs", "balanced"),
     ),
     "mirrored": Mode(
         mirrored=True,
         lacking=("jax", "torch"),
-        subjects=(*ESSENTIAL, "family_layers"),
-        lives_on=("layers", "adapted"),
+        subjects=ESSENTIAL,
+        lives_on=("layers",),
     ),
 }
 
@@ -203,7 +204,7 @@ def cases():
     for name in SUBJECTS:
         for mode_name, mode in MODES.items():
             if name in mode.subjects and BACKEND not in mode.lacking:
-                is_quick = mode_name == "plain" and not name.startswith("family")
+                is_quick = mode_name == "plain" and name not in FAMILY
                 marks = () if is_quick else pytest.mark.slow
                 yield pytest.param(name, mode_name, id=f"{name}-{mode_name}", marks=marks)
 

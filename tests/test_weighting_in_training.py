@@ -222,29 +222,6 @@ def test_uncertainty_finds_the_noise():
         assert history[f"{name}_noise"][-1] == pytest.approx(rmse, rel=0.1)
 
 
-@functools.cache
-def plain_history(name):
-    return fit(build(name))
-
-
-MODES = {
-    "jit_compile": ({"jit_compile": True}, ("jax", "torch")),
-    "steps_per_execution": ({"steps_per_execution": 8}, ("torch",)),
-    "run_eagerly": ({"run_eagerly": True}, ("torch",)),
-}
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_trajectory_does_not_depend_on_the_way_of_training(mode):
-    arguments, lacking = MODES[mode]
-    if BACKEND in lacking:
-        pytest.skip("lacks it")
-    expected, history = plain_history("famo"), fit(build("famo", **arguments))
-    assert set(history) == set(expected)
-    for key, values in expected.items():
-        np.testing.assert_allclose(history[key], values, rtol=2e-5, atol=1e-6, err_msg=key)
-
-
 @pytest.mark.parametrize("mode", ["mixed_float16", "gradient_accumulation"])
 def test_rule_sees_the_losses_of_the_step(mode):
     keras.config.set_dtype_policy("mixed_float16" if mode == "mixed_float16" else "float32")
@@ -264,11 +241,10 @@ def test_rule_sees_the_losses_of_the_step(mode):
 
 @pytest.mark.backend("tensorflow")
 @pytest.mark.slow
-def test_replicas_hold_the_weights_of_one_device():
+def test_replicas_hold_the_same_state():
     from tests.test_training import two_replicas
 
-    def build_two():
-        keras.utils.set_random_seed(1)
+    with two_replicas().scope():
         inputs = keras.Input((6,))
         outputs = {"rating": keras.layers.Dense(1)(inputs), "label": keras.layers.Dense(2)(inputs)}
         losses = {
@@ -278,13 +254,7 @@ def test_replicas_hold_the_weights_of_one_device():
         model = keras.Model(inputs, outputs)
         joint = kj.joint_loss(losses, weighting=kj.weighting.FAMO())
         model.compile(keras.optimizers.SGD(0.01), **joint)
-        return model
-
-    one = trajectories(build_two(), epochs=2)
-    with two_replicas().scope():
-        model = build_two()
-    two = trajectories(model, epochs=2)
-    np.testing.assert_allclose(two, one, rtol=2e-5)
+    fit(model, epochs=1)
     state = model.loss["rating"].weight.weighting._state
     copies = [np.array(x) for x in state.value.values]
     np.testing.assert_array_equal(copies[0], copies[1])
