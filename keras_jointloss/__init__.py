@@ -15,7 +15,7 @@ _SUBMODULES = (
     "tensorboard",
     "weighting",
 )
-_ATTRIBUTES = {"joint_loss": "joint", "LossWeight": "loss_weight"}
+_ATTRIBUTES = {"joint_loss": "joint", "LossWeight": "terms.output_weight"}
 
 __all__ = ["LossWeight", "__version__", "custom_objects", "joint_loss", *_SUBMODULES]
 
@@ -56,7 +56,7 @@ def custom_objects() -> dict:
 
 def _register():
     """Imports all that Keras must know to load a model."""
-    for name in (*_SUBMODULES, "joint"):
+    for name in (*_SUBMODULES, "find_terms"):
         importlib.import_module(f"{__name__}.{name}")
 
 

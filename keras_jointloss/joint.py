@@ -1,142 +1,19 @@
 """Several loss terms as the arguments of `model.compile`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
-from keras import ops
 
-from keras_jointloss import _keras
-from keras_jointloss._masks import valid_items
-from keras_jointloss.distribution import replica_count, variable_scope
-from keras_jointloss.layers import ContrastiveTerm
-from keras_jointloss.layers._gradient_combination import GradientCombination
-from keras_jointloss.loss_weight import (
-    AppliedWeight,
-    LossWeight,
-    TermWeight,
-    Weight,
-    deserialize_term_weight,
-)
-from keras_jointloss.weighting import Weighting
+from keras_jointloss.terms.applied_weight import AppliedWeight
+from keras_jointloss.terms.given_weight import Weight
+from keras_jointloss.terms.loss import TermLoss
+from keras_jointloss.terms.loss_part import LossPart
+from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.weighting import get as get_weighting
 
-# Keras chooses the loss for these names by the shapes it meets in the first step.
-_CROSSENTROPY = ("crossentropy", "ce")
 #: The name of the term where the model has one output and the loss is no dict.
 ONLY_TERM = "output"
-
-
-@keras.saving.register_keras_serializable(package="keras_jointloss")
-class TermLoss(keras.losses.Loss):
-    """A term's loss, which also records its value in the term's `LossWeight`.
-
-    Value, gradient, reduction, mask and sample weights are those of `loss`.
-
-    Args:
-        loss: What Keras takes as the loss of an output: a name, a function or a
-            `keras.losses.Loss`.
-        weight: The `LossWeight` of the term.
-        name: The name of the term.
-    """
-
-    def __init__(self, loss: Any, weight: LossWeight, name: str | None = None):
-        # Keras opens a name scope with the name of a loss, which may hold no slash.
-        super().__init__(name=name and name.replace("/", "_"))
-        self.term = name
-        self.loss = loss
-        self.weight = weight
-        self._resolved = None if loss in _CROSSENTROPY else keras.losses.get(loss)
-
-    def __call__(self, y_true, y_pred, sample_weight=None):
-        if isinstance(self._resolved, keras.losses.Loss):
-            value = self._resolved(y_true, y_pred, sample_weight)
-        else:
-            value = super().__call__(y_true, y_pred, sample_weight)
-        batch_size = ops.shape(keras.tree.flatten(y_pred)[0])[0]
-        # Under `tf.distribute` Keras divides a replica's loss by the number of replicas.
-        mean = ops.mean(value) if len(value.shape) else value
-        replicas = replica_count()
-        counts = None
-        if sample_weight is not None and self.weight.observer is not None:
-            counts = ops.any(ops.not_equal(ops.convert_to_tensor(sample_weight), 0))
-        self.weight.record(mean * replicas if replicas > 1 else mean, batch_size, counts)
-        return value
-
-    def call(self, y_true, y_pred):
-        """Computes the loss that was given as a function."""
-        function = self._resolved or _crossentropy_for(y_true, y_pred)
-        pairs = keras.tree.map_structure(_match_ranks, y_true, y_pred)
-        y_true = keras.tree.map_structure_up_to(y_true, lambda pair: pair[0], pairs)
-        y_pred = keras.tree.map_structure_up_to(y_pred, lambda pair: pair[1], pairs)
-        return function(y_true, y_pred)
-
-    def get_config(self) -> dict:
-        # The objects themselves: then Keras saves a weight that stands in several places once.
-        return {"loss": self.loss, "weight": self.weight, "name": self.term}
-
-    @classmethod
-    def from_config(cls, config: dict) -> "TermLoss":
-        loss = config["loss"]
-        if isinstance(loss, dict):
-            # Not `keras.losses.deserialize`, which knows no lambda.
-            loss = keras.saving.deserialize_keras_object(loss)
-        weight = deserialize_term_weight(config["weight"])
-        return cls(**{**config, "loss": loss, "weight": weight})
-
-
-def _match_ranks(y_true, y_pred):
-    """Gives targets and predictions the same rank where one has a last axis of size 1 more."""
-    true_rank, pred_rank = len(y_true.shape), len(y_pred.shape)
-    if true_rank == pred_rank + 1 and y_true.shape[-1] == 1:
-        if pred_rank == 1:
-            return y_true, ops.expand_dims(y_pred, -1)
-        return ops.squeeze(y_true, -1), y_pred
-    if pred_rank == true_rank + 1 and y_pred.shape[-1] == 1:
-        if true_rank == 1:
-            return ops.expand_dims(y_true, -1), y_pred
-        return y_true, ops.squeeze(y_pred, -1)
-    return y_true, y_pred
-
-
-def _crossentropy_for(y_true, y_pred) -> Callable:
-    """Chooses the cross-entropy by shapes, as Keras does for the loss `"crossentropy"`."""
-    if y_pred.shape[-1] == 1:
-        return keras.losses.binary_crossentropy
-    if len(y_true.shape) < len(y_pred.shape) or y_true.shape[-1] == 1:
-        return keras.losses.sparse_categorical_crossentropy
-    return keras.losses.categorical_crossentropy
-
-
-@keras.saving.register_keras_serializable(package="keras_jointloss")
-class LossPart(keras.metrics.Mean):
-    """The mean of a part of a loss, as of `keras_jointloss.losses.VICReg`, before it is weighed.
-
-    Args:
-        loss: A `keras_jointloss.losses.ViewsLoss`.
-        part: One of its `part_names`.
-        name: Name of the metric, by default that of the part.
-        dtype: As in `keras.metrics.Metric`.
-    """
-
-    def __init__(self, loss: Any, part: str, name: str | None = None, dtype=None):
-        super().__init__(name=name or part, dtype=dtype)
-        self.loss = loss
-        self.part = part
-
-    def update_state(self, y_true, y_pred, sample_weight=None) -> None:
-        """Adds the items of a batch."""
-        valid = valid_items(y_pred, sample_weight)
-        super().update_state(self.loss.parts(y_pred, None, valid)[self.part], sample_weight)
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "loss": self.loss, "part": self.part}
-
-    @classmethod
-    def from_config(cls, config: dict) -> "LossPart":
-        loss = config["loss"]
-        loss = keras.losses.deserialize(loss) if isinstance(loss, dict) else loss
-        return cls(**{**config, "loss": loss})
 
 
 def joint_loss(
@@ -334,81 +211,3 @@ def _as_list(metrics: Any) -> list:
     if metrics is None:
         return []
     return list(metrics) if isinstance(metrics, list | tuple) else [metrics]
-
-
-def find_terms(model: keras.Model) -> dict[str, TermWeight]:
-    """Returns the weight of each term of a compiled model by the term's name.
-
-    Output terms come first, in the order of the losses, then layer terms, in the order of the
-    layers, those of nested models included.
-
-    Args:
-        model: A compiled model.
-
-    Raises:
-        ValueError: If two terms have the same name.
-    """
-    losses = model.loss if isinstance(model.loss, Mapping) else {ONLY_TERM: model.loss}
-    terms: dict[str, TermWeight] = {
-        name: loss.weight for name, loss in losses.items() if isinstance(loss, TermLoss)
-    }
-    # The layers of layers are reachable only so: `model.layers` ends at a nested model.
-    for layer in _keras.flatten_layers(model, include_self=False):
-        if isinstance(layer, ContrastiveTerm):
-            if terms.get(layer.name, layer.weight) is not layer.weight:
-                raise ValueError(
-                    f"Expected terms with different names. Received: two terms named {layer.name!r}"
-                )
-            terms[layer.name] = layer.weight
-    return terms
-
-
-def find_gradient_layers(model: keras.Model) -> list[GradientCombination]:
-    """Returns the layers of a model that combine gradients and tell of them."""
-    layers = _keras.flatten_layers(model, include_self=False)
-    return [x for x in layers if isinstance(x, GradientCombination) and x.telemetry]
-
-
-def find_weighting(terms: Mapping[str, TermWeight]) -> Weighting | None:
-    """Returns the weighting that a model was compiled with, if any.
-
-    Args:
-        terms: As `find_terms` returns them.
-    """
-    rules = [term.weighting for term in terms.values() if isinstance(term, LossWeight)]
-    return next((rule for rule in rules if rule is not None), None)
-
-
-def bind_weighting(model: keras.Model, terms: Mapping[str, TermWeight]) -> Weighting | None:
-    """Binds the weighting of a compiled model, if it has one, to the terms of the model.
-
-    Args:
-        model: A compiled model.
-        terms: As `find_terms` returns them.
-
-    Returns:
-        The weighting.
-
-    Raises:
-        ValueError: If the weighting is bound to other terms already, or needs gradients that no
-            layer reports.
-    """
-    rule = find_weighting(terms)
-    if rule is None:
-        # The model may have had one when it was compiled before.
-        for term in terms.values():
-            term.release()
-        return None
-    names = getattr(model, "output_names", None) or []
-    if len(set(names)) < len(names):
-        raise ValueError(
-            "Expected a model whose outputs have different names, since its terms have a "
-            f"weighting. Received: a model with outputs {names}"
-        )
-    with variable_scope(model):
-        is_new = rule.bind(terms)
-    rule.bind_gradients(find_gradient_layers(model))
-    if is_new:
-        # What has been compiled without the rule would not run it.
-        model.train_function = model.test_function = None
-    return rule

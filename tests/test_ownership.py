@@ -6,7 +6,8 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from keras_jointloss.joint import TermLoss, find_terms
+from keras_jointloss.find_terms import find_terms
+from keras_jointloss.terms.loss import TermLoss
 from tests.small_models import LOSSES, X, Y, build, compiled, fit, ramp, with_layer_term
 
 BACKEND = keras.backend.backend()

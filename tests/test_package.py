@@ -33,10 +33,10 @@ LEVELS = (
         "distribution",
         "tensorboard",
     },
-    {"_labels", "aggregators", "loss_weight", "schedules"},
+    {"_labels", "aggregators", "schedules", "terms"},
     {"losses", "metrics", "weighting"},
-    {"clock", "layers"},
-    {"joint"},
+    {"joint", "layers"},
+    {"find_terms"},
     {"callbacks"},
 )
 LEVEL = {family: level for level, families in enumerate(LEVELS) for family in families}

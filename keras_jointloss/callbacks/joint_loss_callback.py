@@ -8,12 +8,19 @@ from typing import Any
 import keras
 
 from keras_jointloss._loops import enclosing_callbacks, running_loop
-from keras_jointloss.clock import Clock, accumulated_steps, optimizer_step
-from keras_jointloss.joint import bind_weighting, find_gradient_layers, find_terms, find_weighting
+from keras_jointloss.find_terms import (
+    bind_weighting,
+    find_gradient_layers,
+    find_terms,
+    find_weighting,
+)
 from keras_jointloss.layers._gradient_combination import GradientCombination
 from keras_jointloss.layers._gradient_record import GradientStatistics
-from keras_jointloss.loss_weight import LayerWeight, LossWeight, TermWeight
 from keras_jointloss.tensorboard import SummaryWriter, heat_map
+from keras_jointloss.terms.clock import Clock, accumulated_steps, optimizer_step
+from keras_jointloss.terms.layer_weight import LayerWeight
+from keras_jointloss.terms.output_weight import LossWeight
+from keras_jointloss.terms.weight import TermWeight
 from keras_jointloss.weighting import Weighting
 
 Readings = dict[str, dict[str, float]]

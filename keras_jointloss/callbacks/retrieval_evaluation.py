@@ -8,10 +8,10 @@ import keras
 import numpy as np
 
 from keras_jointloss._validation import validate_count
-from keras_jointloss.clock import optimizer_step
 from keras_jointloss.layers import ContrastiveTerm
 from keras_jointloss.tensorboard import SummaryWriter, write_projector
 from keras_jointloss.tensorboard.projector import validate_thumbnails
+from keras_jointloss.terms.clock import optimizer_step
 
 
 class RetrievalEvaluation(keras.callbacks.Callback):

@@ -16,8 +16,9 @@ from keras_jointloss._math import divide_or_0, float_dtype
 from keras_jointloss._state import as_state
 from keras_jointloss._validation import validate_bool, validate_count
 from keras_jointloss.layers._memory import EmbeddingMemory
-from keras_jointloss.loss_weight import LayerWeight, Weight, deserialize_weight
 from keras_jointloss.metrics import ViewsMetric
+from keras_jointloss.terms.given_weight import Weight, deserialize_weight
+from keras_jointloss.terms.layer_weight import LayerWeight
 
 
 class _Readout(keras.metrics.Metric):

@@ -20,7 +20,8 @@ from keras_jointloss._validation import (
     validate_share,
 )
 from keras_jointloss.distribution import replica_count, sum_over_replicas
-from keras_jointloss.loss_weight import LossWeight, TermWeight
+from keras_jointloss.terms.output_weight import LossWeight
+from keras_jointloss.terms.weight import TermWeight
 
 #: What the base keeps of each term: the adapted weight, the latest loss, whether there was any, in
 #: how many steps it could not be used, and whether it was among the first that could not.
@@ -127,7 +128,7 @@ class Weighting(keras.metrics.Metric):
         # Each replica of `tf.distribute` traces in a thread of its own.
         self._recorded = threading.local()
         self._is_on = False
-        #: The `keras_jointloss.clock.Clock` of the model that the rule belongs to, if any.
+        #: The `keras_jointloss.terms.clock.Clock` of the model that the rule belongs to, if any.
         self.clock: Any = None
 
     # What a subclass writes.

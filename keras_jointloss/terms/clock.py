@@ -8,8 +8,8 @@ import keras
 from keras import ops
 
 from keras_jointloss._loops import running_loop
-from keras_jointloss.loss_weight import LossWeight, TermWeight
-from keras_jointloss.weighting import Weighting
+from keras_jointloss.terms.output_weight import LossWeight
+from keras_jointloss.terms.weight import TermWeight
 
 _clocks: "weakref.WeakKeyDictionary[keras.Model, Clock]" = weakref.WeakKeyDictionary()
 
@@ -46,7 +46,7 @@ class Clock:
         self._get_model = weakref.ref(model)
         self._get_optimizer: Any = None
         self._terms: dict[str, TermWeight] = {}
-        self._weighting: Weighting | None = None
+        self._weighting: Any = None
         #: Whether the steps that the terms have counted are those of this model and optimizer.
         self._counts_are_known = True
         self._get_driver: Any = lambda: None
@@ -60,12 +60,12 @@ class Clock:
             _clocks[model] = Clock(model)
         return _clocks[model]
 
-    def attach(self, terms: Mapping[str, TermWeight], weighting: Weighting | None) -> None:
+    def attach(self, terms: Mapping[str, TermWeight], weighting: Any) -> None:
         """Makes the clock that of the terms of the model, as it is compiled now.
 
         Args:
-            terms: As `keras_jointloss.joint.find_terms` returns them.
-            weighting: That of the model, or `None`.
+            terms: As `keras_jointloss.find_terms.find_terms` returns them.
+            weighting: The `Weighting` of the model, or `None`.
 
         Raises:
             ValueError: If a term or the weighting belongs to another model.

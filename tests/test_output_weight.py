@@ -7,7 +7,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule, PolynomialDecay
 
 import keras_jointloss as kj
-from keras_jointloss.loss_weight import AppliedWeight
+from keras_jointloss.terms.applied_weight import AppliedWeight
 
 
 def test_constant_weight_can_be_read_and_assigned():

@@ -1,0 +1,93 @@
+"""The terms of a compiled model, its weighting, and its layers that combine gradients."""
+
+from collections.abc import Mapping
+
+import keras
+
+from keras_jointloss import _keras
+from keras_jointloss.distribution import variable_scope
+from keras_jointloss.joint import ONLY_TERM
+from keras_jointloss.layers import ContrastiveTerm
+from keras_jointloss.layers._gradient_combination import GradientCombination
+from keras_jointloss.terms.loss import TermLoss
+from keras_jointloss.terms.output_weight import LossWeight
+from keras_jointloss.terms.weight import TermWeight
+from keras_jointloss.weighting import Weighting
+
+
+def find_terms(model: keras.Model) -> dict[str, TermWeight]:
+    """Returns the weight of each term of a compiled model by the term's name.
+
+    Output terms come first, in the order of the losses, then layer terms, in the order of the
+    layers, those of nested models included.
+
+    Args:
+        model: A compiled model.
+
+    Raises:
+        ValueError: If two terms have the same name.
+    """
+    losses = model.loss if isinstance(model.loss, Mapping) else {ONLY_TERM: model.loss}
+    terms: dict[str, TermWeight] = {
+        name: loss.weight for name, loss in losses.items() if isinstance(loss, TermLoss)
+    }
+    # The layers of layers are reachable only so: `model.layers` ends at a nested model.
+    for layer in _keras.flatten_layers(model, include_self=False):
+        if isinstance(layer, ContrastiveTerm):
+            if terms.get(layer.name, layer.weight) is not layer.weight:
+                raise ValueError(
+                    f"Expected terms with different names. Received: two terms named {layer.name!r}"
+                )
+            terms[layer.name] = layer.weight
+    return terms
+
+
+def find_gradient_layers(model: keras.Model) -> list[GradientCombination]:
+    """Returns the layers of a model that combine gradients and tell of them."""
+    layers = _keras.flatten_layers(model, include_self=False)
+    return [x for x in layers if isinstance(x, GradientCombination) and x.telemetry]
+
+
+def find_weighting(terms: Mapping[str, TermWeight]) -> Weighting | None:
+    """Returns the weighting that a model was compiled with, if any.
+
+    Args:
+        terms: As `find_terms` returns them.
+    """
+    rules = [term.weighting for term in terms.values() if isinstance(term, LossWeight)]
+    return next((rule for rule in rules if rule is not None), None)
+
+
+def bind_weighting(model: keras.Model, terms: Mapping[str, TermWeight]) -> Weighting | None:
+    """Binds the weighting of a compiled model, if it has one, to the terms of the model.
+
+    Args:
+        model: A compiled model.
+        terms: As `find_terms` returns them.
+
+    Returns:
+        The weighting.
+
+    Raises:
+        ValueError: If the weighting is bound to other terms already, or needs gradients that no
+            layer reports.
+    """
+    rule = find_weighting(terms)
+    if rule is None:
+        # The model may have had one when it was compiled before.
+        for term in terms.values():
+            term.release()
+        return None
+    names = getattr(model, "output_names", None) or []
+    if len(set(names)) < len(names):
+        raise ValueError(
+            "Expected a model whose outputs have different names, since its terms have a "
+            f"weighting. Received: a model with outputs {names}"
+        )
+    with variable_scope(model):
+        is_new = rule.bind(terms)
+    rule.bind_gradients(find_gradient_layers(model))
+    if is_new:
+        # What has been compiled without the rule would not run it.
+        model.train_function = model.test_function = None
+    return rule

@@ -1,0 +1,8 @@
+"""What a term of a joint loss is: its weight, its clock, its loss and the means of both."""
+
+from keras_jointloss.terms.applied_weight import AppliedWeight
+from keras_jointloss.terms.loss import TermLoss
+from keras_jointloss.terms.loss_part import LossPart
+from keras_jointloss.terms.output_weight import LossWeight
+
+__all__ = ["AppliedWeight", "LossPart", "LossWeight", "TermLoss"]

@@ -1,0 +1,83 @@
+"""What stands in `loss_weights` for the weight of the term whose loss Keras has just computed."""
+
+import threading
+from typing import Any
+
+import keras
+from keras import ops
+
+
+class _Applied(threading.local):
+    """The weight of the term whose loss was computed last, in the thread."""
+
+    weight: Any = None
+    tensor: Any = None
+
+
+_applied = _Applied()
+
+
+def offer(weight: Any, tensor: Any) -> None:
+    """Makes a weight the one that the next read of an `AppliedWeight` stands for.
+
+    Args:
+        weight: The `LossWeight` of the term whose loss has just been computed. Its `mark_applied`
+            is called when Keras multiplies by it.
+        tensor: Its value in this step, a scalar tensor of `keras.config.floatx()`.
+    """
+    _applied.weight, _applied.tensor = weight, tensor
+
+
+# On PyTorch Keras reads anything but a tensor or a variable of its own by way of NumPy, which waits
+# for the device in every step.
+_Number: Any = keras.Variable if keras.backend.backend() == "torch" else object
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class AppliedWeight(_Number):
+    """Stands in `loss_weights` for the weight of the term whose loss Keras has just computed.
+
+    Keras multiplies each loss by its weight right after it has computed it. This object has no
+    state, so that no copy of it can fall apart from the term.
+    """
+
+    def __init__(self):
+        # Not that of `keras.Variable`: there is no variable.
+        pass
+
+    @property
+    def value(self):
+        """The weight of the term, a scalar tensor of `keras.config.floatx()`."""
+        weight, tensor = _applied.weight, _applied.tensor
+        if weight is None:
+            raise RuntimeError(
+                "Expected the losses and `loss_weights` that `keras_jointloss.joint_loss` returned "
+                "together. Received: `loss_weights` with other losses"
+            )
+        _applied.weight = _applied.tensor = None
+        weight.mark_applied()
+        return tensor
+
+    @property
+    def shape(self) -> tuple:
+        return ()
+
+    @property
+    def dtype(self) -> str:
+        return keras.config.floatx()
+
+    def __tf_tensor__(self, dtype=None, name=None):
+        return ops.convert_to_tensor(self.value, dtype=dtype)
+
+    def __jax_array__(self):
+        return self.value
+
+    def __repr__(self) -> str:
+        return "AppliedWeight()"
+
+    def get_config(self) -> dict:
+        return {}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "AppliedWeight":
+        return cls(**config)

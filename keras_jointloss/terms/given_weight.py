@@ -1,0 +1,39 @@
+"""What users give as a weight: a number or a schedule."""
+
+from typing import Any, TypeAlias
+
+import keras
+import numpy as np
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_jointloss._math import to_numpy
+from keras_jointloss._validation import validate_number
+
+Weight: TypeAlias = float | LearningRateSchedule
+
+
+def validate_weight(weight: Any, name: str = "weight") -> float:
+    """Returns `weight` as a float, or raises `ValueError` if it cannot weigh a loss."""
+    return validate_number(
+        weight,
+        name,
+        minimum=0,
+        expected="a finite number >= 0 or a `keras.optimizers.schedules.LearningRateSchedule`",
+    )
+
+
+def deserialize_weight(config: Any) -> Any:
+    """Returns the number or the schedule that stands in a config."""
+    is_schedule = isinstance(config, dict)
+    return keras.optimizers.schedules.deserialize(config) if is_schedule else config
+
+
+def validate_schedule(schedule: LearningRateSchedule, name: str = "weight") -> float:
+    """Returns the value of `schedule` at step 0, or raises `ValueError` if it is no weight."""
+    start = to_numpy(schedule(0))
+    if start.shape != () or not np.isfinite(start) or start < 0:
+        raise ValueError(
+            f"Invalid value for argument `{name}`. Expected a schedule that returns a finite "
+            f"scalar >= 0. Received: {name}={schedule!r}, which returns {start!r} at step 0"
+        )
+    return float(start)

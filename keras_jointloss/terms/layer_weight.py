@@ -1,0 +1,69 @@
+"""The weight of a layer term, and what else of the layer is logged."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_jointloss._math import float_dtype, to_numpy
+from keras_jointloss._state import layer_state
+from keras_jointloss.terms.given_weight import Weight
+from keras_jointloss.terms.weight import TermWeight
+
+
+class LayerWeight(TermWeight):
+    """The weight of a layer term. Its variables, `state`, are the layer's.
+
+    Args:
+        weight: As in `LossWeight`.
+        prefix: Goes before the names of the variables.
+        readings: Other values of the layer to log: by name, functions that return a scalar tensor.
+        means: Other values of which the mean is logged: by name, functions that turn the mean into
+            what is logged. Their sums are reset with those of the loss.
+    """
+
+    def __init__(
+        self,
+        weight: Weight,
+        prefix: str,
+        readings: Mapping[str, Callable[[], Any]],
+        means: Mapping[str, Callable[[Any], Any]],
+    ):
+        def add_variable(name, *arguments, **options):
+            return layer_state(f"{prefix}_{name}", *arguments, **options)
+
+        dtype = float_dtype(keras.config.floatx())
+        self._create_variables(weight, dtype, add_variable)
+        self.adapt()  # The variables of a layer are there before it is known who will need them.
+        # For each the sums over items of the value and of 1.
+        self._other_sums = {name: add_variable(name, (2,), 0.0, dtype=dtype) for name in means}
+        self._readings: dict[str, Callable[[], Any]] = {
+            **readings,
+            **{name: partial(self._mean, name, finish) for name, finish in means.items()},
+        }
+        self.tensors = {"loss": self.loss_tensor, "weight": self.tensor, **self._readings}
+
+    @property
+    def state(self) -> list:
+        return [*super().state, *self._other_sums.values()]
+
+    def record_mean(self, name: str, total, count) -> None:
+        """Records the sum of values, and how many they are."""
+        sums = ops.cast(ops.stack([total, count]), self._other_sums[name].dtype)
+        self._other_sums[name].assign_add(ops.stop_gradient(sums))
+
+    def _mean(self, name: str, finish: Callable[[Any], Any]):
+        sums = ops.convert_to_tensor(self._other_sums[name])
+        return finish(ops.divide_no_nan(sums[0], sums[1]))
+
+    def reset(self) -> None:
+        super().reset()
+        for sums in self._other_sums.values():
+            sums.assign(np.zeros(2))
+
+    def read(self) -> dict[str, float]:
+        others = {name: float(to_numpy(read())) for name, read in self._readings.items()}
+        return {**super().read(), **others}

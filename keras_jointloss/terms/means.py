@@ -1,0 +1,49 @@
+"""The running means of what a term contributed to the loss since the last reset."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_jointloss._math import to_numpy
+
+
+class Means:
+    """Means over items of a term's raw and weighted loss.
+
+    Args:
+        add_variable: Makes a variable of the owner: called with name, shape, initial value, `dtype`
+            and `aggregation`.
+        dtype: The dtype of the sums.
+    """
+
+    def __init__(self, add_variable: Callable[..., Any], dtype: str):
+        #: Sums over items of 1, the loss and the weighted loss.
+        self.sums = add_variable("sums", (3,), 0.0, dtype=dtype, aggregation="sum")
+
+    def record(self, loss, items, weight) -> None:
+        """Adds a step, within the compiled step.
+
+        Args:
+            loss: The mean loss.
+            items: Over how many items.
+            weight: The weight of the step.
+        """
+        dtype = self.sums.dtype
+        loss = ops.stop_gradient(ops.cast(loss, dtype))
+        one = ops.ones((), dtype=dtype)
+        self.sums.assign_add(ops.cast(items, dtype) * ops.stack([one, loss, loss * weight]))
+
+    def loss(self):
+        """Returns the mean raw loss as a scalar tensor."""
+        return ops.divide_no_nan(self.sums[1], self.sums[0])
+
+    def reset(self) -> None:
+        """Starts the means anew."""
+        self.sums.assign(np.zeros(3))
+
+    def read(self) -> dict[str, float]:
+        """Returns `loss` and `weighted`, or nothing if no step was recorded."""
+        items, loss, weighted = (float(x) for x in to_numpy(self.sums))
+        return {"loss": loss / items, "weighted": weighted / items} if items else {}

@@ -1,0 +1,220 @@
+"""The weight of an output term: a metric, which Keras saves, shows and resets with the model."""
+
+import threading
+import uuid
+import weakref
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_jointloss._math import float_dtype, to_numpy
+from keras_jointloss._state import constant
+from keras_jointloss._validation import validate_count, validate_number
+from keras_jointloss.terms.applied_weight import offer
+from keras_jointloss.terms.given_weight import Weight, deserialize_weight
+from keras_jointloss.terms.weight import TermWeight
+
+
+class _Sharing(threading.local):
+    """The weights that configs have brought back and that a second config stands for, too."""
+
+    def __init__(self):
+        self.weights: dict[str, weakref.ref] = {}
+
+
+_sharing = _Sharing()
+
+
+def deserialize_term_weight(config: Any) -> "LossWeight":
+    """Returns the weight of a term from its config, and lets its copy in the metrics be the same.
+
+    Within a model file Keras itself knows which objects are one. Elsewhere, as in `clone_model` and
+    `compile_from_config`, it deserializes first the losses and then the metrics, each by itself,
+    and a weight that stands in both would come back as two.
+
+    Raises:
+        ValueError: If that is not the config of a `LossWeight`.
+    """
+    if isinstance(config, dict):
+        _sharing.weights.pop(str((config.get("config") or {}).get("key")), None)
+        weight = keras.saving.deserialize_keras_object(config)
+    else:
+        weight = config
+    if not isinstance(weight, LossWeight):
+        raise ValueError(
+            "Invalid value for argument `weight`. Expected a `LossWeight`. "
+            f"Received: weight={weight!r}"
+        )
+    if isinstance(config, dict):
+        _sharing.weights[weight.key] = weakref.ref(weight)
+    return weight
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class LossWeight(TermWeight, keras.metrics.Metric):
+    """The weight of an output term: a number that lives, and can move, while `fit` runs.
+
+    The same object belongs to the term's loss, which records its value in it, and stands in
+    `metrics`, where it counts the steps and shows its value in the logs.
+    `keras_jointloss.joint_loss` puts it in both places; it is rarely needed by hand.
+
+    While a `keras_jointloss.callbacks.JointLossCallback` takes part in `fit`, the weight in the
+    i-th training step (from 0) is `schedule(i)`, or 0 where that is negative, times the factor of a
+    weighting, if there is one. Without the callback, in `evaluate` and in `predict` it never moves.
+
+    Under a `tf.distribute` strategy create it in the strategy's scope, as any metric.
+
+    Args:
+        weight: The weight: a finite number, 0 or more, or a
+            `keras.optimizers.schedules.LearningRateSchedule`, a function of the training step.
+        name: Name of the metric. Keras puts the name of the output before it.
+        dtype: The dtype of the weight, `keras.config.floatx()` by default; float32 at least.
+
+    Raises:
+        ValueError: If the weight is negative, not finite or of another type, or if the schedule
+            does not return a scalar.
+
+    Example:
+
+    >>> weight = LossWeight(0.5)
+    >>> float(weight)
+    0.5
+    >>> weight.assign(0.25)
+    >>> float(weight)
+    0.25
+    """
+
+    def __init__(self, weight: Weight = 1.0, name: str = "weight", dtype=None):
+        keras.metrics.Metric.__init__(self, name=name, dtype=dtype)
+        #: Stands in the config, so that the copies of one weight in it can be told from others.
+        self.key = uuid.uuid4().hex
+        # Orbax and `Model.get_state_tree` tell variables apart by their paths.
+        number = keras.backend.get_uid("loss_weight")
+
+        def add_variable(name, shape, initial, dtype, aggregation):
+            return self.add_variable(
+                shape=shape,
+                initializer=constant(initial),
+                dtype=dtype,
+                aggregation=aggregation,
+                name=f"{name}_{number}",
+            )
+
+        self._create_variables(weight, float_dtype(self.dtype), add_variable)
+        #: The `Weighting` whose variables come to the model with this metric, if any.
+        self.weighting: Any = None
+        # What has happened in the step that a thread traces or runs: replicas have one each.
+        self._trace = threading.local()
+        #: Whether Keras has ever multiplied the loss by the weight.
+        self.is_applied = False
+        #: Whether Keras has ever updated the weight as a metric.
+        self.is_counted = False
+
+    @property
+    def is_dynamic(self) -> bool:
+        return super().is_dynamic or self.weighting is not None
+
+    def record(self, loss, batch_size, counts=None) -> None:
+        # The observer may move the weight for the next step: the one of this step is taken before.
+        offer(self, ops.cast(self.tensor(), keras.config.floatx()))
+        self._trace.is_recorded, self._trace.is_applied = True, False
+        _sharing.weights.pop(self.key, None)  # No copy is to come any more.
+        super().record(loss, batch_size, counts)
+
+    def mark_applied(self) -> None:
+        """Notes that Keras multiplies the loss of the step by the weight."""
+        self._trace.is_applied = self.is_applied = True
+
+    def update_state(self, y_true=None, y_pred=None, sample_weight=None) -> None:
+        """Counts a training step; the outputs do not matter.
+
+        Raises:
+            ValueError: If the loss of the step was not multiplied by the weight.
+        """
+        self.is_counted = True
+        # An output that stands twice in a model has its metrics updated twice.
+        if not getattr(self._trace, "is_recorded", False):
+            return
+        self._trace.is_recorded = False
+        if not self._trace.is_applied:
+            raise ValueError(
+                "The loss of a term was not multiplied by its weight. Expected `loss_weights` as "
+                "`keras_jointloss.joint_loss` returned them: `compile(**joint_loss(...))`. "
+                f"Received: a model whose {self.name!r} would be logged but not used"
+            )
+        self.advance()
+        if self.weighting is not None:
+            self.weighting.update_state()
+
+    def result(self):
+        """Returns the weight now."""
+        self.warn_if_it_stands_still()
+        return self.tensor()
+
+    def reset_state(self) -> None:
+        """Resets the means and stops annealing; keeps the weight and the step."""
+        self.reset()
+        if self.weighting is not None:
+            self.weighting.reset_state()
+
+    def begin_anew(self) -> None:
+        """Returns to the first step, as for a copy of a model; a constant keeps its value."""
+        self._step.assign(0)
+        if self.schedule is not None:
+            self._value.assign(self._unassigned(0))
+        if self.weighting is not None:
+            self.weighting.begin_anew()
+        if self._factor is not None:
+            self.scale(1.0)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves the weight, which is no part of the model, with the model's weights."""
+        self.save(store)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads what `save_own_variables` has saved."""
+        self.load(store)
+
+    def get_config(self) -> dict:
+        config = {
+            **super().get_config(),
+            "weight": keras.saving.serialize_keras_object(self.initial),
+            "value": float(to_numpy(self._value)),
+            "step": self.step,
+            "key": self.key,
+        }
+        if self._factor is not None:
+            config["factor"] = float(to_numpy(self._factor))
+        # The object itself, as several weights may lead to it.
+        return config if self.weighting is None else {**config, "weighting": self.weighting}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "LossWeight":
+        config = dict(config)
+        key = config.pop("key", None)
+        reference = _sharing.weights.pop(str(key), None)
+        shared = None if reference is None else reference()
+        if shared is not None:
+            shared.begin_anew()
+            return shared
+        value, step = config.pop("value", None), config.pop("step", 0)
+        factor, weighting = config.pop("factor", None), config.pop("weighting", None)
+        config["weight"] = deserialize_weight(config["weight"])
+        instance = cls(**config)
+        if key is not None:
+            instance.key = key
+        if value is not None:
+            instance.assign(value)
+        instance._step.assign(validate_count(step, "step", minimum=0))
+        if factor is not None:
+            instance.adapt(validate_number(factor, "factor", minimum=0))
+        if isinstance(weighting, dict):
+            weighting = keras.saving.deserialize_keras_object(weighting)
+        if weighting is not None and not hasattr(weighting, "bind"):
+            raise ValueError(
+                "Invalid value for argument `weighting`. Expected a weighting of "
+                f"`keras_jointloss.weighting`. Received: weighting={weighting!r}"
+            )
+        instance.weighting = weighting
+        return instance

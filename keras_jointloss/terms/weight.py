@@ -1,0 +1,221 @@
+"""The weight of one loss term, together with the running means of what the term contributed."""
+
+import math
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_jointloss._loops import running_loop
+from keras_jointloss._math import to_numpy
+from keras_jointloss._validation import validate_number
+from keras_jointloss.terms.given_weight import Weight, validate_schedule, validate_weight
+from keras_jointloss.terms.means import Means
+
+
+class TermWeight:
+    """What an output term's and a layer term's weight have in common.
+
+    The owner (a metric or a layer) calls `_create_variables` once with the function that makes
+    its variables. From then on training runs
+
+    1. `record(loss, batch_size)` when the term's loss has been computed with the weight of this
+       step; it passes the loss on to `observer`, if there is one, and
+    2. `advance()` once a training step, which moves the weight along its schedule,
+
+    both inside the compiled step. From the host the `Clock` of the model calls `start_annealing`,
+    and Keras calls `reset` at the start of each epoch, before the callbacks switch annealing on,
+    and of each evaluation, which annealing thus never reaches.
+    """
+
+    #: Called with the loss, the number of items and whether any of them counts, or `None`.
+    observer: Callable[[Any, Any, Any], None] | None = None
+    #: The `keras_jointloss.terms.clock.Clock` of the model whose callback moves the weight, if any.
+    clock: Any = None
+
+    def _create_variables(
+        self, weight: Weight, dtype: str, add_variable: Callable[..., Any]
+    ) -> None:
+        self.schedule: Any = weight if isinstance(weight, LearningRateSchedule) else None
+        start = validate_weight(weight) if self.schedule is None else validate_schedule(weight)
+        self.initial = weight if self.schedule is not None else start
+        self.annealing = False
+        self._has_warned = False
+        replicated = {"dtype": dtype, "aggregation": "only_first_replica"}
+        self._value = add_variable("value", (), start, **replicated)
+        self._step = add_variable("step", (), 0, **{**replicated, "dtype": "int32"})
+        # Whether `advance` counts: part of the compiled step, unlike `annealing`.
+        self._advancing = add_variable("advancing", (), False, **{**replicated, "dtype": "bool"})
+        self._means = Means(add_variable, dtype)
+        self._factor: Any = None
+        self._add_factor = partial(add_variable, "factor", (), **replicated)
+
+    def adapt(self, factor: float = 1.0) -> None:
+        """Lets the weight be multiplied by a factor that a weighting sets."""
+        if self._factor is None:
+            self._factor = self._add_factor(factor)
+
+    @property
+    def state(self) -> list:
+        """The variables of the term."""
+        factor = [] if self._factor is None else [self._factor]
+        return [self._value, self._step, self._advancing, self._means.sums, *factor]
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether the weight is meant to move during training."""
+        return self.schedule is not None or self.observer is not None
+
+    # Within the compiled step.
+
+    def tensor(self):
+        """Returns the weight now as a scalar tensor."""
+        # A copy: the variable's own tensor is overwritten in place on PyTorch, where the backward
+        # pass may still need it, and its buffer is donated to the next step on JAX.
+        value = ops.copy(self._value)
+        return value if self._factor is None else value * ops.copy(self._factor)
+
+    def loss_tensor(self):
+        """Returns the mean loss since the last reset as a scalar tensor."""
+        return self._means.loss()
+
+    def record(self, loss, batch_size, counts=None) -> None:
+        """Records the term's raw loss (the mean over `batch_size` items) of this step.
+
+        Args:
+            loss: The mean loss.
+            batch_size: Over how many items.
+            counts: Whether any of them has a weight other than 0; `None` if it is known.
+        """
+        self._means.record(loss, batch_size, self.tensor())
+        if self.observer is not None:
+            self.observer(loss, batch_size, counts)
+
+    def advance(self) -> None:
+        """Counts a training step and moves the weight along its schedule, if annealing is on."""
+        if self.schedule is None:
+            return
+        is_on = ops.copy(self._advancing)  # TensorFlow would read the variable at each use.
+        step = ops.convert_to_tensor(self._step) + ops.cast(is_on, "int32")
+        self._step.assign(step)
+        self._value.assign(ops.where(is_on, self._scheduled(step), ops.copy(self._value)))
+
+    def scale(self, factor) -> None:
+        """Sets the factor, within the compiled step or from the host."""
+        self._factor.assign(ops.cast(factor, self._factor.dtype))
+
+    def _scheduled(self, step):
+        # Rounding can put a schedule that ends at 0 a little below it.
+        return ops.maximum(ops.cast(self.schedule(step), self._value.dtype), 0)
+
+    # From the host.
+
+    def release(self) -> None:
+        """Detaches the weight from its weighting."""
+        self.observer = None
+        if self._factor is not None:
+            self.scale(1.0)
+
+    def start_annealing(self, step: int | None = None) -> None:
+        """Lets `advance` move the weight, from `step` or from where the schedule stands."""
+        self.annealing = True
+        if self.schedule is None:
+            return
+        if step is not None:
+            self._step.assign(step)
+        self._value.assign(self._scheduled(ops.convert_to_tensor(self._step)))
+        self._advancing.assign(True)
+
+    def reset(self) -> None:
+        """Resets the means and stops annealing; keeps the weight and the step."""
+        self._means.reset()
+        if self.annealing and not (self.clock is not None and self.clock.outlasts_reset()):
+            self.stop_annealing()
+
+    def stop_annealing(self) -> None:
+        """Keeps `advance` from moving the weight."""
+        self.annealing = False
+        if self.schedule is not None:
+            self._advancing.assign(False)
+
+    def warn_if_it_stands_still(self) -> None:
+        """Warns if `fit` has trained an epoch without moving a weight that is meant to move.
+
+        Called where Keras reads its metrics; what it reads at the end of an epoch of `fit`, it
+        reads outside of the steps and loops within.
+        """
+        is_driven = self.clock is not None and self.clock.driver is not None
+        if not (self._has_warned or is_driven) and self.is_dynamic and running_loop() == "fit":
+            self._has_warned = True
+            warnings.warn(
+                "The weights of a joint loss that follow a schedule or a weighting do not move: "
+                "no `JointLossCallback` takes part in `fit`. Pass "
+                "`callbacks=[keras_jointloss.callbacks.JointLossCallback()]`.",
+                stacklevel=2,
+            )
+
+    def read(self) -> dict[str, float]:
+        """Returns the values to log.
+
+        Returns:
+            `weight`, the weight now, and, if the term was computed since the last `reset`, `loss`
+            and `weighted`, the means over its items of the raw and the weighted loss.
+        """
+        return {**self._means.read(), "weight": float(self)}
+
+    @property
+    def step(self) -> int:
+        """The step at which the schedule stands."""
+        return int(to_numpy(self._step))
+
+    def assign(self, value: float) -> None:
+        """Sets the weight; under a weighting, the value that the adapted weight is multiplied by.
+
+        A constant weight keeps the value, through saving and loading as well. A scheduled weight
+        keeps it until annealing goes on.
+
+        Args:
+            value: A finite number, 0 or more.
+
+        Raises:
+            ValueError: If `value` is not such a number.
+        """
+        self._value.assign(validate_number(value, "value", minimum=0))
+
+    def save(self, store: Any) -> None:
+        """Puts into the store of a weights file what training has changed."""
+        store["value"], store["step"] = to_numpy(self._value), to_numpy(self._step)
+        store["unassigned"] = np.array(self._unassigned(self.step))
+        if self._factor is not None:
+            store["factor"] = to_numpy(self._factor)
+
+    def load(self, store: Any) -> None:
+        """Takes over what `save` has put into the store of a weights file.
+
+        A schedule goes on at the step of the file. A weight that is compiled with another number or
+        schedule than that of the file keeps to its own.
+        """
+        if "value" not in store.keys():  # noqa: SIM118 (a store is no dict)
+            return
+        step = int(np.array(store["step"]))
+        own, other = self._unassigned(step), float(np.array(store["unassigned"]))
+        if self.schedule is not None:
+            self._step.assign(step)
+            self._value.assign(own)
+        if math.isclose(own, other, rel_tol=1e-5, abs_tol=1e-7):
+            self.assign(float(np.array(store["value"])))
+        if self._factor is not None and "factor" in store.keys():  # noqa: SIM118
+            self.scale(float(np.array(store["factor"])))
+
+    def _unassigned(self, step: int) -> float:
+        """Returns what the weight is at a step unless it is assigned or adapted."""
+        if self.schedule is None:
+            return self.initial
+        return float(to_numpy(self._scheduled(ops.convert_to_tensor(step, dtype="int32"))))
+
+    def __float__(self) -> float:
+        return float(to_numpy(self.tensor()))
