@@ -70,7 +70,7 @@ def test_term_without_gradient_keeps_its_weight_and_counts_for_nothing():
         weights = three.step(losses, [*LENGTHS[:2], 0.0])
     assert pair[0] / pair[1] == pytest.approx(weights[0] / weights[1], rel=0.1)
     assert np.all(np.isfinite(weights))
-    assert three.terms.rule.save_progress()["state"][-6, 2] == 0  # No step of Adam for it.
+    assert three.terms.rule.progress.save()["state"][-6, 2] == 0  # No step of Adam for it.
 
 
 def test_a_record_is_used_once():

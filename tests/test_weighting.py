@@ -159,9 +159,9 @@ def test_term_without_items_keeps_weight_and_state(name):
     terms.rule.start()
     terms.step([1.0, 2.0])
     terms.step([1.5, 2.0])
-    before, state = terms.now(), terms.rule.save_progress()["state"]
+    before, state = terms.now(), terms.rule.progress.save()["state"]
     terms.step([1.2, np.nan], [None, ops.convert_to_tensor(False)])
-    state_after = terms.rule.save_progress()["state"]
+    state_after = terms.rule.progress.save()["state"]
     assert terms.now()[1] == before[1]
     np.testing.assert_array_equal(state_after[:, 1], state[:, 1])
     assert not np.array_equal(state_after[:, 0], state[:, 0])

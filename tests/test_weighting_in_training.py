@@ -104,12 +104,12 @@ def test_evaluation_and_prediction_move_nothing():
     model = build(STATEFUL)
     fit(model)
     rule = model.loss["rating"].weight.weighting
-    before = rule.save_progress()
+    before = rule.progress.save()
     weights = {term: float(weight) for term, weight in find_terms(model).items()}
     model.evaluate(FEATURES, TARGETS, verbose=0)
     model.evaluate(FEATURES, TARGETS, verbose=0, callbacks=[kj.callbacks.JointLossCallback()])
     model.predict(FEATURES, verbose=0)
-    for key, value in rule.save_progress().items():
+    for key, value in rule.progress.save().items():
         np.testing.assert_array_equal(value, before[key])
     assert {term: float(weight) for term, weight in find_terms(model).items()} == weights
 
@@ -255,7 +255,7 @@ def test_replicas_hold_the_same_state():
         joint = kj.joint_loss(losses, weighting=kj.weighting.FAMO())
         model.compile(keras.optimizers.SGD(0.01), **joint)
     fit(model, epochs=1)
-    state = model.loss["rating"].weight.weighting._state
+    state = model.loss["rating"].weight.weighting.progress._state
     copies = [np.array(x) for x in state.value.values]
     np.testing.assert_array_equal(copies[0], copies[1])
 

@@ -1,7 +1,5 @@
 """The base of the rules that adapt the weights of the terms."""
 
-import json
-import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -11,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_jointloss._math import float_dtype, to_numpy
+from keras_jointloss._math import float_dtype
 from keras_jointloss._registry import find
 from keras_jointloss._validation import (
     validate_choice,
@@ -19,17 +17,11 @@ from keras_jointloss._validation import (
     validate_number,
     validate_share,
 )
-from keras_jointloss.distribution import replica_count, sum_over_replicas
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.weight import TermWeight
-
-#: What the base keeps of each term: the adapted weight, the latest loss, whether there was any, in
-#: how many steps it could not be used, and whether it was among the first that could not.
-_ROWS = {"weight": 1.0, "loss": 1.0, "seen": 0.0, "unusable": 0.0, "culprit": 0.0}
-#: By how much rounding may put a loss below the least one: such a loss counts as the least one.
-_ROUNDING = 1e-4
-#: With `update_every`: the sum of the losses since the latest update and their number.
-_SUMS = {"sum": 0.0, "count": 0.0}
+from keras_jointloss.weighting import _step
+from keras_jointloss.weighting._progress import Progress, load_terms, save_terms
+from keras_jointloss.weighting._step_losses import StepLosses
 
 
 class Weighting(keras.metrics.Metric):
@@ -120,13 +112,13 @@ class Weighting(keras.metrics.Metric):
             )
         self.update_every = validate_count(update_every, "update_every")
         self.on_nonfinite = validate_choice(on_nonfinite, "on_nonfinite", ("raise", "skip"))
-        self.terms: tuple[str, ...] = ()
+        #: What training has changed, once the terms are known.
+        self.progress: Any = None  # A `Progress`.
         #: What the rule keeps, by name, while `update` runs: `(terms,)` each.
         self.state: dict[str, Any] = {}
         # A function: Keras would take the weights, which are metrics, too, for parts of this one.
         self._get_weights: Callable[[], list[TermWeight]] = list
-        # Each replica of `tf.distribute` traces in a thread of its own.
-        self._recorded = threading.local()
+        self._losses = StepLosses(self.dtype)
         self._is_on = False
         #: The `keras_jointloss.terms.clock.Clock` of the model that the rule belongs to, if any.
         self.clock: Any = None
@@ -190,15 +182,13 @@ class Weighting(keras.metrics.Metric):
                 f"Received: terms {list(names)}"
             )
         weights = list(terms.values())
-        # What a trace of another model has left is no loss of a step.
-        self._recorded = threading.local()
+        self._losses.clear()
         is_bound = self._get_weights() == weights and all(
             getattr(weight.observer, "func", None) == self._record for weight in weights
         )
         if is_bound:
             return False
-        if not self.terms:
-            self._create(names)
+        self._create_progress(names)
         self._get_weights = partial(list, weights)
         for index, weight in enumerate(weights):
             weight.adapt()
@@ -209,145 +199,57 @@ class Weighting(keras.metrics.Metric):
         self._scale_terms()
         return True
 
-    def _create(self, names: tuple[str, ...]) -> None:
-        self.terms = names
-        rows = {**_ROWS, **(_SUMS if self.update_every > 1 else {})}
-        if not self.warmup_steps:
-            rows["weight"] = self.initial_weight(len(names))
-        self._base_rows = tuple(rows)
-        values = np.stack(
-            [np.full(len(names), x) for x in (*rows.values(), *self.initial_state.values())]
-        )
-        self._initial = values
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The names of the terms; none before they are known."""
+        return () if self.progress is None else self.progress.terms
 
-        def add(name, shape, dtype, initial):
-            return self.add_variable(
-                shape=shape,
-                dtype=dtype,
-                initializer=lambda shape, dtype=None: ops.convert_to_tensor(initial, dtype=dtype),
-                aggregation="only_first_replica",
-                name=name,
-            )
-
-        self._state = add("state", values.shape, self.dtype, values)
-        self._step = add("step", (), "int32", 0)
-        self._epoch = add("epoch", (), "int32", 0)
-        self._advancing = add("advancing", (), "bool", False)
+    def _create_progress(self, names: tuple[str, ...]) -> Progress:
+        if self.progress is None:
+            initial = {**_step.STATE, **(_step.SUMS if self.update_every > 1 else {})}
+            if not self.warmup_steps:
+                initial["weight"] = self.initial_weight(len(names))
+            self.progress = Progress(self, names, {**initial, **self.initial_state})
+        return self.progress
 
     # Within the compiled step.
 
     def _record(self, index, loss, items, counts) -> None:
-        """Takes note of a term's mean loss over some items."""
-        loss = ops.stop_gradient(ops.cast(loss, self.dtype))
-        items = ops.cast(items, self.dtype)
-        if counts is not None:
-            items = items * ops.cast(counts, self.dtype)
-        recorded = self._recorded.__dict__
-        recorded[index] = (items, loss)
+        """Records the mean loss of a term over some items."""
+        self._losses.record(index, loss, items, counts)
         # Elsewhere the layers' losses come after those of outputs, and `update_state` after both;
         # on JAX it is the other way round, and `update_state` cannot reach the layers.
-        if keras.backend.backend() == "jax" and self._output_terms <= set(recorded):
+        if keras.backend.backend() == "jax" and self._output_terms <= self._losses.indices:
             self._run()
 
     def update_state(self, *args, **kwargs) -> None:
         """Runs the rule on the losses of the step, if annealing is on."""
-        if keras.backend.backend() != "jax" and self._recorded.__dict__:
+        if keras.backend.backend() != "jax" and self._losses.indices:
             self._run()
 
     def _run(self) -> None:
-        recorded: dict[Any, Any] = {**self._recorded.__dict__}
-        self._recorded.__dict__.clear()
-        nothing = (ops.zeros((), self.dtype),) * 2
-        pairs = [recorded.get(index, nothing) for index in range(len(self.terms))]
-        items = ops.stack([items for items, _ in pairs])
-        losses = ops.stack([loss for _, loss in pairs])
-        if replica_count() > 1:
-            sums = ops.stack([items, ops.where(items > 0, items * losses, 0)])
-            items, sums = ops.unstack(sum_over_replicas(sums))
-            losses = sums / ops.maximum(items, 1)
-        is_on = ops.copy(self._advancing)
-        step = ops.copy(self._step)
-        self._step.assign(step + ops.cast(is_on, "int32"))
-        state = self._advance(ops.copy(self._state), losses, items > 0, step, is_on)
-        self._state.assign(state)
-        for weight, factor in zip(self._get_weights(), ops.unstack(state[0]), strict=True):
+        progress: Any = self.progress
+        items, losses = self._losses.pop(len(self.terms))
+        step, is_on = progress.begin_step()
+        state = _step.advance(self, progress.tensors(), losses, items > 0, step, is_on)
+        progress.assign(state)
+        for weight, factor in zip(self._get_weights(), ops.unstack(state["weight"]), strict=True):
             weight.scale(factor)
-
-    def _advance(self, state, losses, is_there, step, is_on):
-        """Returns the state after a training step: `(rows, terms)`."""
-        is_rounded = ops.logical_and(
-            losses < self.minimum_loss, losses >= self.minimum_loss - _ROUNDING
-        )
-        losses = ops.where(is_rounded, ops.cast(self.minimum_loss, losses.dtype), losses)
-        is_usable = ops.logical_and(ops.isfinite(losses), losses >= self.minimum_loss)
-        is_bad = ops.logical_and(is_there, ops.logical_not(is_usable))  # (terms,)
-        rows = dict(zip(self._base_rows, ops.unstack(state[: len(self._base_rows)]), strict=True))
-        old = {**rows, **self._own_rows(state)}
-
-        due = is_on
-        if self.warmup_steps:
-            is_on = due = ops.logical_and(due, step >= self.warmup_steps)
-        if self.update_every > 1:
-            is_added = ops.logical_and(is_on, ops.logical_not(ops.any(is_bad)))
-            is_added = ops.logical_and(is_added, is_there)
-            old["sum"] = old["sum"] + ops.where(is_added, losses, 0)
-            old["count"] = old["count"] + ops.cast(is_added, state.dtype)
-            due = ops.logical_and(due, ops.equal((step + 1) % self.update_every, 0))
-            is_there = old["count"] > 0
-            losses = old["sum"] / ops.maximum(old["count"], 1)
-
-        loss = losses
-        if self.ema:
-            smoothed = self.ema * old["loss"] + (1 - self.ema) * losses
-            loss = ops.where(old["seen"] > 0, smoothed, losses)
-        loss = ops.where(is_there, loss, old["loss"])
-        self.state = {name: old[name] for name in self.initial_state}
-        weight = ops.cast(self.update(loss, step), state.dtype)
-        weight = ops.maximum(weight, self.min_weight)
-        if self.max_weight is not None:
-            weight = ops.minimum(weight, self.max_weight)
-        new = {"weight": weight, "loss": loss, "seen": ops.ones_like(loss), **self.state}
-
-        names = tuple(new)
-        values = ops.stack([new[name] for name in names])
-        is_good = ops.logical_and(due, ops.logical_not(ops.any(is_bad)))
-        is_finite = ops.all(ops.isfinite(values), axis=0)
-        is_broken = ops.logical_and(ops.logical_and(is_good, is_there), ops.logical_not(is_finite))
-        is_good = ops.logical_and(is_good, ops.logical_not(ops.any(is_broken)))
-        before = ops.stack([old[name] for name in names])
-        after = ops.unstack(ops.where(ops.logical_and(is_good, is_there), values, before))
-        result = {**old, **dict(zip(names, after, strict=True))}
-        is_bad = ops.logical_or(ops.logical_and(is_bad, is_on), is_broken)
-        result["unusable"] = old["unusable"] + ops.cast(is_bad, state.dtype)
-        # What is not finite spreads to the other terms in the steps after.
-        is_first = ops.logical_not(ops.any(old["culprit"] > 0))
-        result["culprit"] = ops.where(is_first, ops.cast(is_bad, state.dtype), old["culprit"])
-        if self.update_every > 1:
-            for name in _SUMS:
-                result[name] = ops.where(due, 0, old[name])
-        return ops.stack([result[name] for name in (*self._base_rows, *self.initial_state)])
-
-    def _own_rows(self, state):
-        values = ops.unstack(state[len(self._base_rows) :]) if self.initial_state else ()
-        return dict(zip(self.initial_state, values, strict=True))
 
     @property
     def epoch(self):
         """The number of epochs of training that have begun, an int32 scalar tensor."""
-        return ops.copy(self._epoch)
+        return self.progress.epoch
 
     def result(self):
         """Returns the weights now: `(terms,)`."""
-        return ops.copy(self._state)[0]
+        return self.progress.tensors()["weight"]
 
     # From the host.
 
     def start(self, is_new_epoch: bool = False) -> None:
         """Lets the rule move the weights."""
-        if is_new_epoch:
-            # Keras counts from 0 again in each `fit`.
-            self._epoch.assign(int(to_numpy(self._epoch)) + 1)
-        self._advancing.assign(True)
+        self.progress.start(is_new_epoch)
         self._is_on = True
 
     def reset_state(self) -> None:
@@ -358,18 +260,18 @@ class Weighting(keras.metrics.Metric):
     def stop(self) -> None:
         """Keeps the rule from moving the weights."""
         if self._is_on:
-            self._advancing.assign(False)
+            self.progress.stop()
             self._is_on = False
 
     @property
     def step(self) -> int:
         """The number of training steps in which the rule was on."""
-        return int(to_numpy(self._step))
+        return self.progress.step
 
     def read(self) -> dict[str, dict[str, float]]:
         """Returns what there is to log of each term besides weight and loss, by the term's name."""
-        rows = self._rows()
-        own = {name: rows[name] for name in self.initial_state}
+        state = self.progress.arrays()
+        own = {name: state[name] for name in self.initial_state}
         readings = {key: values.tolist() for key, values in self.readout(own).items()}
         return {
             term: {key: values[index] for key, values in readings.items()}
@@ -397,63 +299,45 @@ class Weighting(keras.metrics.Metric):
 
     def take_unusable(self) -> dict[str, int]:
         """Returns how often the first terms that were not usable were not, and forgets it."""
-        rows = self._rows()
-        counts = rows["unusable"] * rows["culprit"]
+        state = self.progress.arrays()
+        counts = state["unusable"] * state["culprit"]
         if not counts.any():
             return {}
-        values = to_numpy(self._state).copy()
-        for name in ("unusable", "culprit"):
-            values[self._base_rows.index(name)] = 0
-        self._state.assign(values)
+        self.progress.clear("unusable", "culprit")
         return {term: int(n) for term, n in zip(self.terms, counts, strict=True) if n}
 
-    def _rows(self) -> dict[str, np.ndarray]:
-        values = to_numpy(self._state)
-        return dict(zip((*self._base_rows, *self.initial_state), values, strict=True))
-
     def _scale_terms(self) -> None:
-        factors = self._rows()["weight"]
+        factors = self.progress.arrays()["weight"]
         # There are no terms before the rule is tied to them.
         for weight, factor in zip(self._get_weights(), factors, strict=False):
             weight.scale(factor)
 
     def begin_anew(self) -> None:
         """Forgets the progress."""
-        if self.terms:
-            self.load_progress({"state": self._initial, "step": 0, "epoch": 0})
-
-    def save_progress(self) -> dict[str, np.ndarray]:
-        """Returns all that training changes."""
-        variables = {"state": self._state, "step": self._step, "epoch": self._epoch}
-        return {name: to_numpy(variable) for name, variable in variables.items()}
-
-    def load_progress(self, progress: Mapping[str, Any]) -> None:
-        """Takes over what `save_progress` has returned, for the same terms."""
-        self._state.assign(np.array(progress["state"]))
-        self._step.assign(int(np.array(progress["step"])))
-        self._epoch.assign(int(np.array(progress["epoch"])))
-        self._scale_terms()
+        if self.progress is not None:
+            self.progress.forget()
+            self._scale_terms()
 
     def save_own_variables(self, store: Any) -> None:
         """Saves the progress in a weights file of the model."""
-        if self.terms:
-            store["terms"] = np.frombuffer(json.dumps(self.terms).encode(), "uint8")
-            for name, value in self.save_progress().items():
+        if self.progress is not None:
+            save_terms(store, self.terms)
+            for name, value in self.progress.save().items():
                 store[name] = value
 
     def load_own_variables(self, store: Any) -> None:
         """Loads what `save_own_variables` has saved."""
         if "state" not in store.keys():  # noqa: SIM118 (a store is no dict)
             return
-        terms = tuple(json.loads(np.array(store["terms"]).tobytes()))
-        if not self.terms:
-            self._create(terms)
+        terms = load_terms(store)
+        progress = self._create_progress(terms)
         if terms != self.terms:
             raise ValueError(
                 f"{type(self).__name__} is the weighting of the terms {list(self.terms)}. "
                 f"Received: a file with the state of the terms {list(terms)}"
             )
-        self.load_progress(store)
+        progress.load(store)
+        self._scale_terms()
 
     def get_config(self) -> dict:
         config = {
@@ -465,8 +349,8 @@ class Weighting(keras.metrics.Metric):
             "update_every": self.update_every,
             "on_nonfinite": self.on_nonfinite,
         }
-        if self.terms:
-            progress = {name: value.tolist() for name, value in self.save_progress().items()}
+        if self.progress is not None:
+            progress = {name: value.tolist() for name, value in self.progress.save().items()}
             config["progress"] = {"terms": list(self.terms), **progress}
         return config
 
@@ -476,8 +360,7 @@ class Weighting(keras.metrics.Metric):
         progress = config.pop("progress", None)
         instance = cls(**config)
         if progress is not None:
-            instance._create(tuple(progress["terms"]))
-            instance.load_progress(progress)
+            instance._create_progress(tuple(progress["terms"])).load(progress)
         return instance
 
 

@@ -1,0 +1,122 @@
+"""What a rule has learned of its terms: its variables, and how they are saved."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_jointloss._math import to_numpy
+
+
+class Progress:
+    """The variables of a rule: a number of each name for each term, and the counts.
+
+    Args:
+        rule: The metric that owns the variables.
+        terms: The names of the terms.
+        initial: By name, the number to begin with, for all terms or for each.
+    """
+
+    def __init__(self, rule: keras.metrics.Metric, terms: tuple[str, ...], initial: Mapping):
+        self.terms = terms
+        self.names = tuple(initial)
+        rows = [np.broadcast_to(np.asarray(x), (len(terms),)) for x in initial.values()]
+        self._initial = np.stack(rows).astype("float64")
+        self._state = _variable(rule, "state", rule.dtype, self._initial)
+        self._step = _variable(rule, "step", "int32", 0)
+        self._epoch = _variable(rule, "epoch", "int32", 0)
+        self._advancing = _variable(rule, "advancing", "bool", False)
+
+    # Within the compiled step.
+
+    def begin_step(self) -> tuple[Any, Any]:
+        """Counts a training step if the rule is on; returns its number, from 0, and whether it is.
+
+        Returns:
+            Two scalar tensors, int32 and bool.
+        """
+        is_on, step = ops.copy(self._advancing), ops.copy(self._step)
+        self._step.assign(step + ops.cast(is_on, "int32"))
+        return step, is_on
+
+    def tensors(self) -> dict[str, Any]:
+        """Returns the state: `(terms,)` by name."""
+        return dict(zip(self.names, ops.unstack(ops.copy(self._state)), strict=True))
+
+    def assign(self, state: Mapping[str, Any]) -> None:
+        """Sets the state."""
+        self._state.assign(ops.stack([state[name] for name in self.names]))
+
+    @property
+    def epoch(self):
+        """The number of epochs that have begun, an int32 scalar tensor."""
+        return ops.copy(self._epoch)
+
+    # From the host.
+
+    @property
+    def step(self) -> int:
+        """The number of training steps in which the rule was on."""
+        return int(to_numpy(self._step))
+
+    def start(self, is_new_epoch: bool) -> None:
+        """Lets steps count."""
+        if is_new_epoch:
+            # Keras counts from 0 again in each `fit`.
+            self._epoch.assign(int(to_numpy(self._epoch)) + 1)
+        self._advancing.assign(True)
+
+    def stop(self) -> None:
+        """Keeps steps from counting."""
+        self._advancing.assign(False)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns the state: `(terms,)` by name."""
+        return dict(zip(self.names, to_numpy(self._state), strict=True))
+
+    def clear(self, *names: str) -> None:
+        """Sets what has these names to 0."""
+        values = to_numpy(self._state).copy()
+        values[[self.names.index(name) for name in names]] = 0
+        self._state.assign(values)
+
+    def forget(self) -> None:
+        """Returns to the beginning."""
+        self.load({"state": self._initial, "step": 0, "epoch": 0})
+
+    def save(self) -> dict[str, np.ndarray]:
+        """Returns all that training changes."""
+        variables = {"state": self._state, "step": self._step, "epoch": self._epoch}
+        return {name: to_numpy(variable) for name, variable in variables.items()}
+
+    def load(self, progress: Mapping[str, Any]) -> None:
+        """Takes over what `save` has returned, for the same terms."""
+        self._state.assign(np.array(progress["state"]))
+        self._step.assign(int(np.array(progress["step"])))
+        self._epoch.assign(int(np.array(progress["epoch"])))
+
+
+def _variable(rule: keras.metrics.Metric, name: str, dtype: str, initial: Any) -> Any:
+    def initialize(shape, dtype=None):
+        return ops.convert_to_tensor(initial, dtype=dtype)
+
+    return rule.add_variable(
+        shape=np.shape(initial),
+        dtype=dtype,
+        initializer=initialize,
+        aggregation="only_first_replica",
+        name=name,
+    )
+
+
+def save_terms(store: Any, terms: tuple[str, ...]) -> None:
+    """Puts the names of the terms into the store of a weights file."""
+    store["terms"] = np.frombuffer(json.dumps(terms).encode(), "uint8")
+
+
+def load_terms(store: Any) -> tuple[str, ...]:
+    """Returns the names of the terms from the store of a weights file."""
+    return tuple(json.loads(np.array(store["terms"]).tobytes()))

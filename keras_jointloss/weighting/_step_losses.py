@@ -1,0 +1,65 @@
+"""The losses of one training step, as the terms report them to their rule."""
+
+import threading
+from typing import Any
+
+from keras import ops
+
+from keras_jointloss.distribution import replica_count, sum_over_replicas
+
+
+class StepLosses:
+    """Collects the mean loss and the number of items of each term in a training step.
+
+    Args:
+        dtype: The dtype of what it returns.
+    """
+
+    def __init__(self, dtype: str):
+        self._dtype = dtype
+        # Each replica of `tf.distribute` traces in a thread of its own.
+        self._recorded = threading.local()
+
+    def clear(self) -> None:
+        """Forgets what was recorded: what the trace of another model left is no loss of a step."""
+        self._recorded = threading.local()
+
+    def record(self, index: int, loss, items, counts=None) -> None:
+        """Records the loss of the term with this index.
+
+        Args:
+            index: The place of the term.
+            loss: Its mean loss.
+            items: Over how many items.
+            counts: Whether any of them has a weight other than 0; `None` if all have.
+        """
+        loss = ops.stop_gradient(ops.cast(loss, self._dtype))
+        items = ops.cast(items, self._dtype)
+        if counts is not None:
+            items = items * ops.cast(counts, self._dtype)
+        self._of_thread()[index] = (items, loss)
+
+    def _of_thread(self) -> dict[int, Any]:
+        return self._recorded.__dict__.setdefault("losses", {})
+
+    @property
+    def indices(self) -> set[int]:
+        """The places of the terms that have recorded a loss."""
+        return set(self._of_thread())
+
+    def pop(self, count: int) -> tuple[Any, Any]:
+        """Returns the items and the mean losses of `count` terms, `(count,)`, and forgets them.
+
+        The means are those of all replicas. A term that has recorded nothing has 0 items.
+        """
+        recorded = self._of_thread()
+        self._recorded.losses = {}
+        nothing = (ops.zeros((), self._dtype),) * 2
+        pairs = [recorded.get(index, nothing) for index in range(count)]
+        items = ops.stack([items for items, _ in pairs])
+        losses = ops.stack([loss for _, loss in pairs])
+        if replica_count() == 1:
+            return items, losses
+        sums = ops.stack([items, ops.where(items > 0, items * losses, 0)])
+        items, sums = ops.unstack(sum_over_replicas(sums))
+        return items, sums / ops.maximum(items, 1)
