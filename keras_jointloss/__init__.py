@@ -56,7 +56,7 @@ def custom_objects() -> dict:
 
 def _register():
     """Imports all that Keras must know to load a model."""
-    for name in (*_SUBMODULES, "find_terms"):
+    for name in (*_SUBMODULES, "terms"):
         importlib.import_module(f"{__name__}.{name}")
 
 

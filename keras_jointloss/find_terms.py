@@ -7,8 +7,8 @@ import keras
 from keras_jointloss import _keras
 from keras_jointloss.distribution import variable_scope
 from keras_jointloss.joint import ONLY_TERM
-from keras_jointloss.layers import ContrastiveTerm
 from keras_jointloss.layers._gradient_combination import GradientCombination
+from keras_jointloss.layers._layer_term import LayerTerm
 from keras_jointloss.terms.loss import TermLoss
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.weight import TermWeight
@@ -33,7 +33,7 @@ def find_terms(model: keras.Model) -> dict[str, TermWeight]:
     }
     # The layers of layers are reachable only so: `model.layers` ends at a nested model.
     for layer in _keras.flatten_layers(model, include_self=False):
-        if isinstance(layer, ContrastiveTerm):
+        if isinstance(layer, LayerTerm):
             if terms.get(layer.name, layer.weight) is not layer.weight:
                 raise ValueError(
                     f"Expected terms with different names. Received: two terms named {layer.name!r}"

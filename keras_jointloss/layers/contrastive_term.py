@@ -1,8 +1,7 @@
 """The layer that turns two embeddings inside a model into a term of its loss."""
 
 import warnings
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,48 +10,18 @@ from keras import ops
 
 from keras_jointloss import losses
 from keras_jointloss._labels import as_labels, label_tensor
-from keras_jointloss._loops import enclosing_scope, running_loop
-from keras_jointloss._math import divide_or_0, float_dtype
+from keras_jointloss._math import float_dtype
 from keras_jointloss._state import as_state
 from keras_jointloss._validation import validate_bool, validate_count
+from keras_jointloss.layers._layer_term import LayerTerm, item_mask, mean_over_items
+from keras_jointloss.layers._learned_arguments import LearnedArguments
 from keras_jointloss.layers._memory import EmbeddingMemory
-from keras_jointloss.metrics import ViewsMetric
+from keras_jointloss.metrics.base import validate_metrics
 from keras_jointloss.terms.given_weight import Weight, deserialize_weight
-from keras_jointloss.terms.layer_weight import LayerWeight
-
-
-class _Readout(keras.metrics.Metric):
-    """Shows a number that a layer holds among the metrics of the model."""
-
-    def __init__(self, name, read, weight):
-        super().__init__(name=name)
-        self._read = read
-        self._weight = weight
-
-    def update_state(self, *args, **kwargs):
-        """Does nothing: the layer keeps the number up to date."""
-
-    def result(self):
-        self._weight.warn_if_it_stands_still()
-        return self._read()
-
-    def reset_state(self):
-        self._weight.reset()
-
-
-class _Bounds(keras.constraints.Constraint):
-    """Keeps a weight within closed bounds."""
-
-    def __init__(self, minimum, maximum):
-        self.minimum = minimum
-        self.maximum = maximum
-
-    def __call__(self, w):
-        return ops.clip(w, self.minimum, self.maximum)
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
-class ContrastiveTerm(keras.layers.Layer):
+class ContrastiveTerm(LayerTerm):
     """Adds a weighted loss between embeddings of the same items to the loss of the model.
 
     The layer returns the embeddings untouched; use what it returns further on in the model,
@@ -131,31 +100,16 @@ class ContrastiveTerm(keras.layers.Layer):
         name: str | None = None,
         **kwargs,
     ):
-        # Without autocasting the embeddings pass through, and labels arrive, as they are.
-        super().__init__(name=name, autocast=False, **kwargs)
-        self.supports_masking = True
+        super().__init__(name=name, **kwargs)
         self.loss = losses.get(loss)
         self.learn_temperature = validate_bool(learn_temperature, "learn_temperature")
         self.memory_size = validate_count(memory_size, "memory_size", minimum=0)
         self._validate_loss(loss)
-        self._learned: dict[str, Any] = {}
+        self._learned = LearnedArguments(self.loss, self.learn_temperature)
         self._memory: EmbeddingMemory | None = None
         # A function: Keras would take metrics, which have no state here, for its own.
-        self._get_metrics = partial(tuple, _validated_metrics(metrics, self._has_labels))
-        self.weight = LayerWeight(weight, self.name, self._readings(), self._means())
-        self._weight_state = as_state(self.weight.state)
-        # For each call in this step, what is to be computed when the losses are asked for.
-        self._deferred: list[Any] = []
-        self._get_scope: Callable[[], Any] = lambda: None
-        # On JAX a metric cannot read what a layer holds: there it is only reset with the others,
-        # and the callback fills the logs.
-        readings: dict[str, Any] = self.weight.tensors
-        if keras.backend.backend() == "jax":
-            readings = {"readout": dict}
-        self._readouts = [
-            _Readout(f"{self.name}_{reading}", read, self.weight)
-            for reading, read in readings.items()
-        ]
+        self._get_metrics = partial(tuple, validate_metrics(metrics, self._has_labels))
+        self._create_weight(weight, self._learned.readings(), self._means())
 
     def _validate_loss(self, given):
         if self.loss.reduction in ("sum", "none", None):
@@ -163,18 +117,6 @@ class ContrastiveTerm(keras.layers.Layer):
                 "Invalid value for argument `loss`. Expected a loss whose reduction is a mean. "
                 f"Received: loss={given!r} with reduction={self.loss.reduction!r}"
             )
-        if self.learn_temperature and not self._parameters_to_learn():
-            raise ValueError(
-                "Invalid value for argument `learn_temperature`. Expected False, since "
-                f"{type(self.loss).__name__} has no temperature to train. "
-                f"Received: learn_temperature={self.learn_temperature}"
-            )
-        for parameter, (initial, minimum, maximum) in self._parameters_to_learn().items():
-            if self.learn_temperature and not minimum <= initial <= maximum:
-                raise ValueError(
-                    f"Invalid value for argument `loss`. Expected a temperature whose {parameter} "
-                    f"is in [{minimum:g}, {maximum:g}]. Received: {parameter}={initial:g}"
-                )
         if self.memory_size and not getattr(self.loss, "has_memory", False):
             raise ValueError(
                 "Invalid value for argument `memory_size`. Expected 0, since "
@@ -189,23 +131,6 @@ class ContrastiveTerm(keras.layers.Layer):
     @property
     def _has_labels(self) -> bool:
         return self._is_views_loss and self.loss.has_labels
-
-    def _parameters_to_learn(self):
-        return self.loss.learned_parameters() if self._is_views_loss else {}
-
-    def _readings(self):
-        """Returns the learned arguments of the loss: by name, functions that return them."""
-        if not self.learn_temperature:
-            return {}
-        others = [name for name in self._parameters_to_learn() if name != "log_scale"]
-        return {name: partial(self._learned_argument, name) for name in ("temperature", *others)}
-
-    def _learned_arguments(self):
-        tensors = {name: ops.convert_to_tensor(value) for name, value in self._learned.items()}
-        return self.loss.arguments_of(tensors) if tensors else {}
-
-    def _learned_argument(self, name):
-        return self._learned_arguments()[name]
 
     def _means(self):
         """Returns what else is logged as a mean: by name, what makes of the mean what is logged."""
@@ -222,15 +147,7 @@ class ContrastiveTerm(keras.layers.Layer):
 
     def build(self, input_shape):
         self._validate_shapes(input_shape)
-        if self.learn_temperature:
-            for name, parameter in self._parameters_to_learn().items():
-                self._learned[name] = self.add_weight(
-                    name=name,
-                    shape=(),
-                    initializer=keras.initializers.Constant(parameter.initial),
-                    constraint=_Bounds(parameter.minimum, parameter.maximum),
-                    dtype=keras.config.floatx(),
-                )
+        self._learned.add_weights(self)
         if self.memory_size:
             embeddings, labels = self._split(input_shape)
             self._memory = EmbeddingMemory(
@@ -266,75 +183,34 @@ class ContrastiveTerm(keras.layers.Layer):
 
     def call(self, inputs, sample_weight=None, mask=None, training=None):
         embeddings, labels = self._split(inputs)
-        if running_loop() != "predict_step":
-            scope = enclosing_scope()
-            self._get_scope = (lambda: None) if scope is None else weakref.ref(scope)
-            self._deferred.append(
-                partial(self._compute_loss, embeddings, labels, sample_weight, mask, training)
-            )
+        self._defer(partial(self._compute_loss, embeddings, labels, sample_weight, mask, training))
         return embeddings
-
-    def _get_own_losses(self):
-        # Keras asks for the losses after the call, but not to predict or to export.
-        calls, self._deferred = self._deferred, []
-        if calls:
-            self._add_losses([compute() for compute in calls])
-        return super()._get_own_losses()
-
-    def _clear_losses(self):
-        scope = enclosing_scope()
-        if scope is None or self._get_scope() is not scope:
-            self._deferred = []
-        super()._clear_losses()
-
-    def _add_losses(self, calls):
-        """Adds the weighted losses of the calls of a step, and counts the step."""
-        losses, items, is_training = zip(*calls, strict=True)
-        weight = self.weight.tensor()
-        for loss in losses:
-            # Keras adds up losses of one dtype only.
-            self.add_loss(ops.cast(ops.cast(weight, loss.dtype) * loss, keras.config.floatx()))
-        self.weight.record(sum(losses), items[0])
-        if any(is_training):
-            self.weight.advance()
 
     def _compute_loss(self, embeddings, labels, sample_weight, mask, training):
         """Returns the loss of a call, over how many items it is, and whether it trains."""
         dtype = float_dtype(*(x.dtype for x in embeddings))
         views = ops.stack([ops.cast(x, dtype) for x in embeddings], axis=1)
         labels = None if labels is None else as_labels(label_tensor(labels))
-        valid = mask = self._item_mask(mask)
-        items = ops.cast(ops.shape(views)[0], dtype)
-        if mask is not None:
-            items = ops.sum(ops.cast(mask, dtype))
-        if sample_weight is None:
-            values, total = self._values(views, labels, valid), items
-        else:
-            weights = ops.reshape(ops.cast(sample_weight, dtype), (-1,))
-            weights = weights if mask is None else ops.where(mask, weights, 0)
-            valid = ops.not_equal(weights, 0)
-            values = weights * self._values(views, labels, valid)
-            is_mean = self.loss.reduction == "mean_with_sample_weight"
-            total = ops.sum(weights) if is_mean else items
+        masks = () if mask is None else self._split(mask)[0]
+        loss, items, valid = mean_over_items(
+            partial(self._values, views, labels),
+            ops.cast(ops.shape(views)[0], dtype),
+            item_mask(masks),
+            sample_weight,
+            is_weighted_mean=self.loss.reduction == "mean_with_sample_weight",
+        )
         self._record_means(views, labels, valid)
         if self._memory is not None:
             self._remember(self._memory, views, labels, valid, training)
         # `None` in a model whose `call` takes no `training`; evaluation stops annealing anyway.
-        return divide_or_0(ops.sum(values), total), items, training is not False
-
-    def _item_mask(self, mask):
-        """Returns which items no mask of an embedding leaves out, `(batch,)`, or `None`."""
-        masks = [] if mask is None else [x for x in self._split(mask)[0] if x is not None]
-        if not masks:
-            return None
-        return ops.all(ops.stack([ops.cast(x, "bool") for x in masks], axis=1), axis=1)
+        return loss, items, training is not False
 
     def _values(self, views, labels, valid):
         """Returns the loss of each item, `(batch,)`."""
         if not self._is_views_loss:
             values = self.loss.call(views[:, 1], views[:, 0])
             return values if valid is None else ops.where(valid, values, 0)
-        arguments = self._learned_arguments()
+        arguments = self._learned.arguments()
         if self._memory is not None:
             arguments["memory"] = self._memory.read(None if labels is None else labels.dtype)
         return self.loss.values(views, labels, valid, **arguments)
@@ -369,15 +245,11 @@ class ContrastiveTerm(keras.layers.Layer):
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
-        self.weight.save(store)
         if self._memory is not None:
             self._memory.save(store)
 
     def load_own_variables(self, store):
-        # Those of Keras are numbered.
-        numbered = [key for key in list(store.keys()) if key.isdigit()]
-        super().load_own_variables({key: store[key] for key in numbered})
-        self.weight.load(store)
+        super().load_own_variables(store)
         if self._memory is not None:
             self._memory.load(store)
 
@@ -385,7 +257,6 @@ class ContrastiveTerm(keras.layers.Layer):
         return {
             **super().get_config(),
             "loss": keras.saving.serialize_keras_object(self.loss),
-            "weight": keras.saving.serialize_keras_object(self.weight.initial),
             "learn_temperature": self.learn_temperature,
             "memory_size": self.memory_size,
             "metrics": [keras.saving.serialize_keras_object(x) for x in self._get_metrics()],
@@ -396,25 +267,3 @@ class ContrastiveTerm(keras.layers.Layer):
         metrics = [keras.saving.deserialize_keras_object(x) for x in config.get("metrics", ())]
         weight = deserialize_weight(config["weight"])
         return cls(**{**config, "weight": weight, "metrics": metrics})
-
-
-def _validated_metrics(metrics, has_labels):
-    """Returns the metrics, or raises `ValueError` if one of them cannot be computed here."""
-    for metric in metrics:
-        if not isinstance(metric, ViewsMetric):
-            raise ValueError(
-                "Invalid value for argument `metrics`. Expected metrics of "
-                f"`keras_jointloss.metrics`. Received: metrics={metrics!r}"
-            )
-        if metric.has_labels and not has_labels:
-            raise ValueError(
-                "Invalid value for argument `metrics`. Expected metrics without labels, since the "
-                f"loss has none. Received: {metric.name!r}"
-            )
-    names = [metric.name for metric in metrics]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            "Invalid value for argument `metrics`. Expected metrics of different names. "
-            f"Received: {names}"
-        )
-    return tuple(metrics)

@@ -148,3 +148,25 @@ def other_pairs(views, valid, labels=None):
     if labels is not None:
         others = ops.logical_and(others, labels[:, None] != labels[None, :])
     return ops.logical_and(others, ops.logical_and(valid[:, None], valid[None, :]))
+
+
+def validate_metrics(metrics, has_labels):
+    """Returns the metrics, or raises `ValueError` if one of them cannot be computed here."""
+    for metric in metrics:
+        if not isinstance(metric, ViewsMetric):
+            raise ValueError(
+                "Invalid value for argument `metrics`. Expected metrics of "
+                f"`keras_jointloss.metrics`. Received: metrics={metrics!r}"
+            )
+        if metric.has_labels and not has_labels:
+            raise ValueError(
+                "Invalid value for argument `metrics`. Expected metrics without labels, since the "
+                f"loss has none. Received: {metric.name!r}"
+            )
+    names = [metric.name for metric in metrics]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            "Invalid value for argument `metrics`. Expected metrics of different names. "
+            f"Received: {names}"
+        )
+    return tuple(metrics)

@@ -1,13 +1,10 @@
 """The base of the rules that adapt the weights of the terms."""
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_jointloss._math import float_dtype
 from keras_jointloss._registry import find
@@ -17,14 +14,10 @@ from keras_jointloss._validation import (
     validate_number,
     validate_share,
 )
-from keras_jointloss.terms.output_weight import LossWeight
-from keras_jointloss.terms.weight import TermWeight
-from keras_jointloss.weighting import _step
-from keras_jointloss.weighting._progress import Progress, load_terms, save_terms
-from keras_jointloss.weighting._step_losses import StepLosses
+from keras_jointloss.weighting._bound_rule import BoundRule
 
 
-class Weighting(keras.metrics.Metric):
+class Weighting(BoundRule):
     """Base of the rules that adapt the weights of all terms from their losses.
 
     `keras_jointloss.joint_loss` takes it as `weighting`, and the
@@ -98,9 +91,7 @@ class Weighting(keras.metrics.Metric):
         name: str | None = None,
         dtype=None,
     ):
-        super().__init__(
-            name=name or "weighting", dtype=float_dtype(dtype or keras.config.floatx())
-        )
+        super().__init__(name or "weighting", float_dtype(dtype or keras.config.floatx()))
         self.warmup_steps = validate_count(warmup_steps, "warmup_steps", minimum=0)
         self.ema = validate_share(ema, "ema")
         self.min_weight = validate_number(min_weight, "min_weight", minimum=0)
@@ -112,16 +103,8 @@ class Weighting(keras.metrics.Metric):
             )
         self.update_every = validate_count(update_every, "update_every")
         self.on_nonfinite = validate_choice(on_nonfinite, "on_nonfinite", ("raise", "skip"))
-        #: What training has changed, once the terms are known.
-        self.progress: Any = None  # A `Progress`.
         #: What the rule keeps, by name, while `update` runs: `(terms,)` each.
         self.state: dict[str, Any] = {}
-        # A function: Keras would take the weights, which are metrics, too, for parts of this one.
-        self._get_weights: Callable[[], list[TermWeight]] = list
-        self._losses = StepLosses(self.dtype)
-        self._is_on = False
-        #: The `keras_jointloss.terms.clock.Clock` of the model that the rule belongs to, if any.
-        self.clock: Any = None
 
     # What a subclass writes.
 
@@ -161,186 +144,8 @@ class Weighting(keras.metrics.Metric):
             ValueError: If the rule needs gradients that none of the layers reports.
         """
 
-    # Tying the rule to terms.
-
-    def bind(self, terms: Mapping[str, TermWeight]) -> bool:
-        """Ties the rule to terms, whose losses it then sees and whose weights it multiplies.
-
-        Args:
-            terms: By name. Those of the model's outputs come first.
-
-        Returns:
-            Whether that changes what a training step has to compute.
-
-        Raises:
-            ValueError: If the rule is tied to other terms already.
-        """
-        names = tuple(terms)
-        if self.terms and names != self.terms:
-            raise ValueError(
-                f"{type(self).__name__} is the weighting of the terms {list(self.terms)}. "
-                f"Received: terms {list(names)}"
-            )
-        weights = list(terms.values())
-        self._losses.clear()
-        is_bound = self._get_weights() == weights and all(
-            getattr(weight.observer, "func", None) == self._record for weight in weights
-        )
-        if is_bound:
-            return False
-        self._create_progress(names)
-        self._get_weights = partial(list, weights)
-        for index, weight in enumerate(weights):
-            weight.adapt()
-            weight.observer = partial(self._record, index)
-        self._output_terms = {
-            index for index, weight in enumerate(weights) if isinstance(weight, LossWeight)
-        }
-        self._scale_terms()
-        return True
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """The names of the terms; none before they are known."""
-        return () if self.progress is None else self.progress.terms
-
-    def _create_progress(self, names: tuple[str, ...]) -> Progress:
-        if self.progress is None:
-            initial = {**_step.STATE, **(_step.SUMS if self.update_every > 1 else {})}
-            if not self.warmup_steps:
-                initial["weight"] = self.initial_weight(len(names))
-            self.progress = Progress(self, names, {**initial, **self.initial_state})
-        return self.progress
-
-    # Within the compiled step.
-
-    def _record(self, index, loss, items, counts) -> None:
-        """Records the mean loss of a term over some items."""
-        self._losses.record(index, loss, items, counts)
-        # Elsewhere the layers' losses come after those of outputs, and `update_state` after both;
-        # on JAX it is the other way round, and `update_state` cannot reach the layers.
-        if keras.backend.backend() == "jax" and self._output_terms <= self._losses.indices:
-            self._run()
-
-    def update_state(self, *args, **kwargs) -> None:
-        """Runs the rule on the losses of the step, if annealing is on."""
-        if keras.backend.backend() != "jax" and self._losses.indices:
-            self._run()
-
-    def _run(self) -> None:
-        progress: Any = self.progress
-        items, losses = self._losses.pop(len(self.terms))
-        step, is_on = progress.begin_step()
-        state = _step.advance(self, progress.tensors(), losses, items > 0, step, is_on)
-        progress.assign(state)
-        for weight, factor in zip(self._get_weights(), ops.unstack(state["weight"]), strict=True):
-            weight.scale(factor)
-
-    @property
-    def epoch(self):
-        """The number of epochs of training that have begun, an int32 scalar tensor."""
-        return self.progress.epoch
-
-    def result(self):
-        """Returns the weights now: `(terms,)`."""
-        return self.progress.tensors()["weight"]
-
-    # From the host.
-
-    def start(self, is_new_epoch: bool = False) -> None:
-        """Lets the rule move the weights."""
-        self.progress.start(is_new_epoch)
-        self._is_on = True
-
-    def reset_state(self) -> None:
-        """Stops the rule, as Keras resets metrics before an evaluation; keeps weights and state."""
-        if self.clock is None or not self.clock.outlasts_reset():
-            self.stop()
-
-    def stop(self) -> None:
-        """Keeps the rule from moving the weights."""
-        if self._is_on:
-            self.progress.stop()
-            self._is_on = False
-
-    @property
-    def step(self) -> int:
-        """The number of training steps in which the rule was on."""
-        return self.progress.step
-
-    def read(self) -> dict[str, dict[str, float]]:
-        """Returns what there is to log of each term besides weight and loss, by the term's name."""
-        state = self.progress.arrays()
-        own = {name: state[name] for name in self.initial_state}
-        readings = {key: values.tolist() for key, values in self.readout(own).items()}
-        return {
-            term: {key: values[index] for key, values in readings.items()}
-            for index, term in enumerate(self.terms)
-        }
-
-    def report(self, epoch: int) -> None:
-        """Reports losses that the rule could not use, at the end of an epoch.
-
-        Raises:
-            FloatingPointError: If there are any, with `on_nonfinite="raise"`.
-        """
-        unusable = self.take_unusable()
-        if not unusable:
-            return
-        terms = ", ".join(f"{name!r} in {count} steps" for name, count in unusable.items())
-        message = (
-            f"{type(self).__name__} cannot use a loss that is not finite or less than "
-            f"{self.minimum_loss:g}, or that leads to a weight or state that is not finite. "
-            f"Received in epoch {epoch}: the loss of {terms}"
-        )
-        if self.on_nonfinite == "raise":
-            raise FloatingPointError(message)
-        warnings.warn(f"{message}. The weights did not move in these steps.", stacklevel=2)
-
-    def take_unusable(self) -> dict[str, int]:
-        """Returns how often the first terms that were not usable were not, and forgets it."""
-        state = self.progress.arrays()
-        counts = state["unusable"] * state["culprit"]
-        if not counts.any():
-            return {}
-        self.progress.clear("unusable", "culprit")
-        return {term: int(n) for term, n in zip(self.terms, counts, strict=True) if n}
-
-    def _scale_terms(self) -> None:
-        factors = self.progress.arrays()["weight"]
-        # There are no terms before the rule is tied to them.
-        for weight, factor in zip(self._get_weights(), factors, strict=False):
-            weight.scale(factor)
-
-    def begin_anew(self) -> None:
-        """Forgets the progress."""
-        if self.progress is not None:
-            self.progress.forget()
-            self._scale_terms()
-
-    def save_own_variables(self, store: Any) -> None:
-        """Saves the progress in a weights file of the model."""
-        if self.progress is not None:
-            save_terms(store, self.terms)
-            for name, value in self.progress.save().items():
-                store[name] = value
-
-    def load_own_variables(self, store: Any) -> None:
-        """Loads what `save_own_variables` has saved."""
-        if "state" not in store.keys():  # noqa: SIM118 (a store is no dict)
-            return
-        terms = load_terms(store)
-        progress = self._create_progress(terms)
-        if terms != self.terms:
-            raise ValueError(
-                f"{type(self).__name__} is the weighting of the terms {list(self.terms)}. "
-                f"Received: a file with the state of the terms {list(terms)}"
-            )
-        progress.load(store)
-        self._scale_terms()
-
     def get_config(self) -> dict:
-        config = {
+        return {
             **super().get_config(),
             "warmup_steps": self.warmup_steps,
             "ema": self.ema,
@@ -349,19 +154,6 @@ class Weighting(keras.metrics.Metric):
             "update_every": self.update_every,
             "on_nonfinite": self.on_nonfinite,
         }
-        if self.progress is not None:
-            progress = {name: value.tolist() for name, value in self.progress.save().items()}
-            config["progress"] = {"terms": list(self.terms), **progress}
-        return config
-
-    @classmethod
-    def from_config(cls, config: dict) -> "Weighting":
-        config = dict(config)
-        progress = config.pop("progress", None)
-        instance = cls(**config)
-        if progress is not None:
-            instance._create_progress(tuple(progress["terms"])).load(progress)
-        return instance
 
 
 def get(identifier: Any) -> Weighting | None:

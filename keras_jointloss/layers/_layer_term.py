@@ -1,0 +1,155 @@
+"""What every layer term needs: a weight, losses that are deferred, values to log, masks."""
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_jointloss._loops import enclosing_scope, running_loop
+from keras_jointloss._math import divide_or_0
+from keras_jointloss._state import as_state
+from keras_jointloss.terms.given_weight import Weight
+from keras_jointloss.terms.layer_weight import LayerWeight
+
+
+class _Readout(keras.metrics.Metric):
+    """Shows a number that a layer holds among the metrics of the model."""
+
+    def __init__(self, name, read, weight):
+        super().__init__(name=name)
+        self._read = read
+        self._weight = weight
+
+    def update_state(self, *args, **kwargs):
+        """Does nothing: the layer keeps the number up to date."""
+
+    def result(self):
+        self._weight.warn_if_it_stands_still()
+        return self._read()
+
+    def reset_state(self):
+        self._weight.reset()
+
+
+class LayerTerm(keras.layers.Layer):
+    """Base of the layers that add a weighted loss to the loss of the model.
+
+    The loss is computed where the losses of the model are asked for, as in `fit` and `evaluate`:
+    `predict` and an exported model compute nothing. A subclass calls `_create_weight` in its
+    constructor and `_defer` in `call`.
+
+    Args:
+        name: Name of the layer and of the term.
+        **kwargs: As in `keras.layers.Layer`.
+    """
+
+    weight: LayerWeight
+
+    def __init__(self, name: str | None = None, **kwargs):
+        # Without autocasting inputs pass through, and labels arrive, as they are.
+        super().__init__(name=name, autocast=False, **kwargs)
+        self.supports_masking = True
+        # For each call in this step, what is to be computed when the losses are asked for.
+        self._deferred: list[Callable[[], tuple]] = []
+        self._get_scope: Callable[[], Any] = lambda: None
+
+    def _create_weight(self, weight: Weight, readings: Mapping, means: Mapping) -> None:
+        """Creates the weight, and the metrics that show what there is to log.
+
+        Args:
+            weight: As in `keras_jointloss.LossWeight`.
+            readings: As in `LayerWeight`.
+            means: As in `LayerWeight`.
+        """
+        self.weight = LayerWeight(weight, self.name, readings, means)
+        self._weight_state = as_state(self.weight.state)
+        # On JAX a metric cannot read what a layer holds: there it is only reset with the others,
+        # and the callback fills the logs.
+        tensors: dict[str, Any] = self.weight.tensors
+        if keras.backend.backend() == "jax":
+            tensors = {"readout": dict}
+        self._readouts = [
+            _Readout(f"{self.name}_{reading}", read, self.weight)
+            for reading, read in tensors.items()
+        ]
+
+    def _defer(self, compute: Callable[[], tuple]) -> None:
+        """Adds a loss as soon as the losses of the model are asked for.
+
+        Args:
+            compute: Returns the loss of a call, over how many items it is, and whether it trains.
+        """
+        if running_loop() != "predict_step":
+            scope = enclosing_scope()
+            self._get_scope = (lambda: None) if scope is None else weakref.ref(scope)
+            self._deferred.append(compute)
+
+    def _get_own_losses(self):
+        # Keras asks for the losses after the call, but not to predict or to export.
+        calls, self._deferred = self._deferred, []
+        if calls:
+            self._add_losses([compute() for compute in calls])
+        return super()._get_own_losses()
+
+    def _clear_losses(self):
+        scope = enclosing_scope()
+        if scope is None or self._get_scope() is not scope:
+            self._deferred = []
+        super()._clear_losses()
+
+    def _add_losses(self, calls):
+        """Adds the weighted losses of the calls of a step, and counts the step."""
+        losses, items, is_training = zip(*calls, strict=True)
+        weight = self.weight.tensor()
+        for loss in losses:
+            # Keras adds up losses of one dtype only.
+            self.add_loss(ops.cast(ops.cast(weight, loss.dtype) * loss, keras.config.floatx()))
+        self.weight.record(sum(losses), items[0])
+        if any(is_training):
+            self.weight.advance()
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        self.weight.save(store)
+
+    def load_own_variables(self, store):
+        # Those of Keras are numbered.
+        numbered = [key for key in list(store.keys()) if key.isdigit()]
+        super().load_own_variables({key: store[key] for key in numbered})
+        self.weight.load(store)
+
+    def get_config(self) -> dict:
+        weight = keras.saving.serialize_keras_object(self.weight.initial)
+        return {**super().get_config(), "weight": weight}
+
+
+def item_mask(masks: Iterable[Any]):
+    """Returns which items no mask leaves out, `(batch,)`, or `None` if there is no mask."""
+    masks = [ops.cast(mask, "bool") for mask in masks if mask is not None]
+    return ops.all(ops.stack(masks, axis=1), axis=1) if masks else None
+
+
+def mean_over_items(
+    compute: Callable[[Any], Any], batch_size, mask, sample_weight, is_weighted_mean: bool
+) -> tuple[Any, Any, Any]:
+    """Returns the mean loss, over how many items it is, and which items take part.
+
+    Args:
+        compute: Returns the loss of each item, `(batch,)`; called with which items take part,
+            `(batch,)`, or `None` for all.
+        batch_size: A scalar tensor of the dtype of the loss.
+        mask: Which items take part, `(batch,)`, or `None`.
+        sample_weight: How much each item weighs, or `None`. An item of weight 0 takes no part.
+        is_weighted_mean: Whether the sum is divided by the sum of the weights.
+    """
+    dtype = batch_size.dtype
+    items = batch_size if mask is None else ops.sum(ops.cast(mask, dtype))
+    if sample_weight is None:
+        return divide_or_0(ops.sum(compute(mask)), items), items, mask
+    weights = ops.reshape(ops.cast(sample_weight, dtype), (-1,))
+    weights = weights if mask is None else ops.where(mask, weights, 0)
+    valid = ops.not_equal(weights, 0)
+    total = ops.sum(weights) if is_weighted_mean else items
+    return divide_or_0(ops.sum(weights * compute(valid)), total), items, valid
