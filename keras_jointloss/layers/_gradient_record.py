@@ -39,7 +39,7 @@ class GradientStatistics(NamedTuple):
     conflict: float
     nonfinite_step: np.ndarray
 
-    def by_tag(self, terms: Sequence[str]) -> dict[str, float]:
+    def to_tags(self, terms: Sequence[str]) -> dict[str, float]:
         """Returns the numbers by the names they are logged under; none that is `nan`.
 
         Args:

@@ -1,0 +1,77 @@
+"""What the callback asks of a compiled model before it trains, and what it changes in it."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+
+from keras_jointloss._loops import enclosing_callbacks
+from keras_jointloss.terms.output_weight import LossWeight
+from keras_jointloss.terms.weight import TermWeight
+
+
+def move_to_front(callback: keras.callbacks.Callback) -> None:
+    """Puts a callback first in the list that sets its model, which no argument of it gives away."""
+    owner = enclosing_callbacks()
+    if owner is not None and callback in owner.callbacks:
+        owner.callbacks.remove(callback)
+        owner.callbacks.insert(0, callback)
+
+
+def name_weights(model: keras.Model, terms: Mapping[str, TermWeight]) -> None:
+    """Gives each weight of an output the name with which it is logged as `<term>_weight`."""
+    # Keras puts the output's name before a metric's only if there are several outputs.
+    count = len(getattr(model, "outputs", None) or [])
+    for name, term in terms.items():
+        if not count or not isinstance(term, LossWeight):
+            continue
+        right = "weight" if count > 1 else f"{name}_weight"
+        if term.name != right and term.name in ("weight", f"{name}_weight"):
+            term.name = right
+            # What has been compiled returns it under the other name.
+            model.train_function = model.test_function = None
+
+
+def validate_output_names(model: keras.Model) -> None:
+    """Raises `ValueError` if the losses of a Functional model are for other outputs."""
+    if isinstance(model.loss, dict) and isinstance(model, keras.Sequential):
+        raise ValueError(
+            "Expected one loss in place of a dict for a `keras.Sequential`, whose output has no "
+            f"name: `joint_loss(loss, weights=...)`. Received: losses for {sorted(model.loss)}"
+        )
+    if not isinstance(model.loss, dict) or not hasattr(model, "output_names"):
+        return
+    has_dict = isinstance(model.output, dict)
+    names, losses = set(model.output if has_dict else model.output_names), set(model.loss)
+    # Keras wants a loss, if only `None`, for every output of a list.
+    if losses == names or (has_dict and losses < names):
+        return
+    raise ValueError(
+        "Expected losses for the outputs of the model (`None` for one without a loss), which are "
+        f"{sorted(names)}. Received: losses for {sorted(losses)}"
+    )
+
+
+def validate_use(terms: Mapping[str, TermWeight], metrics: Iterable[Any]) -> None:
+    """Raises `ValueError` if a model has trained without using the weights of its output terms.
+
+    Args:
+        terms: The weights of all terms by name.
+        metrics: The metrics of the model.
+    """
+    metrics = [x for metric in metrics for x in getattr(metric, "metrics", [metric])]
+    for name, term in terms.items():
+        if not isinstance(term, LossWeight):
+            continue
+        is_metric = any(term is metric for metric in metrics)
+        if not (is_metric and term.is_applied and term.is_counted):
+            raise ValueError(
+                f"The model does not use the weight of the term {name!r}. Expected a model "
+                "that is compiled with all that `keras_jointloss.joint_loss` returns, "
+                "`compile(..., **joint_loss(...))`, with further metrics as arguments of "
+                "`joint_loss`; a `metrics` property of its own has to include "
+                "`super().metrics`, and a `train_step` of its own has to call "
+                "`self.compute_loss` and `self.compute_metrics`. Received: a model in which "
+                f"the weight is {'' if term.is_applied else 'not '}applied to the loss and "
+                f"{'' if is_metric and term.is_counted else 'not '}among the metrics"
+            )

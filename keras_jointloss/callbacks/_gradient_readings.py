@@ -1,0 +1,61 @@
+"""What the layers of a model that combine gradients log."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from keras_jointloss.layers._gradient_combination import GradientCombination
+from keras_jointloss.layers._gradient_record import GradientStatistics
+from keras_jointloss.tensorboard import heat_map
+
+#: Statistics by the prefix of the tags of their layer.
+Statistics = dict[str, GradientStatistics]
+
+
+class GradientReadings:
+    """Reads the statistics of layers.
+
+    Args:
+        layers: The layers.
+    """
+
+    def __init__(self, layers: Sequence[GradientCombination]):
+        self._layers = {
+            "gradients" if len(layers) == 1 else f"gradients/{layer.name}": layer
+            for layer in layers
+        }
+
+    def reset(self) -> None:
+        """Starts the means anew."""
+        for layer in self._layers.values():
+            layer.reset_statistics()
+
+    def read(self) -> Statistics:
+        """Returns the statistics since the last reset."""
+        statistics = {prefix: layer.statistics() for prefix, layer in self._layers.items()}
+        return {prefix: value for prefix, value in statistics.items() if value is not None}
+
+    def to_tags(self, statistics: Statistics) -> dict[str, float]:
+        """Returns the numbers by the tags of TensorBoard."""
+        return {
+            f"{prefix}/{tag}": value
+            for prefix, of_layer in statistics.items()
+            for tag, value in of_layer.to_tags(self._layers[prefix].terms).items()
+        }
+
+    def heat_maps(self, statistics: Statistics) -> Iterator[tuple[str, Any, str]]:
+        """Returns pictures of the cosines: tag, picture and description."""
+        for prefix, of_layer in statistics.items():
+            terms = ", ".join(f"`{term}`" for term in self._layers[prefix].terms)
+            description = (
+                f"Rows and columns: {terms}. Blue: cosine 1; white: 0; red: -1, in conflict."
+            )
+            yield f"{prefix}/cosines", heat_map(of_layer.cosines), description
+
+    def nonfinite_gradients(self, statistics: Statistics) -> Iterator[tuple[str, str]]:
+        """Returns which gradients were the first that were not finite: prefix and sentence."""
+        for prefix, of_layer in statistics.items():
+            layer, steps = self._layers[prefix], of_layer.nonfinite_step
+            if steps.any():
+                terms = [layer.terms[i] for i in steps.nonzero()[0]]
+                what = f"not finite at layer {layer.name!r} (train, step {steps.max()})"
+                yield prefix, f"The gradients of the terms {terms} are {what}."

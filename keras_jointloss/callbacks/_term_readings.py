@@ -1,0 +1,90 @@
+"""What the terms of a model log: losses, weights and shares."""
+
+import math
+from collections.abc import Iterator, Mapping
+
+from keras_jointloss.terms.layer_weight import LayerWeight
+from keras_jointloss.terms.weight import TermWeight
+from keras_jointloss.weighting import Weighting
+
+#: By term and by name, the values to log.
+Readings = dict[str, dict[str, float]]
+
+
+class TermReadings:
+    """Reads the terms of a model, and keeps the readings of an epoch by run.
+
+    Args:
+        terms: The weights of the terms by name.
+        weighting: The rule that adapts them, or `None`.
+    """
+
+    def __init__(self, terms: Mapping[str, TermWeight], weighting: Weighting | None):
+        self._terms = terms
+        self._weighting = weighting
+        #: The readings at the end of the epoch, of the runs `"train"` and `"validation"`.
+        self.kept: dict[str, Readings] = {}
+
+    def start_epoch(self) -> None:
+        """Forgets the readings of the epoch before, and starts the means of layer terms anew."""
+        self.kept = {}
+        self.reset_layer_terms()
+
+    def reset_layer_terms(self) -> None:
+        """Starts the means of layer terms anew."""
+        # Keras does it through the metrics of the layer, but not on JAX, nor in a model that has
+        # its own idea of `metrics`.
+        for term in self._terms.values():
+            if isinstance(term, LayerWeight):
+                term.reset()
+
+    def read(self) -> Readings:
+        """Returns the values now."""
+        others = {} if self._weighting is None else self._weighting.read()
+        return {name: {**term.read(), **others.get(name, {})} for name, term in self._terms.items()}
+
+    def keep_train(self, has_means: bool) -> None:
+        """Keeps the readings of training, before an evaluation starts the means anew.
+
+        Args:
+            has_means: Whether the means are those of training, and not of an evaluation.
+        """
+        self.kept["train"] = self.read()
+        if not has_means:
+            for reading in self.kept["train"].values():
+                reading.pop("loss", None)
+                reading.pop("weighted", None)
+
+    def to_logs(self) -> dict[str, float]:
+        """Returns what is kept, by the names of Keras' logs."""
+        return {
+            f"{prefix}{name}_{key}": value
+            for run, prefix in (("train", ""), ("validation", "val_"))
+            for name, reading in self.kept.get(run, {}).items()
+            for key, value in reading.items()
+            if key != "weighted"
+        }
+
+    def nonfinite_losses(self) -> Iterator[tuple[str, float, str]]:
+        """Returns the losses in what is kept that are not finite: term, loss and run."""
+        for run, readings in self.kept.items():
+            for name, reading in readings.items():
+                if not math.isfinite(reading.get("loss", 0.0)):
+                    yield name, reading["loss"], run
+
+
+def to_tags(readings: Readings, total: float) -> dict[str, float]:
+    """Returns readings by the tags of TensorBoard.
+
+    Args:
+        readings: As `TermReadings.read` returns them.
+        total: The loss of the model.
+    """
+    values = {"joint_loss/total": total}
+    for name, reading in readings.items():
+        for key, value in reading.items():
+            values[f"joint_loss/{name}/{'raw' if key == 'loss' else key}"] = value
+        if "weighted" in reading:
+            share = reading["weighted"] / total if total else math.nan
+            values[f"joint_loss/{name}/share"] = share
+    return values
