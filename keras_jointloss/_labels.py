@@ -7,8 +7,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_jointloss import _backend
+from keras_jointloss._backend import host_values
 from keras_jointloss._validation import validate_count
-from keras_jointloss.distribution import host_values
 
 
 def validate_unlabelled(value: Any, same_label: str | None = "positive") -> int | None:
@@ -43,7 +44,7 @@ def label_tensor(labels: Any):
         if given.min() < least or given.max() > largest:
             raise ValueError(
                 f"Expected labels from {least} to {largest}, since "
-                f"{keras.backend.backend()} keeps integers in 32 bits here. Replace ids by their "
+                f"{_backend.name()} keeps integers in 32 bits here. Replace ids by their "
                 "index, `np.unique(ids, return_inverse=True)[1]`. "
                 f"Received: labels from {given.min()} to {given.max()}"
             )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import keras
 
 from keras_jointloss import _keras
-from keras_jointloss.distribution import variable_scope
+from keras_jointloss._backend import variable_scope
 from keras_jointloss.joint import ONLY_TERM
 from keras_jointloss.layers._gradient_combination import GradientCombination
 from keras_jointloss.layers._layer_term import LayerTerm

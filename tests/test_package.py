@@ -23,6 +23,7 @@ PACKAGE = kj.__name__
 # A module imports from earlier levels only. All that lies in a family counts as the family.
 LEVELS = (
     {
+        "_backend",
         "_keras",
         "_loops",
         "_masks",
@@ -30,7 +31,6 @@ LEVELS = (
         "_registry",
         "_state",
         "_validation",
-        "distribution",
         "tensorboard",
     },
     {"_labels", "aggregators", "schedules", "terms"},
@@ -92,8 +92,8 @@ def violations(module: str, source: str, package: str | None = None) -> list[str
         top = name.partition(".")[0]
         if f"{name}.".startswith("keras.src."):
             found.append(f"{module}: imports the private {name}")
-        if top in BACKENDS and importer != "distribution":
-            found.append(f"{module}: imports {name}, which only `distribution` may")
+        if top in BACKENDS and importer != "_backend":
+            found.append(f"{module}: imports {name}, which only `_backend` may")
         if importer == "tensorboard" and top in NOT_FOR_TENSORBOARD and family(name) != importer:
             found.append(f"{module}: imports {name}, which TensorBoard does not need")
         if top == PACKAGE and importer and family(name) != importer:
@@ -199,7 +199,7 @@ def test_imports_point_down(module):
         ("layers", "from keras.src.backend import Variable"),
         ("layers", "from keras import src"),
         ("layers", "import keras\nkeras.src.backend.Variable()"),
-        ("distribution", "import keras.src"),
+        ("_backend", "import keras.src"),
         ("tensorboard.writer", "import keras"),
         ("tensorboard.writer", "from keras_jointloss import _math"),
         ("tensorboard.writer", "def write(self):\n    from tensorflow import summary"),
@@ -215,7 +215,7 @@ def test_checker_catches(module, source):
     [
         ("losses.info_nce", "from keras_jointloss._math import dot\nfrom .base import ViewsLoss"),
         ("losses.info_nce", "import keras\nfrom keras import ops\nimport numpy as np"),
-        ("distribution", "def gather(x):\n    import tensorflow as tf\n    import jax, torch"),
+        ("_backend", "def gather(x):\n    import tensorflow as tf\n    import jax, torch"),
         ("callbacks", "from keras_jointloss.tensorboard import SummaryWriter"),
         ("tensorboard.writer", "from tensorboard.plugins.scalar import metadata"),
         ("tensorboard.plugin", "from keras_jointloss.tensorboard.writer import SummaryWriter"),
@@ -244,6 +244,12 @@ def test_import_brings_in_nothing_but_the_package():
         "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
     )
     assert run_python(code).split() == [PACKAGE]
+
+
+def test_only_one_module_asks_for_the_backend():
+    sources = {name: path.read_text("utf-8") for name, path in MODULES.items()}
+    asking = {name for name, source in sources.items() if "backend.backend()" in source}
+    assert asking == {f"{PACKAGE}._backend"}
 
 
 def test_tensorboard_loads_neither_keras_nor_a_backend():

@@ -9,11 +9,11 @@ import keras
 from keras import ops
 
 from keras_jointloss import _keras, aggregators
+from keras_jointloss._backend import replica_count, sum_over_replicas, trains_functionally
 from keras_jointloss._math import float_dtype, upstream_of
 from keras_jointloss._state import as_state, layer_state
 from keras_jointloss._validation import validate_choice
 from keras_jointloss.aggregators._gramian import correlation, nonzero
-from keras_jointloss.distribution import replica_count, sum_over_replicas
 from keras_jointloss.layers._gradient_record import GradientRecord, GradientStatistics
 
 # Keeps the scale that mixed precision gives to the loss in the range of float16.
@@ -123,7 +123,7 @@ class GradientCombination(keras.layers.Layer):
         if training is not None:
             return bool(training)
         outermost = _keras.outermost_layer()
-        is_jax = keras.backend.backend() == "jax"
+        is_jax = trains_functionally()
         # On JAX `fit` calls the layers of a model whose `call` takes no `training` one by one.
         is_alone = outermost is self and is_jax
         # Like other Keras layers: if the caller could pass `training` and does not, assume
@@ -144,7 +144,7 @@ class GradientCombination(keras.layers.Layer):
         if record is not None and self.telemetry:
             record.add()
         step = ops.copy(self._step.state)
-        if keras.backend.backend() == "jax":
+        if trains_functionally():
             # Nothing but gradients leaves the backward pass there.
             self._step.state.assign(step + 1)
         is_recorded = record is not None and record.begin()
@@ -174,7 +174,7 @@ class GradientCombination(keras.layers.Layer):
         """Returns the combined gradient, and the gradient of the variable that keeps the record."""
         before = GradientRecord.decode(state[0]) if state else None
         combined, latest = self._combined(upstream, step, before)
-        if keras.backend.backend() == "jax":
+        if trains_functionally():
             is_left_out = latest is not None and not is_recorded
             return combined, ops.zeros_like(latest) if is_left_out else latest
         # In the backward pass: a model that only predicts or is evaluated takes no step.

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_jointloss._backend import trains_functionally
 from keras_jointloss._math import to_numpy
 from keras_jointloss._state import layer_state
 
@@ -76,7 +77,7 @@ class GradientRecord:
 
     def __init__(self, terms: int, name: str, dtype: str):
         self.terms = terms
-        self.is_trained = keras.backend.backend() == "jax"
+        self.is_trained = trains_functionally()
         shape = (2, 3 + terms, terms)
         replicated = {"dtype": dtype, "aggregation": "only_first_replica"}
         if self.is_trained:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_jointloss._backend import trains_functionally
 from keras_jointloss._loops import enclosing_scope, running_loop
 from keras_jointloss._math import divide_or_0
 from keras_jointloss._state import as_state
@@ -68,7 +69,7 @@ class LayerTerm(keras.layers.Layer):
         # On JAX a metric cannot read what a layer holds: there it is only reset with the others,
         # and the callback fills the logs.
         tensors: dict[str, Any] = self.weight.tensors
-        if keras.backend.backend() == "jax":
+        if trains_functionally():
             tensors = {"readout": dict}
         self._readouts = [
             _Readout(f"{self.name}_{reading}", read, self.weight)

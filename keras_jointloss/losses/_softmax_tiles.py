@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
+from keras_jointloss._backend import decided
 from keras_jointloss._math import (
     divide_or_0,
     dot_matrix,
@@ -15,7 +16,6 @@ from keras_jointloss._math import (
     matrix_product,
     upstream_of,
 )
-from keras_jointloss.distribution import decided
 from keras_jointloss.losses._softmax_matrix import Matrix
 from keras_jointloss.losses._tiles import for_rows, put_rows
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from keras import ops
 
+from keras_jointloss._backend import runs_in_python
 from keras_jointloss._math import by_size
 from keras_jointloss._validation import validate_count
-from keras_jointloss.distribution import runs_in_python
 
 #: How many rows are held at a time unless the user says otherwise.
 TILE_SIZE = 256

@@ -6,6 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_jointloss._backend import base_of_numbers
+
 
 class _Applied(threading.local):
     """The weight of the term whose loss was computed last, in the thread."""
@@ -28,9 +30,7 @@ def offer(weight: Any, tensor: Any) -> None:
     _applied.weight, _applied.tensor = weight, tensor
 
 
-# On PyTorch Keras reads anything but a tensor or a variable of its own by way of NumPy, which waits
-# for the device in every step.
-_Number: Any = keras.Variable if keras.backend.backend() == "torch" else object
+_Number: Any = base_of_numbers()
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss.distribution import replica_count
+from keras_jointloss._backend import replica_count
 from keras_jointloss.terms.output_weight import LossWeight, deserialize_term_weight
 
 # Keras chooses the loss for these names by the shapes it meets in the first step.

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_jointloss._backend import trains_functionally
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.weight import TermWeight
 from keras_jointloss.weighting import _step
@@ -98,12 +99,12 @@ class BoundRule(keras.metrics.Metric):
         self._losses.record(index, loss, items, counts)
         # Elsewhere the layers' losses come after those of outputs, and `update_state` after both;
         # on JAX it is the other way round, and `update_state` cannot reach the layers.
-        if keras.backend.backend() == "jax" and self._output_terms <= self._losses.indices:
+        if trains_functionally() and self._output_terms <= self._losses.indices:
             self._run()
 
     def update_state(self, *args, **kwargs) -> None:
         """Runs the rule on the losses of the step, if annealing is on."""
-        if keras.backend.backend() != "jax" and self._losses.indices:
+        if not trains_functionally() and self._losses.indices:
             self._run()
 
     def _run(self) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_jointloss.distribution import replica_count, sum_over_replicas
+from keras_jointloss._backend import replica_count, sum_over_replicas
 
 
 class StepLosses:

@@ -1,4 +1,4 @@
-"""What depends on how training is distributed: the one module that knows a backend."""
+"""What depends on the backend and on the distribution of training, for all other modules."""
 
 import contextlib
 from typing import Any
@@ -6,6 +6,30 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+
+
+def name() -> str:
+    """Returns the name of the backend, as Keras calls it."""
+    return keras.backend.backend()
+
+
+def trains_functionally() -> bool:
+    """Returns whether a training step is a function of the variables, as on JAX.
+
+    A layer then cannot change a variable that a metric reads in the same step, Keras calls the
+    layers before it computes the losses of outputs, and nothing but gradients leaves the backward
+    pass.
+    """
+    return keras.backend.backend() == "jax"
+
+
+def base_of_numbers() -> type:
+    """Returns the base of a class that Keras is to multiply a loss by.
+
+    On PyTorch Keras reads anything but a tensor or a variable of its own by way of NumPy, which
+    waits for the device in every step.
+    """
+    return keras.Variable if keras.backend.backend() == "torch" else object
 
 
 def replica_count() -> int:
