@@ -15,9 +15,7 @@ from keras_jointloss._state import as_state, layer_state
 from keras_jointloss._validation import validate_choice
 from keras_jointloss.aggregators._gramian import correlation, nonzero
 from keras_jointloss.layers._gradient_record import GradientRecord, GradientStatistics
-
-# Keeps the scale that mixed precision gives to the loss in the range of float16.
-_PROBE = 2.0**-12
+from keras_jointloss.layers._loss_scale import loss_scale, probe_loss
 
 
 class GradientCombination(keras.layers.Layer):
@@ -164,10 +162,8 @@ class GradientCombination(keras.layers.Layer):
 
         state = [] if record is None else [ops.copy(record.latest)]
         *copies, probe = ops.unstack(ops.custom_gradient(compute)(x, *state), count + 1)
-        # It is 0, but of its gradient the backward pass learns by how much the loss was scaled.
-        loss = _PROBE * ops.sum(ops.cast(probe[:1], float_dtype(x.dtype)))
         # Keras adds up the losses of a model, and some backends only those of one dtype.
-        self.add_loss(ops.cast(loss, keras.config.floatx()))
+        self.add_loss(ops.cast(probe_loss(probe), keras.config.floatx()))
         return copies
 
     def _backward(self, upstream, step, state, is_recorded):
@@ -192,7 +188,7 @@ class GradientCombination(keras.layers.Layer):
             sums = sum_over_replicas(ops.sum(upstream, axis=1))
             rows = ops.reshape(sums, (count + 1, -1))
         rows = rows[:-1]
-        is_sound = ops.all(ops.isfinite(rows), axis=1)
+        is_finite = ops.all(ops.isfinite(rows), axis=1)
         # Squares could leave the range of the dtype. Each replica would have a scale of its own.
         largest = ops.max(abs(rows)) if replicas == 1 else ops.ones_like(rows[0, 0])
         scale = nonzero(largest)
@@ -201,35 +197,33 @@ class GradientCombination(keras.layers.Layer):
         if self.reduction == "flatten":
             gramian = sum_over_replicas(gramian)
         if replicas > 1:
-            is_sound = ops.isfinite(ops.diagonal(gramian))
-        # Keras divides what layers add to the loss by the number of replicas. The probe is 0 in a
-        # training loop that leaves out what layers add.
-        scale = scale / nonzero(ops.sum(gradients[-1, :1]) * (replicas / _PROBE))
+            is_finite = ops.isfinite(ops.diagonal(gramian))
+        scale = scale / loss_scale(gradients[-1], replicas)
         coefficients = self.aggregator.solve(gramian, step=step)
         if self.aggregator.degree and not self.aggregator.rescale:
             coefficients = coefficients * scale**self.aggregator.degree
         if self.aggregator.ema:
-            earlier = ops.cast(before[2], coefficients.dtype)
+            earlier = ops.cast(before.coefficients[0], coefficients.dtype)
             smooth = self.aggregator.smooth(earlier, coefficients)
             coefficients = ops.where(ops.any(earlier != 0), smooth, coefficients)
         combined = ops.sum(coefficients[:, None] * gradients[:-1], axis=0)
         combined = ops.reshape(combined, ops.shape(upstream)[1:])
-        made = self._made(gramian, scale, coefficients, is_sound, step, before)
-        return ops.cast(combined, dtype), made
+        latest = self._record_of(gramian, scale, coefficients, is_finite, step, before)
+        return ops.cast(combined, dtype), latest
 
-    def _made(self, gramian, scale, coefficients, is_sound, step, before):
+    def _record_of(self, gramian, scale, coefficients, is_finite, step, before):
         """Returns the record of a step, or `None`."""
         if self.record is None:
             return None
         lengths, cosines = correlation(gramian)
         is_there = ops.cast(ops.diagonal(gramian) > 0, gramian.dtype)
         cosines = ops.clip(cosines, -1, 1) * (is_there[:, None] * is_there)
-        return self.record.made(
+        return self.record.encode(
             step,
             lengths=scale * lengths * is_there,
             coefficients=coefficients,
             cosines=cosines,
-            is_sound=is_sound,
+            is_finite=is_finite,
             before=before,
             accumulated_steps=self._accumulated_steps,
         )

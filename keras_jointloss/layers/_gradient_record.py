@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -57,6 +57,62 @@ class GradientStatistics(NamedTuple):
         return {tag: number for tag, number in numbers.items() if not np.isnan(number)}
 
 
+class StepRecord(NamedTuple):
+    """The statistics of one step, as rows of a matrix `(3 + terms, terms)`.
+
+    Attributes:
+        number: `(1, terms)`, the number of the step, from 1, in each place; 0 for no step.
+        lengths: `(1, terms)`, -1 for a gradient that is not finite.
+        coefficients: `(1, terms)`.
+        cosines: `(terms, terms)`.
+    """
+
+    number: Any
+    lengths: Any
+    coefficients: Any
+    cosines: Any
+
+    @classmethod
+    def of(cls, rows) -> "StepRecord":
+        """Returns the record whose rows these are."""
+        return cls(rows[:1], rows[1:2], rows[2:3], rows[3:])
+
+    def rows(self):
+        """Returns the matrix."""
+        return ops.concatenate(list(self))
+
+
+class _Sums(NamedTuple):
+    """Sums over the steps of an epoch, as rows of a matrix `(6 + 3 * terms, terms)`.
+
+    Attributes:
+        steps: `(1, terms)`, the number of steps, in each place.
+        any_conflict: `(1, terms)`, in how many of them any two gradients conflicted.
+        lengths: `(1, terms)`.
+        coefficients: `(1, terms)`.
+        cosines: `(terms, terms)`.
+        both: `(terms, terms)`, in how many steps both terms had a gradient.
+        conflicts: `(terms, terms)`, in how many steps two gradients conflicted.
+        first_nonfinite: `(1, terms)`, no sum: the step in which a gradient was not finite first.
+        latest: `(1, terms)`, no sum: the number of the step that was added last.
+    """
+
+    steps: Any
+    any_conflict: Any
+    lengths: Any
+    coefficients: Any
+    cosines: Any
+    both: Any
+    conflicts: Any
+    first_nonfinite: Any
+    latest: Any
+
+    @classmethod
+    def of(cls, rows, terms: int) -> "_Sums":
+        squares = [rows[4 + i * terms : 4 + (i + 1) * terms] for i in range(3)]
+        return cls(rows[:1], rows[1:2], rows[2:3], rows[3:4], *squares, rows[-2:-1], rows[-1:])
+
+
 class GradientRecord:
     """Keeps the statistics of the latest step, and sums of them, in variables of a layer.
 
@@ -64,10 +120,8 @@ class GradientRecord:
     variable that optimizers overwrite with it, trainable in the eyes of Keras. Elsewhere the
     backward pass assigns it. The next forward pass of training adds it to the sums.
 
-    The record is a matrix `(3 + terms, terms)` of the number of the step, the lengths, the
-    coefficients and the cosines. The length of a gradient that is not finite is -1. The record is
-    held as its positive and its negative part, since of the steps whose gradients an optimizer
-    accumulates Keras takes the maximum.
+    The rows of the `StepRecord` are held as their positive and their negative part, since of the
+    steps whose gradients an optimizer accumulates Keras takes the maximum.
 
     Args:
         terms: How many.
@@ -87,8 +141,6 @@ class GradientRecord:
             self.latest.overwrite_with_gradient = True
         else:
             self.latest = layer_state(f"{name}_latest", shape, 0.0, **replicated)
-        # Of: 1, any conflict, lengths, coefficients; cosines, both there, conflicts. At last, no
-        # sums, the step in which a gradient was not finite first and the step that was added last.
         self.sums = layer_state(f"{name}_sums", (6 + 3 * terms, terms), 0.0, **replicated)
         self._get_differentiated = lambda: None
 
@@ -118,106 +170,115 @@ class GradientRecord:
         return is_first
 
     @staticmethod
-    def decode(latest):
+    def decode(latest) -> StepRecord:
         """Returns the record that `latest` holds."""
-        return latest[0] - latest[1]
+        return StepRecord.of(latest[0] - latest[1])
 
     def latest_lengths(self):
         """Returns the number of the latest step, 0 if there was none, and its lengths, `(terms,)`.
 
         On JAX that is the step before.
         """
-        record = ops.stop_gradient(self.decode(ops.copy(self.latest)))
-        return record[0, 0], record[1]
+        record = self.decode(ops.stop_gradient(ops.copy(self.latest)))
+        return record.number[0, 0], record.lengths[0]
 
-    def made(self, step, lengths, coefficients, cosines, is_sound, before, accumulated_steps):
-        """Returns the record of a step in the form that is kept.
+    def encode(self, step, lengths, coefficients, cosines, is_finite, before, accumulated_steps):
+        """Returns the record of a step in the form in which `latest` holds it.
 
         Args:
             step: The number of the step, from 0, an int32 scalar tensor.
             lengths: `(terms,)`.
             coefficients: `(terms,)`.
             cosines: `(terms, terms)`, 0 for a term without gradient.
-            is_sound: `(terms,)`, whether the gradient of a term is finite.
-            before: The record before, which stays if this one is not finite, but for the number
-                of the step and the lengths if that is for the gradient of a term.
+            is_finite: `(terms,)`, whether the gradient of a term is finite.
+            before: The `StepRecord` before, which stays if this one is not finite, but for the
+                number of the step and the lengths if that is for the gradient of a term.
             accumulated_steps: From how many steps the optimizer accumulates gradients.
         """
-        number = ops.cast(step % 2**23 + 1, before.dtype)  # exact in single precision
-        number = before[:1] * 0 + number
-        rows = ops.concatenate([lengths[None, :], coefficients[None, :], cosines])
-        record = ops.concatenate([number, ops.cast(rows, before.dtype)])
+        dtype = before.number.dtype
+        number = ops.cast(step % 2**23 + 1, dtype)  # exact in single precision
+        number = before.number * 0 + number
+        values = ops.concatenate([lengths[None, :], coefficients[None, :], cosines])
+        rows = ops.concatenate([number, ops.cast(values, dtype)])
         # A product with what is not finite would not be finite, where a choice is.
-        record = ops.where(ops.all(ops.isfinite(record)), record, before)
-        marks = ops.cast(is_sound, before.dtype)[None, :] - 1
-        unsound = ops.concatenate([number, marks, before[2:]])
-        record = ops.where(ops.all(is_sound), record, unsound)
+        rows = ops.where(ops.all(ops.isfinite(rows)), rows, before.rows())
+        marks = ops.cast(is_finite, dtype)[None, :] - 1
+        nonfinite = before._replace(number=number, lengths=marks).rows()
+        rows = ops.where(ops.all(is_finite), rows, nonfinite)
         if self.is_trained and accumulated_steps > 1:
             # The maximum is then the record of the last step, as all others are 0.
-            is_last = number[0, 0] >= before[0, 0] + accumulated_steps
-            record = ops.where(is_last, record, 0)
-        return ops.relu(ops.stack([record, -record]))
+            is_last = number[0, 0] >= before.number[0, 0] + accumulated_steps
+            rows = ops.where(is_last, rows, 0)
+        return ops.relu(ops.stack([rows, -rows]))
 
     def add(self) -> None:
         """Adds the record of the latest step to the sums, if it is not there yet."""
-        record = ops.stop_gradient(self.decode(ops.copy(self.latest)))
+        record = self.decode(ops.stop_gradient(ops.copy(self.latest)))
         self.sums.assign(self._extended(ops.copy(self.sums), record))
 
-    def _extended(self, sums, record):
-        """Returns the sums with a further record, if it is new."""
-        number, first, added = record[:1], sums[-2:-1], sums[-1:]
-        is_new = (number != added) & (number > 0)
-        one = number * 0 + 1
-        is_there = ops.cast(record[1] > 0, record.dtype)
-        both = is_there[:, None] * is_there
-        conflicts = ops.cast(record[3:] < -_ROUNDING, record.dtype)
-        summands = ops.concatenate([one, one * ops.max(conflicts), record[1:], both, conflicts])
-        is_unsound = is_new & (record[1:2] < 0)
-        is_counted = is_new & ~ops.any(is_unsound)
-        # Once a weight is not finite nothing is: where that comes from the first step tells.
-        is_first = is_unsound & (ops.max(first) == 0)
-        is_new, is_counted, is_first = (
-            ops.cast(x, record.dtype) for x in (is_new, is_counted, is_first)
-        )
-        changes = [is_counted * summands, is_first * number, is_new * (number - added)]
-        return sums + ops.concatenate(changes)
+    def _extended(self, rows, record: StepRecord):
+        """Returns the rows of the sums with a further record, if it is new."""
+        sums, dtype = _Sums.of(rows, self.terms), rows.dtype
+        is_new = (record.number != sums.latest) & (record.number > 0)
+        is_nonfinite = is_new & (record.lengths < 0)
+        is_counted = is_new & ~ops.any(is_nonfinite)
+        # Once a weight is not finite nothing is: where that comes from the first step shows.
+        is_first = is_nonfinite & (ops.max(sums.first_nonfinite) == 0)
+        one = record.number * 0 + 1
+        is_there = ops.cast(record.lengths[0] > 0, dtype)
+        conflicts = ops.cast(record.cosines < -_ROUNDING, dtype)
+        summands = [
+            one,
+            one * ops.max(conflicts),
+            record.lengths,
+            record.coefficients,
+            record.cosines,
+            is_there[:, None] * is_there,
+            conflicts,
+        ]
+        changes = [
+            ops.cast(is_counted, dtype) * ops.concatenate(summands),
+            ops.cast(is_first, dtype) * record.number,
+            ops.cast(is_new, dtype) * (record.number - sums.latest),
+        ]
+        return rows + ops.concatenate(changes)
 
     # From the host.
 
     @property
     def is_empty(self) -> bool:
-        """Whether no step has been taken down."""
+        """Whether no step has been recorded."""
         return not to_numpy(self.latest).any()
 
     def read(self) -> GradientStatistics | None:
         """Returns the means over the steps since the last `reset`; `None` if there was none."""
-        sums = to_numpy(self.sums).astype("float64")
-        record = self.decode(to_numpy(self.latest).astype("float64"))
-        extended = self._extended(ops.convert_to_tensor(sums), ops.convert_to_tensor(record))
-        sums = ops.convert_to_numpy(extended)[:-1]
-        if not sums.any():
+        rows = to_numpy(self.sums).astype("float64")
+        record = self.decode(ops.convert_to_tensor(to_numpy(self.latest).astype("float64")))
+        rows = ops.convert_to_numpy(self._extended(ops.convert_to_tensor(rows), record))
+        if not rows[:-1].any():
             return None
-        steps = sums[0, 0] or np.nan
-        cosines, both, conflicts = np.split(sums[4:-1], 3)
-        both = np.where(both, both, np.nan)
+        sums = _Sums.of(rows, self.terms)
+        steps = sums.steps[0, 0] or np.nan
+        both = np.where(sums.both, sums.both, np.nan)
         return GradientStatistics(
-            norms=sums[2] / steps,
-            coefficients=sums[3] / steps,
-            cosines=cosines / both,
-            conflicts=conflicts / both,
-            conflict=float(sums[1, 0] / steps),
-            nonfinite_step=sums[-1].astype("int64"),
+            norms=sums.lengths[0] / steps,
+            coefficients=sums.coefficients[0] / steps,
+            cosines=sums.cosines / both,
+            conflicts=sums.conflicts / both,
+            conflict=float(sums.any_conflict[0, 0] / steps),
+            nonfinite_step=sums.first_nonfinite[0].astype("int64"),
         )
 
     def reset(self) -> None:
         """Starts the means anew."""
         record = self.decode(to_numpy(self.latest))
-        sums = np.zeros(self.sums.shape)
-        sums[-1] = record[0]
-        if np.any(record[1] < 0):
+        rows = np.zeros(self.sums.shape)
+        sums = _Sums.of(rows, self.terms)  # Views of the rows.
+        sums.latest[:] = record.number
+        if np.any(record.lengths < 0):
             # What is not finite now may be due to a term that was the first.
-            sums[-2] = self._first_nonfinite()
-        self.sums.assign(sums)
+            sums.first_nonfinite[:] = self._first_nonfinite()
+        self.sums.assign(rows)
 
     def _first_nonfinite(self):
         statistics = self.read()
