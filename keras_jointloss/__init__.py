@@ -60,6 +60,6 @@ def _register():
         importlib.import_module(f"{__name__}.{name}")
 
 
-# The TensorBoard server imports the package for its dashboard alone and has no use for Keras.
+# The TensorBoard server imports the package for its dashboard alone and does not need Keras.
 if "keras" in sys.modules or "tensorboard.program" not in sys.modules:
     _register()

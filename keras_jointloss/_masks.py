@@ -23,8 +23,8 @@ def valid_items(views, sample_weight=None):
     """Returns which items take part, `(batch,)`, bool, or `None` where it is known that all do.
 
     Args:
-        views: `(batch, views, dim)`. An item with a view that Keras has masked takes no part.
-        sample_weight: A number, or one for each item. An item of weight 0 takes no part.
+        views: `(batch, views, dim)`. An item with a view that Keras has masked is excluded.
+        sample_weight: A number, or one for each item. An item of weight 0 is excluded.
     """
     loss = _Mask()
     mask = loss(views, views)  # (batch, 1) or (batch, views)

@@ -19,7 +19,7 @@ def float_dtype(*dtypes) -> str:
 def l2_normalize(x):
     """Scales the vectors on the last axis to length 1.
 
-    A vector that is too short for its square to be told from 0 becomes 0 and gets gradient 0.
+    A vector whose square underflows becomes 0 and gets gradient 0.
     """
     square = ops.sum(ops.square(x), axis=-1, keepdims=True)
     is_zero = square <= 0

@@ -43,7 +43,7 @@ def find_terms(model: keras.Model) -> dict[str, TermWeight]:
 
 
 def find_gradient_layers(model: keras.Model) -> list[GradientCombination]:
-    """Returns the layers of a model that combine gradients and tell of them."""
+    """Returns the layers of a model that combine gradients and report statistics of them."""
     layers = _keras.flatten_layers(model, include_self=False)
     return [x for x in layers if isinstance(x, GradientCombination) and x.telemetry]
 

@@ -20,7 +20,7 @@ class AlignedMTL(PreferenceAggregator):
 
     with the eigenvalues `L` and eigenvectors `V` of `G`, and `p_i = 1 / k`: the mean of the
     orthogonal gradients that are nearest to the given ones, as long as the shortest principal
-    component. Components that rounding cannot tell from 0 are left out. As the rule takes its
+    component. Components within rounding of 0 are left out. As the rule takes its
     length from the shortest component, that means: of terms whose gradients are shorter than the
     longest by a factor of about 1e5 in float32, or 1e13 in float64, it knows nothing.
 

@@ -24,7 +24,7 @@ class Aggregator:
     `G = J J^T` only, of which it makes `k` coefficients `w`; the combined gradient is `J^T w`.
 
     A subclass writes `coefficients`, and `get_config` if it has arguments of its own. The base
-    sees to the rest:
+    handles the rest:
 
     - The coefficients do not depend on the scale of the Jacobian, as the rule gets its Gramian
       divided by the mean square of the gradients' lengths; with another `degree` they are scaled
@@ -109,7 +109,7 @@ class Aggregator:
         gramian = ops.where(is_finite, ops.stop_gradient(gramian), identity)
         is_active = active_terms(gramian)
         count = nonzero(ops.sum(ops.cast(is_active, gramian.dtype)))
-        # Two steps, lest a sum leave the range of the dtype.
+        # Two steps, to keep the sum within the range of the dtype.
         square = ops.diagonal(gramian)
         largest = nonzero(ops.max(square))
         mean = nonzero(ops.sum(square / largest) / count)
@@ -265,7 +265,7 @@ def get(identifier: Any) -> Aggregator:
 
     Args:
         identifier: An `Aggregator`, the name of a class of `keras_jointloss.aggregators` or of a
-            registered class of your own (`"PCGrad"`, `"pcgrad"`, `"NashMTL"`, `"nash_mtl"`: upper
+            registered custom class (`"PCGrad"`, `"pcgrad"`, `"NashMTL"`, `"nash_mtl"`: upper
             case and underscores do not matter), or the serialized form of an aggregator.
 
     Raises:

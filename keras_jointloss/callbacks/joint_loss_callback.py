@@ -75,7 +75,7 @@ class JointLossCallback(keras.callbacks.Callback):
     `keras.callbacks.TensorBoard` in the same `fit`.
 
     `History` has `<term>_loss` and `<term>_weight` of every term, also where Keras does not show
-    them by itself, and what the tags above tell of gradients, with underscores for slashes:
+    them by itself, and the gradient statistics above, with underscores for slashes:
     `gradients_conflict`. A warning names each term whose loss is not finite, and those whose
     gradients were the first that were not. Another one says if the weights stood still in an epoch.
 

@@ -22,7 +22,7 @@ class RetrievalEvaluation(keras.callbacks.Callback):
 
         1 + number of wrong candidates that are at least as similar
 
-    so that ties, and whatever rounding cannot tell from them, count against the model. The `logs`
+    so that ties, and similarities within rounding of them, count against the model. The `logs`
     of the epoch, and with them `History` and every callback further down the list, get
 
     - `<name>_a_to_b_recall_at_<k>`: the share of queries with a rank of at most `k`,

@@ -142,7 +142,7 @@ def mean_over_items(
             `(batch,)`, or `None` for all.
         batch_size: A scalar tensor of the dtype of the loss.
         mask: Which items take part, `(batch,)`, or `None`.
-        sample_weight: How much each item weighs, or `None`. An item of weight 0 takes no part.
+        sample_weight: How much each item weighs, or `None`. An item of weight 0 is excluded.
         is_weighted_mean: Whether the sum is divided by the sum of the weights.
     """
     dtype = batch_size.dtype

@@ -65,8 +65,8 @@ class ContrastiveTerm(LayerTerm):
         inputs: `(a, b)`, or more embeddings for a loss on more views; then the labels, if the loss
             has any.
         sample_weight: `(batch,)`, how much each item weighs, or `None`. An item of weight 0, or
-            one that a Keras mask of shape `(batch,)` leaves out, is no part of the batch: neither
-            an anchor nor a positive nor a negative.
+            one that a Keras mask of shape `(batch,)` leaves out, is excluded from the batch (as
+            anchor, positive and negative).
 
     Input shape:
         `(batch, dim)` for each embedding. Labels: `(batch,)`, `(batch, 1)` or `(batch, classes)`,
@@ -120,7 +120,7 @@ class ContrastiveTerm(LayerTerm):
         if self.memory_size and not getattr(self.loss, "has_memory", False):
             raise ValueError(
                 "Invalid value for argument `memory_size`. Expected 0, since "
-                f"{type(self.loss).__name__} has no use for a memory. "
+                f"{type(self.loss).__name__} uses no memory. "
                 f"Received: memory_size={self.memory_size}"
             )
 

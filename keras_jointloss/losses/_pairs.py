@@ -66,7 +66,7 @@ class Samples(NamedTuple):
 
 
 class Roles(NamedTuple):
-    """Tells the positives of each anchor, and the candidates that they are told from.
+    """Selects the positives of each anchor, and the candidates in its denominator.
 
     Attributes:
         anchors: `Samples`.

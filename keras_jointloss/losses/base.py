@@ -105,7 +105,7 @@ class ViewsLoss(keras.losses.Loss):
             **parameters: Replace arguments of the loss, or add to them.
 
         Returns:
-            `(batch,)`, of the dtype of `views`, float32 at least; 0 for items that take no part.
+            `(batch,)`, of the dtype of `views`, float32 at least; 0 for excluded items.
         """
         if self.has_labels and labels is not None:
             labels = label_tensor(labels)

@@ -1,4 +1,4 @@
-"""InfoNCE: the items of a batch tell each item's pair from all other pairs."""
+"""InfoNCE: each item identifies its pair among all pairs of the batch."""
 
 import math
 

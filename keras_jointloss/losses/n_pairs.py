@@ -1,4 +1,4 @@
-"""N-pairs: each anchor tells the positives of its class from those of all others."""
+"""N-pairs: each anchor identifies the positives of its class among those of all classes."""
 
 import keras
 

@@ -1,4 +1,4 @@
-"""NT-Xent: each view tells the other views of its item from those of all other items."""
+"""NT-Xent: each view identifies the other views of its item among those of all items."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""SigLIP: each pair of views is told, on its own, to belong together or not."""
+"""SigLIP: each pair of views is classified on its own as matching or not."""
 
 import math
 

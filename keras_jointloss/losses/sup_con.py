@@ -1,4 +1,4 @@
-"""SupCon: each view tells the views of its class from those of all others."""
+"""SupCon: each view identifies the views of its class among those of all classes."""
 
 import math
 

@@ -40,7 +40,7 @@ class ViewsMetric(keras.metrics.Metric):
     views: int | None = 2
     #: Whether the metric needs labels.
     has_labels: bool = False
-    #: The label of items without a label, which take no part.
+    #: The label of items without a label, which are excluded.
     unlabelled: int | None = None
 
     def __init__(self, name: str | None = None, dtype=None):

@@ -115,7 +115,7 @@ class NegativeSimilarity(ViewsMetric):
         similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
         same_label: `"ignore"` to leave out the pairs of items with the same label; `None` if
             there are no labels.
-        unlabelled: The label of items without a label, which take no part, or `None`; with
+        unlabelled: The label of items without a label, which are excluded, or `None`; with
             `same_label` only.
         name: Name of the metric.
         dtype: As in `keras.metrics.Metric`.
@@ -179,7 +179,7 @@ class SimilarityGap(NegativeSimilarity):
         similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
         same_label: `"ignore"` to leave out the pairs of different items with the same label; `None`
             if there are no labels.
-        unlabelled: The label of items without a label, which take no part, or `None`; with
+        unlabelled: The label of items without a label, which are excluded, or `None`; with
             `same_label` only.
         name: Name of the metric.
         dtype: As in `keras.metrics.Metric`.

@@ -13,14 +13,14 @@ from keras_jointloss.metrics.similarity import closeness_matrix
 
 
 class RetrievalMetric(ViewsMetric):
-    """Base of the metrics that tell how high a search puts the right candidate.
+    """Base of the metrics that measure how high a search ranks the right candidate.
 
     An item's one view is the query, the other views of all the items of the batch are the
     candidates. The rank of the right candidate is
 
         1 + number of wrong candidates that are at least as similar
 
-    Ties, and whatever rounding cannot tell from them, count against the model: one that gives every
+    Ties, and similarities within rounding of them, count against the model: one that gives every
     item the same embedding finds nothing. The candidates are those of the batch, so compare
     figures at the same batch size.
 
@@ -33,7 +33,7 @@ class RetrievalMetric(ViewsMetric):
         same_label: What other items with the query's label are: `"positive"` for right
             candidates, of which the best counts, `"ignore"` for neither right nor wrong, `None` if
             there are no labels.
-        unlabelled: The label of items without a label, which take no part, or `None`; with
+        unlabelled: The label of items without a label, which are excluded, or `None`; with
             `same_label` only.
         name: Name of the metric.
         dtype: As in `keras.metrics.Metric`.
@@ -100,7 +100,7 @@ class RecallAtK(RetrievalMetric):
         mean_i [ rank_i <= k ]
 
     where the rank is 1 + the number of wrong candidates that are at least as similar: ties, and
-    whatever rounding cannot tell from them, count against the model. A `k` as large as the batch
+    similarities within rounding of them, count against the model. A `k` as large as the batch
     gives 1. The candidates are the items of the batch, so compare figures at the same batch
     size; `keras_jointloss.callbacks.RetrievalEvaluation` searches a whole set.
 
@@ -112,7 +112,7 @@ class RecallAtK(RetrievalMetric):
         same_label: What other items with the query's label are: `"positive"` for right
             candidates, of which the best counts, `"ignore"` for neither right nor wrong, `None` if
             there are no labels.
-        unlabelled: The label of items without a label, which take no part, or `None`; with
+        unlabelled: The label of items without a label, which are excluded, or `None`; with
             `same_label` only.
         name: Name of the metric, `"recall_at_<k>"` by default.
         dtype: As in `keras.metrics.Metric`.
@@ -128,7 +128,7 @@ class RecallAtK(RetrievalMetric):
 
     >>> import numpy as np
     >>> a = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    >>> views = np.stack([a, a], axis=1)  # the last two items cannot be told apart
+    >>> views = np.stack([a, a], axis=1)  # the last two items are identical
     >>> round(float(RecallAtK(1)(None, views)), 4), round(float(RecallAtK(2)(None, views)), 4)
     (0.3333, 1.0)
     """
@@ -162,7 +162,7 @@ class MeanReciprocalRank(RetrievalMetric):
         mean_i 1 / rank_i
 
     where the rank is 1 + the number of wrong candidates that are at least as similar: ties, and
-    whatever rounding cannot tell from them, count against the model. The candidates are the items
+    similarities within rounding of them, count against the model. The candidates are the items
     of the batch, so compare figures at the same batch size.
 
     Args:
@@ -172,7 +172,7 @@ class MeanReciprocalRank(RetrievalMetric):
         same_label: What other items with the query's label are: `"positive"` for right
             candidates, of which the best counts, `"ignore"` for neither right nor wrong, `None` if
             there are no labels.
-        unlabelled: The label of items without a label, which take no part, or `None`; with
+        unlabelled: The label of items without a label, which are excluded, or `None`; with
             `same_label` only.
         name: Name of the metric.
         dtype: As in `keras.metrics.Metric`.
@@ -224,7 +224,7 @@ class MeanAveragePrecisionAtR(ViewsMetric):
 
     Args:
         similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
-        unlabelled: The label of items without a label, which take no part, or `None`.
+        unlabelled: The label of items without a label, which are excluded, or `None`.
         name: Name of the metric.
         dtype: As in `keras.metrics.Metric`.
 

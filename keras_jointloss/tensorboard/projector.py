@@ -25,7 +25,7 @@ def write_projector(
         log_dir: The folder of a run.
         name: What to call the embeddings.
         embeddings: `(points, dim)`.
-        metadata: By heading, what to tell of each point.
+        metadata: By heading, a value for each point.
         thumbnails: `(points, height, width, 3)`, uint8: a picture of each point.
 
     Raises:

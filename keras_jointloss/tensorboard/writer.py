@@ -50,7 +50,7 @@ class SummaryWriter:
             tag: Its tag.
             image: `(height, width, 3)`, uint8.
             step: The training step.
-            description: What to tell of it, in Markdown.
+            description: A description of it, in Markdown.
         """
         from tensorboard.plugins.image import metadata
 

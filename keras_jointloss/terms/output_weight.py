@@ -87,9 +87,9 @@ class LossWeight(TermWeight, keras.metrics.Metric):
 
     def __init__(self, weight: Weight = 1.0, name: str = "weight", dtype=None):
         keras.metrics.Metric.__init__(self, name=name, dtype=dtype)
-        #: Stands in the config, so that the copies of one weight in it can be told from others.
+        #: Stands in the config, to distinguish the copies of one weight from other weights.
         self.key = uuid.uuid4().hex
-        # Orbax and `Model.get_state_tree` tell variables apart by their paths.
+        # Orbax and `Model.get_state_tree` distinguish variables by their paths.
         number = keras.backend.get_uid("loss_weight")
 
         def add_variable(name, shape, initial, dtype, aggregation):
@@ -169,7 +169,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
             self.scale(1.0)
 
     def save_own_variables(self, store: Any) -> None:
-        """Saves the weight, which is no part of the model, with the model's weights."""
+        """Saves the weight of the term in a weights file of the model."""
         self.save(store)
 
     def load_own_variables(self, store: Any) -> None:

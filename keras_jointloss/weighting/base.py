@@ -137,8 +137,8 @@ class Weighting(BoundRule):
         """Takes note of where the rule finds the gradients of the terms, if it needs any.
 
         Args:
-            layers: The layers of the model that tell of gradients: each has the names of `terms`,
-                and a `record` whose `latest_lengths()` can be called in `update`.
+            layers: The layers of the model that report gradient statistics: each has the names of
+                `terms`, and a `record` whose `latest_lengths()` can be called in `update`.
 
         Raises:
             ValueError: If the rule needs gradients that none of the layers reports.
@@ -161,7 +161,7 @@ def get(identifier: Any) -> Weighting | None:
 
     Args:
         identifier: A `Weighting`, the name of a class of `keras_jointloss.weighting` or of a
-            registered class of your own (`"GeometricMean"`, `"geometric_mean"`: upper case and
+            registered custom class (`"GeometricMean"`, `"geometric_mean"`: upper case and
             underscores do not matter), or the serialized form of a weighting.
 
     Raises:

@@ -30,7 +30,7 @@ class GradNorm(Weighting):
     and lengths are taken in units of `G`, so that neither the scale of the losses nor the size
     of the batch matters.
 
-    The lengths come from a layer of the model that tells of the gradients of all the terms, a
+    The lengths come from a layer of the model that reports the gradients of all the terms, a
     `keras_jointloss.layers.GradientBalancer` or, at the level of parameters, a
     `keras_jointloss.layers.SharedTrunk`, whose `terms` have the names that they have here. With
     `aggregator=None` it changes nothing else. So GradNorm costs no further backward pass. On JAX
@@ -45,7 +45,7 @@ class GradNorm(Weighting):
 
     Raises:
         ValueError: If `alpha` is not a number >= 0 or `learning_rate` not one > 0, and as in
-            `Weighting`; at the start of `fit`, if no layer tells of the gradients of all the terms.
+            `Weighting`; at the start of `fit`, if no layer reports the gradients of all the terms.
         RuntimeError: At the end of an epoch, if no gradient has reached that layer, as if nothing
             before it is trained.
 
@@ -82,7 +82,7 @@ class GradNorm(Weighting):
             self._get_layer = lambda: telling[0]
             return
         raise ValueError(
-            "GradNorm expects a layer that tells of the gradients of all the terms, "
+            "GradNorm expects a layer that reports the gradients of all the terms, "
             f"{list(self.terms)}: a `GradientBalancer` or `SharedTrunk` with these `terms` and "
             f"with `telemetry`. Received: layers of the terms {[list(x.terms) for x in layers]}"
         )
@@ -91,7 +91,7 @@ class GradNorm(Weighting):
         """Returns the number of the latest record, and the lengths in it: `(terms,)`."""
         if self._get_layer is None:
             raise RuntimeError(
-                "GradNorm moves only in a model with a layer that tells of gradients, which the "
+                "GradNorm moves only in a model with a layer that reports gradients, which the "
                 "`JointLossCallback` ties it to."
             )
         layer = self._get_layer()
