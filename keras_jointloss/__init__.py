@@ -55,11 +55,11 @@ def custom_objects() -> dict:
 
 
 def _register():
-    """Imports all that Keras must know to load a model."""
+    """Imports everything that Keras needs to load a model."""
     for name in (*_SUBMODULES, "terms"):
         importlib.import_module(f"{__name__}.{name}")
 
 
-# The TensorBoard server imports the package for its dashboard alone and does not need Keras.
+# The TensorBoard server imports the package only for its dashboard and does not need Keras.
 if "keras" in sys.modules or "tensorboard.program" not in sys.modules:
     _register()

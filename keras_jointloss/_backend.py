@@ -1,4 +1,4 @@
-"""What depends on the backend and on the distribution of training, for all other modules."""
+"""Everything that depends on the backend or on distributed training, for all other modules."""
 
 import contextlib
 from typing import Any
@@ -17,17 +17,16 @@ def trains_functionally() -> bool:
     """Returns whether a training step is a function of the variables, as on JAX.
 
     A layer then cannot change a variable that a metric reads in the same step, Keras calls the
-    layers before it computes the losses of outputs, and nothing but gradients leaves the backward
-    pass.
+    layers before it computes the losses of outputs, and only gradients leave the backward pass.
     """
     return keras.backend.backend() == "jax"
 
 
 def base_of_numbers() -> type:
-    """Returns the base of a class that Keras is to multiply a loss by.
+    """Returns the base class of objects that Keras multiplies a loss by.
 
-    On PyTorch Keras reads anything but a tensor or a variable of its own by way of NumPy, which
-    waits for the device in every step.
+    On PyTorch, Keras converts anything but a tensor or a Keras variable through NumPy, which waits
+    for the device in every step.
     """
     return keras.Variable if keras.backend.backend() == "torch" else object
 
@@ -35,8 +34,8 @@ def base_of_numbers() -> type:
 def replica_count() -> int:
     """Returns the number of replicas that compute one training step together.
 
-    Only `tf.distribute` splits a step over replicas that each see a loss of their own; on the
-    other backends a loss is always that of the global batch, and the count is 1.
+    Only `tf.distribute` splits a step over replicas that each see their own loss. On the other
+    backends a loss is always that of the global batch, and the count is 1.
     """
     if keras.backend.backend() != "tensorflow":
         return 1
@@ -46,38 +45,38 @@ def replica_count() -> int:
 
 
 def sum_over_replicas(x):
-    """Returns the sum of a tensor over the replicas, to each of them.
+    """Returns the sum of a tensor over the replicas, on each of them.
 
-    TensorFlow goes on with another replica meanwhile: not for the forward pass of a model.
+    TensorFlow switches to another replica meanwhile: do not use it in the forward pass of a model.
     """
     if replica_count() == 1:
         return x
     import tensorflow as tf
 
     context = tf.distribute.get_replica_context()
-    # There is none while Keras builds the model symbolically.
+    # There is no context while Keras builds the model symbolically.
     return x if context is None else context.all_reduce(tf.distribute.ReduceOp.SUM, x)
 
 
 def variable_scope(model: keras.Model):
-    """Returns the context in which variables for a model are to be made."""
+    """Returns the context in which to create variables for a model."""
     strategy = getattr(model, "distribute_strategy", None)
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
 def runs_in_python() -> bool:
-    """Returns whether the backend executes each operation at once, as PyTorch does.
+    """Returns whether the backend executes each operation immediately, as PyTorch does.
 
-    A loop over Python integers is then as fast as a loop of the backend, and does not wait for
-    the device, as a condition on a tensor does.
+    A loop over Python integers is then as fast as a loop of the backend. Unlike a condition on a
+    tensor, it does not wait for the device.
     """
     return keras.backend.backend() == "torch"
 
 
 def decided(condition):
-    """Returns a scalar condition as a bool if operations run one by one, else as it is.
+    """Returns a scalar condition as a bool if operations run one by one, else unchanged.
 
-    Each `ops.cond` on a tensor then makes the host wait for the device; on a bool none does.
+    In that case `ops.cond` on a tensor makes the host wait for the device; on a bool it does not.
     """
     if not runs_in_python() or condition.device.type == "meta":  # No values in a symbolic call.
         return condition
@@ -87,8 +86,8 @@ def decided(condition):
 def host_values(x: Any) -> np.ndarray | None:
     """Returns the values of an array, or `None` if the host cannot read them without waiting.
 
-    It cannot within a compiled function, and should not where training runs operation by operation
-    on an accelerator, as PyTorch does.
+    It cannot within a compiled function, and should not if training runs operation by operation on
+    an accelerator, as on PyTorch.
     """
     if isinstance(x, keras.KerasTensor):
         return None

@@ -1,13 +1,14 @@
-"""The private names of Keras that the package needs, checked at import: no other module uses one.
+"""The private Keras names that the package uses, checked at import. No other module uses one.
 
-- `Layer._get_own_losses`: `Model.losses` collects the losses of layers by it. A term overrides it
+- `Layer._get_own_losses`: `Model.losses` collects the losses of layers with it. A term overrides it
   to compute its loss after the forward pass.
 - `Layer._clear_losses`: Keras calls it when a new outermost call begins. A term overrides it to
-  drop what the last step left.
-- `Layer._flatten_layers`: it reaches the layers of layers; `Model.layers` ends at a nested model.
-- `Layer._get_call_context`: it knows the outermost layer, whose `call` may take no `training`.
-- `Layer._maybe_reset_call_context`: it ends the context that `_get_call_context` makes if there is
-  none.
+  drop the leftovers of the last step.
+- `Layer._flatten_layers`: it reaches nested layers; `Model.layers` stops at a nested model.
+- `Layer._get_call_context`: it knows the outermost layer, whose `call` may have no
+  `training` argument.
+- `Layer._maybe_reset_call_context`: it ends the context that `_get_call_context` creates if there
+  is none.
 """
 
 import inspect
@@ -19,7 +20,7 @@ import keras
 # Subclasses may override these; the others are called in this module only.
 OVERRIDDEN = ("_get_own_losses", "_clear_losses")
 _NAMES = (*OVERRIDDEN, "_flatten_layers", "_get_call_context", "_maybe_reset_call_context")
-# Public, but undocumented: what Keras does with gradients of 8-bit scales.
+# Public but undocumented: how Keras handles gradients of 8-bit scales.
 _ATTRIBUTES = {
     "Layer": (keras.layers.Layer, _NAMES),
     "Variable": (keras.Variable, ("overwrite_with_gradient",)),
@@ -27,7 +28,7 @@ _ATTRIBUTES = {
 
 
 class _Witness(keras.layers.Layer):
-    """Notes which of the overridden methods Keras calls."""
+    """Records which of the overridden methods Keras calls."""
 
     def __init__(self, name):
         super().__init__(name=name)
@@ -57,7 +58,7 @@ def check() -> None:
                 raise _unsupported(f"needs `{owner}.{name}`", "does not have")
     parent, child = _Witness("parent"), _Witness("child")
     parent.child = child
-    # Symbolic: no backend computes anything. Within another call Keras would clear no losses.
+    # Symbolic: no backend computes anything. Within another call, Keras does not clear losses.
     if outermost_layer() is None:
         parent(keras.KerasTensor((1, 1)))
     else:
@@ -77,7 +78,7 @@ def _unsupported(needs: str, lacks: str) -> ImportError:
 
 
 def flatten_layers(layer: keras.layers.Layer, include_self: bool = True) -> Iterator:
-    """Returns the layers in a layer, at any depth.
+    """Returns the layers within a layer, at any depth.
 
     Args:
         layer: A layer or model.
@@ -91,7 +92,7 @@ def outermost_layer() -> keras.layers.Layer | None:
     context = _PROBE._get_call_context()
     if context.entry_layer is not _PROBE:
         return context.entry_layer
-    # There was none, and Keras has made one.
+    # There was no context, so Keras created one.
     _PROBE._maybe_reset_call_context()
     return None
 

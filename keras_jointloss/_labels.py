@@ -1,4 +1,4 @@
-"""Labels of items: exact conversion, checks of their values and items without a label."""
+"""Labels of items: exact conversion, validation and items without a label."""
 
 import math
 from typing import Any
@@ -13,14 +13,15 @@ from keras_jointloss._validation import validate_count
 
 
 def validate_unlabelled(value: Any, same_label: str | None = "positive") -> int | None:
-    """Returns `value` if it can be the label of items without a label.
+    """Returns `value` if it can be the label that marks items without one.
 
     Args:
-        value: What was passed.
-        same_label: The argument `same_label`, without which there are no labels.
+        value: The argument to validate.
+        same_label: The argument `same_label`; `None` if there are no labels.
 
     Raises:
-        ValueError: If `value` is neither `None` nor a whole number, or there are no labels.
+        ValueError: If `value` is neither `None` nor a whole number, or if it is given without
+            labels.
     """
     if value is not None and same_label is None:
         raise ValueError(
@@ -34,8 +35,8 @@ def label_tensor(labels: Any):
     """Returns labels as a tensor.
 
     Raises:
-        ValueError: If the backend would cut 64-bit integers to 32 bits, so that different labels
-            could become equal.
+        ValueError: If the backend would truncate 64-bit integers to 32 bits, which could make
+            different labels equal.
     """
     tensor = ops.convert_to_tensor(labels)
     given = None if ops.is_tensor(labels) else np.asarray(labels)
@@ -44,26 +45,26 @@ def label_tensor(labels: Any):
         if given.min() < least or given.max() > largest:
             raise ValueError(
                 f"Expected labels from {least} to {largest}, since "
-                f"{_backend.name()} keeps integers in 32 bits here. Replace ids by their "
-                "index, `np.unique(ids, return_inverse=True)[1]`. "
+                f"{_backend.name()} stores integers in 32 bits here. Replace ids with their "
+                "indices, `np.unique(ids, return_inverse=True)[1]`. "
                 f"Received: labels from {given.min()} to {given.max()}"
             )
     return tensor
 
 
 def as_labels(labels):
-    """Returns labels of shape `(batch, 1)` as `(batch,)`, others as they are."""
+    """Returns labels of shape `(batch, 1)` as `(batch,)`, and others unchanged."""
     return ops.squeeze(labels, 1) if len(labels.shape) == 2 and labels.shape[1] == 1 else labels
 
 
 def labelled(labels, valid, unlabelled: int | None):
-    """Returns which of the valid items have a label.
+    """Returns the mask of the valid items that have a label.
 
     Args:
         labels: `(batch,)` or `(batch, classes)`.
         valid: `(batch,)`, bool, or `None` if all items are valid.
-        unlabelled: The label of an item without a label, in a row of classes the value of every
-            entry; `None` if every item has a label.
+        unlabelled: The label that marks items without one; in a row of classes, the value of every
+            entry. `None` if every item has a label.
 
     Returns:
         `(batch,)`, bool, or `None` if all items are valid and have a label.
@@ -80,17 +81,17 @@ def labelled(labels, valid, unlabelled: int | None):
 
 
 def check_labels(labels, valid, name: str, is_pair: bool) -> None:
-    """Raises `ValueError` if a label of a valid item cannot be meant.
+    """Raises `ValueError` if a valid item has a label out of range.
 
-    A pair has a label from 0 to 1, and so has each class in a row of classes. The check needs
-    values that the host can read: it does nothing within a compiled function, or for PyTorch
-    tensors on an accelerator.
+    The label of a pair and each entry of a class row lie in [0, 1]. The check needs values that
+    the host can read: it does nothing in a compiled function or for PyTorch tensors on an
+    accelerator.
 
     Args:
         labels: `(batch,)` or `(batch, classes)`.
         valid: `(batch,)`, bool, or `None` if all items are valid.
-        name: What expects the labels, for the message.
-        is_pair: Whether labels belong to pairs; else they are classes.
+        name: The name of the loss or metric, for the message.
+        is_pair: Whether the labels are those of pairs; otherwise they are classes.
     """
     if not is_pair and len(labels.shape) < 2:
         return
@@ -105,19 +106,19 @@ def check_labels(labels, valid, name: str, is_pair: bool) -> None:
         return
     if is_pair:
         expected = (
-            "labels from 0 (a pair that does not belong together) to 1 (one that does). "
+            "labels from 0 (a pair that does not match) to 1 (a pair that does). "
             "Pass (y + 1) / 2 in place of labels -1 and 1"
         )
     else:
         expected = (
             "class rows with 1 for each class of an item and 0 for the others. "
-            "Pass one id an item as (batch,)"
+            "Pass one id per item as (batch,)"
         )
     raise ValueError(f"{name} expects {expected}. Received: labels from {least:g} to {largest:g}")
 
 
 def _range_of(dtype) -> tuple[float, float]:
-    """Returns the least and the largest number of a dtype, without bounds for floats."""
+    """Returns the smallest and largest value of a dtype; floats have no bounds."""
     dtype = keras.backend.standardize_dtype(dtype)
     if dtype == "bool":
         return 0, 1

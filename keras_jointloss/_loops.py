@@ -1,4 +1,4 @@
-"""What of Keras is running: Keras does not pass it on, so the call stack is read."""
+"""Finds which part of Keras is running in the call stack, as Keras does not expose it."""
 
 import inspect
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import keras
 
 #: The public methods of a model that reset its metrics.
 _LOOPS = frozenset({"fit", "evaluate", "train_on_batch", "test_on_batch"})
-#: What they run for each batch, and how they build a model without running anything.
+#: The methods they run for each batch, and the one that builds a model without running anything.
 _STEPS = frozenset({"train_step", "test_step", "predict_step", "compute_output_spec"})
 
 
@@ -21,15 +21,15 @@ def _callers() -> Iterator[Any]:
 
 
 def running_loop() -> str | None:
-    """Returns the name of the innermost loop of Keras that called this function.
+    """Returns the name of the innermost Keras loop that called this function.
 
     Returns:
-        `"fit"`, `"evaluate"`, `"train_on_batch"` or `"test_on_batch"`; inside of the step of a
-        batch, which JAX and TensorFlow trace, the name of that, as `"train_step"`; or `None`.
+        `"fit"`, `"evaluate"`, `"train_on_batch"` or `"test_on_batch"`; inside the step of a
+        batch, which JAX and TensorFlow trace, the name of the step, like `"train_step"`; or `None`.
     """
     for frame in _callers():
         name = frame.f_code.co_name
-        # Loops of others may have these names, too.
+        # Loops of other libraries may have these names, too.
         is_loop = name in _LOOPS and isinstance(frame.f_locals.get("self"), keras.Model)
         if is_loop or name in _STEPS:
             return name
@@ -37,16 +37,16 @@ def running_loop() -> str | None:
 
 
 def enclosing_callbacks() -> keras.callbacks.CallbackList | None:
-    """Returns the list of callbacks whose hook is running, if one is."""
+    """Returns the list of callbacks whose hook is running, or `None`."""
     owners = (frame.f_locals.get("self") for frame in _callers())
     return next((x for x in owners if isinstance(x, keras.callbacks.CallbackList)), None)
 
 
 def enclosing_scope() -> keras.StatelessScope | None:
-    """Returns the scope of the `stateless_call` of a model that is running, if one is.
+    """Returns the scope of the running `stateless_call` of a model, or `None`.
 
-    Within it, as JAX trains, Keras calls the layers of a model one by one, and takes each call for
-    the first of a step.
+    Within it, as in training on JAX, Keras calls the layers of a model one by one and treats each
+    call as the first of a step.
     """
     for frame in _callers():
         if frame.f_code.co_name == "stateless_call":

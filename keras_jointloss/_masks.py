@@ -1,13 +1,13 @@
-"""Which items of a batch take part."""
+"""The mask of the items that a batch includes."""
 
 import keras
 from keras import ops
 
 
 class _Mask(keras.losses.Loss):
-    """Tells which items Keras has not masked: it multiplies a loss by the mask.
+    """Exposes the Keras mask of the items: Keras multiplies this loss, all ones, by the mask.
 
-    Where it keeps the mask of a tensor differs with the backend, and it hands it to losses only.
+    Where Keras stores the mask of a tensor depends on the backend, and only losses receive it.
     """
 
     def __init__(self):
@@ -20,11 +20,11 @@ class _Mask(keras.losses.Loss):
 
 
 def valid_items(views, sample_weight=None):
-    """Returns which items take part, `(batch,)`, bool, or `None` where it is known that all do.
+    """Returns the mask of included items, `(batch,)`, bool, or `None` if all are known to be.
 
     Args:
-        views: `(batch, views, dim)`. An item with a view that Keras has masked is excluded.
-        sample_weight: A number, or one for each item. An item of weight 0 is excluded.
+        views: `(batch, views, dim)`. An item with a view that Keras masks is excluded.
+        sample_weight: A number, or one per item. An item of weight 0 is excluded.
     """
     loss = _Mask()
     mask = loss(views, views)  # (batch, 1) or (batch, views)

@@ -6,18 +6,18 @@ import keras
 import numpy as np
 from keras import ops
 
-#: How embeddings may be compared.
+#: The accepted similarity measures.
 SIMILARITIES = ("cosine", "dot", "euclidean")
 
 
 def float_dtype(*dtypes) -> str:
-    """Returns float64 if one of the dtypes is that, else float32. Keras forgets it on PyTorch."""
+    """Returns float64 if any dtype is float64, else float32. Keras loses float64 on PyTorch."""
     names = [keras.backend.standardize_dtype(dtype) for dtype in dtypes]
     return "float64" if "float64" in names else "float32"
 
 
 def l2_normalize(x):
-    """Scales the vectors on the last axis to length 1.
+    """Scales the vectors along the last axis to length 1.
 
     A vector whose square underflows becomes 0 and gets gradient 0.
     """
@@ -28,46 +28,46 @@ def l2_normalize(x):
 
 
 def dot(a, b):
-    """Returns the dot products of the vectors of `a` and `b` in the same places."""
+    """Returns the dot products of corresponding vectors of `a` and `b`."""
     return ops.sum(a * b, axis=-1)
 
 
 def dot_matrix(a, b):
-    """Returns the dot products of each vector of `a` with each of `b`: `(len(a), len(b))`."""
+    """Returns the dot product of each vector of `a` with each of `b`: `(len(a), len(b))`."""
     return matrix_product(a, ops.transpose(b))
 
 
 def matrix_product(a, b):
     """Returns the product of two matrices."""
-    # `ops.matmul` computes float64 in float32 on PyTorch; else it is the faster of the two.
+    # `ops.matmul` computes float64 in float32 on PyTorch; otherwise it is faster.
     if keras.backend.standardize_dtype(a.dtype) == "float64":
         return ops.einsum("ij,jk->ik", a, b)
     return ops.matmul(a, b)
 
 
 def safe_sqrt(x):
-    """Returns the square root, with gradient 0 where `x` is 0 or, by rounding, below."""
+    """Returns the square root. Value and gradient are 0 where `x` is 0 or, by rounding, below."""
     is_positive = x > 0
     return ops.where(is_positive, ops.sqrt(ops.where(is_positive, x, 1)), 0)
 
 
 def distance(a, b):
-    """Returns the Euclidean distances of the vectors of `a` and `b` in the same places."""
+    """Returns the Euclidean distances between corresponding vectors of `a` and `b`."""
     return safe_sqrt(ops.sum(ops.square(a - b), axis=-1))
 
 
 def distance_matrix(a, b):
-    """Returns the Euclidean distances of each vector of `a` from each of `b`: `(len(a), len(b))`.
+    """Returns the Euclidean distance of each vector of `a` from each of `b`: `(len(a), len(b))`.
 
-    With more than some 16 million differences they are computed from dot products: in float32 a
-    distance is exact then to some 1e-3 of the vectors' spread.
+    With more than about 16 million differences, they are computed from dot products. In float32, a
+    distance is then accurate to about 1e-3 of the vectors' spread.
     """
 
     def from_differences():
         return safe_sqrt(ops.sum(ops.square(a[:, None] - b[None, :]), axis=-1))
 
     def from_products():
-        # Distances do not change when all is moved, but the smaller the vectors the less rounding.
+        # A translation preserves distances, and smaller vectors have smaller rounding errors.
         center = ops.stop_gradient(ops.sum(b, axis=0) / ops.cast(ops.shape(b)[0], b.dtype))
         x, y = a - center, b - center
         square = ops.sum(ops.square(x), axis=-1)[:, None] + ops.sum(ops.square(y), axis=-1)
@@ -84,13 +84,13 @@ def by_size(limit, factors, large, small):
     lengths = [x.shape[0] for x in factors]
     if None not in lengths:
         return large() if math.prod(lengths) > limit else small()
-    # TensorFlow may know the size of the batch only during a step.
+    # TensorFlow may know the batch size only during a step.
     size = math.prod(ops.cast(ops.shape(x)[0], "float32") for x in factors)
     return ops.cond(size > limit, large, small)
 
 
 def similarity_matrix(a, b, similarity="cosine"):
-    """Returns how similar each vector of `a` is to each of `b`: `(len(a), len(b))`.
+    """Returns the similarity of each vector of `a` to each of `b`: `(len(a), len(b))`.
 
     Args:
         a: `(n, dim)`.
@@ -101,12 +101,12 @@ def similarity_matrix(a, b, similarity="cosine"):
 
 
 def matrix_of_prepared(a, b, similarity):
-    """Returns the similarities of vectors that `prepare` has returned."""
+    """Returns the similarities of vectors that `prepare` returned."""
     return -distance_matrix(a, b) if similarity == "euclidean" else dot_matrix(a, b)
 
 
 def paired_similarity(a, b, similarity="cosine"):
-    """Returns how similar the vectors of `a` and `b` in the same places are."""
+    """Returns the similarities of corresponding vectors of `a` and `b`."""
     if similarity == "euclidean":
         return -distance(a, b)
     return dot(prepare(a, similarity), prepare(b, similarity))
@@ -118,31 +118,31 @@ def prepare(x, similarity):
 
 
 def mean(x, axis=None):
-    """Returns the mean; that of Keras is in float32 on JAX, whatever the dtype."""
+    """Returns the mean; on JAX, `ops.mean` computes in float32 for any dtype."""
     total = ops.sum(x, axis=axis)
     return total / ops.cast(ops.size(x) / ops.size(total), x.dtype)
 
 
 def mean_where(x, mask, axis):
-    """Returns the mean over the elements for which `mask` is true: 0 if there are none."""
+    """Returns the mean over the elements for which `mask` is true, or 0 if there are none."""
     count = ops.sum(ops.cast(mask, x.dtype), axis=axis)
     return divide_or_0(ops.sum(ops.where(mask, x, 0), axis=axis), count)
 
 
 def divide_or_0(x, y):
-    """Returns `x / y`, and 0 where `y` is 0; that of Keras forgets float64 on PyTorch."""
+    """Returns `x / y`, or 0 where `y` is 0; the function of Keras loses float64 on PyTorch."""
     is_zero = y == 0
     return ops.where(is_zero, 0, x / ops.where(is_zero, 1, y))
 
 
 def logsumexp_where(x, mask, axis):
-    """Returns the logarithm of the sum of the exponentials of the elements that `mask` allows.
+    """Returns the log-sum-exp over the elements for which `mask` is true.
 
     It is 0, with gradient 0, where there are none.
     """
     any_element = ops.any(mask, axis=axis)
-    # The least is as good as none for a maximum; constants that stand for infinity are not, in
-    # half precision.
+    # Filling in the minimum leaves the maximum unchanged; constants that stand for infinity would
+    # fail in half precision.
     least = ops.min(x, axis=axis, keepdims=True)
     largest = ops.stop_gradient(ops.max(ops.where(mask, x, least), axis=axis, keepdims=True))
     total = ops.sum(ops.where(mask, ops.exp(ops.where(mask, x - largest, 0)), 0), axis=axis)
@@ -151,25 +151,25 @@ def logsumexp_where(x, mask, axis):
 
 
 def scramble(x):
-    """Returns pseudo-random integers for the int32 `x`, other ones for each `x`."""
+    """Returns pseudo-random integers for the int32 `x`, different ones for each `x`."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x446CA68B), (16, 1)):
-        # The shift of an int32 keeps the sign, whose copies are cut off.
+        # The shift of an int32 copies the sign bit; the mask removes the copies.
         x = (x ^ (ops.right_shift(x, shift) & ((1 << (32 - shift)) - 1))) * factor
     return x
 
 
 def upstream_of(arguments, upstream):
-    """Returns the gradient that a function of `ops.custom_gradient` is called with.
+    """Returns the upstream gradient passed to the gradient function of `ops.custom_gradient`.
 
-    PyTorch hands it over by name, after the arguments of the forward pass.
+    PyTorch passes it by name, after the arguments of the forward pass.
     """
     return arguments[0] if upstream is None else upstream
 
 
 def to_numpy(variable) -> np.ndarray:
-    """Returns the value of a variable, whatever the distribution strategy."""
+    """Returns the value of a variable under any distribution strategy."""
     x = ops.convert_to_tensor(variable)
-    # NumPy has no bfloat16, and Keras fails to make an array of a scalar of it.
+    # NumPy has no bfloat16, and Keras fails to convert a bfloat16 scalar to an array.
     if keras.backend.standardize_dtype(x.dtype) == "bfloat16":
         x = ops.cast(x, "float32")
     return ops.convert_to_numpy(x)

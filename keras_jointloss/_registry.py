@@ -1,4 +1,4 @@
-"""Finds members of a family of rules by what a user names them with."""
+"""Finds a member of a family of rules by instance, by name or by config."""
 
 from typing import Any, TypeVar
 
@@ -11,10 +11,10 @@ def find(identifier: Any, base: type[Member], argument: str, module: str) -> Mem
     """Returns a member of a family by instance, by name or by config.
 
     Args:
-        identifier: An instance of `base`, the name of a registered subclass, in which upper case
-            and underscores do not matter, or the serialized form of an instance.
+        identifier: An instance of `base`, the name of a registered subclass (case and underscores
+            do not matter), or the serialized form of an instance.
         base: The base class of the family.
-        argument: The name of the argument, for the message.
+        argument: The name of the argument, for the error message.
         module: The module of the family.
 
     Raises:

@@ -8,10 +8,10 @@ from keras import ops
 
 
 def constant(value) -> Callable:
-    """Returns an initializer; that of Keras rounds to float32, even on the way to float64."""
+    """Returns a constant initializer; that of Keras rounds to float32, even for float64."""
 
     def initialize(shape, dtype=None):
-        # NumPy would hold a count in 64 bits, but does not know every floating-point type.
+        # NumPy would store a count in 64 bits, but does not know every floating-point dtype.
         values = np.full(shape, value, None if isinstance(value, float) else dtype)
         return ops.convert_to_tensor(values, dtype=dtype)
 
@@ -19,10 +19,10 @@ def constant(value) -> Callable:
 
 
 def layer_state(name, shape, initial, dtype=None, aggregation="sum"):
-    """Returns a variable for what a layer records in `call`, under any strategy.
+    """Returns a variable for values that a layer records in `call`, under any strategy.
 
-    Each replica has its own, so that an assignment needs no other replica: `tf.distribute` would
-    switch to another one in the middle of the layer.
+    Each replica has its own copy, so an assignment needs no other replica: `tf.distribute` would
+    switch to another replica in the middle of the layer.
     """
     return keras.Variable(
         initializer=constant(initial),
@@ -39,11 +39,10 @@ def layer_state(name, shape, initial, dtype=None, aggregation="sum"):
 class _LayerState(keras.random.SeedGenerator):
     """Makes a variable part of a layer's `variables`, but not of its `weights`.
 
-    On JAX a layer can only change what is among its `variables`. Its `weights` are what
-    `get_weights` returns, what averages of models are taken of and what `EarlyStopping` restores:
-    neither a step nor a switch belongs there. The state of a seed generator is the one thing that
-    Keras treats so, so this is one, of which no random number is ever drawn. Keras does not save
-    it: the layer does.
+    On JAX a layer can only change its `variables`. Its `weights` are what `get_weights` returns,
+    model averaging uses and `EarlyStopping` restores: neither a step nor a switch belongs there.
+    Keras treats only the state of a seed generator in this way, so this class is one, but no random
+    number is ever drawn from it. Keras does not save it: the layer does.
 
     Args:
         variable: The variable.
@@ -55,13 +54,13 @@ class _LayerState(keras.random.SeedGenerator):
         self.state = variable
 
     def get_config(self) -> dict:
-        raise NotImplementedError("The layer that owns the variable creates it anew.")
+        raise NotImplementedError("The layer that owns the variable recreates it.")
 
 
 def as_state(variables: Iterable) -> list:
-    """Returns what makes variables part of a layer's state when it becomes an attribute of it.
+    """Wraps variables so that they become part of a layer's state when set as its attribute.
 
     Args:
-        variables: Variables that are no attributes of the layer themselves.
+        variables: Variables that are not attributes of the layer themselves.
     """
     return [_LayerState(variable) for variable in variables]

@@ -1,4 +1,4 @@
-"""Checks of arguments that are numbers."""
+"""Validates arguments: numbers, booleans and choices."""
 
 import math
 import numbers
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-#: The largest count: larger ones do not fit into the int32 in which steps and sizes are computed.
+#: The largest count: steps and sizes are computed in int32, which holds no larger number.
 MAX_COUNT = 2**31 - 1
 
 
@@ -20,11 +20,11 @@ def validate_number(
     """Returns `value` as a float if it is a finite number that is large enough.
 
     Args:
-        value: What was passed.
-        name: The argument, for the message.
-        minimum: The least number that will do.
-        exclusive: Whether `minimum` itself is too small.
-        expected: What to say was expected, in place of the bounds.
+        value: The value passed.
+        name: The name of the argument, for the error message.
+        minimum: The smallest valid number.
+        exclusive: Whether `minimum` itself is invalid.
+        expected: The expected value in words, in place of the bounds.
 
     Raises:
         ValueError: If `value` is anything else.
@@ -107,7 +107,7 @@ def validate_share(value: Any, name: str) -> float:
 
 
 def validate_seed(value: Any) -> int:
-    """Returns `value` as an int if random numbers can be drawn from it.
+    """Returns `value` as an int if it is a valid random seed.
 
     Raises:
         ValueError: If `value` is anything else.

@@ -18,8 +18,8 @@ from keras_jointloss.weighting import Weighting
 def find_terms(model: keras.Model) -> dict[str, TermWeight]:
     """Returns the weight of each term of a compiled model by the term's name.
 
-    Output terms come first, in the order of the losses, then layer terms, in the order of the
-    layers, those of nested models included.
+    Output terms come first, in the order of the losses. Layer terms follow, in the order of the
+    layers, including those of nested models.
 
     Args:
         model: A compiled model.
@@ -31,7 +31,7 @@ def find_terms(model: keras.Model) -> dict[str, TermWeight]:
     terms: dict[str, TermWeight] = {
         name: loss.weight for name, loss in losses.items() if isinstance(loss, TermLoss)
     }
-    # The layers of layers are reachable only so: `model.layers` ends at a nested model.
+    # This reaches layers at any depth: `model.layers` ends at a nested model.
     for layer in _keras.flatten_layers(model, include_self=False):
         if isinstance(layer, LayerTerm):
             if terms.get(layer.name, layer.weight) is not layer.weight:
@@ -43,7 +43,7 @@ def find_terms(model: keras.Model) -> dict[str, TermWeight]:
 
 
 def find_gradient_layers(model: keras.Model) -> list[GradientCombination]:
-    """Returns the layers of a model that combine gradients and report statistics of them."""
+    """Returns the layers of a model that combine gradients and report gradient statistics."""
     layers = _keras.flatten_layers(model, include_self=False)
     return [x for x in layers if isinstance(x, GradientCombination) and x.telemetry]
 
@@ -69,12 +69,12 @@ def bind_weighting(model: keras.Model, terms: Mapping[str, TermWeight]) -> Weigh
         The weighting.
 
     Raises:
-        ValueError: If the weighting is bound to other terms already, or needs gradients that no
+        ValueError: If the weighting is already bound to other terms, or needs gradients that no
             layer reports.
     """
     rule = find_weighting(terms)
     if rule is None:
-        # The model may have had one when it was compiled before.
+        # The model may have had a weighting when it was last compiled.
         for term in terms.values():
             term.release()
         return None
@@ -88,6 +88,6 @@ def bind_weighting(model: keras.Model, terms: Mapping[str, TermWeight]) -> Weigh
         is_new = rule.bind(terms)
     rule.bind_gradients(find_gradient_layers(model))
     if is_new:
-        # What has been compiled without the rule would not run it.
+        # Functions that were compiled without the rule would not run it.
         model.train_function = model.test_function = None
     return rule

@@ -1,4 +1,4 @@
-"""Several loss terms as the arguments of `model.compile`."""
+"""The arguments of `model.compile` for several loss terms."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from keras_jointloss.terms.loss_part import LossPart
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.weighting import get as get_weighting
 
-#: The name of the term where the model has one output and the loss is no dict.
+#: The name of the term if the model has one output and the loss is not a dict.
 ONLY_TERM = "output"
 
 
@@ -23,47 +23,47 @@ def joint_loss(
     metrics: Mapping[str, Any] | Any | None = None,
     weighted_metrics: Mapping[str, Any] | Any | None = None,
 ) -> dict[str, Any]:
-    """Returns the arguments with which `model.compile` trains on several weighted loss terms.
+    """Returns the arguments for `model.compile` to train on several weighted loss terms.
 
     The loss of the model is
 
         total = sum_i weight_i(step) * loss_i(y_true_i, y_pred_i) + losses added by layers
 
-    A weight that is given as a schedule moves, and a weighting adapts the weights, while a
-    `keras_jointloss.callbacks.JointLossCallback` takes part in `fit`. The logs gain
-    `<name>_weight` beside Keras' own `<name>_loss`.
+    A weight given as a schedule moves, and a weighting adapts the weights, while a
+    `keras_jointloss.callbacks.JointLossCallback` takes part in `fit`. The logs contain
+    `<name>_weight` in addition to Keras' own `<name>_loss`.
 
-    Call it once for each model, and pass all that it returns to `compile`: the weights, and what a
-    weighting has learned, belong to one model.
+    Call this function once for each model, and pass everything it returns to `compile`: the
+    weights, and the state of a weighting, belong to one model.
 
-    Outputs without a loss: leave them out of `losses`, or, in a model whose outputs are a list,
-    give them as `None` (Keras wants the name of every output then). As soon as a model has metrics,
-    and weights are metrics, Keras wants a target in `y` for every output, also for those without
-    a loss: pass zeros.
+    Outputs without a loss: omit them from `losses`, or, in a model whose outputs are a list, pass
+    `None` for them (Keras then requires the name of every output). Once a model has metrics, and
+    weights are metrics, Keras requires a target in `y` for every output, including those without a
+    loss: pass zeros.
 
     Args:
-        losses: For each output name a loss as Keras takes it: a name, a function, a
+        losses: For each output name a loss as Keras accepts it: a name, a function, a
             `keras.losses.Loss`, or `None`. For a model with one output whose name Keras does not
-            know, as a `keras.Sequential`, the loss alone; the term is then called `"output"`.
+            know, such as a `keras.Sequential`, a single loss; its term is then called `"output"`.
         weights: For each name a number, 0 or more, a
-            `keras.optimizers.schedules.LearningRateSchedule` or a `LossWeight`. A name that is
-            missing has weight 1. For a loss alone, its weight alone.
-        weighting: A rule of `keras_jointloss.weighting` that adapts the weights of all terms, those
-            of layers included, by instance or by name; `None` for none. It multiplies the given
-            weights. The `keras_jointloss.callbacks.JointLossCallback` binds it to the terms and
-            lets it run.
-        metrics: As in `model.compile`, by output name. If there is one loss only, its metric or
-            list of metrics will do.
+            `keras.optimizers.schedules.LearningRateSchedule` or a `LossWeight`. A missing name has
+            weight 1. For a single loss, a single weight.
+        weighting: A rule of `keras_jointloss.weighting` that adapts the weights of all terms,
+            including layer terms, as an instance or by name; `None` to disable. It multiplies the
+            given weights. The `keras_jointloss.callbacks.JointLossCallback` binds it to the terms
+            and runs it.
+        metrics: As in `model.compile`, by output name. If there is only one loss, its metric or
+            list of metrics is enough.
         weighted_metrics: Likewise, for metrics that respect `sample_weight`.
 
     Returns:
         A dict with `loss`, `loss_weights`, `metrics` and, if given, `weighted_metrics`.
         `model.loss[name].weight` is then the term's `LossWeight`, in a loaded model as well; for a
-        loss alone it is `model.loss.weight`.
+        single loss it is `model.loss.weight`.
 
     Raises:
-        ValueError: If there is no loss, a weight is given for a name without loss, a weight is
-            invalid or stands for two terms, there is no such weighting, or an argument has the
+        ValueError: If there is no loss, a weight is given for a name without a loss, a weight is
+            invalid or used for two terms, the weighting does not exist, or an argument has the
             wrong type.
 
     Example:
@@ -101,12 +101,12 @@ def joint_loss(
     if rule is not None:
         for weight in weights.values():
             weight.adapt()
-        # One of the metrics has to bring the rule's variables to the model.
+        # The model tracks the rule's variables through one of its metrics.
         weights[names[0]].weighting = rule
     metrics = _by_output(metrics, names, "metrics")
     for name in names:
         parts = [LossPart(losses[name], part) for part in getattr(losses[name], "part_names", ())]
-        # The weight first: of two metrics with one name Keras renames the second.
+        # The weight first: if two metrics have the same name, Keras renames the second.
         metrics[name] = [weights[name], *_as_list(metrics.get(name)), *parts]
     arguments: dict[str, Any] = {
         "loss": {
@@ -122,7 +122,7 @@ def joint_loss(
         arguments["weighted_metrics"] = _by_output(weighted_metrics, names, "weighted_metrics")
     if is_single:
         arguments = {key: value[ONLY_TERM] for key, value in arguments.items()}
-        # Keras takes a weight by itself as a number only.
+        # Keras accepts a single weight without a list only if it is a number.
         arguments["loss_weights"] = [arguments["loss_weights"]]
         if weighted_metrics is not None:
             arguments["weighted_metrics"] = _as_list(arguments["weighted_metrics"])
@@ -148,8 +148,8 @@ def _validate_losses(losses: Any) -> dict[str, Any]:
         if isinstance(loss, Mapping | list | tuple):
             raise ValueError(
                 "Invalid value for argument `losses`. Expected one loss for each output of a flat "
-                "dict: give nested outputs names of their own at the top, and add several losses "
-                f"of one output up in a function. Received: losses={{{name!r}: {loss!r}}}"
+                "dict: give nested outputs their own top-level names, and sum several losses of "
+                f"one output in a function. Received: losses={{{name!r}: {loss!r}}}"
             )
         if loss is not None and not _is_loss(loss):
             raise ValueError(
@@ -164,11 +164,11 @@ def _validate_weights(weights: Any, names: list[str], is_alone: bool) -> dict[st
     if not isinstance(weights, Mapping) or not set(weights) <= set(names):
         raise ValueError(
             "Invalid value for argument `weights`. Expected a dict whose keys are names of losses, "
-            f"of {names}. Received: weights={weights!r}"
+            f"among {names}. Received: weights={weights!r}"
         )
     result = {}
     for name in names:
-        # Keras puts the name of the output before that of a metric if there are several outputs.
+        # Keras prefixes a metric's name with the output's if there are several outputs.
         metric_name = f"{name}_weight" if is_alone else "weight"
         result[name] = _loss_weight(weights.get(name, 1.0), name, metric_name)
     if len({id(weight) for weight in result.values()}) < len(result):
@@ -184,7 +184,7 @@ def _loss_weight(weight: Any, name: str, metric_name: str) -> LossWeight:
         if weight.clock is not None or weight.weighting is not None:
             raise ValueError(
                 f"Invalid value for argument `weights`. Expected for {name!r} a `LossWeight` that "
-                "belongs to no model and to no weighting yet: make a new one. "
+                "belongs to no model and to no weighting yet: create a new one. "
                 f"Received: weights={{{name!r}: {weight!r}}}"
             )
         return weight

@@ -1,7 +1,7 @@
 """Schedules that `keras.optimizers.schedules` lacks: a scalar as a function of the training step.
 
-Each is a `LearningRateSchedule`, so it can be the weight of a loss term as well as the learning
-rate of an optimizer.
+Each is a `LearningRateSchedule`, so it can set the weight of a loss term or the learning rate of an
+optimizer.
 """
 
 import numbers
@@ -21,7 +21,7 @@ def _invalid(value: Any, name: str, expected: str) -> ValueError:
 
 
 def _validate_steps(value: Any, name: str, minimum: int = 1) -> int:
-    """Returns `value` as an int if it is an integer, not less than `minimum`, that int32 holds."""
+    """Returns `value` as an int if it is an integer >= `minimum` that fits into int32."""
     is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not is_integer or not minimum <= value <= MAX_COUNT:
         raise _invalid(value, name, f"an integer >= {minimum} and <= {MAX_COUNT}")
@@ -29,23 +29,23 @@ def _validate_steps(value: Any, name: str, minimum: int = 1) -> int:
 
 
 def _steps_since(begin: int, step):
-    """Returns the number of steps since `begin`, 0 before it."""
+    """Returns the number of steps since `begin`, or 0 before it."""
     return ops.maximum(step - begin, 0) if begin else step
 
 
 def _to_float(step):
-    """Casts to a float in which steps can be counted, even if `floatx` is a half precision."""
+    """Casts to a float that can count steps, even if `floatx` is a half-precision dtype."""
     return ops.cast(step, keras.backend.result_type("float32", keras.config.floatx()))
 
 
 def _ramp(start: float, end: float, steps: float, step):
-    """Goes from `start` at step 0 straight to `end` at step `steps`, both met exactly."""
+    """Moves linearly from `start` at step 0 to `end` at step `steps`, both reached exactly."""
     step = _to_float(step)
     return ops.where(step < steps, start + (end - start) / steps * step, end)
 
 
 class _Schedule(LearningRateSchedule):
-    """Base of the family: a subclass computes its value, in any dtype, from the step's tensor."""
+    """Base class: a subclass computes its value, in any dtype, from the step tensor."""
 
     def __call__(self, step):
         return ops.cast(self._value(ops.convert_to_tensor(step)), keras.config.floatx())
@@ -56,18 +56,18 @@ class _Schedule(LearningRateSchedule):
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class Linear(_Schedule):
-    """Goes straight from one value to another and stays there.
+    """Moves linearly from one value to another and stays there.
 
     `start + (end - start) * clip((step - begin) / steps, 0, 1)`
 
     Args:
         start: The value up to step `begin`, a finite number.
         end: The value from step `begin + steps` on, a finite number.
-        steps: How many training steps the way takes, an integer, 1 or more.
-        begin: The training step at which the way begins, an integer, 0 or more.
+        steps: The number of training steps of the ramp, an integer >= 1.
+        begin: The training step at which the ramp begins, an integer >= 0.
 
     Raises:
-        ValueError: If an argument is not such a number.
+        ValueError: If an argument is not as described.
 
     Example:
 
@@ -91,21 +91,21 @@ class Linear(_Schedule):
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class Sigmoid(_Schedule):
-    """Goes from one value to another along a logistic curve.
+    """Moves from one value to another along a logistic curve.
 
     `start + (end - start) / (1 + exp(-(step - midpoint) / width))`
 
-    Between 2 and 98 percent of the way lie about 8 widths. The ends are approached, not met: at
-    step 0 the value is `start` only if `midpoint` is many widths away.
+    The value moves from 2 to 98 percent of the way in about 8 widths. It approaches the ends but
+    does not reach them: at step 0 it is `start` only if `midpoint` is many widths away.
 
     Args:
         start: The value long before `midpoint`, a finite number.
         end: The value long after `midpoint`, a finite number.
-        midpoint: The training step at half of the way, a finite number.
+        midpoint: The training step at which the value is halfway, a finite number.
         width: The time scale in training steps, a finite number > 0.
 
     Raises:
-        ValueError: If an argument is not such a number.
+        ValueError: If an argument is not as described.
 
     References:
         - Bowman et al., 2016, Generating Sentences from a Continuous Space (the weight of a KL term
@@ -135,20 +135,20 @@ class Sigmoid(_Schedule):
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class Cyclical(_Schedule):
-    """Goes straight from one value to another, stays there, and begins anew, again and again.
+    """Repeats a cycle: moves linearly from one value to another, then stays there.
 
     `start + (end - start) * min(1, (step mod cycle_steps) / (ramp * cycle_steps))`
 
     Args:
         start: The value at the beginning of each cycle, a finite number.
         end: The value for the rest of the cycle, a finite number.
-        cycle_steps: The training steps of a cycle, an integer, 1 or more.
-        ramp: The share of a cycle in which the value moves, > 0 and <= 1.
-        cycles: How many cycles there are, an integer, 1 or more; from then on the value is `end`.
-            `None` for no limit.
+        cycle_steps: The number of training steps in a cycle, an integer >= 1.
+        ramp: The fraction of a cycle in which the value moves, > 0 and <= 1.
+        cycles: The number of cycles, an integer >= 1; after them the value is `end`. `None` for no
+            limit.
 
     Raises:
-        ValueError: If an argument is not such a number.
+        ValueError: If an argument is not as described.
 
     References:
         - Fu et al., 2019, Cyclical Annealing Schedule: A Simple Approach to Mitigating KL Vanishing
@@ -191,22 +191,22 @@ class Cyclical(_Schedule):
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class Sequential(_Schedule):
-    """Joins schedules: each takes over from the one before at its boundary.
+    """Joins schedules: each takes over from the previous one at its boundary.
 
     `schedules[i](step - boundaries[i - 1])` while `boundaries[i - 1] <= step < boundaries[i]`
 
-    Each schedule but the first counts its steps from its own boundary, so it begins there as if
-    the training did.
+    Each schedule but the first counts its steps from its own boundary, as if training
+    began there.
 
     Args:
         schedules: One or more `keras.optimizers.schedules.LearningRateSchedule`s; a finite number
-            stands for a constant.
+            is a constant schedule.
         boundaries: The training steps at which the second, third, ... schedule takes over:
-            integers, 0 or more, each greater than the one before, one fewer than `schedules`.
+            integers >= 0, strictly increasing, one fewer than `schedules`.
 
     Raises:
-        ValueError: If an entry is of another kind, or the boundaries are not in order or do not
-            fit the number of schedules.
+        ValueError: If an entry is invalid, the boundaries are not strictly increasing, or their
+            number does not match that of the schedules.
 
     Example:
 
@@ -244,7 +244,7 @@ class Sequential(_Schedule):
             for begin, schedule in zip([0, *self.boundaries], self.schedules, strict=True)
         )
         for boundary, next_value in zip(self.boundaries, later, strict=True):
-            # A selection, as out of its range a schedule may well give NaN.
+            # A selection, because a schedule may return NaN outside its range.
             value = ops.where(step < boundary, value, next_value)
         return value
 

@@ -1,25 +1,25 @@
 """Stateless maths on Gramians, shared by the aggregators.
 
-Here operators go before functions of `keras.ops`: `@`, `&`, `abs` and the like. On PyTorch, which
-runs these small operations one by one, they take a fraction of the time, and of float64 they make
-float64, where `ops.matmul` makes float32.
+The code prefers operators (`@`, `&`, `abs` and the like) to functions of `keras.ops`. On PyTorch,
+which runs these small operations one by one, operators take a fraction of the time. They also keep
+float64, where `ops.matmul` returns float32.
 """
 
 import keras
 import numpy as np
 from keras import ops
 
-_MOST_GUESSES = 8  # Two or three do, mostly.
-_MOST_ITERATIONS = 60  # Between 5 and 15 do, but for gradients that nearly cancel.
+_MOST_GUESSES = 8  # Two or three usually suffice.
+_MOST_ITERATIONS = 60  # 5 to 15 suffice, except for gradients that nearly cancel.
 
 
 def epsilon(x) -> float:
-    """Returns the distance from 1 to the next number of the dtype of `x`."""
+    """Returns the machine epsilon of the dtype of `x`: the distance from 1 to the next number."""
     return float(np.finfo(keras.backend.standardize_dtype(x.dtype)).eps)
 
 
 def nonzero(divisor):
-    """Returns `divisor` with ones in place of zeros."""
+    """Returns `divisor` with zeros replaced by ones."""
     return divisor + ops.cast(divisor == 0, divisor.dtype)
 
 
@@ -29,8 +29,8 @@ def product(matrix, vector):
 
 
 def at_least(x, bound):
-    """Returns the larger of a tensor and a number or tensor."""
-    # Not `ops.maximum`, which makes float32 of float64 on PyTorch. For 0 there is `ops.relu`.
+    """Returns the elementwise maximum of a tensor and a number or tensor."""
+    # Not `ops.maximum`, which turns float64 into float32 on PyTorch. For 0, use `ops.relu`.
     return ops.where(x < bound, ops.cast(bound, x.dtype), x)
 
 
@@ -40,24 +40,24 @@ def quadratic_form(vector, matrix):
 
 
 def length(vector, matrix):
-    """Returns the root of `v^T M v`, 0 where rounding makes that negative."""
+    """Returns the square root of `v^T M v`, or 0 if rounding makes that negative."""
     return ops.sqrt(ops.relu(quadratic_form(vector, matrix)))
 
 
 def active_terms(gramian):
-    """Returns which terms have a gradient: `(k,)`, bool."""
+    """Returns a mask of the terms that have a nonzero gradient: `(k,)`, bool."""
     return ops.diagonal(gramian) != 0
 
 
 def correlation(gramian):
-    """Takes the lengths of the gradients out of their Gramian.
+    """Splits a Gramian into the lengths of the gradients and their cosines.
 
     Args:
         gramian: `(k, k)`.
 
     Returns:
-        The lengths, `(k,)`, 1 for a term without gradient; and the cosines, `(k, k)`, those of a
-        term without gradient as if it were orthogonal to all others.
+        The lengths, `(k,)`, 1 for a term without gradient; and the cosines, `(k, k)`, in which a
+        term without gradient is orthogonal to all others.
     """
     square = ops.diagonal(gramian)
     is_absent = ops.cast(square == 0, gramian.dtype)
@@ -66,17 +66,17 @@ def correlation(gramian):
 
 
 def regularize(cosines):
-    """Adds to the diagonal what makes a singular matrix of cosines regular.
+    """Adds a ridge to the diagonal, which makes a singular matrix of cosines regular.
 
-    Multipliers of gradients that cancel are unbounded without it.
+    Without it, the multipliers of gradients that cancel are unbounded.
     """
-    # Above the rounding of the cosines, yet far below what can be seen in a result.
+    # Above the rounding error of the cosines, yet far below a visible effect on the result.
     ridge = 1e-6 if epsilon(cosines) > 1e-10 else 1e-11
     return cosines + ridge * ops.eye(cosines.shape[0], dtype=cosines.dtype)
 
 
 def _longest_step(x, direction):
-    """Returns how far each row of `x` > 0 can go before it meets 0, at most 1: `(batch, 1)`."""
+    """Returns the step, at most 1, at which each row of `x` > 0 reaches 0: `(batch, 1)`."""
     # Where x + direction < 0, the fraction is below 1.
     is_met = x + direction < 0
     steps = ops.where(is_met, x / ops.where(is_met, -direction, 1), 1)
@@ -89,7 +89,7 @@ def _mean_of_rows(x):
 
 
 def restricted_solutions(matrix, right, is_free):
-    """Solves `A x = b` for the `x_i` that are free, where the others are 0, for several `b`.
+    """Solves `A x = b` for the free `x_i`, with the others fixed at 0, for several `b`.
 
     Args:
         matrix: `(k, k)`, `A`, positive definite, of diagonal about 1.
@@ -106,17 +106,17 @@ def restricted_solutions(matrix, right, is_free):
 
 
 def optimality_error(x, z):
-    """Returns how far rows are from `x >= 0`, `z >= 0` and one of the two being 0: `(batch, 1)`."""
+    """Returns each row's violation of `x >= 0`, `z >= 0`, with one of each pair 0: `(batch, 1)`."""
     return ops.max(abs(ops.where(x < z, x, z)), axis=1, keepdims=True)
 
 
 def nonnegative_minimizer(matrix, linear):
     """Solves `min 1/2 x^T A x + b^T x` over `x >= 0`, for several `b` at once.
 
-    With the slack `z = A x + b`, all `x_i` and `z_i` are >= 0 and one of the two is 0. An
-    active-set method guesses which `x_i` are free to be more than 0, solves a system of equations
-    for them and takes those with `x_i > z_i` for free. If that comes to no end, an interior-point
-    method makes the guess.
+    With the slack `z = A x + b`, all `x_i` and `z_i` are >= 0 and one of each pair is 0. An
+    active-set method guesses which `x_i` are free to exceed 0, solves a linear system for them and
+    next treats those with `x_i > z_i` as free. If it does not converge, an interior-point method
+    provides the guess.
 
     Args:
         matrix: `(k, k)`, `A`, positive definite, of diagonal about 1.
@@ -128,7 +128,7 @@ def nonnegative_minimizer(matrix, linear):
     tolerance = 16 * epsilon(matrix) * ops.max(abs(linear), axis=1, keepdims=True)
 
     def solved(is_free):
-        """Returns the solution of which the rest is 0, its slack and its error."""
+        """Returns the solution that is 0 where `x` is not free, its slack and its error."""
         x = restricted_solutions(matrix, -linear, is_free)
         z = x @ matrix + linear
         return x, z, optimality_error(x, z)
@@ -143,18 +143,19 @@ def nonnegative_minimizer(matrix, linear):
         x = ops.relu(x - z)
         return ops.where(error < optimality_error(x, x @ matrix + linear), last, x)
 
-    is_free = linear < 0  # If there is none, 0 is the solution.
+    is_free = linear < 0  # If none is free, the solution is 0.
     x = first_right(guess, (is_free, ops.zeros_like(linear), ops.any(is_free)), followed)
     return ops.relu(x)
 
 
 def first_right(guess, start, fallback):
-    """Returns the first guess that is right.
+    """Returns the first correct guess.
 
     Args:
-        guess: Makes of which `x_i` are free and the last `x` both anew, and whether `x` is wrong.
-        start: What to begin with.
-        fallback: Makes an `x`, called if the guesses come to no end.
+        guess: Maps the mask of free `x_i` and the last `x` to a new mask, a new `x` and whether
+            that `x` is wrong.
+        start: The initial mask, `x` and whether `x` is wrong.
+        fallback: Returns an `x`. Called if the guesses do not converge.
     """
     _, x, is_wrong = ops.while_loop(
         lambda is_free, x, is_wrong: is_wrong,
@@ -166,16 +167,16 @@ def first_right(guess, start, fallback):
 
 
 def _interior_point(matrix, linear):
-    """Returns `x` and the slack `z` of `nonnegative_minimizer`, both > 0 and one of them nearly 0.
+    """Returns `x` > 0 and the slack `z` > 0 of `nonnegative_minimizer`, one of each pair nearly 0.
 
-    A primal-dual method with Mehrotra's predictor and corrector: it follows `x_i z_i = mu` down
-    towards `mu = 0`.
+    A primal-dual method with Mehrotra's predictor-corrector steps. It follows the central path
+    `x_i z_i = mu` towards `mu = 0`.
     """
     precision = epsilon(matrix)
     identity = ops.eye(matrix.shape[0], dtype=matrix.dtype)
 
     def goes_on(x, z, gap, last_gap):
-        # The gap falls until rounding hinders it.
+        # The gap falls until rounding errors dominate.
         is_falling = (gap > 64 * precision) | (gap < 0.5 * last_gap)
         return (gap > 0.1 * precision) & is_falling
 
@@ -186,7 +187,7 @@ def _interior_point(matrix, linear):
         system = scale[:, :, None] * matrix * scale[:, None, :] + identity
 
         def newton(target):
-            """Returns the step to `A x + b = z` and `x z = target`, to first order."""
+            """Returns the first-order step to `A x + b = z` and `x z = target`."""
             right = scale * (target / x - residual - z)
             dx = scale * ops.solve(system, right[:, :, None])[:, :, 0]
             return dx, (target - z * dx) / x - z

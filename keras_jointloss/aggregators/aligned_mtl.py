@@ -1,4 +1,4 @@
-"""Aligned-MTL: gradients made orthogonal and of one length first."""
+"""Aligned-MTL: makes the gradients orthogonal and equally long before averaging."""
 
 import keras
 from keras import ops
@@ -14,15 +14,15 @@ from keras_jointloss.aggregators.base import PreferenceAggregator
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class AlignedMTL(PreferenceAggregator):
-    """Aligns the principal components of the gradients before it averages.
+    """Aligns the principal components of the gradients before averaging.
 
     `w = sqrt(lambda_min) V L^(-1/2) V^T p`
 
-    with the eigenvalues `L` and eigenvectors `V` of `G`, and `p_i = 1 / k`: the mean of the
-    orthogonal gradients that are nearest to the given ones, as long as the shortest principal
-    component. Components within rounding of 0 are left out. As the rule takes its
-    length from the shortest component, that means: of terms whose gradients are shorter than the
-    longest by a factor of about 1e5 in float32, or 1e13 in float64, it knows nothing.
+    with the eigenvalues `L` and eigenvectors `V` of `G`, and `p_i = 1 / k`. The result is the mean
+    of the orthogonal gradients that are nearest to the given ones, each as long as the shortest
+    principal component. Components within rounding error of 0 are left out. The rule therefore
+    ignores terms whose gradients are shorter than the longest by a factor of about 1e5 in float32,
+    or 1e13 in float64, although it takes its length from the shortest component.
 
     Args:
         preference: The `p`, as in `PreferenceAggregator`.
@@ -30,7 +30,7 @@ class AlignedMTL(PreferenceAggregator):
         ema: As in `Aggregator`.
 
     Input shape:
-        `(k, m)`, a gradient in each row; or `(k, k)` in `solve`, their Gramian.
+        `(k, m)`, one gradient per row; or `(k, k)` in `solve`, their Gramian.
 
     Output shape:
         `(m,)`, the combined gradient; or `(k,)` from `solve`, the coefficients.
@@ -49,7 +49,7 @@ class AlignedMTL(PreferenceAggregator):
 
     def coefficients(self, gramian):
         # The eigenvalues of G are the squares of the singular values of R, where G = R R^T. With
-        # the lengths taken out, rounding does not depend on how these differ.
+        # the lengths factored out, the rounding error does not depend on how much they differ.
         lengths, cosines = correlation(gramian)
         tolerance = 8 * gramian.shape[0] * epsilon(gramian)
         values, vectors = ops.eigh(cosines)

@@ -1,4 +1,4 @@
-"""The base of the aggregators."""
+"""Base classes of the aggregators."""
 
 from typing import Any
 
@@ -18,28 +18,28 @@ from keras_jointloss.aggregators._gramian import (
 
 
 class Aggregator:
-    """Base of the rules that combine the gradients of `k` terms into one.
+    """Base class of the rules that combine the gradients of `k` terms into one.
 
-    The gradients `g_i` are the rows of the Jacobian `J`. A rule looks at their Gramian
-    `G = J J^T` only, of which it makes `k` coefficients `w`; the combined gradient is `J^T w`.
+    The gradients `g_i` are the rows of the Jacobian `J`. A rule sees only their Gramian
+    `G = J J^T` and maps it to `k` coefficients `w`. The combined gradient is `J^T w`.
 
-    A subclass writes `coefficients`, and `get_config` if it has arguments of its own. The base
-    handles the rest:
+    A subclass implements `coefficients`, and `get_config` if it has arguments of its own. The base
+    class handles the rest:
 
-    - The coefficients do not depend on the scale of the Jacobian, as the rule gets its Gramian
-      divided by the mean square of the gradients' lengths; with another `degree` they are scaled
-      afterwards.
+    - The coefficients do not depend on the scale of the Jacobian: the rule receives the Gramian
+      divided by the mean squared length of the gradients. With a nonzero `degree`, the
+      coefficients are scaled afterwards.
     - A term whose gradient is 0 counts as absent: its coefficient is 0.
     - No gradient flows through the coefficients.
-    - If an entry of the Gramian is not finite, no coefficient is.
+    - If an entry of the Gramian is not finite, no coefficient is finite.
 
     Args:
-        rescale: Whether to give the combined gradient the length of the mean gradient. Where the
-            combination all but cancels it stays short.
-        ema: The share, >= 0 and < 1, of the previous coefficients in `smooth`.
+        rescale: Whether to scale the combined gradient to the length of the mean gradient. A
+            combination that nearly cancels stays short.
+        ema: The weight of the previous coefficients in `smooth`, >= 0 and < 1.
 
     Raises:
-        ValueError: If `ema` is not such a number.
+        ValueError: If `ema` is not a number >= 0 and < 1.
 
     References:
         - Zhou et al., 2022, On the Convergence of Stochastic Multi-Objective Gradient Manipulation
@@ -54,9 +54,9 @@ class Aggregator:
     [1.0, 2.0]
     """
 
-    #: What `coefficients` takes besides the Gramian: any of `"losses"` and `"step"`.
+    #: The arguments of `coefficients` besides the Gramian: any of `"losses"` and `"step"`.
     inputs: tuple[str, ...] = ()
-    #: The power of the Jacobian's scale with which the coefficients grow.
+    #: The coefficients grow with the scale of the Jacobian to this power.
     degree = 0
 
     def __init__(self, rescale: bool = False, ema: float = 0.0):
@@ -66,14 +66,14 @@ class Aggregator:
     def coefficients(self, gramian):
         """Returns the coefficients of the gradients.
 
-        A rule with `inputs` takes them as further arguments, as `solve` has them.
+        A rule with `inputs` receives them as further arguments, described in `solve`.
 
         Args:
-            gramian: `(k, k)`, float32 or float64, of mean diagonal 1; row and column of an absent
-                term are 0.
+            gramian: `(k, k)`, float32 or float64, with a mean diagonal of 1. Row and column of an
+                absent term are 0.
 
         Returns:
-            `(k,)`. What it says of absent terms does not matter.
+            `(k,)`. The values for absent terms are ignored.
         """
         raise NotImplementedError
 
@@ -83,15 +83,15 @@ class Aggregator:
         Args:
             gramian: `(k, k)`, the inner products of the gradients. `k` is static.
             losses: `(k,)`, the losses of the terms. Only rules with `"losses"` in `inputs` use it.
-            step: An integer or an integer scalar tensor, from which rules with `"step"` in
-                `inputs` draw their random numbers: the same ones for the same step.
+            step: An integer or an integer scalar tensor. Rules with `"step"` in `inputs` draw
+                their random numbers from it: the same numbers for the same step.
 
         Returns:
-            `(k,)`, of the dtype of `gramian`, but at least float32.
+            `(k,)`, with the dtype of `gramian`, but at least float32.
 
         Raises:
-            ValueError: If the shape of `gramian` is not square, or `losses` is needed and not
-                there or of another shape.
+            ValueError: If the shape of `gramian` is not square, or `losses` is required but
+                missing or of another shape.
         """
         gramian = self._to_tensor(gramian, "gramian")
         if gramian.shape[0] != gramian.shape[1]:
@@ -104,7 +104,7 @@ class Aggregator:
             inputs["losses"] = self._validate_losses(losses, gramian)
 
         is_finite = ops.all(ops.isfinite(gramian))
-        # Some decompositions raise an error at what is not finite.
+        # Some decompositions raise an error if an entry is not finite.
         identity = ops.eye(gramian.shape[0], dtype=gramian.dtype)
         gramian = ops.where(is_finite, ops.stop_gradient(gramian), identity)
         is_active = active_terms(gramian)
@@ -128,12 +128,12 @@ class Aggregator:
         """Combines the rows of a matrix.
 
         Args:
-            matrix: `(k, m)`, a gradient in each row.
+            matrix: `(k, m)`, one gradient per row.
             losses: As in `solve`.
             step: As in `solve`.
 
         Returns:
-            `(m,)`, of the dtype of `matrix`.
+            `(m,)`, with the dtype of `matrix`.
 
         Raises:
             ValueError: If `matrix` is not a matrix, and as in `solve`.
@@ -152,11 +152,11 @@ class Aggregator:
     def smooth(self, previous, new):
         """Returns `ema * previous + (1 - ema) * new`.
 
-        Whoever calls the rule keeps the previous coefficients: an aggregator has no state.
+        The caller keeps the previous coefficients: an aggregator has no state.
 
         Args:
-            previous: `(k,)`, the smoothed coefficients of the step before, or `None` if there was
-                none.
+            previous: `(k,)`, the smoothed coefficients of the previous step, or `None` if there
+                are none.
             new: `(k,)`, what `solve` returned.
         """
         if previous is None or not self.ema:
@@ -171,15 +171,15 @@ class Aggregator:
         return cls(**config)
 
     def _to_tensor(self, value, name: str):
-        """Returns a matrix of static height as a tensor of at least single precision."""
+        """Returns a matrix with a static number of rows as a float32 or float64 tensor."""
         value = ops.convert_to_tensor(value)
         if len(value.shape) != 2 or value.shape[0] in (0, None):
             raise ValueError(
-                f"Invalid value for argument `{name}`. Expected a matrix with a row for each term, "
-                f"their number being static. Received: shape={tuple(value.shape)}"
+                f"Invalid value for argument `{name}`. Expected a matrix with one row per term "
+                f"and a static number of rows. Received: shape={tuple(value.shape)}"
             )
         dtype = keras.backend.standardize_dtype(value.dtype)
-        # Not `result_type`, for which float64 and float32 make float32 on PyTorch.
+        # Not `result_type`, which combines float64 and float32 to float32 on PyTorch.
         return ops.cast(value, "float64" if dtype == "float64" else "float32")
 
     def _validate_losses(self, losses, gramian):
@@ -197,10 +197,10 @@ class Aggregator:
         return ops.stop_gradient(losses)
 
     def _scale(self, coefficients, gramian, count):
-        """Returns what brings the combination to the length of the mean gradient."""
+        """Returns the factor that scales the combination to the length of the mean gradient."""
         lengths, cosines = correlation(gramian)
         mean = ops.relu(ops.sum(gramian)) / ops.square(count)
-        # In units of the sum of lengths, of which rounding leaves no more than this.
+        # In units of the sum of lengths. A square below `least` is only rounding error.
         parts = coefficients * lengths
         total = nonzero(ops.sum(abs(parts)))
         least = 4 * gramian.shape[0] * epsilon(gramian)
@@ -209,17 +209,17 @@ class Aggregator:
 
 
 class PreferenceAggregator(Aggregator):
-    """Base of the aggregators that can prefer some terms to others.
+    """Base class of the aggregators that can prefer some terms to others.
 
     Args:
-        preference: A number >= 0 for each term, not all 0, of which only the ratios count. `None`
-            for equal ones.
+        preference: A number >= 0 for each term, not all 0. Only their ratios matter. `None` for
+            equal preferences.
         rescale: As in `Aggregator`.
         ema: As in `Aggregator`.
 
     Raises:
         ValueError: If `preference` is anything else or `ema` is not a number >= 0 and < 1; when
-            called, if the number of terms is another.
+            called, if the number of terms differs.
     """
 
     def __init__(
@@ -245,7 +245,7 @@ class PreferenceAggregator(Aggregator):
         )
 
     def shares(self, gramian):
-        """Returns the preferences of the terms that are not absent, in sum 1: `(k,)`."""
+        """Returns the preferences, 0 for absent terms and normalized to sum 1: `(k,)`."""
         result = ops.cast(active_terms(gramian), gramian.dtype)
         if self.preference is not None:
             if len(self.preference) != gramian.shape[0]:
@@ -265,8 +265,8 @@ def get(identifier: Any) -> Aggregator:
 
     Args:
         identifier: An `Aggregator`, the name of a class of `keras_jointloss.aggregators` or of a
-            registered custom class (`"PCGrad"`, `"pcgrad"`, `"NashMTL"`, `"nash_mtl"`: upper
-            case and underscores do not matter), or the serialized form of an aggregator.
+            registered custom class (`"PCGrad"`, `"pcgrad"`, `"NashMTL"`, `"nash_mtl"`: case
+            and underscores do not matter), or the serialized form of an aggregator.
 
     Raises:
         ValueError: If there is no such aggregator.

@@ -1,4 +1,4 @@
-"""CAGrad: the best for the worst-off term, near the mean gradient."""
+"""CAGrad: maximizes the smallest gain of a term, near the mean gradient."""
 
 import keras
 from keras import ops
@@ -19,27 +19,27 @@ from keras_jointloss.aggregators._gramian import (
 )
 from keras_jointloss.aggregators.base import PreferenceAggregator
 
-_MOST_ITERATIONS = 20  # Three to six do, but for gradients that nearly cancel.
+_MOST_ITERATIONS = 20  # Three to six suffice, except for gradients that nearly cancel.
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class CAGrad(PreferenceAggregator):
-    """Conflict-averse descent: the best for the worst-off term near the mean gradient.
+    """Conflict-averse descent: maximizes the smallest gain of a term, near the mean gradient.
 
         max over d of min_i g_i . d    where    |d - g_0| <= c |g_0|,    g_0 = sum_i b_i g_i
 
     with `b_i = 1 / k`. By duality `d = J^T (b + c |g_0| / |J^T w| w)`, where `w` minimizes
-    `w^T G b + c |g_0| |J^T w|` over `w >= 0`, `sum_i w_i = 1`. A single gradient stays as it is.
+    `w^T G b + c |g_0| |J^T w|` over `w >= 0`, `sum_i w_i = 1`. A single gradient stays unchanged.
 
     Args:
-        c: How far to go from the mean gradient, a number >= 0, in shares of its length. 0 is the
-            mean itself; from 1 on the result is in conflict with no gradient.
+        c: The largest distance from the mean gradient, a number >= 0, relative to its length. 0
+            gives the mean itself; with 1 or more, the result conflicts with no gradient.
         preference: The `b`, as in `PreferenceAggregator`.
         rescale: As in `Aggregator`.
         ema: As in `Aggregator`.
 
     Input shape:
-        `(k, m)`, a gradient in each row; or `(k, k)` in `solve`, their Gramian.
+        `(k, m)`, one gradient per row; or `(k, k)` in `solve`, their Gramian.
 
     Output shape:
         `(m,)`, the combined gradient; or `(k,)` from `solve`, the coefficients.
@@ -73,7 +73,7 @@ class CAGrad(PreferenceAggregator):
         lengths, cosines = correlation(gramian)
         parts = shares * lengths
         mean_length = length(parts, cosines)  # |g_0|
-        # A mean that cancels has no direction but that of its rounding.
+        # The direction of a mean that cancels is only rounding error.
         least = gramian.shape[0] * epsilon(gramian) * ops.sum(parts)
         target = product(cosines, parts) / at_least(mean_length, least)
         is_active = active_terms(gramian)
@@ -85,17 +85,17 @@ class CAGrad(PreferenceAggregator):
         return shares + mean_length * added / lengths
 
     def _added(self, cosines, target, inverse, is_active):
-        """Returns `x >= 0`, which makes `d / |g_0|` of the mean when added to it.
+        """Returns the `x >= 0` that, added to the mean, gives `d / |g_0|`.
 
-        All is in terms of unit vectors `u_i` and in units of `|g_0|`. What comes nearest to the
-        mean among the `d` with all `g_i . d >= t` is `x(t)`, the minimizer of
+        All quantities are in terms of unit vectors `u_i` and in units of `|g_0|`. Among the `d`
+        with all `g_i . d >= t`, the nearest to the mean is given by `x(t)`, the minimizer of
         `1/2 x^T C x + x^T (p - t q)`, where `p_i = u_i . g_0` and `q_i = 1 / |g_i|`. Its distance
-        from the mean is a convex function of `t`, and the `t` whose distance is `c` is sought for.
-        If it is known which `x_i` are free to be more than 0, that is a quadratic equation. If
-        guessing these comes to no end, Newton's method descends to `t`, as the derivative of the
-        distance is `q^T x / distance`.
+        from the mean is a convex function of `t`; the solution is the `t` with distance `c`. If
+        the `x_i` that are free to exceed 0 are known, it solves a quadratic equation. If guessing
+        them does not converge, Newton's method descends to `t`. It uses the derivative of the
+        distance, `q^T x / distance`.
         """
-        # No term can gain more than by going its own way, so this is not below the solution.
+        # No term gains more than along its own gradient, so this is not below the solution.
         bounds = (target + self.c) / ops.where(is_active, inverse, ops.ones_like(inverse))
         bound = ops.min(ops.where(is_active, bounds, ops.max(bounds)))
         tolerance = 64 * epsilon(cosines) * self.c

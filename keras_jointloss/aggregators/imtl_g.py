@@ -15,22 +15,22 @@ from keras_jointloss.aggregators.base import Aggregator
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class IMTLG(Aggregator):
-    """Impartial learning: equal projections of the result on all the gradients.
+    """Impartial learning: the result has equal projections on all gradients.
 
     `w = v / sum_i v_i`, `v = G^+ sqrt(diag G)`
 
-    with the pseudo-inverse, so that `g_i . J^T v / |g_i|` is the same for all `i` if the gradients
-    are linearly independent. Else it is the least-squares solution in terms of the gradients
-    scaled to length 1. Coefficients can be negative.
+    with the pseudo-inverse `G^+`. If the gradients are linearly independent,
+    `g_i . J^T v / |g_i|` is the same for all `i`. Otherwise `v` is the least-squares solution in
+    terms of the gradients scaled to length 1. Coefficients can be negative.
 
     Args:
         rescale: As in `Aggregator`. If true, the common projection is always positive. If false,
-            the coefficients sum to 1, and where the sum of `v` is negative the result goes
-            against all the gradients.
+            the coefficients sum to 1, and the result opposes all gradients where the sum of
+            `v` is negative.
         ema: As in `Aggregator`.
 
     Input shape:
-        `(k, m)`, a gradient in each row; or `(k, k)` in `solve`, their Gramian.
+        `(k, m)`, one gradient per row; or `(k, k)` in `solve`, their Gramian.
 
     Output shape:
         `(m,)`, the combined gradient; or `(k,)` from `solve`, the coefficients.
@@ -55,11 +55,11 @@ class IMTLG(Aggregator):
         lengths, cosines = correlation(gramian)
         active = ops.cast(active_terms(gramian), cosines.dtype)
         precision = cosines.shape[0] * epsilon(cosines)
-        # C^+ 1 in the basis of eigenvectors.
+        # C^+ 1 in the eigenvector basis.
         values, vectors = ops.eigh(cosines)
         projections = product(ops.transpose(vectors), active)
         is_kept = values > 8 * precision * ops.max(values)
-        # Of gradients that cancel, rounding alone is left.
+        # For gradients that cancel, only rounding error remains.
         is_kept = is_kept & (abs(projections) > 8 * precision)
         inverse = ops.where(is_kept, 1 / ops.where(is_kept, values, 1), ops.zeros_like(values))
         result = active * product(vectors, inverse * projections) / lengths

@@ -8,7 +8,7 @@ from keras_jointloss.aggregators.base import Aggregator, PreferenceAggregator
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class Sum(Aggregator):
-    """Adds the gradients up, as training on the sum of the losses does.
+    """Sums the gradients, as training on the sum of the losses does.
 
     `w_i = 1`
 
@@ -17,7 +17,7 @@ class Sum(Aggregator):
         ema: As in `Aggregator`.
 
     Input shape:
-        `(k, m)`, a gradient in each row; or `(k, k)` in `solve`, their Gramian.
+        `(k, m)`, one gradient per row; or `(k, k)` in `solve`, their Gramian.
 
     Output shape:
         `(m,)`, the combined gradient; or `(k,)` from `solve`, the coefficients.
@@ -39,7 +39,7 @@ class Sum(Aggregator):
 class Mean(PreferenceAggregator):
     """Averages the gradients.
 
-    `w_i = 1 / k`, with a preference `w_i = p_i / sum_j p_j`
+    `w_i = 1 / k`, or with a preference `w_i = p_i / sum_j p_j`
 
     Args:
         preference: As in `PreferenceAggregator`.
@@ -47,7 +47,7 @@ class Mean(PreferenceAggregator):
         ema: As in `Aggregator`.
 
     Input shape:
-        `(k, m)`, a gradient in each row; or `(k, k)` in `solve`, their Gramian.
+        `(k, m)`, one gradient per row; or `(k, k)` in `solve`, their Gramian.
 
     Output shape:
         `(m,)`, the combined gradient; or `(k,)` from `solve`, the coefficients.

@@ -18,30 +18,30 @@ _NORMALIZATIONS = (None, "l2", "loss", "loss+")
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class MGDA(Aggregator):
-    """Multiple-gradient descent: the shortest vector among the convex combinations.
+    """Multiple-gradient descent: the shortest convex combination of the gradients.
 
     `w = argmin w^T G w` over `w >= 0`, `sum_i w_i = 1`
 
-    The result is in conflict with no gradient: `g_i . J^T w >= |J^T w|^2`. It is 0 where no
-    direction improves all the terms. Short gradients rule it, unless they are normalized.
+    The result conflicts with no gradient: `g_i . J^T w >= |J^T w|^2`. It is 0 where no direction
+    improves all terms. Short gradients dominate it unless they are normalized.
 
     Args:
-        normalize: By what the gradients are divided when the coefficients are sought, which then
-            apply to the gradients as they are: `None` for nothing, `"l2"` for their lengths,
-            `"loss"` for the losses, `"loss+"` for the products of both. Losses are to be > 0.
+        normalize: The divisors of the gradients in the search for the coefficients, which then
+            apply to the original gradients: `None` for no division, `"l2"` for their lengths,
+            `"loss"` for the losses, `"loss+"` for the products of both. Losses should be > 0.
         rescale: As in `Aggregator`.
         ema: As in `Aggregator`.
 
     Input shape:
-        `(k, m)`, a gradient in each row; or `(k, k)` in `solve`, their Gramian. `losses`: `(k,)`,
-        needed with `"loss"` and `"loss+"`.
+        `(k, m)`, one gradient per row; or `(k, k)` in `solve`, their Gramian. `losses`: `(k,)`,
+        required with `"loss"` and `"loss+"`.
 
     Output shape:
         `(m,)`, the combined gradient; or `(k,)` from `solve`, the coefficients.
 
     Raises:
-        ValueError: If `normalize` is none of these or `ema` not a number >= 0 and < 1; when
-            called, if losses are needed and not there.
+        ValueError: If `normalize` is none of these or `ema` is not a number >= 0 and < 1; when
+            called, if required losses are missing.
 
     References:
         - Desideri, 2012, Multiple-Gradient Descent Algorithm (MGDA) for Multiobjective Optimization
@@ -67,14 +67,14 @@ class MGDA(Aggregator):
 
     def coefficients(self, gramian, losses=None):
         lengths, cosines = correlation(gramian)
-        # The lengths of the gradients that the minimum is sought for.
+        # The lengths of the normalized gradients, whose shortest combination is computed.
         if self.normalize in ("l2", "loss+"):
             lengths = ops.ones_like(lengths)
         if losses is not None:
             lengths = lengths / at_least(losses, epsilon(losses) * ops.max(losses))
 
         # In terms of unit vectors, x_i = w_i |g_i|, the sum of w is q^T x with q_i = 1 / |g_i|.
-        # The minimum of x^T C x where q^T x = 1 has the direction of that of
+        # The minimizer of x^T C x where q^T x = 1 has the same direction as the minimizer of
         # x^T C x + (q^T x - 1)^2, which is always bounded.
         is_active = active_terms(gramian)
         shortest = ops.min(ops.where(is_active, lengths, ops.max(lengths)))

@@ -1,4 +1,4 @@
-"""Nash-MTL: the bargain in which all terms gain the same share."""
+"""Nash-MTL: the bargaining solution in which all terms gain the same share."""
 
 import keras
 from keras import ops
@@ -11,26 +11,26 @@ from keras_jointloss.aggregators._gramian import (
 )
 from keras_jointloss.aggregators.base import Aggregator
 
-_MOST_ITERATIONS = 50  # Ten do, but for gradients that nearly cancel.
+_MOST_ITERATIONS = 50  # Ten suffice, except for gradients that nearly cancel.
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class NashMTL(Aggregator):
-    """Nash's bargaining solution between the terms.
+    """Nash bargaining solution between the terms.
 
     `G w = 1 / w`, `w > 0`: the minimum of `1/2 w^T G w - sum_i log w_i`
 
-    The combined gradient maximizes the product of the gains `g_i . d` among the `d` of its length,
-    so it is in conflict with no gradient. Where the gradients cancel in every bargain, it is short
-    or 0.
+    Among all `d` of its length, the combined gradient maximizes the product of the gains
+    `g_i . d`, so it conflicts with no gradient. It is short or 0 where the gradients cancel in
+    every bargain.
 
     Args:
-        rescale: As in `Aggregator`. If false, the combined gradient has the length `sqrt(k)`, and
-            no longer follows the scale of the gradients.
+        rescale: As in `Aggregator`. If false, the combined gradient has the length `sqrt(k)`,
+            regardless of the scale of the gradients.
         ema: As in `Aggregator`.
 
     Input shape:
-        `(k, m)`, a gradient in each row; or `(k, k)` in `solve`, their Gramian.
+        `(k, m)`, one gradient per row; or `(k, k)` in `solve`, their Gramian.
 
     Output shape:
         `(m,)`, the combined gradient; or `(k,)` from `solve`, the coefficients.
@@ -53,7 +53,7 @@ class NashMTL(Aggregator):
         super().__init__(rescale=rescale, ema=ema)
 
     def coefficients(self, gramian):
-        # In terms of unit vectors, y_i = w_i |g_i|, lengths cancel out: C y = 1 / y.
+        # In terms of unit vectors, y_i = w_i |g_i|, the lengths cancel out: C y = 1 / y.
         lengths, cosines = correlation(gramian)
         regular = regularize(cosines)
         count, precision = cosines.shape[0], epsilon(cosines)
@@ -63,7 +63,7 @@ class NashMTL(Aggregator):
             return 1 - y * product(matrix, y)
 
         def scaled(y):
-            """Returns the best of all multiples of `y`, and its residual."""
+            """Returns the best multiple of `y` and its residual."""
             gains = y * product(regular, y)
             square = count / ops.sum(gains)
             return y * ops.sqrt(square), 1 - square * gains
@@ -77,7 +77,7 @@ class NashMTL(Aggregator):
 
         def goes_on(y, residual, last_error):
             error = ops.max(abs(residual))
-            # It falls until rounding hinders it.
+            # The error falls until rounding dominates.
             is_falling = (error > 0.01) | (error < 0.5 * last_error)
             return (error > 8 * precision) & is_falling
 
@@ -86,7 +86,7 @@ class NashMTL(Aggregator):
 
         start = *scaled(ops.ones_like(lengths)), 2 * ops.ones((), dtype=cosines.dtype)
         y, _, _ = ops.while_loop(goes_on, step, start, maximum_iterations=_MOST_ITERATIONS)
-        # What made the matrix regular is taken back, where that brings the bargain nearer.
+        # A last step removes the effect of the regularization, if that reduces the residual.
         before = residual_of(cosines, y)
         last = newton(y, before)
         after = residual_of(cosines, last)

@@ -1,4 +1,4 @@
-"""PCGrad: each gradient gives up what goes against another one."""
+"""PCGrad: removes from each gradient its conflicts with the others."""
 
 import keras
 from keras import ops
@@ -10,12 +10,12 @@ from keras_jointloss.aggregators.base import Aggregator
 
 
 def random_orders(count: int, seed: int, step):
-    """Returns a random order of the numbers below `count` for each of them: `(count, count)`.
+    """Returns `count` random orders of the numbers below `count`: `(count, count)`.
 
-    They follow from `seed` and `step` alone, on every backend alike.
+    They depend only on `seed` and `step` and are the same on every backend.
 
     Args:
-        count: How many numbers there are.
+        count: The number of orders, and of numbers in each.
         seed: An integer, >= 0 and < 2**31.
         step: An integer or an integer scalar tensor.
     """
@@ -26,30 +26,31 @@ def random_orders(count: int, seed: int, step):
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class PCGrad(Aggregator):
-    """Projects conflicting gradients onto each other's normal planes and adds up.
+    """Projects conflicting gradients onto each other's normal planes, then sums them.
 
-    Each gradient `g_i` meets the others in random order; with every `g_j` that it conflicts with,
+    Each gradient `g_i` meets the others in random order and is projected at each conflict:
 
         g_i <- g_i - (g_i . g_j) / |g_j|^2 g_j    if g_i . g_j < 0
 
-    where `g_j` is the other's original gradient. With two terms there is but one order and the
-    result is in conflict with neither; with more it is a random one, which need not be.
+    where `g_j` is the original gradient of the other term. With two terms there is only one order,
+    and the result conflicts with neither gradient. With more, the order is random, and the result
+    can conflict with a gradient.
 
     Args:
-        seed: An integer, >= 0 and < 2**31, from which the orders are drawn, together with the
-            `step` of each call. Without a `step`, every call has the same orders. Permuting three
-            or more terms permutes the coefficients but for the orders.
+        seed: An integer, >= 0 and < 2**31. The orders are drawn from it and the `step` of each
+            call. Without a `step`, every call has the same orders. Permuting three or more terms
+            permutes the coefficients, except for the effect of the orders.
         rescale: As in `Aggregator`.
         ema: As in `Aggregator`.
 
     Input shape:
-        `(k, m)`, a gradient in each row; or `(k, k)` in `solve`, their Gramian.
+        `(k, m)`, one gradient per row; or `(k, k)` in `solve`, their Gramian.
 
     Output shape:
         `(m,)`, the combined gradient; or `(k,)` from `solve`, the coefficients.
 
     Raises:
-        ValueError: If `seed` is not such an integer or `ema` not a number >= 0 and < 1.
+        ValueError: If `seed` is not such an integer or `ema` is not a number >= 0 and < 1.
 
     References:
         - Yu et al., 2020, Gradient Surgery for Multi-Task Learning
@@ -69,10 +70,10 @@ class PCGrad(Aggregator):
     def coefficients(self, gramian, step=0):
         count = gramian.shape[0]
         is_active = ops.cast(active_terms(gramian), gramian.dtype)
-        # Row i holds the coefficients of what is left of gradient i.
+        # Row i holds the coefficients of what remains of gradient i.
         rows = identity = ops.eye(count, dtype=gramian.dtype)
         square = ops.diagonal(gramian) + (1 - is_active)
-        # Whom each meets at each turn, one-hot; none when the turn is its own.
+        # The term that each one meets at each turn, one-hot; zeros when it would meet itself.
         orders = random_orders(count, self.seed, step)
         others = ops.take(identity, orders, axis=0) * (1 - identity)[:, None, :]
         for turn in range(count):

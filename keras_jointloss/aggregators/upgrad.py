@@ -1,4 +1,4 @@
-"""UPGrad: the mean of the gradients, each without what goes against another one."""
+"""UPGrad: the mean of the gradients, each projected to conflict with none."""
 
 import keras
 from keras import ops
@@ -9,12 +9,12 @@ from keras_jointloss.aggregators.base import PreferenceAggregator
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class UPGrad(PreferenceAggregator):
-    """Projects each gradient onto the directions without conflict, and averages.
+    """Projects each gradient onto the directions without conflict, then averages.
 
     `w = sum_i p_i v_i`, where `v_i = argmin v^T G v` over `v >= e_i`
 
-    with `p_i = 1 / k` and the unit vector `e_i`. `J^T v_i` is the vector nearest to `g_i` that is
-    in conflict with no gradient, so neither is the result.
+    with `p_i = 1 / k` and the unit vector `e_i`. `J^T v_i` is the vector nearest to `g_i` that
+    conflicts with no gradient, so the result conflicts with none either.
 
     Args:
         preference: The `p`, as in `PreferenceAggregator`.
@@ -22,7 +22,7 @@ class UPGrad(PreferenceAggregator):
         ema: As in `Aggregator`.
 
     Input shape:
-        `(k, m)`, a gradient in each row; or `(k, k)` in `solve`, their Gramian.
+        `(k, m)`, one gradient per row; or `(k, k)` in `solve`, their Gramian.
 
     Output shape:
         `(m,)`, the combined gradient; or `(k,)` from `solve`, the coefficients.

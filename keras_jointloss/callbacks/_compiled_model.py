@@ -1,4 +1,4 @@
-"""What the callback asks of a compiled model before it trains, and what it changes in it."""
+"""The checks and changes that the callback applies to a compiled model before training."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from keras_jointloss.terms.weight import TermWeight
 
 
 def move_to_front(callback: keras.callbacks.Callback) -> None:
-    """Puts a callback first in the list that sets its model, which no argument of it gives away."""
+    """Moves a callback to the front of the list that sets its model, which no argument exposes."""
     owner = enclosing_callbacks()
     if owner is not None and callback in owner.callbacks:
         owner.callbacks.remove(callback)
@@ -19,8 +19,8 @@ def move_to_front(callback: keras.callbacks.Callback) -> None:
 
 
 def name_weights(model: keras.Model, terms: Mapping[str, TermWeight]) -> None:
-    """Gives each weight of an output the name with which it is logged as `<term>_weight`."""
-    # Keras puts the output's name before a metric's only if there are several outputs.
+    """Gives each output weight the name with which Keras logs it as `<term>_weight`."""
+    # Keras prefixes a metric's name with the output's only if there are several outputs.
     count = len(getattr(model, "outputs", None) or [])
     for name, term in terms.items():
         if not count or not isinstance(term, LossWeight):
@@ -28,12 +28,12 @@ def name_weights(model: keras.Model, terms: Mapping[str, TermWeight]) -> None:
         right = "weight" if count > 1 else f"{name}_weight"
         if term.name != right and term.name in ("weight", f"{name}_weight"):
             term.name = right
-            # What has been compiled returns it under the other name.
+            # The compiled functions return it under the old name.
             model.train_function = model.test_function = None
 
 
 def validate_output_names(model: keras.Model) -> None:
-    """Raises `ValueError` if the losses of a Functional model are for other outputs."""
+    """Raises `ValueError` if the losses of a Functional model do not match its outputs."""
     if isinstance(model.loss, dict) and isinstance(model, keras.Sequential):
         raise ValueError(
             "Expected one loss in place of a dict for a `keras.Sequential`, whose output has no "
@@ -43,7 +43,7 @@ def validate_output_names(model: keras.Model) -> None:
         return
     has_dict = isinstance(model.output, dict)
     names, losses = set(model.output if has_dict else model.output_names), set(model.loss)
-    # Keras wants a loss, if only `None`, for every output of a list.
+    # Keras requires a loss or `None` for every output of a list.
     if losses == names or (has_dict and losses < names):
         return
     raise ValueError(
@@ -67,10 +67,10 @@ def validate_use(terms: Mapping[str, TermWeight], metrics: Iterable[Any]) -> Non
         if not (is_metric and term.is_applied and term.is_counted):
             raise ValueError(
                 f"The model does not use the weight of the term {name!r}. Expected a model "
-                "that is compiled with all that `keras_jointloss.joint_loss` returns, "
-                "`compile(..., **joint_loss(...))`, with further metrics as arguments of "
-                "`joint_loss`; a `metrics` property of its own has to include "
-                "`super().metrics`, and a `train_step` of its own has to call "
+                "that is compiled with everything that `keras_jointloss.joint_loss` returns, "
+                "`compile(..., **joint_loss(...))`, with further metrics passed to "
+                "`joint_loss`; a custom `metrics` property must include "
+                "`super().metrics`, and a custom `train_step` must call "
                 "`self.compute_loss` and `self.compute_metrics`. Received: a model in which "
                 f"the weight is {'' if term.is_applied else 'not '}applied to the loss and "
                 f"{'' if is_metric and term.is_counted else 'not '}among the metrics"

@@ -1,4 +1,4 @@
-"""What the layers of a model that combine gradients log."""
+"""The logged values of the layers that combine gradients."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,12 +7,12 @@ from keras_jointloss.layers._gradient_combination import GradientCombination
 from keras_jointloss.layers._gradient_record import GradientStatistics
 from keras_jointloss.tensorboard import heat_map
 
-#: Statistics by the prefix of the tags of their layer.
+#: Statistics by the tag prefix of their layer.
 Statistics = dict[str, GradientStatistics]
 
 
 class GradientReadings:
-    """Reads the statistics of layers.
+    """Reads the gradient statistics of layers.
 
     Args:
         layers: The layers.
@@ -25,7 +25,7 @@ class GradientReadings:
         }
 
     def reset(self) -> None:
-        """Starts the means anew."""
+        """Resets the means."""
         for layer in self._layers.values():
             layer.reset_statistics()
 
@@ -35,7 +35,7 @@ class GradientReadings:
         return {prefix: value for prefix, value in statistics.items() if value is not None}
 
     def to_tags(self, statistics: Statistics) -> dict[str, float]:
-        """Returns the numbers by the tags of TensorBoard."""
+        """Returns the statistics by TensorBoard tag."""
         return {
             f"{prefix}/{tag}": value
             for prefix, of_layer in statistics.items()
@@ -43,7 +43,7 @@ class GradientReadings:
         }
 
     def heat_maps(self, statistics: Statistics) -> Iterator[tuple[str, Any, str]]:
-        """Returns pictures of the cosines: tag, picture and description."""
+        """Yields pictures of the cosines: tag, picture and description."""
         for prefix, of_layer in statistics.items():
             terms = ", ".join(f"`{term}`" for term in self._layers[prefix].terms)
             description = (
@@ -52,7 +52,7 @@ class GradientReadings:
             yield f"{prefix}/cosines", heat_map(of_layer.cosines), description
 
     def nonfinite_gradients(self, statistics: Statistics) -> Iterator[tuple[str, str]]:
-        """Returns which gradients were the first that were not finite: prefix and sentence."""
+        """Yields the gradients that were the first to be non-finite: prefix and sentence."""
         for prefix, of_layer in statistics.items():
             layer, steps = self._layers[prefix], of_layer.nonfinite_step
             if steps.any():

@@ -1,4 +1,4 @@
-"""The TensorBoard runs of a training, and the charts that show all terms together."""
+"""The TensorBoard runs of training, and the charts that show all terms together."""
 
 import os
 from typing import Any
@@ -36,7 +36,7 @@ class Summaries:
         self._writers: dict[str, SummaryWriter] = {}
 
     def open(self, run: str) -> None:
-        """Opens a run, if anything is written.
+        """Opens a run, unless `log_dir` is `None`.
 
         Raises:
             OSError: If the folder cannot be written.
@@ -51,7 +51,7 @@ class Summaries:
             writer.chart_layout("Joint loss", charts)
 
     def scalars(self, run: str, values: dict[str, float], step: int) -> None:
-        """Writes numbers by tag."""
+        """Writes scalars by tag."""
         self.open(run)
         if run in self._writers:
             self._writers[run].scalars(values, step)
@@ -63,7 +63,7 @@ class Summaries:
             self._writers[run].image(tag, picture, step, description)
 
     def flush(self) -> None:
-        """Writes what is still held back."""
+        """Writes buffered data to the files."""
         for writer in self._writers.values():
             writer.flush()
 

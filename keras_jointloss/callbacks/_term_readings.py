@@ -1,4 +1,4 @@
-"""What the terms of a model log: losses, weights and shares."""
+"""The logged values of the terms of a model: losses, weights and shares."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -7,12 +7,12 @@ from keras_jointloss.terms.layer_weight import LayerWeight
 from keras_jointloss.terms.weight import TermWeight
 from keras_jointloss.weighting import Weighting
 
-#: By term and by name, the values to log.
+#: The values to log, by term and by name.
 Readings = dict[str, dict[str, float]]
 
 
 class TermReadings:
-    """Reads the terms of a model, and keeps the readings of an epoch by run.
+    """Reads the terms of a model and keeps the readings of an epoch by run.
 
     Args:
         terms: The weights of the terms by name.
@@ -22,32 +22,32 @@ class TermReadings:
     def __init__(self, terms: Mapping[str, TermWeight], weighting: Weighting | None):
         self._terms = terms
         self._weighting = weighting
-        #: The readings at the end of the epoch, of the runs `"train"` and `"validation"`.
+        #: The readings at the end of the epoch for the runs `"train"` and `"validation"`.
         self.kept: dict[str, Readings] = {}
 
     def start_epoch(self) -> None:
-        """Forgets the readings of the epoch before, and starts the means of layer terms anew."""
+        """Drops the readings of the previous epoch and resets the means of layer terms."""
         self.kept = {}
         self.reset_layer_terms()
 
     def reset_layer_terms(self) -> None:
-        """Starts the means of layer terms anew."""
-        # Keras does it through the metrics of the layer, but not on JAX, nor in a model that has
-        # its own idea of `metrics`.
+        """Resets the means of layer terms."""
+        # Keras does so through the metrics of the layer, but not on JAX or in a model with a custom
+        # `metrics` property.
         for term in self._terms.values():
             if isinstance(term, LayerWeight):
                 term.reset()
 
     def read(self) -> Readings:
-        """Returns the values now."""
+        """Returns the current values."""
         others = {} if self._weighting is None else self._weighting.read()
         return {name: {**term.read(), **others.get(name, {})} for name, term in self._terms.items()}
 
     def keep_train(self, has_means: bool) -> None:
-        """Keeps the readings of training, before an evaluation starts the means anew.
+        """Keeps the readings of training before an evaluation resets the means.
 
         Args:
-            has_means: Whether the means are those of training, and not of an evaluation.
+            has_means: Whether the means are those of training and not of an evaluation.
         """
         self.kept["train"] = self.read()
         if not has_means:
@@ -56,7 +56,7 @@ class TermReadings:
                 reading.pop("weighted", None)
 
     def to_logs(self) -> dict[str, float]:
-        """Returns what is kept, by the names of Keras' logs."""
+        """Returns the kept readings by their names in the Keras logs."""
         return {
             f"{prefix}{name}_{key}": value
             for run, prefix in (("train", ""), ("validation", "val_"))
@@ -66,7 +66,7 @@ class TermReadings:
         }
 
     def nonfinite_losses(self) -> Iterator[tuple[str, float, str]]:
-        """Returns the losses in what is kept that are not finite: term, loss and run."""
+        """Yields the losses in the kept readings that are not finite: term, loss and run."""
         for run, readings in self.kept.items():
             for name, reading in readings.items():
                 if not math.isfinite(reading.get("loss", 0.0)):
@@ -74,7 +74,7 @@ class TermReadings:
 
 
 def to_tags(readings: Readings, total: float) -> dict[str, float]:
-    """Returns readings by the tags of TensorBoard.
+    """Returns readings by TensorBoard tag.
 
     Args:
         readings: As `TermReadings.read` returns them.

@@ -32,66 +32,67 @@ from keras_jointloss.weighting import Weighting
 class JointLossCallback(keras.callbacks.Callback):
     """Anneals or adapts the weights of a joint loss while `fit` runs, and logs every term.
 
-    Annealing: at the start of training the schedules of all terms, output and layer terms alike,
-    are put at the training step, the number of batches the model has been trained on; from there
-    the weights move inside the compiled step. So a resumed training (`initial_epoch`, a loaded
-    model, `keras.callbacks.BackupAndRestore`) goes on where it was, and evaluation moves nothing. A
-    model that is compiled again with a new optimizer starts again at step 0.
+    Annealing: at the start of training the callback sets the schedules of all output and layer
+    terms to the training step, the number of batches the model has been trained on. From there the
+    weights move inside the compiled step. A resumed training (`initial_epoch`, a loaded model,
+    `keras.callbacks.BackupAndRestore`) thus continues where it stopped, and evaluation moves
+    nothing. A model that is compiled again with a new optimizer starts again at step 0.
 
-    Weighting: a rule that `keras_jointloss.joint_loss` was given is bound to all the terms of the
-    model, those of layers included, and then runs in the compiled step. What it has learned goes
-    with the model into its files, those of `keras.callbacks.BackupAndRestore` and weights files
-    included.
+    Weighting: the callback binds the rule given to `keras_jointloss.joint_loss` to all terms of the
+    model, including layer terms. The rule then runs in the compiled step. Its state is saved with
+    the model, including in the files of `keras.callbacks.BackupAndRestore` and in weights files.
 
-    The callback moves to the front of the list of callbacks, so that those that monitor or log its
-    values find them in the `logs` wherever they stand. It also works in a custom loop that calls
-    the hooks of a `keras.callbacks.CallbackList` around `train_on_batch`.
+    The callback moves to the front of the list of callbacks, so that callbacks that monitor or log
+    its values find them in the `logs`, whatever their position. It also works in a custom loop that
+    calls the hooks of a `keras.callbacks.CallbackList` around `train_on_batch`.
 
-    Logging: into `log_dir/train` and `log_dir/validation`, over the training step,
+    Logging: the callback writes to `log_dir/train` and `log_dir/validation`, over the training
+    step,
 
     - `joint_loss/<term>/raw`: the mean loss of the term, unweighted,
-    - `joint_loss/<term>/weight`: the weight now,
+    - `joint_loss/<term>/weight`: the current weight,
     - `joint_loss/<term>/weighted`: the mean of weight times loss,
-    - `joint_loss/<term>/share`: weighted over total,
-    - `joint_loss/<term>/<reading>`: what else a layer or a weighting has to say of the term, as
-      `temperature` or `noise`,
-    - `joint_loss/total`: the loss that is minimised, which is the sum of the weighted terms and of
-      whatever else layers and regularizers add.
+    - `joint_loss/<term>/share`: weighted divided by total,
+    - `joint_loss/<term>/<reading>`: other values that a layer or a weighting reports for the term,
+      such as `temperature` or `noise`,
+    - `joint_loss/total`: the minimized loss, which is the sum of the weighted terms and of all
+      other losses that layers and regularizers add.
 
-    and, of layers that combine gradients, into `log_dir/train`
+    For layers that combine gradients, it also writes to `log_dir/train`
 
     - `gradients/<term>/norm`, `gradients/<term>/coefficient`: the length of the term's gradient and
-      what it was multiplied by,
+      the coefficient that multiplied it,
     - `gradients/<term>~<other>/cosine`, `gradients/<term>~<other>/conflict`: the cosine of the
-      angle between two gradients, and in which share of the steps it was negative,
-    - `gradients/conflict`: the share of the steps in which any was,
-    - `gradients/cosines`: at the end of an epoch all the cosines in a picture,
+      angle between two gradients, and the share of the steps in which it was negative,
+    - `gradients/conflict`: the share of the steps in which any cosine was negative,
+    - `gradients/cosines`: a picture of all cosines at the end of an epoch,
 
-    under `gradients/<name of the layer>/` if there are several of these layers.
+    under `gradients/<name of the layer>/` if there are several such layers.
 
-    Means run from the start of the epoch and weigh each batch by its size, as Keras averages
+    Means run from the start of the epoch and weight each batch by its size, as Keras averages
     `loss`. (In Keras' own `<term>_loss` a smaller last batch may count fully.) The custom scalars
-    dashboard of TensorBoard shows all the terms in one chart. `log_dir` may be that of a
+    dashboard of TensorBoard shows all terms in one chart. `log_dir` may be the same as that of a
     `keras.callbacks.TensorBoard` in the same `fit`.
 
-    `History` has `<term>_loss` and `<term>_weight` of every term, also where Keras does not show
-    them by itself, and the gradient statistics above, with underscores for slashes:
-    `gradients_conflict`. A warning names each term whose loss is not finite, and those whose
-    gradients were the first that were not. Another one says if the weights stood still in an epoch.
+    `History` contains `<term>_loss` and `<term>_weight` of every term, even where Keras does not
+    show them itself, and the gradient statistics above, with underscores for slashes:
+    `gradients_conflict`. The callback warns of each term whose loss is not finite, of the terms
+    whose gradients were the first to be non-finite, and if the weights did not move in
+    every step of an epoch.
 
     Args:
         log_dir: The folder for TensorBoard, or `None` to write nothing.
         update_freq: When to write the `train` run: `"epoch"`, `"batch"`, or a number of batches.
-            An epoch's end is always written.
+            The end of an epoch is always written.
 
     Raises:
         ValueError: If `update_freq` is invalid; at the start of `fit`, if the model has no term and
-            no layer that reports gradients, two terms of the same name, other outputs than the
-            losses are for, or weights that belong to another model; after the first batch, if
-            the model does not use the weights, as it was not compiled with all that `joint_loss`
-            returned.
-        FloatingPointError: At the end of an epoch, if a weighting met a loss that it cannot use and
-            has `on_nonfinite="raise"`.
+            no layer that reports gradients, two terms of the same name, losses that do not match
+            its outputs, or weights that belong to another model; after the first batch, if the
+            model does not use the weights, because it was not compiled with everything that
+            `joint_loss` returned.
+        FloatingPointError: At the end of an epoch, if a weighting with `on_nonfinite="raise"`
+            received an unusable loss.
         OSError: At the start of `fit`, if `log_dir` cannot be written.
 
     Example:
@@ -110,11 +111,11 @@ class JointLossCallback(keras.callbacks.Callback):
         self.log_dir = None if log_dir is None else os.fspath(log_dir)
         self.update_freq = update_freq
         self._writes_batches = self.log_dir is not None and update_freq != "epoch"
-        # Keras runs the batch hooks in the background if all are safe there; doing nothing is.
+        # Keras runs batch hooks in the background if all are safe there. Empty hooks are.
         self.async_safe = not self._writes_batches
         self._terms: dict[str, TermWeight] = {}
         self._weighting: Weighting | None = None
-        # These are made for a model: a `Clock`, `TermReadings`, `GradientReadings`, `Summaries`.
+        # Created for a model: a `Clock`, `TermReadings`, `GradientReadings`, `Summaries`.
         self._clock: Any = None
         self._readings: Any = None
         self._gradients: Any = None
@@ -122,8 +123,8 @@ class JointLossCallback(keras.callbacks.Callback):
         self._get_metrics: Any = list
         self._is_validated = False
         self._is_training = False
-        # The training step at which the epoch began and the `train` run was written last, and how
-        # many batches have begun since.
+        # The training steps at which the epoch began and at which the `train` run was last written,
+        # and the number of batches that have begun in the epoch.
         self._begin_step = 0
         self._written_step = 0
         self._batches = 0
@@ -137,11 +138,11 @@ class JointLossCallback(keras.callbacks.Callback):
         if not self._terms and not layers:
             raise ValueError(
                 "JointLossCallback expects a model with a term: compile it with "
-                "`keras_jointloss.joint_loss`, or put a `ContrastiveTerm` or a `GradientBalancer` "
-                f"in it. Received: model {model.name!r} without any"
+                "`keras_jointloss.joint_loss`, or add a `ContrastiveTerm` or a `GradientBalancer` "
+                f"to it. Received: model {model.name!r} without any of these"
             )
         if any([layer.accumulate(accumulated_steps(model)) for layer in layers]):
-            # What has been compiled counts otherwise.
+            # The compiled function uses another number of accumulated steps.
             model.train_function = None
         validate_output_names(model)
         self._clock = Clock.of(model)
@@ -168,7 +169,7 @@ class JointLossCallback(keras.callbacks.Callback):
         self._readings.start_epoch()
         self._gradients.reset()
         self._sync_state()
-        # Not at the beginning of training: another callback may restore the optimizer there.
+        # Not at the start of training, when another callback may restore the optimizer.
         if self._clock.driver is self:
             self._clock.start_epoch()
         self._begin_step = self._written_step = self._training_step()
@@ -185,7 +186,7 @@ class JointLossCallback(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if self._is_training and not self._is_validated:
             self._is_validated = True
-            # Not by `self.model`: that writes to the variables on JAX, which trains meanwhile.
+            # Not through `self.model`, which on JAX writes to the variables while training runs.
             validate_use(self._terms, self._get_metrics())
         if not self._writes_batches:
             return
@@ -236,7 +237,7 @@ class JointLossCallback(keras.callbacks.Callback):
             self._summaries.close()
 
     def _sync_state(self) -> None:
-        """Brings the state of the step into the variables on JAX, as Keras does for `model`."""
+        """Copies the state of the step into the variables on JAX, as Keras does for `model`."""
         _ = self.model
 
     def _read(self) -> Readings:
@@ -246,7 +247,7 @@ class JointLossCallback(keras.callbacks.Callback):
     def _keep_train_readings(self) -> None:
         if "train" not in self._readings.kept:
             self._sync_state()
-            # Where the clock is off, another callback has evaluated the model before.
+            # If the clock is off, another callback has already evaluated the model.
             self._readings.keep_train(has_means=self._clock.is_on)
 
     def _training_step(self) -> int:
@@ -266,14 +267,15 @@ class JointLossCallback(keras.callbacks.Callback):
             self._warn_once(
                 "standstill",
                 "The weights of a schedule or weighting did not move in all of the "
-                f"{self._batches} batches of epoch {epoch}. Expected training by `fit`, or by "
-                "`train_on_batch` between the hooks of a `keras.callbacks.CallbackList` without "
-                "`reset_metrics` after `on_train_batch_begin`, of all the layers that are terms.",
+                f"{self._batches} batches of epoch {epoch}. Expected training of all layer terms "
+                "by `fit`, or by `train_on_batch` between the hooks of a "
+                "`keras.callbacks.CallbackList` without `reset_metrics` after "
+                "`on_train_batch_begin`.",
             )
 
     def _warn_of_gradients(self, statistics) -> None:
         if isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer):
-            return  # It tries scales that are too large on purpose, and skips these steps.
+            return  # It deliberately tries scales that are too large and skips these steps.
         for prefix, what in self._gradients.nonfinite_gradients(statistics):
             self._warn_once(prefix, what)
 

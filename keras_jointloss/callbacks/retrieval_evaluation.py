@@ -1,4 +1,4 @@
-"""The callback that searches a whole set for the right pairs at the end of an epoch."""
+"""The callback that evaluates retrieval over a whole data set at the end of an epoch."""
 
 import os
 from collections.abc import Iterable
@@ -15,53 +15,53 @@ from keras_jointloss.terms.clock import optimizer_step
 
 
 class RetrievalEvaluation(keras.callbacks.Callback):
-    """Measures at the end of an epoch how well the pairs of a whole set find each other.
+    """Measures at the end of an epoch how well the pairs of a whole data set retrieve each other.
 
-    The embeddings `a` and `b` of all items are predicted. Each `a` is a query for its `b` among
-    those of all items, by cosine, and each `b` one for its `a`. The rank of the right candidate is
+    The callback predicts the embeddings `a` and `b` of all items. Each `a` is a query for its `b`
+    among the `b` of all items, by cosine, and vice versa. The rank of the right candidate is
 
         1 + number of wrong candidates that are at least as similar
 
-    so that ties, and similarities within rounding of them, count against the model. The `logs`
-    of the epoch, and with them `History` and every callback further down the list, get
+    so that ties, including those within rounding, count against the model. The `logs` of the epoch,
+    and thus `History` and every later callback in the list, get
 
     - `<name>_a_to_b_recall_at_<k>`: the share of queries with a rank of at most `k`,
     - `<name>_a_to_b_mean_reciprocal_rank`: the mean of one over the rank,
     - `<name>_a_to_b_median_rank`: the median of the ranks,
 
-    the same three with `b_to_a`, and, without either, the mean of both ways:
+    the same three with `b_to_a`, and, without either, the mean of both directions:
     `<name>_recall_at_<k>`, `<name>_mean_reciprocal_rank`, `<name>_median_rank`.
 
     To monitor one of them with `keras.callbacks.EarlyStopping` or `ModelCheckpoint`, put this
-    callback before that one, and measure after every epoch. The similarities are computed some
-    rows at a time: for `n` items memory holds a few times `n * dim` and `tile_size * n` numbers,
-    never `n * n`.
+    callback before that one, and measure after every epoch. The similarities are computed in tiles
+    of rows: for `n` items memory holds a few times `n * dim` and `tile_size * n` numbers, never
+    `n * n`.
 
-    With a `log_dir` TensorBoard gets, in the run `validation` over the training step,
-    `retrieval/<name>/a_to_b_recall_at_<k>` and so on; with `projector=True` its projector gets the
-    embeddings of the last evaluation when training ends.
+    With a `log_dir` the callback writes `retrieval/<name>/a_to_b_recall_at_<k>` and so on to the
+    TensorBoard run `validation` over the training step. With `projector=True` it also writes the
+    embeddings of the last evaluation for TensorBoard's projector when training ends.
 
     Args:
-        data: Inputs as `model.predict` takes them.
-        k: Whole numbers >= 1, or one.
-        every: After how many epochs to measure.
-        embeddings: Which embeddings: the name of an output of stacked views `(batch, 2, dim)`, of a
-            `keras_jointloss.layers.ContrastiveTerm` in a Functional model (not inside a model
-            nested in it), or two names of outputs `(batch, dim)`. `None` for the only stacked
-            output or `ContrastiveTerm` that there is.
-        labels: `(items,)`, in the order of the data. Candidates with the query's label are right
-            ones, too, and the best of them has the rank: so duplicates are no errors.
-        name: Prefix of the keys, by default what the embeddings are called.
-        batch_size: Of the prediction, as in `model.predict`.
-        tile_size: How many queries are compared with all candidates at once.
+        data: Inputs as accepted by `model.predict`.
+        k: One or several whole numbers >= 1.
+        every: The number of epochs from one measurement to the next.
+        embeddings: The embeddings to use: the name of an output of stacked views `(batch, 2, dim)`
+            or of a `keras_jointloss.layers.ContrastiveTerm` in a Functional model (not inside a
+            nested model), or two names of outputs `(batch, dim)`. `None` for the only stacked
+            output or `ContrastiveTerm`.
+        labels: `(items,)`, in the order of the data. Candidates with the query's label are also
+            right, and the best of them determines the rank, so that duplicates are not errors.
+        name: Prefix of the keys, by default the name of the embeddings.
+        batch_size: Batch size of the prediction, as in `model.predict`.
+        tile_size: The number of queries to compare with all candidates at once.
         log_dir: The folder for TensorBoard, or `None` to write nothing.
         projector: Whether to write the embeddings for TensorBoard's projector.
         thumbnails: `(items, height, width, 3)`, uint8: a picture of each item for the projector.
 
     Raises:
-        ValueError: If an argument is invalid; at the start of `fit` (for a model that is not
-            Functional at the first evaluation), if the embeddings are not found, or several are; at
-            an evaluation, if there are not as many labels or thumbnails as items.
+        ValueError: If an argument is invalid; at the start of `fit` (at the first evaluation for a
+            model that is not Functional), if the embeddings are not found or are ambiguous; at an
+            evaluation, if the number of labels or thumbnails differs from that of the items.
         OSError: At the start of `fit`, if `log_dir` cannot be written.
 
     Example:
@@ -145,10 +145,10 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         """Measures now.
 
         Args:
-            model: The model, or `None` for the one that this callback was in `fit` with.
+            model: The model, or `None` for the model that `fit` trained with this callback.
 
         Returns:
-            What would go into the logs.
+            The values that the callback would add to the logs.
         """
         if model is not None:
             self.set_model(model)
@@ -156,7 +156,7 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         return {f"{name}_{key}": value for key, value in results.items()}
 
     def _measure(self):
-        """Returns the name of the embeddings, and the results by the rest of their keys."""
+        """Returns the name of the embeddings, and the results by key without this prefix."""
         name, a, b = self._embed()
         self._latest = (name, a, b) if self.projector else None
         for what, values in (("labels", self.labels), ("thumbnails", self.thumbnails)):
@@ -179,7 +179,7 @@ class RetrievalEvaluation(keras.callbacks.Callback):
 
     def _embed(self):
         """Returns the name of the embeddings and the two of each item, `(items, dim)`."""
-        model = self.model  # On JAX this brings the state of the step into the variables.
+        model = self.model  # On JAX this copies the state of the step into the variables.
         if self._found is not None:
             model = self._found.model
         outputs = model.predict(self.data, batch_size=self.batch_size, verbose=0)
@@ -201,7 +201,7 @@ class RetrievalEvaluation(keras.callbacks.Callback):
 
 
 class _Found(NamedTuple):
-    """Embeddings of a Functional model: what they are called, and the model that makes them."""
+    """Embeddings of a Functional model: their name, and the model that computes them."""
 
     name: str
     model: keras.Model
@@ -242,7 +242,7 @@ def _by_name(outputs, names=()) -> dict[str, Any]:
 
 
 def _select(outputs, pairs, embeddings):
-    """Returns what the embeddings are called, and one stacked tensor or two that are not."""
+    """Returns the name of the embeddings, and one stacked tensor or two separate ones."""
     if isinstance(embeddings, list):
         single = {name: x for name, x in outputs.items() if len(x.shape) == 2}
         if not set(embeddings) <= set(single):
@@ -276,7 +276,7 @@ def _is_stacked(x) -> bool:
 
 def _unit(x):
     """Scales the vectors to length 1; a zero vector stays zero."""
-    with np.errstate(invalid="ignore", over="ignore"):  # What is infinite becomes no number.
+    with np.errstate(invalid="ignore", over="ignore"):  # Infinite values become NaN.
         length = np.linalg.norm(x, axis=1, keepdims=True)
         return x / np.where(length == 0, 1, length)
 
@@ -285,7 +285,7 @@ def _ranks(queries, candidates, labels, tile_size):
     """Returns the rank of the best right candidate of each query: `(items,)`, int."""
     items = len(queries)
     labels = np.arange(items) if labels is None else labels
-    # Equal unit vectors differed by up to 2.5 roundings at dim 4,096.
+    # Similarities of equal unit vectors differed by up to 2.5 roundings at dim 4,096.
     rounding = 8 * np.finfo("float32").eps
     ranks = np.empty(items, "int64")
     for start in range(0, items, tile_size):
@@ -293,7 +293,7 @@ def _ranks(queries, candidates, labels, tile_size):
         similarity = queries[rows] @ candidates.T  # (tile, items)
         is_right = labels[rows, None] == labels[None, :]
         best = np.max(np.where(is_right, similarity, -np.inf), axis=1, keepdims=True)
-        # What is not a number is not behind: a model that has diverged finds nothing.
+        # NaN does not count as behind, so that a model that has diverged finds nothing.
         is_behind = similarity < best - rounding
         ranks[rows] = 1 + np.count_nonzero(~is_behind & ~is_right, axis=1)
     return ranks

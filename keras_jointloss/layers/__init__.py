@@ -1,4 +1,4 @@
-"""Layers that add a term to the loss, or combine the gradients of several."""
+"""Layers that add a term to the loss, or combine the gradients of several terms."""
 
 from keras_jointloss.layers.contrastive_term import ContrastiveTerm
 from keras_jointloss.layers.gradient_balancer import GradientBalancer

@@ -1,4 +1,4 @@
-"""What the layers that combine the gradients of several terms have in common."""
+"""The base of the layers that combine the gradients of several terms."""
 
 import warnings
 import weakref
@@ -19,12 +19,12 @@ from keras_jointloss.layers._loss_scale import loss_scale, probe_loss
 
 
 class GradientCombination(keras.layers.Layer):
-    """Base of the layers that hand a tensor to several terms and combine what comes back of it.
+    """Base of the layers that pass a tensor to several terms and combine their gradients.
 
     Args:
         terms: The names of the terms.
         aggregator: As in `GradientBalancer`.
-        reduction: `"flatten"` or `"sum"`, over the rows of the tensor.
+        reduction: How to reduce the rows of the tensor: `"flatten"` or `"sum"`.
         rescale: As in `GradientBalancer`.
         telemetry: As in `GradientBalancer`.
         name: Name of the layer.
@@ -44,7 +44,7 @@ class GradientCombination(keras.layers.Layer):
         name: str | None = None,
         **kwargs,
     ):
-        # Without autocasting it returns its inputs unchanged.
+        # Without autocasting the layer returns its inputs unchanged.
         super().__init__(name=name, autocast=False, **kwargs)
         self.supports_masking = True
         is_list = isinstance(terms, Sequence) and not isinstance(terms, str)
@@ -55,8 +55,8 @@ class GradientCombination(keras.layers.Layer):
             or len(set(terms)) < len(terms)
         ):
             raise ValueError(
-                "Invalid value for argument `terms`. Expected a list of different names, one or "
-                f"more. Received: terms={terms!r}"
+                "Invalid value for argument `terms`. Expected a non-empty list of distinct names. "
+                f"Received: terms={terms!r}"
             )
         self.terms = tuple(terms)
         self.reduction = validate_choice(reduction, "reduction", ("flatten", "sum"))
@@ -67,15 +67,15 @@ class GradientCombination(keras.layers.Layer):
             self.aggregator.rescale = False
         if "losses" in self.aggregator.inputs:
             raise ValueError(
-                "Invalid value for argument `aggregator`. Expected one that does not need the "
-                "losses, which the backward pass does not know. Received: aggregator="
+                "Invalid value for argument `aggregator`. Expected an aggregator that does "
+                "not need the losses, which are unknown in the backward pass. Received: aggregator="
                 f"{type(self.aggregator).__name__} with {self.aggregator.get_config()}"
             )
         self.record: GradientRecord | None = None
         self._accumulated_steps = 1
 
     def build(self, input_shape=None):
-        # Each replica counts for itself: to assign what is mirrored, it would wait for the others.
+        # Each replica has its own count: to assign a mirrored one, it would wait for the others.
         step = layer_state(f"{self.name}_step", (), 0, "int32", aggregation="only_first_replica")
         (self._step,) = as_state([step])
         if self.telemetry or self.aggregator.ema:
@@ -85,68 +85,68 @@ class GradientCombination(keras.layers.Layer):
             self._record_state = as_state(self.record.state)
 
     def statistics(self) -> GradientStatistics | None:
-        """Returns what is known of the terms' gradients, on average over the steps of an epoch.
+        """Returns statistics of the terms' gradients, averaged over the steps of an epoch.
 
         An epoch begins with `reset_statistics`, which the
         `keras_jointloss.callbacks.JointLossCallback` calls.
 
         Returns:
-            For the terms, in their order, `norms` and `coefficients`, `(terms,)`; for pairs of
-            them `cosines` and `conflicts`, `(terms, terms)`, the latter as share of the steps,
-            `nan` for terms of which one never had a gradient; `conflict`, the share of the steps
-            with any. `None` without `telemetry` or before the first step.
+            `norms` and `coefficients`, `(terms,)`, in the order of the terms; for each pair of
+            terms `cosines` and `conflicts`, `(terms, terms)`, the latter as a share of the steps,
+            both `nan` if the two terms never had a gradient in the same step; `conflict`, the share
+            of the steps with any conflict. `None` without `telemetry` or before the first step.
         """
         return self.record.read() if self.record is not None and self.telemetry else None
 
     def reset_statistics(self) -> None:
-        """Starts the means of `statistics` anew."""
+        """Resets the means of `statistics`."""
         if self.record is not None:
             self.record.reset()
 
     def accumulate(self, steps: int) -> bool:
-        """Tells from how many steps the optimizer accumulates gradients, before `fit` compiles.
+        """Sets over how many steps the optimizer accumulates gradients, before `fit` compiles.
 
-        On JAX the statistics are of the last one of these only. The
-        `keras_jointloss.callbacks.JointLossCallback` calls it.
+        On JAX the statistics cover only the last of these steps. The
+        `keras_jointloss.callbacks.JointLossCallback` calls this method.
 
         Returns:
-            Whether that changes what a training step has to compute.
+            Whether that changes what a training step computes.
         """
         is_new = self._accumulated_steps != steps
         self._accumulated_steps = steps
         return is_new
 
     def _is_trained(self, training: bool | None) -> bool:
-        """Returns whether a call with this `training` can be followed by a backward pass."""
+        """Returns whether a backward pass can follow a call with this `training`."""
         if training is not None:
             return bool(training)
         outermost = _keras.outermost_layer()
         is_jax = trains_functionally()
-        # On JAX `fit` calls the layers of a model whose `call` takes no `training` one by one.
+        # On JAX, if the model's `call` takes no `training`, `fit` calls its layers one by one.
         is_alone = outermost is self and is_jax
-        # Like other Keras layers: if the caller could pass `training` and does not, assume
-        # inference; an exported model is such a caller.
+        # Like other Keras layers, assume inference if the caller could pass `training` but does
+        # not. An exported model is such a caller.
         if outermost is None or (_keras.takes_training(outermost) and not is_alone):
             return False
         if is_jax:
             warnings.warn(
-                f"{self.name!r} cannot know whether this is training and counts the step: give "
-                "`call` of the model around it an argument `training`.",
+                f"{self.name!r} cannot know whether this is training and counts the step. Give the "
+                "`call` of the enclosing model an argument `training`.",
                 stacklevel=2,
             )
         return True
 
     def _copies(self, x) -> list:
-        """Returns a copy of `x` for each term, whose gradients are combined."""
+        """Returns one copy of `x` for each term; the gradients of the copies are combined."""
         count, record = len(self.terms), self.record
         if record is not None and self.telemetry:
             record.add()
         step = ops.copy(self._step.state)
         if trains_functionally():
-            # Nothing but gradients leaves the backward pass there.
+            # There only gradients leave the backward pass.
             self._step.state.assign(step + 1)
         is_recorded = record is not None and record.begin()
-        # Backends keep the closures: TensorFlow for ever, PyTorch in a cycle with the losses.
+        # Backends keep the closures alive: TensorFlow forever, PyTorch in a cycle with the losses.
         backward = weakref.WeakMethod(self._backward)
 
         def compute(x, *state):
@@ -162,25 +162,25 @@ class GradientCombination(keras.layers.Layer):
 
         state = [] if record is None else [ops.copy(record.latest)]
         *copies, probe = ops.unstack(ops.custom_gradient(compute)(x, *state), count + 1)
-        # Keras adds up the losses of a model, and some backends only those of one dtype.
+        # Keras sums the losses of a model, and some backends can only sum losses of one dtype.
         self.add_loss(ops.cast(probe_loss(probe), keras.config.floatx()))
         return copies
 
     def _backward(self, upstream, step, state, is_recorded):
-        """Returns the combined gradient, and the gradient of the variable that keeps the record."""
+        """Returns the combined gradient, and the gradient of the variable that holds the record."""
         before = GradientRecord.decode(state[0]) if state else None
         combined, latest = self._combined(upstream, step, before)
         if trains_functionally():
             is_left_out = latest is not None and not is_recorded
             return combined, ops.zeros_like(latest) if is_left_out else latest
-        # In the backward pass: a model that only predicts or is evaluated takes no step.
+        # Counted in the backward pass, so that prediction and evaluation take no steps.
         self._step.state.assign(step + 1)
         if self.record is not None:
             self.record.latest.assign(latest)
         return combined, None
 
     def _combined(self, upstream, step, before):
-        """Returns the combination of the gradients `(terms + 1, batch, ...)`, and its record."""
+        """Combines the gradients `(terms + 1, batch, ...)`; returns the result and its record."""
         count, replicas = len(self.terms), replica_count()
         upstream, dtype = ops.cast(upstream, float_dtype(upstream.dtype)), upstream.dtype
         rows = gradients = ops.reshape(upstream, (count + 1, -1))
@@ -189,7 +189,7 @@ class GradientCombination(keras.layers.Layer):
             rows = ops.reshape(sums, (count + 1, -1))
         rows = rows[:-1]
         is_finite = ops.all(ops.isfinite(rows), axis=1)
-        # Squares could leave the range of the dtype. Each replica would have a scale of its own.
+        # Keeps squares within the range of the dtype. Replicas would each have a different scale.
         largest = ops.max(abs(rows)) if replicas == 1 else ops.ones_like(rows[0, 0])
         scale = nonzero(largest)
         rows = rows / scale
@@ -229,14 +229,14 @@ class GradientCombination(keras.layers.Layer):
         )
 
     def save_own_variables(self, store):
-        # By name: the order of the variables depends on which of them the backend trains.
+        # By name, since the order of the variables depends on which ones the backend trains.
         store["step"] = self._step.state
         if self.record is not None:
             store["latest"] = self.record.latest
 
     def load_own_variables(self, store):
         self._step.state.assign(int(ops.convert_to_numpy(store["step"])))
-        if self.record is not None and "latest" in store.keys():  # noqa: SIM118 (no dict)
+        if self.record is not None and "latest" in store.keys():  # noqa: SIM118 (not a dict)
             self.record.load(store["latest"])
 
     def get_config(self) -> dict:

@@ -1,4 +1,4 @@
-"""What the backward pass leaves of the gradients of several terms, and its means over an epoch."""
+"""The gradient statistics that the backward pass records, and their means over an epoch."""
 
 import weakref
 from collections.abc import Sequence
@@ -12,25 +12,25 @@ from keras_jointloss._backend import trains_functionally
 from keras_jointloss._math import to_numpy
 from keras_jointloss._state import layer_state
 
-# A cosine of gradients that are orthogonal can be this far below 0.
+# The computed cosine of orthogonal gradients can be this far below 0.
 _ROUNDING = 1e-6
 
 
 class GradientStatistics(NamedTuple):
-    """What is known of the terms' gradients, in one step or on average.
+    """Statistics of the terms' gradients, in one step or averaged over steps.
 
     Attributes:
-        norms: `(terms,)`, their lengths, of the losses weighted as they are.
-        coefficients: `(terms,)`, with which they were combined.
-        cosines: `(terms, terms)`, of the angles between them, over the steps in which both were
-            there: not 0.
-        conflicts: `(terms, terms)`, in which share of these steps the cosine was negative, by more
-            than rounding.
-        conflict: In which share of all steps any cosine was negative.
-        nonfinite_step: `(terms,)`, the number of the first step, counted from 1 at the layer's
-            first training, in which any gradient was not finite, for the terms whose gradient it
-            was; 0 for others. Such a step is in none of the means, which are `nan` if no other
-            was taken. As long as the gradients stay so, this is the first step of all.
+        norms: `(terms,)`, the lengths of the gradients of the weighted losses.
+        coefficients: `(terms,)`, the factors with which the gradients were combined.
+        cosines: `(terms, terms)`, the cosines of the angles between two gradients, over the steps
+            in which both were nonzero.
+        conflicts: `(terms, terms)`, the share of these steps in which the cosine was negative by
+            more than rounding.
+        conflict: The share of all steps in which any cosine was negative.
+        nonfinite_step: `(terms,)`, the number of the first step in which any gradient was not
+            finite, counted from 1 at the layer's first training, for the terms whose gradient was
+            not finite in it; 0 for other terms. The means exclude such steps and are `nan` if there
+            were no others. While gradients stay non-finite, this remains the first step of all.
     """
 
     norms: np.ndarray
@@ -41,7 +41,7 @@ class GradientStatistics(NamedTuple):
     nonfinite_step: np.ndarray
 
     def to_tags(self, terms: Sequence[str]) -> dict[str, float]:
-        """Returns the numbers by the names they are logged under; none that is `nan`.
+        """Returns the statistics by the names used in logs, without those that are `nan`.
 
         Args:
             terms: The names of the terms.
@@ -61,7 +61,7 @@ class StepRecord(NamedTuple):
     """The statistics of one step, as rows of a matrix `(3 + terms, terms)`.
 
     Attributes:
-        number: `(1, terms)`, the number of the step, from 1, in each place; 0 for no step.
+        number: `(1, terms)`, the number of the step, from 1, in each column; 0 for no step.
         lengths: `(1, terms)`, -1 for a gradient that is not finite.
         coefficients: `(1, terms)`.
         cosines: `(terms, terms)`.
@@ -74,7 +74,7 @@ class StepRecord(NamedTuple):
 
     @classmethod
     def of(cls, rows) -> "StepRecord":
-        """Returns the record whose rows these are."""
+        """Returns the record with these rows."""
         return cls(rows[:1], rows[1:2], rows[2:3], rows[3:])
 
     def rows(self):
@@ -86,15 +86,15 @@ class _Sums(NamedTuple):
     """Sums over the steps of an epoch, as rows of a matrix `(6 + 3 * terms, terms)`.
 
     Attributes:
-        steps: `(1, terms)`, the number of steps, in each place.
-        any_conflict: `(1, terms)`, in how many of them any two gradients conflicted.
+        steps: `(1, terms)`, the number of steps, in each column.
+        any_conflict: `(1, terms)`, the number of steps in which any two gradients conflicted.
         lengths: `(1, terms)`.
         coefficients: `(1, terms)`.
         cosines: `(terms, terms)`.
-        both: `(terms, terms)`, in how many steps both terms had a gradient.
-        conflicts: `(terms, terms)`, in how many steps two gradients conflicted.
-        first_nonfinite: `(1, terms)`, no sum: the step in which a gradient was not finite first.
-        latest: `(1, terms)`, no sum: the number of the step that was added last.
+        both: `(terms, terms)`, the number of steps in which both terms had a gradient.
+        conflicts: `(terms, terms)`, the number of steps in which two gradients conflicted.
+        first_nonfinite: `(1, terms)`, not a sum: the first step with a non-finite gradient.
+        latest: `(1, terms)`, not a sum: the number of the step that was added last.
     """
 
     steps: Any
@@ -116,17 +116,17 @@ class _Sums(NamedTuple):
 class GradientRecord:
     """Keeps the statistics of the latest step, and sums of them, in variables of a layer.
 
-    Nothing but gradients leaves the backward pass on JAX: there the record is the "gradient" of a
-    variable that optimizers overwrite with it, trainable in the eyes of Keras. Elsewhere the
-    backward pass assigns it. The next forward pass of training adds it to the sums.
+    On JAX only gradients leave the backward pass. There the record is the "gradient" of a variable
+    that counts as trainable in Keras and that optimizers overwrite with the record. Elsewhere the
+    backward pass assigns it. The next forward pass in training adds it to the sums.
 
-    The rows of the `StepRecord` are held as their positive and their negative part, since of the
-    steps whose gradients an optimizer accumulates Keras takes the maximum.
+    The variable holds the positive and the negative part of the rows of the `StepRecord`, since
+    Keras takes the maximum over the steps whose gradients an optimizer accumulates.
 
     Args:
-        terms: How many.
-        name: Goes before the names of the variables.
-        dtype: Their dtype.
+        terms: The number of terms.
+        name: Prefix of the names of the variables.
+        dtype: The dtype of the variables.
     """
 
     def __init__(self, terms: int, name: str, dtype: str):
@@ -146,21 +146,21 @@ class GradientRecord:
 
     @property
     def state(self) -> list:
-        """The variables that are no weights."""
+        """The variables that are not weights."""
         return [self.sums] if self.is_trained else [self.latest, self.sums]
 
     @property
     def trained(self) -> list:
-        """The variable that an optimizer overwrites, which has to be among what it trains."""
+        """The variable that an optimizer overwrites; it must be one that the optimizer trains."""
         return [self.latest] if self.is_trained else []
 
     # Within the compiled step.
 
     def begin(self) -> bool:
-        """Returns whether the call that begins is the one of its step that is recorded.
+        """Returns whether to record the call that begins.
 
-        On JAX that is the first: gradients of a variable add up. A step has a tracer of its own
-        for the variable. Elsewhere the backward pass that comes last overwrites the others.
+        On JAX this is the first call of a step, since gradients of a variable add up. Each step
+        has its own tracer for the variable. Elsewhere the last backward pass overwrites the others.
         """
         if not self.is_trained:
             return True
@@ -177,13 +177,13 @@ class GradientRecord:
     def latest_lengths(self):
         """Returns the number of the latest step, 0 if there was none, and its lengths, `(terms,)`.
 
-        On JAX that is the step before.
+        On JAX this is the previous step.
         """
         record = self.decode(ops.stop_gradient(ops.copy(self.latest)))
         return record.number[0, 0], record.lengths[0]
 
     def encode(self, step, lengths, coefficients, cosines, is_finite, before, accumulated_steps):
-        """Returns the record of a step in the form in which `latest` holds it.
+        """Returns the record of a step, encoded as in `latest`.
 
         Args:
             step: The number of the step, from 0, an int32 scalar tensor.
@@ -191,38 +191,38 @@ class GradientRecord:
             coefficients: `(terms,)`.
             cosines: `(terms, terms)`, 0 for a term without gradient.
             is_finite: `(terms,)`, whether the gradient of a term is finite.
-            before: The `StepRecord` before, which stays if this one is not finite, but for the
-                number of the step and the lengths if that is for the gradient of a term.
-            accumulated_steps: From how many steps the optimizer accumulates gradients.
+            before: The previous `StepRecord`, which stays if this one is not finite. If a term's
+                gradient is the cause, the number of the step and the lengths are updated.
+            accumulated_steps: Over how many steps the optimizer accumulates gradients.
         """
         dtype = before.number.dtype
         number = ops.cast(step % 2**23 + 1, dtype)  # exact in single precision
         number = before.number * 0 + number
         values = ops.concatenate([lengths[None, :], coefficients[None, :], cosines])
         rows = ops.concatenate([number, ops.cast(values, dtype)])
-        # A product with what is not finite would not be finite, where a choice is.
+        # `ops.where`, since a product with a non-finite value would not be finite.
         rows = ops.where(ops.all(ops.isfinite(rows)), rows, before.rows())
         marks = ops.cast(is_finite, dtype)[None, :] - 1
         nonfinite = before._replace(number=number, lengths=marks).rows()
         rows = ops.where(ops.all(is_finite), rows, nonfinite)
         if self.is_trained and accumulated_steps > 1:
-            # The maximum is then the record of the last step, as all others are 0.
+            # All other records are 0, so that the maximum is the record of the last step.
             is_last = number[0, 0] >= before.number[0, 0] + accumulated_steps
             rows = ops.where(is_last, rows, 0)
         return ops.relu(ops.stack([rows, -rows]))
 
     def add(self) -> None:
-        """Adds the record of the latest step to the sums, if it is not there yet."""
+        """Adds the record of the latest step to the sums, unless they include it already."""
         record = self.decode(ops.stop_gradient(ops.copy(self.latest)))
         self.sums.assign(self._extended(ops.copy(self.sums), record))
 
     def _extended(self, rows, record: StepRecord):
-        """Returns the rows of the sums with a further record, if it is new."""
+        """Returns the rows of the sums with a record added, if it is new."""
         sums, dtype = _Sums.of(rows, self.terms), rows.dtype
         is_new = (record.number != sums.latest) & (record.number > 0)
         is_nonfinite = is_new & (record.lengths < 0)
         is_counted = is_new & ~ops.any(is_nonfinite)
-        # Once a weight is not finite nothing is: where that comes from the first step shows.
+        # Once a weight is not finite, nothing is: only the first such step shows the cause.
         is_first = is_nonfinite & (ops.max(sums.first_nonfinite) == 0)
         one = record.number * 0 + 1
         is_there = ops.cast(record.lengths[0] > 0, dtype)
@@ -251,7 +251,7 @@ class GradientRecord:
         return not to_numpy(self.latest).any()
 
     def read(self) -> GradientStatistics | None:
-        """Returns the means over the steps since the last `reset`; `None` if there was none."""
+        """Returns the means over the steps since the last `reset`; `None` if there were none."""
         rows = to_numpy(self.sums).astype("float64")
         record = self.decode(ops.convert_to_tensor(to_numpy(self.latest).astype("float64")))
         rows = ops.convert_to_numpy(self._extended(ops.convert_to_tensor(rows), record))
@@ -270,13 +270,13 @@ class GradientRecord:
         )
 
     def reset(self) -> None:
-        """Starts the means anew."""
+        """Resets the means."""
         record = self.decode(to_numpy(self.latest))
         rows = np.zeros(self.sums.shape)
         sums = _Sums.of(rows, self.terms)  # Views of the rows.
         sums.latest[:] = record.number
         if np.any(record.lengths < 0):
-            # What is not finite now may be due to a term that was the first.
+            # The first non-finite term may be the cause of what is not finite now.
             sums.first_nonfinite[:] = self._first_nonfinite()
         self.sums.assign(rows)
 
@@ -285,6 +285,6 @@ class GradientRecord:
         return 0 if statistics is None else statistics.nonfinite_step
 
     def load(self, latest) -> None:
-        """Takes over a record, as `latest` holds it."""
+        """Loads a record that is encoded as in `latest`."""
         self.latest.assign(np.array(latest))
         self.reset()

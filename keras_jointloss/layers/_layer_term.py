@@ -1,4 +1,4 @@
-"""What every layer term needs: a weight, losses that are deferred, values to log, masks."""
+"""The base of layer terms: their weight, deferred losses, logged values and masks."""
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +16,7 @@ from keras_jointloss.terms.layer_weight import LayerWeight
 
 
 class _Readout(keras.metrics.Metric):
-    """Shows a number that a layer holds among the metrics of the model."""
+    """Reports a number held by a layer as a metric of the model."""
 
     def __init__(self, name, read, weight):
         super().__init__(name=name)
@@ -37,8 +37,8 @@ class _Readout(keras.metrics.Metric):
 class LayerTerm(keras.layers.Layer):
     """Base of the layers that add a weighted loss to the loss of the model.
 
-    The loss is computed where the losses of the model are asked for, as in `fit` and `evaluate`:
-    `predict` and an exported model compute nothing. A subclass calls `_create_weight` in its
+    The loss is computed when the losses of the model are requested, as in `fit` and `evaluate`.
+    `predict` and an exported model do not compute it. A subclass calls `_create_weight` in its
     constructor and `_defer` in `call`.
 
     Args:
@@ -49,15 +49,15 @@ class LayerTerm(keras.layers.Layer):
     weight: LayerWeight
 
     def __init__(self, name: str | None = None, **kwargs):
-        # Without autocasting inputs pass through, and labels arrive, as they are.
+        # Without autocasting inputs pass through and labels arrive unchanged.
         super().__init__(name=name, autocast=False, **kwargs)
         self.supports_masking = True
-        # For each call in this step, what is to be computed when the losses are asked for.
+        # For each call in this step, the computation to run when the losses are requested.
         self._deferred: list[Callable[[], tuple]] = []
         self._get_scope: Callable[[], Any] = lambda: None
 
     def _create_weight(self, weight: Weight, readings: Mapping, means: Mapping) -> None:
-        """Creates the weight, and the metrics that show what there is to log.
+        """Creates the weight, and the metrics that report the values to log.
 
         Args:
             weight: As in `keras_jointloss.LossWeight`.
@@ -66,7 +66,7 @@ class LayerTerm(keras.layers.Layer):
         """
         self.weight = LayerWeight(weight, self.name, readings, means)
         self._weight_state = as_state(self.weight.state)
-        # On JAX a metric cannot read what a layer holds: there it is only reset with the others,
+        # On JAX a metric cannot read the state of a layer. There it is only reset with the others,
         # and the callback fills the logs.
         tensors: dict[str, Any] = self.weight.tensors
         if trains_functionally():
@@ -77,10 +77,10 @@ class LayerTerm(keras.layers.Layer):
         ]
 
     def _defer(self, compute: Callable[[], tuple]) -> None:
-        """Adds a loss as soon as the losses of the model are asked for.
+        """Adds a loss as soon as the losses of the model are requested.
 
         Args:
-            compute: Returns the loss of a call, over how many items it is, and whether it trains.
+            compute: Returns the loss of a call, its number of items, and whether the call trains.
         """
         if running_loop() != "predict_step":
             scope = enclosing_scope()
@@ -88,7 +88,7 @@ class LayerTerm(keras.layers.Layer):
             self._deferred.append(compute)
 
     def _get_own_losses(self):
-        # Keras asks for the losses after the call, but not to predict or to export.
+        # Keras requests the losses after the call, but not for prediction or export.
         calls, self._deferred = self._deferred, []
         if calls:
             self._add_losses([compute() for compute in calls])
@@ -105,7 +105,7 @@ class LayerTerm(keras.layers.Layer):
         losses, items, is_training = zip(*calls, strict=True)
         weight = self.weight.tensor()
         for loss in losses:
-            # Keras adds up losses of one dtype only.
+            # Keras can only sum losses of the same dtype.
             self.add_loss(ops.cast(ops.cast(weight, loss.dtype) * loss, keras.config.floatx()))
         self.weight.record(sum(losses), items[0])
         if any(is_training):
@@ -116,7 +116,7 @@ class LayerTerm(keras.layers.Layer):
         self.weight.save(store)
 
     def load_own_variables(self, store):
-        # Those of Keras are numbered.
+        # Keras uses numbers as keys.
         numbered = [key for key in list(store.keys()) if key.isdigit()]
         super().load_own_variables({key: store[key] for key in numbered})
         self.weight.load(store)
@@ -127,7 +127,7 @@ class LayerTerm(keras.layers.Layer):
 
 
 def item_mask(masks: Iterable[Any]):
-    """Returns which items no mask leaves out, `(batch,)`, or `None` if there is no mask."""
+    """Returns which items no mask excludes, `(batch,)`, or `None` if there is no mask."""
     masks = [ops.cast(mask, "bool") for mask in masks if mask is not None]
     return ops.all(ops.stack(masks, axis=1), axis=1) if masks else None
 
@@ -135,14 +135,14 @@ def item_mask(masks: Iterable[Any]):
 def mean_over_items(
     compute: Callable[[Any], Any], batch_size, mask, sample_weight, is_weighted_mean: bool
 ) -> tuple[Any, Any, Any]:
-    """Returns the mean loss, over how many items it is, and which items take part.
+    """Returns the mean loss, the number of items, and which items take part.
 
     Args:
-        compute: Returns the loss of each item, `(batch,)`; called with which items take part,
+        compute: Returns the loss of each item, `(batch,)`. Its argument is which items take part,
             `(batch,)`, or `None` for all.
         batch_size: A scalar tensor of the dtype of the loss.
         mask: Which items take part, `(batch,)`, or `None`.
-        sample_weight: How much each item weighs, or `None`. An item of weight 0 is excluded.
+        sample_weight: The weight of each item, or `None`. An item of weight 0 is excluded.
         is_weighted_mean: Whether the sum is divided by the sum of the weights.
     """
     dtype = batch_size.dtype

@@ -1,4 +1,4 @@
-"""The arguments of a loss that a layer trains: its temperature, and the bias of SigLIP."""
+"""The loss arguments that a layer trains: the temperature, and the bias of SigLIP."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,14 +20,14 @@ class _Bounds(keras.constraints.Constraint):
 
 
 class LearnedArguments:
-    """The weights of a layer that stand for arguments of its loss.
+    """The weights of a layer that determine arguments of its loss.
 
     Args:
-        loss: A `keras_jointloss.losses.ViewsLoss`, or any other loss, which has nothing to learn.
+        loss: A `keras_jointloss.losses.ViewsLoss`, or any other loss, which has nothing to train.
         learn_temperature: As in `keras_jointloss.layers.ContrastiveTerm`.
 
     Raises:
-        ValueError: If the loss has nothing to learn, or begins outside of the bounds.
+        ValueError: If the loss has nothing to train, or an initial value is out of bounds.
     """
 
     def __init__(self, loss: Any, learn_temperature: bool):
@@ -63,12 +63,12 @@ class LearnedArguments:
             )
 
     def arguments(self) -> dict[str, Any]:
-        """Returns the arguments of the loss: a scalar tensor by name."""
+        """Returns the arguments of the loss: scalar tensors by name."""
         tensors = {name: ops.convert_to_tensor(value) for name, value in self._weights.items()}
         return self._loss.arguments_of(tensors) if tensors else {}
 
     def readings(self) -> dict[str, Callable[[], Any]]:
-        """Returns what to log of them: by name, functions that return the argument."""
+        """Returns the arguments to log: by name, functions that return the argument."""
         if not self._parameters:
             return {}
         others = [name for name in self._parameters if name != "log_scale"]

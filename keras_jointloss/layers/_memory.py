@@ -17,11 +17,11 @@ class EmbeddingMemory:
     """Keeps the views and labels of the latest items, in variables of a layer.
 
     Args:
-        size: How many items.
-        views: How many views each has.
+        size: The number of items.
+        views: The number of views of each item.
         dim: The size of an embedding.
         labels: The shape of the labels, `(batch,)`, `(batch, 1)` or `(batch, classes)`, or `None`.
-        prefix: Goes before the names of the variables.
+        prefix: Prefix of the names of the variables.
 
     Raises:
         ValueError: If the memory is too large.
@@ -32,8 +32,8 @@ class EmbeddingMemory:
         if numbers > MAX_COUNT:
             raise ValueError(
                 "Invalid value for argument `memory_size`. Expected a memory of at most "
-                f"{MAX_COUNT} numbers, {views} views of {dim} for each item. "
-                f"Received: memory_size={size}, which makes {numbers}"
+                f"{MAX_COUNT} numbers, with {views} views of size {dim} for each item. "
+                f"Received: memory_size={size}, which requires {numbers}"
             )
 
         def add_state(name, shape, dtype):
@@ -52,8 +52,8 @@ class EmbeddingMemory:
         if self._has_classes and labels is not None:  # Rows of classes, from 0 to 1.
             self._state["labels"] = add_state("labels", (size, labels[1]), dtype)
         elif labels is not None:
-            # No dtype holds every integer and every fraction: a label is the sum of the two. On
-            # JAX int64 is int32 unless it is enabled.
+            # No dtype holds every integer and every fraction, so a label is stored as the sum of
+            # the two. On JAX int64 is int32 unless it is enabled.
             whole = keras.backend.standardize_dtype(label_tensor(np.zeros(0, "int64")).dtype)
             self._state["labels"] = add_state("labels", (size,), whole)
             self._state["fractions"] = add_state("fractions", (size,), dtype)
@@ -64,10 +64,10 @@ class EmbeddingMemory:
         return list(self._state.values())
 
     def read(self, dtype: Any = None) -> losses.Memory:
-        """Returns the items as further candidates of a loss.
+        """Returns the items as further candidates for a loss.
 
         Args:
-            dtype: That of the labels, or `None` without labels.
+            dtype: The dtype of the labels, or `None` without labels.
         """
         labels = None
         if dtype is not None:
@@ -77,7 +77,7 @@ class EmbeddingMemory:
         return losses.Memory(views, labels, valid)
 
     def put(self, views, labels, valid) -> None:
-        """Puts the items of a step in the place of the oldest ones."""
+        """Replaces the oldest items with the items of a step."""
         views = ops.stop_gradient(views[-self.size :])
         count = ops.shape(views)[0]
         position = ops.copy(self._state["position"])
@@ -104,12 +104,12 @@ class EmbeddingMemory:
         return labels - ops.cast(whole, labels.dtype)
 
     def save(self, store: Any) -> None:
-        """Puts the memory into the store of a weights file."""
+        """Saves the memory to the store of a weights file."""
         for name, variable in self._state.items():
             store[f"memory_{name}"] = to_numpy(variable)
 
     def load(self, store: Any) -> None:
-        """Takes over what `save` has put into the store of a weights file."""
+        """Loads the memory that `save` has put into the store of a weights file."""
         for name, variable in self._state.items():
-            if f"memory_{name}" in store.keys():  # noqa: SIM118 (a store is no dict)
+            if f"memory_{name}" in store.keys():  # noqa: SIM118 (a store is not a dict)
                 variable.assign(np.array(store[f"memory_{name}"]))

@@ -24,22 +24,22 @@ from keras_jointloss.terms.given_weight import Weight, deserialize_weight
 class ContrastiveTerm(LayerTerm):
     """Adds a weighted loss between embeddings of the same items to the loss of the model.
 
-    The layer returns the embeddings untouched; use what it returns further on in the model,
-    or a Functional model will not contain it. The loss it adds is
+    The layer returns the embeddings unchanged. Use its outputs in the rest of the model, or a
+    Functional model will not contain the layer. The added loss is
 
         weight(step) * mean_i loss_i(a, b, labels)
 
     computed in float32 at least, whatever the dtype policy. Integer labels stay integers. The
     logs show the mean of the raw loss as `<name>_loss`, the weight as `<name>_weight`, learned
     parameters as `<name>_temperature` and `<name>_bias`, and metrics as `<name>_<metric>`. On JAX
-    these come from the `keras_jointloss.callbacks.JointLossCallback`, at the end of an epoch.
+    the `keras_jointloss.callbacks.JointLossCallback` adds them to the logs at the end of an epoch.
 
-    The loss is computed where the losses of the model are asked for, as in `fit` and `evaluate`.
-    `predict` and an exported model compute nothing.
+    The loss is computed when the losses of the model are requested, as in `fit` and `evaluate`.
+    `predict` and an exported model do not compute it.
 
-    A layer is one term. Called several times in a step, as in a siamese model, it adds a loss for
-    each call, and the term is their sum; give pairs that are to be weighted or logged by themselves
-    a layer of their own.
+    A layer is one term. If it is called several times in a step, as in a siamese model, it adds a
+    loss for each call, and the term is their sum. To weight or log pairs separately, use a separate
+    layer for each.
 
     Args:
         loss: A loss of `keras_jointloss.losses` or its class name. Any other `keras.losses.Loss`
@@ -48,36 +48,36 @@ class ContrastiveTerm(LayerTerm):
         weight: A number, 0 or more, or a `keras.optimizers.schedules.LearningRateSchedule`,
             which moves the weight while a `keras_jointloss.callbacks.JointLossCallback` takes part
             in `fit`.
-        learn_temperature: Whether to train the temperature of the loss, starting from the one it
-            has: its inverse's logarithm, kept in [0, ln 100] as in CLIP. For SigLIP the bias is
-            trained, too, both without bounds. An optimizer with weight decay, as AdamW, decays
-            them like any weight unless told otherwise before it is built:
+        learn_temperature: Whether to train the temperature of the loss, starting from its current
+            value. The parameter is the logarithm of its inverse, kept in [0, ln 100] as in CLIP.
+            For SigLIP the bias is trained, too, and neither has bounds. An optimizer with weight
+            decay, such as AdamW, decays them like any weight unless excluded before it is built:
             `optimizer.exclude_from_weight_decay(var_names=["log_scale", "bias"])`.
-        memory_size: How many items of earlier training steps to remember as further candidates,
-            into which no gradient flows; 0 for none. The oldest go first. Only for losses whose
-            `has_memory` is true. With several replicas each remembers its own items; a file keeps
-            those of the first.
-        metrics: Metrics of `keras_jointloss.metrics` on the embeddings.
+        memory_size: Number of items from earlier training steps to keep as further candidates,
+            which receive no gradient; 0 to disable. The oldest are dropped first. Only for losses
+            whose `has_memory` is true. With several replicas, each keeps its own items; a saved
+            file holds those of the first.
+        metrics: Metrics of `keras_jointloss.metrics` to compute on the embeddings.
         name: Name of the layer and of the term.
         **kwargs: `trainable` and `dtype`, as in `keras.layers.Layer`.
 
     Call arguments:
-        inputs: `(a, b)`, or more embeddings for a loss on more views; then the labels, if the loss
-            has any.
-        sample_weight: `(batch,)`, how much each item weighs, or `None`. An item of weight 0, or
-            one that a Keras mask of shape `(batch,)` leaves out, is excluded from the batch (as
-            anchor, positive and negative).
+        inputs: `(a, b)`, or more embeddings for a loss on more views, followed by the labels if
+            the loss has any.
+        sample_weight: `(batch,)`, the weight of each item, or `None`. An item of weight 0, or one
+            that a Keras mask of shape `(batch,)` masks out, is excluded from the batch (as anchor,
+            positive and negative).
 
     Input shape:
         `(batch, dim)` for each embedding. Labels: `(batch,)`, `(batch, 1)` or `(batch, classes)`,
         as in the loss.
 
     Output shape:
-        The embeddings, as they came.
+        The shapes of the embeddings, unchanged.
 
     Raises:
         ValueError: If an argument is invalid, the embeddings differ in batch or dim, or labels are
-            missing, not wanted or of another shape.
+            missing, unexpected or of the wrong shape.
 
     Example:
 
@@ -107,7 +107,7 @@ class ContrastiveTerm(LayerTerm):
         self._validate_loss(loss)
         self._learned = LearnedArguments(self.loss, self.learn_temperature)
         self._memory: EmbeddingMemory | None = None
-        # A function: Keras would take metrics, which have no state here, for its own.
+        # A function, so that Keras does not track the metrics, which have no state here.
         self._get_metrics = partial(tuple, validate_metrics(metrics, self._has_labels))
         self._create_weight(weight, self._learned.readings(), self._means())
 
@@ -133,7 +133,7 @@ class ContrastiveTerm(LayerTerm):
         return self._is_views_loss and self.loss.has_labels
 
     def _means(self):
-        """Returns what else is logged as a mean: by name, what makes of the mean what is logged."""
+        """Returns the other means to log: by name, functions from the mean to the logged value."""
         parts = self.loss.part_names if self._is_views_loss else ()
         return {
             **{part: lambda mean: mean for part in parts},
@@ -187,7 +187,7 @@ class ContrastiveTerm(LayerTerm):
         return embeddings
 
     def _compute_loss(self, embeddings, labels, sample_weight, mask, training):
-        """Returns the loss of a call, over how many items it is, and whether it trains."""
+        """Returns the loss of a call, its number of items, and whether the call trains."""
         dtype = float_dtype(*(x.dtype for x in embeddings))
         views = ops.stack([ops.cast(x, dtype) for x in embeddings], axis=1)
         labels = None if labels is None else as_labels(label_tensor(labels))
@@ -202,7 +202,7 @@ class ContrastiveTerm(LayerTerm):
         self._record_means(views, labels, valid)
         if self._memory is not None:
             self._remember(self._memory, views, labels, valid, training)
-        # `None` in a model whose `call` takes no `training`; evaluation stops annealing anyway.
+        # `None` if the `call` of the model takes no `training`; evaluation stops annealing anyway.
         return loss, items, training is not False
 
     def _values(self, views, labels, valid):
@@ -228,8 +228,8 @@ class ContrastiveTerm(LayerTerm):
         """Puts the items of a training step into the memory."""
         if training is None:
             warnings.warn(
-                f"The memory of {self.name!r} stays as it is, as it is not known whether this is "
-                "training: give `call` of the model around it an argument `training`.",
+                f"The memory of {self.name!r} is not updated, since it cannot know whether this "
+                "is training. Give the `call` of the enclosing model an argument `training`.",
                 stacklevel=2,
             )
         elif training:

@@ -1,4 +1,4 @@
-"""The layer that combines the gradients of several terms where their heads leave the trunk."""
+"""The layer that combines the gradients of several terms between a trunk and its heads."""
 
 import math
 
@@ -12,65 +12,66 @@ from keras_jointloss.layers._gradient_combination import GradientCombination
 class GradientBalancer(GradientCombination):
     """Combines the gradients of several terms into one, between a shared trunk and its heads.
 
-    Forward it is the identity: it returns what it is called with, `z`, once for each term, and the
-    head of a term reads `z[term]`. Backward it receives the gradients `g_i = d term_i / dz` of all
-    k terms, weighted as the terms are. From the Gramian of their inner products an aggregator makes
-    k coefficients, and what goes on to the trunk is
+    In the forward pass the layer is the identity: it returns its input `z` once for each term, and
+    the head of a term reads `z[term]`. In the backward pass it receives the gradients
+    `g_i = d term_i / dz` of all k weighted terms. An aggregator maps the Gramian of their inner
+    products to k coefficients, and the layer passes
 
         sum_i w_i g_i
 
-    in place of the sum. The heads get their own gradients, unchanged. It is one backward pass
-    through the trunk, as in training on the sum, in any optimizer, in stock `fit`.
+    to the trunk in place of the sum. The heads get their own gradients, unchanged. Training takes
+    one backward pass through the trunk, as on the sum, with any optimizer and in stock `fit`.
 
-    It looks at the gradients with respect to `z`, not with respect to the trunk's parameters. What
-    an aggregator promises, as that no term gets worse in first order, holds of a step of `z`
-    itself; of the trunk's parameters, which move `z` for all items at once, it need not hold: see
-    `SharedTrunk` for that. What reaches the trunk past the layer, as regularization does, is not
-    balanced.
+    The gradients are taken with respect to `z`, not to the trunk's parameters. An aggregator's
+    guarantees, such as that no term gets worse to first order, hold for a step of `z` itself. They
+    need not hold for the trunk's parameters, which move `z` for all items at once: see
+    `SharedTrunk` for that. Gradients that bypass the layer, such as those of regularization, are
+    not balanced.
 
-    Telemetry: the layer keeps the lengths of the gradients, the cosines of the angles between them,
-    in which share of the steps they were in conflict, and the coefficients. `statistics()` returns
-    the means, and the `keras_jointloss.callbacks.JointLossCallback` logs them epoch by epoch. With
-    `aggregator=None` they are all that the layer adds to plain training. Lengths are those of the
-    weighted terms without the scale that mixed precision gives to the loss. There are none where
-    nothing before the layer is trained. If the layer is called several times in a step, one of the
-    calls counts: on JAX the first, elsewhere that whose backward pass comes last.
+    Telemetry: the layer records the lengths of the gradients, the cosines of the angles between
+    them, the share of the steps in which they conflicted, and the coefficients. `statistics()`
+    returns the means, and the `keras_jointloss.callbacks.JointLossCallback` logs them every epoch.
+    With `aggregator=None` the layer adds nothing else to plain training. The lengths are those of
+    the weighted terms, without the loss scale of mixed precision. There are no statistics if
+    nothing before the layer is trained. If the layer is called several times in a step, it records
+    one of the calls: on JAX the first, elsewhere the one whose backward pass comes last.
 
-    On JAX the record of a step can only leave the backward pass as the "gradient" of a variable,
-    which therefore counts as trainable there, in `model.summary()`, too: `2 k (k + 3)` numbers that
-    no optimizer trains. Of the batches whose gradients the optimizer accumulates it holds the last
-    there, if a `JointLossCallback` takes part; and with `ema_overwrite_frequency` an optimizer
-    of Keras fails on such a variable there, unless `telemetry=False`.
+    On JAX the record of a step can only leave the backward pass as the "gradient" of a variable.
+    This variable therefore counts as trainable there, in `model.summary()`, too: `2 k (k + 3)`
+    numbers that no optimizer trains. If the optimizer accumulates gradients over batches, the
+    record holds the last of these, provided that a `JointLossCallback` takes part. With
+    `ema_overwrite_frequency` a Keras optimizer fails on such a variable: train without
+    `telemetry` and without an `ema` of the aggregator then.
 
-    In `evaluate`, `predict` and an exported model the layer computes nothing. If `call` of the
-    model around it takes no argument `training`, the layer cannot know: it copies its inputs then,
-    and on JAX it also counts the call as a step, with a warning. Under
+    In `evaluate`, `predict` and an exported model the layer computes nothing. If the `call` of the
+    enclosing model takes no argument `training`, the layer cannot detect this. It then copies its
+    inputs, and on JAX it also counts the call as a step and warns. Under
     `tf.distribute.MirroredStrategy` the Gramian is that of the global batch: all replicas use the
-    same coefficients, those of one device.
+    same coefficients as a single device would.
 
     Args:
-        terms: The names of the terms, whose order is that of `preference` of the aggregator.
-        aggregator: A rule of `keras_jointloss.aggregators`, by instance or by name; `None` for the
-            sum. Most rules (not `"pcgrad"`, `"sum"`) give a gradient of the size of the mean, not
-            of the sum: the learning rate may have to grow.
-        reduction: What the gradients are compared by: `"flatten"`, batch and features, or `"sum"`,
-            their sums over the batch.
+        terms: The names of the terms, in the order of the aggregator's `preference`.
+        aggregator: A rule of `keras_jointloss.aggregators`, as an instance or by name; `None` for
+            the sum. Most rules (not `"pcgrad"`, `"sum"`) give a gradient of the size of the mean,
+            not of the sum, and may need a larger learning rate.
+        reduction: How to compare the gradients: `"flatten"`, over batch and features, or `"sum"`,
+            by their sums over the batch.
         rescale: Whether `"nash_mtl"` and `"imtl_g"`, by name, give the gradient the length of the
-            mean gradient. It goes for the name alone: an instance has its own setting.
+            mean gradient. This applies only to names: an instance has its own setting.
         telemetry: Whether to keep `statistics`.
         name: Name of the layer.
         **kwargs: `dtype`, as in `keras.layers.Layer`.
 
     Input shape:
-        `(batch, ...)`, or a structure (a list, a dict) of such tensors of floating-point numbers
-        with the same batch and dtype, whose gradients are balanced together.
+        `(batch, ...)`, or a structure (a list, a dict) of such floating-point tensors with the same
+        batch and dtype, whose gradients are balanced together.
 
     Output shape:
-        For each term the input: a dict.
+        A dict with the input for each term.
 
     Raises:
-        ValueError: If an argument is invalid, or the aggregator needs the losses, which are not
-            known in the backward pass; when called, if the input is anything else.
+        ValueError: If an argument is invalid, or the aggregator needs the losses, which are unknown
+            in the backward pass; when called, if the input is anything else.
 
     References:
         - Sener and Koltun, 2018, Multi-Task Learning as Multi-Objective Optimization (the gradients
@@ -113,10 +114,10 @@ class GradientBalancer(GradientCombination):
 
 
 def _joined(tensors):
-    """Returns the tensors as one, and the function that takes such a one apart."""
+    """Returns the tensors joined into one, and the function that splits such a tensor."""
     if len(tensors) == 1:
         return tensors[0], lambda joined: [joined]
-    # Of the static sizes as many as there are.
+    # Keeps sizes static where they are known.
     shapes = [ops.shape(x)[1:] for x in tensors]
     sizes = [math.prod(shape) for shape in shapes]
     ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]

@@ -15,23 +15,23 @@ from keras_jointloss.layers.contrastive_term import ContrastiveTerm
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class SharedTrunk(GradientCombination):
-    """Wraps a trunk, and combines the gradients of several terms with respect to its parameters.
+    """Wraps a trunk and combines the gradients of several terms with respect to its parameters.
 
-    Forward it returns what the trunk returns, once for each term. Backward each parameter of the
-    trunk gets
+    In the forward pass the layer returns the output of the trunk once for each term. In the
+    backward pass each parameter of the trunk gets
 
         sum_i w_i g_i
 
-    in place of the sum, where the `g_i = d term_i / d theta` are the gradients of the weighted
-    terms with respect to all trainable parameters `theta` of the trunk, and an aggregator makes the
-    k coefficients `w_i` of their Gramian. So what the aggregator promises holds of a step of
-    gradient descent on the parameters, while `GradientBalancer`, which costs far less, looks at
-    the gradients with respect to what the trunk returns.
+    in place of the sum. The `g_i = d term_i / d theta` are the gradients of the weighted terms with
+    respect to all trainable parameters `theta` of the trunk. An aggregator maps their Gramian to
+    the k coefficients `w_i`. Its guarantees thus hold for a step of gradient descent on the
+    parameters. `GradientBalancer` costs far less, but takes the gradients with respect to the
+    output of the trunk.
 
-    It costs k forward and k backward passes of the trunk in a training step, and the memory of k
-    gradients. Random numbers are the same in all of these, and statistics, as those of batch
-    normalization, are taken once. In `evaluate`, `predict` and an exported model it is the trunk
-    alone, once. Under `tf.distribute.MirroredStrategy` the gradients are those of the global batch.
+    A training step costs k forward and k backward passes of the trunk, and the memory of k
+    gradients. All passes use the same random numbers. Statistics, such as those of batch
+    normalization, are updated only once. In `evaluate`, `predict` and an exported model the trunk
+    runs once. Under `tf.distribute.MirroredStrategy` the gradients are those of the global batch.
 
     Layers below the trunk get the plain sum, as do the trunk's parameters from regularizers.
 
@@ -45,14 +45,14 @@ class SharedTrunk(GradientCombination):
         **kwargs: `dtype`, as in `keras.layers.Layer`.
 
     Input shape:
-        That of the trunk.
+        The input shape of the trunk.
 
     Output shape:
-        For each term what the trunk returns: a dict.
+        A dict with the output of the trunk for each term.
 
     Raises:
-        ValueError: If an argument is invalid, or the trunk holds a layer that adds to the loss or
-            combines gradients itself.
+        ValueError: If an argument is invalid, or the trunk contains a layer that adds to the loss
+            or combines gradients itself.
 
     References:
         - Sener and Koltun, 2018, Multi-Task Learning as Multi-Objective Optimization
@@ -81,7 +81,7 @@ class SharedTrunk(GradientCombination):
         name: str | None = None,
         **kwargs,
     ):
-        # There is one row, the parameters, of which each replica sees the gradients of its items.
+        # The parameters are the only row. Each replica sees the gradients of its own items.
         super().__init__(terms, aggregator, "sum", rescale, telemetry, name, **kwargs)
         if not isinstance(trunk, keras.layers.Layer):
             raise ValueError(
@@ -97,8 +97,8 @@ class SharedTrunk(GradientCombination):
     @staticmethod
     def _adds_losses(layer) -> ValueError:
         return ValueError(
-            "Invalid value for argument `trunk`. Expected one in which no layer adds to the loss "
-            f"or combines gradients. Received: a trunk with {layer!r}"
+            "Invalid value for argument `trunk`. Expected a trunk in which no layer adds to the "
+            f"loss or combines gradients. Received: a trunk with {layer!r}"
         )
 
     def build(self, input_shape=None):
@@ -155,7 +155,7 @@ class SharedTrunk(GradientCombination):
 
 
 def _split(vector, like):
-    """Returns the parts of a vector in the shapes of other tensors."""
+    """Splits a vector into parts with the shapes and dtypes of other tensors."""
     parts, start = [], 0
     for x in like:
         end = start + math.prod(x.shape)

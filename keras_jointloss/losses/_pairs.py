@@ -1,4 +1,4 @@
-"""What an anchor and a candidate are to one another: positives, negatives, or nothing at all."""
+"""The role of each candidate for each anchor: positive, negative or neither."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,7 @@ from keras import ops
 from keras_jointloss._labels import label_tensor
 from keras_jointloss._math import float_dtype, prepare
 
-#: What `same_label` may be.
+#: The accepted values of `same_label`.
 SAME_LABEL = (None, "positive", "ignore")
 
 
@@ -15,29 +15,29 @@ def share_label(a, b):
     """Returns whether each item of `a` shares a label with each of `b`: `(len(a), len(b))`, bool.
 
     Args:
-        a: `(n,)`, one label an item, of any dtype, or `(n, classes)`, 1 for each class of an item
+        a: `(n,)`, one label per item, of any dtype, or `(n, classes)`, 1 for each class of an item
             and 0 for the others.
-        b: Likewise, `(m,)` or `(m, classes)`.
+        b: Like `a`, `(m,)` or `(m, classes)`.
     """
     if len(a.shape) == 1:
         return a[:, None] == b[None, :]
     return ops.einsum("ic,jc->ij", ops.cast(a, "float32"), ops.cast(b, "float32")) > 0.5
 
 
-#: In place of an item: the sample is none of the batch.
+#: In place of an item's index: the sample is not from the batch.
 ELSEWHERE = -1
-#: In place of an item: the sample is a negative of all, whatever its label.
+#: In place of an item's index: the sample is a negative for all anchors, whatever its label.
 NEGATIVE = -2
 
 
 class Samples(NamedTuple):
-    """Embeddings, and what is known of each.
+    """Embeddings with the item, the label and the validity of each.
 
     Attributes:
         embeddings: `(n, dim)`.
-        items: `(n,)`, int32: of which item of the batch it is a view; `ELSEWHERE`; `NEGATIVE`.
+        items: `(n,)`, int32: the index of the item in the batch, `ELSEWHERE` or `NEGATIVE`.
         labels: `(n,)` or `(n, classes)`, or `None`.
-        valid: `(n,)`, bool, or `None` if all are.
+        valid: `(n,)`, bool, or `None` if all are valid.
     """
 
     embeddings: Any
@@ -46,7 +46,7 @@ class Samples(NamedTuple):
     valid: Any = None
 
     def join(self, others: "Samples") -> "Samples":
-        """Returns these samples and others. Labels are those of all or of none."""
+        """Returns these samples and others. Either both have labels or neither has."""
         valid = None
         if self.valid is not None or others.valid is not None:
             valid = ops.concatenate([self.is_valid(), others.is_valid()])
@@ -61,21 +61,21 @@ class Samples(NamedTuple):
         )
 
     def is_valid(self):
-        """Returns which are valid, `(n,)`, bool."""
+        """Returns the mask of valid samples, `(n,)`, bool."""
         return ops.ones_like(self.items, dtype="bool") if self.valid is None else self.valid
 
 
 class Roles(NamedTuple):
-    """Selects the positives of each anchor, and the candidates in its denominator.
+    """Selects the positives of each anchor and the candidates in its denominator.
 
     Attributes:
         anchors: `Samples`.
         candidates: `Samples`.
-        same_label: What it means to share a label: `"positive"`, `"ignore"` (of different items:
-            to be left out) or `None`.
-        without_self: Whether the first candidates are the anchors themselves, which are no
-            candidates of their own.
-        without_positives: Whether positives stay out of the denominator.
+        same_label: How to treat candidates of other items that share a label with the anchor:
+            `"positive"`, `"ignore"` (exclude them) or `None`.
+        without_self: Whether the first candidates are the anchors themselves, each excluded from
+            its own candidates.
+        without_positives: Whether to exclude positives from the denominator.
     """
 
     anchors: Samples
@@ -92,13 +92,14 @@ class Roles(NamedTuple):
         return valid == (None, None) and not excludes
 
     def masks(self, rows):
-        """Returns who is a positive and who is in the denominator.
+        """Returns which candidates are positives and which are in the denominator.
 
         Args:
             rows: `(k,)`, int32, indices of anchors.
 
         Returns:
-            Two masks, `(k, candidates)`, bool; `None` for the second if all are `trivial`.
+            Two masks, `(k, candidates)`, bool. The second is `None` if `trivial` and `same_label`
+            is `None`.
         """
         anchors, candidates = self.anchors, self.candidates
         positive = ops.take(anchors.items, rows, axis=0)[:, None] == candidates.items[None, :]
@@ -130,12 +131,12 @@ class Roles(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Views of earlier items: further candidates, into which no gradient flows.
+    """Views of earlier items: additional candidates that receive no gradient.
 
     Attributes:
         views: `(size, views, dim)`.
         labels: `(size,)` or `(size, classes)`, or `None`.
-        valid: `(size,)`, bool: which places are filled.
+        valid: `(size,)`, bool: which slots are filled.
     """
 
     views: Any
@@ -144,21 +145,21 @@ class Memory(NamedTuple):
 
 
 def as_views(views, valid=None):
-    """Returns views as a float tensor, float32 at least, with zeros in place of invalid items."""
+    """Returns views as a tensor, at least float32, with zeros in place of invalid items."""
     views = ops.convert_to_tensor(views)
     views = ops.cast(views, float_dtype(views.dtype))
     return views if valid is None else ops.where(valid[:, None, None], views, 0)
 
 
 def samples_of(views, similarity, labels=None, valid=None, item=None):
-    """Returns the views of all items, one item after the other, as `Samples`.
+    """Returns the views of all items, item by item, as `Samples`.
 
     Args:
         views: `(batch, views, dim)`.
-        similarity: For which the embeddings are to be prepared.
+        similarity: The similarity to prepare the embeddings for.
         labels: `(batch,)` or `(batch, classes)`, or `None`.
         valid: `(batch,)`, bool, or `None`.
-        item: What to note as the item, in place of its index.
+        item: The value to store for every item in place of its index, or `None`.
     """
     count, size = views.shape[1], ops.shape(views)[0]
     items = ops.arange(size, dtype="int32")
@@ -175,7 +176,7 @@ def samples_of(views, similarity, labels=None, valid=None, item=None):
 
 
 def remembered(memory, similarity, view=slice(None)):
-    """Returns views of a memory, all or those in a slice, as `Samples`."""
+    """Returns the views of a memory, all or a slice of them, as `Samples`."""
     views = ops.stop_gradient(ops.convert_to_tensor(memory.views)[:, view])
     return samples_of(views, similarity, memory.labels, memory.valid, ELSEWHERE)
 
@@ -192,19 +193,19 @@ def mean_of_views(values, count, valid=None):
 
 
 def for_valid(values, valid):
-    """Returns values of items, 0 for invalid ones."""
+    """Returns the values of items, 0 for invalid ones."""
     return values if valid is None else ops.where(valid, values, 0)
 
 
 def class_masks(samples):
-    """Returns which of the samples are positives and negatives of one another, by their labels."""
+    """Returns which samples are positives and negatives of each other, by their labels."""
     rows = ops.arange(ops.shape(samples.items)[0], dtype="int32")
     positive, others = Roles(samples, samples, "positive", without_self=True).masks(rows)
     return positive, ops.logical_and(others, ops.logical_not(positive))
 
 
 def moments(x, valid=None):
-    """Returns `(batch, dim)` less its mean over the valid items, 0 for others, and their number."""
+    """Returns `(batch, dim)` minus the mean over valid items, 0 for others, and the valid count."""
     if valid is None:
         count = ops.cast(ops.shape(x)[0], x.dtype)
     else:

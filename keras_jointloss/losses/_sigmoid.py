@@ -4,8 +4,9 @@ With logits `l_ij = scale * x_i . y_j + bias` and `z_ij` = 1 for positives and -
 
     loss_i = sum_j softplus(-z_ij l_ij)
 
-The tiled form takes the gradient together with the value, as a sum over the anchors: 3 products of
-matrices as in the dense form, and 2 more only if the anchors turn out to weigh differently.
+The tiled form computes the gradient together with the value, as a sum over the anchors. It needs 3
+matrix products, as the dense form does, and 2 more only if the upstream gradients of the anchors
+differ.
 """
 
 import math
@@ -20,9 +21,9 @@ def pairwise_sigmoid(roles, scale, bias, similarity="cosine", tile_size=None):
     """Returns the loss of each anchor, `(anchors,)`.
 
     Args:
-        roles: `Roles`. Cosines are the dot products of what it holds.
-        scale: By what similarities are multiplied, a scalar.
-        bias: What is added, a scalar.
+        roles: `Roles`. Dot products of its embeddings are the cosines.
+        scale: The factor that multiplies the similarities, a scalar.
+        bias: The bias added to the scaled similarities, a scalar.
         similarity: `"cosine"`, `"dot"` or `"euclidean"`.
         tile_size: As in `choose`.
     """
@@ -47,7 +48,7 @@ def pairwise_sigmoid(roles, scale, bias, similarity="cosine", tile_size=None):
 
 
 def for_allowed(allowed, values):
-    """Returns the values where the mask, if there is one, is true, else 0."""
+    """Returns the values, 0 where the mask, if there is one, is false."""
     return values if allowed is None else ops.where(allowed, values, 0)
 
 

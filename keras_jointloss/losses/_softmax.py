@@ -1,15 +1,15 @@
-"""The cross-entropy that picks each anchor's positives out of its candidates, dense or in tiles.
+"""The cross-entropy that identifies each anchor's positives among its candidates, dense or tiled.
 
-With logits `l_ij = scale * x_i . y_j`, a mask of positives and a mask of those in the denominator,
-all that the softmax losses need of the matrix are three numbers an anchor:
+With logits `l_ij = scale * x_i . y_j`, a mask of positives and a mask of the denominator, the
+softmax losses need only three numbers per anchor:
 
     lse_i       log sum_{j in denominator} exp(l_ij)
     positive_i  mean_{j in positives} l_ij
     average_i   mean_{j in denominator} l_ij                   (for label smoothing)
 
-Where an anchor's positives are its own pairs, their logits are picked out of the same product of
-matrices as the rest, so that no rounding puts a positive above the log-sum-exp that contains it; a
-loss is then never below 0.
+If an anchor's positives are its own pairs, their logits come from the same matrix product as the
+rest. Rounding then cannot put a positive above the log-sum-exp that contains it, and such a loss is
+never below 0.
 """
 
 import math
@@ -25,12 +25,12 @@ from keras_jointloss.losses._tiles import choose
 
 
 class OwnPairs(NamedTuple):
-    """The positives of anchors that are the views of their own items.
+    """The positives of anchors if they are the other views of the anchors' own items.
 
     Attributes:
         columns: `(anchors, positives)`, int32: their indices among the candidates.
-        similarity: `(anchors,)`, their mean similarity, computed from the pairs alone: through it
-            flows the gradient.
+        similarity: `(anchors,)`, their mean similarity, computed from the pairs alone. The gradient
+            flows through it.
     """
 
     columns: Any
@@ -38,7 +38,7 @@ class OwnPairs(NamedTuple):
 
 
 def own_pairs(views, similarity):
-    """Returns the `OwnPairs` where all views are anchors and, as the first candidates, searched."""
+    """Returns the `OwnPairs` if all views are anchors and are also the first candidates."""
     count = views.shape[1]
     others = [[j for j in range(count) if j != i] for i in range(count)]
     items = ops.arange(ops.shape(views)[0], dtype="int32")
@@ -65,18 +65,18 @@ def cross_entropy(
     """Returns the loss of each anchor, `lse - positive` without label smoothing.
 
     Args:
-        roles: Who is what to whom. Cosines are the dot products of what it holds.
-        scale: By what similarities are multiplied, a scalar.
+        roles: Anchors, candidates and their roles. Dot products of the embeddings are the cosines.
+        scale: The factor that multiplies the similarities, a scalar.
         similarity: `"cosine"`, `"dot"` or `"euclidean"`.
-        label_smoothing: The share of the target that all in the denominator have alike.
+        label_smoothing: The share of the target spread evenly over the denominator.
         tile_size: As in `choose`.
-        own: The positives, where it is known without labels which they are.
-        both_ways: Whether the candidates, too, are anchors, and look for theirs. Own pairs are
-            then those of an anchor and the candidate with the same index.
+        own: The positives, if they are known without labels.
+        both_ways: Whether the candidates also serve as anchors. An own pair is then an anchor and
+            the candidate with the same index.
 
     Returns:
-        `(anchors,)`, or `(2, anchors)` if `both_ways`. 0 for an anchor without a positive or
-        without a denominator.
+        `(anchors,)`, or `(2, anchors)` if `both_ways`. An anchor without a positive or without a
+        denominator has loss 0.
     """
     x, y = roles.anchors.embeddings, roles.candidates.embeddings
     columns = None if own is None else own.columns
@@ -91,7 +91,7 @@ def cross_entropy(
     )  # (directions, 4, anchors)
     lse, positive, average, is_defined = (statistics[:, i] for i in range(4))
     if own is not None:
-        # The value is that of the matrix, the gradient that of the pairs alone.
+        # The value comes from the matrix, the gradient from the pairs alone.
         paired = scale * own.similarity
         positive = paired + ops.stop_gradient(positive - paired)
     target = (1 - label_smoothing) * positive + label_smoothing * average
@@ -111,9 +111,9 @@ def cross_entropy_among_views(
     memory=None,
     without_positives=False,
 ):
-    """Returns the loss of each item whose views all are anchors and candidates: `(batch,)`.
+    """Returns the loss of each item if all views are anchors and candidates: `(batch,)`.
 
-    The arguments are those of `nt_xent`, and whether positives stay out of the denominator.
+    The arguments are those of `nt_xent`, and whether to exclude positives from the denominator.
     """
     views = as_views(views, valid)
     count = views.shape[1]

@@ -1,4 +1,4 @@
-"""The matrix of logits of a softmax loss: what is needed of it, and its dense form."""
+"""The logit matrix of a softmax loss: its statistics and its dense form."""
 
 from typing import Any, NamedTuple
 
@@ -9,14 +9,14 @@ from keras_jointloss.losses._pairs import Roles
 
 
 class Matrix(NamedTuple):
-    """The logits of anchors, its rows, and candidates, its columns.
+    """The logits of anchors (rows) and candidates (columns).
 
-    `dense`, as `tiled`, returns lse, positive, average and, as 1 or 0, whether these are defined,
-    for rows and, with `both_ways`, columns: `(1 or 2, 4, anchors)`.
+    `dense`, like `tiled`, returns lse, positive, average and whether these are defined (1 or 0),
+    for rows and, with `both_ways`, for columns: `(1 or 2, 4, anchors)`.
 
     Attributes:
-        own: `(anchors, positives)`, int32, the columns of the positives, or `None` where the masks
-            say which they are. Then the positives' mean is without gradient.
+        own: `(anchors, positives)`, int32, the columns of the positives, or `None` if the masks
+            select them. With `own`, the mean of the positives is used without its gradient.
     """
 
     roles: Roles
@@ -27,17 +27,17 @@ class Matrix(NamedTuple):
 
     @property
     def needs_positive(self) -> bool:
-        """Whether the positives are to be found by their mask."""
+        """Whether the mask selects the positives."""
         return self.own is None
 
     def masks(self, rows):
-        """Returns the masks of positives and denominators, `None` if these are not needed."""
+        """Returns the masks of positives and denominators, `None` if they are not needed."""
         if self.roles.trivial and not self.needs_positive:
             return None, None
         return self.roles.masks(rows)
 
     def own_logits(self, logits, rows):
-        """Returns the mean logit of the own pairs in some rows, 0 if there are none."""
+        """Returns the mean logit of the own pairs in the given rows, 0 if there are none."""
         if self.own is None:
             return 0
         columns = ops.take(self.own, rows, axis=0)
@@ -45,7 +45,7 @@ class Matrix(NamedTuple):
         return ops.sum(own, axis=1) / self.own.shape[1]
 
     def totals(self, logits, positive, denominator, axis, weights=None, own=0):
-        """Returns sums over positives and denominator of the logits and of 1, `(4, others)`."""
+        """Returns sums of the logits and of 1 over positives and denominator, `(4, others)`."""
         weights = ops.ones_like(logits[:, 0]) if weights is None else weights
         weights = ops.broadcast_to(weights[:, None], ops.shape(logits))
         nothing = ops.sum(ops.zeros_like(logits[:1] if axis == 0 else logits[:, :1]), axis=axis)
@@ -77,13 +77,13 @@ class Matrix(NamedTuple):
         )
 
     def dense(self, x, y, scale):
-        # A compiler may fuse a product of logits with the difference from their maximum and round
-        # only once, which puts that maximum above 0. So the vectors are scaled.
+        # Scales the vectors, not the logits: a compiler may fuse a product of logits with the
+        # difference from their maximum and round only once, which puts that maximum above 0.
         others = scale * y if self.similarity == "euclidean" else y
         logits = matrix_of_prepared(scale * x, others, self.similarity)
         rows = ops.arange(ops.shape(x)[0], dtype="int32")
         positive, denominator = self.masks(rows)
-        own = self.own_logits(logits, rows)  # Those of the columns, too, if these are anchors.
+        own = self.own_logits(logits, rows)  # Also for columns that are anchors.
         result = []
         for axis in (1, 0) if self.both_ways else (1,):
             lse = (

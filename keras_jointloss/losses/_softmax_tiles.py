@@ -1,7 +1,7 @@
-"""The matrix of logits of a softmax loss, some rows at a time.
+"""The logit matrix of a softmax loss, computed some rows at a time.
 
-The rows are computed anew for the gradient: 4 products of matrices in place of 3, in memory that
-grows with the batch and not with its square.
+The gradient recomputes the rows: 4 matrix products in place of 3, in memory that grows with the
+batch and not with its square.
 """
 
 from typing import Any, NamedTuple
@@ -19,13 +19,13 @@ from keras_jointloss._math import (
 from keras_jointloss.losses._softmax_matrix import Matrix
 from keras_jointloss.losses._tiles import for_rows, put_rows
 
-#: Up to which |logit| the exponentials in the sums over rows and over columns may be the same
-#: ones, and yet none is lost in float32: exp(-2 * 40) is still a normal number.
+#: The largest |logit| for which the sums over rows and over columns can share their exponentials
+#: without underflow in float32: exp(-2 * 40) is still a normal number.
 _NARROW = 40.0
 
 
 def tiled(matrix: Matrix, x, y, scale, tile_size):
-    """Returns what `matrix.dense(x, y, scale)` does, from `tile_size` rows at a time."""
+    """Computes the same as `matrix.dense(x, y, scale)`, from `tile_size` rows at a time."""
 
     def compute(x, y, scale):
         tiles = _Tiles.of(matrix, x, y, scale, tile_size)
@@ -49,7 +49,7 @@ class _Sums(NamedTuple):
 
 
 class _Upstream(NamedTuple):
-    """The gradients with respect to the statistics, the means' divided by what they are over."""
+    """The gradients with respect to the statistics; those of means are divided by their counts."""
 
     lse: Any
     positive: Any
@@ -64,21 +64,21 @@ class _Upstream(NamedTuple):
         )
 
     def of_rows(self, rows):
-        """Returns those of some rows, `(rows, 1)` each."""
+        """Returns the gradients of the given rows, each `(rows, 1)`."""
         return _Upstream(*(ops.take(values, rows, axis=0)[:, None] for values in self))
 
 
 class _Tiles(NamedTuple):
-    """A matrix of logits, of which a tile of rows is held at a time.
+    """A logit matrix, held one tile of rows at a time.
 
     Attributes:
-        matrix: What is needed of it.
+        matrix: The `Matrix` with the masks and the statistics.
         x: `(anchors, dim)`.
         y: `(candidates, dim)`.
         scale: A scalar.
         tile_size: The number of rows of a tile.
         bound: A scalar that no logit exceeds.
-        is_narrow: Whether `exp(logit - bound)` loses no logit.
+        is_narrow: Whether `exp(logit - bound)` never underflows.
     """
 
     matrix: Matrix
@@ -96,7 +96,7 @@ class _Tiles(NamedTuple):
         return cls(matrix, x, y, scale, tile_size, bound, decided(bound <= _NARROW))
 
     def tile(self, rows):
-        """Returns the anchors of some rows, their logits and the two masks."""
+        """Returns the anchors of the given rows, their logits and the two masks."""
         x_tile = ops.take(self.x, rows, axis=0)
         return (x_tile, dot_matrix(self.scale * x_tile, self.y), *self.matrix.masks(rows))
 
@@ -134,12 +134,12 @@ class _Tiles(NamedTuple):
         lse, totals, shift, total, column_totals = for_rows(count, self.tile_size, add, carry)
         totals = ops.transpose(totals)
         if both_ways and self.matrix.own is not None:
-            # The own pair of a row is that of the column with the same index.
+            # A row and the column with the same index have the same own pair.
             column_totals = ops.concatenate([totals[:2], column_totals[2:]])
         return _Sums(lse, totals, _log(total, shift), column_totals)
 
     def _exponentials_narrow(self, logits, denominator, fresh, shift, total):
-        """Returns the log-sum-exp of the rows, and `shift` and `total` of the columns so far."""
+        """Returns the log-sum-exp of the rows and the columns' `shift` and `total` so far."""
         exponentials = _where(denominator, ops.exp(logits - self.bound))
         row_lse = _log(ops.sum(exponentials, axis=1), self.bound)
         if self.matrix.both_ways:
@@ -147,7 +147,7 @@ class _Tiles(NamedTuple):
         return row_lse, shift, total
 
     def _exponentials_wide(self, logits, denominator, fresh, shift, total):
-        """Returns what `_exponentials_narrow` does, with a shift for each row and column."""
+        """Computes the same as `_exponentials_narrow`, with a shift for each row and column."""
         if denominator is None:
             row_lse = ops.logsumexp(logits, axis=1)
         else:
@@ -161,15 +161,15 @@ class _Tiles(NamedTuple):
         return row_lse, new_shift, total * ops.exp(shift - new_shift) + added
 
     def statistics(self, sums: _Sums):
-        """Returns the statistics of rows and, if these are anchors, columns."""
+        """Returns the statistics of the rows and, if they are anchors, of the columns."""
         result = [self.matrix.statistics(sums.row_lse, sums.row_totals)]
         if self.matrix.both_ways:
             result.append(self.matrix.statistics(sums.column_lse, sums.column_totals))
         stacked = ops.stack(result)  # (directions, 4, anchors)
         if self.matrix.roles.without_positives:
             return stacked
-        # The positives are among the exponents: only rounding puts them above the log-sum-exp.
-        # The gradient does not come through here.
+        # The log-sum-exp contains the positives: only rounding puts them above it. No gradient
+        # flows through here.
         lse = ops.maximum(stacked[:, :1], stacked[:, 1:2])
         return ops.concatenate([lse, stacked[:, 1:]], axis=1)
 
@@ -206,14 +206,14 @@ class _Tiles(NamedTuple):
         return for_rows(ops.shape(self.x)[0], self.tile_size, add, carry)
 
     def _slope_narrow(self, logits, row, row_lse, column, column_lse):
-        """Returns the gradient with respect to the logits by way of the log-sum-exps."""
+        """Returns the gradient with respect to the logits through the log-sum-exps."""
         factor = row.lse * ops.exp(self.bound - row_lse)
         if column is not None:
             factor = factor + column.lse * ops.exp(self.bound - column_lse)
         return ops.exp(logits - self.bound) * factor
 
     def _slope_wide(self, logits, row, row_lse, column, column_lse):
-        """Returns what `_slope_narrow` does, where `exp(bound)` may be too large."""
+        """Computes the same as `_slope_narrow`, even if `exp(bound)` is too large."""
         result = row.lse * ops.exp(logits - row_lse)
         if column is not None:
             result = result + column.lse * ops.exp(logits - column_lse)

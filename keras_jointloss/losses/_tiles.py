@@ -1,4 +1,4 @@
-"""Loops over some rows of a large matrix at a time, so that it is never held as a whole."""
+"""Loops over tiles of rows of a large matrix, which is never held as a whole."""
 
 import math
 from typing import Any
@@ -9,9 +9,9 @@ from keras_jointloss._backend import runs_in_python
 from keras_jointloss._math import by_size
 from keras_jointloss._validation import validate_count
 
-#: How many rows are held at a time unless the user says otherwise.
+#: The default number of rows held at a time.
 TILE_SIZE = 256
-#: Up to how many elements a matrix is held as a whole unless the user says otherwise.
+#: The largest number of elements of a matrix that is held as a whole by default.
 DENSE_LIMIT = 2**22
 
 
@@ -19,7 +19,8 @@ def validate_tile_size(tile_size: Any, similarity: str) -> int | None:
     """Returns `tile_size` if the similarities can be computed in tiles of that size.
 
     Raises:
-        ValueError: If it is neither `None` nor a count, or if `similarity` is `"euclidean"`.
+        ValueError: If it is neither `None` nor a count, or if it is not `None` and `similarity` is
+            `"euclidean"`.
     """
     if tile_size is None:
         return None
@@ -32,14 +33,14 @@ def validate_tile_size(tile_size: Any, similarity: str) -> int | None:
 
 
 def choose(dense, tiled, rows, columns, tile_size):
-    """Returns `dense()` or `tiled(tile_size)`, two ways to the same tensor.
+    """Returns `dense()` or `tiled(tile_size)`, which compute the same tensor.
 
     Args:
-        dense: Holds the whole matrix.
-        tiled: Holds `tile_size` rows of it.
+        dense: A function that holds the whole matrix.
+        tiled: A function that holds `tile_size` rows of it.
         rows: Tensor with as many rows as the matrix has.
         columns: Tensor with as many rows as the matrix has columns.
-        tile_size: A number of rows, `math.inf` for `dense`, or `None`: it depends on the size.
+        tile_size: A number of rows, `math.inf` for `dense`, or `None` to choose by the size.
     """
     if tile_size == math.inf:
         return dense()
@@ -49,15 +50,15 @@ def choose(dense, tiled, rows, columns, tile_size):
 
 
 def for_rows(count, tile_size, body, carry):
-    """Calls `body` for one tile of rows after the other and returns what it hands on at the end.
+    """Calls `body` for one tile of rows after another and returns the final carry.
 
     Args:
         count: The number of rows: an int, or a scalar tensor on TensorFlow.
-        tile_size: The number of rows of a tile. The last tile overlaps the one before, so that all
-            are of a size.
+        tile_size: The number of rows in a tile. The last tile overlaps the one before it, so that
+            all tiles have the same size.
         body: Called with the indices of the rows, `(tile,)`, which of them are new, `(tile,)`, 1
-            or 0, and the tensors handed on; returns these.
-        carry: A tuple of tensors of one float dtype.
+            or 0, and the tensors of the carry; returns the next carry.
+        carry: The initial carry, a tuple of tensors of one float dtype.
     """
     if isinstance(count, int) and runs_in_python():
         tile_size = min(tile_size, count)
@@ -68,12 +69,12 @@ def for_rows(count, tile_size, body, carry):
     tile_size = min(tile_size, count) if isinstance(count, int) else ops.minimum(tile_size, count)
 
     def step(start, *carry):
-        # In half precision JAX made a float of the minimum.
+        # In half precision, JAX returns the minimum as a float.
         first = ops.cast(ops.minimum(start, count - tile_size), "int32")
         rows = first + ops.arange(tile_size, dtype="int32")
         carry = body(rows, ops.cast(rows >= start, carry[0].dtype), *carry)
-        # Comes to `start + tile_size`, but only when this tile is done: TensorFlow would compute
-        # several at the same time, and hold them all.
+        # Equals `start + tile_size`, but only once this tile is done: otherwise TensorFlow computes
+        # several tiles at the same time and holds them all.
         is_done = ops.isfinite(ops.max(carry[0]))
         return ops.maximum(start + tile_size, ops.cast(is_done, "int32")), *carry
 
@@ -82,5 +83,5 @@ def for_rows(count, tile_size, body, carry):
 
 
 def put_rows(x, rows, values):
-    """Returns `x` with other values in some rows."""
+    """Returns `x` with the given rows replaced by `values`."""
     return ops.scatter_update(x, rows[:, None], values)

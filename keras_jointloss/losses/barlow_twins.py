@@ -1,4 +1,4 @@
-"""Barlow Twins: the features of one view predict those of the other, each its own."""
+"""Barlow Twins: each feature of one view predicts the same feature of the other, and no other."""
 
 import keras
 import numpy as np
@@ -21,7 +21,7 @@ def barlow_twins(
     Args:
         views: `(batch, 2, dim)`.
         labels: Not used.
-        valid: `(batch,)`, bool: which items take part. `None` for all.
+        valid: `(batch,)`, bool: which items to include. `None` for all.
         off_diagonal_weight: As in `BarlowTwins`.
 
     Returns:
@@ -32,7 +32,7 @@ def barlow_twins(
     for view in (views[:, 0], views[:, 1]):
         centered, count = moments(view, valid)
         variance = ops.sum(ops.square(centered), axis=0) / count
-        # Of a feature that does not vary, rounding may leave some.
+        # Rounding may leave some variance in a feature that does not vary.
         rounding = 4 * np.finfo(keras.backend.standardize_dtype(view.dtype)).eps
         has_variance = variance > rounding**2 * ops.sum(ops.square(view), axis=0) / count
         deviation = ops.where(has_variance, safe_sqrt(variance), 1)
@@ -46,15 +46,15 @@ def barlow_twins(
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class BarlowTwins(ViewsLoss):
-    """Barlow Twins: makes the cross-correlation of the features of two views the identity.
+    """Barlow Twins: drives the cross-correlation of the features of two views to the identity.
 
-    With the correlation `C_ij` over the batch of feature `i` of the first view with feature `j` of
-    the second:
+    With the correlation `C_ij` over the batch between feature `i` of the first view and feature `j`
+    of the second:
 
         loss = sum_i (1 - C_ii)^2 + la sum_{i != j} C_ij^2
 
-    Every item has the loss of the whole batch. The correlation with a feature that does not vary,
-    as in a batch of 1, is 0.
+    Every item gets the loss of the whole batch. A feature that does not vary, as in a batch of 1,
+    has correlation 0.
 
     Args:
         off_diagonal_weight: The weight `la`, 0 or more.
@@ -63,13 +63,13 @@ class BarlowTwins(ViewsLoss):
         dtype: As in `keras.losses.Loss`.
 
     Input shape:
-        `y_pred`: `(batch, 2, dim)`. `y_true` is not used: anything with the right batch size.
+        `y_pred`: `(batch, 2, dim)`. `y_true` is not used: pass anything with the right batch size.
 
     Output shape:
         `(batch,)` from `call`.
 
     Raises:
-        ValueError: If an argument is invalid or a shape is another.
+        ValueError: If an argument is invalid or an input has the wrong shape.
 
     References:
         - Zbontar et al., 2021, Barlow Twins: Self-Supervised Learning via Redundancy Reduction

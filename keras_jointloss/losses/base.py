@@ -1,4 +1,4 @@
-"""The base of the losses on views."""
+"""The base class of the losses on views."""
 
 import math
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ class LearnedParameter(NamedTuple):
 
 
 class _Reduction(keras.losses.Loss):
-    """Reduces values that are there already, as Keras does after the `call` of any loss."""
+    """Reduces precomputed values, as Keras does after the `call` of any loss."""
 
     def __init__(self, values, reduction, dtype):
         super().__init__(reduction=reduction, dtype=dtype)
@@ -30,58 +30,57 @@ class _Reduction(keras.losses.Loss):
 
 
 class ViewsLoss(keras.losses.Loss):
-    """Base of the losses that compare the views of each item.
+    """Base class of the losses that compare the views of each item.
 
-    The views are two (or more) embeddings of the same item, stacked on axis 1. Of the loss function
-    below it a subclass says
+    The views are two (or more) embeddings of the same item, stacked on axis 1. A subclass defines
 
     - `function`: the stateless function `(views, labels, valid, **arguments) -> (batch,)`,
-    - `label_kind`, `max_views`, `has_memory`: what the function can take,
+    - `label_kind`, `max_views`, `has_memory`: what the function accepts.
 
-    and hands the function's arguments, as keyword arguments, on to `__init__`, after checking them.
-    They become attributes and stand in the config. One of them, `unlabelled`, is the base's: the
-    label of items without a label.
+    It validates the function's arguments and passes them to `__init__` as keyword arguments. They
+    become attributes and part of the config. The base class itself handles one of them,
+    `unlabelled`: the label that marks items without one.
 
-    An item that the Keras mask of `y_pred`, `(batch,)`, leaves out, whose sample weight is 0 or
-    whose label is `unlabelled` is excluded from the batch, as anchor, positive and negative.
+    An item is excluded from the batch (as anchor, positive and negative) if the Keras mask of
+    `y_pred`, `(batch,)`, excludes it, if its sample weight is 0 or if its label is `unlabelled`.
 
-    Labels that cannot be meant raise an error where their values can be read: called directly, and
-    on PyTorch with tensors on the CPU. In a compiled training step nothing checks them. On JAX
-    integers have 32 bits unless `jax_enable_x64` is set, and Keras cuts larger ids before a loss
-    sees them in `fit`: replace ids by their index, `np.unique(ids, return_inverse=True)[1]`.
+    Invalid labels raise an error if the host can read them: in a direct call, and on PyTorch with
+    tensors on the CPU. A compiled training step does not check them. On JAX, integers have 32 bits
+    unless `jax_enable_x64` is set, and Keras truncates larger ids before a loss sees them in `fit`:
+    replace ids with their indices, `np.unique(ids, return_inverse=True)[1]`.
 
     Args:
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`. The default is the mean over the batch.
         dtype: As in `keras.losses.Loss`. Labels keep their own dtype.
-        **arguments: Those of the function, as they are to be kept, and `unlabelled`.
+        **arguments: The validated arguments of the function, and `unlabelled`.
 
     Input shape:
-        `y_pred`: `(batch, views, dim)`, float. `y_true`: labels, if the loss has any: `(batch,)` or
-        `(batch, 1)`, or, for class labels, `(batch, classes)` with 1 for each class of an item and
-        0 for the others. Labels of pairs are 1 for a pair that belongs together and 0 for one that
-        does not. Else anything with the right batch size.
+        `y_pred`: `(batch, views, dim)`, float. `y_true`: labels, if the loss needs them: `(batch,)`
+        or `(batch, 1)`, or, for class labels, `(batch, classes)` with 1 for each class of an item
+        and 0 for the others. The label of a pair is 1 if its views match and 0 if not. Without
+        labels, anything with the right batch size.
 
     Output shape:
-        `(batch,)` from `call`, one value an item.
+        `(batch,)` from `call`, one value per item.
 
     Raises:
-        ValueError: If the shape of `y_pred`, or of the labels, is another, or a label cannot be
-            meant: one of a pair or in a row of classes that is not in [0, 1].
+        ValueError: If `y_pred` or the labels have the wrong shape, or if a label is invalid: that
+            of a pair, or an entry of a class row, that is not in [0, 1].
     """
 
-    #: Computes the values.
+    #: The function that computes the values.
     function: Any = None
-    #: What labels say: `"pair"`, whether the views belong together; `"class"`, of what class the
-    #: item is; `None`, nothing.
+    #: The meaning of labels: `"pair"`, whether the views match; `"class"`, the class of the item;
+    #: `None`, nothing.
     label_kind: str | None = None
-    #: How many views an item may have: 2 or, for `math.inf`, 2 or more.
+    #: The maximum number of views per item: 2, or `math.inf` for 2 or more.
     max_views: float = 2
     #: Whether the function takes a `memory` of other items' views.
     has_memory = False
-    #: The names of what `parts` returns.
+    #: The names of the parts that `parts` returns.
     part_names: tuple[str, ...] = ()
-    #: The label of items without a label.
+    #: The label that marks items without one.
     unlabelled: int | None = None
 
     def __init__(self, name=None, reduction="sum_over_batch_size", dtype=None, **arguments):
@@ -100,46 +99,46 @@ class ViewsLoss(keras.losses.Loss):
 
         Args:
             views: `(batch, views, dim)`, float.
-            labels: `(batch,)` or `(batch, classes)`, or `None` where `has_labels` is false.
-            valid: `(batch,)`, bool: which items take part. `None` for all.
-            **parameters: Replace arguments of the loss, or add to them.
+            labels: `(batch,)` or `(batch, classes)`, or `None` if `has_labels` is false.
+            valid: `(batch,)`, bool: which items to include. `None` for all.
+            **parameters: Arguments that replace those of the loss or add to them.
 
         Returns:
-            `(batch,)`, of the dtype of `views`, float32 at least; 0 for excluded items.
+            `(batch,)`, of the dtype of `views`, at least float32; 0 for excluded items.
         """
         if self.has_labels and labels is not None:
             labels = label_tensor(labels)
             valid = self.labelled(labels, valid)
             check_labels(labels, valid, type(self).__name__, self.label_kind == "pair")
         arguments = {**self._arguments(), **parameters}
-        arguments.pop("unlabelled", None)  # `valid` says so.
+        arguments.pop("unlabelled", None)  # `valid` excludes them.
         return type(self).function(views, labels, valid, **arguments)
 
     def labelled(self, labels, valid=None):
-        """Returns which valid items have a label: `(batch,)`, bool, or `None` if all have one."""
+        """Returns which valid items have a label: `(batch,)`, bool, or `None` if all items do."""
         return labelled(labels, valid, self.unlabelled)
 
     def parts(self, views, labels=None, valid=None) -> dict[str, Any]:
-        """Returns the parts of the loss that are worth logging by name, `(batch,)` each."""
+        """Returns the parts of the loss to log, by name, each `(batch,)`."""
         return {}
 
     def learned_parameters(self) -> dict[str, LearnedParameter]:
-        """Returns the parameters that may be trained, by name.
+        """Returns the parameters that can be trained, by name.
 
-        For a loss with a temperature it is CLIP's logarithm of the inverse temperature, kept
-        between 0 and log 100.
+        A loss with a temperature has one: the logarithm of the inverse temperature, as in CLIP,
+        kept between 0 and log 100.
         """
         if "temperature" not in self._argument_names:
             return {}
         return {"log_scale": LearnedParameter(-math.log(self.temperature), 0.0, math.log(100))}
 
     def arguments_of(self, learned: dict[str, Any]) -> dict[str, Any]:
-        """Returns the arguments of the function that learned parameters stand for."""
+        """Returns the arguments of the function that correspond to learned parameters."""
         others = {name: value for name, value in learned.items() if name != "log_scale"}
         return {"temperature": ops.exp(-learned["log_scale"]), **others} if learned else {}
 
     def validate_views(self, shape) -> None:
-        """Raises `ValueError` if `shape` is not that of stacked views."""
+        """Raises `ValueError` if `shape` is not a shape of stacked views."""
         views = shape[1] if len(shape) == 3 else 0
         if views is not None and not 2 <= views <= self.max_views:
             expected = "2" if self.max_views == 2 else "2 or more"
@@ -149,7 +148,7 @@ class ViewsLoss(keras.losses.Loss):
             )
 
     def validate_labels(self, shape, batch_size: int | None = None) -> None:
-        """Raises `ValueError` if `shape` is not that of one label, or row of classes, an item."""
+        """Raises `ValueError` if `shape` does not hold one label or row of classes per item."""
         is_matrix = len(shape) == 2 and (shape[1] in (1, None) or self.label_kind != "pair")
         differs = len(shape) > 0 and None not in (shape[0], batch_size) and shape[0] != batch_size
         if differs or not (len(shape) == 1 or is_matrix):
@@ -174,7 +173,7 @@ class ViewsLoss(keras.losses.Loss):
             views = ops.convert_to_tensor(y_pred, dtype=self.dtype)
             self.validate_views(views.shape)
             values = self._values(y_true, views, valid_items(y_pred, sample_weight))
-            # Keras finds the mask at the prediction.
+            # Keras reads the mask from the prediction.
             return _Reduction(values, self.reduction, self.dtype)(y_pred, y_pred, sample_weight)
 
     def _values(self, y_true, views, valid):
@@ -189,12 +188,12 @@ class ViewsLoss(keras.losses.Loss):
 
 
 def get(identifier: Any) -> keras.losses.Loss:
-    """Returns a loss by instance, by name or by config.
+    """Returns the loss for an instance, a name or a config.
 
     Args:
         identifier: A `keras.losses.Loss`, the name of a class of `keras_jointloss.losses`
-            (`"InfoNCE"`), a name that `keras.losses.get` knows as a class
-            (`"MeanSquaredError"`), or the serialized form of a loss.
+            (`"InfoNCE"`) or of `keras.losses` (`"MeanSquaredError"`), or the serialized form of a
+            loss.
 
     Raises:
         ValueError: If there is no such loss.

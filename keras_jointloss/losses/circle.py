@@ -1,4 +1,4 @@
-"""Circle loss: each similarity weighs by how far it is from its optimum."""
+"""Circle loss: each similarity is weighted by its distance from its optimum."""
 
 import math
 
@@ -24,7 +24,7 @@ def circle(
     Args:
         views: `(batch, views, dim)`.
         labels: `(batch,)` or `(batch, classes)`.
-        valid: `(batch,)`, bool: which items take part. `None` for all.
+        valid: `(batch,)`, bool: which items to include. `None` for all.
         margin: As in `Circle`.
         gamma: As in `Circle`.
 
@@ -56,31 +56,31 @@ class Circle(ViewsLoss):
         loss = softplus( LSE_N( gamma [s + m]+ (s - m) )
                        + LSE_P( -gamma [1 + m - s]+ (s - 1 + m) ) )
 
-    where `LSE` is the logarithm of the sum of exponentials over the positives `P`, the other views
-    whose items share a label with the anchor's, and the negatives `N`, all others. The weights in
+    where `LSE` is the logarithm of the sum of exponentials over the positives `P` (the other views
+    whose items share a label with the anchor's) and the negatives `N` (all others). The weights in
     brackets carry no gradient, as in the paper. (They do in `keras.losses.Circle`: same value,
-    another gradient.) An anchor without positives or without negatives has loss 0.
+    different gradient.) An anchor without positives or without negatives has loss 0.
 
     Args:
         margin: The relaxation `m`, 0 or more.
         gamma: The scale, > 0.
-        unlabelled: The label of items without a label, as -1, or `None`. These items are excluded
-            from the batch as anchors, positives and negatives, and have loss 0; like items of
-            weight 0 they count in the mean over the batch.
+        unlabelled: The label that marks items without one, such as -1, or `None`. These items are
+            excluded from the batch (as anchors, positives and negatives) and have loss 0. Like
+            items of weight 0, they count in the mean over the batch.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
 
     Input shape:
         `y_pred`: `(batch, views, dim)`, 2 views or more.
-        `y_true`: `(batch,)`, `(batch, 1)` or, with 1 for each class of an item and 0 for the
-        others, `(batch, classes)`.
+        `y_true`: `(batch,)`, `(batch, 1)` or `(batch, classes)` with 1 for each class of an item
+        and 0 for the others.
 
     Output shape:
         `(batch,)` from `call`, the mean over the views of an item.
 
     Raises:
-        ValueError: If an argument is invalid or a shape is another.
+        ValueError: If an argument is invalid or an input has the wrong shape.
 
     References:
         - Sun et al., 2020, Circle Loss: A Unified Perspective of Pair Similarity Optimization

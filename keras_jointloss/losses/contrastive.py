@@ -14,8 +14,8 @@ def contrastive(views, labels, valid=None, margin=1.0):
 
     Args:
         views: `(batch, 2, dim)`.
-        labels: `(batch,)`: 1 if the two views belong together, 0 if not.
-        valid: `(batch,)`, bool: which items take part. `None` for all.
+        labels: `(batch,)`: 1 if the two views match, 0 if not.
+        valid: `(batch,)`, bool: which items to include. `None` for all.
         margin: As in `Contrastive`.
 
     Returns:
@@ -33,26 +33,25 @@ def contrastive(views, labels, valid=None, margin=1.0):
 class Contrastive(ViewsLoss):
     """Contrastive loss on the Euclidean distance of labelled pairs.
 
-    With the distance `d` of the two embeddings, the label `y` and the margin `m`:
+    With the distance `d` between the two embeddings, the label `y` and the margin `m`:
 
         loss = 1/2 [ y d^2 + (1 - y) [m - d]+^2 ]        where [x]+ = max(x, 0)
 
     Args:
-        margin: The distance `m`, 0 or more, from which a pair that does not belong together is at
-            rest.
+        margin: The distance `m`, 0 or more, from which a pair that does not match has loss 0.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`, the pairs. `y_true`: `(batch,)` or `(batch, 1)`: 1 if the two
-        belong together, 0 if not; numbers between are a soft label.
+        match, 0 if not; numbers in between are soft labels.
 
     Output shape:
         `(batch,)` from `call`.
 
     Raises:
-        ValueError: If an argument is invalid or a shape is another.
+        ValueError: If an argument is invalid or an input has the wrong shape.
 
     References:
         - Hadsell, Chopra, LeCun, 2006, Dimensionality Reduction by Learning an Invariant Mapping

@@ -14,8 +14,8 @@ def cosine_embedding(views, labels, valid=None, margin=0.0):
 
     Args:
         views: `(batch, 2, dim)`.
-        labels: `(batch,)`: 1 if the two views belong together, 0 if not.
-        valid: `(batch,)`, bool: which items take part. `None` for all.
+        labels: `(batch,)`: 1 if the two views match, 0 if not.
+        valid: `(batch,)`, bool: which items to include. `None` for all.
         margin: As in `CosineEmbedding`.
 
     Returns:
@@ -36,25 +36,24 @@ class CosineEmbedding(ViewsLoss):
 
         loss = y (1 - s) + (1 - y) [s - m]+        where [x]+ = max(x, 0)
 
-    as PyTorch's `CosineEmbeddingLoss`, where the label is -1 in place of 0. A zero vector has
-    cosine 0 with all.
+    as in PyTorch's `CosineEmbeddingLoss`, where the label is -1 in place of 0. The cosine of a zero
+    vector with any vector is 0.
 
     Args:
-        margin: The cosine `m`, 0 or more, up to which a pair that does not belong together is at
-            rest.
+        margin: The cosine `m`, 0 or more, up to which a pair that does not match has loss 0.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`, the pairs. `y_true`: `(batch,)` or `(batch, 1)`: 1 if the two
-        belong together, 0 if not; numbers between are a soft label.
+        match, 0 if not; numbers in between are soft labels.
 
     Output shape:
         `(batch,)` from `call`.
 
     Raises:
-        ValueError: If an argument is invalid or a shape is another.
+        ValueError: If an argument is invalid or an input has the wrong shape.
 
     Example:
 

@@ -28,12 +28,12 @@ def decoupled_contrastive(
     Args:
         views: `(batch, views, dim)`.
         labels: `(batch,)` or `(batch, classes)`. Used with `same_label` only.
-        valid: `(batch,)`, bool: which items take part. `None` for all.
+        valid: `(batch,)`, bool: which items to include. `None` for all.
         temperature: A float or a scalar tensor, > 0.
         similarity: As in `DecoupledContrastive`.
         same_label: As in `DecoupledContrastive`.
         tile_size: As in `DecoupledContrastive`.
-        memory: A `Memory` of earlier items as further candidates, or `None`.
+        memory: A `Memory` of earlier items as additional candidates, or `None`.
 
     Returns:
         `(batch,)`.
@@ -53,42 +53,43 @@ def decoupled_contrastive(
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class DecoupledContrastive(ViewsLoss):
-    """Contrastive loss whose denominator holds negatives only.
+    """Contrastive loss whose denominator contains only negatives.
 
     Every view `x_i` of every item is an anchor, with similarities `s_ij` to the other views and
     temperature `t`:
 
         loss_i = LSE_{j in N(i)}(s_ij / t) - mean_{p in P(i)} s_ip / t
 
-    where `P(i)` are the other views of its item, `N(i)` those of the other items and `LSE` is the
-    logarithm of the sum of exponentials. An anchor without negatives, as in a batch of 1, has
-    loss 0. The loss may be negative.
+    where `P(i)` are the other views of the anchor's item, `N(i)` the views of the other items and
+    `LSE` is the logarithm of the sum of exponentials. An anchor without negatives, as in a batch of
+    1, has loss 0. The loss can be negative.
 
     Args:
-        temperature: The number `t` > 0 by which similarities are divided.
-        similarity: `"cosine"`, of which a zero vector has 0 with all, `"dot"`, the dot product, or
-            `"euclidean"`, minus the distance.
-        same_label: What it means that items share a label, or an id, in `y_true`: `"positive"`,
-            their views are positives of one another; `"ignore"`, they are no negatives of one
-            another. `None`: there are no labels.
-        tile_size: Of how many views the similarities are held at a time; values and gradients are
-            the same. `None`: of all, if there are up to 2048, or of 256.
-        unlabelled: The label of items without a label, as -1, or `None`; with `same_label` only.
-            These items are excluded from the batch as anchors, positives and negatives, and have
-            loss 0; like items of weight 0 they count in the mean over the batch.
+        temperature: The temperature `t` > 0 that divides the similarities.
+        similarity: `"cosine"`, `"dot"` (the dot product) or `"euclidean"` (minus the distance).
+            The cosine of a zero vector with any vector is 0.
+        same_label: How to treat items that share a label, or an id, in `y_true`: with
+            `"positive"`, their views are positives of each other; with `"ignore"`, they are not
+            negatives of each other. `None` if there are no labels.
+        tile_size: The number of views whose similarities are held in memory at a time. Values and
+            gradients do not depend on it. `None`: all if there are up to 2048, else 256.
+        unlabelled: The label that marks items without one, such as -1, or `None`. Requires
+            `same_label`. These items are excluded from the batch (as anchors, positives and
+            negatives) and have loss 0. Like items of weight 0, they count in the mean over the
+            batch.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
 
     Input shape:
         `y_pred`: `(batch, views, dim)`, 2 views or more.
-        `y_true`: with `same_label`, as in `SupCon`; else anything with the right batch size.
+        `y_true`: with `same_label`, as in `SupCon`; otherwise anything with the right batch size.
 
     Output shape:
         `(batch,)` from `call`, the mean over the views of an item.
 
     Raises:
-        ValueError: If an argument is invalid or a shape is another.
+        ValueError: If an argument is invalid or an input has the wrong shape.
 
     References:
         - Yeh et al., 2022, Decoupled Contrastive Learning

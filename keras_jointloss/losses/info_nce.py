@@ -38,14 +38,14 @@ def info_nce(
     Args:
         views: `(batch, views, dim)`.
         labels: `(batch,)` or `(batch, classes)`. Used with `same_label` only.
-        valid: `(batch,)`, bool: which items take part. `None` for all.
+        valid: `(batch,)`, bool: which items to include. `None` for all.
         temperature: A float or a scalar tensor, > 0.
         similarity: As in `InfoNCE`.
         symmetric: As in `InfoNCE`.
         same_label: As in `InfoNCE`.
         label_smoothing: As in `InfoNCE`.
         tile_size: As in `InfoNCE`.
-        memory: A `Memory` of earlier items as further candidates, or `None`.
+        memory: A `Memory` of earlier items as additional candidates, or `None`.
 
     Returns:
         `(batch,)`.
@@ -83,51 +83,53 @@ def info_nce(
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class InfoNCE(ViewsLoss):
-    """Contrastive loss that picks each item's other view out of those of the whole batch.
+    """Contrastive loss that identifies each item's other view among those of the whole batch.
 
     With embeddings `a` and `b` of the two views, similarities `s_ij = s(a_i, b_j)` and temperature
     `t`:
 
         loss_i = 1/2 [ LSE_j(s_ij / t) - s_ii / t  +  LSE_j(s_ji / t) - s_ii / t ]
 
-    where `LSE` is the logarithm of the sum of exponentials; with `symmetric=False` the first two
-    terms alone. The negatives of an item are the other items of the batch.
+    where `LSE` is the logarithm of the sum of exponentials. With `symmetric=False`, the loss is the
+    first two terms alone, without the 1/2. The negatives of an item are the other items of the
+    batch.
 
-    `ContrastiveTerm` with `learn_temperature=True` trains `log(1 / t)`. Keep weight decay, as of
-    AdamW, away from it: `optimizer.exclude_from_weight_decay(var_names=["log_scale"])`.
+    `ContrastiveTerm` with `learn_temperature=True` trains `log(1 / t)`. Exclude it from weight
+    decay, as in AdamW: `optimizer.exclude_from_weight_decay(var_names=["log_scale"])`.
 
-    Views after the second are hard negatives: those of all items are further candidates for the
-    first view of each.
+    Views after the second are hard negatives: those of all items are additional candidates for the
+    first view of each item.
 
     Args:
-        temperature: The number `t` > 0 by which similarities are divided.
-        similarity: `"cosine"`, of which a zero vector has 0 with all, `"dot"`, the dot product, or
-            `"euclidean"`, minus the distance.
+        temperature: The temperature `t` > 0 that divides the similarities.
+        similarity: `"cosine"`, `"dot"` (the dot product) or `"euclidean"` (minus the distance).
+            The cosine of a zero vector with any vector is 0.
         symmetric: Whether both views serve as anchors (as in CLIP), or only the first.
-        same_label: What it means that items share a label, or an id, in `y_true`: `"positive"`,
-            they are positives of one another, and the loss has the mean of the positives'
-            `s / t` in place of `s_ii / t`; `"ignore"`, they are no negatives of one another.
-            `None`: there are no labels.
-        label_smoothing: The share of the target, in [0, 1), that all candidates have alike.
-        tile_size: Of how many items the similarities are held at a time; values and gradients are
-            the same. `None`: of all, in a batch of up to 2048, or of 256.
-        unlabelled: The label of items without a label, as -1, or `None`; with `same_label` only.
-            These items are excluded from the batch as anchors, positives and negatives, and have
-            loss 0; like items of weight 0 they count in the mean over the batch.
+        same_label: How to treat items that share a label, or an id, in `y_true`: with
+            `"positive"`, they are positives of each other, and the mean of the positives' `s / t`
+            replaces `s_ii / t`; with `"ignore"`, they are not negatives of each other. `None` if
+            there are no labels.
+        label_smoothing: The share of the target, in [0, 1), spread evenly over all candidates.
+        tile_size: The number of items whose similarities are held in memory at a time. Values and
+            gradients do not depend on it. `None`: all in a batch of up to 2048, else 256.
+        unlabelled: The label that marks items without one, such as -1, or `None`. Requires
+            `same_label`. These items are excluded from the batch (as anchors, positives and
+            negatives) and have loss 0. Like items of weight 0, they count in the mean over the
+            batch.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
 
     Input shape:
         `y_pred`: `(batch, views, dim)`, 2 views or more. `y_true`: with `same_label`, `(batch,)`,
-        `(batch, 1)` or, with 1 for each class of an item, `(batch, classes)`; else anything with
+        `(batch, 1)` or `(batch, classes)` with 1 for each class of an item; otherwise anything with
         the right batch size.
 
     Output shape:
         `(batch,)` from `call`.
 
     Raises:
-        ValueError: If an argument is invalid or a shape is another.
+        ValueError: If an argument is invalid or an input has the wrong shape.
 
     References:
         - van den Oord et al., 2018, Representation Learning with Contrastive Predictive Coding

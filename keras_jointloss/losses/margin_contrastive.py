@@ -14,8 +14,8 @@ def margin_contrastive(views, labels, valid=None, margin=1.0, normalize=False):
 
     Args:
         views: `(batch, 2, dim)`.
-        labels: `(batch,)`: 1 if the two views belong together, 0 if not.
-        valid: `(batch,)`, bool: which items take part. `None` for all.
+        labels: `(batch,)`: 1 if the two views match, 0 if not.
+        valid: `(batch,)`, bool: which items to include. `None` for all.
         margin: As in `MarginContrastive`.
         normalize: As in `MarginContrastive`.
 
@@ -38,12 +38,12 @@ class MarginContrastive(ViewsLoss):
 
         loss = y [m - s]+ + (1 - y) [s]+        where [x]+ = max(x, 0)
 
-    Pairs that belong together are drawn to a dot product of at least `m`, others to one of at
-    most 0.
+    The loss pulls matching pairs to a dot product of at least `m` and pushes the others to one of
+    at most 0.
 
     Args:
-        margin: The dot product `m`, 0 or more, from which a pair that belongs together is at rest.
-        normalize: Whether to scale the embeddings to length 1 first: then the dot product is
+        margin: The dot product `m`, 0 or more, from which a matching pair has loss 0.
+        normalize: Whether to scale the embeddings to length 1 first, so that the dot product is
             the cosine. A zero vector stays zero and gets no gradient.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
@@ -51,13 +51,13 @@ class MarginContrastive(ViewsLoss):
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`, the pairs. `y_true`: `(batch,)` or `(batch, 1)`: 1 if the two
-        belong together, 0 if not; numbers between are a soft label.
+        match, 0 if not; numbers in between are soft labels.
 
     Output shape:
         `(batch,)` from `call`.
 
     Raises:
-        ValueError: If an argument is invalid or a shape is another.
+        ValueError: If an argument is invalid or an input has the wrong shape.
 
     References:
         - Hadsell, Chopra, LeCun, 2006, Dimensionality Reduction by Learning an Invariant Mapping

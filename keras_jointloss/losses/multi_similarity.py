@@ -1,4 +1,4 @@
-"""Multi-similarity: pairs weigh by their similarity, and by that of the others."""
+"""Multi-similarity: pairs are weighted by their similarity and by that of the other pairs."""
 
 import math
 
@@ -26,7 +26,7 @@ def multi_similarity(
     Args:
         views: `(batch, views, dim)`.
         labels: `(batch,)` or `(batch, classes)`.
-        valid: `(batch,)`, bool: which items take part. `None` for all.
+        valid: `(batch,)`, bool: which items to include. `None` for all.
         alpha: As in `MultiSimilarity`.
         beta: As in `MultiSimilarity`.
         base: As in `MultiSimilarity`.
@@ -42,7 +42,7 @@ def multi_similarity(
     if mining_margin is not None:
         hardest_positive = _extreme(similarity, positive, ops.min, math.inf)
         hardest_negative = _extreme(similarity, negative, ops.max, -math.inf)
-        # Without positives, or negatives, there is nothing to be harder than.
+        # Without positives all negatives are kept, and without negatives all positives.
         easy_negative = similarity <= hardest_positive - mining_margin
         easy_positive = similarity >= hardest_negative + mining_margin
         has_positive = ops.any(positive, axis=1, keepdims=True)
@@ -55,7 +55,7 @@ def multi_similarity(
 
 
 def _extreme(x, mask, extreme, neutral):
-    """Returns the least or largest of the masked elements of each row."""
+    """Returns the smallest or largest of the masked elements of each row."""
     return extreme(ops.where(mask, x, neutral), axis=1, keepdims=True)
 
 
@@ -74,36 +74,36 @@ class MultiSimilarity(ViewsLoss):
         loss = 1/alpha log(1 + sum_P e^{-alpha (s - base)})
              + 1/beta log(1 + sum_N e^{beta (s - base)})
 
-    where the sums are over the positives `P`, the other views whose items share a label with the
-    anchor's, and the negatives `N`, all others. An empty sum is 0.
+    where the sums run over the positives `P` (the other views whose items share a label with the
+    anchor's) and the negatives `N` (all others). An empty sum is 0.
 
-    With a mining margin `e` only the negatives that are more similar than the least similar
-    positive less `e` count, and the positives that are less similar than the most similar negative
-    plus `e`. Where the paper is silent: an anchor without positives keeps all its negatives, and
-    one without negatives all its positives.
+    With a mining margin `e`, a negative counts only if its cosine is above that of the least
+    similar positive minus `e`, and a positive only if its cosine is below that of the most similar
+    negative plus `e`. The paper leaves two cases open: an anchor without positives keeps all its
+    negatives, and one without negatives keeps all its positives.
 
     Args:
-        alpha: How sharply positives are weighed, > 0.
-        beta: How sharply negatives are weighed, > 0.
-        base: The cosine about which pairs begin to weigh.
+        alpha: The sharpness of the weighting of positives, > 0.
+        beta: The sharpness of the weighting of negatives, > 0.
+        base: The cosine around which pairs begin to count.
         mining_margin: The margin `e`, 0 or more (0.1 in the paper), or `None` to keep all pairs.
-        unlabelled: The label of items without a label, as -1, or `None`. These items are excluded
-            from the batch as anchors, positives and negatives, and have loss 0; like items of
-            weight 0 they count in the mean over the batch.
+        unlabelled: The label that marks items without one, such as -1, or `None`. These items are
+            excluded from the batch (as anchors, positives and negatives) and have loss 0. Like
+            items of weight 0, they count in the mean over the batch.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
 
     Input shape:
         `y_pred`: `(batch, views, dim)`, 2 views or more.
-        `y_true`: `(batch,)`, `(batch, 1)` or, with 1 for each class of an item and 0 for the
-        others, `(batch, classes)`.
+        `y_true`: `(batch,)`, `(batch, 1)` or `(batch, classes)` with 1 for each class of an item
+        and 0 for the others.
 
     Output shape:
         `(batch,)` from `call`, the mean over the views of an item.
 
     Raises:
-        ValueError: If an argument is invalid or a shape is another.
+        ValueError: If an argument is invalid or an input has the wrong shape.
 
     References:
         - Wang et al., 2019, Multi-Similarity Loss with General Pair Weighting for Deep Metric

@@ -17,7 +17,7 @@ def n_pairs(views, labels, valid=None, similarity="dot", label_smoothing=0.0, ti
     Args:
         views: `(batch, 2, dim)`.
         labels: `(batch,)` or `(batch, classes)`.
-        valid: `(batch,)`, bool: which items take part. `None` for all.
+        valid: `(batch,)`, bool: which items to include. `None` for all.
         similarity: As in `NPairs`.
         label_smoothing: As in `NPairs`.
         tile_size: As in `NPairs`.
@@ -33,40 +33,40 @@ def n_pairs(views, labels, valid=None, similarity="dot", label_smoothing=0.0, ti
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class NPairs(ViewsLoss):
-    """Cross-entropy that picks the positives of each anchor's class out of those of the batch.
+    """Cross-entropy that identifies the positives of each anchor's class among those of the batch.
 
-    With anchors `a_i`, the first views, and positives `b_j`, the second ones, with similarities
+    With the first views as anchors `a_i`, the second views as positives `b_j` and similarities
     `s_ij`:
 
         loss_i = LSE_j(s_ij) - mean_{p in P(i)} s_ip
 
-    where `P(i)` are the items that share a label with item `i`, itself included, and `LSE` is the
+    where `P(i)` are the items that share a label with item `i`, including itself, and `LSE` is the
     logarithm of the sum of exponentials. The paper also regularizes the length of the embeddings:
-    add an activity regularizer for that.
+    add an activity regularizer to do so.
 
     Args:
-        similarity: `"dot"`, the dot product, as in the paper, `"cosine"` or `"euclidean"`, minus
-            the distance.
-        label_smoothing: The share of the target, in [0, 1), that all candidates have alike.
-        tile_size: Of how many items the similarities are held at a time; values and gradients are
-            the same. `None`: of all, if there are up to 2048, or of 256.
-        unlabelled: The label of items without a label, as -1, or `None`. These items are excluded
-            from the batch as anchors, positives and negatives, and have loss 0; like items of
-            weight 0 they count in the mean over the batch.
+        similarity: `"dot"` (the dot product, as in the paper), `"cosine"` or `"euclidean"` (minus
+            the distance).
+        label_smoothing: The share of the target, in [0, 1), spread evenly over all candidates.
+        tile_size: The number of items whose similarities are held in memory at a time. Values and
+            gradients do not depend on it. `None`: all if there are up to 2048, else 256.
+        unlabelled: The label that marks items without one, such as -1, or `None`. These items are
+            excluded from the batch (as anchors, positives and negatives) and have loss 0. Like
+            items of weight 0, they count in the mean over the batch.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`.
-        `y_true`: `(batch,)`, `(batch, 1)` or, with 1 for each class of an item and 0 for the
-        others, `(batch, classes)`.
+        `y_true`: `(batch,)`, `(batch, 1)` or `(batch, classes)` with 1 for each class of an item
+        and 0 for the others.
 
     Output shape:
         `(batch,)` from `call`.
 
     Raises:
-        ValueError: If an argument is invalid or a shape is another.
+        ValueError: If an argument is invalid or an input has the wrong shape.
 
     References:
         - Sohn, 2016, Improved Deep Metric Learning with Multi-class N-pair Loss Objective

@@ -29,13 +29,13 @@ def nt_xent(
     Args:
         views: `(batch, views, dim)`.
         labels: `(batch,)` or `(batch, classes)`. Used with `same_label` only.
-        valid: `(batch,)`, bool: which items take part. `None` for all.
+        valid: `(batch,)`, bool: which items to include. `None` for all.
         temperature: A float or a scalar tensor, > 0.
         similarity: As in `NTXent`.
         same_label: As in `NTXent`.
         label_smoothing: As in `NTXent`.
         tile_size: As in `NTXent`.
-        memory: A `Memory` of earlier items as further candidates, or `None`.
+        memory: A `Memory` of earlier items as additional candidates, or `None`.
 
     Returns:
         `(batch,)`.
@@ -62,36 +62,37 @@ class NTXent(ViewsLoss):
 
         loss_i = LSE_{j != i}(s_ij / t) - mean_{p in P(i)} s_ip / t
 
-    where `P(i)` are the other views of its item and `LSE` is the logarithm of the sum of
-    exponentials. With two views this is the loss of the paper; with more, its mean over the pairs
-    that an anchor is in, with one denominator for all.
+    where `P(i)` are the other views of the anchor's item and `LSE` is the logarithm of the sum of
+    exponentials. With two views, this is the loss of the paper. With more views, it is its mean
+    over the positive pairs of an anchor, which share one denominator.
 
     Args:
-        temperature: The number `t` > 0 by which similarities are divided.
-        similarity: `"cosine"`, of which a zero vector has 0 with all, `"dot"`, the dot product, or
-            `"euclidean"`, minus the distance.
-        same_label: What it means that items share a label, or an id, in `y_true`: `"positive"`,
-            their views are positives of one another; `"ignore"`, they are no negatives of one
-            another. `None`: there are no labels.
-        label_smoothing: The share of the target, in [0, 1), that all candidates have alike.
-        tile_size: Of how many views the similarities are held at a time; values and gradients are
-            the same. `None`: of all, if there are up to 2048, or of 256.
-        unlabelled: The label of items without a label, as -1, or `None`; with `same_label` only.
-            These items are excluded from the batch as anchors, positives and negatives, and have
-            loss 0; like items of weight 0 they count in the mean over the batch.
+        temperature: The temperature `t` > 0 that divides the similarities.
+        similarity: `"cosine"`, `"dot"` (the dot product) or `"euclidean"` (minus the distance).
+            The cosine of a zero vector with any vector is 0.
+        same_label: How to treat items that share a label, or an id, in `y_true`: with
+            `"positive"`, their views are positives of each other; with `"ignore"`, they are not
+            negatives of each other. `None` if there are no labels.
+        label_smoothing: The share of the target, in [0, 1), spread evenly over all candidates.
+        tile_size: The number of views whose similarities are held in memory at a time. Values and
+            gradients do not depend on it. `None`: all if there are up to 2048, else 256.
+        unlabelled: The label that marks items without one, such as -1, or `None`. Requires
+            `same_label`. These items are excluded from the batch (as anchors, positives and
+            negatives) and have loss 0. Like items of weight 0, they count in the mean over the
+            batch.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
 
     Input shape:
         `y_pred`: `(batch, views, dim)`, 2 views or more.
-        `y_true`: with `same_label`, as in `SupCon`; else anything with the right batch size.
+        `y_true`: with `same_label`, as in `SupCon`; otherwise anything with the right batch size.
 
     Output shape:
         `(batch,)` from `call`, the mean over the views of an item.
 
     Raises:
-        ValueError: If an argument is invalid or a shape is another.
+        ValueError: If an argument is invalid or an input has the wrong shape.
 
     References:
         - Chen et al., 2020, A Simple Framework for Contrastive Learning of Visual Representations

@@ -1,4 +1,4 @@
-"""SigLIP: each pair of views is classified on its own as matching or not."""
+"""SigLIP: classifies each pair of views independently as matching or not."""
 
 import math
 
@@ -29,13 +29,13 @@ def siglip(
     Args:
         views: `(batch, 2, dim)`.
         labels: `(batch,)` or `(batch, classes)`. Used with `same_label` only.
-        valid: `(batch,)`, bool: which items take part. `None` for all.
+        valid: `(batch,)`, bool: which items to include. `None` for all.
         temperature: A float or a scalar tensor, > 0.
         bias: A float or a scalar tensor.
         similarity: As in `SigLIP`.
         same_label: As in `SigLIP`.
         tile_size: As in `SigLIP`.
-        memory: A `Memory` of earlier items as further candidates, or `None`.
+        memory: A `Memory` of earlier items as additional candidates, or `None`.
 
     Returns:
         `(batch,)`.
@@ -58,39 +58,40 @@ class SigLIP(ViewsLoss):
 
         loss_i = sum_j softplus(-z_ij (s_ij / t + b))        z_ii = 1, else z_ij = -1
 
-    so that the mean over the batch is the sum over all pairs divided by the size of the batch, as
-    in the paper.
+    The mean over the batch is the sum over all pairs divided by the batch size, as in the paper.
 
     `ContrastiveTerm` with `learn_temperature=True` trains `log(1 / t)` and `b`, as the paper does.
-    Keep weight decay, as of AdamW, away from them:
+    Exclude them from weight decay, as in AdamW:
     `optimizer.exclude_from_weight_decay(var_names=["log_scale", "bias"])`.
 
     Args:
-        temperature: The number `t` > 0 by which similarities are divided.
-        bias: The number `b` that is added: about minus the largest logit, so that the many
-            negatives are no loss at the start.
-        similarity: `"cosine"`, of which a zero vector has 0 with all, `"dot"`, the dot product, or
-            `"euclidean"`, minus the distance.
-        same_label: What it means that items share a label, or an id, in `y_true`: `"positive"`,
-            `z_ij` is 1 for them; `"ignore"`, the pair has no loss. `None`: there are no labels.
-        tile_size: Of how many items the similarities are held at a time; values and gradients are
-            the same. `None`: of all, in a batch of up to 2048, or of 256.
-        unlabelled: The label of items without a label, as -1, or `None`; with `same_label` only.
-            These items are excluded from the batch as anchors, positives and negatives, and have
-            loss 0; like items of weight 0 they count in the mean over the batch.
+        temperature: The temperature `t` > 0 that divides the similarities.
+        bias: The bias `b`, about minus the largest logit, so that the many negatives contribute
+            almost no loss at the start.
+        similarity: `"cosine"`, `"dot"` (the dot product) or `"euclidean"` (minus the distance).
+            The cosine of a zero vector with any vector is 0.
+        same_label: How to treat items that share a label, or an id, in `y_true`: with
+            `"positive"`, `z_ij` is 1 for them; with `"ignore"`, their pair has no loss. `None` if
+            there are no labels.
+        tile_size: The number of items whose similarities are held in memory at a time. Values and
+            gradients do not depend on it. `None`: all in a batch of up to 2048, else 256.
+        unlabelled: The label that marks items without one, such as -1, or `None`. Requires
+            `same_label`. These items are excluded from the batch (as anchors, positives and
+            negatives) and have loss 0. Like items of weight 0, they count in the mean over the
+            batch.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`.
-        `y_true`: with `same_label`, as in `SupCon`; else anything with the right batch size.
+        `y_true`: with `same_label`, as in `SupCon`; otherwise anything with the right batch size.
 
     Output shape:
         `(batch,)` from `call`.
 
     Raises:
-        ValueError: If an argument is invalid or a shape is another.
+        ValueError: If an argument is invalid or an input has the wrong shape.
 
     References:
         - Zhai et al., 2023, Sigmoid Loss for Language Image Pre-Training

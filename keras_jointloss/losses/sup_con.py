@@ -27,12 +27,12 @@ def sup_con(
     Args:
         views: `(batch, views, dim)`.
         labels: `(batch,)` or `(batch, classes)`.
-        valid: `(batch,)`, bool: which items take part. `None` for all.
+        valid: `(batch,)`, bool: which items to include. `None` for all.
         temperature: A float or a scalar tensor, > 0.
         similarity: As in `SupCon`.
         label_smoothing: As in `SupCon`.
         tile_size: As in `SupCon`.
-        memory: A `Memory` of earlier items as further candidates, or `None`.
+        memory: A `Memory` of earlier items as additional candidates, or `None`.
 
     Returns:
         `(batch,)`.
@@ -59,33 +59,33 @@ class SupCon(ViewsLoss):
 
         loss_i = LSE_{j != i}(s_ij / t) - mean_{p in P(i)} s_ip / t
 
-    where `P(i)` are the other views whose items share a label with the anchor's, its own item
-    included, and `LSE` is the logarithm of the sum of exponentials.
+    where `P(i)` are the other views whose items share a label with the anchor's, including its own
+    item, and `LSE` is the logarithm of the sum of exponentials.
 
     Args:
-        temperature: The number `t` > 0 by which similarities are divided.
-        similarity: `"cosine"`, of which a zero vector has 0 with all, `"dot"`, the dot product, or
-            `"euclidean"`, minus the distance.
-        label_smoothing: The share of the target, in [0, 1), that all candidates have alike.
-        tile_size: Of how many views the similarities are held at a time; values and gradients are
-            the same. `None`: of all, if there are up to 2048, or of 256.
-        unlabelled: The label of items without a label, as -1, or `None`. These items are excluded
-            from the batch as anchors, positives and negatives, and have loss 0; like items of
-            weight 0 they count in the mean over the batch.
+        temperature: The temperature `t` > 0 that divides the similarities.
+        similarity: `"cosine"`, `"dot"` (the dot product) or `"euclidean"` (minus the distance).
+            The cosine of a zero vector with any vector is 0.
+        label_smoothing: The share of the target, in [0, 1), spread evenly over all candidates.
+        tile_size: The number of views whose similarities are held in memory at a time. Values and
+            gradients do not depend on it. `None`: all if there are up to 2048, else 256.
+        unlabelled: The label that marks items without one, such as -1, or `None`. These items are
+            excluded from the batch (as anchors, positives and negatives) and have loss 0. Like
+            items of weight 0, they count in the mean over the batch.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
 
     Input shape:
         `y_pred`: `(batch, views, dim)`, 2 views or more.
-        `y_true`: `(batch,)`, `(batch, 1)` or, with 1 for each class of an item and 0 for the
-        others, `(batch, classes)`.
+        `y_true`: `(batch,)`, `(batch, 1)` or `(batch, classes)` with 1 for each class of an item
+        and 0 for the others.
 
     Output shape:
         `(batch,)` from `call`, the mean over the views of an item.
 
     Raises:
-        ValueError: If an argument is invalid or a shape is another.
+        ValueError: If an argument is invalid or an input has the wrong shape.
 
     References:
         - Khosla et al., 2020, Supervised Contrastive Learning

@@ -1,4 +1,4 @@
-"""Triplet loss: an anchor is nearer to its positive than to its negative."""
+"""Triplet loss: pulls an anchor closer to its positive than to its negative."""
 
 import math
 
@@ -25,7 +25,7 @@ def triplet(
     Args:
         views: `(batch, views, dim)`.
         labels: `(batch,)` or `(batch, classes)`.
-        valid: `(batch,)`, bool: which items take part. `None` for all.
+        valid: `(batch,)`, bool: which items to include. `None` for all.
         margin: As in `Triplet`.
         mining: As in `Triplet`.
         similarity: As in `Triplet`.
@@ -35,7 +35,7 @@ def triplet(
     """
     views = as_views(views, valid)
     samples = samples_of(views, similarity, labels, valid)
-    # A distance but for a constant, which is the same for positives and negatives.
+    # A distance up to a constant, which is the same for positives and negatives.
     distance = -matrix_of_prepared(samples.embeddings, samples.embeddings, similarity)
     positive, negative = class_masks(samples)
     if mining == "hard":
@@ -70,47 +70,47 @@ def _hinge(difference, margin):
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class Triplet(ViewsLoss):
-    """Triplet loss with mining in the batch.
+    """Triplet loss with in-batch mining.
 
-    Every view of every item is an anchor. With its distances `d_ap` from a positive, another view
-    whose item shares a label with the anchor's, and `d_an` from a negative, any other view, and
-    the margin `m`:
+    Every view of every item is an anchor. A positive is another view whose item shares a label with
+    the anchor's, and a negative is any other view. With the anchor's distances `d_ap` from a
+    positive and `d_an` from a negative, and the margin `m`:
 
         loss = mean over the triplets of the anchor of [d_ap - d_an + m]+        [x]+ = max(x, 0)
 
-    The triplets are, with `mining`
+    `mining` selects the triplets:
 
     - `"all"`: every positive with every negative,
-    - `"semi_hard"`: every positive with the nearest negative that is farther than it, or else with
-      the farthest negative,
+    - `"semi_hard"`: every positive with the nearest negative that is farther than the positive or,
+      if there is none, with the farthest negative,
     - `"hard"`: the farthest positive with the nearest negative.
 
-    An anchor without positives or without negatives has loss 0. With `n` views in the batch it
-    takes memory for `n^3` numbers, for `n^2` with `"hard"`.
+    An anchor without positives or without negatives has loss 0. With `n` views in the batch, the
+    loss needs memory for `n^3` numbers, or `n^2` with `"hard"`.
 
     Args:
-        margin: The margin `m`, 0 or more, or `"soft"`, for `log(1 + exp(d_ap - d_an))` in place of
+        margin: The margin `m`, 0 or more, or `"soft"` for `log(1 + exp(d_ap - d_an))` in place of
             the hinge.
         mining: `"semi_hard"`, `"hard"` or `"all"`.
-        similarity: `"euclidean"`, `"cosine"` (the distance is 1 less the cosine) or `"dot"` (it is
-            minus the dot product).
-        unlabelled: The label of items without a label, as -1, or `None`. These items are excluded
-            from the batch as anchors, positives and negatives, and have loss 0; like items of
-            weight 0 they count in the mean over the batch.
+        similarity: `"euclidean"`, `"cosine"` (the distance is 1 minus the cosine) or `"dot"` (the
+            distance is minus the dot product).
+        unlabelled: The label that marks items without one, such as -1, or `None`. These items are
+            excluded from the batch (as anchors, positives and negatives) and have loss 0. Like
+            items of weight 0, they count in the mean over the batch.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
 
     Input shape:
         `y_pred`: `(batch, views, dim)`, 2 views or more.
-        `y_true`: `(batch,)`, `(batch, 1)` or, with 1 for each class of an item and 0 for the
-        others, `(batch, classes)`.
+        `y_true`: `(batch,)`, `(batch, 1)` or `(batch, classes)` with 1 for each class of an item
+        and 0 for the others.
 
     Output shape:
         `(batch,)` from `call`, the mean over the views of an item.
 
     Raises:
-        ValueError: If an argument is invalid or a shape is another.
+        ValueError: If an argument is invalid or an input has the wrong shape.
 
     References:
         - Schroff, Kalenichenko, Philbin, 2015, FaceNet: A Unified Embedding for Face Recognition

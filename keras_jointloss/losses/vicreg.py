@@ -1,4 +1,4 @@
-"""VICReg: views agree, and their features vary and are not correlated."""
+"""VICReg: makes views agree and their features vary without correlation."""
 
 import keras
 from keras import ops
@@ -22,7 +22,7 @@ def vicreg(
     Args:
         views: `(batch, 2, dim)`.
         labels: Not used.
-        valid: `(batch,)`, bool: which items take part. `None` for all.
+        valid: `(batch,)`, bool: which items to include. `None` for all.
         invariance_weight: As in `VICReg`.
         variance_weight: As in `VICReg`.
         covariance_weight: As in `VICReg`.
@@ -41,7 +41,7 @@ def vicreg(
 
 
 def vicreg_parts(views, valid=None, epsilon=1e-4):
-    """Returns the three parts of the loss by name, each `(batch,)`, before they are weighed."""
+    """Returns the three unweighted parts of the loss by name, each `(batch,)`."""
     views = as_views(views, valid)
     size, dim = ops.shape(views)[0], views.shape[2]
     variance_loss = covariance_loss = 0.0
@@ -64,34 +64,34 @@ def vicreg_parts(views, valid=None, epsilon=1e-4):
 class VICReg(ViewsLoss):
     """VICReg: variance, invariance and covariance of two views.
 
-    With embeddings `a` and `b` of dimension `D`, the covariance `C` over the batch (with `n - 1`)
-    of the features of each view and its diagonal, the variance `v`:
+    With embeddings `a` and `b` of dimension `D`, the covariance `C` of the features of each view
+    over the batch (divided by `n - 1`) and its diagonal, the variance `v`:
 
         loss_i = 25 mean_d (a_id - b_id)^2                      invariance
                + 25 * 1/2 sum_views mean_d [1 - sqrt(v_d + epsilon)]+    variance
                + 1 * sum_views 1/D sum_{d != e} C_de^2          covariance
 
-    The last two are those of the whole batch, for every item. In `ContrastiveTerm` and
-    `joint_loss` the logs show the three parts, before they are weighed, as `<name>_invariance`,
+    Every item gets the variance and covariance of the whole batch. In `ContrastiveTerm` and
+    `joint_loss`, the logs show the three unweighted parts as `<name>_invariance`,
     `<name>_variance` and `<name>_covariance`.
 
     Args:
         invariance_weight: The weight of the invariance, 0 or more.
         variance_weight: The weight of the variance, 0 or more.
         covariance_weight: The weight of the covariance, 0 or more.
-        epsilon: What is added to the variance, > 0.
+        epsilon: The number added to the variance, > 0.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
 
     Input shape:
-        `y_pred`: `(batch, 2, dim)`. `y_true` is not used: anything with the right batch size.
+        `y_pred`: `(batch, 2, dim)`. `y_true` is not used: pass anything with the right batch size.
 
     Output shape:
         `(batch,)` from `call`.
 
     Raises:
-        ValueError: If an argument is invalid or a shape is another.
+        ValueError: If an argument is invalid or an input has the wrong shape.
 
     References:
         - Bardes, Ponce, LeCun, 2022, VICReg: Variance-Invariance-Covariance Regularization for
@@ -129,5 +129,5 @@ class VICReg(ViewsLoss):
         )
 
     def parts(self, views, labels=None, valid=None):
-        """Returns invariance, variance and covariance, before they are weighed."""
+        """Returns the unweighted invariance, variance and covariance."""
         return vicreg_parts(views, valid, self.epsilon)

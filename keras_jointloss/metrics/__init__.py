@@ -1,4 +1,4 @@
-"""Metrics on the views of an item: how well they find each other, and how they lie in space."""
+"""Metrics on the views of an item: how well they retrieve each other and how they lie in space."""
 
 from keras_jointloss.metrics.base import ViewsMetric
 from keras_jointloss.metrics.geometry import Alignment, Uniformity

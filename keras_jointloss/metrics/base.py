@@ -1,4 +1,4 @@
-"""The base of the metrics on views."""
+"""The base class of the metrics on views."""
 
 import keras
 from keras import ops
@@ -9,38 +9,38 @@ from keras_jointloss._math import float_dtype
 
 
 class ViewsMetric(keras.metrics.Metric):
-    """Base of the metrics that compare the views of each item.
+    """Base class of the metrics that compare the views of each item.
 
-    The views are two (or more) embeddings of the same item, stacked on axis 1. The metric is the
-    weighted mean, over all items since the last reset, of a value that each item gets within
-    its own batch:
+    The views are two (or more) embeddings of the same item, stacked on axis 1. Each item has a
+    value, computed within its batch. The metric is the weighted mean of the values over all items
+    since the last reset:
 
         finish( sum_i weight_i count_i value_i / sum_i weight_i count_i )
 
-    and `finish(0)` before there is any item.
+    It is `finish(0)` before the first item.
 
-    A subclass writes `values`, `finish` if the metric is not the mean itself, and `get_config` if
-    it has arguments of its own. All three work on tensors alone and keep no state.
+    A subclass overrides `values`, `finish` if the metric is not the mean itself, and `get_config`
+    if it adds arguments. `values` and `finish` work on tensors alone and keep no state.
 
     Args:
         name: Name of the metric.
-        dtype: As in `keras.metrics.Metric`. What comes in is computed in float32 at least.
+        dtype: As in `keras.metrics.Metric`. The computation uses at least float32.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`, float. `y_true`: `(batch,)` or `(batch, 1)`, labels, if the
-        metric has any; else it is not looked at. `sample_weight`: a number, `(batch,)` or
-        `(batch, 1)`. An item of weight 0, and one with a view that Keras has masked, takes no
-        part: it is not looked for, and it is not among those that others are compared with.
+        metric needs them; otherwise it is not used. `sample_weight`: a number, `(batch,)` or
+        `(batch, 1)`. An item that has weight 0 or a view that Keras masks is excluded: it is not
+        evaluated, and other items are not compared with it.
 
     Raises:
-        ValueError: If the shape of `y_pred`, the labels or the weights is another.
+        ValueError: If `y_pred`, the labels or the weights have the wrong shape.
     """
 
-    #: How many views an item has; `None` for any number.
+    #: The number of views per item; `None` for any number.
     views: int | None = 2
     #: Whether the metric needs labels.
     has_labels: bool = False
-    #: The label of items without a label, which are excluded.
+    #: The label that marks items without one, which are excluded.
     unlabelled: int | None = None
 
     def __init__(self, name: str | None = None, dtype=None):
@@ -49,16 +49,16 @@ class ViewsMetric(keras.metrics.Metric):
         self._weight = self.add_variable((), "zeros", dtype=self.dtype, name="weight")
 
     def values(self, views, labels=None, valid=None):
-        """Returns the value of each item, and how much it counts.
+        """Returns the value of each item and how much it counts.
 
         Args:
             views: `(batch, views, dim)`, float32 or float64.
-            labels: `(batch,)`, or `None` where `has_labels` is false.
-            valid: `(batch,)`, bool: which items take part; `None` for all.
+            labels: `(batch,)`, or `None` if `has_labels` is false.
+            valid: `(batch,)`, bool: which items to include; `None` for all.
 
         Returns:
-            Two tensors `(batch,)`, of the dtype of `views`. The count is 0 for an item that takes
-            no part or for which the metric is not defined; the value is finite there, too.
+            Two tensors `(batch,)`, of the dtype of `views`. The count is 0 for an item that is
+            excluded or for which the metric is undefined; its value is finite all the same.
         """
         raise NotImplementedError
 
@@ -67,23 +67,23 @@ class ViewsMetric(keras.metrics.Metric):
         return mean
 
     def sums(self, views, labels=None, valid=None, weight=None):
-        """Returns what a batch adds to the two sums whose quotient is the mean.
+        """Returns the contributions of a batch to the two sums whose quotient is the mean.
 
         Args:
             views: `(batch, views, dim)`, float.
             labels: As in `values`.
             valid: As in `values`.
-            weight: `(batch,)`, or `None` where every item weighs 1.
+            weight: `(batch,)`, or `None` if every item has weight 1.
 
         Returns:
-            Two scalars of float32 at least: the sum of the values, each times its count and
-            weight, and the sum of these factors.
+            Two scalars, at least float32: the sum over the items of value times count times
+            weight, and the sum of count times weight.
         """
         views = ops.cast(views, float_dtype(views.dtype))
         if self.has_labels:
             valid = labelled(labels, valid, self.unlabelled)
         if valid is not None:
-            # Whatever stands in a padded item, 0 times it is to be 0.
+            # A padded item may hold NaN or infinity, whose product with 0 is NaN.
             views = ops.where(valid[:, None, None], views, ops.zeros_like(views))
         values, counts = self.values(views, labels, valid)
         if weight is not None:
@@ -114,7 +114,7 @@ class ViewsMetric(keras.metrics.Metric):
         return self.finish(ops.divide_no_nan(self._total, self._weight))
 
     def validate_views(self, shape) -> None:
-        """Raises `ValueError` if `shape` is not that of stacked views."""
+        """Raises `ValueError` if `shape` is not a shape of stacked views."""
         if len(shape) != 3 or (self.views is not None and shape[1] not in (self.views, None)):
             raise ValueError(
                 f"{type(self).__name__} expects stacked views of shape "
@@ -122,7 +122,7 @@ class ViewsMetric(keras.metrics.Metric):
             )
 
     def _validate_vector(self, shape, batch_size, what):
-        """Raises `ValueError` if `shape` is not that of one number an item."""
+        """Raises `ValueError` if `shape` does not hold one number per item."""
         is_vector = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
         if not is_vector or (None not in (shape[0], batch_size) and shape[0] != batch_size):
             raise ValueError(
@@ -132,18 +132,21 @@ class ViewsMetric(keras.metrics.Metric):
 
 
 def all_or(valid, views):
-    """Returns `valid`, or for `None` that all items are: `(batch,)`, bool."""
+    """Returns `valid`, or a mask of all items if it is `None`: `(batch,)`, bool."""
     return ops.ones_like(views[:, 0, 0], dtype="bool") if valid is None else valid
 
 
 def own_pairs(views):
-    """Returns where in a matrix of items an item meets itself: `(batch, batch)`, bool."""
+    """Returns the mask of pairs of an item with itself: `(batch, batch)`, bool."""
     index = ops.arange(ops.shape(views)[0], dtype="int32")
     return index[:, None] == index[None, :]
 
 
 def other_pairs(views, valid, labels=None):
-    """Returns where a valid item meets another one, of another label: `(batch, batch)`, bool."""
+    """Returns the mask of pairs of different valid items: `(batch, batch)`, bool.
+
+    With `labels`, only pairs of items with different labels remain.
+    """
     others = ops.logical_not(own_pairs(views))
     if labels is not None:
         others = ops.logical_and(others, labels[:, None] != labels[None, :])
@@ -151,11 +154,11 @@ def other_pairs(views, valid, labels=None):
 
 
 def validate_metrics(metrics, has_labels):
-    """Returns the metrics, or raises `ValueError` if one of them cannot be computed here."""
+    """Returns the metrics as a tuple, or raises `ValueError` if one cannot be computed here."""
     for metric in metrics:
         if not isinstance(metric, ViewsMetric):
             raise ValueError(
-                "Invalid value for argument `metrics`. Expected metrics of "
+                "Invalid value for argument `metrics`. Expected metrics from "
                 f"`keras_jointloss.metrics`. Received: metrics={metrics!r}"
             )
         if metric.has_labels and not has_labels:
@@ -166,7 +169,7 @@ def validate_metrics(metrics, has_labels):
     names = [metric.name for metric in metrics]
     if len(set(names)) < len(names):
         raise ValueError(
-            "Invalid value for argument `metrics`. Expected metrics of different names. "
+            "Invalid value for argument `metrics`. Expected metrics with different names. "
             f"Received: {names}"
         )
     return tuple(metrics)

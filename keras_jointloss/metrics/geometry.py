@@ -1,4 +1,4 @@
-"""Metrics of how embeddings lie on the unit sphere."""
+"""Metrics of the geometry of embeddings on the unit sphere."""
 
 import keras
 from keras import ops
@@ -27,7 +27,7 @@ class Alignment(ViewsMetric):
         `y_pred`: `(batch, 2, dim)`. `y_true` is not used.
 
     Raises:
-        ValueError: If `alpha` is not a number > 0 or `y_pred` has another shape.
+        ValueError: If `alpha` is not a number > 0 or `y_pred` has the wrong shape.
 
     References:
         - Wang & Isola, 2020, Understanding Contrastive Representation Learning through Alignment
@@ -63,12 +63,12 @@ class Uniformity(ViewsMetric):
 
         log mean_{v, i, j != i} exp(-t |x_vi - x_vj|^2)
 
-    over each view `v` and the pairs of different items of a batch. It is 0 where all embeddings
-    are one and the same, and never below `-4 t`. The mean runs over the views and batches inside
+    over each view `v` and the pairs of different items in a batch. The metric is 0 if all
+    embeddings are equal, and never below `-4 t`. The mean over views and batches is taken inside
     the logarithm. An item that is alone in its batch does not count.
 
     Args:
-        t: The sharpness, > 0 and at most 20: beyond, float32 has no numbers small enough.
+        t: The sharpness, > 0 and at most 20: larger values underflow in float32.
         name: Name of the metric.
         dtype: As in `keras.metrics.Metric`.
 
@@ -76,7 +76,7 @@ class Uniformity(ViewsMetric):
         `y_pred`: `(batch, views, dim)`, any number of views. `y_true` is not used.
 
     Raises:
-        ValueError: If `t` is out of its range or `y_pred` has another shape.
+        ValueError: If `t` is out of range or `y_pred` has the wrong shape.
 
     References:
         - Wang & Isola, 2020, Understanding Contrastive Representation Learning through Alignment

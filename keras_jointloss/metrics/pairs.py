@@ -13,26 +13,26 @@ from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class PairAccuracy(ViewsMetric):
-    """How many labelled pairs the similarity puts on the right side of a threshold.
+    """The share of labelled pairs whose similarity is on the right side of a threshold.
 
     With the similarity `s`, the label `y` and the threshold `m`:
 
         mean_i [ (s_i >= m) == (y_i = 1) ]
 
     Args:
-        threshold: The similarity from which a pair is taken to belong together. For
-            `similarity="euclidean"` that is minus the largest distance.
+        threshold: The similarity from which a pair is predicted to match. With
+            `similarity="euclidean"`, it is minus the largest distance.
         similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
         name: Name of the metric.
         dtype: As in `keras.metrics.Metric`.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`, the pairs. `y_true`: `(batch,)` or `(batch, 1)`: 1 if the two
-        belong together, 0 if not; soft labels are rounded.
+        match, 0 if not; soft labels are rounded.
 
     Raises:
-        ValueError: If an argument is invalid, a shape is another or, where labels can be read, one
-            is not in [0, 1].
+        ValueError: If an argument is invalid, an input has the wrong shape or a label that the
+            host can read is not in [0, 1].
 
     Example:
 
@@ -81,7 +81,7 @@ class PositiveSimilarity(ViewsMetric):
         `y_pred`: `(batch, 2, dim)`. `y_true` is not used.
 
     Raises:
-        ValueError: If `similarity` is invalid or `y_pred` has another shape.
+        ValueError: If `similarity` is invalid or `y_pred` has the wrong shape.
 
     Example:
 
@@ -105,27 +105,27 @@ class PositiveSimilarity(ViewsMetric):
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class NegativeSimilarity(ViewsMetric):
-    """The mean similarity of views of different items of a batch.
+    """The mean similarity of views of different items in a batch.
 
         mean_i mean_{j != i} [ s(a_i, b_j) + s(a_j, b_i) ] / 2
 
-    An item without another one in its batch does not count.
+    An item without another item to compare it with does not count.
 
     Args:
         similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
-        same_label: `"ignore"` to leave out the pairs of items with the same label; `None` if
+        same_label: `"ignore"` to exclude pairs of items with the same label; `None` if
             there are no labels.
-        unlabelled: The label of items without a label, which are excluded, or `None`; with
-            `same_label` only.
+        unlabelled: The label that marks items without one, which are excluded, or `None`. Requires
+            `same_label`.
         name: Name of the metric.
         dtype: As in `keras.metrics.Metric`.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`. `y_true`: `(batch,)` or `(batch, 1)`, labels of any dtype, with
-        `same_label="ignore"`; else it is not used.
+        `same_label="ignore"`; otherwise it is not used.
 
     Raises:
-        ValueError: If an argument is invalid or a shape is another.
+        ValueError: If an argument is invalid or an input has the wrong shape.
 
     Example:
 
@@ -168,28 +168,28 @@ class NegativeSimilarity(ViewsMetric):
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class SimilarityGap(NegativeSimilarity):
-    """By how much the views of an item are more similar than those of different items.
+    """How much more similar the views of an item are than those of different items.
 
         mean_i ( s(a_i, b_i) - mean_{j != i} [ s(a_i, b_j) + s(a_j, b_i) ] / 2 )
 
-    An item without another one in its batch does not count. Where there are such, this is not
-    quite `PositiveSimilarity` less `NegativeSimilarity`, since the former counts them.
+    An item without another item to compare it with does not count. `PositiveSimilarity` counts such
+    items, so `PositiveSimilarity` minus `NegativeSimilarity` can differ from this metric.
 
     Args:
         similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
-        same_label: `"ignore"` to leave out the pairs of different items with the same label; `None`
+        same_label: `"ignore"` to exclude pairs of different items with the same label; `None`
             if there are no labels.
-        unlabelled: The label of items without a label, which are excluded, or `None`; with
-            `same_label` only.
+        unlabelled: The label that marks items without one, which are excluded, or `None`. Requires
+            `same_label`.
         name: Name of the metric.
         dtype: As in `keras.metrics.Metric`.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`. `y_true`: `(batch,)` or `(batch, 1)`, labels of any dtype, with
-        `same_label="ignore"`; else it is not used.
+        `same_label="ignore"`; otherwise it is not used.
 
     Raises:
-        ValueError: If an argument is invalid or a shape is another.
+        ValueError: If an argument is invalid or an input has the wrong shape.
 
     Example:
 

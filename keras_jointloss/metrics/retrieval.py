@@ -1,4 +1,4 @@
-"""Metrics of retrieval: each view of an item as a query for its other view."""
+"""Retrieval metrics: each view of an item is a query for its other view."""
 
 import math
 
@@ -13,28 +13,27 @@ from keras_jointloss.metrics.similarity import closeness_matrix
 
 
 class RetrievalMetric(ViewsMetric):
-    """Base of the metrics that measure how high a search ranks the right candidate.
+    """Base class of the metrics that measure how high a search ranks the right candidate.
 
-    An item's one view is the query, the other views of all the items of the batch are the
+    One view of an item is the query, and the other views of all items in the batch are the
     candidates. The rank of the right candidate is
 
         1 + number of wrong candidates that are at least as similar
 
-    Ties, and similarities within rounding of them, count against the model: one that gives every
-    item the same embedding finds nothing. The candidates are those of the batch, so compare
-    figures at the same batch size.
+    Ties, up to rounding, count against the model: a model that gives every item the same embedding
+    finds nothing. The candidates are those of the batch, so compare values at the same batch size.
 
-    A subclass writes `gain`.
+    A subclass overrides `gain`.
 
     Args:
-        direction: `"a_to_b"` to search the second views for the first, `"b_to_a"`, or `"both"` for
-            the mean of the two.
+        direction: `"a_to_b"` to search the second views with the first views as queries, `"b_to_a"`
+            for the reverse, or `"both"` for the mean of the two.
         similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
-        same_label: What other items with the query's label are: `"positive"` for right
-            candidates, of which the best counts, `"ignore"` for neither right nor wrong, `None` if
+        same_label: How to treat other items with the query's label: `"positive"` as right
+            candidates, the best of which counts, `"ignore"` as neither right nor wrong. `None` if
             there are no labels.
-        unlabelled: The label of items without a label, which are excluded, or `None`; with
-            `same_label` only.
+        unlabelled: The label that marks items without one, which are excluded, or `None`. Requires
+            `same_label`.
         name: Name of the metric.
         dtype: As in `keras.metrics.Metric`.
     """
@@ -56,7 +55,7 @@ class RetrievalMetric(ViewsMetric):
         self.unlabelled = validate_unlabelled(unlabelled, same_label)
 
     def gain(self, ranks):
-        """Returns what it is worth that the right candidate is at these ranks: `(batch,)`."""
+        """Returns the gain for each rank of the right candidate: `(batch,)`."""
         raise NotImplementedError
 
     def values(self, views, labels=None, valid=None):
@@ -86,43 +85,43 @@ class RetrievalMetric(ViewsMetric):
 
 
 def _ranks(closeness, rounding, right, wrong):
-    """Returns the rank of the best right candidate (axis 1) of each query: `(batch,)`, float."""
+    """Returns the rank of each query's best right candidate (axis 1): `(batch,)`, float."""
     best = ops.max(ops.where(right, closeness, -math.inf), axis=1, keepdims=True)
-    # What is not a number is not behind, either: a model that has diverged finds nothing.
+    # NaN counts as ahead: a model that has diverged finds nothing.
     is_ahead = ops.logical_and(wrong, ops.logical_not(closeness + rounding < best))
     return 1.0 + ops.sum(ops.cast(is_ahead, closeness.dtype), axis=1)
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class RecallAtK(RetrievalMetric):
-    """How often the right candidate is among the first `k` of its batch.
+    """The share of queries whose right candidate is among the first `k` of the batch.
 
         mean_i [ rank_i <= k ]
 
-    where the rank is 1 + the number of wrong candidates that are at least as similar: ties, and
-    similarities within rounding of them, count against the model. A `k` as large as the batch
-    gives 1. The candidates are the items of the batch, so compare figures at the same batch
-    size; `keras_jointloss.callbacks.RetrievalEvaluation` searches a whole set.
+    where the rank is 1 + the number of wrong candidates that are at least as similar: ties, up to
+    rounding, count against the model. With `k` as large as the batch, the metric is 1. The
+    candidates are the items of the batch, so compare values at the same batch size;
+    `keras_jointloss.callbacks.RetrievalEvaluation` searches a whole set.
 
     Args:
-        k: How many candidates are looked at, 1 or more.
-        direction: `"a_to_b"` to search the second views for the first, `"b_to_a"`, or `"both"` for
-            the mean of the two.
+        k: The number of candidates to consider, 1 or more.
+        direction: `"a_to_b"` to search the second views with the first views as queries, `"b_to_a"`
+            for the reverse, or `"both"` for the mean of the two.
         similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
-        same_label: What other items with the query's label are: `"positive"` for right
-            candidates, of which the best counts, `"ignore"` for neither right nor wrong, `None` if
+        same_label: How to treat other items with the query's label: `"positive"` as right
+            candidates, the best of which counts, `"ignore"` as neither right nor wrong. `None` if
             there are no labels.
-        unlabelled: The label of items without a label, which are excluded, or `None`; with
-            `same_label` only.
+        unlabelled: The label that marks items without one, which are excluded, or `None`. Requires
+            `same_label`.
         name: Name of the metric, `"recall_at_<k>"` by default.
         dtype: As in `keras.metrics.Metric`.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`. `y_true`: `(batch,)` or `(batch, 1)`, labels of any dtype, with
-        `same_label`; else it is not used.
+        `same_label`; otherwise it is not used.
 
     Raises:
-        ValueError: If an argument is invalid or a shape is another.
+        ValueError: If an argument is invalid or an input has the wrong shape.
 
     Example:
 
@@ -157,32 +156,32 @@ class RecallAtK(RetrievalMetric):
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class MeanReciprocalRank(RetrievalMetric):
-    """The mean of one over the rank of the right candidate in its batch.
+    """The mean reciprocal rank of the right candidate in the batch.
 
         mean_i 1 / rank_i
 
-    where the rank is 1 + the number of wrong candidates that are at least as similar: ties, and
-    similarities within rounding of them, count against the model. The candidates are the items
-    of the batch, so compare figures at the same batch size.
+    where the rank is 1 + the number of wrong candidates that are at least as similar: ties, up to
+    rounding, count against the model. The candidates are the items of the batch, so compare values
+    at the same batch size.
 
     Args:
-        direction: `"a_to_b"` to search the second views for the first, `"b_to_a"`, or `"both"` for
-            the mean of the two.
+        direction: `"a_to_b"` to search the second views with the first views as queries, `"b_to_a"`
+            for the reverse, or `"both"` for the mean of the two.
         similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
-        same_label: What other items with the query's label are: `"positive"` for right
-            candidates, of which the best counts, `"ignore"` for neither right nor wrong, `None` if
+        same_label: How to treat other items with the query's label: `"positive"` as right
+            candidates, the best of which counts, `"ignore"` as neither right nor wrong. `None` if
             there are no labels.
-        unlabelled: The label of items without a label, which are excluded, or `None`; with
-            `same_label` only.
+        unlabelled: The label that marks items without one, which are excluded, or `None`. Requires
+            `same_label`.
         name: Name of the metric.
         dtype: As in `keras.metrics.Metric`.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`. `y_true`: `(batch,)` or `(batch, 1)`, labels of any dtype, with
-        `same_label`; else it is not used.
+        `same_label`; otherwise it is not used.
 
     Raises:
-        ValueError: If an argument is invalid or a shape is another.
+        ValueError: If an argument is invalid or an input has the wrong shape.
 
     Example:
 
@@ -210,21 +209,21 @@ class MeanReciprocalRank(RetrievalMetric):
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class MeanAveragePrecisionAtR(ViewsMetric):
-    """How many of a query's nearest neighbours have its label, the nearest counting most.
+    """The share of a query's nearest neighbours that have its label; the nearest count most.
 
-    Every view of every item is a query, and the candidates are all other views in the batch, those
-    of the same item included. With the `R` candidates that have the query's label, and `P(i)`, the
-    share of right ones among the `i` nearest:
+    Every view of every item is a query, and all other views in the batch are candidates, including
+    those of the same item. `R` candidates have the query's label and are right; `P(i)` is the share
+    of right candidates among the `i` nearest:
 
         mean over queries of  1/R sum_{i=1..R} P(i) [the i-th nearest is right]
 
-    Of candidates that are equally near, up to rounding, the wrong ones count as nearer. A query
-    with `R = 0` does not count. The candidates are those of the batch, so compare figures at the
+    Among candidates that are equally near, up to rounding, the wrong ones count as nearer. A query
+    with `R = 0` does not count. The candidates are those of the batch, so compare values at the
     same batch size.
 
     Args:
         similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
-        unlabelled: The label of items without a label, which are excluded, or `None`.
+        unlabelled: The label that marks items without one, which are excluded, or `None`.
         name: Name of the metric.
         dtype: As in `keras.metrics.Metric`.
 
@@ -233,7 +232,7 @@ class MeanAveragePrecisionAtR(ViewsMetric):
         `(batch, 1)`, labels of any dtype.
 
     Raises:
-        ValueError: If `similarity` is invalid or a shape is another.
+        ValueError: If an argument is invalid or an input has the wrong shape.
 
     References:
         - Musgrave, Belongie, Lim, 2020, A Metric Learning Reality Check
@@ -269,7 +268,7 @@ class MeanAveragePrecisionAtR(ViewsMetric):
 
         closeness, rounding = closeness_matrix(samples[:, 0], samples[:, 0], self.similarity)
         closeness = ops.where(right, closeness - rounding, closeness)
-        # What is not a number counts against the model, too.
+        # NaN counts against the model, too.
         worst = ops.where(right, -1e30, ops.full_like(closeness, 1e30))
         closeness = ops.where(ops.isnan(closeness), worst, closeness)
         order = ops.argsort(ops.where(candidates, -closeness, math.inf), axis=1)
@@ -280,7 +279,7 @@ class MeanAveragePrecisionAtR(ViewsMetric):
         precision = ops.where(position <= number_right, right * precision, 0.0)
         values = ops.sum(precision, axis=1) / ops.maximum(number_right[:, 0], 1.0)
 
-        # An item's views have the same candidates with their label, as many of them.
+        # All views of an item have the same number of candidates with their label.
         values = ops.sum(ops.reshape(values, (-1, number)), axis=1) / number
         counts = ops.reshape(number_right, (-1, number))[:, 0] > 0
         return values, ops.cast(counts, views.dtype)

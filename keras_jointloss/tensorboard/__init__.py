@@ -1,4 +1,4 @@
-"""TensorBoard: writes summaries and embeddings. Importing it imports no Keras or TensorFlow."""
+"""Writes summaries and embeddings for TensorBoard. Importing it loads no Keras or TensorFlow."""
 
 from keras_jointloss.tensorboard.heat_map import heat_map
 from keras_jointloss.tensorboard.projector import write_projector

@@ -1,18 +1,18 @@
-"""Draws a matrix of cosines."""
+"""Draws a matrix of cosines as an image."""
 
 import numpy as np
 
-# The colours of -1, 0 and 1, and of what is not there.
+# The colors of -1, 0 and 1, and of a missing value.
 _COLORS = np.array([[178, 24, 43], [247, 247, 247], [33, 102, 172]], "float64")
 _NOTHING = (189, 189, 189)
 _CELL = 32
 
 
 def heat_map(cosines: np.ndarray) -> np.ndarray:
-    """Returns a picture of a matrix of numbers between -1, red, and 1, blue; 0 is white.
+    """Returns an image of a matrix of numbers from -1 (red) to 1 (blue); 0 is white.
 
     Args:
-        cosines: `(rows, columns)`; what is `nan` is grey.
+        cosines: `(rows, columns)`; `nan` is gray.
 
     Returns:
         `(height, width, 3)`, uint8: 32 x 32 pixels for each number, separated by a line.

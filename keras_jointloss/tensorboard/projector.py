@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-#: The side, in pixels, of the largest image of thumbnails that browsers show.
+#: The side, in pixels, of the largest image of thumbnails that browsers display.
 LARGEST_SPRITE = 8192
 
 
@@ -19,19 +19,19 @@ def write_projector(
     metadata: Mapping[str, Sequence],
     thumbnails: np.ndarray | None = None,
 ) -> None:
-    """Writes embeddings where the projector finds them, in place of those of the same name.
+    """Writes embeddings for the projector and replaces those of the same name.
 
     Args:
-        log_dir: The folder of a run.
-        name: What to call the embeddings.
+        log_dir: The directory of a run.
+        name: The name of the embeddings.
         embeddings: `(points, dim)`.
-        metadata: By heading, a value for each point.
-        thumbnails: `(points, height, width, 3)`, uint8: a picture of each point.
+        metadata: By heading, one value per point.
+        thumbnails: `(points, height, width, 3)`, uint8: one image per point.
 
     Raises:
-        ValueError: If there are not as many metadata or thumbnails as embeddings, or the
-            thumbnails are not valid.
-        OSError: If the folder cannot be written.
+        ValueError: If the number of metadata values or thumbnails differs from that of the
+            embeddings, or the thumbnails are invalid.
+        OSError: If the directory cannot be written.
 
     Example:
 
@@ -89,7 +89,7 @@ def write_projector(
 
 
 def validate_thumbnails(thumbnails: np.ndarray, copies: int = 1) -> None:
-    """Raises `ValueError` if these are no thumbnails, or too many to be shown, each so often."""
+    """Raises `ValueError` if thumbnails are invalid or `copies` of each do not fit one image."""
     shape = np.shape(thumbnails)
     if len(shape) != 4 or shape[3] != 3 or np.asarray(thumbnails).dtype != np.uint8:
         raise ValueError(
@@ -100,14 +100,14 @@ def validate_thumbnails(thumbnails: np.ndarray, copies: int = 1) -> None:
     side = math.ceil(math.sqrt(copies * shape[0])) * max(shape[1:3])
     if side > LARGEST_SPRITE:
         raise ValueError(
-            "Invalid value for argument `thumbnails`. Expected fewer or smaller ones, that fit "
+            "Invalid value for argument `thumbnails`. Expected fewer or smaller ones that fit "
             f"side by side into {LARGEST_SPRITE} x {LARGEST_SPRITE} pixels. "
             f"Received: {copies} x {shape[0]} of {shape[2]} x {shape[1]} pixels"
         )
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """Returns an image `(height, width, 3)`, uint8, as a PNG file."""
+    """Encodes an image `(height, width, 3)`, uint8, as a PNG file."""
     height, width, _ = image.shape
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -126,7 +126,7 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def _sprite(thumbnails: np.ndarray) -> np.ndarray:
-    """Returns the thumbnails row by row in one image, as many in a column as in a row."""
+    """Returns the thumbnails row by row in one image with as many rows as columns."""
     count, height, width, _ = thumbnails.shape
     side = math.ceil(math.sqrt(count))
     grid = np.zeros((side * side, height, width, 3), "uint8")
@@ -136,7 +136,7 @@ def _sprite(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def _table(columns: Mapping[str, Sequence]) -> str:
-    """Returns the lines of a file of metadata, which has headings only over several columns."""
+    """Returns the lines of a metadata file, which has headings only with several columns."""
     rows: list[Sequence] = [tuple(columns)] if len(columns) > 1 else []
     rows.extend(zip(*columns.values(), strict=True))
     return "".join("\t".join(" ".join(str(x).split()) for x in row) + "\n" for row in rows)

@@ -1,4 +1,4 @@
-"""Writes scalars, the layout of their charts, and pictures for TensorBoard."""
+"""Writes scalars, the layout of their charts, and images for TensorBoard."""
 
 import os
 import tempfile
@@ -12,10 +12,10 @@ class SummaryWriter:
     """Writes the summaries of one run.
 
     Args:
-        log_dir: The folder of the run. It is made if it is not there.
+        log_dir: The directory of the run. It is created if it does not exist.
 
     Raises:
-        OSError: If the folder cannot be made or written.
+        OSError: If the directory cannot be created or written.
 
     Example:
 
@@ -37,20 +37,20 @@ class SummaryWriter:
         self._writer = EventFileWriter(self.log_dir)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Writes numbers by tag, all at the same step."""
+        """Writes scalars by tag, all at the same step."""
         from tensorboard.plugins.scalar import metadata
 
         scalar = metadata.create_summary_metadata(display_name="", description="")
         self._write({tag: np.float32(value) for tag, value in values.items()}, scalar, step)
 
     def image(self, tag: str, image: np.ndarray, step: int, description: str = "") -> None:
-        """Writes a picture.
+        """Writes an image.
 
         Args:
-            tag: Its tag.
+            tag: The tag of the image.
             image: `(height, width, 3)`, uint8.
             step: The training step.
-            description: A description of it, in Markdown.
+            description: A description of the image, in Markdown.
         """
         from tensorboard.plugins.image import metadata
 
@@ -62,10 +62,10 @@ class SummaryWriter:
         self._write({tag: np.array(content, dtype=object)}, summary, step)
 
     def chart_layout(self, category: str, charts: Mapping[str, Sequence[str]]) -> None:
-        """Writes which tags share a chart of the custom scalars dashboard.
+        """Writes which tags share a chart in the custom scalars dashboard.
 
         Args:
-            category: The heading over the charts.
+            category: The heading above the charts.
             charts: By title, the regular expressions of the tags in the chart.
         """
         from tensorboard.plugins.custom_scalar import layout_pb2, metadata
@@ -100,9 +100,9 @@ class SummaryWriter:
         self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
 
     def flush(self) -> None:
-        """Brings what was written so far to disk."""
+        """Flushes everything written so far to disk."""
         self._writer.flush()
 
     def close(self) -> None:
-        """Brings all to disk and ends the file."""
+        """Flushes everything to disk and closes the file."""
         self._writer.close()

@@ -1,4 +1,4 @@
-"""What a term of a joint loss is: its weight, its clock, its loss and the means of both."""
+"""The parts of a joint loss term: its weight, its clock, its loss and the means of both."""
 
 from keras_jointloss.terms.applied_weight import AppliedWeight
 from keras_jointloss.terms.loss import TermLoss

@@ -1,4 +1,4 @@
-"""What stands in `loss_weights` for the weight of the term whose loss Keras has just computed."""
+"""Represents, in `loss_weights`, the weight of the term whose loss Keras has just computed."""
 
 import threading
 from typing import Any
@@ -10,7 +10,7 @@ from keras_jointloss._backend import base_of_numbers
 
 
 class _Applied(threading.local):
-    """The weight of the term whose loss was computed last, in the thread."""
+    """The weight of the term whose loss the current thread computed last."""
 
     weight: Any = None
     tensor: Any = None
@@ -20,7 +20,7 @@ _applied = _Applied()
 
 
 def offer(weight: Any, tensor: Any) -> None:
-    """Makes a weight the one that the next read of an `AppliedWeight` stands for.
+    """Sets the weight that the next read of an `AppliedWeight` returns.
 
     Args:
         weight: The `LossWeight` of the term whose loss has just been computed. Its `mark_applied`
@@ -35,14 +35,14 @@ _Number: Any = base_of_numbers()
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class AppliedWeight(_Number):
-    """Stands in `loss_weights` for the weight of the term whose loss Keras has just computed.
+    """Represents, in `loss_weights`, the weight of the term whose loss Keras has just computed.
 
-    Keras multiplies each loss by its weight right after it has computed it. This object has no
-    state, so that no copy of it can fall apart from the term.
+    Keras multiplies each loss by its weight right after computing it. This object has no state, so
+    that no copy of it can diverge from the term.
     """
 
     def __init__(self):
-        # Not that of `keras.Variable`: there is no variable.
+        # Not the constructor of `keras.Variable`: there is no variable.
         pass
 
     @property

@@ -15,7 +15,7 @@ _clocks: "weakref.WeakKeyDictionary[keras.Model, Clock]" = weakref.WeakKeyDictio
 
 
 def _inner_optimizer(model: keras.Model) -> Any:
-    # The optimizer around it, that scales the loss, is another one each time a model is compiled.
+    # Each `compile` wraps it in a new optimizer that scales the loss.
     return getattr(model.optimizer, "inner_optimizer", model.optimizer)
 
 
@@ -25,7 +25,7 @@ def accumulated_steps(model: keras.Model) -> int:
 
 
 def optimizer_step(model: keras.Model) -> int:
-    """Returns the number of batches that the optimizer has used: under loss scaling not all."""
+    """Returns the number of batches that the optimizer has used; loss scaling skips some."""
     iterations = ops.convert_to_tensor(_inner_optimizer(model).iterations)
     return int(ops.convert_to_numpy(iterations)) * accumulated_steps(model)
 
@@ -33,8 +33,8 @@ def optimizer_step(model: keras.Model) -> int:
 class Clock:
     """Counts the training steps of one model for all of its terms and for its weighting.
 
-    The count itself is in the variables of the terms, which move in the compiled step. All of them
-    are set, switched on and switched off here, and at the same time.
+    The variables of the terms hold the count and move in the compiled step. The clock sets all of
+    them and switches them on and off, always at the same time.
 
     Use `Clock.of(model)`.
 
@@ -47,7 +47,7 @@ class Clock:
         self._get_optimizer: Any = None
         self._terms: dict[str, TermWeight] = {}
         self._weighting: Any = None
-        #: Whether the steps that the terms have counted are those of this model and optimizer.
+        #: Whether the steps that the terms have counted belong to this model and optimizer.
         self._counts_are_known = True
         self._get_driver: Any = lambda: None
         self._is_custom_loop = False
@@ -55,13 +55,13 @@ class Clock:
 
     @staticmethod
     def of(model: keras.Model) -> "Clock":
-        """Returns the clock of a model, the same one whenever it is asked for."""
+        """Returns the clock of a model, always the same one."""
         if model not in _clocks:
             _clocks[model] = Clock(model)
         return _clocks[model]
 
     def attach(self, terms: Mapping[str, TermWeight], weighting: Any) -> None:
-        """Makes the clock that of the terms of the model, as it is compiled now.
+        """Attaches the clock to the terms of the model, as currently compiled.
 
         Args:
             terms: As `keras_jointloss.find_terms.find_terms` returns them.
@@ -94,31 +94,31 @@ class Clock:
                 continue
             if isinstance(term, LossWeight):
                 raise ValueError(
-                    f"The weight of the term {name!r} belongs to another model. Expected weights "
-                    "for each model: call `keras_jointloss.joint_loss` again, and compile the "
-                    "model with what it returns"
+                    f"The weight of the term {name!r} belongs to another model. Expected separate "
+                    "weights for each model: call `keras_jointloss.joint_loss` again, and compile "
+                    "the model with the result"
                 )
             is_alive = other._get_model() is not None
             if is_alive and (other._weighting is not None or weighting is not None):
                 raise ValueError(
-                    f"The layer {name!r} is a term of two models, at least one of which has a "
-                    "weighting, which would change the weight in both. Expected a layer for each "
-                    "model: use `keras.models.clone_model`, or train without a weighting"
+                    f"The layer {name!r} is a term of two models. At least one of them has a "
+                    "weighting, which would change the weight in both. Expected a separate layer "
+                    "for each model: use `keras.models.clone_model`, or train without a weighting"
                 )
         if weighting is not None and weighting.clock not in (None, self):
             raise ValueError(
-                f"The weighting {type(weighting).__name__} belongs to another model. Expected one "
-                "for each model: make a new one for each call of `keras_jointloss.joint_loss`"
+                f"The weighting {type(weighting).__name__} belongs to another model. Expected a "
+                "separate one for each model: create one per call of `keras_jointloss.joint_loss`"
             )
 
-    # Moving it.
+    # Moves the clock.
 
     def start_training(self, driver: Any, is_custom_loop: bool) -> None:
-        """Makes a callback the one that moves the clock in the training that begins.
+        """Lets a callback move the clock in the training that begins.
 
         Args:
             driver: The callback.
-            is_custom_loop: Whether it is called by a loop other than `fit`.
+            is_custom_loop: Whether a loop other than `fit` calls it.
         """
         self._get_driver = weakref.ref(driver)
         self._is_custom_loop = is_custom_loop
@@ -127,9 +127,9 @@ class Clock:
     def start_epoch(self) -> None:
         """Switches annealing on for an epoch.
 
-        The first one goes on where the terms stand, if they have counted the steps of this model
-        up to now, and else at the step of the optimizer: under gradient accumulation and loss
-        scaling that one is less exact.
+        The first epoch continues at the step of the terms if they have counted the steps of this
+        model so far. Otherwise it starts at the step of the optimizer, which is less exact under
+        gradient accumulation and loss scaling.
         """
         is_first = self._counts_at_begin is None
         self.start(self._first_step() if is_first else None, is_new_epoch=True)
@@ -145,7 +145,7 @@ class Clock:
         return optimizer_step(model)
 
     def start(self, step: int | None = None, is_new_epoch: bool = False) -> None:
-        """Switches annealing on, at a step or where the terms stand."""
+        """Switches annealing on, at `step` or at the current step of the terms."""
         for term in self._terms.values():
             term.start_annealing(step)
         if self._weighting is not None:
@@ -164,15 +164,15 @@ class Clock:
         self._get_driver, self._is_custom_loop = (lambda: None), False
 
     def outlasts_reset(self) -> bool:
-        """Returns whether annealing stays on while a loop of Keras resets the metrics.
+        """Returns whether annealing stays on while a Keras loop resets the metrics.
 
-        `fit` and `evaluate` reset them before they begin: the callback switches annealing on
-        again, and in an evaluation it stays off. But `train_on_batch` resets them in the middle of
-        a custom loop, in each step.
+        `fit` and `evaluate` reset them before they begin. The callback then switches annealing on
+        again, except in an evaluation, where it stays off. But `train_on_batch` resets them in each
+        step, in the middle of a custom loop.
         """
         return self._is_custom_loop and running_loop() == "train_on_batch"
 
-    # Reading it.
+    # Reads the clock.
 
     @property
     def driver(self) -> Any:
@@ -198,7 +198,7 @@ class Clock:
         """Returns whether a schedule or the weighting has counted fewer steps in this epoch.
 
         Args:
-            batches: How many batches have begun in this epoch.
+            batches: The number of batches that have begun in this epoch.
         """
         before = self._counts_at_begin or ()
         return any(new - old < batches for old, new in zip(before, self._counts(), strict=True))

@@ -1,4 +1,4 @@
-"""What users give as a weight: a number or a schedule."""
+"""The accepted values of a weight: a number or a schedule."""
 
 from typing import Any, TypeAlias
 
@@ -13,7 +13,7 @@ Weight: TypeAlias = float | LearningRateSchedule
 
 
 def validate_weight(weight: Any, name: str = "weight") -> float:
-    """Returns `weight` as a float, or raises `ValueError` if it cannot weigh a loss."""
+    """Returns `weight` as a float, or raises `ValueError` if it cannot weight a loss."""
     return validate_number(
         weight,
         name,
@@ -23,13 +23,13 @@ def validate_weight(weight: Any, name: str = "weight") -> float:
 
 
 def deserialize_weight(config: Any) -> Any:
-    """Returns the number or the schedule that stands in a config."""
+    """Returns the number or the schedule from a config."""
     is_schedule = isinstance(config, dict)
     return keras.optimizers.schedules.deserialize(config) if is_schedule else config
 
 
 def validate_schedule(schedule: LearningRateSchedule, name: str = "weight") -> float:
-    """Returns the value of `schedule` at step 0, or raises `ValueError` if it is no weight."""
+    """Returns the value of `schedule` at step 0, or raises `ValueError` if that is not a weight."""
     start = to_numpy(schedule(0))
     if start.shape != () or not np.isfinite(start) or start < 0:
         raise ValueError(

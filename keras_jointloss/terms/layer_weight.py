@@ -1,4 +1,4 @@
-"""The weight of a layer term, and what else of the layer is logged."""
+"""The weight of a layer term, and the other logged values of the layer."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,14 +15,14 @@ from keras_jointloss.terms.weight import TermWeight
 
 
 class LayerWeight(TermWeight):
-    """The weight of a layer term. Its variables, `state`, are the layer's.
+    """The weight of a layer term. The layer owns its variables, `state`.
 
     Args:
         weight: As in `LossWeight`.
-        prefix: Goes before the names of the variables.
+        prefix: Prefix of the names of the variables.
         readings: Other values of the layer to log: by name, functions that return a scalar tensor.
-        means: Other values of which the mean is logged: by name, functions that turn the mean into
-            what is logged. Their sums are reset with those of the loss.
+        means: Other means to log: by name, functions that map the mean to the logged value. Their
+            sums are reset with those of the loss.
     """
 
     def __init__(
@@ -37,8 +37,8 @@ class LayerWeight(TermWeight):
 
         dtype = float_dtype(keras.config.floatx())
         self._create_variables(weight, dtype, add_variable)
-        self.adapt()  # The variables of a layer are there before it is known who will need them.
-        # For each the sums over items of the value and of 1.
+        self.adapt()  # It is known only later whether a weighting needs this variable.
+        # For each mean, the sums over items of the value and of 1.
         self._other_sums = {name: add_variable(name, (2,), 0.0, dtype=dtype) for name in means}
         self._readings: dict[str, Callable[[], Any]] = {
             **readings,
@@ -51,7 +51,7 @@ class LayerWeight(TermWeight):
         return [*super().state, *self._other_sums.values()]
 
     def record_mean(self, name: str, total, count) -> None:
-        """Records the sum of values, and how many they are."""
+        """Records the sum of values and their number."""
         sums = ops.cast(ops.stack([total, count]), self._other_sums[name].dtype)
         self._other_sums[name].assign_add(ops.stop_gradient(sums))
 

@@ -1,4 +1,4 @@
-"""The loss of an output term: that of the user, which also records its value in the weight."""
+"""The loss of an output term: the user's loss, which also records its value in the weight."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from keras import ops
 from keras_jointloss._backend import replica_count
 from keras_jointloss.terms.output_weight import LossWeight, deserialize_term_weight
 
-# Keras chooses the loss for these names by the shapes it meets in the first step.
+# For these names Keras chooses the loss by the shapes in the first step.
 _CROSSENTROPY = ("crossentropy", "ce")
 
 
@@ -20,14 +20,14 @@ class TermLoss(keras.losses.Loss):
     Value, gradient, reduction, mask and sample weights are those of `loss`.
 
     Args:
-        loss: What Keras takes as the loss of an output: a name, a function or a
+        loss: A loss as Keras accepts it for an output: a name, a function or a
             `keras.losses.Loss`.
         weight: The `LossWeight` of the term.
         name: The name of the term.
     """
 
     def __init__(self, loss: Any, weight: LossWeight, name: str | None = None):
-        # Keras opens a name scope with the name of a loss, which may hold no slash.
+        # Keras opens a name scope with the name of a loss, which must not contain a slash.
         super().__init__(name=name and name.replace("/", "_"))
         self.term = name
         self.loss = loss
@@ -50,7 +50,7 @@ class TermLoss(keras.losses.Loss):
         return value
 
     def call(self, y_true, y_pred):
-        """Computes the loss that was given as a function."""
+        """Computes a loss that was given as a function."""
         function = self._resolved or _crossentropy_for(y_true, y_pred)
         pairs = keras.tree.map_structure(_match_ranks, y_true, y_pred)
         y_true = keras.tree.map_structure_up_to(y_true, lambda pair: pair[0], pairs)
@@ -58,21 +58,21 @@ class TermLoss(keras.losses.Loss):
         return function(y_true, y_pred)
 
     def get_config(self) -> dict:
-        # The objects themselves: then Keras saves a weight that stands in several places once.
+        # The objects themselves: Keras then saves a weight that is used in several places once.
         return {"loss": self.loss, "weight": self.weight, "name": self.term}
 
     @classmethod
     def from_config(cls, config: dict) -> "TermLoss":
         loss = config["loss"]
         if isinstance(loss, dict):
-            # Not `keras.losses.deserialize`, which knows no lambda.
+            # Not `keras.losses.deserialize`, which does not support lambdas.
             loss = keras.saving.deserialize_keras_object(loss)
         weight = deserialize_term_weight(config["weight"])
         return cls(**{**config, "loss": loss, "weight": weight})
 
 
 def _match_ranks(y_true, y_pred):
-    """Gives targets and predictions the same rank where one has a last axis of size 1 more."""
+    """Gives targets and predictions the same rank if one has an extra last axis of size 1."""
     true_rank, pred_rank = len(y_true.shape), len(y_pred.shape)
     if true_rank == pred_rank + 1 and y_true.shape[-1] == 1:
         if pred_rank == 1:

@@ -9,12 +9,12 @@ from keras_jointloss._masks import valid_items
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class LossPart(keras.metrics.Mean):
-    """The mean of a part of a loss, as of `keras_jointloss.losses.VICReg`, before it is weighed.
+    """The mean of an unweighted part of a loss, such as `keras_jointloss.losses.VICReg`.
 
     Args:
         loss: A `keras_jointloss.losses.ViewsLoss`.
         part: One of its `part_names`.
-        name: Name of the metric, by default that of the part.
+        name: Name of the metric, by default the name of the part.
         dtype: As in `keras.metrics.Metric`.
     """
 

@@ -1,4 +1,4 @@
-"""The running means of what a term contributed to the loss since the last reset."""
+"""The running means of a term's contribution to the loss since the last reset."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +13,8 @@ class Means:
     """Means over items of a term's raw and weighted loss.
 
     Args:
-        add_variable: Makes a variable of the owner: called with name, shape, initial value, `dtype`
-            and `aggregation`.
+        add_variable: Creates a variable of the owner from name, shape, initial value, `dtype` and
+            `aggregation`.
         dtype: The dtype of the sums.
     """
 
@@ -27,7 +27,7 @@ class Means:
 
         Args:
             loss: The mean loss.
-            items: Over how many items.
+            items: The number of items.
             weight: The weight of the step.
         """
         dtype = self.sums.dtype
@@ -40,10 +40,10 @@ class Means:
         return ops.divide_no_nan(self.sums[1], self.sums[0])
 
     def reset(self) -> None:
-        """Starts the means anew."""
+        """Resets the means."""
         self.sums.assign(np.zeros(3))
 
     def read(self) -> dict[str, float]:
-        """Returns `loss` and `weighted`, or nothing if no step was recorded."""
+        """Returns `loss` and `weighted`, or an empty dict if no step was recorded."""
         items, loss, weighted = (float(x) for x in to_numpy(self.sums))
         return {"loss": loss / items, "weighted": weighted / items} if items else {}

@@ -17,7 +17,7 @@ from keras_jointloss.terms.weight import TermWeight
 
 
 class _Sharing(threading.local):
-    """The weights that configs have brought back and that a second config stands for, too."""
+    """The weights created from a config that a second config represents, too."""
 
     def __init__(self):
         self.weights: dict[str, weakref.ref] = {}
@@ -27,14 +27,14 @@ _sharing = _Sharing()
 
 
 def deserialize_term_weight(config: Any) -> "LossWeight":
-    """Returns the weight of a term from its config, and lets its copy in the metrics be the same.
+    """Returns the weight of a term from its config, to be shared with the copy in the metrics.
 
-    Within a model file Keras itself knows which objects are one. Elsewhere, as in `clone_model` and
-    `compile_from_config`, it deserializes first the losses and then the metrics, each by itself,
-    and a weight that stands in both would come back as two.
+    Within a model file Keras itself tracks shared objects. Elsewhere, as in `clone_model` and
+    `compile_from_config`, it deserializes first the losses and then the metrics, each separately. A
+    weight that is in both would become two objects.
 
     Raises:
-        ValueError: If that is not the config of a `LossWeight`.
+        ValueError: If `config` is not the config of a `LossWeight`.
     """
     if isinstance(config, dict):
         _sharing.weights.pop(str((config.get("config") or {}).get("key")), None)
@@ -53,22 +53,22 @@ def deserialize_term_weight(config: Any) -> "LossWeight":
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class LossWeight(TermWeight, keras.metrics.Metric):
-    """The weight of an output term: a number that lives, and can move, while `fit` runs.
+    """The weight of an output term: a number that can move while `fit` runs.
 
-    The same object belongs to the term's loss, which records its value in it, and stands in
-    `metrics`, where it counts the steps and shows its value in the logs.
-    `keras_jointloss.joint_loss` puts it in both places; it is rarely needed by hand.
+    The same object belongs to the term's loss, which records the loss in it, and to `metrics`,
+    where it counts the steps and shows its value in the logs. `keras_jointloss.joint_loss` puts it
+    in both places; creating one by hand is rarely needed.
 
     While a `keras_jointloss.callbacks.JointLossCallback` takes part in `fit`, the weight in the
     i-th training step (from 0) is `schedule(i)`, or 0 where that is negative, times the factor of a
     weighting, if there is one. Without the callback, in `evaluate` and in `predict` it never moves.
 
-    Under a `tf.distribute` strategy create it in the strategy's scope, as any metric.
+    Under a `tf.distribute` strategy create it in the strategy's scope, like any metric.
 
     Args:
         weight: The weight: a finite number, 0 or more, or a
             `keras.optimizers.schedules.LearningRateSchedule`, a function of the training step.
-        name: Name of the metric. Keras puts the name of the output before it.
+        name: Name of the metric. Keras prefixes it with the name of the output.
         dtype: The dtype of the weight, `keras.config.floatx()` by default; float32 at least.
 
     Raises:
@@ -87,7 +87,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
 
     def __init__(self, weight: Weight = 1.0, name: str = "weight", dtype=None):
         keras.metrics.Metric.__init__(self, name=name, dtype=dtype)
-        #: Stands in the config, to distinguish the copies of one weight from other weights.
+        #: Part of the config, to distinguish the copies of one weight from other weights.
         self.key = uuid.uuid4().hex
         # Orbax and `Model.get_state_tree` distinguish variables by their paths.
         number = keras.backend.get_uid("loss_weight")
@@ -102,9 +102,9 @@ class LossWeight(TermWeight, keras.metrics.Metric):
             )
 
         self._create_variables(weight, float_dtype(self.dtype), add_variable)
-        #: The `Weighting` whose variables come to the model with this metric, if any.
+        #: The `Weighting` whose variables the model tracks through this metric, if any.
         self.weighting: Any = None
-        # What has happened in the step that a thread traces or runs: replicas have one each.
+        # The events of the step that a thread traces or runs. Each replica has its own thread.
         self._trace = threading.local()
         #: Whether Keras has ever multiplied the loss by the weight.
         self.is_applied = False
@@ -116,24 +116,24 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         return super().is_dynamic or self.weighting is not None
 
     def record(self, loss, batch_size, counts=None) -> None:
-        # The observer may move the weight for the next step: the one of this step is taken before.
+        # Read first, since the observer may move the weight for the next step.
         offer(self, ops.cast(self.tensor(), keras.config.floatx()))
         self._trace.is_recorded, self._trace.is_applied = True, False
-        _sharing.weights.pop(self.key, None)  # No copy is to come any more.
+        _sharing.weights.pop(self.key, None)  # No further copy is expected.
         super().record(loss, batch_size, counts)
 
     def mark_applied(self) -> None:
-        """Notes that Keras multiplies the loss of the step by the weight."""
+        """Records that Keras multiplies the loss of the step by the weight."""
         self._trace.is_applied = self.is_applied = True
 
     def update_state(self, y_true=None, y_pred=None, sample_weight=None) -> None:
-        """Counts a training step; the outputs do not matter.
+        """Counts a training step and ignores the outputs.
 
         Raises:
             ValueError: If the loss of the step was not multiplied by the weight.
         """
         self.is_counted = True
-        # An output that stands twice in a model has its metrics updated twice.
+        # If a model contains an output twice, Keras updates its metrics twice.
         if not getattr(self._trace, "is_recorded", False):
             return
         self._trace.is_recorded = False
@@ -148,7 +148,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
             self.weighting.update_state()
 
     def result(self):
-        """Returns the weight now."""
+        """Returns the current weight."""
         self.warn_if_it_stands_still()
         return self.tensor()
 
@@ -186,7 +186,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         }
         if self._factor is not None:
             config["factor"] = float(to_numpy(self._factor))
-        # The object itself, as several weights may lead to it.
+        # The object itself, since several weights may refer to it.
         return config if self.weighting is None else {**config, "weighting": self.weighting}
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The weight of one loss term, together with the running means of what the term contributed."""
+"""The weight of one loss term, and the running means of the term's contribution."""
 
 import math
 import warnings
@@ -18,21 +18,21 @@ from keras_jointloss.terms.means import Means
 
 
 class TermWeight:
-    """What an output term's and a layer term's weight have in common.
+    """Base of the weights of output terms and layer terms.
 
-    The owner (a metric or a layer) calls `_create_variables` once with the function that makes
-    its variables. From then on training runs
+    The owner (a metric or a layer) calls `_create_variables` once with the function that creates
+    its variables. From then on training calls
 
     1. `record(loss, batch_size)` when the term's loss has been computed with the weight of this
        step; it passes the loss on to `observer`, if there is one, and
-    2. `advance()` once a training step, which moves the weight along its schedule,
+    2. `advance()` once per training step, which moves the weight along its schedule,
 
-    both inside the compiled step. From the host the `Clock` of the model calls `start_annealing`,
-    and Keras calls `reset` at the start of each epoch, before the callbacks switch annealing on,
-    and of each evaluation, which annealing thus never reaches.
+    both inside the compiled step. From the host, the `Clock` of the model calls `start_annealing`.
+    Keras calls `reset` at the start of each epoch, before the callbacks switch annealing on, and at
+    the start of each evaluation, so that annealing is always off during evaluation.
     """
 
-    #: Called with the loss, the number of items and whether any of them counts, or `None`.
+    #: Called with the loss, the number of items and whether any of them counts (or `None`).
     observer: Callable[[Any, Any, Any], None] | None = None
     #: The `keras_jointloss.terms.clock.Clock` of the model whose callback moves the weight, if any.
     clock: Any = None
@@ -55,7 +55,7 @@ class TermWeight:
         self._add_factor = partial(add_variable, "factor", (), **replicated)
 
     def adapt(self, factor: float = 1.0) -> None:
-        """Lets the weight be multiplied by a factor that a weighting sets."""
+        """Adds a factor that multiplies the weight and that a weighting sets."""
         if self._factor is None:
             self._factor = self._add_factor(factor)
 
@@ -73,9 +73,9 @@ class TermWeight:
     # Within the compiled step.
 
     def tensor(self):
-        """Returns the weight now as a scalar tensor."""
-        # A copy: the variable's own tensor is overwritten in place on PyTorch, where the backward
-        # pass may still need it, and its buffer is donated to the next step on JAX.
+        """Returns the current weight as a scalar tensor."""
+        # A copy: PyTorch overwrites the variable's own tensor in place, although the backward pass
+        # may still need it, and JAX donates its buffer to the next step.
         value = ops.copy(self._value)
         return value if self._factor is None else value * ops.copy(self._factor)
 
@@ -88,8 +88,8 @@ class TermWeight:
 
         Args:
             loss: The mean loss.
-            batch_size: Over how many items.
-            counts: Whether any of them has a weight other than 0; `None` if it is known.
+            batch_size: The number of items.
+            counts: Whether any of them has a weight other than 0; `None` if no check is needed.
         """
         self._means.record(loss, batch_size, self.tensor())
         if self.observer is not None:
@@ -109,7 +109,7 @@ class TermWeight:
         self._factor.assign(ops.cast(factor, self._factor.dtype))
 
     def _scheduled(self, step):
-        # Rounding can put a schedule that ends at 0 a little below it.
+        # Rounding can put a schedule that ends at 0 slightly below it.
         return ops.maximum(ops.cast(self.schedule(step), self._value.dtype), 0)
 
     # From the host.
@@ -121,7 +121,7 @@ class TermWeight:
             self.scale(1.0)
 
     def start_annealing(self, step: int | None = None) -> None:
-        """Lets `advance` move the weight, from `step` or from where the schedule stands."""
+        """Lets `advance` move the weight, from `step` or from the current step of the schedule."""
         self.annealing = True
         if self.schedule is None:
             return
@@ -137,7 +137,7 @@ class TermWeight:
             self.stop_annealing()
 
     def stop_annealing(self) -> None:
-        """Keeps `advance` from moving the weight."""
+        """Stops `advance` from moving the weight."""
         self.annealing = False
         if self.schedule is not None:
             self._advancing.assign(False)
@@ -145,8 +145,8 @@ class TermWeight:
     def warn_if_it_stands_still(self) -> None:
         """Warns if `fit` has trained an epoch without moving a weight that is meant to move.
 
-        Called where Keras reads its metrics; what it reads at the end of an epoch of `fit`, it
-        reads outside of the steps and loops within.
+        Called when Keras reads its metrics. At the end of an epoch, `fit` reads them outside of its
+        steps and inner loops.
         """
         is_driven = self.clock is not None and self.clock.driver is not None
         if not (self._has_warned or is_driven) and self.is_dynamic and running_loop() == "fit":
@@ -162,21 +162,21 @@ class TermWeight:
         """Returns the values to log.
 
         Returns:
-            `weight`, the weight now, and, if the term was computed since the last `reset`, `loss`
-            and `weighted`, the means over its items of the raw and the weighted loss.
+            `weight`, the current weight, and, if the term was computed since the last `reset`,
+            `loss` and `weighted`, the means over its items of the raw and the weighted loss.
         """
         return {**self._means.read(), "weight": float(self)}
 
     @property
     def step(self) -> int:
-        """The step at which the schedule stands."""
+        """The current step of the schedule."""
         return int(to_numpy(self._step))
 
     def assign(self, value: float) -> None:
         """Sets the weight; under a weighting, the value that the adapted weight is multiplied by.
 
-        A constant weight keeps the value, through saving and loading as well. A scheduled weight
-        keeps it until annealing goes on.
+        A constant weight keeps the value, also through saving and loading. A scheduled weight keeps
+        it until annealing continues.
 
         Args:
             value: A finite number, 0 or more.
@@ -187,19 +187,19 @@ class TermWeight:
         self._value.assign(validate_number(value, "value", minimum=0))
 
     def save(self, store: Any) -> None:
-        """Puts into the store of a weights file what training has changed."""
+        """Saves the values that training has changed to the store of a weights file."""
         store["value"], store["step"] = to_numpy(self._value), to_numpy(self._step)
         store["unassigned"] = np.array(self._unassigned(self.step))
         if self._factor is not None:
             store["factor"] = to_numpy(self._factor)
 
     def load(self, store: Any) -> None:
-        """Takes over what `save` has put into the store of a weights file.
+        """Loads the values that `save` has put into the store of a weights file.
 
-        A schedule goes on at the step of the file. A weight that is compiled with another number or
-        schedule than that of the file keeps to its own.
+        A schedule continues at the step of the file. A weight that is compiled with a number or
+        schedule other than that of the file keeps its own.
         """
-        if "value" not in store.keys():  # noqa: SIM118 (a store is no dict)
+        if "value" not in store.keys():  # noqa: SIM118 (a store is not a dict)
             return
         step = int(np.array(store["step"]))
         own, other = self._unassigned(step), float(np.array(store["unassigned"]))
@@ -212,7 +212,7 @@ class TermWeight:
             self.scale(float(np.array(store["factor"])))
 
     def _unassigned(self, step: int) -> float:
-        """Returns what the weight is at a step unless it is assigned or adapted."""
+        """Returns the weight at a step if it is neither assigned nor adapted."""
         if self.schedule is None:
             return self.initial
         return float(to_numpy(self._scheduled(ops.convert_to_tensor(step, dtype="int32"))))

@@ -1,4 +1,4 @@
-"""Rules that adapt the weights of the terms while `fit` runs."""
+"""Rules that adapt the weights of the terms during `fit`."""
 
 from keras_jointloss.weighting.base import Weighting, get
 from keras_jointloss.weighting.dynamic_weight_average import DynamicWeightAverage

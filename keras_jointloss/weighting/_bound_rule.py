@@ -1,4 +1,4 @@
-"""How a rule is bound to the terms of a model, runs in the compiled step, and is saved."""
+"""Binds a rule to the terms of a model, runs it in the compiled step, and saves it."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from keras_jointloss.weighting._step_losses import StepLosses
 
 
 class BoundRule(keras.metrics.Metric):
-    """The machinery below `keras_jointloss.weighting.Weighting`, which holds options and formulas.
+    """Base class of `keras_jointloss.weighting.Weighting`, which adds options and formulas.
 
     Args:
         name: Name of the metric.
@@ -34,9 +34,9 @@ class BoundRule(keras.metrics.Metric):
 
     def __init__(self, name: str, dtype: str):
         super().__init__(name=name, dtype=dtype)
-        #: What training has changed, a `Progress`, once the terms are known.
+        #: The `Progress` of the training, set once the terms are known.
         self.progress: Any = None
-        # A function: Keras would take the weights, which are metrics, too, for parts of this one.
+        # A function, as Keras would track the weights, which are metrics too, as parts of this one.
         self._get_weights: Callable[[], list[TermWeight]] = list
         self._losses = StepLosses(self.dtype)
         self._is_on = False
@@ -44,16 +44,16 @@ class BoundRule(keras.metrics.Metric):
         self.clock: Any = None
 
     def bind(self, terms: Mapping[str, TermWeight]) -> bool:
-        """Ties the rule to terms, whose losses it then sees and whose weights it multiplies.
+        """Binds the rule to terms: it then receives their losses and multiplies their weights.
 
         Args:
-            terms: By name. Those of the model's outputs come first.
+            terms: The terms by name. Those of the model's outputs come first.
 
         Returns:
-            Whether that changes what a training step has to compute.
+            Whether this changes the computation of a training step.
 
         Raises:
-            ValueError: If the rule is tied to other terms already.
+            ValueError: If the rule is already bound to other terms.
         """
         names = tuple(terms)
         if self.terms and names != self.terms:
@@ -81,7 +81,7 @@ class BoundRule(keras.metrics.Metric):
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """The names of the terms; none before they are known."""
+        """The names of the terms; empty before they are known."""
         return () if self.progress is None else self.progress.terms
 
     def _create_progress(self, names: tuple[str, ...]) -> Progress:
@@ -97,13 +97,13 @@ class BoundRule(keras.metrics.Metric):
     def _record(self, index, loss, items, counts) -> None:
         """Records the mean loss of a term over some items."""
         self._losses.record(index, loss, items, counts)
-        # Elsewhere the layers' losses come after those of outputs, and `update_state` after both;
-        # on JAX it is the other way round, and `update_state` cannot reach the layers.
+        # On other backends, layer losses come after output losses, and `update_state` after both.
+        # On JAX, layer losses come first, and `update_state` cannot reach the layers.
         if trains_functionally() and self._output_terms <= self._losses.indices:
             self._run()
 
     def update_state(self, *args, **kwargs) -> None:
-        """Runs the rule on the losses of the step, if annealing is on."""
+        """Runs the rule on the losses of the step; has an effect only while the rule is on."""
         if not trains_functionally() and self._losses.indices:
             self._run()
 
@@ -118,27 +118,27 @@ class BoundRule(keras.metrics.Metric):
 
     @property
     def epoch(self):
-        """The number of epochs of training that have begun, an int32 scalar tensor."""
+        """The number of training epochs that have begun, an int32 scalar tensor."""
         return self.progress.epoch
 
     def result(self):
-        """Returns the weights now: `(terms,)`."""
+        """Returns the current weights: `(terms,)`."""
         return self.progress.tensors()["weight"]
 
-    # From the host.
+    # On the host.
 
     def start(self, is_new_epoch: bool = False) -> None:
-        """Lets the rule move the weights."""
+        """Lets the rule update the weights."""
         self.progress.start(is_new_epoch)
         self._is_on = True
 
     def reset_state(self) -> None:
-        """Stops the rule, as Keras resets metrics before an evaluation; keeps weights and state."""
+        """Stops the rule, as Keras resets metrics before an evaluation. Keeps weights and state."""
         if self.clock is None or not self.clock.outlasts_reset():
             self.stop()
 
     def stop(self) -> None:
-        """Keeps the rule from moving the weights."""
+        """Stops the rule from updating the weights."""
         if self._is_on:
             self.progress.stop()
             self._is_on = False
@@ -149,7 +149,7 @@ class BoundRule(keras.metrics.Metric):
         return self.progress.step
 
     def read(self) -> dict[str, dict[str, float]]:
-        """Returns what there is to log of each term besides weight and loss, by the term's name."""
+        """Returns the values to log besides weight and loss, by the name of the term."""
         state = self.progress.arrays()
         own = {name: state[name] for name in self.initial_state}
         readings = {key: values.tolist() for key, values in self.readout(own).items()}
@@ -159,10 +159,10 @@ class BoundRule(keras.metrics.Metric):
         }
 
     def report(self, epoch: int) -> None:
-        """Reports losses that the rule could not use, at the end of an epoch.
+        """Reports the losses that the rule could not use, at the end of an epoch.
 
         Raises:
-            FloatingPointError: If there are any, with `on_nonfinite="raise"`.
+            FloatingPointError: If there are any and `on_nonfinite` is `"raise"`.
         """
         unusable = self.take_unusable()
         if not unusable:
@@ -178,7 +178,7 @@ class BoundRule(keras.metrics.Metric):
         warnings.warn(f"{message}. The weights did not move in these steps.", stacklevel=2)
 
     def take_unusable(self) -> dict[str, int]:
-        """Returns how often the first terms that were not usable were not, and forgets it."""
+        """Returns and clears the counts of unusable losses of the terms that had the first ones."""
         state = self.progress.arrays()
         counts = state["unusable"] * state["culprit"]
         if not counts.any():
@@ -188,12 +188,12 @@ class BoundRule(keras.metrics.Metric):
 
     def _scale_terms(self) -> None:
         factors = self.progress.arrays()["weight"]
-        # There are no terms before the rule is tied to them.
+        # There are no weights before the rule is bound to terms.
         for weight, factor in zip(self._get_weights(), factors, strict=False):
             weight.scale(factor)
 
     def begin_anew(self) -> None:
-        """Forgets the progress."""
+        """Resets the progress."""
         if self.progress is not None:
             self.progress.forget()
             self._scale_terms()
@@ -206,8 +206,8 @@ class BoundRule(keras.metrics.Metric):
                 store[name] = value
 
     def load_own_variables(self, store: Any) -> None:
-        """Loads what `save_own_variables` has saved."""
-        if "state" not in store.keys():  # noqa: SIM118 (a store is no dict)
+        """Loads the progress that `save_own_variables` saved."""
+        if "state" not in store.keys():  # noqa: SIM118 (a store is not a dict)
             return
         terms = load_terms(store)
         progress = self._create_progress(terms)

@@ -1,4 +1,4 @@
-"""What a rule has learned of its terms: its variables, and how they are saved."""
+"""Stores and saves what a rule has learned about its terms."""
 
 import json
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ from keras_jointloss._math import to_numpy
 
 
 class Progress:
-    """The variables of a rule: a number of each name for each term, and the counts.
+    """The variables of a rule: a number for each name and term, and the counters.
 
     Args:
         rule: The metric that owns the variables.
         terms: The names of the terms.
-        initial: By name, the number to begin with, for all terms or for each.
+        initial: The initial numbers by name, one for all terms or one for each.
     """
 
     def __init__(self, rule: keras.metrics.Metric, terms: tuple[str, ...], initial: Mapping):
@@ -33,10 +33,10 @@ class Progress:
     # Within the compiled step.
 
     def begin_step(self) -> tuple[Any, Any]:
-        """Counts a training step if the rule is on; returns its number, from 0, and whether it is.
+        """Counts a training step if the rule is on.
 
         Returns:
-            Two scalar tensors, int32 and bool.
+            The number of the step, from 0, and whether the rule is on: int32 and bool scalars.
         """
         is_on, step = ops.copy(self._advancing), ops.copy(self._step)
         self._step.assign(step + ops.cast(is_on, "int32"))
@@ -55,7 +55,7 @@ class Progress:
         """The number of epochs that have begun, an int32 scalar tensor."""
         return ops.copy(self._epoch)
 
-    # From the host.
+    # On the host.
 
     @property
     def step(self) -> int:
@@ -63,14 +63,14 @@ class Progress:
         return int(to_numpy(self._step))
 
     def start(self, is_new_epoch: bool) -> None:
-        """Lets steps count."""
+        """Starts to count steps."""
         if is_new_epoch:
-            # Keras counts from 0 again in each `fit`.
+            # Keras restarts its own count at 0 in each `fit`.
             self._epoch.assign(int(to_numpy(self._epoch)) + 1)
         self._advancing.assign(True)
 
     def stop(self) -> None:
-        """Keeps steps from counting."""
+        """Stops counting steps."""
         self._advancing.assign(False)
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -78,22 +78,22 @@ class Progress:
         return dict(zip(self.names, to_numpy(self._state), strict=True))
 
     def clear(self, *names: str) -> None:
-        """Sets what has these names to 0."""
+        """Sets the state of these names to 0."""
         values = to_numpy(self._state).copy()
         values[[self.names.index(name) for name in names]] = 0
         self._state.assign(values)
 
     def forget(self) -> None:
-        """Returns to the beginning."""
+        """Resets to the initial state."""
         self.load({"state": self._initial, "step": 0, "epoch": 0})
 
     def save(self) -> dict[str, np.ndarray]:
-        """Returns all that training changes."""
+        """Returns everything that training changes."""
         variables = {"state": self._state, "step": self._step, "epoch": self._epoch}
         return {name: to_numpy(variable) for name, variable in variables.items()}
 
     def load(self, progress: Mapping[str, Any]) -> None:
-        """Takes over what `save` has returned, for the same terms."""
+        """Restores what `save` returned for the same terms."""
         self._state.assign(np.array(progress["state"]))
         self._step.assign(int(np.array(progress["step"])))
         self._epoch.assign(int(np.array(progress["epoch"])))

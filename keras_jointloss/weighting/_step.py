@@ -1,7 +1,7 @@
-"""What a training step makes of the state of a rule: warm-up, means, smoothing and guards.
+"""Updates the state of a rule in a training step: warm-up, means, smoothing and guards.
 
-The state is a vector `(terms,)` for each name. A step that meets a loss that the rule cannot use,
-or that leads to a number that is not finite, changes nothing but the count of such steps.
+The state is a vector `(terms,)` for each name. A step with a loss that the rule cannot use, or that
+leads to a number that is not finite, changes only the count of such steps.
 """
 
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ from typing import Any
 
 from keras import ops
 
-#: What is kept of each term: the adapted weight, the latest loss, whether there was any, in how
-#: many steps it could not be used, and whether it was among the first that could not.
+#: The state of each term: the adapted weight, the latest loss, whether there was any, the number
+#: of steps in which it was unusable, and whether it was among the first that were unusable.
 STATE = {"weight": 1.0, "loss": 1.0, "seen": 0.0, "unusable": 0.0, "culprit": 0.0}
-#: With `update_every`: the sum of the losses since the latest update and their number.
+#: With `update_every`: the sum of the losses since the latest update, and their number.
 SUMS = {"sum": 0.0, "count": 0.0}
-#: By how much rounding may put a loss below the least one: such a loss counts as the least one.
+#: Rounding may put a loss this far below the minimum: such a loss counts as the minimum.
 _ROUNDING = 1e-4
 
 
@@ -55,13 +55,13 @@ def advance(rule: Any, state: Mapping[str, Any], losses, is_present, step, is_on
 
 
 def _raise_rounded(losses, minimum):
-    """Returns the losses, but `minimum` for those that rounding has put below it."""
+    """Returns the losses, with `minimum` in place of those that rounding has put below it."""
     is_rounded = (losses < minimum) & (losses >= minimum - _ROUNDING)
     return ops.where(is_rounded, ops.cast(minimum, losses.dtype), losses)
 
 
 def _added(state, losses, is_added):
-    """Returns the sums since the latest update, this step included."""
+    """Returns the sums since the latest update, including this step."""
     return {
         "sum": state["sum"] + ops.where(is_added, losses, 0),
         "count": state["count"] + ops.cast(is_added, state["count"].dtype),
@@ -69,7 +69,7 @@ def _added(state, losses, is_added):
 
 
 def _updated(rule, state, losses, is_present, step):
-    """Returns what the rule makes of the losses: the new state by name."""
+    """Runs the rule on the losses and returns the new state by name."""
     loss = losses
     if rule.ema:
         smoothed = rule.ema * state["loss"] + (1 - rule.ema) * losses
@@ -83,9 +83,9 @@ def _updated(rule, state, losses, is_present, step):
 
 
 def _counted(state, is_unusable):
-    """Returns the counts of unusable losses, and the terms that were the first to have any."""
+    """Returns the counts of unusable losses, and the terms that had the first."""
     unusable = ops.cast(is_unusable, state["unusable"].dtype)
-    # What is not finite spreads to the other terms in the steps after.
+    # Values that are not finite spread to the other terms in later steps.
     has_culprit = ops.any(state["culprit"] > 0)
     return {
         "unusable": state["unusable"] + unusable,

@@ -12,26 +12,26 @@ class StepLosses:
     """Collects the mean loss and the number of items of each term in a training step.
 
     Args:
-        dtype: The dtype of what it returns.
+        dtype: The dtype of the returned tensors.
     """
 
     def __init__(self, dtype: str):
         self._dtype = dtype
-        # Each replica of `tf.distribute` traces in a thread of its own.
+        # Each replica of `tf.distribute` traces in its own thread.
         self._recorded = threading.local()
 
     def clear(self) -> None:
-        """Forgets what was recorded: what the trace of another model left is no loss of a step."""
+        """Drops the recorded losses: those left by the trace of another model belong to no step."""
         self._recorded = threading.local()
 
     def record(self, index: int, loss, items, counts=None) -> None:
         """Records the loss of the term with this index.
 
         Args:
-            index: The place of the term.
+            index: The index of the term.
             loss: Its mean loss.
-            items: Over how many items.
-            counts: Whether any of them has a weight other than 0; `None` if all have.
+            items: The number of items in the mean.
+            counts: Whether any of them has a nonzero weight; `None` if all have.
         """
         loss = ops.stop_gradient(ops.cast(loss, self._dtype))
         items = ops.cast(items, self._dtype)
@@ -44,13 +44,13 @@ class StepLosses:
 
     @property
     def indices(self) -> set[int]:
-        """The places of the terms that have recorded a loss."""
+        """The indices of the terms that have recorded a loss."""
         return set(self._of_thread())
 
     def pop(self, count: int) -> tuple[Any, Any]:
-        """Returns the items and the mean losses of `count` terms, `(count,)`, and forgets them.
+        """Returns and clears the item counts and mean losses of `count` terms, `(count,)` each.
 
-        The means are those of all replicas. A term that has recorded nothing has 0 items.
+        The means are over all replicas. A term that has recorded nothing has 0 items.
         """
         recorded = self._of_thread()
         self._recorded.losses = {}

@@ -1,4 +1,4 @@
-"""The base of the rules that adapt the weights of the terms."""
+"""Base class of the rules that adapt the weights of the terms."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -18,45 +18,46 @@ from keras_jointloss.weighting._bound_rule import BoundRule
 
 
 class Weighting(BoundRule):
-    """Base of the rules that adapt the weights of all terms from their losses.
+    """Base class of the rules that adapt the weights of all terms from their losses.
 
-    `keras_jointloss.joint_loss` takes it as `weighting`, and the
-    `keras_jointloss.callbacks.JointLossCallback` ties it to all the terms of the model: output
-    terms and layer terms, which are known only once the model is built. In every training step the
-    total loss is
+    Pass it to `keras_jointloss.joint_loss` as `weighting`. The
+    `keras_jointloss.callbacks.JointLossCallback` binds it to all terms of the model: output terms
+    and layer terms, which are known only once the model is built. In every training step the total
+    loss is
 
         total = sum_i value_i(step) * weight_i * loss_i
 
-    with what the user has set or scheduled as `value_i`. A rule makes the `weight_i` of the losses
-    up to the step before: in one step the weights are numbers, known before the losses. It runs in
-    the compiled step and moves only in `fit`, while the callback takes part.
+    where the user sets or schedules `value_i`. A rule computes `weight_i` from the losses up to the
+    previous step: within a step the weights are numbers, known before the losses. It runs in the
+    compiled step and updates the weights only in `fit` with the callback.
 
-    A subclass writes `update` and, if it needs any, `initial_state`: names of what it keeps of each
-    term, with the number it begins with. In `update`, `self.state` holds it, a vector for each
-    name, to be read and set. The base class handles the rest:
+    A subclass implements `update` and, if it has state, `initial_state`: the names of the values
+    that it keeps for each term, with their initial numbers. `update` reads and sets them in
+    `self.state`, which holds a vector for each name. The base class handles the rest:
 
     - Losses are means over the global batch; under `tf.distribute` all replicas have the same
       weights.
-    - A term with no item in a step (all have sample weight 0), or whose layer was not called,
-      keeps its weight and its state; the other terms meet its latest loss, 1 if there was none.
-    - If a loss, a weight or anything of the state is not finite, or a loss is less than the rule
-      can take, the step changes nothing but the count of such steps. At the end of the epoch the
-      callback raises an error that names the term where that began, or warns. A loss that is less
-      by 1e-4 at most counts as the least one: rounding may have put it there.
+    - A term without items in a step (all have sample weight 0), or whose layer was not called,
+      keeps its weight and its state. For the other terms, `update` receives its latest loss, or 1
+      if there was none.
+    - If a loss, a weight or a value of the state is not finite, or a loss is below the minimum of
+      the rule, the step changes only the count of such steps. At the end of the epoch the callback
+      raises an error that names the term where this began, or warns. A loss at most 1e-4 below the
+      minimum counts as the minimum: rounding may have put it there.
     - The state is saved with the model, in the config of the compiled model and in its weights
-      files, and so comes back with `keras.callbacks.BackupAndRestore`, too.
+      files, so `keras.callbacks.BackupAndRestore` restores it, too.
 
     Args:
-        warmup_steps: For how many training steps the weights are 1 and the rule sees no loss.
-        ema: The share, >= 0 and < 1, of the previous smoothed loss in the next; 0 for the losses as
-            they are.
-        min_weight: The least weight.
-        max_weight: The largest weight, or `None`.
-        update_every: In how many training steps the rule runs once, with the means over these.
-        on_nonfinite: What to do at the end of an epoch in which a loss was not usable: `"raise"` a
+        warmup_steps: The number of training steps in which the weights are 1 and the rule sees no
+            loss.
+        ema: The weight of the previous smoothed loss in the next, >= 0 and < 1; 0 for no smoothing.
+        min_weight: The smallest weight.
+        max_weight: The largest weight, or `None` for no limit.
+        update_every: The rule runs once in this many training steps, with their mean losses.
+        on_nonfinite: What to do at the end of an epoch in which a loss was unusable: `"raise"` a
             `FloatingPointError`, or `"skip"` those steps with a warning.
-        name: Name of the metric that it is.
-        dtype: The dtype of weights and state, `keras.config.floatx()` by default; float32 at least.
+        name: Name of the metric.
+        dtype: The dtype of weights and state, `keras.config.floatx()` by default; at least float32.
 
     Raises:
         ValueError: If an argument is invalid.
@@ -75,9 +76,9 @@ class Weighting(BoundRule):
     100
     """
 
-    #: What the rule keeps of each term, with the number it begins with.
+    #: The state of each term: the initial number by name.
     initial_state: ClassVar[Mapping[str, float]] = {}
-    #: The least loss that the rule can take.
+    #: The smallest loss that the rule accepts.
     minimum_loss = float("-inf")
 
     def __init__(
@@ -103,17 +104,17 @@ class Weighting(BoundRule):
             )
         self.update_every = validate_count(update_every, "update_every")
         self.on_nonfinite = validate_choice(on_nonfinite, "on_nonfinite", ("raise", "skip"))
-        #: What the rule keeps, by name, while `update` runs: `(terms,)` each.
+        #: The state by name, while `update` runs: `(terms,)` each.
         self.state: dict[str, Any] = {}
 
-    # What a subclass writes.
+    # Methods that a subclass implements.
 
     def update(self, losses, step):
         """Returns the weights of the terms for the next step.
 
         Args:
-            losses: `(terms,)`, the losses of the training step, or what the options of the base
-                make of them.
+            losses: `(terms,)`, the losses of the training step, averaged and smoothed
+                according to the options of the base class.
             step: The number of the training step, from 0, an int32 scalar tensor.
 
         Returns:
@@ -126,15 +127,15 @@ class Weighting(BoundRule):
         return 1.0
 
     def readout(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns what else to log of each term: by name, a number for each.
+        """Returns further values to log: by name, a number for each term.
 
         Args:
-            state: What the rule keeps: `(terms,)` for each name.
+            state: The state of the rule: `(terms,)` for each name.
         """
         return {}
 
     def bind_gradients(self, layers: Sequence[Any]) -> None:
-        """Takes note of where the rule finds the gradients of the terms, if it needs any.
+        """Connects the rule to a layer that reports the gradients of the terms, if it needs any.
 
         Args:
             layers: The layers of the model that report gradient statistics: each has the names of
@@ -161,8 +162,8 @@ def get(identifier: Any) -> Weighting | None:
 
     Args:
         identifier: A `Weighting`, the name of a class of `keras_jointloss.weighting` or of a
-            registered custom class (`"GeometricMean"`, `"geometric_mean"`: upper case and
-            underscores do not matter), or the serialized form of a weighting.
+            registered custom class (`"GeometricMean"`, `"geometric_mean"`: case and underscores
+            do not matter), or the serialized form of a weighting.
 
     Raises:
         ValueError: If there is no such weighting.

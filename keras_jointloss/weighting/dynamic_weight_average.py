@@ -1,4 +1,4 @@
-"""DynamicWeightAverage: what learns slowly weighs more."""
+"""DynamicWeightAverage: gives larger weights to terms that learn slowly."""
 
 from typing import ClassVar
 
@@ -14,16 +14,16 @@ from keras_jointloss.weighting.base import Weighting
 class DynamicWeightAverage(Weighting):
     """Weighs each term by how slowly its loss fell from one epoch to the next.
 
-    With `L_i(t)`, the mean of the loss over the training steps of epoch t, and k terms
+    With the mean `L_i(t)` of the loss over the training steps of epoch t, and k terms,
 
         weight_i = k softmax_i(L_i(t-1) / L_i(t-2) / temperature)
 
-    in epoch t, from its second step on. In the first two epochs all weights are 1. The sum is k.
-    A loss scaled by a constant has the same weight.
+    in epoch t, from its second step on. In the first two epochs all weights are 1. The weights sum
+    to k. Scaling a loss by a constant does not change its weight.
 
     Args:
-        temperature: The larger, the more equal the weights.
-        **kwargs: As in `Weighting`. `update_every` thins out the losses of which the means are.
+        temperature: Larger values make the weights more equal.
+        **kwargs: As in `Weighting`. `update_every` reduces the number of losses in each mean.
 
     Raises:
         ValueError: If `temperature` is not a number > 0, and as in `Weighting`.
@@ -37,8 +37,8 @@ class DynamicWeightAverage(Weighting):
     1.0
     """
 
-    # Of the running epoch: its number, the sum of the losses and their number; of the two epochs
-    # before: the means, 0 where there was none.
+    # For the current epoch: its number, the sum of the losses and their number. For the two epochs
+    # before: the means, 0 if there was none.
     initial_state: ClassVar = {
         "epoch": 0.0,
         "total": 0.0,

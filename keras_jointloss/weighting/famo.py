@@ -1,4 +1,4 @@
-"""FAMO: all losses fall at the same relative rate, without a gradient for each."""
+"""FAMO: all losses fall at the same relative rate, without one gradient per loss."""
 
 from typing import ClassVar
 
@@ -12,31 +12,31 @@ from keras_jointloss.weighting.base import Weighting
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class FAMO(Weighting):
-    """Weighs the terms such that their losses fall at the same relative rate.
+    """Weighs the terms so that their losses fall at the same relative rate.
 
-    With logits `x`, `z = softmax(x)`, and `b`, which no loss can fall below,
+    With logits `x`, `z = softmax(x)` and a lower bound `b` of the losses,
 
         weight_i = c z_i / (loss_i - b),    c = 1 / sum_i z_i / (loss_i - b)
 
-    with the losses of the step before, or smoothed ones; the sum is 1, and in the first step they
-    are 1/k for k terms. After each step Adam moves `x` against
+    with the losses of the previous step, or smoothed losses. The weights sum to 1; in the first
+    step they are 1/k for k terms. After each step Adam updates `x` with the gradient
 
         z_i (d_i - sum_j z_j d_j) + decay x_i,    d_i = log(loss_i(t) - b) - log(loss_i(t+1) - b)
 
-    so that a loss that fell more than the others weighs less. The paper takes both losses from the
-    same batch, at the cost of one more forward pass; here `loss_i(t+1)` is that of the next step's
-    batch. A loss scaled by a constant contributes the same share (if `b` is 0). Losses less than
-    `keras.config.epsilon()` above `b` count as that much above.
+    so that a loss that fell more than the others gets a smaller weight. The paper computes both
+    losses on the same batch, at the cost of one more forward pass; here `loss_i(t+1)` is that of
+    the next step's batch. A loss scaled by a constant contributes the same share (if `b` is 0).
+    Losses below `b + keras.config.epsilon()` count as that.
 
     Args:
-        learning_rate: That of Adam.
-        decay: Draws the logits back to 0, `gamma` in the paper.
-        minimum_loss: `b`, one number for all terms.
+        learning_rate: The learning rate of Adam.
+        decay: Pulls the logits towards 0; `gamma` in the paper.
+        minimum_loss: The bound `b`, one number for all terms.
         **kwargs: As in `Weighting`.
 
     Raises:
-        ValueError: If `learning_rate` is not a number > 0, `decay` not one >= 0 or `minimum_loss`
-            none at all, and as in `Weighting`.
+        ValueError: If `learning_rate` is not a number > 0, `decay` not a number >= 0 or
+            `minimum_loss` not a number, and as in `Weighting`.
 
     References:
         - Liu et al., 2023, FAMO: Fast Adaptive Multitask Optimization
@@ -50,7 +50,7 @@ class FAMO(Weighting):
     initial_state: ClassVar = {
         "logit": 0.0,
         **ADAM_STATE,
-        "log_loss": float("inf"),  # There is none yet.
+        "log_loss": float("inf"),  # None yet.
     }
 
     def __init__(

@@ -8,15 +8,15 @@ from keras_jointloss.weighting.base import Weighting
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class GeometricMean(Weighting):
-    """Weighs the terms such that the geometric mean of their losses falls.
+    """Weighs the terms to minimize the geometric mean of their losses.
 
     With k terms, the gradient of `(prod_i loss_i)^(1/k)` is that of `sum_i weight_i loss_i` for
 
         weight_i = (prod_j loss_j)^(1/k) / (k loss_i)
 
-    with the losses of the step before, or smoothed ones. The weights are not brought to a sum; in
-    the first step they are 1/k. A loss scaled by a constant contributes the same share. Losses
-    below `keras.config.epsilon()` count as that.
+    with the losses of the previous step, or smoothed losses. The weights are not normalized to a
+    fixed sum; in the first step they are 1/k. A loss scaled by a constant contributes the same
+    share. Losses below `keras.config.epsilon()` count as that.
 
     Args:
         **kwargs: As in `Weighting`.

@@ -1,4 +1,4 @@
-"""GradNorm: gradients of lengths that let all terms learn at the same rate."""
+"""GradNorm: balances the gradient lengths so that all terms learn at the same rate."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -14,40 +14,38 @@ from keras_jointloss.weighting.base import Weighting
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class GradNorm(Weighting):
-    """Weighs the terms such that what has learned less has the longer gradient.
+    """Weighs the terms so that those that have learned less have longer gradients.
 
     With the lengths `G_i` of the gradients of the weighted terms, their mean `G`, and the relative
     inverse training rate of a term
 
         r_i = (loss_i / loss_i(0)) / mean_j (loss_j / loss_j(0))
 
-    it moves the weights against the gradient of
+    the weights follow gradient descent on
 
         sum_i | G_i - G r_i^alpha |
 
-    in which `G r_i^alpha` counts as constant. The weights are `k softmax(x)_i` for k terms, so
-    that they stay positive and their sum is k, as the paper has it by dividing; Adam moves `x`,
-    and lengths are taken in units of `G`, so that neither the scale of the losses nor the size
-    of the batch matters.
+    in which `G r_i^alpha` is held constant. The weights are `k softmax(x)_i` for k terms, so they
+    stay positive and sum to k, which the paper achieves by division. Adam updates `x`, and lengths
+    are in units of `G`, so neither the scale of the losses nor the batch size matters.
 
-    The lengths come from a layer of the model that reports the gradients of all the terms, a
+    The lengths come from a layer of the model that reports the gradients of all terms: a
     `keras_jointloss.layers.GradientBalancer` or, at the level of parameters, a
-    `keras_jointloss.layers.SharedTrunk`, whose `terms` have the names that they have here. With
-    `aggregator=None` it changes nothing else. So GradNorm costs no further backward pass. On JAX
-    the lengths are those of the step before. A term without gradient in a step keeps its logit
-    `x_i`, and is not in `G`.
+    `keras_jointloss.layers.SharedTrunk`, whose `terms` have the same names as here. With
+    `aggregator=None` that layer changes nothing else. GradNorm therefore needs no additional
+    backward pass. On JAX the lengths are those of the previous step. A term without gradient in a
+    step keeps its logit `x_i` and is excluded from `G`.
 
     Args:
-        alpha: How much longer the gradient of a term that has learned less is to be; 0 for equal
-            lengths.
-        learning_rate: That of Adam.
+        alpha: How strongly terms that have learned less get longer gradients; 0 for equal lengths.
+        learning_rate: The learning rate of Adam.
         **kwargs: As in `Weighting`. With `warmup_steps`, `loss_i(0)` is the first loss after these.
 
     Raises:
-        ValueError: If `alpha` is not a number >= 0 or `learning_rate` not one > 0, and as in
-            `Weighting`; at the start of `fit`, if no layer reports the gradients of all the terms.
-        RuntimeError: At the end of an epoch, if no gradient has reached that layer, as if nothing
-            before it is trained.
+        ValueError: If `alpha` is not a number >= 0 or `learning_rate` not a number > 0, and as in
+            `Weighting`; at the start of `fit`, if no layer reports the gradients of all terms.
+        RuntimeError: At the end of an epoch, if no gradient has reached that layer, for example
+            because nothing before it is trained.
 
     References:
         - Chen et al., 2018, GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep
@@ -62,9 +60,9 @@ class GradNorm(Weighting):
     initial_state: ClassVar = {
         "logit": 0.0,
         **ADAM_STATE,
-        "initial_loss": float("inf"),  # There is none yet.
+        "initial_loss": float("inf"),  # None yet.
         "training_rate": 1.0,
-        # Of the record of the gradients that was used last.
+        # The number of the last gradient record used.
         "number": 0.0,
     }
     minimum_loss = 0.0
@@ -73,7 +71,7 @@ class GradNorm(Weighting):
         super().__init__(**kwargs)
         self.alpha = validate_number(alpha, "alpha", minimum=0)
         self.learning_rate = validate_number(learning_rate, "learning_rate", 0, exclusive=True)
-        # A function: Keras would take the layer for a part of the metric that this is.
+        # A function, as Keras would track the layer as part of this metric.
         self._get_layer: Callable[[], Any] | None = None
 
     def bind_gradients(self, layers: Sequence[Any]) -> None:
@@ -84,15 +82,15 @@ class GradNorm(Weighting):
         raise ValueError(
             "GradNorm expects a layer that reports the gradients of all the terms, "
             f"{list(self.terms)}: a `GradientBalancer` or `SharedTrunk` with these `terms` and "
-            f"with `telemetry`. Received: layers of the terms {[list(x.terms) for x in layers]}"
+            f"with `telemetry`. Received: layers with the terms {[list(x.terms) for x in layers]}"
         )
 
     def _latest_lengths(self):
-        """Returns the number of the latest record, and the lengths in it: `(terms,)`."""
+        """Returns the number of the latest record and the lengths in it: `(terms,)`."""
         if self._get_layer is None:
             raise RuntimeError(
-                "GradNorm moves only in a model with a layer that reports gradients, which the "
-                "`JointLossCallback` ties it to."
+                "GradNorm works only in a model with a layer that reports gradients, to which the "
+                "`JointLossCallback` connects it."
             )
         layer = self._get_layer()
         number, lengths = layer.record.latest_lengths()

@@ -1,4 +1,4 @@
-"""RandomWeighting: other weights in each step."""
+"""RandomWeighting: new random weights in each step."""
 
 import math
 
@@ -11,12 +11,12 @@ from keras_jointloss.weighting.base import Weighting
 
 
 def random_normal(count: int, seed: int, step):
-    """Returns normally distributed numbers, which follow from `seed` and `step` alone.
+    """Returns normally distributed numbers that depend only on `seed` and `step`.
 
     They are the same on every backend.
 
     Args:
-        count: How many.
+        count: How many numbers to return.
         seed: An integer, >= 0 and < 2**31.
         step: An integer or an integer scalar tensor.
     """
@@ -30,14 +30,14 @@ def random_normal(count: int, seed: int, step):
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class RandomWeighting(Weighting):
-    """Weighs the terms at random, anew in each training step.
+    """Draws new random weights in each training step.
 
-    For k terms, whatever the losses
+    For k terms, regardless of the losses,
 
         weight = k softmax(normal(0, 1))
 
-    It is what every other rule should be better than. The numbers follow from the seed and the
-    training step alone, so a resumed training draws what an uninterrupted one would have. In the
+    It is the baseline that every other rule should beat. The numbers depend only on the seed and
+    the training step, so a resumed training draws the same numbers as an uninterrupted one. In the
     first step the weights are 1.
 
     Args:

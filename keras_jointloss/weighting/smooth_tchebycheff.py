@@ -1,4 +1,4 @@
-"""SmoothTchebycheff: the weights follow the worst term, smoothly."""
+"""SmoothTchebycheff: smooth weights that focus on the worst term."""
 
 from typing import ClassVar
 
@@ -12,28 +12,28 @@ from keras_jointloss.weighting.base import Weighting
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class SmoothTchebycheff(Weighting):
-    """Weighs most the term that is farthest above its best loss so far.
+    """Gives the largest weight to the term that is farthest above its best loss so far.
 
-    The objective is a smooth form of the largest preferred excess
+    The objective is a smooth maximum of the excess losses, multiplied by the preferences,
 
         smoothness * log(sum_i exp(preference_i (loss_i - z_i) / smoothness))
 
-    where `z_i` is the least loss so far, and its gradient that of `sum_i weight_i loss_i` for
+    where `z_i` is the lowest loss so far. Its gradient is that of `sum_i weight_i loss_i` for
 
         weight_i = preference_i * softmax_i(preference_i (loss_i - z_i) / smoothness)
 
-    with the losses of the step before, or smoothed ones. In the first step the softmax is 1/k each
-    for k terms. With equal preferences the sum of the weights is that preference.
+    with the losses of the previous step, or smoothed losses. In the first step each softmax value
+    is 1/k for k terms. With equal preferences, the weights sum to that preference.
 
     Args:
-        preference: How much each term counts: numbers > 0, in the order of the terms (outputs in
+        preference: The importance of each term: numbers > 0, in the order of the terms (outputs in
             the order of the losses, then layers). `None` for 1 each.
-        smoothness: The smaller, the more the worst term takes all.
+        smoothness: Smaller values concentrate the weights on the worst term.
         **kwargs: As in `Weighting`.
 
     Raises:
-        ValueError: If an argument is not made of numbers > 0, and as in `Weighting`; when tied to
-            the terms, if there are more or fewer.
+        ValueError: If an argument is not made of numbers > 0, and as in `Weighting`; when bound to
+            the terms, if their number differs from that of the preferences.
 
     References:
         - Lin et al., 2024, Smooth Tchebycheff Scalarization for Multi-Objective Optimization

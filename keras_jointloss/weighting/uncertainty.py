@@ -1,4 +1,4 @@
-"""Uncertainty: each term weighs as its noise allows."""
+"""Uncertainty: weights each term by the noise of its task."""
 
 from typing import ClassVar
 
@@ -12,26 +12,26 @@ from keras_jointloss.weighting.base import Weighting
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class Uncertainty(Weighting):
-    """Weighs each term by the precision of its task, which is learned along.
+    """Weighs each term by the learned precision of its task.
 
-    With `s_i`, the logarithm of the variance of task i, the objective is
+    With the logarithm `s_i` of the variance of task i, the objective is
 
         sum_i 1/2 exp(-s_i) loss_i + 1/2 s_i
 
-    The model minimises it over its parameters, hence `weight_i = 1/2 exp(-s_i)`, and the rule over
-    `s`, by a step of gradient descent for each training step, from `s = 0`:
+    The model minimizes it over its parameters, hence `weight_i = 1/2 exp(-s_i)`. The rule minimizes
+    it over `s`, with one step of gradient descent per training step, starting at `s = 0`:
 
         s_i <- s_i - learning_rate * 1/2 (1 - exp(-s_i) loss_i)
 
-    With `analytic=True` `s_i` is the minimiser `log(loss_i)` itself, of the smoothed loss.
+    With `analytic=True`, `s_i` is the minimizer `log(loss_i)` itself, for the smoothed loss.
 
-    The logs gain `<term>_noise`, `exp(s_i / 2)`: the standard deviation of the task's noise if its
-    loss is a mean squared error. A loss that gets near 0 makes its weight grow without bound unless
-    `max_weight` says otherwise.
+    The logs include `<term>_noise`, `exp(s_i / 2)`: the standard deviation of the task's noise if
+    its loss is a mean squared error. The weight of a loss that approaches 0 grows without bound
+    unless `max_weight` limits it.
 
     Args:
         learning_rate: The step size for `s`.
-        analytic: Whether `s` is the minimiser for the smoothed losses.
+        analytic: Whether `s` is the minimizer for the smoothed losses.
         ema: The smoothing of the losses, >= 0 and < 1; by default 0.9 with `analytic`, else 0.
         **kwargs: As in `Weighting`.
 

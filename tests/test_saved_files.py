@@ -1,0 +1,55 @@
+"""Files that the code of earlier commits has saved load, evaluate and train on as they did.
+
+`tests/data/saved_2026_11` holds a model with output terms under a rule, a layer term with a learned
+temperature and a memory, and a balancer; and the logs that came after it was saved, on TensorFlow.
+"""
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import keras_jointloss as kj
+
+FOLDER = Path(__file__).parent / "data" / "saved_2026_11"
+EXPECTED = json.loads((FOLDER / "expected.json").read_text())
+X = np.random.default_rng(0).normal(size=(24, 5)).astype("float32")
+Y = {"rating": X[:, :1], "label": (X[:, 1] > 0).astype("int32")}
+
+
+def loaded_model():
+    return keras.models.load_model(FOLDER / "model.keras")
+
+
+def loaded_weights():
+    model = keras.models.clone_model(loaded_model())
+    # The count of steps is that of the optimizer, whose weights the file has, too.
+    model.load_weights(FOLDER / "model.weights.h5")
+    return model
+
+
+def assert_equal_logs(actual, expected):
+    shared = {key: actual[key] for key in expected if key in actual}
+    assert {"loss", "rating_weight", "label_weight", "label_loss"} <= set(shared)
+    assert shared == {key: pytest.approx(expected[key], 1e-4, 1e-5) for key in shared}
+
+
+@pytest.mark.parametrize("load", [loaded_model, loaded_weights])
+def test_file_of_an_earlier_commit_goes_on_as_it_did(load):
+    model = load()
+    evaluated = model.evaluate(X, Y, batch_size=8, verbose=0, return_dict=True)
+    assert_equal_logs(evaluated, EXPECTED["evaluate"])
+    history = model.fit(
+        X,
+        Y,
+        batch_size=8,
+        epochs=3,
+        initial_epoch=2,
+        shuffle=False,
+        verbose=0,
+        callbacks=[kj.callbacks.JointLossCallback()],
+    ).history
+    assert_equal_logs({key: values[0] for key, values in history.items()}, EXPECTED["fit"])
+    assert "pair_loss" in history
