@@ -66,9 +66,7 @@ MODES = {
     "jit_compile": Mode(
         {"jit_compile": True}, lacking=("jax", "torch"), subjects=(*ESSENTIAL, "family_layers")
     ),
-    "steps_per_execution": Mode(
-        {"steps_per_execution": 4}, lacking=("torch",), subjects=(*ESSENTIAL, "subclassed")
-    ),
+    "steps_per_execution": Mode({"steps_per_execution": 4}, lacking=("torch",), subjects=ESSENTIAL),
     "run_eagerly": Mode(
         {"run_eagerly": True},
         lacking=("torch",),
@@ -77,14 +75,14 @@ MODES = {
         else (*ESSENTIAL, "subclassed"),
     ),
     "gradient_accumulation": Mode(
-        accumulated=4, same_as_plain=False, subjects=(*ESSENTIAL, "subclassed")
+        accumulated=4, same_as_plain=False, subjects=("outputs", "pairs", "adapted", "balanced")
     ),
-    "clone": Mode(cloned=True, subjects=(*ESSENTIAL, "list_outputs")),
+    "clone": Mode(cloned=True, subjects=("outputs", "pairs", "adapted", "list_outputs")),
     "mixed_float16": Mode(
         policy="mixed_float16",
         same_as_plain=False,
         subjects=MOST,
-        lives_on=("pairs", "balanced"),
+        lives_on=("pairs",),
     ),
     "mirrored": Mode(
         mirrored=True,
