@@ -122,7 +122,7 @@ SCRIPTS = {
 
 
 # PyTorch runs them all, as it is the quickest.
-BACKENDS = {"emoji": ("tensorflow", "jax", "torch"), "multi_digit": ("tensorflow", "torch")}
+BACKENDS = {"emoji": ("tensorflow", "jax", "torch")}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
