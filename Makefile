@@ -72,6 +72,10 @@ clean:  ## Remove the environments and caches.
 	rm -rf .venv .venv-jax .venv-torch .venv-lower-bounds .mypy_cache .pytest_cache .ruff_cache \
 	  .coverage build *.egg-info
 
+# Lets an environment use what is in `.venv`, too: TensorFlow alone takes a minute to install.
+PURELIB := import sysconfig; print(sysconfig.get_path('purelib'))
+share = .venv/bin/python -c "$(PURELIB)" > $$($(1)/bin/python -c "$(PURELIB)")/shared.pth
+
 .venv/package.stamp: pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --editable .
@@ -81,13 +85,15 @@ clean:  ## Remove the environments and caches.
 	.venv/bin/python -m pip install --quiet --editable ".[develop]"
 	touch $@
 
-.venv-jax/test.stamp: pyproject.toml
+.venv-jax/test.stamp: .venv/develop.stamp
 	$(PYTHON) -m venv .venv-jax
+	$(call share,.venv-jax)
 	.venv-jax/bin/python -m pip install --quiet --editable ".[test]" jax
 	touch $@
 
-.venv-torch/test.stamp: pyproject.toml
+.venv-torch/test.stamp: .venv/develop.stamp
 	$(PYTHON) -m venv .venv-torch
+	$(call share,.venv-torch)
 	.venv-torch/bin/python -m pip install --quiet --editable ".[test,peers]" $(TORCH)
 	touch $@
 

