@@ -109,8 +109,18 @@ class _Sums(NamedTuple):
 
     @classmethod
     def of(cls, rows, terms: int) -> "_Sums":
-        squares = [rows[4 + i * terms : 4 + (i + 1) * terms] for i in range(3)]
-        return cls(rows[:1], rows[1:2], rows[2:3], rows[3:4], *squares, rows[-2:-1], rows[-1:])
+        cosines, both, conflicts = (4 + i * terms for i in range(3))
+        return cls(
+            steps=rows[:1],
+            any_conflict=rows[1:2],
+            lengths=rows[2:3],
+            coefficients=rows[3:4],
+            cosines=rows[cosines:both],
+            both=rows[both:conflicts],
+            conflicts=rows[conflicts:-2],
+            first_nonfinite=rows[-2:-1],
+            latest=rows[-1:],
+        )
 
 
 class GradientRecord:

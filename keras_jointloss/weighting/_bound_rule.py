@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 from keras import ops
@@ -24,7 +24,7 @@ class BoundRule(keras.metrics.Metric):
         dtype: The dtype of weights and state.
     """
 
-    initial_state: Any
+    initial_state: ClassVar[Mapping[str, float]]
     minimum_loss: float
     update_every: int
     warmup_steps: int
