@@ -1,15 +1,15 @@
-"""What all tests share: two devices, a fresh Keras for each test, tests for some backends only."""
+"""Shared setup: two devices, a fresh Keras state for each test, and backend-specific tests."""
 
 import gc
 import os
 import tempfile
 
-# The tests compile much and compute little. JAX and TensorFlow read this when they are imported.
+# The tests compile a lot and compute little. JAX and TensorFlow read this at import.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
-# The processes of a run inherit these, and share what JAX compiles and what tests compare with.
+# All processes of a run inherit these variables, and share JAX's cache and reference results.
 if "KERAS_JOINTLOSS_TEST_RESULTS" not in os.environ:
     RESULTS = tempfile.TemporaryDirectory(prefix="test_results_")
     os.environ["KERAS_JOINTLOSS_TEST_RESULTS"] = RESULTS.name
@@ -27,19 +27,19 @@ IS_ONE_OF_SEVERAL_PROCESSES = "PYTEST_XDIST_WORKER" in os.environ
 
 
 def configure_tensorflow():
-    """Makes two devices of the CPU, which is possible only before TensorFlow first computes."""
+    """Splits the CPU into two devices, which is possible only before TensorFlow first computes."""
     import tensorflow as tf
 
     (cpu,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     if IS_ONE_OF_SEVERAL_PROCESSES:
         tf.config.threading.set_intra_op_parallelism_threads(1)
-        # One for each device: a collective operation waits in each of them for the other.
+        # One thread for each device: in a collective operation, each device waits for the other.
         tf.config.threading.set_inter_op_parallelism_threads(2)
 
 
 def configure_torch():
-    """Leaves the other cores to the other test processes."""
+    """Limits PyTorch to one thread, to leave the other cores to the other test processes."""
     import torch
 
     if IS_ONE_OF_SEVERAL_PROCESSES:
@@ -53,8 +53,8 @@ elif BACKEND == "torch":
 
 
 def reset_keras():
-    """Puts back what one test could leave behind for the next."""
-    # The dtype policy goes with the session, and follows `floatx` until a test sets it.
+    """Resets the global state that a test may have changed."""
+    # This also clears the dtype policy, which follows `floatx` until a test sets it.
     keras.utils.clear_session(free_memory=False)
     keras.config.set_floatx("float32")
     keras.utils.set_random_seed(0)
@@ -62,7 +62,7 @@ def reset_keras():
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
-    """Gives every test Keras as it is after import, with a fixed seed."""
+    """Resets Keras to its state after import, with a fixed seed, for every test."""
     reset_keras()
     yield
     reset_keras()
@@ -70,14 +70,14 @@ def fresh_keras():
 
 @pytest.fixture(autouse=True, scope="module")
 def leftovers():
-    """Deals with what the tests of a module leave behind, some GiB in the course of all."""
+    """Frees the memory that the tests of a module leave behind, several GiB in a full run."""
     yield
     if BACKEND == "jax":
         import jax
 
         jax.clear_caches()
-    # TensorFlow keeps graphs for ever. Each full collection would visit them all, which takes more
-    # than 20 seconds in the end.
+    # TensorFlow never frees its graphs. Each full collection would visit all of them, which finally
+    # takes more than 20 seconds.
     gc.collect()
     gc.freeze()
 

@@ -1,19 +1,19 @@
-"""Value and gradient of a function, in the same words on every backend."""
+"""Value and gradient of a function, with one interface for all backends."""
 
 import keras
 from keras import ops
 
-#: Where a test of numbers takes its time to compile what PyTorch runs as it is.
+#: Whether numeric tests spend time on compilation. PyTorch runs them eagerly.
 COMPILES = keras.backend.backend() != "torch"
 
 
 def dtypes() -> tuple[str, ...]:
-    """Returns the dtypes in which the backend can compute; JAX has no float64 by default."""
+    """Returns the dtypes that the backend supports; JAX has no float64 by default."""
     return ("float32",) if keras.backend.backend() == "jax" else ("float32", "float64")
 
 
 def value_and_gradient(function, x):
-    """Returns `function(x)`, a scalar, and its gradient, as NumPy arrays."""
+    """Returns the scalar `function(x)` and its gradient as NumPy arrays."""
     backend = keras.backend.backend()
     x = ops.convert_to_tensor(x)
     if backend == "tensorflow":
@@ -36,7 +36,7 @@ def value_and_gradient(function, x):
 
 
 def compiled(function):
-    """Returns `function`, compiled once for each shape where the backend compiles."""
+    """Returns `function`, compiled once for each shape if the backend compiles."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf

@@ -1,8 +1,9 @@
-"""Random gradients of many kinds, and the coefficients and combinations that aggregators return.
+"""Random gradients of many kinds, and helpers that apply aggregators to them.
 
-An aggregator compiles once for each number of terms and dtype. The tests share these functions and
-keep to few shapes: the matrices themselves cost nothing. What all backends compute by the same
-operations is tried at more shapes and dtypes on PyTorch, which compiles nothing.
+An aggregator compiles once for each number of terms and dtype. The tests therefore share these
+functions and use few shapes; more matrices of the same shape are cheap. Computations that use the
+same operations on all backends are tested with more shapes and dtypes on PyTorch, which does not
+compile.
 """
 
 import functools
@@ -42,7 +43,7 @@ CASES = {
     "IMTLG": IMTLG(),
     "UPGrad": UPGrad(),
 }
-#: With their defaults, where each takes its time to compile.
+#: On backends that compile, only the aggregators with default arguments.
 COMPARED = {key: case for key, case in CASES.items() if not (COMPILES and "-" in key)}
 all_aggregators = pytest.mark.parametrize("aggregator", COMPARED.values(), ids=COMPARED)
 all_dtypes = pytest.mark.parametrize("dtype", dtypes()[: 1 if COMPILES else 2])
@@ -98,7 +99,7 @@ SINGULAR = (rank_deficient, collinear, antiparallel, nearly_antiparallel)
 
 
 def jacobians(kinds, count, dtype="float64", number=2):
-    """Yields matrices of each kind in float64 whose entries `dtype` can hold, and their kind."""
+    """Yields each kind with float64 matrices whose entries are exact in `dtype`."""
     for kind in kinds:
         for seed in range(number):
             yield kind, kind(count, np.random.default_rng(seed)).astype(dtype).astype("float64")
@@ -122,7 +123,7 @@ def combine(aggregator, jacobian, dtype="float32", step=0):
 
 
 def call(aggregator, method, matrix, losses, step=0):
-    """Calls a method, compiled where the backend compiles."""
+    """Calls a method, compiled if the backend compiles."""
     losses = ops.convert_to_tensor(losses, "float32")
     step = ops.convert_to_tensor(step, "int32")
     config = json.dumps(aggregator.get_config())
@@ -131,7 +132,7 @@ def call(aggregator, method, matrix, losses, step=0):
 
 @functools.cache
 def _compiled(cls, config, method):
-    """Returns the method of all aggregators of this config: one function for all tests."""
+    """Returns one compiled method for all aggregators with this config, shared by all tests."""
     return compiled(getattr(cls(**json.loads(config)), method))
 
 

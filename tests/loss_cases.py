@@ -1,4 +1,4 @@
-"""The losses as cases of the shared tests: arguments, data and comparison with the references."""
+"""The losses as test cases: arguments, data and comparison with the references."""
 
 import functools
 from typing import NamedTuple
@@ -26,11 +26,11 @@ CLASSES = {
     "vicreg": kj.losses.VICReg,
     "barlow_twins": kj.losses.BarlowTwins,
 }
-#: JAX compiles each loop anew, and each operation for each shape: there is time for less.
+#: The losses by their kind of labels.
 PAIR_LABELS = {"contrastive", "cosine_embedding", "margin_contrastive"}
 CLASS_LABELS = {"triplet", "sup_con", "n_pairs", "multi_similarity", "circle"}
 TILED = {"info_nce", "siglip", "nt_xent", "sup_con", "decoupled_contrastive", "n_pairs"}
-#: Those whose similarity is the cosine unless an argument says otherwise.
+#: The losses with cosine similarity by default.
 COSINE = {
     "cosine_embedding",
     "info_nce",
@@ -49,10 +49,10 @@ MORE_VIEWS = {"triplet", "nt_xent", "sup_con", "decoupled_contrastive"} | {
 
 
 class Case(NamedTuple):
-    """A loss with arguments, for items of so many views."""
+    """A loss with its arguments and the number of views of an item."""
 
     name: str
-    arguments: dict = {}  # noqa: RUF012  # Nobody writes to it.
+    arguments: dict = {}  # noqa: RUF012  # It is never modified.
     views: int = 2
 
     @property
@@ -65,14 +65,14 @@ class Case(NamedTuple):
 
     @property
     def labels(self):
-        """Which labels it takes: "pair", "class" or none."""
+        """The kind of labels: "pair", "class" or `None`."""
         if self.name in PAIR_LABELS:
             return "pair"
         return "class" if self.name in CLASS_LABELS or self.arguments.get("same_label") else None
 
     @property
     def tile_sizes(self):
-        """Some sizes of tiles; those of a loss with arguments are fewer."""
+        """Tile sizes to test; fewer for a loss with arguments."""
         if self.name not in TILED or self.arguments.get("similarity") == "euclidean":
             return (None,)
         if COMPILES:
@@ -81,7 +81,7 @@ class Case(NamedTuple):
 
     @property
     def few_tile_sizes(self):
-        """Those that do where the arguments, or the degenerate batch, are the point."""
+        """Fewer tile sizes, for tests that focus on arguments or degenerate batches."""
         return self.tile_sizes[: 1 if self.arguments or COMPILES else 2]
 
     @property
@@ -94,7 +94,7 @@ class Case(NamedTuple):
         return CLASSES[self.name](**self.arguments, **arguments)
 
     def with_tile_size(self, tile_size):
-        """Returns the function with its arguments, in tiles of that size."""
+        """Returns the function with its arguments and this tile size."""
         arguments = {"tile_size": tile_size} if self.name in TILED else {}
         return functools.partial(self.function, **self.arguments, **arguments)
 
@@ -144,7 +144,7 @@ CASES = {
     ]
 }
 DEFAULTS = [Case(name) for name in CLASSES]
-#: Those that meet degenerate batches: not those that differ from them in a number only.
+#: The cases for degenerate batches, without those that differ only in a number.
 VARIANTS = {
     key: case
     for key, case in CASES.items()
@@ -155,7 +155,7 @@ VALID = np.array([True, True, False, True, True])
 
 
 def views_of(case, batch=5, dim=3, scale=1.0, seed=0):
-    """Returns items whose views lie near each other, in float64, but exact in float32, too."""
+    """Returns items with similar views, as float64 values that are exact in float32."""
     generator = np.random.default_rng(seed)
     center = generator.normal(size=(batch, 1, dim))
     views = center + 0.8 * generator.normal(size=(batch, case.views, dim))
@@ -173,7 +173,7 @@ def tensor(x):
 
 
 def assert_close(actual, expected, tolerance, least=1.0, **more):
-    """Compares relative to the largest value there is, or to `least`."""
+    """Compares with a tolerance relative to the largest value, at least `least`."""
     scale = max(np.abs(expected).max(), least)
     np.testing.assert_allclose(
         ops.convert_to_numpy(actual) / scale, expected / scale, rtol=0, atol=tolerance, **more
@@ -181,7 +181,7 @@ def assert_close(actual, expected, tolerance, least=1.0, **more):
 
 
 def expected_gradient(case, views, labels, valid, weight, scale=1.0):
-    """Returns the central differences of the weighted sum of the naive values."""
+    """Returns the gradient of the weighted sum of the naive values by central differences."""
     fixed = {"weights_at": views} if case.name == "circle" else {}
 
     def total(x):
@@ -191,7 +191,7 @@ def expected_gradient(case, views, labels, valid, weight, scale=1.0):
 
 
 def weighted_value_and_gradient(function, views, labels, valid, weight):
-    """Returns the weighted sum of the values, and its gradient."""
+    """Returns the weighted sum of the values and its gradient."""
     labels, valid = tensor(labels), tensor(valid)
     weight = ops.convert_to_tensor(weight.astype(views.dtype))
 
@@ -207,7 +207,7 @@ def weighted_value_and_gradient(function, views, labels, valid, weight):
 def assert_equals_reference(
     case, views, labels, valid=None, tile_sizes=None, gradient=True, dtype="float32"
 ):
-    """Asserts equal values and gradients, for every size of tiles."""
+    """Asserts that values and gradients equal the reference for every tile size."""
     value_tolerance, tolerance = (1e-6, 1e-5) if dtype == "float64" else (1e-4, 1e-3)
     weight = np.linspace(0.5, 1.5, len(views))
     expected = np.sum(case.naive(views, labels, valid, **case.arguments) * weight)

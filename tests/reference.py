@@ -1,7 +1,7 @@
-"""Naive float64 references: loops over items, straight from the formulas.
+"""Naive float64 references: loops over items that follow the formulas directly.
 
-Every loss is `loss(views, labels, valid, **arguments)`: views of shape `(batch, views, dim)`, the
-values of shape `(batch,)`. An item that is not valid is left out from the start.
+Every loss is called as `loss(views, labels, valid, **arguments)`, where `views` has the shape
+`(batch, views, dim)`, and returns values of shape `(batch,)`. Invalid items are removed first.
 """
 
 import math
@@ -31,7 +31,7 @@ def euclidean(a, b):
 
 
 class Similarities(dict):
-    """The similarity of any two samples, by the pair of them."""
+    """The similarity of each pair of samples."""
 
     def __init__(self, views, kind):
         self.kind = kind
@@ -90,7 +90,7 @@ def valid_samples(views, valid):
 
 
 def shared(labels, i, j):
-    """Returns how many labels two items share; without labels each item is a class of its own."""
+    """Returns the number of shared labels; without labels, each item is its own class."""
     if labels is None:
         return int(i == j)
     a, b = np.ravel(labels[i]), np.ravel(labels[j])
@@ -100,7 +100,7 @@ def shared(labels, i, j):
 
 
 def mean_over_views(views, values):
-    """Returns the value of each item from those of its samples; 0 for an item without any."""
+    """Returns the mean value of the samples of each item; 0 for an item without samples."""
     of_item = defaultdict(list)
     for sample, value in values.items():
         of_item[sample.item].append(value)
@@ -108,7 +108,7 @@ def mean_over_views(views, values):
 
 
 def sides(views, labels, valid):
-    """Returns each anchor with its positives and its negatives."""
+    """Returns each anchor with its positives and negatives."""
     samples = valid_samples(views, valid)
     return [
         (
@@ -121,7 +121,7 @@ def sides(views, labels, valid):
 
 
 def sides_of_pairs(views, labels, valid, same_label):
-    """Returns what `sides` does where the positives are the other views of the item."""
+    """Returns the same as `sides`, with the other views of the item as positives."""
     samples = valid_samples(views, valid)
     result = []
     for anchor in samples:
@@ -203,7 +203,7 @@ def triplet(views, labels, valid=None, margin=1.0, mining="semi_hard", similarit
 
 
 def cross_entropy(logits, weights, label_smoothing=0.0):
-    """Returns the cross-entropy of the softmax of `logits` against the normalised `weights`."""
+    """Returns the cross-entropy between `softmax(logits)` and the normalized `weights`."""
     total, uniform = math.fsum(weights), 1 / len(logits)
     targets = [(1 - label_smoothing) * w / total + label_smoothing * uniform for w in weights]
     normaliser = log_sum_exp(logits)
@@ -347,8 +347,8 @@ def multi_similarity(views, labels, valid=None, alpha=2.0, beta=50.0, base=0.5, 
 def circle(views, labels, valid=None, margin=0.4, gamma=80.0, weights_at=None):
     """Returns the circle loss.
 
-    Its weights are constants to the gradient: central differences keep them with `weights_at`,
-    the views that they are taken from.
+    The gradient treats its weights as constants. For central differences, `weights_at` gives the
+    views that determine the weights.
     """
     similarities = Similarities(views, "cosine")
     fixed = similarities if weights_at is None else Similarities(weights_at, "cosine")
@@ -367,11 +367,11 @@ def circle(views, labels, valid=None, margin=0.4, gamma=80.0, weights_at=None):
     return mean_over_views(views, values)
 
 
-# Statistics of the batch
+# Batch statistics
 
 
 def _columns(vectors):
-    """Returns the values of each feature less their mean: exact zeros if it is constant."""
+    """Returns the centered values of each feature; exact zeros for a constant feature."""
     columns = []
     for column in np.transpose(vectors):
         is_constant = all(x == column[0] for x in column)

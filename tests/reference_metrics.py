@@ -1,6 +1,6 @@
-"""Naive float64 references of the metrics: loops over items, straight from the definitions.
+"""Naive float64 references of the metrics: loops over items that follow the definitions.
 
-Each returns the value of every item and how much it counts; `mean` puts them together.
+Each returns the value and the count of every item; `mean` combines them.
 """
 
 import math
@@ -16,7 +16,7 @@ def mean(values, counts, weight=None):
 
 
 def nearness(x, y, kind="cosine"):
-    """Returns the similarity, rounded so that what is equal is found to be equal."""
+    """Returns the similarity, rounded so that ties compare equal."""
     if kind == "euclidean":
         return round(-math.dist(x, y), 12)
     if kind == "cosine":
@@ -33,7 +33,7 @@ def _is_same(labels, i, j):
 
 
 def rank(query, candidates, right, wrong, kind="cosine"):
-    """Returns the rank of the best of the `right` candidates among the `wrong` ones."""
+    """Returns the rank of the best `right` candidate among the `wrong` candidates."""
     best = max(nearness(query, candidates[j], kind) for j in right)
     return 1 + sum(nearness(query, candidates[j], kind) >= best for j in wrong)
 
@@ -69,9 +69,9 @@ def mean_reciprocal_rank(views, labels=None, valid=None, **arguments):
 
 
 def average_precision_at_r(query, candidates, is_right, kind):
-    """Returns the average precision over the R nearest, and whether R > 0."""
+    """Returns the average precision over the R nearest candidates, and whether R > 0."""
     number = sum(is_right)
-    # Of equally near ones the wrong ones come first.
+    # In a tie, wrong candidates come first.
     order = sorted(
         range(len(candidates)), key=lambda j: (-nearness(query, candidates[j], kind), is_right[j])
     )
@@ -117,7 +117,7 @@ def alignment(views, labels=None, valid=None, alpha=2.0):
 
 
 def uniformity(views, labels=None, valid=None, t=2.0):
-    """Without the logarithm, which comes after the mean."""
+    """Returns the values before the logarithm, which follows the mean."""
     valid = _valid(views, valid)
     values, counts = [], []
     for i in range(len(views)):

@@ -1,7 +1,7 @@
-"""Each weighting once more, in NumPy and as the paper has it, one loss and one step at a time.
+"""NumPy references of the weightings that follow the papers, one loss and one step at a time.
 
-Every function takes the losses of all steps, `(steps, terms)`, and returns the weights with which
-each step is to be computed, and those after the last: `(steps + 1, terms)`.
+Every function takes the losses of all steps, of shape `(steps, terms)`. It returns the weights at
+the start of each step and after the last step, of shape `(steps + 1, terms)`.
 """
 
 import math
@@ -29,13 +29,13 @@ def uncertainty_analytic(losses, ema=0.9):
     weights, mean = [[0.5] * losses.shape[1]], None
     for row in losses:
         mean = row if mean is None else ema * mean + (1 - ema) * row
-        # Where the derivative of 1/2 exp(-s) L + 1/2 s vanishes: exp(s) = L.
+        # The derivative of 1/2 exp(-s) L + 1/2 s is 0 at exp(s) = L.
         weights.append([1 / (2 * value) for value in mean])
     return np.array(weights)
 
 
 def dynamic_weight_average(losses, epochs, temperature=2.0):
-    """`epochs` holds the number of the epoch of each step."""
+    """Returns the weights; `epochs` contains the epoch number of each step."""
     count = losses.shape[1]
     weights = [[1.0] * count]
     for step, epoch in enumerate(epochs):
@@ -75,7 +75,7 @@ def famo(losses, learning_rate=0.025, decay=1e-3, minimum_loss=0.0):
         if step:
             fall = np.log(losses[step - 1] - minimum_loss) - np.log(row - minimum_loss)
             z = np.array(softmax(logits))
-            jacobian = np.diag(z) - np.outer(z, z)  # Of the softmax.
+            jacobian = np.diag(z) - np.outer(z, z)  # The Jacobian of the softmax.
             gradient = jacobian.T @ fall + decay * logits
             first = 0.9 * first + 0.1 * gradient
             second = 0.999 * second + 0.001 * gradient**2
@@ -88,7 +88,7 @@ def famo(losses, learning_rate=0.025, decay=1e-3, minimum_loss=0.0):
 
 
 class GradNorm:
-    """GradNorm for one model, step by step, by the chain rule through the softmax."""
+    """GradNorm for one model, step by step, with the chain rule through the softmax."""
 
     def __init__(self, count, alpha=1.5, learning_rate=0.025):
         self.alpha, self.learning_rate = alpha, learning_rate
@@ -100,14 +100,14 @@ class GradNorm:
         return len(self.logits) * np.array(softmax(self.logits))
 
     def move(self, losses, lengths):
-        """Moves the weights; `lengths` are those of the gradients of the losses without weight."""
+        """Updates the weights; `lengths` are the gradient lengths of the unweighted losses."""
         self.step += 1
         self.initial = losses if self.initial is None else self.initial
         rate = losses / self.initial / np.mean(losses / self.initial)
         weights, count = self.weights, len(self.logits)
         weighted = weights * lengths
         target = np.mean(weighted) * rate**self.alpha
-        # The objective by the weights, then by the logits.
+        # The derivative of the objective by the weights, then by the logits.
         slope = np.sign(weighted - target) * lengths / np.mean(weighted)
         share = weights / count
         slope = count * (np.diag(share) - np.outer(share, share)) @ slope

@@ -1,11 +1,11 @@
-"""A small joint model with annealed weights, for tests of what happens around `fit`."""
+"""A small joint model with annealed weights, for tests of the behaviour around `fit`."""
 
 import keras
 import numpy as np
 
 import keras_jointloss as kj
 
-BATCHES = 4  # In an epoch.
+BATCHES = 4  # Per epoch.
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.normal(size=(40, 5)).astype("float32")
 Y = {
@@ -16,7 +16,7 @@ LOSSES = {"a": "mse", "b": "sparse_categorical_crossentropy"}
 
 
 def ramp(steps=10):
-    """Returns a schedule that moves by `1 / steps` in each step."""
+    """Returns a schedule that increases by `1 / steps` in each step."""
     return kj.schedules.Linear(0.0, 1.0, steps)
 
 
@@ -33,7 +33,7 @@ def build(model_class=keras.Model, seed=1):
 
 
 def compiled(model=None, optimizer=None, **options):
-    """Returns `build()` compiled with a joint loss whose learning rate is 0."""
+    """Returns `build()` compiled with a joint loss and a learning rate of 0."""
     model = model or build()
     model.compile(optimizer or keras.optimizers.SGD(0.0), **kj.joint_loss(LOSSES, **options))
     return model
@@ -53,7 +53,7 @@ def with_layer_term(weight=None, **options):
 
 
 def fit(model, callbacks=None, y=None, **options):
-    """Returns the history of `fit`, by default with a `JointLossCallback` alone."""
+    """Returns the history of `fit`, by default with only a `JointLossCallback`."""
     if callbacks is None:
         callbacks = [kj.callbacks.JointLossCallback()]
     if y is None:

@@ -1,4 +1,4 @@
-"""Small models that between them hold every object of the package, for the shared suite."""
+"""Small models for the shared suite that together use every object of the package."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ def _trunk(inputs):
 
 
 def _float32(x, name):
-    """Hands over an output in float32 whatever the policy, as heads should be."""
+    """Converts an output to float32 under any policy, as recommended for heads."""
     return keras.layers.Activation("linear", dtype="float32", name=name)(x)
 
 
@@ -146,7 +146,7 @@ def _list_outputs():
 
 @keras.saving.register_keras_serializable(package="keras_jointloss_tests")
 class Subclassed(keras.Model):
-    """A model written as a class, with a layer term within `call`."""
+    """A subclassed model with a layer term in `call`."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -169,7 +169,7 @@ def _subclassed():
 
 
 def _adapted():
-    """A model whose weights a rule adapts, those of layers included."""
+    """Returns a model with a rule that adapts all weights, including those of layer terms."""
     inputs = keras.Input((6,), name="features")
     a, b = _trunk(inputs)
     a, b = kj.layers.ContrastiveTerm("MeanSquaredError", weight=0.5, name="agree")((a, b))
@@ -189,8 +189,8 @@ def _adapted():
 
 
 def _balanced():
-    """A model whose terms' gradients are combined where their heads leave the trunk, and weighed by
-    what is told of them there.
+    """Returns a model that combines the terms' gradients at the output of the trunk, and weights
+    the terms by the gradient statistics there.
     """
     inputs = keras.Input((6,), name="features")
     z = kj.layers.GradientBalancer(["label", "rating"], aggregator="cagrad")(list(_trunk(inputs)))
@@ -210,7 +210,7 @@ def _balanced():
 
 
 def _shared():
-    """A model whose terms' gradients are combined for each parameter of the trunk."""
+    """Returns a model that combines the terms' gradients for the parameters of the trunk."""
     inputs = keras.Input((6,), name="features")
     trunk = keras.Sequential(
         [
@@ -234,7 +234,7 @@ def _shared():
 
 
 def _family_loss(name, **arguments):
-    """Returns a loss of the package, tame enough to train with all others."""
+    """Returns a loss of the package that can be trained together with all others."""
     tame = {"Circle": {"gamma": 4.0}, "MultiSimilarity": {"beta": 5.0, "mining_margin": 0.5}}
     if name == "SigLIP":
         tame["SigLIP"] = {"bias": -3.0}
@@ -243,7 +243,7 @@ def _family_loss(name, **arguments):
     return getattr(kj.losses, name)(**tame.get(name, {}), **arguments)
 
 
-# Each contrastive loss once: as the loss of an output, or in a layer.
+# Each contrastive loss occurs once: as the loss of an output or of a layer.
 OF_OUTPUTS = ("BarlowTwins", "Circle", "Contrastive", "InfoNCE", "NPairs", "Triplet", "VICReg")
 OF_LAYERS = (
     "CosineEmbedding",
@@ -258,7 +258,7 @@ _TARGETS = {"pair": "match", "class": "label", None: "nothing"}
 
 
 def _family_outputs():
-    """A model with contrastive losses of outputs."""
+    """Returns a model with contrastive output losses."""
     inputs = keras.Input((6,), name="features")
     views = ops.stack(_trunk(inputs), axis=1)
     losses = {name.lower(): _family_loss(name) for name in OF_OUTPUTS}
@@ -269,7 +269,7 @@ def _family_outputs():
 
 
 def _family_layers():
-    """A model with contrastive layer terms, with all that such a term can have."""
+    """Returns a model with contrastive layer terms that use all options."""
     inputs = keras.Input((6,), name="features")
     match = keras.Input((), dtype="int32", name="match")
     label = keras.Input((), dtype="int32", name="label")
@@ -297,12 +297,12 @@ class Subject(NamedTuple):
     Attributes:
         make: Returns the model, the arguments of `compile` and the names of the targets.
         inputs: The names of the inputs.
-        weights: By term, the weight that the user gives: a number or a schedule.
+        weights: The user's weight of each term: a number or a schedule.
         couples_batch: Whether the loss of an item depends on the other items of its batch.
-        factor_sum: The sum of the factors by which a rule multiplies the weights; `None` without a
-            rule.
-        has_statistics: Whether a layer keeps statistics of batches. Under `MirroredStrategy` Keras
-            has each replica keep those of its own.
+        factor_sum: The sum of the factors that the rule multiplies the weights by; `None` without
+            a rule.
+        has_statistics: Whether a layer keeps batch statistics. Under `MirroredStrategy`, each
+            replica keeps its own statistics.
     """
 
     make: Callable

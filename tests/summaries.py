@@ -1,4 +1,4 @@
-"""Reads back what was written for TensorBoard."""
+"""Reads TensorBoard event files."""
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2, metadata
@@ -12,7 +12,7 @@ def _accumulated(run) -> EventAccumulator:
 
 
 def read_scalars(run) -> dict[str, dict[int, float]]:
-    """Returns the scalars of a run: by tag, by step."""
+    """Returns the scalars of a run by tag and step."""
     accumulator = _accumulated(run)
     return {
         tag: {

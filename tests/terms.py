@@ -1,4 +1,4 @@
-"""Terms without a model, losses to record in them, and the weights that a training goes through."""
+"""Terms without a model, losses to record in them, and the trajectory of weights in training."""
 
 import keras
 import numpy as np
@@ -23,7 +23,7 @@ def make(name, **arguments) -> kj.weighting.Weighting:
 
 
 class Terms:
-    """Terms without a model, to whose rule losses are told by hand."""
+    """Terms without a model; tests pass the losses to the rule directly."""
 
     def __init__(self, rule, count):
         self.rule = rule
@@ -35,7 +35,7 @@ class Terms:
         return [float(weight) for weight in self.weights.values()]
 
     def step(self, losses, counts=None):
-        """Tells the losses of a step, which the terms in `counts` have none of."""
+        """Records the losses of a step; `counts` marks the terms without items."""
         counts = [None] * len(losses) if counts is None else counts
         for weight, loss, count in zip(self.weights.values(), losses, counts, strict=True):
             weight.record(ops.convert_to_tensor(loss, dtype="float32"), 4, count)
@@ -44,7 +44,7 @@ class Terms:
             weight.update_state()
 
     def run(self, losses, epochs=None):
-        """Returns the weights at the beginning of each step, and after the last."""
+        """Returns the weights at the start of each step and after the last step."""
         epochs = np.zeros(len(losses), int) if epochs is None else epochs
         trajectory = [self.now()]
         for step, row in enumerate(losses):
@@ -56,7 +56,7 @@ class Terms:
 
 
 def recorded_losses(steps=40, count=3, seed=0):
-    """Returns losses as training has them: falling, noisy, of different size."""
+    """Returns realistic training losses: decreasing, noisy and of different scales."""
     generator = np.random.default_rng(seed)
     time = np.arange(steps)[:, None]
     scale, rate = np.array([1.0, 20.0, 0.05])[:count], np.array([0.02, 0.005, 0.01])[:count]
@@ -65,12 +65,12 @@ def recorded_losses(steps=40, count=3, seed=0):
 
 
 class Trajectory(keras.callbacks.Callback):
-    """Keeps the weights and raw losses of each step."""
+    """Records the weights and raw losses of each step."""
 
     def __init__(self):
         super().__init__()
         self.weights = []
 
     def on_train_batch_end(self, batch, logs=None):
-        _ = self.model  # On JAX this brings the state of the step into the variables.
+        _ = self.model  # On JAX this copies the state of the step to the variables.
         self.weights.append([float(weight) for weight in find_terms(self.model).values()])

@@ -1,7 +1,7 @@
-"""What each aggregator solves: its optimality or stationarity on gradients of many kinds.
+"""Optimality or stationarity of each aggregator on gradients of many kinds.
 
-The conditions are those of Karush, Kuhn and Tucker for the given Gramian. What should be 0 is
-compared with the sum of the absolute values of its summands.
+The tests check the Karush-Kuhn-Tucker conditions for the given Gramian. An expression that should
+be 0 is compared with the sum of the absolute values of its summands.
 """
 
 import numpy as np
@@ -32,14 +32,14 @@ all_counts = pytest.mark.parametrize("count", [3] if COMPILES else [2, 3, 32])
 
 
 def given(jacobian, dtype):
-    """Returns the Gramian as an aggregator of that dtype gets it, the lengths and the cosines."""
+    """Returns the Gramian as an aggregator of this dtype gets it, the lengths and the cosines."""
     gramian = (jacobian @ jacobian.T).astype(dtype).astype("float64")
     lengths = np.sqrt(np.diag(gramian))
     return gramian, lengths, gramian / lengths[:, None] / lengths[None, :]
 
 
 def optimality_tolerance(kind, dtype):
-    # Of gradients that cancel, multipliers are as large as rounding lets them be.
+    # If gradients cancel, only rounding bounds the multipliers.
     return 1e-3 if kind is antiparallel and dtype == "float32" else 1e-5
 
 
@@ -52,7 +52,7 @@ def test_mgda_is_optimal(count, dtype):
         assert np.all(w >= 0), kind
         np.testing.assert_allclose(np.sum(w), 1, rtol=1e-5, err_msg=kind.__name__)
         parts = w * lengths / np.max(w * lengths)
-        # How much more each gradient gains than the combination itself.
+        # The gain of each gradient beyond the gain of the combination.
         surplus = cosines @ parts - (parts @ cosines @ parts) / np.sum(parts / lengths) / lengths
         tolerance = optimality_tolerance(kind, dtype)
         assert np.all(surplus >= -tolerance), kind
@@ -81,7 +81,7 @@ def test_upgrad_is_optimal(count, dtype):
 def test_cagrad_is_optimal(count, dtype, c):
     for kind, jacobian in jacobians([*REGULAR, *SINGULAR], count, dtype):
         if dtype == "float32" and kind is antiparallel:
-            continue  # How far a direction without gain leads is up to rounding.
+            continue  # Rounding determines the length of a direction without gain.
         gramian, _, _ = given(jacobian, dtype)
         mean = np.full(count, 1 / count)
         added = solve(CAGrad(c=c), jacobian, dtype) - mean
@@ -90,12 +90,12 @@ def test_cagrad_is_optimal(count, dtype, c):
         def length(w, gramian=gramian):
             return np.sqrt(np.maximum(w @ gramian @ w, 0))
 
-        # The mean of conflicting gradients is itself short by cancelling.
+        # Conflicting gradients cancel, so their mean is short.
         tolerance = 1e-3 if kind is conflicting and dtype == "float32" else 1e-5
         size = mean + np.abs(added)
         sizes = np.abs(gramian) @ size
         assert length(added) - c * length(mean) <= tolerance * np.sqrt(size @ sizes), kind
-        # Weak duality: the minimum over w is no less than the least gain; they meet.
+        # Weak duality: the minimum over w is at least the smallest gain. At the optimum they agree.
         w = np.maximum(added, 0) / np.sum(np.maximum(added, 0))
         dual = w @ gramian @ mean + c * length(mean) * length(w)
         assert np.all(gramian @ (mean + added) - dual >= -tolerance * sizes), kind
@@ -123,7 +123,7 @@ def test_imtl_g_has_equal_projections(count, dtype):
         for rescaled in (False, True):
             w = solve(IMTLG(rescale=True), jacobian, dtype) if rescaled else w
             projections = unit @ (w @ jacobian)
-            # The sum of the coefficients may be negative, the projections then are, too.
+            # If the sum of the coefficients is negative, so are the projections.
             np.testing.assert_allclose(projections, np.mean(projections), rtol=tolerance)
             assert np.mean(projections) > 0 or not rescaled, kind
 
@@ -138,7 +138,7 @@ def test_aligned_mtl_is_the_mean_of_orthogonal_gradients(count, dtype):
             u, singular, v = np.linalg.svd(jacobian, full_matrices=False)
             expected = np.mean(singular[-1] * u @ v, axis=0)
             actual = solve(AlignedMTL(), jacobian, dtype) @ jacobian
-            # The shortest gradient is known to the rounding of the longest.
+            # The accuracy of the shortest gradient is the rounding error of the longest.
             assert_vectors_close(actual, expected, 1e-4 if spread == 1 else 1e-2)
 
 
@@ -157,7 +157,7 @@ def naive_pcgrad(jacobian, orders):
 
 @all_dtypes
 @pytest.mark.parametrize("count", [3] if COMPILES else [2, 3, 8])
-def test_pcgrad_equals_projections_one_by_one(count, dtype):
+def test_pcgrad_equals_sequential_projections(count, dtype):
     tolerance = 1e-4 if dtype == "float32" else 1e-10
     for step in (0, 3):
         orders = ops.convert_to_numpy(random_orders(count, 7, step))
@@ -166,7 +166,7 @@ def test_pcgrad_equals_projections_one_by_one(count, dtype):
             assert_vectors_close(actual, naive_pcgrad(jacobian, orders), tolerance)
 
 
-def test_random_orders():
+def test_random_orders_are_uniform_and_reproducible():
     orders = np.array(
         [
             ops.convert_to_numpy(random_orders(4, seed, step))
@@ -176,10 +176,10 @@ def test_random_orders():
     )
     np.testing.assert_array_equal(np.sort(orders), np.broadcast_to(np.arange(4), orders.shape))
     assert len({order.tobytes() for order in orders}) == len(orders)
-    # Every number comes as often at every place, to five standard deviations.
+    # All positions are equally likely, within five standard deviations.
     frequencies = np.mean(orders[..., None] == np.arange(4), axis=(0, 1))
     np.testing.assert_allclose(frequencies, 0.25, atol=5 * np.sqrt(0.25 * 0.75 / (4 * len(orders))))
-    # The same on every backend, wherever the step comes from.
+    # The orders are the same on every backend and for every type of step.
     np.testing.assert_array_equal(orders[0, :2], [[1, 2, 0, 3], [0, 3, 1, 2]])
     step = ops.convert_to_tensor(5, "int32")
     np.testing.assert_array_equal(ops.convert_to_numpy(random_orders(4, 1, step)), orders[99 + 5])
@@ -197,7 +197,7 @@ def test_random_orders():
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_result_is_in_conflict_with_no_gradient(aggregator, counts, dtype):
+def test_result_conflicts_with_no_gradient(aggregator, counts, dtype):
     kinds = [well_conditioned, similar, ill_scaled, orthogonal, collinear]
     for count in counts[-1:] if COMPILES else counts:
         for kind, jacobian in jacobians(kinds, count, dtype):

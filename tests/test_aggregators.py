@@ -1,4 +1,4 @@
-"""The aggregators: pinned values, the properties that all of them share, arguments and config."""
+"""The aggregators: pinned values, common properties, arguments and config."""
 
 import json
 
@@ -41,8 +41,8 @@ from tests.jacobians import (
     well_conditioned,
 )
 
-# One of each sort for what the base class does: without a solver, with random numbers, with loops,
-# with a scale of its own.
+# One aggregator of each kind, for tests of the base class: without a solver, with random numbers,
+# with loops, and with its own scale.
 of_each_sort = pytest.mark.parametrize("name", ["Mean", "PCGrad", "CAGrad", "NashMTL"])
 
 
@@ -67,7 +67,7 @@ of_each_sort = pytest.mark.parametrize("name", ["Mean", "PCGrad", "CAGrad", "Nas
 )
 def test_pinned_values(aggregator, expected, dtype):
     jacobian = np.array(PINNED_JACOBIAN, dtype)
-    if keras.backend.backend() == "jax":  # Eagerly JAX would compile each operation on its own.
+    if keras.backend.backend() == "jax":  # Eager JAX compiles each operation separately.
         result = call(aggregator, "__call__", jacobian, losses_of(jacobian))
     else:
         result = aggregator(jacobian)
@@ -85,7 +85,7 @@ def test_pinned_coefficients_of_mgda():
 
 @pytest.mark.backend("tensorflow")
 @pytest.mark.parametrize("name", ["PCGrad", "MGDA", "CAGrad", "NashMTL", "AlignedMTL", "UPGrad"])
-def test_compiled_with_xla_equals_the_graph(name):
+def test_xla_result_equals_graph_result(name):
     import tensorflow as tf
 
     aggregator = CASES[name]
@@ -95,19 +95,19 @@ def test_compiled_with_xla_equals_the_graph(name):
     assert_vectors_close(to_float64(w) @ jacobian, solve(aggregator, jacobian) @ jacobian, 1e-3)
 
 
-# What all aggregators have in common.
+# Common properties of all aggregators.
 
 
 @all_aggregators
-def test_one_term_keeps_its_gradient(aggregator):
+def test_single_term_keeps_its_gradient(aggregator):
     np.testing.assert_allclose(combine(aggregator, np.array([[3.0, -4.0]])), [3, -4], rtol=1e-5)
 
 
 @all_aggregators
-def test_scale_does_not_matter(aggregator):
+def test_coefficients_are_scale_invariant(aggregator):
     for kind, jacobian in jacobians([well_conditioned, conflicting], 3):
         expected = combine(aggregator, jacobian)
-        # Division by powers of 2 alone would be free of rounding.
+        # Only division by powers of 2 is free of rounding errors.
         for factor in (1e-6, 1e6, 1e-18, 1e15):
             actual = combine(aggregator, factor * jacobian) / factor
             assert_vectors_close(actual, expected, 1e-3, (kind, factor))
@@ -117,7 +117,7 @@ def test_scale_does_not_matter(aggregator):
             assert_vectors_close(actual, expected, 1e-3, (kind, factor))
 
 
-def test_length_of_nash_mtl_does_not_follow_the_scale_unless_rescaled():
+def test_nash_mtl_length_is_scale_invariant_unless_rescaled():
     ((_, jacobian),) = jacobians([well_conditioned], 3, number=1)
     for factor in (1e-15, 1e-6, 1.0, 1e6):
         result = combine(NashMTL(rescale=False), factor * jacobian)
@@ -128,7 +128,7 @@ def test_length_of_nash_mtl_does_not_follow_the_scale_unless_rescaled():
 @all_aggregators
 def test_permuted_terms_permute_the_coefficients(aggregator, dtype):
     is_random = isinstance(aggregator, PCGrad)
-    # In single precision rounding decides which components Aligned-MTL leaves out.
+    # In float32, rounding decides which components Aligned-MTL drops.
     kinds = [well_conditioned] + [ill_scaled] * (not isinstance(aggregator, AlignedMTL))
     for count in (2,) if is_random else (2, 3):
         for kind, jacobian in jacobians(kinds, count, dtype):
@@ -141,10 +141,10 @@ def test_permuted_terms_permute_the_coefficients(aggregator, dtype):
 
 
 @all_aggregators
-def test_term_without_gradient_is_as_if_absent(aggregator):
+def test_term_without_gradient_is_ignored(aggregator):
     kinds = [well_conditioned, conflicting, collinear]
     if aggregator.get_config().get("normalize") in ("l2", "loss+"):
-        kinds.remove(collinear)  # Equal gradients share their coefficient in any way.
+        kinds.remove(collinear)  # The coefficients of equal gradients are not unique.
     for kind, jacobian in jacobians(kinds, 2):
         losses = np.array([1.0, 2.0])
         expected = solve(aggregator, jacobian, losses=losses) @ jacobian
@@ -156,12 +156,12 @@ def test_term_without_gradient_is_as_if_absent(aggregator):
 
 
 @all_aggregators
-def test_no_gradient_at_all(aggregator):
+def test_all_zero_gradients_give_zero(aggregator):
     np.testing.assert_array_equal(combine(aggregator, np.zeros((3, 64))), np.zeros(64))
 
 
 @all_aggregators
-def test_not_finite_is_not_hidden(aggregator):
+def test_nonfinite_gradient_propagates(aggregator):
     jacobian = well_conditioned(3, np.random.default_rng(0))
     jacobian[1] = 0
     for value in (np.nan, np.inf):
@@ -171,9 +171,9 @@ def test_not_finite_is_not_hidden(aggregator):
 
 @pytest.mark.backend("torch")
 @all_aggregators
-def test_single_precision_is_near_double_precision(aggregator):
+def test_float32_is_close_to_float64(aggregator):
     kinds = [well_conditioned, similar]
-    if not isinstance(aggregator, AlignedMTL):  # It loses the shortest gradients to rounding.
+    if not isinstance(aggregator, AlignedMTL):  # Rounding errors dominate its shortest gradients.
         kinds.append(ill_scaled)
     for count in (3, 32):
         for kind, jacobian in jacobians(kinds, count, "float32"):
@@ -183,7 +183,7 @@ def test_single_precision_is_near_double_precision(aggregator):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @of_each_sort
-def test_half_precision_is_computed_in_single_precision(name, dtype):
+def test_half_precision_is_computed_in_float32(name, dtype):
     ((_, jacobian),) = jacobians([well_conditioned], 3, number=1)
     jacobian = ops.cast(ops.convert_to_tensor(1e-3 * jacobian, "float32"), dtype)
     result = call(CASES[name], "__call__", jacobian, np.ones(3))
@@ -194,7 +194,7 @@ def test_half_precision_is_computed_in_single_precision(name, dtype):
 
 
 @of_each_sort
-def test_no_gradient_flows_through_the_coefficients(name):
+def test_no_gradient_flows_through_coefficients(name):
     ((_, jacobian),) = jacobians([well_conditioned], 3, "float32", number=1)
     jacobian = jacobian.astype("float32")
 
@@ -215,7 +215,7 @@ def test_no_gradient_flows_through_the_coefficients(name):
     [cls(rescale=True) for cls in (Sum, Mean, MGDA, CAGrad, UPGrad, AlignedMTL, NashMTL, IMTLG)],
     ids=lambda value: type(value).__name__,
 )
-def test_rescaled_result_has_the_length_of_the_mean(aggregator, dtype):
+def test_rescaled_result_has_length_of_mean(aggregator, dtype):
     for _, jacobian in jacobians([well_conditioned], 2):
         with_zero = np.insert(jacobian, 1, 0, axis=0)
         result = combine(aggregator, with_zero, dtype)
@@ -224,18 +224,18 @@ def test_rescaled_result_has_the_length_of_the_mean(aggregator, dtype):
 
 
 @pytest.mark.parametrize("cls", [NashMTL, IMTLG, MGDA])
-def test_rescaling_amplifies_no_rounding(cls):
+def test_rescaling_does_not_amplify_rounding(cls):
     ((_, jacobian),) = jacobians([antiparallel], 2, number=1)
     cancelling = np.insert(jacobian, 1, 0, axis=0)
     assert np.linalg.norm(combine(cls(rescale=True), cancelling)) <= 1e-2
 
 
 @pytest.mark.parametrize("cls", [Mean, CAGrad, UPGrad, AlignedMTL])
-def test_preference(cls):
+def test_preference_weights_terms(cls):
     for _, jacobian in jacobians([well_conditioned], 2):
         expected = solve(cls(), jacobian) @ jacobian
         assert_vectors_close(solve(cls(preference=[2, 2]), jacobian) @ jacobian, expected, 1e-5)
-        # A term counts half as much if there are two of it.
+        # Duplicating a term is equivalent to doubling its preference.
         preferred = solve(cls(preference=[1, 2]), jacobian) @ jacobian
         assert np.linalg.norm(preferred - expected) > 1e-3
         if cls is not AlignedMTL:
@@ -243,7 +243,7 @@ def test_preference(cls):
             assert_vectors_close(solve(cls(), twice) @ twice, preferred, 2e-3)
 
 
-def test_normalized_mgda_is_that_of_normalized_gradients():
+def test_normalized_mgda_equals_mgda_of_normalized_gradients():
     for _, jacobian in jacobians([ill_scaled], 3):
         losses, lengths = losses_of(jacobian), np.linalg.norm(jacobian, axis=1)
         for normalize, divisor in {
@@ -256,7 +256,7 @@ def test_normalized_mgda_is_that_of_normalized_gradients():
             np.testing.assert_allclose(actual, expected, atol=1e-4, err_msg=normalize)
 
 
-def test_smooth():
+def test_smoothing_of_coefficients():
     new = ops.convert_to_tensor([1.0, 0.0])
     previous = ops.convert_to_tensor([0.0, 1.0])
     np.testing.assert_allclose(
@@ -303,7 +303,7 @@ def test_get_by_name(name, cls):
     assert type(aggregators.get(name)) is cls
 
 
-def test_get_by_instance_and_of_ones_own():
+def test_get_by_instance_and_custom_aggregator():
     @keras.saving.register_keras_serializable(package="tests")
     class FirstOnly(aggregators.Aggregator):
         def coefficients(self, gramian):
@@ -344,7 +344,7 @@ def test_errors(call, message):
         call()
 
 
-def test_only_some_have_a_preference():
+def test_only_some_aggregators_accept_a_preference():
     having = {name for name, value in CASES.items() if isinstance(value, PreferenceAggregator)}
     assert having == {"Mean", "CAGrad", "CAGrad-1.5", "AlignedMTL", "UPGrad"}
 

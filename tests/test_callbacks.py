@@ -1,4 +1,4 @@
-"""The callback: what it logs, where training resumes, and its errors."""
+"""The callback: logged values, resumed training and errors."""
 
 import keras
 import numpy as np
@@ -13,7 +13,7 @@ from tests.summaries import read_layout, read_scalars
 
 ITEMS = 44
 BATCH = 8
-STEPS = 6  # The last batch has 4 items.
+STEPS = 6  # Per epoch. The last batch has 4 items.
 X = DATA["features"][:ITEMS]
 Y = {"label": DATA["label"][:ITEMS], "rating": DATA["rating"][:ITEMS]}
 FADE_IN = PolynomialDecay(0.0, 15, 1.0)
@@ -21,7 +21,7 @@ TERMS = {"label", "rating", "pair"}
 
 
 def make_model(regularizer="l2", **compile_arguments):
-    """A model of three terms: two of outputs, one of a layer; two are annealed."""
+    """Returns a model with two output terms and a layer term, two of which are annealed."""
     keras.utils.set_random_seed(2)
     inputs = keras.Input((6,))
     a = keras.layers.Dense(4, kernel_regularizer=regularizer)(inputs)
@@ -54,13 +54,13 @@ def fit(model, *callbacks, epochs=2, **arguments):
 
 
 def regularization(model) -> float:
-    """The loss of the regularizer with the weights as they are now."""
+    """Returns the loss of the regularizer for the current weights."""
     kernel = ops.convert_to_numpy(model.layers[1].kernel.value)
     return 0.01 * float(np.sum(kernel.astype("float64") ** 2))
 
 
 class RecordsRegularization(keras.callbacks.Callback):
-    """Averages what the regularizer adds over the items of an epoch, before each step."""
+    """Averages the regularization loss before each step over the items of an epoch."""
 
     def __init__(self):
         super().__init__()
@@ -79,7 +79,7 @@ class RecordsRegularization(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("update_freq", ["epoch", "batch", 4])
-def test_accounting(update_freq, tmp_path):
+def test_logged_values_are_consistent(update_freq, tmp_path):
     model, others = make_model(), RecordsRegularization()
     callback = JointLossCallback(tmp_path, update_freq)
     history = fit(model, others, callback, epochs=3, validation_data=(X, Y))
@@ -101,7 +101,7 @@ def test_accounting(update_freq, tmp_path):
                 assert share == pytest.approx(
                     run[f"joint_loss/{term}/weighted"][step] / total, rel=1e-5, abs=1e-7
                 )
-    # In an evaluation the weights stand still, and so does the model.
+    # During evaluation, the weights and the model do not change.
     for term in TERMS:
         for step, weighted in validation[f"joint_loss/{term}/weighted"].items():
             weight, raw = (
@@ -117,7 +117,7 @@ def test_accounting(update_freq, tmp_path):
     assert total == pytest.approx(history["val_loss"][-1], rel=1e-6)
 
 
-def test_raw_means_weigh_every_item_equally(tmp_path):
+def test_raw_means_weight_items_equally(tmp_path):
     model = make_model(regularizer=None)
     callback = JointLossCallback(tmp_path)
     logs = model.evaluate(X, Y, batch_size=BATCH, verbose=0, callbacks=[callback], return_dict=True)
@@ -130,7 +130,7 @@ def test_raw_means_weigh_every_item_equally(tmp_path):
     assert logs["loss"] == pytest.approx(scalars["joint_loss/total"][0], rel=1e-6)
 
 
-def test_history_has_every_term():
+def test_history_contains_every_term():
     history = fit(make_model(), JointLossCallback(), validation_data=(X, Y))
     for term in TERMS:
         for key in (f"{term}_loss", f"{term}_weight", f"val_{term}_loss", f"val_{term}_weight"):
@@ -140,7 +140,7 @@ def test_history_has_every_term():
     assert history["rating_weight"] == [0.25, 0.25]
 
 
-def test_without_the_callback_nothing_moves():
+def test_weights_stay_constant_without_callback():
     model = make_model()
     with pytest.warns(UserWarning, match="no `JointLossCallback` takes part"):
         history = fit(model)
@@ -148,7 +148,7 @@ def test_without_the_callback_nothing_moves():
     assert float(model.get_layer("pair").weight) == 0.0
 
 
-def test_custom_scalars_show_all_the_terms_in_one_chart(tmp_path):
+def test_custom_scalars_show_all_terms_in_one_chart(tmp_path):
     import re
 
     fit(make_model(), JointLossCallback(tmp_path), validation_data=(X, Y))
@@ -162,7 +162,7 @@ def test_custom_scalars_show_all_the_terms_in_one_chart(tmp_path):
         assert shown - {"joint_loss/total"} == expected
 
 
-def test_works_beside_the_tensorboard_callback_of_keras(tmp_path):
+def test_works_with_keras_tensorboard_callback(tmp_path):
     keras_callback = keras.callbacks.TensorBoard(tmp_path)
     fit(make_model(), keras_callback, JointLossCallback(tmp_path), validation_data=(X, Y))
     train = read_scalars(tmp_path / "train")
@@ -173,7 +173,7 @@ def test_works_beside_the_tensorboard_callback_of_keras(tmp_path):
 
 
 class CrashError(Exception):
-    """Ends a training as a crash does."""
+    """Simulates a crash during training."""
 
 
 class Crash(keras.callbacks.Callback):
@@ -184,14 +184,14 @@ class Crash(keras.callbacks.Callback):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """Returns the history of a training of four epochs, and what it wrote for TensorBoard."""
+    """Returns the history and the TensorBoard scalars of four epochs of training."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     history = fit(make_model(), JointLossCallback(folder), epochs=4)
     return history, read_scalars(folder / "train")
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_backup_and_restore_goes_on_at_the_right_step(order, tmp_path, uninterrupted):
+def test_backup_and_restore_resumes_at_the_right_step(order, tmp_path, uninterrupted):
     def callbacks(run):
         backup = keras.callbacks.BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)
         ours = JointLossCallback(tmp_path / run)
@@ -211,7 +211,7 @@ def test_backup_and_restore_goes_on_at_the_right_step(order, tmp_path, uninterru
             assert value == pytest.approx(whole_scalars[tag][step], rel=1e-5)
 
 
-def test_loaded_model_goes_on_like_the_one_that_was_saved(tmp_path):
+def test_loaded_model_resumes_like_the_saved_one(tmp_path):
     model = make_model()
     fit(model, JointLossCallback())
     model.save(tmp_path / "model.keras")
@@ -223,7 +223,7 @@ def test_loaded_model_goes_on_like_the_one_that_was_saved(tmp_path):
 
 
 class Evaluates(keras.callbacks.Callback):
-    """Evaluates the model, without any callbacks, in the midst of training."""
+    """Evaluates the model during training, without callbacks."""
 
     def __init__(self, at):
         super().__init__()
@@ -239,7 +239,7 @@ class Evaluates(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("at", ["batch", "epoch"])
-def test_evaluation_in_the_midst_of_training_moves_no_weight(at):
+def test_evaluation_during_training_changes_no_weight(at):
     if at == "batch" and keras.backend.backend() == "jax":
         pytest.skip("Keras cannot evaluate in the midst of an epoch on JAX")
     model = make_model()
@@ -248,7 +248,7 @@ def test_evaluation_in_the_midst_of_training_moves_no_weight(at):
     assert history["label_weight"] == pytest.approx([9 / 15, 3 / 15])
 
 
-def test_interrupted_fit_leaves_nothing_that_evaluation_would_move():
+def test_evaluation_after_interrupted_fit_changes_no_weight():
     model = make_model()
     with pytest.raises(CrashError):
         fit(model, JointLossCallback(), Crash(), epochs=4)
@@ -258,14 +258,14 @@ def test_interrupted_fit_leaves_nothing_that_evaluation_would_move():
     assert float(model.loss["label"].weight) == pytest.approx(0.0)
 
 
-def test_early_stopping_restores_what_it_watches():
+def test_early_stopping_can_monitor_term_loss():
     model = make_model()
     stopping = keras.callbacks.EarlyStopping("val_pair_loss", mode="min", restore_best_weights=True)
     history = fit(model, JointLossCallback(), stopping, validation_data=(X, Y), epochs=2)
     assert len(history["val_pair_loss"]) == 2
 
 
-def test_loss_that_is_not_finite_is_named():
+def test_nonfinite_loss_is_reported_by_term():
     model = make_model()
     y = {**Y, "rating": np.full((ITEMS, 1), np.nan, "float32")}
     with pytest.warns(UserWarning, match=r"The loss of term 'rating' is nan \(train, step 1\)"):
@@ -280,19 +280,19 @@ def test_model_without_a_term_is_refused():
 
 
 @pytest.mark.parametrize("kind", ["dict", "list", "single"])
-def test_loss_for_an_output_that_is_not_there_is_refused(kind):
+def test_loss_for_missing_output_is_refused(kind):
     inputs = keras.Input((6,))
     first = keras.layers.Dense(1, name="first")(inputs)
     second = keras.layers.Dense(1, name="second")(inputs)
     outputs = {"dict": {"first": first, "second": second}, "list": [first, second]}
     model = keras.Model(inputs, outputs.get(kind, first))
     model.compile("sgd", **kj.joint_loss({"first": "mse", "third": "mse"}))
-    # On JAX and PyTorch Keras builds the losses and metrics, and complains, before any callback.
+    # On JAX and PyTorch, Keras builds the losses and metrics, and fails, before any callback runs.
     with pytest.raises(ValueError, match=r"(?s)'first'.*Received.*'third'|'first'.*found.*'third'"):
         model.fit(X, Y["rating"], verbose=0, callbacks=[JointLossCallback()])
 
 
-def test_missing_loss_in_a_list_of_outputs_is_refused():
+def test_missing_loss_in_list_of_outputs_is_refused():
     inputs = keras.Input((6,))
     outputs = [keras.layers.Dense(1, name=name)(inputs) for name in ("first", "second")]
     model = keras.Model(inputs, outputs)
@@ -301,7 +301,7 @@ def test_missing_loss_in_a_list_of_outputs_is_refused():
         model.fit(X, [Y["rating"]] * 2, verbose=0, callbacks=[JointLossCallback()])
 
 
-def test_log_dir_that_cannot_be_written_is_refused_before_the_first_step(tmp_path):
+def test_unwritable_log_dir_is_refused_before_first_step(tmp_path):
     (tmp_path / "file").write_text("in the way")
     model = make_model()
     before = model.get_weights()

@@ -1,4 +1,4 @@
-"""The examples of the classical ways to write a joint loss run, and learn something."""
+"""The examples of classical joint losses run and improve on chance."""
 
 import importlib
 from pathlib import Path
@@ -9,8 +9,8 @@ pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
-# What one epoch must surpass. Without learning the separation is 0.5, the accuracy at most 0.2, the
-# share of the largest category, and the explained shares are 0 or less.
+# One epoch must exceed these values. Without learning, the separation is 0.5, the accuracy is at
+# most 0.2 (the share of the largest category), and the explained shares are at most 0.
 SURPASSED = {
     "weighted_sum": {"separation": 0.6, "category_accuracy": 0.25},
     "explicit_weights": {"image": 0.1, "text": 0.5},
@@ -18,7 +18,7 @@ SURPASSED = {
 }
 
 
-# Their models are trained on all backends by `test_equality_with_loop.py`.
+# `test_equality_with_loop.py` trains their models on all backends.
 @pytest.mark.backend("torch")
 @pytest.mark.parametrize("name", SURPASSED)
 def test_example(name, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""The steps of a model are counted once, in training only, and in all of its terms alike."""
+"""All terms of a model count the same steps: each training step once."""
 
 import itertools
 import warnings
@@ -15,7 +15,7 @@ BACKEND = keras.backend.backend()
 
 
 def _skipping_optimizer():
-    """Returns an optimizer that skips every step, as no gradient survives its scale."""
+    """Returns an optimizer that skips every step because the scaled gradients overflow."""
     return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.0), initial_scale=2.0**127)
 
 
@@ -33,14 +33,14 @@ def test_schedule_counts_every_batch_over_several_fits(optimizer):
     assert weights == pytest.approx([0.04, 0.08, 0.12, 0.16])
 
 
-def test_schedule_begins_again_with_a_new_optimizer():
+def test_schedule_restarts_with_new_optimizer():
     model = compiled(weights={"a": ramp(100)})
     fit(model)
     compiled(model, weights={"a": ramp(100)})
     assert fit(model)["a_weight"] == pytest.approx([0.04])
 
 
-def test_saved_model_goes_on_at_the_step_of_an_accumulating_optimizer(tmp_path):
+def test_saved_model_resumes_at_step_of_accumulating_optimizer(tmp_path):
     model = compiled(optimizer=OPTIMIZERS["accumulation"](), weights={"a": ramp(100)})
     fit(model)
     model.save(tmp_path / "model.keras")
@@ -49,7 +49,7 @@ def test_saved_model_goes_on_at_the_step_of_an_accumulating_optimizer(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:The weights of a joint loss:UserWarning")
-def test_batches_without_the_callback_are_in_the_count_of_the_next_fit():
+def test_next_fit_counts_batches_trained_without_callback():
     model = compiled(weights={"a": ramp(100)})
     fit(model)
     fit(model, [])
@@ -57,7 +57,7 @@ def test_batches_without_the_callback_are_in_the_count_of_the_next_fit():
 
 
 class CustomLoop:
-    """A loop of a user, whose name does not make it one of Keras."""
+    """A user's training loop; its method name `fit` must not matter."""
 
     def fit(self, model):
         """Returns the weights after each batch of an epoch."""
@@ -77,7 +77,7 @@ class CustomLoop:
 
 
 @pytest.mark.parametrize("weighting", [None, "uncertainty"])
-def test_custom_loop_anneals_output_and_layer_terms_in_each_batch(weighting):
+def test_custom_loop_anneals_output_and_layer_terms_every_batch(weighting):
     model = with_layer_term(weighting=weighting)
     reference = with_layer_term(weighting=weighting)
     expected = []
@@ -99,7 +99,7 @@ def _weights(model):
     return [float(model.loss["a"].weight), float(model.get_layer("pair").weight)]
 
 
-def test_output_that_stands_twice_counts_each_step_once():
+def test_repeated_output_counts_each_step_once():
     inputs = keras.Input((5,))
     output = keras.layers.Dense(2, name="o")(inputs)
     model = keras.Model(inputs, [output, output])
@@ -111,7 +111,7 @@ def test_output_that_stands_twice_counts_each_step_once():
         fit(model, y=[Y["a"], Y["a"]])
 
 
-def test_restored_best_weights_do_not_switch_annealing_on():
+def test_restoring_best_weights_does_not_start_annealing():
     model = with_layer_term(ramp(100))
     stop = keras.callbacks.EarlyStopping(
         "a_loss", mode="max", patience=1, restore_best_weights=True
@@ -125,7 +125,7 @@ def test_restored_best_weights_do_not_switch_annealing_on():
 
 
 class Interrupt(keras.callbacks.Callback):
-    """Ends a training in the middle of an epoch as a user would."""
+    """Interrupts training in the middle of an epoch, as a user would."""
 
     def on_train_batch_end(self, batch, logs=None):
         if batch == 1:
@@ -133,7 +133,7 @@ class Interrupt(keras.callbacks.Callback):
 
 
 @pytest.mark.filterwarnings("ignore:The weights of a joint loss:UserWarning")
-def test_interrupted_fit_leaves_no_annealing_behind():
+def test_interrupted_fit_stops_annealing():
     model = with_layer_term()
     with pytest.raises(KeyboardInterrupt):
         fit(model, [kj.callbacks.JointLossCallback(), Interrupt()])
@@ -152,11 +152,11 @@ MOVING = {
 
 
 @pytest.mark.parametrize("make", MOVING.values(), ids=MOVING)
-def test_fit_without_the_callback_warns_once(make):
+def test_fit_without_callback_warns_once(make):
     model = make()
     with pytest.warns(UserWarning, match="no `JointLossCallback` takes part in `fit`") as caught:
         fit(model, [])
-    # Python shows a text once for each line that warns with it.
+    # Python shows a message once for each line that issues it.
     texts = {str(x.message) for x in caught if x.category is UserWarning}
     assert len(texts) == 1
     with warnings.catch_warnings():
@@ -176,13 +176,13 @@ def test_constant_weights_and_evaluation_need_no_callback():
 
 
 class Resets(keras.callbacks.Callback):
-    """Resets the metrics after the callback of the package has switched annealing on."""
+    """Resets the metrics after the callback of the package has started annealing."""
 
     def on_train_batch_begin(self, batch, logs=None):
         self.model.reset_metrics()
 
 
-def test_epoch_in_which_the_weights_stood_still_is_reported_once():
+def test_epoch_with_unchanged_weights_is_reported_once():
     model = compiled(weights={"a": ramp()})
     with pytest.warns(
         UserWarning, match="did not move in all of the 4 batches of epoch 0"
@@ -201,7 +201,7 @@ def test_two_callbacks_count_steps_and_epochs_once():
     assert weighting.step == 8
 
 
-def test_callbacks_that_come_first_find_the_values_in_the_logs(tmp_path):
+def test_earlier_callbacks_find_the_values_in_the_logs(tmp_path):
     model = with_layer_term()
     stop = keras.callbacks.EarlyStopping("pair_weight", mode="min", patience=1)
     log = keras.callbacks.CSVLogger(tmp_path / "log.csv")
@@ -211,7 +211,7 @@ def test_callbacks_that_come_first_find_the_values_in_the_logs(tmp_path):
     assert {"a_loss", "a_weight", "pair_loss", "pair_weight"} <= set(columns)
 
 
-def test_layer_that_is_called_twice_adds_both_losses():
+def test_layer_called_twice_adds_both_losses():
     shared = keras.layers.Dense(4)
     term = kj.layers.ContrastiveTerm("MeanSquaredError", weight=ramp(), name="t")
 
@@ -232,13 +232,13 @@ def test_layer_that_is_called_twice_adds_both_losses():
     assert history["loss"] == pytest.approx([0.0, 0.1 * expected], rel=1e-5)
 
 
-def test_losses_after_predict_are_those_of_no_call():
+def test_losses_are_empty_after_predict():
     model = with_layer_term()
     model.predict(X, verbose=0)
     assert model.losses == []
 
 
-def test_output_named_val_is_logged_under_its_own_names_even_if_evaluated_first():
+def test_output_named_val_keeps_its_log_names_when_evaluated_first():
     inputs = keras.Input((5,))
     model = keras.Model(inputs, {"val": keras.layers.Dense(2)(inputs)})
     model.compile("sgd", **kj.joint_loss({"val": "mse"}, {"val": ramp()}))
@@ -248,7 +248,7 @@ def test_output_named_val_is_logged_under_its_own_names_even_if_evaluated_first(
     assert set(history) == {"loss", "val_loss", "val_weight", "val_val_loss", "val_val_weight"}
 
 
-def test_metric_called_weight_stands_beside_the_weight():
+def test_metric_named_weight_is_logged_next_to_the_weight():
     metric = keras.metrics.MeanAbsoluteError(name="weight")
     model = compiled(weights={"a": 0.25}, metrics={"a": metric})
     history = fit(model)
@@ -256,7 +256,7 @@ def test_metric_called_weight_stands_beside_the_weight():
     assert history["a_weight_1"][0] > 0.3
 
 
-def test_one_loss_without_a_dict_serves_a_model_whose_output_has_no_name():
+def test_single_loss_without_dict_trains_model_with_unnamed_output():
     model = keras.Sequential([keras.layers.Dense(2)])
     model.compile("sgd", **kj.joint_loss("mse", weights=ramp(), metrics=["mae"]))
     history = fit(model, y=Y["a"])
@@ -264,13 +264,13 @@ def test_one_loss_without_a_dict_serves_a_model_whose_output_has_no_name():
     assert history["output_weight"] == pytest.approx([0.4])
     assert float(model.loss.weight) == pytest.approx(0.4)
     if BACKEND != "tensorflow":
-        return  # Keras itself fails there, before it calls anything of the package.
+        return  # Keras itself fails there, before it calls the package.
     model.compile("sgd", **kj.joint_loss({"o": "mse"}))
     with pytest.raises(ValueError, match=r"one loss in place of a dict.*joint_loss\(loss"):
         fit(model, y=Y["a"])
 
 
-def test_output_name_may_hold_a_slash():
+def test_output_name_may_contain_a_slash():
     inputs = keras.Input((5,))
     outputs = {"head/x": keras.layers.Dense(2)(inputs), "s": keras.layers.Dense(2)(inputs)}
     model = keras.Model(inputs, outputs)
@@ -283,7 +283,7 @@ def _squared_error(y_true, y_pred):
     return ops.mean(ops.square(y_true - y_pred), axis=-1)
 
 
-def test_unregistered_function_loads_with_the_advice_of_keras(tmp_path):
+def test_unregistered_function_loads_with_custom_objects(tmp_path):
     model = build()
     model.compile("sgd", **kj.joint_loss({"a": _squared_error, "b": None}))
     expected = model.evaluate(X, Y, verbose=0)
@@ -296,7 +296,7 @@ def test_unregistered_function_loads_with_the_advice_of_keras(tmp_path):
     assert loaded.evaluate(X, Y, verbose=0) == pytest.approx(expected)
 
 
-def test_lambda_loads_where_it_is_allowed(tmp_path):
+def test_lambda_loads_without_safe_mode(tmp_path):
     model = build()
     model.compile("sgd", **kj.joint_loss({"a": lambda y, p: (y - p) ** 2, "b": None}))
     expected = model.evaluate(X, Y, verbose=0)

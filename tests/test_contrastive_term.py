@@ -1,4 +1,4 @@
-"""What a layer term can do beyond adding a loss: views, labels, masks, weights, memory, metrics."""
+"""Features of a layer term: views, labels, masks, weights, memory and metrics."""
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ LABELS = np.array([0, 1, 1, 2, 0, 1])
 
 
 def called(layer, *inputs, training=True, **arguments):
-    """Calls the layer and returns the loss that it adds."""
+    """Calls the layer and returns the added loss."""
     layer(tuple(ops.convert_to_tensor(x) for x in inputs), training=training, **arguments)
     (loss,) = layer.losses
     return float(ops.convert_to_numpy(loss))
@@ -25,7 +25,7 @@ def embeddings(views=VIEWS, count=2):
     return [views[:, i] for i in range(count)]
 
 
-def test_more_views_are_hard_negatives_or_further_positives():
+def test_extra_views_are_hard_negatives_or_additional_positives():
     for name, naive in (("InfoNCE", reference.info_nce), ("NTXent", reference.nt_xent)):
         layer = kj.layers.ContrastiveTerm(name)
         assert called(layer, *embeddings(count=3)) == pytest.approx(naive(VIEWS).mean(), rel=1e-5)
@@ -38,14 +38,14 @@ def test_labels_come_last():
 
 
 @pytest.mark.skipif(BACKEND == "jax", reason="JAX has no int64 unless it is told to")
-def test_large_labels_are_told_apart():
+def test_large_labels_are_distinguished():
     layer = kj.layers.ContrastiveTerm("SupCon")
     large = LABELS.astype("int64") + 2**62
     expected = reference.sup_con(VIEWS[:, :2], LABELS).mean()
     assert called(layer, *embeddings(), large) == pytest.approx(expected, rel=1e-5)
 
 
-def test_items_of_weight_0_are_no_part_of_the_batch():
+def test_item_of_weight_0_is_excluded():
     weight = np.array([1.0, 0.0, 2.0, 0.5, 0.0, 1.0], "float32")
     layer = kj.layers.ContrastiveTerm("InfoNCE")
     loss = called(layer, *embeddings(), sample_weight=ops.convert_to_tensor(weight))
@@ -54,7 +54,7 @@ def test_items_of_weight_0_are_no_part_of_the_batch():
     assert loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_masked_items_are_no_part_of_the_batch():
+def test_masked_item_is_excluded():
     layer = kj.layers.ContrastiveTerm("InfoNCE", metrics=[kj.metrics.RecallAtK(1)])
     mask = np.array([True, False, True, True, False, True])
     loss = called(layer, *embeddings(), mask=[ops.convert_to_tensor(mask), None])
@@ -63,20 +63,20 @@ def test_masked_items_are_no_part_of_the_batch():
     assert layer.weight.read()["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_mask_of_a_masking_layer_reaches_the_term():
+def test_mask_of_masking_layer_reaches_the_term():
     a, b = keras.Input((4,)), keras.Input((4,))
     x, y = kj.layers.ContrastiveTerm("InfoNCE", name="t")((keras.layers.Masking()(a), b))
     model = keras.Model([a, b], [x, y])
     model.compile("sgd")
     first, second = embeddings()
     first = first.copy()
-    first[[1, 4]] = 0.0  # What `Masking` masks.
+    first[[1, 4]] = 0.0  # `Masking` masks these items.
     logs = model.evaluate([first, second], verbose=0, return_dict=True)
     kept = [0, 2, 3, 5]
     assert logs["loss"] == pytest.approx(reference.info_nce(VIEWS[kept, :2]).mean(), rel=1e-5)
 
 
-def test_bias_and_temperature_of_siglip_are_trained_and_logged():
+def test_siglip_bias_and_temperature_are_trained_and_logged():
     a, b = keras.Input((4,)), keras.Input((4,))
     layer = kj.layers.ContrastiveTerm("SigLIP", learn_temperature=True, name="pair")
     dense = keras.layers.Dense(4)
@@ -93,7 +93,7 @@ def test_bias_and_temperature_of_siglip_are_trained_and_logged():
 
 
 def naive_info_nce_with_memory(views, memory, temperature=0.07):
-    """The loss of items whose candidates are those of the batch and those of earlier items."""
+    """Returns the loss with the batch and the memory as candidates."""
     unit = [[reference.unit(v) for v in view] for view in np.swapaxes(views, 0, 1)]
     kept = [[reference.unit(v) for v in view] for view in np.swapaxes(memory, 0, 1)]
     losses = []
@@ -107,14 +107,14 @@ def naive_info_nce_with_memory(views, memory, temperature=0.07):
     return np.mean(losses)
 
 
-def test_memory_holds_the_latest_items_of_training():
+def test_memory_holds_the_latest_training_items():
     layer = kj.layers.ContrastiveTerm("InfoNCE", memory_size=5)
     seen = []
     for step in range(4):
         views = GENERATOR.normal(size=(3, 2, 4)).astype("float32")
         memory = np.concatenate([np.zeros((0, 2, 4)), *seen])[-5:]
         expected = naive_info_nce_with_memory(views, memory)
-        # Neither evaluation nor prediction puts anything in.
+        # Evaluation and prediction add no items.
         assert called(layer, *embeddings(views), training=False) == pytest.approx(expected, 1e-5)
         layer(tuple(embeddings(views)), training=False)
         assert called(layer, *embeddings(views)) == pytest.approx(expected, rel=1e-5), step
@@ -128,13 +128,13 @@ def test_memory_may_be_smaller_than_the_batch():
     assert called(layer, *embeddings()) == pytest.approx(expected, rel=1e-5)
 
 
-def test_memory_keeps_labels_and_leaves_out_items_that_take_no_part():
+def test_memory_keeps_labels_and_skips_excluded_items():
     layer = kj.layers.ContrastiveTerm("SupCon", memory_size=6)
     weight = np.array([1, 1, 0, 1, 1, 1], "float32")
     called(layer, *embeddings(), LABELS, sample_weight=ops.convert_to_tensor(weight))
     views = GENERATOR.normal(size=(4, 2, 4)).astype("float32")
     labels = np.array([1, 0, 3, 2])
-    # As candidates alone: every anchor of the batch against the batch and the memory.
+    # Memory items are only candidates: each anchor of the batch sees the batch and the memory.
     kept = weight > 0
     everything = np.concatenate([views, VIEWS[kept, :2]])
     all_labels = np.concatenate([labels, LABELS[kept]])
@@ -142,7 +142,7 @@ def test_memory_keeps_labels_and_leaves_out_items_that_take_no_part():
     assert called(layer, *embeddings(views), labels) == pytest.approx(expected, rel=1e-5)
 
 
-def test_memory_survives_saving_and_training_goes_on_with_it(tmp_path):
+def test_training_resumes_with_saved_memory(tmp_path):
     a, b = keras.Input((4,)), keras.Input((4,))
     layer = kj.layers.ContrastiveTerm("InfoNCE", memory_size=4, name="t")
     dense = keras.layers.Dense(4)
@@ -162,7 +162,7 @@ def test_memory_survives_saving_and_training_goes_on_with_it(tmp_path):
         np.testing.assert_array_equal(ops.convert_to_numpy(old), ops.convert_to_numpy(new))
 
 
-def test_metrics_of_the_embeddings_are_logged(tmp_path):
+def test_embedding_metrics_are_logged(tmp_path):
     a, b = keras.Input((4,)), keras.Input((4,))
     metrics = [kj.metrics.RecallAtK(1), kj.metrics.Uniformity()]
     layer = kj.layers.ContrastiveTerm("InfoNCE", weight=0.5, metrics=metrics, name="pair")
@@ -184,7 +184,7 @@ def test_metrics_of_the_embeddings_are_logged(tmp_path):
     assert loaded.get_config() == layer.get_config()
 
 
-def test_parts_of_vicreg_are_logged_for_layers_and_outputs():
+def test_vicreg_components_are_logged_for_layers_and_outputs():
     a, b = keras.Input((4,)), keras.Input((4,))
     loss = kj.losses.VICReg()
     same = keras.layers.Dense(4, kernel_initializer="identity")
@@ -238,14 +238,14 @@ def test_invalid_arguments_are_refused(arguments, message):
         kj.layers.ContrastiveTerm(**arguments)
 
 
-def test_memory_too_large_is_refused_by_name():
+def test_too_large_memory_is_refused_by_name():
     layer = kj.layers.ContrastiveTerm("InfoNCE", memory_size=10**9)
     with pytest.raises(ValueError, match=r"`memory_size`.*Received: memory_size=1000000000"):
         layer.build([(None, 4), (None, 4)])
 
 
-def test_excluded_parameters_do_not_decay():
-    # The one-liner of the docstring.
+def test_excluded_parameters_have_no_weight_decay():
+    # This is the example in the docstring.
     optimizer = keras.optimizers.AdamW(1e-12, weight_decay=1e9)
     optimizer.exclude_from_weight_decay(var_names=["log_scale", "bias"])
     a, b = keras.Input((4,)), keras.Input((4,))

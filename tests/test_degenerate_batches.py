@@ -17,19 +17,19 @@ from tests.loss_cases import (
     weighted_value_and_gradient,
 )
 
-#: Those that do not choose among samples: a tie is no kink.
+#: The losses that do not select samples, and so are smooth at ties.
 SMOOTH = {
     key: case
     for key, case in VARIANTS.items()
     if case.arguments.get("mining", "semi_hard" if case.name == "triplet" else "all") == "all"
     and "mining_margin" not in case.arguments
 }
-#: All backends compute them by the same operations.
+#: All backends use the same operations, so those that compile test only the defaults.
 BATCHED = DEFAULTS if COMPILES else list(VARIANTS.values())
 
 
 @pytest.mark.parametrize("name", ["vicreg", "barlow_twins"])
-def test_feature_without_variance(name):
+def test_feature_without_variance_equals_the_reference(name):
     case = Case(name)
     views = views_of(case, 7).astype("float32")
     views[:, :, 1] = 0.1  # The rounded mean of seven is not 0.1.
@@ -40,10 +40,10 @@ def test_feature_without_variance(name):
 
 
 def _batches(case):
-    """Returns batches of five items: name, views, labels, valid items, which gradients to compare.
+    """Yields batches of five items: name, views, labels, valid items, gradients to compare.
 
-    At ties of mining and at bounds of hinges differences have no meaning: there only the values
-    are compared.
+    Central differences are meaningless at ties of mining and at kinks of hinges, where only the
+    values are compared.
     """
     everyone, is_smooth = np.ones(5, "bool"), case in SMOOTH.values()
     views, labels = views_of(case), labels_of(case) if case.labels else np.zeros(5, "int64")
@@ -62,7 +62,7 @@ def _batches(case):
         yield "item of identical views", identical_views, labels, everyone, everyone
     if case.is_cosine:
         yield "zero vector", zero, labels, everyone, everyone if is_smooth else None
-    elif is_smooth:  # Else all are as far from a zero vector by its dot product.
+    elif is_smooth:  # With dot products, all vectors tie with a zero vector.
         yield "zero vector", zero, labels, everyone, everyone
 
 
@@ -87,14 +87,14 @@ def test_degenerate_batches_equal_the_reference(case):
             scale = max(np.abs(views).max(), 1.0)
             numeric = expected_gradient(case, views, given, valid, weight, scale)
             if name == "zero vector" and case.is_cosine:
-                numeric[1, 0] = 0  # By convention: the cosine jumps there.
+                numeric[1, 0] = 0  # By convention, because the cosine is discontinuous there.
                 assert (gradient[1, 0] == 0).all()
             assert_close(gradient, numeric, 1e-3, least=0.1 / scale, err_msg=name)
 
 
 @pytest.mark.parametrize("batch", [1] if COMPILES else [1, 2])
 @pytest.mark.parametrize("case", BATCHED, ids=str)
-def test_batches_of_one_and_of_two(case, batch):
+def test_batches_of_one_and_two_items_equal_the_reference(case, batch):
     labels = labels_of(case, batch) if case.labels else None
     is_smooth = case in [*SMOOTH.values(), Case("triplet")]
     assert_equals_reference(

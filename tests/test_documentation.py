@@ -1,4 +1,4 @@
-"""All code in the documentation runs: README.md, examples in docstrings."""
+"""All code in README.md and in docstrings runs."""
 
 import doctest
 import importlib
@@ -24,20 +24,20 @@ class Block(NamedTuple):
     """A fenced block of Python.
 
     Attributes:
-        code: The code, not indented.
-        line: How many lines of the file come before it.
+        code: The code, without indentation.
+        line: The number of lines of the file before the code.
     """
 
     code: str
     line: int
 
     def run(self, namespace: dict, file: str) -> None:
-        # The empty lines make an error name the line of the file.
+        # The empty lines make errors refer to the line of the file.
         exec(compile("\n" * self.line + self.code, file, "exec"), namespace)
 
 
 def blocks(text: str, line: int = 0) -> list[Block]:
-    """Returns the blocks of a text before which the file has `line` lines."""
+    """Returns the blocks of a text that starts after `line` lines of the file."""
     return [
         Block(
             re.sub(f"^{match['indent']}", "", match["code"], flags=re.MULTILINE),
@@ -48,7 +48,7 @@ def blocks(text: str, line: int = 0) -> list[Block]:
 
 
 def sections(text: str) -> dict[str, list[Block]]:
-    """Returns the blocks by the `##` section that they stand in, if there are any in it."""
+    """Returns the blocks of each `##` section that contains any."""
     result = {}
     line = 0
     for section in re.split(r"^(?=## )", text, flags=re.MULTILINE):
@@ -66,11 +66,11 @@ def test_readme_has_code():
     assert SECTIONS
 
 
-# On JAX what the sections use of the package is trained by other tests.
+# On JAX, other tests cover the code that the sections use.
 @pytest.mark.backend("tensorflow", "torch")
 @pytest.mark.parametrize("title", SECTIONS)
 def test_readme(title, tmp_path, monkeypatch):
-    # What it reads is there, and what it writes is left to the test.
+    # The code finds the files that it reads, and writes to the folder of the test.
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}
@@ -80,7 +80,7 @@ def test_readme(title, tmp_path, monkeypatch):
 
 
 def with_examples(name: str) -> list[doctest.DocTest]:
-    """Returns the docstrings of a module that hold examples of either kind."""
+    """Returns the docstrings of a module that contain examples of either kind."""
     docstrings = doctest.DocTestFinder(exclude_empty=False).find(importlib.import_module(name))
     return [found for found in docstrings if found.examples or blocks(found.docstring or "")]
 
@@ -99,7 +99,7 @@ def test_docstrings(name, tmp_path, monkeypatch, capsys):
     assert runner.failures == 0, capsys.readouterr().out
 
 
-def test_blocks_are_found():
+def test_code_blocks_are_found():
     text = """# Title
 ```python
 a = 1

@@ -1,4 +1,4 @@
-"""Every pair of `floatx` and dtype policy: layers, rules and records have the right numbers."""
+"""Layers, rules and logs are correct for every pair of `floatx` and dtype policy."""
 
 import math
 
@@ -11,7 +11,7 @@ import keras_jointloss as kj
 from tests.reference import info_nce
 from tests.test_gradient_balancer import X, Y, by_hand_step
 
-# JAX has no float64 unless it is told to.
+# JAX has no float64 by default.
 WIDE = [] if keras.backend.backend() == "jax" else [("float32", "float64"), ("float64", "float32")]
 DTYPES = [
     ("bfloat16", "bfloat16"),
@@ -29,7 +29,7 @@ def set_dtypes(floatx, policy):
 
 
 @pytest.mark.parametrize(("floatx", "policy"), DTYPES)
-def test_statistics_of_gradients_are_right_in_every_dtype(floatx, policy):
+def test_gradient_statistics_are_correct_in_every_dtype(floatx, policy):
     set_dtypes(floatx, policy)
     inputs = keras.Input((5,))
     trunks = {kind: keras.layers.Dense(4, name=f"{kind}_trunk") for kind in ("balanced", "shared")}
@@ -65,7 +65,7 @@ def test_statistics_of_gradients_are_right_in_every_dtype(floatx, policy):
 
 
 @pytest.mark.parametrize(("floatx", "policy"), DTYPES)
-def test_terms_and_a_rule_are_right_in_every_dtype(floatx, policy):
+def test_terms_and_rule_are_correct_in_every_dtype(floatx, policy):
     set_dtypes(floatx, policy)
     inputs = keras.Input((5,))
     a, b = keras.layers.Dense(4)(inputs), keras.layers.Dense(4)(inputs)
@@ -88,7 +88,7 @@ def test_terms_and_a_rule_are_right_in_every_dtype(floatx, policy):
     ).history
     expected = np.mean(info_nce(np.stack(embeddings, axis=1)))
     assert history["pair_loss"] == pytest.approx([expected] * 3, rel=0.05)
-    # FAMO's factors have the sum 1, and the schedule has come to its end.
+    # FAMO's factors sum to 1, and the schedule has ended.
     assert history["pair_weight"][-1] + history["a_weight"][-1] == pytest.approx(1.0, rel=1e-3)
     assert all(math.isfinite(loss) for loss in history["loss"])
     wide = "float64" if floatx == "float64" else "float32"

@@ -1,4 +1,4 @@
-"""Stock `fit` and a loop written by hand, with the same joint loss, end in the same weights."""
+"""Stock `fit` and a manual loop with the same joint loss produce the same weights."""
 
 import functools
 import importlib
@@ -19,21 +19,21 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 BACKEND = keras.backend.backend()
 BATCH = 8
 EPOCHS = 2
-STEPS = 20  # Of both epochs together.
+STEPS = 20  # In both epochs together.
 ITEMS = BATCH * STEPS // EPOCHS
 HELD_OUT = 12
 OPTIMIZERS = {
     "sgd": lambda: keras.optimizers.SGD(0.1),
     "adam": lambda: keras.optimizers.Adam(0.003),
 }
-# 20 steps move a weight by 0.01 and more; near 0 the order of sums shows.
+# 20 steps change a weight by at least 0.01; near 0, the order of summation matters.
 TOLERANCES = {"float64": {"rtol": 1e-6, "atol": 1e-8}, "float32": {"rtol": 1e-4, "atol": 1e-6}}
 if BACKEND != "tensorflow":
-    # Part of Keras' float64 arithmetic is in float32 there: `ops.mean` on JAX, `ops.matmul` on
-    # PyTorch. Adam magnifies that where a gradient is small.
+    # Keras computes some float64 operations in float32: `ops.mean` on JAX, `ops.matmul` on
+    # PyTorch. Adam amplifies the error where a gradient is small.
     TOLERANCES["float64"] = TOLERANCES["float32"]
 
-# Weights as schedules, and as formulas for the loop, which has no schedules.
+# Weights as schedules, and as formulas for the loop, which uses no schedules.
 SCHEDULES = {
     "polynomial": (
         PolynomialDecay(1.0, 15, 0.25, power=2.0),
@@ -52,10 +52,10 @@ SCHEDULES = {
         lambda step: 0.5 + 0.5 * min(max(step - 7, 0), 8) / 8,
     ),
 }
-# Pairs of schedules for the two terms of an example; `None` for the weights that the example has.
+# Pairs of schedules for the two terms of an example; `None` for the example's own weights.
 PAIRS = (None, ("polynomial", "sigmoid"), ("cyclical", "sequential"))
-# Example, schedules, floatx and optimizer. In add_loss the terms belong to layers, in the others to
-# outputs.
+# Example, schedules, floatx and optimizer. add_loss has layer terms, the other examples have output
+# terms.
 CASES = [
     ("weighted_sum", None, "float64", "adam"),
     ("explicit_weights", PAIRS[0], "float64", "adam"),
@@ -69,13 +69,13 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def import_examples(monkeypatch):
-    """Lets the tests import the examples."""
+    """Makes the examples importable."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
 
 
 @pytest.fixture
 def floatx(request):
-    """Sets in what dtype Keras computes during the test."""
+    """Sets the default float dtype of Keras during the test."""
     before = keras.config.floatx()
     set_floatx(request.param)
     yield request.param
@@ -91,7 +91,7 @@ def set_floatx(floatx):
 
 
 def data_of(example, floatx):
-    """Returns inputs and targets by name: real ones, but few, and small images."""
+    """Returns inputs and targets by name: a few real items with small images."""
     emoji, _ = importlib.import_module("explicit_weights").load_emoji_with_targets(dim=6)
     emoji["image"] = emoji["image"][:, ::4, ::4]  # (emoji, 8, 8, 3)
     if example == "weighted_sum":
@@ -108,7 +108,7 @@ def data_of(example, floatx):
 
 
 def model_of(example, x, y, optimizer="sgd", **weights):
-    """Returns the compiled model of the example, but small, with fixed initial weights."""
+    """Returns a small version of the example's compiled model with fixed initial weights."""
     keras.utils.set_random_seed(5)
     arguments = {} if example == "weighted_sum" else {"dim": y["image"].shape[1]}
     return importlib.import_module(example).build_model(
@@ -126,7 +126,7 @@ def values_of(model):
 
 
 def fit(example, schedules, floatx, optimizer):
-    """Returns the trainable weights, each before and after `fit`."""
+    """Returns the trainable weights before and after `fit`."""
     x, y = data_of(example, floatx)
     weights = {}
     if schedules is not None:
@@ -142,7 +142,7 @@ def fit(example, schedules, floatx, optimizer):
         epochs=EPOCHS,
         shuffle=False,
         verbose=0,
-        # Between the epochs nothing must move.
+        # Validation between the epochs must change nothing.
         validation_data=keras.tree.map_structure(lambda values: values[ITEMS:], data),
         callbacks=[kj.callbacks.JointLossCallback()],
     )
@@ -151,9 +151,9 @@ def fit(example, schedules, floatx, optimizer):
 
 @functools.cache
 def loop(example, schedules, floatx, optimizer_name):
-    """Returns the trainable weights, each before and after a loop over the same batches."""
+    """Returns the trainable weights before and after a loop over the same batches."""
     x, y = data_of(example, floatx)
-    model = model_of(example, x, y)  # As a function only: the loop computes the loss.
+    model = model_of(example, x, y)  # Only for the forward pass: the loop computes the loss.
     before = values_of(model)
     terms = importlib.import_module(example).WEIGHTS
     if schedules is None:
@@ -174,7 +174,7 @@ def loop(example, schedules, floatx, optimizer_name):
 
 
 def total(example, y, weights, outputs):
-    """Returns the joint loss by its formula."""
+    """Returns the joint loss from its formula."""
     if example == "weighted_sum":
         a, b = outputs["match"][:, 0], outputs["match"][:, 1]
         similarity = ops.sum(a * b, axis=1)
@@ -192,7 +192,7 @@ def total(example, y, weights, outputs):
 
 
 def gradient_step(model, optimizer, x, loss):
-    """Does a step against the gradient of `loss(outputs)`, as loops do it on each backend."""
+    """Takes one step down the gradient of `loss(outputs)`, idiomatically for each backend."""
     variables = model.trainable_variables
     if BACKEND == "tensorflow":
         import tensorflow as tf
@@ -224,7 +224,7 @@ def gradient_step(model, optimizer, x, loss):
 )
 def test_fit_equals_loop(example, schedules, floatx, optimizer_name):
     fitted = fit(example, schedules, floatx, OPTIMIZERS[optimizer_name]())
-    # The loop has no layer terms: add_loss has the model and the joint loss of explicit_weights.
+    # The loop has no layer terms, but add_loss has the same joint loss as explicit_weights.
     looped_example = "explicit_weights" if example == "add_loss" else example
     looped = loop(looped_example, schedules, floatx, optimizer_name)
     for (start, end), (looped_start, looped_end) in zip(fitted, looped, strict=True):

@@ -1,4 +1,4 @@
-"""The example scripts run from end to end, and what they print holds together."""
+"""The example scripts run end to end, and their output is consistent."""
 
 import runpy
 from pathlib import Path
@@ -13,13 +13,13 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def row(lines, label):
-    """Returns the numbers in the first row with this label; percentages as they stand."""
+    """Returns the numbers in the first row with this label; percentages as printed."""
     line = next(line for line in lines if line.startswith(f"{label}  "))
     return [float(cell.rstrip("%")) for cell in line[len(label) :].split()]
 
 
 def check_emoji(lines):
-    """Checks the four tables: terms, retrieval, and both of them once more after loading."""
+    """Checks the four tables: terms and retrieval, before and after loading."""
     terms = {
         name: row(lines, name)
         for name in ("image_text", "design", "image_category", "text_category")
@@ -27,10 +27,10 @@ def check_emoji(lines):
     _, train_shares, validation_total, validation_shares = row(lines, "total")
     assert train_shares == validation_shares == 100
     for raw, weight, share in (numbers[3:] for numbers in terms.values()):
-        # Evaluation moves no weight, so there the mean of weight times loss is their product.
+        # Evaluation changes no weight, so the mean of weight times loss is their product.
         assert raw * weight / validation_total == pytest.approx(share / 100, abs=0.002)
 
-    # The weights of the categories have come to the end of their way, the others stand still.
+    # The weights of the categories have reached their end values, the others are constant.
     weights = {name: (numbers[1], numbers[4]) for name, numbers in terms.items()}
     assert weights == {
         "image_text": (1.0, 1.0),
@@ -58,7 +58,7 @@ def check_emoji(lines):
 
 
 def check_momentum(lines):
-    """Checks that a memory of 64 emoji and none both retrieve better than chance."""
+    """Checks that retrieval beats chance with a memory of 64 emoji and without a memory."""
     retrieved = [line for line in lines if line.startswith("memory of")]
     assert [line.split()[2] for line in retrieved] == ["0", "64"]
     for line in retrieved:
@@ -66,7 +66,7 @@ def check_momentum(lines):
 
 
 def check_weighting(lines):
-    """Checks that there is a row for each way to weigh, with results that were learned."""
+    """Checks that each weighting has a row, with results that beat chance."""
     rows = [line for line in lines if "+-" in line]
     assert [line[:24].strip() for line in rows] == ["meaning x 1", "meaning x 30", "FAMO"]
     for line in rows:
@@ -74,14 +74,14 @@ def check_weighting(lines):
         share, accuracy, deviation, explained, _ = (float(cell.rstrip("%")) for cell in cells)
         assert 0 < share < 100
         assert 0 < accuracy < 100
-        assert deviation == 0  # Of one seed.
+        assert deviation == 0  # There is only one seed.
         assert explained < 100
     assert Path("logs/weighting.png").stat().st_size > 10000
     assert len(list(Path("logs").glob("weight_*/events*"))) == 2
 
 
 def check_multi_digit(lines):
-    """Checks that the drawing's gradients rule the digits' unless a weight or a rule hinders."""
+    """Checks that the drawing's gradients dominate unless a weight or a rule prevents it."""
     rows = {line[:18].strip(): line[18:] for line in lines if "+-" in line}
     assert list(rows) == ["plain sum", "drawing x 0.001", "drawing x 0.1", "mgda"]
     ratios, digits = {}, {}
@@ -100,7 +100,7 @@ def check_multi_digit(lines):
     assert len(list(Path("logs").glob("*/train/events*"))) == 4
 
 
-# The scripts by name: the arguments that make them quick, and what to check in what they print.
+# The scripts by name: arguments that make them fast, and the check of their output.
 SCRIPTS = {
     "emoji": (
         ["--epochs", "1", "--log-dir", "logs", "--save", "models/emoji.keras"],
@@ -121,7 +121,7 @@ SCRIPTS = {
 }
 
 
-# PyTorch runs them all, as it is the quickest.
+# PyTorch is the fastest backend and runs all scripts.
 BACKENDS = {"emoji": ("tensorflow", "jax", "torch")}
 
 

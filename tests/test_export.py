@@ -1,4 +1,4 @@
-"""An exported model serves what the model predicts."""
+"""An exported model returns the same predictions as the original."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ from tests.subjects import DATA, SUBJECTS
 
 
 def operation_types(function) -> list[str]:
-    """Returns the types of all operations of a function, those that it calls included."""
+    """Returns the types of all operations of a function, including called functions."""
     graph = function.graph.as_graph_def()
     nodes = [node for called in graph.library.function for node in called.node_def]
     return [node.op for node in [*graph.node, *nodes]]
@@ -40,10 +40,10 @@ def test_exported_model_predicts_the_same(name, tmp_path):
         expected,
         actual,
     )
-    # Nothing but the model itself: the terms compare nothing.
+    # The graph contains only the model: the terms compute nothing.
     types = operation_types(served.signatures["serve"])
     dense = sum(isinstance(x, keras.layers.Dense) for x in model._flatten_layers())
-    if keras.backend.backend() == "tensorflow":  # JAX exports a module of XLA.
+    if keras.backend.backend() == "tensorflow":  # JAX exports an XLA module.
         assert types.count("MatMul") == dense
         assert not set(types) & {
             "Einsum",

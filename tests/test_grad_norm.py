@@ -1,4 +1,4 @@
-"""GradNorm: against its formula, alone and in `fit`, fed by what layers tell of gradients."""
+"""GradNorm: compared with its formula, alone and in `fit` with gradients reported by layers."""
 
 import keras
 import numpy as np
@@ -13,7 +13,7 @@ LENGTHS = np.array([2.0, 300.0, 0.01])
 
 
 class Gradients:
-    """Terms to whose rule the lengths of their gradients are told by hand, too."""
+    """Terms without a model; tests pass losses and gradient lengths to the rule directly."""
 
     def __init__(self, rule, count=3):
         self.terms = Terms(rule, count)
@@ -24,11 +24,11 @@ class Gradients:
         rule.start()
 
     def step(self, losses, lengths):
-        """Takes a step whose weighted gradients have these lengths."""
+        """Takes a step with these lengths of the weighted gradients."""
         self.steps += 1
         latest = np.zeros(self.layer.record.latest.shape)
         latest[0, 0] = self.steps
-        latest[0, 1] = lengths[::-1]  # In the order of the layer.
+        latest[0, 1] = lengths[::-1]  # In the order of the layer's terms.
         self.layer.record.latest.assign(latest)
         self.terms.step(losses)
         return np.array(self.terms.now())
@@ -45,7 +45,7 @@ def test_weights_follow_the_formula(alpha, scale):
     assert np.sum(weights) == pytest.approx(3)
 
 
-def test_equal_gradients_are_what_it_comes_to():
+def test_gradient_lengths_converge_to_equality():
     gradients = Gradients(kj.weighting.GradNorm(alpha=0.0, learning_rate=0.2))
     weights = np.ones(3)
     for _ in range(150):
@@ -53,7 +53,7 @@ def test_equal_gradients_are_what_it_comes_to():
     np.testing.assert_allclose(weights * LENGTHS / np.mean(weights * LENGTHS), 1, rtol=0.25)
 
 
-def test_what_learned_less_has_the_longer_gradient():
+def test_slower_term_gets_the_longer_gradient():
     gradients = Gradients(kj.weighting.GradNorm(), 2)
     gradients.step([4.0, 4.0], [1.0, 1.0])
     weights = gradients.step([4.0, 1.0], [1.0, 1.0])
@@ -62,7 +62,7 @@ def test_what_learned_less_has_the_longer_gradient():
     assert rates == pytest.approx([1.6, 0.4])
 
 
-def test_term_without_gradient_keeps_its_weight_and_counts_for_nothing():
+def test_term_without_gradient_is_ignored():
     two, three = Gradients(kj.weighting.GradNorm(), 2), Gradients(kj.weighting.GradNorm())
     for losses in recorded_losses(20):
         losses[2] = losses[:2].mean()
@@ -70,10 +70,10 @@ def test_term_without_gradient_keeps_its_weight_and_counts_for_nothing():
         weights = three.step(losses, [*LENGTHS[:2], 0.0])
     assert pair[0] / pair[1] == pytest.approx(weights[0] / weights[1], rel=0.1)
     assert np.all(np.isfinite(weights))
-    assert three.terms.rule.progress.save()["state"][-6, 2] == 0  # No step of Adam for it.
+    assert three.terms.rule.progress.save()["state"][-6, 2] == 0  # Adam took no step for it.
 
 
-def test_a_record_is_used_once():
+def test_record_is_used_once():
     gradients = Gradients(kj.weighting.GradNorm())
     weights = gradients.step(np.ones(3), LENGTHS)
     gradients.terms.step(np.ones(3))
@@ -87,7 +87,7 @@ def loss_of(values, rows, term):
 
 
 @pytest.mark.parametrize("aggregator", [None, "mgda"])
-def test_fit_equals_a_loop_by_hand(aggregator):
+def test_fit_equals_manual_loop(aggregator):
     model = build(aggregator, {"b": 5.0}, weighting=kj.weighting.GradNorm())
     values = {name: value.astype("float64") for name, value in weights_of(model).items()}
     rule, expected, before = reference.GradNorm(2), [], None
@@ -101,7 +101,7 @@ def test_fit_equals_a_loop_by_hand(aggregator):
         combined = np.array(combine(np.reshape(at_z, (2, -1)))).reshape(at_z[0].shape)
         updates["trunk_0"], updates["trunk_1"] = X[rows].T @ combined, combined.sum(axis=0)
         values = {name: values[name] - 0.02 * updates[name] for name in values}
-        # On JAX they are those of the step before.
+        # On JAX, the rule sees the lengths of the previous step.
         lengths, before = (before, lengths) if BACKEND == "jax" else (lengths, None)
         if lengths is None:
             rule.initial = losses
@@ -119,7 +119,7 @@ def test_fit_equals_a_loop_by_hand(aggregator):
     assert history["a_training_rate"][-1] > 0
 
 
-def test_model_without_a_layer_that_tells_is_refused():
+def test_model_without_gradient_telemetry_is_refused():
     def compiled(terms, telemetry=True):
         inputs = keras.Input((5,))
         z = {"a": inputs, "b": inputs}
@@ -135,8 +135,8 @@ def test_model_without_a_layer_that_tells_is_refused():
             kj.callbacks.JointLossCallback().set_model(compiled(terms, telemetry))
 
 
-@pytest.mark.backend("tensorflow", "torch")  # On JAX the gradient is taken nevertheless.
-def test_gradients_that_nothing_needs_are_told_of():
+@pytest.mark.backend("tensorflow", "torch")  # JAX computes the gradient anyway.
+def test_balancer_without_trainable_input_is_refused():
     inputs = keras.Input((5,))
     layer = kj.layers.GradientBalancer(["a", "b"], name="balancer")
     model = with_heads(inputs, layer(inputs), weighting="grad_norm")
@@ -147,12 +147,12 @@ def test_gradients_that_nothing_needs_are_told_of():
 @pytest.mark.parametrize(
     ("arguments", "name"), [({"alpha": -1}, "alpha"), ({"learning_rate": 0}, "learning_rate")]
 )
-def test_invalid_argument(arguments, name):
+def test_invalid_argument_is_refused(arguments, name):
     with pytest.raises(ValueError, match=rf"`{name}`.*Received: {name}="):
         kj.weighting.GradNorm(**arguments)
 
 
-def test_config():
+def test_config_round_trip():
     rule = kj.weighting.GradNorm(alpha=0.5, learning_rate=0.1, max_weight=2.0)
     config = kj.weighting.get(keras.saving.serialize_keras_object(rule)).get_config()
     assert config == rule.get_config()

@@ -1,4 +1,4 @@
-"""The layer that combines gradients: against an aggregator on the Jacobian, alone and in `fit`."""
+"""The gradient balancer: compared with an aggregator on the Jacobian, alone and in `fit`."""
 
 import keras
 import numpy as np
@@ -14,12 +14,12 @@ RULES = ("aligned_mtl", "cagrad", "imtl_g", "mean", "mgda", "nash_mtl", "pcgrad"
 GENERATOR = np.random.default_rng(5)
 BATCH, DIM, TERMS = 6, 4, ("a", "b", "c")
 Z = GENERATOR.normal(size=(BATCH, DIM))
-# The losses of the terms are linear in z: these are their gradients.
+# The losses of the terms are linear in z, with these gradients.
 GRADIENTS = GENERATOR.normal(size=(len(TERMS), BATCH, DIM))
 
 
 def balanced_gradient(layer, z=Z, gradients=GRADIENTS, dtype="float32"):
-    """Returns the gradient that the layer passes on to `z`."""
+    """Returns the gradient that the layer passes to `z`."""
 
     def total(z):
         copies = layer(z, training=True)
@@ -31,7 +31,7 @@ def balanced_gradient(layer, z=Z, gradients=GRADIENTS, dtype="float32"):
     if not layer.built:
         layer.build(z.shape)
     value, gradient = value_and_gradient(total, z.astype(dtype))
-    # The value is that of the sum: forward nothing changes.
+    # The layer does not change the forward pass, so the value is the sum.
     tolerance = 1e-2 if dtype == "float16" else 1e-4
     np.testing.assert_allclose(value, np.sum(z * gradients.sum(axis=0)), rtol=tolerance)
     return gradient
@@ -39,7 +39,7 @@ def balanced_gradient(layer, z=Z, gradients=GRADIENTS, dtype="float32"):
 
 @pytest.mark.parametrize("dtype", dtypes())
 @pytest.mark.parametrize("rule", RULES)
-def test_gradient_is_that_of_the_aggregator(rule, dtype):
+def test_gradient_equals_aggregator_result(rule, dtype):
     layer = kj.layers.GradientBalancer(TERMS, aggregator=rule)
     jacobian = GRADIENTS.reshape(len(TERMS), -1).astype(dtype)
     expected = ops.convert_to_numpy(kj.aggregators.get(rule)(jacobian))
@@ -57,7 +57,7 @@ def test_pinned_values(rule):
     np.testing.assert_allclose(actual[0], expected, atol=1e-3)
 
 
-def test_reduction_by_the_sum_compares_sums_over_the_batch():
+def test_sum_reduction_compares_sums_over_the_batch():
     layer = kj.layers.GradientBalancer(TERMS, "mgda", reduction="sum")
     rows = GRADIENTS.sum(axis=1)
     weights = ops.convert_to_numpy(kj.aggregators.MGDA().solve((rows @ rows.T).astype("float32")))
@@ -67,13 +67,13 @@ def test_reduction_by_the_sum_compares_sums_over_the_batch():
 
 @pytest.mark.parametrize("scale", [1e-25, 1e-6, 1e6, 1e18])
 @pytest.mark.parametrize("rule", ["mgda", "pcgrad", "nash_mtl"])
-def test_scale_of_the_gradients_goes_through(rule, scale):
+def test_gradient_scale_is_preserved(rule, scale):
     plain = balanced_gradient(kj.layers.GradientBalancer(TERMS, rule))
     scaled = balanced_gradient(kj.layers.GradientBalancer(TERMS, rule), gradients=GRADIENTS * scale)
     np.testing.assert_allclose(scaled / scale, plain, rtol=1e-4, atol=1e-5)
 
 
-def test_term_without_gradient_counts_as_absent():
+def test_term_without_gradient_is_ignored():
     gradients = GRADIENTS.copy()
     gradients[1] = 0
     expected = balanced_gradient(
@@ -84,12 +84,12 @@ def test_term_without_gradient_counts_as_absent():
 
 
 @pytest.mark.parametrize("aggregator", [None, "sum"])
-def test_sum_is_plain_training(aggregator):
+def test_sum_equals_plain_training(aggregator):
     actual = balanced_gradient(kj.layers.GradientBalancer(TERMS, aggregator))
     np.testing.assert_allclose(actual, GRADIENTS.sum(axis=0), rtol=1e-5)
 
 
-def test_single_term_is_the_identity():
+def test_single_term_keeps_its_gradient():
     actual = balanced_gradient(kj.layers.GradientBalancer(["a"]), Z, GRADIENTS[:1])
     np.testing.assert_allclose(actual, GRADIENTS[0], rtol=1e-6)
 
@@ -103,8 +103,8 @@ def test_half_precision_keeps_its_dtype():
     np.testing.assert_allclose(actual, expected, rtol=2e-3, atol=2e-3)
 
 
-def test_structure_is_balanced_as_one():
-    # Together the parts make up Z, so one Gramian gives the gradient of the whole.
+def test_nested_structure_is_balanced_jointly():
+    # The concatenated parts equal Z, so a single Gramian gives the gradient of all parts.
     layer = kj.layers.GradientBalancer(TERMS, "mgda")
     layer.build(None)
 
@@ -125,7 +125,7 @@ def test_structure_is_balanced_as_one():
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_length_of_a_sequence_need_not_be_known():
+def test_sequence_length_may_be_unknown():
     inputs = keras.Input((None, 5))
     x = keras.layers.Dense(4)(inputs)
     layer = kj.layers.GradientBalancer(["a", "b"], "mgda")
@@ -154,7 +154,7 @@ def test_length_of_a_sequence_need_not_be_known():
     ],
     ids=["integers", "scalar", "nothing", "dtypes", "batches"],
 )
-def test_invalid_input(inputs):
+def test_invalid_input_is_refused(inputs):
     inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
     layer = kj.layers.GradientBalancer(TERMS)
     layer.build(None)
@@ -162,9 +162,9 @@ def test_invalid_input(inputs):
         layer(inputs, training=True)
 
 
-def test_orders_of_pcgrad_differ_from_step_to_step():
+def test_pcgrad_order_changes_every_step():
     layer = kj.layers.GradientBalancer(TERMS, "pcgrad")
-    # Conflicting enough for the order to matter.
+    # The gradients conflict enough for the order to matter.
     gradients = GRADIENTS - 0.9 * GRADIENTS.mean(axis=0)
     results = [balanced_gradient(layer, Z, gradients) for _ in range(8)]
     assert any(not np.allclose(results[0], other, rtol=1e-3) for other in results[1:])
@@ -172,11 +172,11 @@ def test_orders_of_pcgrad_differ_from_step_to_step():
     np.testing.assert_array_equal(results[0], balanced_gradient(again, Z, gradients))
 
 
-@pytest.mark.backend("tensorflow", "torch")  # On JAX an optimizer has to take part.
-def test_step_that_is_not_finite_is_no_part_of_the_smoothed_coefficients():
+@pytest.mark.backend("tensorflow", "torch")  # JAX needs an optimizer.
+def test_nonfinite_step_is_excluded_from_smoothed_coefficients():
     layer = kj.layers.GradientBalancer(TERMS, kj.aggregators.CAGrad(ema=0.75))
     broken = GRADIENTS.copy()
-    broken[1, 0] = np.nan  # As in the first steps of mixed precision, whose scale is too large.
+    broken[1, 0] = np.nan  # As in the first steps of mixed precision, with a too large scale.
     assert np.isnan(balanced_gradient(layer, gradients=broken)).all()
     actual = balanced_gradient(layer)
     expected = balanced_gradient(kj.layers.GradientBalancer(TERMS, "cagrad"))
@@ -200,8 +200,8 @@ def build(aggregator, weights=None, floatx="float32", **compile_arguments):
 
 
 def with_heads(inputs, z, weights=None, weighting=None, **compile_arguments):
-    """Returns a compiled model with a head for each of the terms `a` and `b`."""
-    dtype = keras.config.floatx()  # That of the losses, in mixed precision, too.
+    """Returns a compiled model with heads for the terms `a` and `b`."""
+    dtype = keras.config.floatx()  # The dtype of the losses, even in mixed precision.
     outputs = {
         "a": keras.layers.Dense(2, name="head_a", dtype=dtype)(z["a"]),
         "b": keras.layers.Dense(1, name="head_b", dtype=dtype)(z["b"]),
@@ -218,7 +218,7 @@ def fit(model, epochs=4):
 
 
 def weights_of(model):
-    """Returns what optimizers train, by the name of the layer."""
+    """Returns the trainable weights by layer name and index."""
     return {
         f"{layer.name}_{index}": ops.convert_to_numpy(value)
         for layer in model.layers
@@ -229,7 +229,7 @@ def weights_of(model):
 
 
 def by_hand_step(values, rows, term_weights):
-    """Returns each term's gradient at z, and the gradients of the heads, in NumPy, float64."""
+    """Returns each term's gradient at z and the gradients of the heads, in float64 NumPy."""
     trunk = "trunk" if "trunk_0" in values else "shared"
     z = X[rows] @ values[f"{trunk}_0"] + values[f"{trunk}_1"]
     gradients, updates = [], {}
@@ -243,10 +243,10 @@ def by_hand_step(values, rows, term_weights):
 
 
 def by_hand(model, aggregator, term_weights, steps=20):
-    """Trains the same network in NumPy, float64.
+    """Trains the same network in float64 NumPy.
 
     Returns:
-        The weights, and the gradients of the terms at z in all the steps.
+        The weights, and the gradients of the terms at z in all steps.
     """
     values = {name: value.astype("float64") for name, value in weights_of(model).items()}
     told = []
@@ -263,9 +263,9 @@ def by_hand(model, aggregator, term_weights, steps=20):
     return values, np.array(told)
 
 
-@pytest.mark.parametrize("rule", ["pcgrad", "nash_mtl"])  # One has a step, one is iterative.
-def test_fit_equals_a_loop_by_hand(rule):
-    is_exact = BACKEND == "tensorflow"  # Keras computes in float32 on the others, here or there.
+@pytest.mark.parametrize("rule", ["pcgrad", "nash_mtl"])  # One uses the step, one is iterative.
+def test_fit_equals_manual_loop(rule):
+    is_exact = BACKEND == "tensorflow"  # On others, Keras computes some operations in float32.
     term_weights = {"a": 1.0, "b": 3.0}
     model = build(rule, term_weights, "float64" if is_exact else "float32")
     expected, _ = by_hand(model, kj.aggregators.get(rule), term_weights)
@@ -282,7 +282,7 @@ def test_fit_equals_a_loop_by_hand(rule):
         {"gradient_accumulation_steps": 2, "global_clipnorm": 0.1},
     ],
 )
-def test_sum_trains_as_without_the_layer_whatever_the_optimizer(options):
+def test_sum_trains_like_plain_model_with_every_optimizer(options):
     def trained(has_layer):
         model = build("sum")
         if not has_layer:
@@ -313,7 +313,7 @@ def test_mixed_float16_trains():
         np.testing.assert_allclose(value, weights_of(single)[name], rtol=0.05, atol=0.05)
 
 
-def test_frozen_trunk_stays_and_heads_learn():
+def test_frozen_trunk_is_unchanged_and_heads_learn():
     model = build("mgda")
     model.get_layer("trunk").trainable = False
     joint = kj.joint_loss(dict.fromkeys("ab", "mean_squared_error"))
@@ -339,7 +339,7 @@ def test_heads_get_their_own_gradients():
 @pytest.mark.backend("tensorflow")
 @pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["flatten", "sum"])
-def test_replicas_balance_as_one_device(reduction):
+def test_replicas_balance_like_one_device(reduction):
     from tests.test_training import two_replicas
 
     def build_one():
@@ -361,14 +361,14 @@ def test_replicas_balance_as_one_device(reduction):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_inference_does_nothing():
+def test_inference_returns_the_input():
     layer = kj.layers.GradientBalancer(TERMS)
     x = ops.convert_to_tensor(Z)
     assert all(copy is x for copy in layer(x, training=False).values())
 
 
 @pytest.mark.filterwarnings("ignore:.* cannot know whether this is training:UserWarning")
-def test_model_whose_call_takes_no_training_is_balanced_in_fit():
+def test_model_without_training_argument_is_balanced_in_fit():
     class Model(keras.Model):
         def __init__(self):
             super().__init__()
@@ -381,13 +381,13 @@ def test_model_whose_call_takes_no_training_is_balanced_in_fit():
             return {term: head(z[term]) for term, head in self.heads.items()}
 
     model = Model()
-    model(X[:1])  # Makes the variables, which JAX wants before `fit`.
+    model(X[:1])  # Creates the variables, which JAX needs before `fit`.
     before = int(ops.convert_to_numpy(model.balancer._step.state))
     model.compile("sgd", loss=dict.fromkeys("ab", "mean_squared_error"))
     fit(model, 1)
     model.predict(X, verbose=0)
     model.evaluate(X, Y, verbose=0)
-    if BACKEND != "jax":  # There only the forward pass can count, which does not know.
+    if BACKEND != "jax":  # On JAX, only the forward pass can count, and it cannot detect training.
         assert int(ops.convert_to_numpy(model.balancer._step.state)) - before == len(X) // 8
     statistics = model.balancer.statistics()
     assert np.sum(statistics.coefficients) == pytest.approx(1)
@@ -395,13 +395,13 @@ def test_model_whose_call_takes_no_training_is_balanced_in_fit():
 
 
 @pytest.mark.backend("jax")
-def test_jax_warns_where_training_is_not_known():
+def test_jax_warns_if_training_is_unknown():
     layer = kj.layers.GradientBalancer(TERMS)
     with pytest.warns(UserWarning, match="an argument `training`"):
         layer(ops.convert_to_tensor(Z))
 
 
-def test_direct_call_leaves_no_call_context():
+def test_direct_call_leaves_no_call_context_behind():
     layer = kj.layers.GradientBalancer(TERMS)
     layer.build(Z.shape)
     x = ops.convert_to_tensor(Z.astype("float32"))
@@ -427,7 +427,7 @@ def test_model_called_twice_in_a_step_is_recorded_once():
         return model.get_layer("balancer").statistics(), weights_of(model)
 
     (once, once_weights), (twice, twice_weights) = trained(keras.Model), trained(Twice)
-    # Each of the two calls has half of the loss, which the layer may take for a scale of the loss.
+    # Each call contributes half of the loss, which the layer may interpret as a loss scale.
     ratios = [statistics.norms[0] / statistics.norms[1] for statistics in (once, twice)]
     np.testing.assert_allclose(*ratios, rtol=0.05)
     for name in ("coefficients", "cosines", "conflicts"):
@@ -437,7 +437,7 @@ def test_model_called_twice_in_a_step_is_recorded_once():
         np.testing.assert_allclose(value, once_weights[name], rtol=1e-3, atol=1e-5)
 
 
-def test_variables_have_paths_of_their_own():
+def test_variable_paths_are_unique():
     paths = [variable.path for variable in build("mgda").variables]
     assert len(set(paths)) == len(paths)
 
@@ -454,6 +454,6 @@ def test_variables_have_paths_of_their_own():
         ({"terms": ["a", "b"], "reduction": "mean"}, "reduction"),
     ],
 )
-def test_invalid_argument(arguments, message):
+def test_invalid_argument_is_refused(arguments, message):
     with pytest.raises(ValueError, match=rf"`{message}`.*Received: {message}="):
         kj.layers.GradientBalancer(**arguments)

@@ -1,4 +1,4 @@
-"""What layers that combine gradients tell of them: against NumPy, in logs and in TensorBoard."""
+"""Gradient statistics: compared with NumPy, in logs and in TensorBoard."""
 
 import warnings
 
@@ -69,7 +69,7 @@ def test_evaluation_and_prediction_change_nothing():
         np.testing.assert_array_equal(old, new)
 
 
-def test_lengths_do_not_depend_on_the_scale_of_the_loss():
+def test_lengths_are_independent_of_loss_scale():
     plain, scaled = build(None), build(None)
     scaled.compile(
         keras.optimizers.SGD(0.02, loss_scale_factor=1024.0),
@@ -82,10 +82,10 @@ def test_lengths_do_not_depend_on_the_scale_of_the_loss():
     np.testing.assert_allclose(actual.norms, expected.norms, rtol=1e-4)
 
 
-def test_mixed_precision_tells_of_the_unscaled_gradients():
+def test_mixed_precision_reports_unscaled_gradients():
     keras.config.set_dtype_policy("mixed_float16")
     mixed = build(None)
-    # At the scale it begins with by itself some gradients leave the range of float16.
+    # With the default initial scale, some gradients overflow float16.
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.02), initial_scale=512)
     mixed.compile(optimizer, **kj.joint_loss(dict.fromkeys("ab", "mean_squared_error")))
     train(mixed)
@@ -98,7 +98,7 @@ def test_mixed_precision_tells_of_the_unscaled_gradients():
     np.testing.assert_allclose(actual.cosines, expected.cosines, atol=0.02)
 
 
-def test_unscaled_rule_trains_alike_under_a_scaled_loss():
+def test_unscaled_rule_trains_identically_with_scaled_loss():
     def trained(factor):
         model = build(kj.aggregators.NashMTL(rescale=False))
         optimizer = keras.optimizers.SGD(0.002, loss_scale_factor=factor)
@@ -111,7 +111,7 @@ def test_unscaled_rule_trains_alike_under_a_scaled_loss():
         np.testing.assert_allclose(value, plain[name], rtol=1e-4, atol=1e-6)
 
 
-def test_accumulated_gradients_are_told_of():
+def test_accumulated_gradients_are_reported():
     model = build(None)
     model.compile(
         keras.optimizers.SGD(0.0, gradient_accumulation_steps=5),
@@ -121,12 +121,12 @@ def test_accumulated_gradients_are_told_of():
     at_z = [by_hand_step(values, rows, {"a": 1.0, "b": 1.0})[0] for rows in batches]
     gradients = np.stack(at_z).reshape(STEPS, 2, -1)
     train(model)
-    # On JAX only the last one of those accumulated can be told of.
+    # JAX reports only the last of the accumulated gradients.
     told = gradients[-1:] if BACKEND == "jax" else gradients
     assert_statistics(model.get_layer("balancer").statistics(), told)
 
 
-def test_term_of_weight_0_has_no_cosine_and_others_do():
+def test_only_term_of_weight_0_has_no_cosine():
     model = build("mgda", {"a": 0.0, "b": 1.0})
     history = train(model).history
     statistics = model.get_layer("balancer").statistics()
@@ -136,7 +136,7 @@ def test_term_of_weight_0_has_no_cosine_and_others_do():
     assert "gradients_a~b_cosine" not in history
 
 
-def test_coefficients_are_smoothed_over_the_steps():
+def test_coefficients_are_smoothed_over_steps():
     def coefficients(ema):
         model = build(kj.aggregators.CAGrad(ema=ema))
         layer, result = model.get_layer("balancer"), []
@@ -154,7 +154,7 @@ def test_coefficients_are_smoothed_over_the_steps():
     np.testing.assert_allclose(smooth_second, 0.75 * first + 0.25 * second, rtol=1e-3)
 
 
-def test_tensorboard_has_numbers_and_a_picture(tmp_path):
+def test_tensorboard_shows_scalars_and_an_image(tmp_path):
     model = build("mgda")
     train(model, 2, log_dir=tmp_path)
     scalars = read_scalars(tmp_path / "train")
@@ -168,11 +168,11 @@ def test_tensorboard_has_numbers_and_a_picture(tmp_path):
 
 
 def length(y_true, y_pred):
-    """A loss that is 0 where `y_true` is, but whose gradient is not finite there."""
+    """A loss that is 0 where `y_true` is 0, with a non-finite gradient there."""
     return ops.sqrt(ops.sum(ops.square(y_true * y_pred), axis=-1))
 
 
-def test_terms_are_named_whose_gradients_are_the_first_that_are_not_finite():
+def test_first_terms_with_nonfinite_gradients_are_reported():
     model = build("mgda")
     losses = {"a": length, "b": "mean_squared_error"}
     model.compile("sgd", **kj.joint_loss(losses))
@@ -187,11 +187,11 @@ def test_terms_are_named_whose_gradients_are_the_first_that_are_not_finite():
         "The gradients of the terms ['a'] are not finite at layer 'balancer' (train, step 3)."
     ]
     layer = model.get_layer("balancer")
-    # Nothing is finite any more, in the second epoch either, and that is due to the one term.
+    # Nothing is finite from then on, and only this term is the cause.
     assert layer.statistics().nonfinite_step.tolist() == [3, 0]
 
 
-def test_several_layers_have_names_of_their_own():
+def test_several_layers_log_under_distinct_names():
     inputs = keras.Input((5,))
     trunk = keras.layers.Dense(4)(inputs)
     upper = kj.layers.GradientBalancer(["a", "b"], name="upper")(trunk)
@@ -210,7 +210,7 @@ def test_several_layers_have_names_of_their_own():
     assert "gradients_lower_c~d_cosine" in history
 
 
-def test_without_telemetry_there_is_none():
+def test_disabled_telemetry_records_nothing():
     inputs = keras.Input((5,))
     z = kj.layers.GradientBalancer(["a", "b"], telemetry=False)(keras.layers.Dense(4)(inputs))
     model = keras.Model(inputs, {name: keras.layers.Dense(1)(z[name]) for name in "ab"})
@@ -222,14 +222,14 @@ def test_without_telemetry_there_is_none():
         callback_for(model)
 
 
-def test_what_counts_as_trainable():
+def test_only_jax_record_is_trainable():
     layer = kj.layers.GradientBalancer(["a", "b"])
     layer.build((None, 3))
     assert len(layer.trainable_variables) == (BACKEND == "jax")
     assert sum(ops.size(v) for v in layer.trainable_variables) == (20 if BACKEND == "jax" else 0)
 
 
-def test_weights_files_do_not_depend_on_the_order_of_variables(tmp_path):
+def test_weights_files_are_independent_of_variable_order(tmp_path):
     model, other = build("mgda"), build("mgda")
     train(model)
     model.save_weights(tmp_path / "m.weights.h5")
@@ -240,7 +240,7 @@ def test_weights_files_do_not_depend_on_the_order_of_variables(tmp_path):
     assert layers[1].statistics() is None
 
 
-def test_picture_of_cosines():
+def test_heat_map_of_cosines():
     picture = kj.tensorboard.heat_map(np.array([[1.0, -1.0], [0.0, np.nan]]))
     assert picture.shape == (64, 64, 3)
     assert picture.dtype == np.uint8

@@ -1,4 +1,4 @@
-"""`joint_loss`: the same numbers as plain Keras, and its errors."""
+"""`joint_loss`: equality with plain Keras, and errors."""
 
 import keras
 import numpy as np
@@ -56,7 +56,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("sample_weight", [None, np.linspace(0, 1, ITEMS)])
-def test_every_form_of_loss_gives_the_numbers_of_plain_keras(sample_weight):
+def test_every_form_of_loss_equals_plain_keras(sample_weight):
     inputs = keras.Input((6,))
     outputs = {
         name: keras.layers.Dense(units, "sigmoid" if units == 1 else "softmax", name=name)(inputs)
@@ -76,7 +76,7 @@ def test_every_form_of_loss_gives_the_numbers_of_plain_keras(sample_weight):
     assert set(joint) - set(plain) == {f"{name}_weight" for name in FORMS}
 
 
-def test_metrics_stay_as_they_are():
+def test_metric_names_are_unchanged():
     model = _model()
     model.compile(
         "sgd",
@@ -95,7 +95,7 @@ def test_metrics_stay_as_they_are():
 
 
 @pytest.mark.parametrize("metrics", ["mae", ["mae"], {"first": "mae"}])
-def test_one_loss_takes_its_metrics_without_a_name(metrics):
+def test_single_loss_accepts_unnamed_metrics(metrics):
     inputs = keras.Input((6,))
     model = keras.Model(inputs, keras.layers.Dense(1, name="first")(inputs))
     model.compile("sgd", **kj.joint_loss({"first": "mse"}, metrics=metrics))
@@ -117,7 +117,7 @@ def test_output_without_loss_needs_no_entry_in_a_dict():
     assert set(history) == {"loss", "rating_loss", "rating_weight"}
 
 
-def test_missing_weights_are_one_and_a_given_weight_is_used_itself():
+def test_missing_weight_is_one_and_given_weight_is_not_copied():
     weight = kj.LossWeight(PolynomialDecay(0.0, 10, 1.0))
     joint = kj.joint_loss({"a": "mse", "b": "mse"}, weights={"b": weight})
     assert float(joint["loss"]["a"].weight) == 1.0
@@ -125,7 +125,7 @@ def test_missing_weights_are_one_and_a_given_weight_is_used_itself():
     assert joint["metrics"]["b"] == [weight]
 
 
-def test_one_weight_stands_in_all_three_places_after_loading(tmp_path):
+def test_loaded_loss_metric_and_term_share_one_weight(tmp_path):
     model = _model()
     joint = kj.joint_loss(
         {"first": "sparse_categorical_crossentropy", "second": keras.losses.MeanSquaredError()},
@@ -150,7 +150,7 @@ def test_one_weight_stands_in_all_three_places_after_loading(tmp_path):
     assert logs["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_legacy_h5_model_is_loaded_without_its_compilation(tmp_path):
+def test_legacy_h5_model_is_loaded_uncompiled(tmp_path):
     a, b = keras.Input((4,)), keras.Input((4,))
     fade_in = PolynomialDecay(0.0, 10, 1.0)
     pair = kj.layers.ContrastiveTerm(kj.losses.InfoNCE(0.3), weight=fade_in, name="pair")((a, b))
@@ -163,7 +163,7 @@ def test_legacy_h5_model_is_loaded_without_its_compilation(tmp_path):
         tmp_path / "model.h5", custom_objects=kj.custom_objects(), compile=False
     )
     layer = loaded.get_layer("pair")
-    assert float(layer.weight) == 0.0  # Such a file holds nothing but the weights of layers.
+    assert float(layer.weight) == 0.0  # Such a file contains only the weights of layers.
     assert layer.weight.schedule.get_config() == fade_in.get_config()
     assert layer.loss.get_config() == kj.losses.InfoNCE(0.3).get_config()
     x = [DATA["features"][:, :4], DATA["features"][:, 2:]]
@@ -224,7 +224,7 @@ def test_one_weight_for_two_terms_is_refused():
         kj.joint_loss({"a": "mse", "b": "mse"}, weights={"a": weight, "b": weight})
 
 
-def test_two_terms_of_the_same_name_are_refused():
+def test_two_terms_with_the_same_name_are_refused():
     a, b = keras.Input((4,)), keras.Input((4,))
     pair = kj.layers.ContrastiveTerm("InfoNCE", name="pair")((a, b))
     model = keras.Model([a, b], {"pair": ops.stack(pair, axis=1)})
@@ -233,6 +233,6 @@ def test_two_terms_of_the_same_name_are_refused():
         find_terms(model)
 
 
-def test_custom_objects_hold_every_class():
+def test_custom_objects_contain_every_class():
     names = {name.split(">")[1] for name in kj.custom_objects()}
     assert names >= {"ContrastiveTerm", "InfoNCE", "LossWeight", "MarginContrastive", "TermLoss"}

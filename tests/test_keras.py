@@ -1,4 +1,4 @@
-"""The private names of Keras: what happens when one is gone."""
+"""The private names of Keras: a missing name raises a clear error."""
 
 import keras
 import numpy as np
@@ -8,25 +8,25 @@ from keras import ops
 from keras_jointloss import _keras
 
 
-def test_keras_has_and_calls_all_names():
+def test_keras_defines_and_calls_all_private_names():
     _keras.check()
 
 
 @pytest.mark.parametrize("name", ["_flatten_layers", "_get_own_losses"])
-def test_missing_name_is_an_error(monkeypatch, name):
+def test_missing_name_raises(monkeypatch, name):
     monkeypatch.delattr(keras.layers.Layer, name)
     message = rf"needs `Layer.{name}`, which Keras {keras.__version__} does not have: install"
     with pytest.raises(ImportError, match=message):
         _keras.check()
 
 
-def test_override_that_keras_does_not_call_is_an_error(monkeypatch):
+def test_override_not_called_by_keras_raises(monkeypatch):
     monkeypatch.setattr(keras.layers.Layer, "losses", property(lambda self: []))
     with pytest.raises(ImportError, match=r"overrides `Layer._get_own_losses`.*does not call"):
         _keras.check()
 
 
-def test_check_within_a_call_leaves_the_losses():
+def test_check_within_a_call_keeps_the_losses():
     class Layer(keras.layers.Layer):
         def call(self, x):
             self.add_loss(ops.sum(x))

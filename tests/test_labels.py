@@ -1,4 +1,4 @@
-"""What the labels of losses and metrics may be."""
+"""The valid labels of losses and metrics."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ MULTI_HOT = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 0], [0, 0, 1]])
 
 
 @pytest.mark.parametrize("case", WITH_LABELS.values(), ids=WITH_LABELS)
-def test_items_share_a_label_if_their_sets_of_labels_meet(case):
+def test_items_share_a_label_if_their_label_sets_intersect(case):
     views = views_of(case)
     for dtype, valid in [("int32", None), ("float32", VALID)]:
         expected = case.naive(views, MULTI_HOT, valid, **case.arguments)
@@ -42,9 +42,9 @@ def test_class_labels_may_have_any_integer_type(dtype):
     assert_close(actual, case.naive(views_of(case), labels), 1e-4)
 
 
-@pytest.mark.backend("tensorflow", "torch")  # On JAX the 64-bit integers are off by default.
+@pytest.mark.backend("tensorflow", "torch")  # JAX disables 64-bit integers by default.
 @pytest.mark.parametrize("case", WITH_LABELS.values(), ids=WITH_LABELS)
-def test_large_class_labels_are_told_apart(case):
+def test_large_class_labels_are_distinguished(case):
     labels = 2**40 + np.array([0, 1, 0, 1, 2], "int64")
     views = views_of(case)
     expected = case.naive(views, labels, None, **case.arguments)
@@ -70,7 +70,7 @@ def test_unlabelled_items_are_excluded(case):
     )
 
 
-def test_unsigned_labels_have_no_unlabelled_below_zero():
+def test_negative_unlabelled_never_matches_unsigned_labels():
     case = Case("sup_con")
     views, labels = views_of(case), np.array([0, 1, 0, 1, 1], "uint8")
     actual = case.make(unlabelled=-1).call(tensor(labels), tensor(views.astype("float32")))
@@ -99,7 +99,7 @@ def test_metrics_exclude_unlabelled_items(metric):
 
 
 def _term_losses(labels, steps=2, **arguments):
-    """Returns the losses of training steps with a memory, of which the last ones meet it full."""
+    """Returns the losses of training steps with a memory, which is full in the last steps."""
     layer = kj.layers.ContrastiveTerm(kj.losses.SupCon(**arguments), memory_size=5)
     views = views_of(Case("sup_con")).astype("float32")
     found = []
@@ -123,7 +123,7 @@ def test_memory_keeps_soft_and_fractional_labels(labels):
     assert _term_losses(labels) == pytest.approx(expected, rel=1e-6)
 
 
-def test_memory_leaves_out_unlabelled_items():
+def test_memory_skips_unlabelled_items():
     views = views_of(Case("sup_con")).astype("float32")
     labels = np.array([0, -1, 0, 2, 2])
     has_label = labels >= 0
@@ -141,12 +141,12 @@ def test_memory_leaves_out_unlabelled_items():
 
 
 @pytest.mark.parametrize("name", sorted(PAIR_LABELS))
-def test_labels_of_pairs_beyond_zero_and_one_are_refused(name):
+def test_pair_labels_other_than_0_and_1_are_refused(name):
     views, labels = views_of(Case(name)).astype("float32"), np.array([1, -1, 1, 1, -1])
     message = r"from 0 .* to 1 .*\(y \+ 1\) / 2.*Received: labels from -1 to 1"
     with pytest.raises(ValueError, match=message):
         CLASSES[name]()(labels, views)
-    # What is excluded may have any label.
+    # Excluded items may have any label.
     assert np.isfinite(float(CLASSES[name]()(labels, views, labels > 0)))
     with pytest.raises(ValueError, match=message):
         kj.metrics.PairAccuracy()(labels, views)
@@ -160,7 +160,7 @@ def test_rows_of_ids_are_refused(case):
 
 
 @pytest.mark.backend("jax")
-def test_integers_that_would_be_cut_are_refused():
+def test_truncated_integer_labels_are_refused():
     views, ids = views_of(Case("sup_con")).astype("float32"), np.arange(5) * 2**32
     message = r"np.unique.*Received: labels from 0 to 17179869184"
     for compute in (
@@ -180,6 +180,6 @@ def test_integers_that_would_be_cut_are_refused():
         (lambda: kj.metrics.RecallAtK(unlabelled=-1), "Expected None, since same_label=None"),
     ],
 )
-def test_bad_unlabelled_is_refused(make, message):
+def test_invalid_unlabelled_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

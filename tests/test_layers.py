@@ -1,4 +1,4 @@
-"""The layer term: what it adds, shows and refuses."""
+"""The layer term: its loss, its logs and its errors."""
 
 import keras
 import numpy as np
@@ -43,7 +43,7 @@ def _loss(layer) -> float:
         (keras.losses.MeanAbsoluteError(reduction="mean"), (A, B), np.mean(np.abs(A - B))),
     ],
 )
-def test_adds_the_weighted_mean_and_returns_the_embeddings(loss, inputs, expected):
+def test_adds_weighted_mean_and_returns_embeddings(loss, inputs, expected):
     layer = kj.layers.ContrastiveTerm(loss, weight=0.5)
     a, b = layer(tuple(ops.convert_to_tensor(x) for x in inputs), training=True)
     np.testing.assert_array_equal(ops.convert_to_numpy(a), A)
@@ -56,7 +56,7 @@ def test_adds_the_weighted_mean_and_returns_the_embeddings(loss, inputs, expecte
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("policy", ["mixed_float16", "float32"])
-def test_computes_in_float32_and_leaves_half_precision_embeddings_as_they_are(dtype, policy):
+def test_computes_in_float32_and_returns_half_precision_embeddings_unchanged(dtype, policy):
     keras.config.set_dtype_policy(policy)
     layer = kj.layers.ContrastiveTerm(kj.losses.InfoNCE(0.01))
     a, b = (ops.cast(ops.convert_to_tensor(x), dtype) for x in (A, B))
@@ -83,7 +83,7 @@ def test_integer_labels_stay_integers():
     assert set(seen) == {"int32"}
 
 
-def test_counts_steps_in_training_only_and_only_while_annealing_is_on():
+def test_counts_steps_only_in_training_while_annealing():
     layer = kj.layers.ContrastiveTerm("InfoNCE", weight=PolynomialDecay(0.0, 10, 1.0))
 
     def step(training):
@@ -99,7 +99,7 @@ def test_counts_steps_in_training_only_and_only_while_annealing_is_on():
     assert (layer.weight.step, float(layer.weight)) == (5, pytest.approx(0.5))
 
 
-def test_temperature_is_trained_within_the_bounds_of_clip():
+def test_trained_temperature_stays_within_clip_bounds():
     a, b = keras.Input((4,)), keras.Input((4,))
     layer = kj.layers.ContrastiveTerm("InfoNCE", learn_temperature=True, name="pair")
     x, y = keras.layers.Dense(4)(a), keras.layers.Dense(4)(b)
@@ -116,7 +116,7 @@ def test_temperature_is_trained_within_the_bounds_of_clip():
     assert history["pair_temperature"][-1] == pytest.approx(np.exp(-value), rel=1e-5)
 
 
-def test_survives_clone_and_config():
+def test_clone_and_config_preserve_the_layer():
     a, b = keras.Input((4,)), keras.Input((4,))
     layer = kj.layers.ContrastiveTerm(
         kj.losses.InfoNCE(0.2),
@@ -134,7 +134,7 @@ def test_survives_clone_and_config():
         assert copy.weight is not layer.weight
 
 
-def test_passes_masks_on():
+def test_passes_masks_through():
     layer = kj.layers.ContrastiveTerm("InfoNCE")
     mask = ops.ones((6,), dtype="bool")
     assert layer.compute_mask((A, B), [mask, None]) == (mask, None)
@@ -154,7 +154,7 @@ def test_passes_masks_on():
         ("SigLIP", [(4, 3)] * 3, r"expects \(a, b\), since SigLIP has no labels"),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused_when_the_model_is_made(loss, shapes, message):
+def test_incompatible_inputs_are_refused_at_model_construction(loss, shapes, message):
     layer = kj.layers.ContrastiveTerm(loss, name="pair")
     with pytest.raises(ValueError, match=message):
         layer(tuple(keras.Input(batch_shape=shape) for shape in shapes))

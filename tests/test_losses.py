@@ -1,4 +1,4 @@
-"""The losses against naive references, in value, gradient, shapes and errors."""
+"""The losses: values and gradients compared with naive references, shapes and errors."""
 
 import inspect
 import json
@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from keras.src.backend import set_keras_mask  # What a layer uses to mark padded items.
+from keras.src.backend import set_keras_mask  # Layers mark padded items with it.
 
 import keras_jointloss as kj
 from tests import reference
@@ -30,7 +30,7 @@ from tests.loss_cases import (
     views_of,
 )
 
-#: JAX compiles each operation for each shape: the losses with their defaults do.
+#: JAX compiles each operation for each shape, so it tests only the default arguments.
 IS_JAX = keras.backend.backend() == "jax"
 COMPARED = {key: case for key, case in CASES.items() if not (IS_JAX and case.arguments)}
 
@@ -47,7 +47,7 @@ def test_value_and_gradient_equal_the_reference(case, valid):
 
 
 @pytest.mark.parametrize("case", COMPARED.values(), ids=COMPARED)
-def test_class_equals_the_reference_at_other_shapes_and_other_labels(case):
+def test_class_equals_the_reference_for_other_shapes_and_labels(case):
     for batch, dim, labels in [
         (5, 3, np.ones(5, "int64")),
         (5, 3, np.arange(5) if case.labels == "class" else np.zeros(5)),
@@ -68,7 +68,7 @@ WEIGHT = np.array([0.5, 1.0, 0.0, 2.0, 1.5])
 
 
 @pytest.mark.parametrize("case", COMPARED.values(), ids=COMPARED)
-def test_item_of_weight_zero_is_left_out(case):
+def test_item_of_weight_zero_is_excluded(case):
     views, labels = views_of(case), labels_of(case)
     views[2] = np.nan
     values = case.naive(views, labels if case.labels else None, WEIGHT > 0, **case.arguments)
@@ -101,7 +101,7 @@ def test_gradient_of_an_item_of_weight_zero_is_zero(case):
 
 
 @pytest.mark.parametrize("case", DEFAULTS, ids=list(CLASSES))
-def test_masked_item_is_left_out(case):
+def test_masked_item_is_excluded(case):
     views, labels = views_of(case), labels_of(case)
     views[3] = np.nan
     mask = np.array([True, True, True, False, True])
@@ -116,7 +116,7 @@ def test_masked_item_is_left_out(case):
 
 
 @pytest.mark.parametrize("case", DEFAULTS, ids=list(CLASSES))
-def test_batch_without_a_valid_item_costs_nothing(case):
+def test_batch_without_valid_items_has_zero_loss(case):
     views = np.full((5, 2, 3), np.nan, "float32")
     loss = case.make()
     value, gradient = value_and_gradient(lambda x: loss(labels_of(case), x, np.zeros(5)), views)
@@ -127,7 +127,7 @@ def test_batch_without_a_valid_item_costs_nothing(case):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("case", DEFAULTS, ids=list(CLASSES))
 def test_half_precision_inputs_are_computed_in_float32(case, dtype):
-    # Dot products of this size are beyond the range of float16.
+    # These dot products exceed the range of float16.
     scale = 1.0 if case.is_cosine else 300.0
     views = ops.cast(views_of(case, scale=scale).astype("float32"), dtype)
     rounded = ops.convert_to_numpy(ops.cast(views, "float32")).astype("float64")
@@ -142,7 +142,7 @@ def test_half_precision_inputs_are_computed_in_float32(case, dtype):
     assert float(value) == pytest.approx(expected.mean(), rel=1e-3)
 
 
-@pytest.mark.backend("tensorflow", "torch")  # On JAX float64 is off by default.
+@pytest.mark.backend("tensorflow", "torch")  # JAX disables float64 by default.
 @pytest.mark.parametrize("case", DEFAULTS, ids=list(CLASSES))
 def test_float64_inputs_are_computed_in_float64(case):
     views, labels = views_of(case), labels_of(case)
@@ -189,7 +189,7 @@ def test_function_and_class_have_the_same_arguments(name):
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_views_of_another_shape_are_refused(name):
+def test_views_of_wrong_shape_are_refused(name):
     shapes = [(4, 3), (4, 1, 3), (4, 2, 3, 1)]
     for shape in shapes if name in MORE_VIEWS else [*shapes, (4, 3, 3)]:
         with pytest.raises(ValueError, match=r"expects stacked views .*Received: shape="):
@@ -197,7 +197,7 @@ def test_views_of_another_shape_are_refused(name):
 
 
 @pytest.mark.parametrize("name", sorted(PAIR_LABELS | CLASS_LABELS))
-def test_labels_of_another_shape_are_refused(name):
+def test_labels_of_wrong_shape_are_refused(name):
     shapes = [(), (3,), (3, 1), (4, 1, 1)]
     for shape in [*shapes, (4, 2)] if name in PAIR_LABELS else [*shapes, (3, 2)]:
         with pytest.raises(ValueError, match=r"expects labels .*Received: shape="):
@@ -205,7 +205,7 @@ def test_labels_of_another_shape_are_refused(name):
 
 
 @pytest.mark.parametrize("name", ["info_nce", "siglip", "nt_xent", "decoupled_contrastive"])
-def test_labels_that_are_needed_but_missing_are_refused(name):
+def test_missing_labels_are_refused(name):
     with pytest.raises(ValueError, match="label"):
         getattr(kj.losses, name)(np.zeros((4, 2, 3), "float32"), same_label="positive")
 
@@ -251,7 +251,7 @@ def test_arguments_out_of_range_are_refused(argument):
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_get_finds_every_loss_by_its_name(name):
+def test_get_finds_every_loss_by_name(name):
     loss = kj.losses.get(CLASSES[name].__name__)
     assert type(loss) is CLASSES[name]
     assert loss.name == name
@@ -266,7 +266,7 @@ def test_get_finds_losses_by_name_instance_and_config():
 
 
 @pytest.mark.parametrize("identifier", ["NoSuchLoss", "Reduction", "ContrastiveTerm", 3, None])
-def test_get_refuses_what_is_no_loss(identifier):
+def test_get_refuses_other_objects(identifier):
     with pytest.raises(ValueError, match=r"Expected a `keras.losses.Loss`.*Received: loss="):
         kj.losses.get(identifier)
 
@@ -279,7 +279,7 @@ NO_LOSSES = [
 
 
 @pytest.mark.parametrize("config", NO_LOSSES, ids=["metric", "layer", "function"])
-def test_get_refuses_the_config_of_what_is_no_loss(config):
+def test_get_refuses_configs_of_other_objects(config):
     with pytest.raises(ValueError, match=r"Expected a `keras.losses.Loss`.*Received: loss="):
         kj.losses.get(config)
     with pytest.raises(ValueError, match=r"Expected a `keras.losses.Loss`.*Received: loss="):
@@ -291,7 +291,7 @@ def test_get_refuses_the_config_of_what_is_no_loss(config):
 
 @keras.saving.register_keras_serializable(package="keras_jointloss_tests")
 class _Custom(kj.losses.ViewsLoss):
-    """A loss whose arguments have the names, but not the meaning, of those of other losses."""
+    """A loss that reuses argument names of other losses with a different meaning."""
 
     @staticmethod
     def function(views, labels, valid, **arguments):

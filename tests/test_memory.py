@@ -1,6 +1,6 @@
-"""A model that was trained and deleted leaves nothing behind, whatever of the package it holds.
+"""A deleted model is freed completely, whichever objects of the package it uses.
 
-The models of the shared suite are looked at there, when they have been trained.
+The shared suite checks its own models after training.
 """
 
 import weakref
@@ -13,12 +13,12 @@ import keras_jointloss as kj
 from tests.subjects import BATCH, DATA, DIM
 from tests.test_training import assert_freed, references
 
-# One with state of its own, and one that reads gradients: the others compute something else only.
+# One rule with its own state and one that reads gradients; the others differ only in the formula.
 WEIGHTINGS = ("famo", "grad_norm")
 
 
 def trained(model, callbacks=(), **data):
-    """Trains a model for a step, and returns weak references to it and to all that it holds."""
+    """Trains a model for a step and returns weak references to it and its objects."""
     callbacks = [kj.callbacks.JointLossCallback(), *callbacks]
     model.fit(**data, steps_per_epoch=1, verbose=0, callbacks=callbacks)
     return [*references(model), *(weakref.ref(callback) for callback in callbacks)]
@@ -53,5 +53,5 @@ def of_tiles():
     return trained(model, [retrieval], x=x, y=y)
 
 
-def test_model_with_losses_in_tiles_is_freed():
+def test_model_with_tiled_losses_is_freed():
     assert_freed(of_tiles())

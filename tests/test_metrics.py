@@ -1,4 +1,4 @@
-"""The metrics against naive references, over batches, in a model, and their errors."""
+"""The metrics compared with naive references, over batches and in a model, and their errors."""
 
 import math
 
@@ -80,7 +80,7 @@ def _number(x):
 
 
 class _Masked(keras.layers.Layer):
-    """Hands on what it gets, with a mask."""
+    """Returns its input with a mask."""
 
     def __init__(self, mask):
         super().__init__()
@@ -110,13 +110,13 @@ def test_equals_the_reference(case, batch, dim, dtype):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_weights_weigh_and_zero_leaves_out(case):
+def test_items_are_weighted_and_weight_zero_excludes(case):
     weight = np.array([0, 1, 2, 0.5, 0, 1, 3, 1])
     _assert_equals_reference(case, _views(8), _labels(8), weight != 0, weight)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_values_are_pure_and_finite(case):
+def test_values_are_finite_and_change_no_state(case):
     make, naive, arguments = CASES[case]
     metric, views, labels = make(**arguments), _views(8), _labels(8)
     valid = np.array([1, 0, 1, 1, 1, 0, 1, 1], "bool")
@@ -137,7 +137,7 @@ def test_values_are_pure_and_finite(case):
 
 @pytest.mark.parametrize("shape", ["items", "views"])
 @pytest.mark.parametrize("case", CASES)
-def test_masked_items_take_no_part(case, shape):
+def test_masked_items_are_excluded(case, shape):
     make, naive, arguments = CASES[case]
     views, labels = _views(8), _labels(8)
     valid = np.array([1, 1, 0, 1, 0, 1, 1, 1], "bool")
@@ -151,7 +151,7 @@ def test_masked_items_take_no_part(case, shape):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_streams_over_batches(case):
+def test_result_accumulates_over_batches(case):
     make, naive, arguments = CASES[case]
     metric, values, counts = make(**arguments), [], []
     for seed, batch in enumerate((8, 1, 8)):
@@ -167,7 +167,7 @@ def test_streams_over_batches(case):
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
 @pytest.mark.parametrize(("batch", "dim"), [(4, 3), (100, 130)])
-def test_a_collapsed_model_finds_nothing(batch, dim, similarity):
+def test_collapsed_model_retrieves_nothing(batch, dim, similarity):
     views = np.tile(_views(1, dim).astype("float32"), (batch, 1, 1))
     views[:, 0] = _views(batch, dim)[:, 0]
     recall = kj.metrics.RecallAtK(batch - 1, direction="a_to_b", similarity=similarity)
@@ -196,12 +196,12 @@ def test_ties_count_against_the_average_precision():
 
 @pytest.mark.parametrize("views", [1, 3])
 @pytest.mark.parametrize("case", ["precision", "uniformity"])
-def test_any_number_of_views(case, views):
-    labels = np.array([0, 1, 1, 2, 0, 0, 1, 1])  # One item without a neighbour of its label.
+def test_any_number_of_views_equals_the_reference(case, views):
+    labels = np.array([0, 1, 1, 2, 0, 0, 1, 1])  # One item has a unique label.
     _assert_equals_reference(case, _views(8, views=views), labels)
 
 
-def test_a_diverged_model_finds_nothing():
+def test_diverged_model_retrieves_nothing():
     views = np.full((8, 2, 4), np.nan, "float32")
     assert _number(kj.metrics.RecallAtK(7)(None, views)) == 0.0
     assert _number(kj.metrics.MeanReciprocalRank()(None, views)) == pytest.approx(1 / 8)
@@ -213,7 +213,7 @@ def test_recall_at_the_batch_size_is_one():
 
 
 @pytest.mark.parametrize("dtype", ["int32", "uint8", "int64", "float32"])
-def test_labels_of_any_dtype_and_as_a_column(dtype):
+def test_labels_may_have_any_dtype_and_be_a_column(dtype):
     labels, views = _labels(8).astype(dtype), _views(8).astype("float32")
     expected = _number(kj.metrics.MeanAveragePrecisionAtR()(_labels(8), views))
     for y in (labels, labels[:, None]):
@@ -250,7 +250,7 @@ def test_config_round_trip(case):
 
 @keras.saving.register_keras_serializable(package="keras_jointloss_tests")
 class _OneMask(keras.layers.Layer):
-    """Masks a pair of which one view is masked, so that the mask fits losses, too."""
+    """Masks a pair if one of its views is masked, so that losses can use the mask, too."""
 
     def call(self, pair, mask=None):
         return 1.0 * pair
@@ -260,7 +260,7 @@ class _OneMask(keras.layers.Layer):
 
 
 def _model(jit_compile, weighted=False):
-    """A model of tokens, of which 0 is padding, with all the metrics on its pairs."""
+    """Returns a model of tokens (0 is padding) with all metrics on its pairs."""
     tokens = keras.Input((2,), dtype="int32")
     pair = keras.layers.Embedding(20, 4, mask_zero=True, embeddings_initializer="normal")(tokens)
     model = keras.Model(tokens, _OneMask()(pair))
@@ -274,7 +274,7 @@ def _model(jit_compile, weighted=False):
     return model
 
 
-# One of each class: a step with all cases takes XLA a minute to compile.
+# One case of each class: XLA takes a minute to compile a step with all cases.
 IN_MODEL = {make.__name__: (make, naive, arguments) for make, naive, arguments in CASES.values()}
 TOKENS = np.random.default_rng(5).integers(1, 20, size=(14, 2))
 TOKENS[[3, 9], 1] = 0
@@ -299,7 +299,7 @@ def _assert_evaluates(model, tokens=TOKENS, weight=None, batch_size=7):
         assert logs[case] == pytest.approx(expected, rel=1e-4, abs=1e-5), case
 
 
-def test_in_a_model(tmp_path):
+def test_all_metrics_equal_the_reference_in_a_model(tmp_path):
     model = _model(jit_compile=keras.backend.backend() != "torch")
     history = model.fit(
         TOKENS, LABELS, batch_size=7, epochs=2, verbose=0, validation_data=(TOKENS, LABELS)
@@ -310,9 +310,9 @@ def test_in_a_model(tmp_path):
     _assert_evaluates(loaded, batch_size=7)
 
 
-def test_weighted_in_a_model_with_batches_of_two_sizes():
+def test_weighted_metrics_in_a_model_with_two_batch_sizes():
     weight = np.arange(14) % 3 / 2
-    # No padding: on PyTorch Keras changes weights in place by the mask before metrics see them.
+    # No padding, because on PyTorch Keras applies the mask to the weights in place.
     tokens = np.maximum(TOKENS, 1)
     _assert_evaluates(_model(jit_compile=False, weighted=True), tokens, weight, batch_size=5)
 
@@ -334,14 +334,14 @@ def test_weighted_in_a_model_with_batches_of_two_sizes():
         (kj.metrics.SimilarityGap, {"same_label": "positive"}, "`same_label`.*Received"),
     ],
 )
-def test_bad_arguments_are_refused(make, arguments, message):
+def test_invalid_arguments_are_refused(make, arguments, message):
     with pytest.raises(ValueError, match=message):
         make(**arguments)
 
 
 @pytest.mark.parametrize("make", METRICS)
 @pytest.mark.parametrize("shape", [(4, 3), (4, 3, 3), (4, 2, 3, 1)])
-def test_views_of_another_shape_are_refused(make, shape):
+def test_views_of_wrong_shape_are_refused(make, shape):
     if make.views is None and len(shape) == 3:
         pytest.skip("takes any number of views")
     with pytest.raises(ValueError, match=r"expects stacked views of shape \(batch, \w+, dim\)"):
@@ -349,7 +349,7 @@ def test_views_of_another_shape_are_refused(make, shape):
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (4, 2), (4, 1, 1)])
-def test_labels_and_weights_of_another_shape_are_refused(shape):
+def test_labels_and_weights_of_wrong_shape_are_refused(shape):
     views = np.zeros((4, 2, 3), "float32")
     with pytest.raises(ValueError, match=r"expects labels of shape \(4,\) or \(4, 1\)"):
         kj.metrics.PairAccuracy().update_state(np.zeros(shape), views)

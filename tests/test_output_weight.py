@@ -1,4 +1,4 @@
-"""The weight of a term: its value, its schedule and its account."""
+"""The weight of a term: its value, its schedule and its recorded losses."""
 
 import keras
 import numpy as np
@@ -19,14 +19,14 @@ def test_constant_weight_can_be_read_and_assigned():
 
 
 @pytest.mark.parametrize("value", [3, np.float32(3), np.float64(3), np.int64(3), np.array(3.0)])
-def test_any_real_number_is_a_weight(value):
+def test_any_real_number_type_is_accepted(value):
     assert float(kj.LossWeight(value)) == 3.0
 
 
 @pytest.mark.parametrize(
     "value", [-1.0, float("nan"), float("inf"), "1", None, True, [1.0], np.ones(2), 1j]
 )
-def test_anything_else_is_refused(value):
+def test_invalid_weight_is_refused(value):
     with pytest.raises(ValueError, match=r"`weight`.*finite number >= 0.*Received: weight="):
         kj.LossWeight(value)
     weight = kj.LossWeight(1.0)
@@ -36,7 +36,7 @@ def test_anything_else_is_refused(value):
 
 
 class Returns(LearningRateSchedule):
-    """A schedule that returns the same at each step."""
+    """A schedule that returns the same value at each step."""
 
     def __init__(self, value):
         self.value = value
@@ -46,12 +46,12 @@ class Returns(LearningRateSchedule):
 
 
 @pytest.mark.parametrize("value", [[1.0, 2.0], [1.0], float("nan"), -0.5])
-def test_schedule_that_returns_no_weight_is_refused(value):
+def test_schedule_with_invalid_value_is_refused(value):
     with pytest.raises(ValueError, match=r"schedule that returns a finite scalar >= 0.*Received"):
         kj.LossWeight(Returns(value))
 
 
-def test_weight_moves_only_while_annealing_is_on():
+def test_weight_changes_only_while_annealing():
     schedule = PolynomialDecay(0.0, 10, 1.0)
     weight = kj.LossWeight(schedule)
 
@@ -84,7 +84,7 @@ def test_weight_is_never_negative():
     assert float(kj.LossWeight.from_config(weight.get_config())) == 0.0
 
 
-def test_means_weigh_batches_by_their_size():
+def test_means_weight_batches_by_size():
     weight = kj.LossWeight(0.5)
     assert "loss" not in weight.read()
     weight.record(ops.convert_to_tensor(1.0), 3)
@@ -96,7 +96,7 @@ def test_means_weigh_batches_by_their_size():
     assert float(weight) == 2.0
 
 
-def test_no_gradient_flows_into_the_account():
+def test_recording_does_not_change_the_gradient():
     from tests.gradients import value_and_gradient
 
     weight = kj.LossWeight(0.5)
@@ -125,7 +125,7 @@ def test_config_keeps_value_and_step(weight):
 
 
 @pytest.mark.parametrize("floatx", ["float32", "float64"])
-def test_weight_has_the_precision_of_the_model(floatx):
+def test_weight_has_the_precision_of_floatx(floatx):
     if keras.backend.backend() == "jax" and floatx == "float64":
         pytest.skip("JAX computes in float32 unless told otherwise")
     keras.config.set_floatx(floatx)

@@ -1,4 +1,4 @@
-"""The weight that Keras multiplies by, that counts the steps and that is logged is one object."""
+"""The weight that Keras applies, that counts the steps and that is logged is one object."""
 
 import keras
 import numpy as np
@@ -31,9 +31,9 @@ COPIES = {"clone": _cloned, "json": _from_json, "compile_config": _from_compile_
 
 
 @pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
-def test_copied_model_anneals_with_weights_of_its_own(copy):
+def test_copied_model_anneals_its_own_weights(copy):
     model = compiled(weights={"a": ramp(), "b": 0.5})
-    fit(model)  # The copy begins anew, wherever the original stands.
+    fit(model)  # The copy starts afresh, independent of the state of the original.
     before = float(model.loss["a"].weight)
     other = copy(model)
     other.loss["b"].weight.assign(7.0)
@@ -47,7 +47,7 @@ def test_copied_model_anneals_with_weights_of_its_own(copy):
 
 
 @pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
-def test_rule_of_a_copied_model_moves_as_in_a_new_one(copy):
+def test_rule_of_copied_model_starts_afresh(copy):
     options = {"optimizer": keras.optimizers.SGD(0.05), "weighting": "uncertainty"}
     model = compiled(**options)
     expected = fit(model, epochs=2)["a_weight"]
@@ -56,7 +56,7 @@ def test_rule_of_a_copied_model_moves_as_in_a_new_one(copy):
     assert fit(other, epochs=2)["a_weight"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_weight_is_deserialized_by_itself_as_another_one():
+def test_deserialized_weight_is_a_new_object():
     model = compiled(weights={"a": 0.5})
     config = keras.saving.serialize_keras_object(model.loss["a"].weight)
     first, second = (keras.saving.deserialize_keras_object(config) for _ in range(2))
@@ -72,14 +72,14 @@ def _with_other_metrics(arguments):
 
 
 @pytest.mark.parametrize("change", [_with_loss_alone, _with_other_metrics])
-def test_model_that_does_not_use_a_weight_is_refused(change):
+def test_model_with_unused_weight_is_refused(change):
     model = build()
     model.compile("sgd", **change(kj.joint_loss(LOSSES, {"a": ramp()})))
     with pytest.raises(ValueError, match=r"does not use the weight of the term 'a'.*joint_loss"):
         fit(model)
 
 
-def test_weight_that_is_logged_but_not_used_is_refused_without_a_callback():
+def test_logged_but_unused_weight_is_refused_without_callback():
     model = build()
     arguments = kj.joint_loss(LOSSES, {"a": 0.5})
     model.compile("sgd", loss=arguments["loss"], metrics=arguments["metrics"])
@@ -96,7 +96,7 @@ def test_loss_weights_with_other_losses_are_refused():
 
 
 class OwnMetrics(keras.Model):
-    """A model whose `metrics` leave out those of `compile`."""
+    """A model whose `metrics` omit the compiled metrics."""
 
     @property
     def metrics(self):
@@ -104,7 +104,7 @@ class OwnMetrics(keras.Model):
 
 
 class OwnStep(keras.Model):
-    """A model whose step uses neither the losses nor the metrics of `compile`."""
+    """A model whose step uses neither the compiled losses nor the compiled metrics."""
 
     def train_step(self, *arguments):
         if BACKEND == "jax":
@@ -114,13 +114,13 @@ class OwnStep(keras.Model):
 
 
 @pytest.mark.parametrize("model_class", [OwnMetrics, OwnStep])
-def test_model_with_its_own_metrics_or_step_is_refused_with_a_way_out(model_class):
+def test_model_with_custom_metrics_or_step_is_refused_with_advice(model_class):
     model = compiled(build(model_class), weights={"a": ramp()})
     with pytest.raises(ValueError, match=r"super\(\).metrics.*self.compute_loss"):
         fit(model)
 
 
-def test_dict_of_one_model_is_refused_for_another_and_the_first_never_changes():
+def test_arguments_of_another_model_are_refused_and_leave_it_unchanged():
     arguments = kj.joint_loss(LOSSES, {"a": ramp()}, weighting="uncertainty")
     first, second = build(), build()
     first.compile("sgd", **arguments)
@@ -132,11 +132,11 @@ def test_dict_of_one_model_is_refused_for_another_and_the_first_never_changes():
     ):
         fit(second)
     assert first.evaluate(X, Y, verbose=0) == before
-    first.compile("sgd", **arguments)  # The same model may be compiled with it again.
+    first.compile("sgd", **arguments)  # The same model may be compiled with them again.
     fit(first)
 
 
-def test_weight_of_a_model_is_refused_in_another_joint_loss():
+def test_weight_of_a_compiled_model_is_refused_in_another_joint_loss():
     weight = kj.LossWeight(0.5)
     model = compiled(weights={"a": weight})
     fit(model)
@@ -144,20 +144,20 @@ def test_weight_of_a_model_is_refused_in_another_joint_loss():
         kj.joint_loss(LOSSES, {"a": weight}, weighting="uncertainty")
 
 
-def test_rule_of_a_model_is_refused_in_another():
+def test_rule_of_another_model_is_refused():
     rule = kj.weighting.Uncertainty()
     fit(compiled(weighting=rule))
     with pytest.raises(ValueError, match="Uncertainty belongs to another model"):
         fit(compiled(weighting=rule))
 
 
-def test_layer_of_two_models_is_refused_under_a_weighting_only():
+def test_layer_of_two_models_is_refused_only_with_weighting():
     model = with_layer_term()
     fit(model)
     other = keras.Model(model.input, model.output)
     other.compile("sgd", {"a": "mse"})
     history = fit(other, y={"a": Y["a"]})
-    assert history["pair_weight"] == pytest.approx([0.4])  # Its own count of steps.
+    assert history["pair_weight"] == pytest.approx([0.4])  # The model has its own step count.
     assert fit(model)["pair_weight"] == pytest.approx([0.8])
     other.compile("sgd", **kj.joint_loss({"a": "mse"}, weighting="uncertainty"))
     with pytest.raises(ValueError, match="'pair' is a term of two models"):
@@ -165,7 +165,7 @@ def test_layer_of_two_models_is_refused_under_a_weighting_only():
     assert fit(model)["pair_weight"] == pytest.approx([1.0])
 
 
-def test_rule_that_is_given_up_and_taken_again_sees_layer_terms():
+def test_rule_removed_and_added_again_sees_layer_terms():
     model = with_layer_term()
     with_rule = kj.joint_loss({"a": "mse"}, weighting=kj.weighting.Uncertainty(learning_rate=0.1))
     without = kj.joint_loss({"a": "mse"})
@@ -179,7 +179,7 @@ def test_rule_that_is_given_up_and_taken_again_sees_layer_terms():
     assert max(*first, *third) < 0.8
 
 
-def test_weights_file_brings_terms_and_rule_to_a_model_that_has_never_been_trained(tmp_path):
+def test_weights_file_restores_terms_and_rule_of_untrained_model(tmp_path):
     def make():
         return compiled(
             weights={"a": ramp(), "b": 0.5}, weighting=kj.weighting.FAMO(learning_rate=0.5)
@@ -197,7 +197,7 @@ def test_weights_file_brings_terms_and_rule_to_a_model_that_has_never_been_train
         assert values == pytest.approx(expected[name], rel=1e-5), name
 
 
-def test_weight_that_is_compiled_otherwise_keeps_its_number_when_a_file_is_loaded(tmp_path):
+def test_loading_weights_keeps_a_newly_compiled_weight(tmp_path):
     model, other = compiled(weights={"a": 0.5, "b": 0.5}), compiled(weights={"a": 2.0, "b": 0.5})
     for weight in find_terms(model).values():
         weight.assign(0.25)
@@ -206,7 +206,7 @@ def test_weight_that_is_compiled_otherwise_keeps_its_number_when_a_file_is_loade
     assert {name: float(x) for name, x in find_terms(other).items()} == {"a": 2.0, "b": 0.25}
 
 
-def test_only_weights_of_the_model_are_its_weights():
+def test_get_weights_returns_only_model_weights():
     model = with_layer_term()
     assert all(np.issubdtype(value.dtype, np.floating) for value in model.get_weights())
     assert len(model.get_weights()) == 6  # Three kernels and three biases.
@@ -229,7 +229,7 @@ def test_only_weights_of_the_model_are_its_weights():
         ({"value": "1"}, "`value`.*Received: value='1'"),
     ],
 )
-def test_config_that_no_weight_has_is_refused(change, message):
+def test_invalid_weight_config_is_refused(change, message):
     config = {**kj.LossWeight(0.5).get_config(), **change}
     with pytest.raises(ValueError, match=message):
         kj.LossWeight.from_config(config)

@@ -1,4 +1,4 @@
-"""The package as a whole: its imports, their cost, its names and its version."""
+"""The package as a whole: imports, names and version."""
 
 import ast
 import functools
@@ -20,7 +20,7 @@ from keras_jointloss import _keras
 ROOT = Path(__file__).parents[1]
 PACKAGE = kj.__name__
 
-# A module imports from earlier levels only. All that lies in a family counts as the family.
+# A module imports only from earlier levels. All modules of a family have its level.
 LEVELS = (
     {
         "_backend",
@@ -41,12 +41,12 @@ LEVELS = (
 )
 LEVEL = {family: level for level, families in enumerate(LEVELS) for family in families}
 BACKENDS = {"jax", "tensorflow", "torch"}
-# What the dashboard's server does not have to load.
+# The TensorBoard server does not have to load these.
 NOT_FOR_TENSORBOARD = {"keras", PACKAGE, *BACKENDS}
 
 
 def sources() -> dict[str, Path]:
-    """Returns the file of each module by the module's name."""
+    """Returns the file of each module by module name."""
     result = {}
     for path in sorted((ROOT / PACKAGE).rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -58,16 +58,16 @@ MODULES = sources()
 
 
 def family(module: str) -> str:
-    """Returns the part of a module's name that has a level: empty for the package itself."""
+    """Returns the part of a module name that has a level; empty for the package itself."""
     return module.split(".")[1] if "." in module else ""
 
 
 def imported(source: str, package: str) -> set[str]:
-    """Returns the full names of all that `source` imports, wherever it does.
+    """Returns the full names of all imports in `source`, at any position.
 
     Args:
         source: The text of a module.
-        package: The package that relative imports start from.
+        package: The base package of relative imports.
     """
     names = set()
     for node in ast.walk(ast.parse(source)):
@@ -83,7 +83,7 @@ def imported(source: str, package: str) -> set[str]:
 
 
 def violations(module: str, source: str, package: str | None = None) -> list[str]:
-    """Returns what is wrong with the imports of a module, a sentence each."""
+    """Returns a sentence for each invalid import of a module."""
     importer = family(module)
     if importer and importer not in LEVEL:
         return [f"{module}: has no level yet, give it one in {Path(__file__).name}"]
@@ -106,7 +106,7 @@ def violations(module: str, source: str, package: str | None = None) -> list[str
 
 @functools.cache
 def names_of_keras() -> frozenset[str]:
-    """Returns the private attributes that objects of the bases in Keras have."""
+    """Returns the private attributes of the Keras base classes."""
     objects = (
         keras.layers.Layer(),
         keras.metrics.Metric(),
@@ -118,7 +118,7 @@ def names_of_keras() -> frozenset[str]:
 
 
 def defined_names(source: str) -> set[str]:
-    """Returns the private names that classes of a module define, and set on `self` or `cls`."""
+    """Returns the private names that classes of a module define or set on `self` or `cls`."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
@@ -136,9 +136,9 @@ OWN_NAMES -= names_of_keras()
 
 
 def private_uses(source: str) -> list[str]:
-    """Returns the private attributes that a module uses and the package does not define.
+    """Returns the private attributes that a module uses but the package does not define.
 
-    Methods of Keras that a class may override are listed in `_keras`, with the reasons.
+    `_keras` lists the Keras methods that a class may override, with the reasons.
     """
     found = []
     for node in ast.walk(ast.parse(source)):
@@ -156,7 +156,7 @@ def private_uses(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("module", sorted({*MODULES} - {f"{PACKAGE}._keras"}))
-def test_private_names_of_keras_are_used_in_one_module(module):
+def test_private_keras_names_are_used_in_one_module(module):
     assert private_uses(MODULES[module].read_text(encoding="utf-8")) == []
 
 
@@ -177,7 +177,7 @@ def test_checker_catches_private_names(source):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_point_down(module):
+def test_modules_import_only_from_lower_levels(module):
     path = MODULES[module]
     package = module if path.stem == "__init__" else None
     assert violations(module, path.read_text(encoding="utf-8"), package) == []
@@ -206,7 +206,7 @@ def test_imports_point_down(module):
         ("utils", ""),
     ],
 )
-def test_checker_catches(module, source):
+def test_checker_reports_violations(module, source):
     assert len(violations(f"{PACKAGE}.{module}", source)) >= 1
 
 
@@ -221,12 +221,12 @@ def test_checker_catches(module, source):
         ("tensorboard.plugin", "from keras_jointloss.tensorboard.writer import SummaryWriter"),
     ],
 )
-def test_checker_lets_pass(module, source):
+def test_checker_accepts_valid_imports(module, source):
     assert violations(f"{PACKAGE}.{module}", source) == []
 
 
 def run_python(code: str, **environment: str) -> str:
-    """Returns what `code` prints in a Python of its own."""
+    """Returns the output of `code` in a new Python process."""
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -237,8 +237,8 @@ def run_python(code: str, **environment: str) -> str:
     ).stdout
 
 
-def test_import_brings_in_nothing_but_the_package():
-    # What it costs in time: `tests.benchmarks.benchmark_import`.
+def test_import_loads_only_the_package():
+    # `tests.benchmarks.benchmark_import` measures the time.
     code = (
         "import keras, sys; before = set(sys.modules); import keras_jointloss; "
         "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
@@ -246,7 +246,7 @@ def test_import_brings_in_nothing_but_the_package():
     assert run_python(code).split() == [PACKAGE]
 
 
-def test_only_one_module_asks_for_the_backend():
+def test_only_one_module_queries_the_backend():
     sources = {name: path.read_text("utf-8") for name, path in MODULES.items()}
     asking = {name for name, source in sources.items() if "backend.backend()" in source}
     assert asking == {f"{PACKAGE}._backend"}
@@ -261,7 +261,7 @@ def test_tensorboard_loads_neither_keras_nor_a_backend():
 
 
 def public_classes() -> list[type]:
-    """Returns the classes without a leading underscore that the package defines."""
+    """Returns the public classes that the package defines."""
     modules = [importlib.import_module(info.name) for info in walk_package()]
     return [
         value
@@ -276,7 +276,7 @@ def walk_package():
 
 
 def serializable_classes() -> list[type]:
-    """Returns the public classes that have a config, but for the bases of families."""
+    """Returns the public classes with a config, except the base classes of families."""
     classes = public_classes()
     bases = {base for value in classes for base in value.__mro__[1:]}
     return [value for value in classes if hasattr(value, "get_config") and value not in bases]
@@ -290,14 +290,14 @@ def test_class_is_registered(value):
 
 
 @pytest.mark.parametrize("value", serializable_classes(), ids=lambda value: value.__name__)
-def test_class_is_found_at_its_public_path(value):
+def test_class_is_available_at_its_public_path(value):
     home = importlib.import_module(".".join(value.__module__.split(".")[:2]))
     assert getattr(home, value.__name__) is value
     assert value.__name__ in getattr(home, "__all__", [value.__name__])
 
 
 @pytest.mark.parametrize("module", [PACKAGE, *(info.name for info in walk_package())])
-def test_all_names_exist(module):
+def test_public_names_exist(module):
     module = importlib.import_module(module)
     names = getattr(module, "__all__", [])
     assert len(names) == len(set(names))
@@ -305,7 +305,7 @@ def test_all_names_exist(module):
         assert hasattr(module, name), f"{module.__name__} has no {name}"
 
 
-def test_version_is_told_once():
+def test_version_is_defined_once():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert "version" in project["project"]["dynamic"]
     dynamic = project["tool"]["setuptools"]["dynamic"]

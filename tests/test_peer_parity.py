@@ -1,6 +1,6 @@
-"""The losses against those of PyTorch and pytorch-metric-learning, in value and gradient.
+"""Values and gradients of the losses compared with PyTorch and pytorch-metric-learning.
 
-Runs only where both are installed. The peers compute in float64, the losses in float32.
+Requires both packages. The peers compute in float64, the losses in float32.
 """
 
 import numpy as np
@@ -11,14 +11,14 @@ import keras_jointloss as kj
 torch = pytest.importorskip("torch")
 pytest.importorskip("pytorch_metric_learning")
 
-import torch.nn.functional as F  # noqa: E402, N812  # Its usual name.
+import torch.nn.functional as F  # noqa: E402, N812  # The usual name.
 from pytorch_metric_learning import distances, losses, miners, reducers  # noqa: E402
 
 pytestmark = pytest.mark.backend("torch")
 
 BATCH, DIM = 8, 6
 PAIR_LABELS = np.arange(BATCH) % 2
-#: Each class has as many items as any other: then a mean over triplets is one over anchors, too.
+#: All classes have the same size, so a mean over triplets is also a mean over anchors.
 CLASS_LABELS = np.array([0, 1, 2, 3, 0, 1, 2, 3])
 EUCLIDEAN = distances.LpDistance(normalize_embeddings=False)
 COSINE = distances.CosineSimilarity()
@@ -31,13 +31,13 @@ def _views(views=2):
 
 
 def _flat(views):
-    """Returns all views of all items, and their labels."""
+    """Returns all views of all items and their labels."""
     labels = torch.as_tensor(CLASS_LABELS).repeat_interleave(views.shape[1])
     return views.reshape(-1, DIM), labels
 
 
 def _assert_parity(loss, labels, peer, views=None):
-    """Asserts that `loss` of the views and labels is `peer` of the views."""
+    """Asserts that `loss` of views and labels equals `peer` of the views."""
     views = _views() if views is None else views
     ours = torch.tensor(views, dtype=torch.float32, requires_grad=True)
     theirs = torch.tensor(views, dtype=torch.float64, requires_grad=True)
@@ -80,11 +80,11 @@ def _of_samples(peer, miner=None):
     ],
     ids=["sup_con", "sup_con_tiled", "multi_similarity", "circle", "circle_mild"],
 )
-def test_losses_of_labelled_samples(loss, peer, views):
+def test_losses_of_labelled_samples_equal_peer(loss, peer, views):
     _assert_parity(loss, CLASS_LABELS, _of_samples(peer), _views(views))
 
 
-def test_multi_similarity_with_its_miner():
+def test_multi_similarity_with_miner():
     _assert_parity(
         kj.losses.MultiSimilarity(mining_margin=0.1),
         CLASS_LABELS,
@@ -134,10 +134,10 @@ def test_hard_triplets():
 
 
 def _nearest_semi_hard(embeddings, labels):
-    """Returns the triplet of each positive pair with the nearest of its semi-hard negatives.
+    """Returns the triplet of each positive pair with its nearest semi-hard negative.
 
-    The peer mines all negatives that are farther than the positive. Where there are none, the
-    farthest negative takes the place.
+    The peer mines all negatives that are farther than the positive. If there are none, the
+    farthest negative is used.
     """
     to = torch.cdist(embeddings, embeddings).detach()
     same = labels[:, None] == labels[None, :]
@@ -158,7 +158,7 @@ def test_semi_hard_triplets():
     _assert_parity(loss, CLASS_LABELS, _of_samples(peer, _nearest_semi_hard))
 
 
-def test_triplets_of_torch():
+def test_triplets_equal_torch():
     def all_triplets(views):
         embeddings, labels = _flat(views)
         same = labels[:, None] == labels[None, :]
@@ -170,7 +170,7 @@ def test_triplets_of_torch():
     _assert_parity(kj.losses.Triplet(0.5, mining="all"), CLASS_LABELS, all_triplets)
 
 
-# Few lines of torch
+# Short PyTorch implementations
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.3])

@@ -1,4 +1,4 @@
-"""The evaluation of retrieval over a whole set: its figures, what it finds, what it writes."""
+"""Retrieval evaluation on a whole data set: metrics, embeddings and output files."""
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ Y = {"pair": np.zeros(ITEMS), "label": LABELS % 2}
 
 
 def make_model(term=False):
-    """A model with a stacked output, or in its place a term, and another output."""
+    """Returns a model with a stacked output (or a term instead) and another output."""
     keras.utils.set_random_seed(1)
     inputs = keras.Input((5,))
     a, b = keras.layers.Dense(3, name="a")(inputs), keras.layers.Dense(3, name="b")(inputs)
@@ -78,7 +78,7 @@ def _diverged(model):
 
 @pytest.mark.parametrize("spoil", [_collapsed, _diverged])
 @pytest.mark.parametrize("tile_size", [7, 1000])
-def test_ties_and_what_is_no_number_count_against_the_model(spoil, tile_size):
+def test_ties_and_nan_count_against_the_model(spoil, tile_size):
     model = make_model()
     spoil(model)
     figures = RetrievalEvaluation(X, k=21, tile_size=tile_size).evaluate(model)
@@ -91,7 +91,7 @@ def _dataset(batch_size=5):
     return tf.data.Dataset.from_tensor_slices(X).batch(batch_size)
 
 
-def test_takes_the_data_that_predict_takes():
+def test_accepts_the_same_data_as_predict():
     model = make_model()
     figures = RetrievalEvaluation(X).evaluate(model)
     assert RetrievalEvaluation(_dataset()).evaluate(model) == pytest.approx(figures)
@@ -99,7 +99,7 @@ def test_takes_the_data_that_predict_takes():
 
 
 class Subclassed(keras.Model):
-    """A model whose outputs are known only when it has been called."""
+    """A model whose outputs are known only after a call."""
 
     def __init__(self, functional, stacked):
         super().__init__()
@@ -156,13 +156,13 @@ def _two_terms():
         (make_model, "label", r"\['pair'\].*Received: embeddings='label'"),
     ],
 )
-def test_embeddings_that_are_not_there_are_refused(make, embeddings, message):
+def test_unknown_embeddings_are_refused(make, embeddings, message):
     callback = RetrievalEvaluation(X, embeddings=embeddings)
     with pytest.raises(ValueError, match=message):
         callback.set_model(make())
 
 
-def test_embeddings_that_no_prediction_has_are_refused():
+def test_prediction_without_embeddings_is_refused():
     model = Subclassed(make_model(), False)
     with pytest.raises(ValueError, match=r"which are \[\]. Received: embeddings=None"):
         RetrievalEvaluation(X).evaluate(model)
@@ -184,18 +184,18 @@ def test_embeddings_that_no_prediction_has_are_refused():
         ({"log_dir": "x", "thumbnails": np.zeros((2, 1, 5000, 3), "uint8")}, "8192 x 8192"),
     ],
 )
-def test_bad_arguments_are_refused(arguments, message):
+def test_invalid_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         RetrievalEvaluation(X, **arguments)
 
 
-def test_as_many_labels_as_items_are_needed():
+def test_wrong_number_of_labels_is_refused():
     callback = RetrievalEvaluation(X, labels=LABELS[:-1])
     with pytest.raises(ValueError, match=r"`labels`.*each of the 22 items.*Received: 21 labels"):
         callback.evaluate(make_model())
 
 
-def test_measures_the_weights_of_the_moment_and_disturbs_nothing():
+def test_measures_current_weights_without_affecting_training():
     class Expects(keras.callbacks.Callback):
         seen = 0
 
@@ -211,7 +211,7 @@ def test_measures_the_weights_of_the_moment_and_disturbs_nothing():
     assert {key: history[key] for key in plain} == plain
 
 
-def test_a_prediction_through_a_term_leaves_its_readings_alone():
+def test_prediction_through_a_term_keeps_its_readings():
     inputs = keras.Input((5,))
     a, b = keras.layers.Dense(3)(inputs), keras.layers.Dense(3)(inputs)
     a, b = kj.layers.ContrastiveTerm("BarlowTwins", name="term")((a, b))
@@ -223,12 +223,12 @@ def test_a_prediction_through_a_term_leaves_its_readings_alone():
     assert model.get_layer("term").weight.read() == before
 
 
-def test_every_second_epoch():
+def test_evaluates_every_second_epoch():
     history = fit(make_model(), RetrievalEvaluation(X, every=2), epochs=5)
     assert len(history["pair_recall_at_5"]) == 2
 
 
-def test_early_stopping_and_checkpoints_monitor_it(tmp_path):
+def test_early_stopping_and_checkpoints_can_monitor_recall(tmp_path):
     key = "pair_recall_at_1"
     stops = keras.callbacks.EarlyStopping(key, mode="max", patience=0, min_delta=2.0)
     saves = keras.callbacks.ModelCheckpoint(
@@ -236,7 +236,7 @@ def test_early_stopping_and_checkpoints_monitor_it(tmp_path):
     )
     model = make_model()
     history = fit(model, RetrievalEvaluation(X), stops, saves, epochs=5)
-    assert len(history["loss"]) == 2  # Keras does not stop before.
+    assert len(history["loss"]) == 2  # Keras does not stop earlier.
     loaded = keras.saving.load_model(tmp_path / "best.keras")
     assert RetrievalEvaluation(X).evaluate(loaded)[key] == max(history[key])
 
@@ -252,7 +252,7 @@ def test_writes_scalars(tmp_path):
 
 
 def _plugin(log_dir):
-    """Returns what TensorBoard's projector knows of its only run."""
+    """Returns the configuration of the only run in TensorBoard's projector, and the plugin."""
     from tensorboard.plugins import base_plugin
     from tensorboard.plugins.projector.projector_plugin import ProjectorPlugin
 
@@ -266,7 +266,7 @@ def _png(path):
     return pytest.importorskip("tensorflow").io.decode_png(path.read_bytes()).numpy()
 
 
-def test_writes_what_the_projector_reads(tmp_path):
+def test_writes_projector_files(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 256, (ITEMS, 4, 6, 3)).astype("uint8")
     labels = np.array([f"item\t{i} ü" for i in LABELS])
     model = make_model()
@@ -299,7 +299,7 @@ def test_writes_what_the_projector_reads(tmp_path):
         np.testing.assert_array_equal(tile, pictures[point % ITEMS])
 
 
-def test_the_projector_needs_neither_labels_nor_thumbnails(tmp_path):
+def test_projector_needs_neither_labels_nor_thumbnails(tmp_path):
     fit(make_model(), RetrievalEvaluation(X, log_dir=tmp_path, projector=True), epochs=1)
     config, _ = _plugin(tmp_path / "validation")
     assert not config.embeddings[0].HasField("sprite")
@@ -307,7 +307,7 @@ def test_the_projector_needs_neither_labels_nor_thumbnails(tmp_path):
     assert metadata.read_text(encoding="utf-8").splitlines()[:2] == ["view\titem", "a\t0"]
 
 
-def test_metadata_of_another_length_are_refused(tmp_path):
+def test_metadata_of_wrong_length_is_refused(tmp_path):
     write = kj.tensorboard.write_projector
     with pytest.raises(ValueError, match=r"metadata 'label' of each of the 3 points.*Received: 2"):
         write(tmp_path, "x", np.eye(3), {"label": [1, 2]})

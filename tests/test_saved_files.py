@@ -1,7 +1,8 @@
-"""Files that the code of earlier commits has saved load, evaluate and train on as they did.
+"""Files saved by earlier commits load, evaluate and continue training as before.
 
-`tests/data/saved_2026_11` holds a model with output terms under a rule, a layer term with a learned
-temperature and a memory, and a balancer; and the logs that came after it was saved, on TensorFlow.
+`tests/data/saved_2026_11` contains a model and the logs of its training after saving, on
+TensorFlow. The model has output terms with a rule, a layer term with a learned temperature and a
+memory, and a balancer.
 """
 
 import json
@@ -25,7 +26,7 @@ def loaded_model():
 
 def loaded_weights():
     model = keras.models.clone_model(loaded_model())
-    # The count of steps is that of the optimizer, whose weights the file has, too.
+    # The optimizer counts the steps, and the file includes its weights.
     model.load_weights(FOLDER / "model.weights.h5")
     return model
 
@@ -37,7 +38,7 @@ def assert_equal_logs(actual, expected):
 
 
 @pytest.mark.parametrize("load", [loaded_model, loaded_weights])
-def test_file_of_an_earlier_commit_goes_on_as_it_did(load):
+def test_file_of_earlier_commit_resumes_identically(load):
     model = load()
     evaluated = model.evaluate(X, Y, batch_size=8, verbose=0, return_dict=True)
     assert_equal_logs(evaluated, EXPECTED["evaluate"])

@@ -1,4 +1,4 @@
-"""The schedules: their values, on whatever counts the steps, compiled, saved and in use."""
+"""The schedules: values, types of steps, compilation, saving and training."""
 
 import json
 import math
@@ -14,9 +14,9 @@ from keras_jointloss import schedules
 from keras_jointloss.schedules import Cyclical, Linear, Sequential, Sigmoid
 
 pytestmark = [
-    # NumPy 2 on Keras' variables and PyTorch's tensors, as `save` and `convert_to_numpy` read them.
+    # From NumPy 2, when Keras reads variables and PyTorch tensors to save or convert them.
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
-    # PyTorch on itself, when it compiles.
+    # From PyTorch itself, when it compiles.
     pytest.mark.filterwarnings("ignore:.torch.jit.script_method.:DeprecationWarning"),
 ]
 
@@ -90,7 +90,7 @@ def values(schedule, steps=STEPS):
 
 
 def assert_close(actual, expected):
-    # Near 0 what counts is the rounding of the larger end.
+    # Near 0, the rounding error of the largest value dominates.
     np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=2e-7 * np.max(np.abs(expected)))
 
 
@@ -125,7 +125,7 @@ def test_values_equal_the_reference(schedule, reference):
         (Sequential([0.3, 0.7], [FAR_STEP]), {0: 0.3, FAR_STEP - 1: 0.3, FAR_STEP: 0.7}),
     ],
 )
-def test_edges_are_met_exactly(schedule, expected):
+def test_boundary_values_are_exact(schedule, expected):
     actual = {step: float(schedule(step)) for step in expected}
     assert actual == {step: float(np.float32(value)) for step, value in expected.items()}
 
@@ -143,12 +143,12 @@ STEP_TYPES = {
 
 
 if keras.backend.backend() == "jax":
-    del STEP_TYPES["tensor-int64"]  # JAX has no int64 unless told otherwise.
+    del STEP_TYPES["tensor-int64"]  # JAX has no int64 by default.
 
 
 @pytest.mark.parametrize("step_type", STEP_TYPES)
 @all_schedules
-def test_any_scalar_counts_the_steps(schedule, reference, step_type):
+def test_step_may_be_any_scalar(schedule, reference, step_type):
     value = schedule(STEP_TYPES[step_type](17))
     assert ops.is_tensor(value)
     assert value.shape == ()
@@ -179,7 +179,7 @@ def floatx(request):
         Sequential([0.0, Linear(0.5, 0.5, 1)], [10]),
     ],
 )
-def test_floatx_is_the_dtype_and_does_not_limit_the_steps(schedule, floatx, tolerance):
+def test_floatx_sets_dtype_but_does_not_limit_steps(schedule, floatx, tolerance):
     if floatx == "float64" and keras.backend.backend() == "jax":
         pytest.skip("JAX computes in float32 unless told otherwise")
     value = schedule(100_000)
@@ -188,7 +188,7 @@ def test_floatx_is_the_dtype_and_does_not_limit_the_steps(schedule, floatx, tole
 
 
 class Reciprocal(LearningRateSchedule):
-    """Is infinite at step 4 and NaN later."""
+    """A schedule that is infinite at step 4 and NaN later."""
 
     def __call__(self, step):
         left = ops.cast(4 - step, "float32")
@@ -199,7 +199,7 @@ class Reciprocal(LearningRateSchedule):
 
 
 class Witness(LearningRateSchedule):
-    """Returns the step, and remembers it."""
+    """A schedule that returns the step and records it."""
 
     def __init__(self):
         self.steps = []
@@ -209,13 +209,13 @@ class Witness(LearningRateSchedule):
         return ops.cast(step, "float32")
 
 
-def test_what_a_schedule_gives_out_of_its_range_does_not_leak():
+def test_nonfinite_value_outside_range_does_not_leak():
     schedule = Sequential([Reciprocal(), 0.1, Reciprocal(), 0.2], [4, 6, 10])
     expected = [(4 - step) ** -0.5 for step in range(4)]
     assert_close(values(schedule, range(12)), [*expected, 0.1, 0.1, *expected, 0.2, 0.2])
 
 
-def test_each_schedule_counts_from_its_own_boundary():
+def test_each_schedule_counts_steps_from_its_boundary():
     witnesses = [Witness() for _ in range(4)]
     schedule = Sequential([Sequential(witnesses[:2], [3]), Sequential(witnesses[2:], [2])], [5])
     assert values(schedule, range(10)).tolist() == [0, 1, 2, 0, 1, 0, 1, 0, 1, 2]
@@ -227,7 +227,7 @@ def prediction(y_true, y_pred):
 
 
 def fit_learning_rate(schedule, **compile_options):
-    """Trains a model, from 0, whose i-th weight has the gradient 1 in step i and 0 otherwise."""
+    """Trains a model from 0 whose i-th weight has gradient 1 in step i and 0 otherwise."""
     inputs = keras.Input((len(STEPS),))
     dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
     model = keras.Model(inputs, dense(inputs))
@@ -238,7 +238,7 @@ def fit_learning_rate(schedule, **compile_options):
 
 
 def fit_loss_weights(schedules, **compile_options):
-    """Trains a model likewise, with an output for each schedule, which weighs its loss."""
+    """Trains such a model with an output for each schedule, which weights the loss."""
     inputs = keras.Input((len(STEPS),))
     model = keras.Model(
         inputs,
@@ -263,20 +263,20 @@ def movement(layer):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_schedule_of_the_learning_rate_moves_the_weights(jit_compile):
-    # One that holds all others.
+def test_learning_rate_schedule_is_applied_in_training(jit_compile):
+    # This schedule contains all others.
     model = fit_learning_rate(NESTED, jit_compile=jit_compile)
     assert_close(movement(model), [joined(step) for step in STEPS])
     np.testing.assert_allclose(movement(model), values(NESTED), rtol=1e-6, atol=1e-7)
     assert float(model.optimizer.learning_rate) == float(NESTED(len(STEPS)))
 
 
-# Weights start at 0 or more.
+# Loss weights start at 0 or more.
 WEIGHTS = {f"term{i}": case.values for i, case in enumerate(CASES) if float(case.values[0](0)) >= 0}
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_schedule_of_a_loss_moves_the_weights(jit_compile, tmp_path):
+def test_loss_weight_schedule_is_applied_in_training(jit_compile, tmp_path):
     if jit_compile and keras.backend.backend() == "torch":
         pytest.skip("PyTorch compiles for half a minute: once, the learning rate")
     schedules = {name: schedule for name, (schedule, _) in WEIGHTS.items()}
@@ -337,11 +337,11 @@ def test_schedule_survives_serialization(schedule, reference):
         assert_equal(through(schedule), schedule)
 
 
-def test_schedule_of_the_learning_rate_survives_in_a_model_file(tmp_path):
+def test_learning_rate_schedule_survives_in_model_file(tmp_path):
     assert_equal(through_model_file(NESTED, tmp_path), NESTED)
 
 
-def test_custom_objects_reach_the_schedules_within():
+def test_custom_objects_reach_nested_schedules():
     config = keras.optimizers.schedules.serialize(Sequential([0.1, Reciprocal()], [2]))
     again = keras.optimizers.schedules.deserialize(config, {"Reciprocal": Reciprocal})
     assert isinstance(again.schedules[1], Reciprocal)
@@ -401,7 +401,7 @@ def assert_refused(cls, arguments, name, expected):
 
 
 @pytest.mark.parametrize(("cls", "name", "value", "expected"), ERRORS)
-def test_bad_argument_is_refused(cls, name, value, expected):
+def test_invalid_argument_is_refused(cls, name, value, expected):
     assert_refused(cls, {name: value}, name, expected)
 
 
@@ -421,13 +421,13 @@ def test_bad_argument_is_refused(cls, name, value, expected):
         ([0.1, 0.2, 0.3], [4, 3], "boundaries", "strictly increasing integers"),
     ],
 )
-def test_schedules_that_cannot_be_joined_are_refused(schedules, boundaries, name, expected):
+def test_incompatible_schedules_are_refused(schedules, boundaries, name, expected):
     arguments = {"schedules": schedules, "boundaries": boundaries}
     assert_refused(Sequential, arguments, name, expected)
 
 
 @pytest.mark.parametrize("integer", [np.int32, np.int64, np.uint8])
-def test_numpy_integers_are_integers(integer):
+def test_numpy_integers_are_accepted(integer):
     schedule = Sequential([np.float32(0.5), Linear(integer(0), 1, integer(4))], (integer(2),))
     config = keras.saving.serialize_keras_object(schedule)
     assert json.loads(json.dumps(config)) == config

@@ -1,4 +1,4 @@
-"""The trunk whose parameters get the combined gradients: against a gradient per term by hand."""
+"""The shared trunk: combined parameter gradients compared with manual gradients per term."""
 
 import keras
 import numpy as np
@@ -29,8 +29,8 @@ def build(aggregator, trunk=None, weights=None, floatx="float32", **compile_argu
 
 
 @pytest.mark.parametrize("rule", ["mgda", "pcgrad"])
-def test_fit_equals_a_loop_by_hand(rule):
-    is_exact = BACKEND == "tensorflow"  # Keras computes in float32 on the others, here or there.
+def test_fit_equals_manual_loop(rule):
+    is_exact = BACKEND == "tensorflow"  # On others, Keras computes some operations in float32.
     term_weights = {"a": 1.0, "b": 3.0}
     model = build(rule, weights=term_weights, floatx="float64" if is_exact else "float32")
     values = {name: value.astype("float64") for name, value in weights_of(model).items()}
@@ -38,7 +38,7 @@ def test_fit_equals_a_loop_by_hand(rule):
     for step in range(20):
         rows = slice(8 * (step % 5), 8 * (step % 5 + 1))
         at_z, updates = by_hand_step(values, rows, term_weights)
-        # What each term's gradient is for the kernel and the bias of the trunk.
+        # Each term's gradient for the kernel and bias of the trunk.
         of_terms = [np.concatenate([(X[rows].T @ g).ravel(), g.sum(axis=0)]) for g in at_z]
         combined = combine(aggregator, np.stack(of_terms), dtypes()[-1], step)
         updates["shared_0"], updates["shared_1"] = combined[:20].reshape(5, 4), combined[20:]
@@ -62,7 +62,7 @@ def stateful_trunk():
     )
 
 
-def test_sum_trains_as_without_the_layer():
+def test_sum_trains_like_plain_trunk():
     def trained(is_shared):
         model = build("sum", stateful_trunk())
         if not is_shared:
@@ -79,7 +79,7 @@ def test_sum_trains_as_without_the_layer():
         np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_evaluation_is_that_of_the_trunk():
+def test_evaluation_equals_evaluation_of_the_trunk():
     model = build("mgda", stateful_trunk())
     fit(model, 1)
     z = model.get_layer("shared").trunk(X, training=False)
@@ -88,7 +88,7 @@ def test_evaluation_is_that_of_the_trunk():
         np.testing.assert_array_equal(ops.convert_to_numpy(copy), ops.convert_to_numpy(z))
 
 
-def test_statistics_are_of_the_parameters():
+def test_statistics_refer_to_parameter_gradients():
     model = build(None)
     values = {name: value.astype("float64") for name, value in weights_of(model).items()}
     at_z, _ = by_hand_step(values, slice(0, 8), {"a": 1.0, "b": 1.0})
@@ -100,7 +100,7 @@ def test_statistics_are_of_the_parameters():
     np.testing.assert_allclose(statistics.norms, np.linalg.norm(of_terms, axis=1), rtol=1e-4)
 
 
-def test_trunk_that_is_not_trained_stays():
+def test_frozen_trunk_is_unchanged():
     model = build("mgda")
     model.get_layer("shared").trunk.trainable = False
     joint = kj.joint_loss(dict.fromkeys("ab", "mean_squared_error"))
@@ -115,7 +115,7 @@ def test_trunk_that_is_not_trained_stays():
 
 @pytest.mark.backend("tensorflow")
 @pytest.mark.slow
-def test_replicas_balance_as_one_device():
+def test_replicas_balance_like_one_device():
     from tests.test_training import two_replicas
 
     one = build("mgda")
@@ -127,7 +127,7 @@ def test_replicas_balance_as_one_device():
         np.testing.assert_allclose(np.array(actual), np.array(expected), rtol=1e-4, atol=1e-6)
 
 
-def test_trunk_that_adds_to_the_loss_is_refused():
+def test_trunk_that_adds_losses_is_refused():
     with pytest.raises(ValueError, match=r"`trunk`.*Received: trunk='dense'"):
         kj.layers.SharedTrunk("dense", ["a", "b"])
     inputs = keras.Input((5,))

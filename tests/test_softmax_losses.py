@@ -1,4 +1,4 @@
-"""The softmax and sigmoid losses: tiles, temperatures, compilation, and that none is below 0."""
+"""The softmax and sigmoid losses: tiles, temperatures, compilation and nonnegative values."""
 
 import keras
 import numpy as np
@@ -39,7 +39,7 @@ def test_tiles_change_neither_value_nor_gradient(name):
 
 @pytest.mark.parametrize("tile_size", [None, 2])
 @pytest.mark.parametrize("name", ["info_nce", "siglip"])
-def test_temperature_and_bias_may_be_tensors_and_get_their_gradients(name, tile_size):
+def test_tensor_temperature_and_bias_get_gradients(name, tile_size):
     views, weight = views_of(Case(name)), np.linspace(0.5, 1.5, 5)
     start = np.array([0.3, -2.0])
     dtype = dtypes()[-1]
@@ -67,7 +67,7 @@ COLD = [
 
 
 @pytest.mark.parametrize("case", COLD, ids=str)
-def test_low_temperature(case):
+def test_low_temperature_equals_the_reference(case):
     labels = labels_of(case) if case.labels else None
     assert_equals_reference(
         case, views_of(case), labels, tile_sizes=(None,) if COMPILES else (None, 4)
@@ -75,7 +75,7 @@ def test_low_temperature(case):
 
 
 def test_equal_distances_between_far_embeddings_are_exact():
-    # The identity |a|^2 + |b|^2 - 2ab would lose a distance of 1 at a length of 1e4 to rounding.
+    # At a length of 1e4, rounding in |a|^2 + |b|^2 - 2ab would hide a distance of 1.
     views = np.array([[[0, 0], [1, 0]], [[0, 2], [0, 0]]]) + 10_000.0
     labels = np.array([0, 1])
     for case in [
@@ -89,7 +89,7 @@ def test_equal_distances_between_far_embeddings_are_exact():
         assert_close(actual, expected, 1e-4, err_msg=case.name)
 
 
-def test_identical_embeddings_cost_the_log_of_the_batch_size():
+def test_loss_of_identical_embeddings_is_log_of_batch_size():
     loss = kj.losses.InfoNCE()(np.zeros(7), np.ones((7, 2, 3), "float32"))
     assert float(loss) == pytest.approx(np.log(7), rel=1e-5)
 
@@ -98,7 +98,7 @@ def test_identical_embeddings_cost_the_log_of_the_batch_size():
 
 
 def _compiled_value_and_gradient(function, views, labels, xla):
-    """Compiles `function` and its gradient for any batch size, where the backend can."""
+    """Compiles `function` and its gradient for any batch size if the backend supports it."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -130,7 +130,7 @@ def _compiled_value_and_gradient(function, views, labels, xla):
     + [(Case("info_nce", {"same_label": "positive"}, 3), 2), (Case("siglip"), 2)],
     ids=str,
 )
-def test_compiled_for_any_batch_size(case, tile_size):
+def test_compiles_for_any_batch_size(case, tile_size):
     views, labels = views_of(case), labels_of(case).astype("int32")
     weight = np.linspace(0.5, 1.5, 5)
     loss = case.make(**({"tile_size": tile_size} if case.name in TILED else {}))
@@ -145,7 +145,7 @@ def test_compiled_for_any_batch_size(case, tile_size):
     assert_close(gradient, expected_gradient(case, views, labels, None, weight), 1e-3)
 
 
-def test_tiles_of_euclidean_distances_are_refused():
+def test_tiled_euclidean_distances_are_refused():
     with pytest.raises(ValueError, match=r"`tile_size`.*Received: tile_size=4"):
         kj.losses.InfoNCE(similarity="euclidean", tile_size=4)
 
@@ -163,8 +163,8 @@ def _solved(seed):
 
 @pytest.mark.parametrize("tile_size", [None, 16])
 @pytest.mark.parametrize("name", NEVER_NEGATIVE)
-def test_loss_is_never_below_zero(name, tile_size):
-    # The positive and the sum that contains it come from one product: rounding cannot part them.
+def test_loss_is_never_negative(name, tile_size):
+    # The positive and the sum that contains it use the same product, with the same rounding.
     for make, seeds in [(_one_item, 20), (_solved, 2)]:
         case = Case(name, {} if name == "n_pairs" else {"temperature": 0.01})
         function = compiled(case.with_tile_size(tile_size))
@@ -177,17 +177,17 @@ def test_loss_is_never_below_zero(name, tile_size):
 
 @pytest.mark.parametrize("kind", ["bfloat16", "TF32"])
 @pytest.mark.parametrize("name", NEVER_NEGATIVE)
-def test_loss_is_never_below_zero_with_rounded_products(name, kind, monkeypatch):
+def test_loss_is_never_negative_with_rounded_products(name, kind, monkeypatch):
     def rounded(x):
         x = ops.convert_to_numpy(x)
-        bits = 16 if kind == "bfloat16" else 13  # Of the 23 of float32.
+        bits = 16 if kind == "bfloat16" else 13  # Dropped from the 23 bits of float32.
         kept = (x.view("int32") + (1 << (bits - 1))) >> bits << bits
         return ops.convert_to_tensor(kept.astype("int32").view("float32"))
 
     product = _math.matrix_product
     monkeypatch.setattr(_math, "matrix_product", lambda a, b: product(rounded(a), rounded(b)))
     case = Case(name, {} if name == "n_pairs" else {"temperature": 0.01})
-    # NumPy cannot round within the compiled loops of the other backends.
+    # NumPy cannot round inside the compiled loops of the other backends.
     for tile_size in [None, 16] if keras.backend.backend() == "torch" else [None]:
         function = case.with_tile_size(tile_size)
         for views in (_one_item(0), _solved(0)):
@@ -197,7 +197,7 @@ def test_loss_is_never_below_zero_with_rounded_products(name, kind, monkeypatch)
 
 @pytest.mark.backend("torch")
 @pytest.mark.parametrize("name", sorted(TILED))
-def test_number_of_tiles_does_not_change_how_often_the_host_waits(name, monkeypatch):
+def test_number_of_host_synchronizations_is_independent_of_tiles(name, monkeypatch):
     import torch
 
     waits, count = [], torch.Tensor.__bool__

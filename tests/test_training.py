@@ -1,4 +1,4 @@
-"""The shared suite: every object of the package through every way of training."""
+"""The shared suite: every object of the package in every mode of training."""
 
 import contextlib
 import functools
@@ -22,30 +22,30 @@ STEPS = ITEMS // BATCH
 EPOCHS = 2
 BACKEND = keras.backend.backend()
 
-# The others differ from these in the model around the terms, or in the values of the losses.
+# The others differ only in the model around the terms or in the values of the losses.
 ESSENTIAL = ("outputs", "pairs", "layers", "adapted", "balanced", "shared")
-# One of each kind of state: schedules, a memory, a rule, a record of gradients.
+# One of each kind of state: schedules, a memory, a rule and gradient records.
 STATEFUL = ("outputs", "pairs", "adapted", "balanced")
-# All contrastive losses: they take long to compile.
+# All contrastive losses, which take long to compile.
 FAMILY = ("family_outputs", "family_layers")
 MOST = tuple(name for name in SUBJECTS if name not in FAMILY)
 
 
 class Mode(NamedTuple):
-    """A way of training.
+    """A mode of training.
 
     Attributes:
-        compile: Further arguments of `compile`.
-        data: What `fit` gets: `"arrays"`, `"tf_data"` or `"sample_weight"`.
+        compile: Additional arguments of `compile`.
+        data: The input of `fit`: `"arrays"`, `"tf_data"` or `"sample_weight"`.
         policy: The dtype policy.
         mirrored: Whether two replicas train.
-        accumulated: Over how many batches gradients are accumulated, or `None`. The epochs are then
-            as many calls of `fit`, so that one begins between two steps of the optimizer.
+        accumulated: The number of batches over which gradients are accumulated, or `None`. Each
+            epoch is then a separate call of `fit`, so that one starts between two optimizer steps.
         cloned: Whether a clone of the compiled model is trained.
-        same_as_plain: Whether logs and weights are those of the plain mode.
+        same_as_plain: Whether logs and weights equal those of the plain mode.
         lacking: The backends without this mode.
-        subjects: What is trained in it.
-        lives_on: What is also evaluated, saved, loaded and trained on in it.
+        subjects: The models trained in this mode.
+        lives_on: The models that are also evaluated, saved, loaded and trained further.
     """
 
     compile: dict | None = None
@@ -67,7 +67,7 @@ MODES = {
         data="tf_data", subjects=("outputs", "layers", "list_outputs", "subclassed", "adapted")
     ),
     "sample_weight": Mode(data="sample_weight", same_as_plain=False, subjects=MOST),
-    # On JAX every mode but `run_eagerly` is compiled.
+    # On JAX, every mode except `run_eagerly` is compiled.
     "jit_compile": Mode({"jit_compile": True}, lacking=("jax", "torch"), subjects=STATEFUL),
     "steps_per_execution": Mode({"steps_per_execution": 4}, lacking=("torch",), subjects=STATEFUL),
     "run_eagerly": Mode(
@@ -96,7 +96,7 @@ MODES = {
 
 @functools.cache
 def two_replicas():
-    """Returns the strategy: one for all tests, as the collective operations of two would clash."""
+    """Returns one strategy for all tests, because collective operations of two would clash."""
     import tensorflow as tf
 
     names = [device.name for device in tf.config.list_logical_devices("CPU")]
@@ -124,7 +124,7 @@ def _inputs(subject: Subject, items: int = ITEMS):
 
 
 def fit_arguments(subject: Subject, mode: Mode, model, targets) -> dict:
-    """Returns `x`, `y` and so on for `fit` and `evaluate`."""
+    """Returns `x`, `y` and further arguments for `fit` and `evaluate`."""
     x = _inputs(subject)
     losses = list(model.loss)
     y = {name: DATA[target] for name, target in zip(losses, targets, strict=True)}
@@ -157,13 +157,13 @@ def fit(model, arguments, log_dir=None, epochs=EPOCHS, **options):
 
 
 def fit_in_parts(model, arguments, log_dir):
-    """Returns the logs of as many calls of `fit` as there are epochs."""
+    """Returns the logs of one call of `fit` per epoch."""
     parts = [fit(model, arguments, log_dir, epochs=1) for _ in range(EPOCHS)]
     return {key: [part[key][0] for part in parts] for key in parts[0]}
 
 
 def given_weights(subject: Subject, step: int) -> dict[str, float]:
-    """Returns the weights that the user gives, at a step."""
+    """Returns the user's weights at a step."""
     return {
         name: float(weight(step)) if callable(weight) else weight
         for name, weight in subject.weights.items()
@@ -171,7 +171,7 @@ def given_weights(subject: Subject, step: int) -> dict[str, float]:
 
 
 def assert_weights(subject: Subject, actual: dict[str, float], step: int):
-    """Asserts that weights are those of a step: the given ones, times the factors of the rule."""
+    """Asserts that weights are the given weights at a step times the factors of the rule."""
     given = given_weights(subject, step)
     if subject.factor_sum is None:
         assert actual == pytest.approx(given, 1e-5, 1e-6)
@@ -190,20 +190,20 @@ def logged_weights(subject: Subject, history, epoch, prefix="") -> dict[str, flo
 
 
 def plain_results(name: str) -> Path:
-    """Returns the file in which the processes share the logs and weights of the plain mode."""
+    """Returns the file that shares the results of the plain mode between processes."""
     return Path(os.environ["KERAS_JOINTLOSS_TEST_RESULTS"]) / f"{name}.pickle"
 
 
 def keep_plain(name: str, history, values) -> None:
-    """Keeps the logs and weights of the plain mode for all processes."""
+    """Saves the logs and weights of the plain mode for all processes."""
     path = plain_results(name)
     own = path.with_suffix(f".{os.getpid()}")
     own.write_bytes(pickle.dumps((history, values)))
-    own.rename(path)  # Whole, whoever else reads it now.
+    own.rename(path)  # Atomic: another process never reads a partial file.
 
 
 def plainly_trained(name: str):
-    """Returns the logs and weights of the plain mode, with which others are compared."""
+    """Returns the logs and weights of the plain mode as reference for other modes."""
     if not plain_results(name).exists():
         subject = SUBJECTS[name]
         model, targets = compiled(subject, MODES["plain"])
@@ -213,7 +213,7 @@ def plainly_trained(name: str):
 
 
 def cases():
-    # By subject, so that few processes train the same plain model.
+    # Grouped by subject, so that few processes train the same plain model.
     for name in SUBJECTS:
         for mode_name, mode in MODES.items():
             if name in mode.subjects and BACKEND not in mode.lacking:
@@ -223,14 +223,14 @@ def cases():
 
 
 def references(model) -> list[weakref.ref]:
-    """Returns weak references to a model and to all that it holds."""
+    """Returns weak references to a model and its objects."""
     held = [model, *model.layers, *model.metrics, *model.variables, *model.metrics_variables]
     inner = [layer for outer in model.layers for layer in getattr(outer, "layers", [])]
     return [weakref.ref(value) for value in (*held, *inner)]
 
 
 def assert_freed(references: list[weakref.ref]):
-    """Asserts that nothing is left of a model that was deleted."""
+    """Asserts that a deleted model and its objects are freed."""
     keras.utils.clear_session()
     gc.collect()
     alive = [value for value in (reference() for reference in references) if value is not None]
@@ -245,7 +245,7 @@ def test_training(name, mode_name, tmp_path):
 
 
 def assert_trains(name, mode_name, tmp_path) -> list[weakref.ref]:
-    """Asserts what holds for a subject in a mode, and returns references to its model."""
+    """Trains a subject in a mode, checks it, and returns references to its model."""
     subject, mode = SUBJECTS[name], MODES[mode_name]
     model, targets = compiled(subject, mode)
     arguments = fit_arguments(subject, mode, model, targets)
@@ -283,7 +283,7 @@ def assert_trains(name, mode_name, tmp_path) -> list[weakref.ref]:
 
 
 def assert_lives_on(subject, mode, model, arguments, tmp_path):
-    """Asserts that evaluation moves nothing, and that a saved model goes on where it was."""
+    """Asserts that evaluation changes nothing, and that a saved model resumes correctly."""
     tolerance = 1e-2 if mode.policy == "mixed_float16" else 1e-4
     before = current_weights(model)
     evaluate = {**arguments, "return_dict": True, "verbose": 0}

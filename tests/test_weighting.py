@@ -1,4 +1,4 @@
-"""The rules that adapt the weights: simulations of their formulas, options and errors."""
+"""The rules that adapt the weights: comparison with their formulas, options and errors."""
 
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from keras_jointloss.weighting.random_weighting import random_normal
 from tests import reference_weighting as reference
 from tests.terms import RULES, Terms, make, recorded_losses
 
-EPOCHS = np.arange(40) // 10  # Of each step.
+EPOCHS = np.arange(40) // 10  # The epoch of each step.
 PREFERENCE = [1.0, 0.5, 2.0]
 SIMULATIONS = {
     "Uncertainty": ({}, reference.uncertainty),
@@ -50,7 +50,7 @@ def test_weights_follow_the_formula(case):
 
 
 def test_known_values():
-    # The objective of Uncertainty at s = 0, whose gradient the first step follows.
+    # The first step follows the gradient of the Uncertainty objective at s = 0.
     losses = np.array([1.0, 2.0, 4.0])
     assert sum(0.5 * losses + 0.5 * 0) == 3.5
     terms = Terms(make("Uncertainty", learning_rate=0.1), 3)
@@ -71,25 +71,25 @@ def test_known_values():
 
 
 @pytest.mark.parametrize("name", ["DynamicWeightAverage", "FAMO", "GeometricMean"])
-def test_scale_of_a_loss_does_not_matter(name):
+def test_loss_scale_does_not_change_balance(name):
     losses = recorded_losses()
     scale = np.array([1.0, 1000.0, 1.0])
     plain = Terms(make(name), 3).run(losses, EPOCHS)[1:] * losses
     scaled = Terms(make(name), 3).run(losses * scale, EPOCHS)[1:] * losses
-    if name != "DynamicWeightAverage":  # There the weight, else the share of the total is the same.
+    if name != "DynamicWeightAverage":  # Its weights are invariant; for the others, the shares are.
         scaled = scaled * scale
     plain, scaled = (x / x.sum(axis=1, keepdims=True) for x in (plain, scaled))
     np.testing.assert_allclose(scaled, plain, rtol=2e-4)
 
 
 @pytest.mark.parametrize("name", [name for name in RULES if name != "RandomWeighting"])
-def test_equal_terms_stay_equal(name):
+def test_equal_terms_get_equal_weights(name):
     losses = np.repeat(recorded_losses(count=1), 3, axis=1)
     trajectory = Terms(make(name), 3).run(losses, EPOCHS)
     np.testing.assert_allclose(trajectory, trajectory[:, :1].repeat(3, axis=1), rtol=1e-6)
 
 
-def test_random_numbers_are_normal_and_differ_from_step_to_step():
+def test_random_numbers_are_normal_and_change_every_step():
     steps = ops.arange(2000, dtype="int32")
 
     def draw(seed):
@@ -102,13 +102,13 @@ def test_random_numbers_are_normal_and_differ_from_step_to_step():
     assert abs(np.corrcoef(numbers, rowvar=False) - np.eye(4)).max() < 0.1
     assert abs(np.corrcoef(numbers[:-1].ravel(), numbers[1:].ravel())[0, 1]) < 0.05
     assert abs(np.corrcoef(numbers.ravel(), others.ravel())[0, 1]) < 0.05
-    # The same numbers whether steps come one by one or together.
+    # The numbers are the same whether steps are drawn one by one or together.
     np.testing.assert_allclose(ops.convert_to_numpy(random_normal(4, 1, 3)), numbers[3], rtol=1e-5)
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss_tests")
 class LastLoss(kj.weighting.Weighting):
-    """Weighs a term by its latest loss, and counts."""
+    """Weights a term by its latest loss and counts the updates."""
 
     initial_state: ClassVar = {"updates": 0.0}
 
@@ -120,7 +120,7 @@ class LastLoss(kj.weighting.Weighting):
         return {"updates": state["updates"]}
 
 
-def test_options_of_the_base():
+def test_base_class_options():
     losses = np.array([[2.0, 8.0], [4.0, 2.0], [6.0, 5.0], [8.0, 1.0]])
     plain = Terms(LastLoss(), 2).run(losses)
     np.testing.assert_allclose(plain, [[1, 1], *losses])
@@ -134,7 +134,7 @@ def test_options_of_the_base():
     np.testing.assert_allclose(rare, [[1, 1], [1, 1], [3, 5], [3, 5], [7, 3]])
 
 
-def test_user_weights_multiply():
+def test_user_weights_multiply_rule_weights():
     terms = Terms(LastLoss(), 2)
     terms.weights["term1"].assign(0.5)
     terms.rule.start()
@@ -142,7 +142,7 @@ def test_user_weights_multiply():
     assert terms.now() == [3.0, 2.0]
 
 
-def test_nothing_moves_unless_started():
+def test_weights_change_only_after_start():
     terms = Terms(LastLoss(), 2)
     terms.step([3.0, 4.0])
     assert terms.now() == [1.0, 1.0]
@@ -170,7 +170,7 @@ def test_term_without_items_keeps_weight_and_state(name):
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_a_loss_that_is_not_finite_poisons_nothing(name):
+def test_nonfinite_loss_is_ignored(name):
     terms, clean = Terms(make(name), 2), Terms(make(name), 2)
     losses = recorded_losses(6, 2)
     for one in (terms, clean):
@@ -181,14 +181,14 @@ def test_a_loss_that_is_not_finite_poisons_nothing(name):
         assert terms.now() == before
         assert terms.rule.take_unusable() == {"term1": 1}
         assert not terms.rule.take_unusable()
-    if name != "RandomWeighting":  # It draws by the number of the step.
+    if name != "RandomWeighting":  # Its numbers depend on the step.
         for one in (terms, clean):
             for row in losses[3:]:
                 one.step(row)
         assert terms.now() == pytest.approx(clean.now(), rel=1e-6)
 
 
-def test_a_weight_that_is_not_finite_is_told_of_and_not_used():
+def test_nonfinite_weight_is_reported_and_ignored():
     class Inverse(kj.weighting.Weighting):
         def update(self, losses, step):
             return 1 / losses
@@ -202,7 +202,7 @@ def test_a_weight_that_is_not_finite_is_told_of_and_not_used():
 
 
 @pytest.mark.parametrize("name", ["DynamicWeightAverage", "FAMO", "GeometricMean", "Uncertainty"])
-def test_a_negative_loss_is_not_usable(name):
+def test_negative_loss_is_reported_as_unusable(name):
     terms = Terms(make(name), 2)
     terms.rule.start()
     terms.step([-1.0, 1.0])
@@ -210,7 +210,7 @@ def test_a_negative_loss_is_not_usable(name):
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_a_loss_of_zero_leaves_the_weights_finite(name):
+def test_zero_loss_keeps_weights_finite(name):
     trajectory = Terms(make(name), 2).run(np.array([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]))
     assert np.isfinite(trajectory).all()
 
@@ -229,7 +229,7 @@ def test_a_loss_of_zero_leaves_the_weights_finite(name):
         ({"on_nonfinite": "ignore"}, "on_nonfinite"),
     ],
 )
-def test_invalid_option(arguments, message):
+def test_invalid_option_is_refused(arguments, message):
     with pytest.raises(ValueError, match=rf"`{message}`.*Received: {message}="):
         kj.weighting.Uncertainty(**arguments)
 
@@ -248,13 +248,13 @@ def test_invalid_option(arguments, message):
         ("RandomWeighting", {"seed": -1}, "seed"),
     ],
 )
-def test_invalid_argument(name, arguments, message):
+def test_invalid_argument_is_refused(name, arguments, message):
     with pytest.raises(ValueError, match=rf"`{message}`.*Received"):
         make(name, **arguments)
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_config_and_names(name):
+def test_config_round_trip_and_lookup_by_name(name):
     rule = make(name, warmup_steps=3, ema=0.5, min_weight=0.1, max_weight=9.0, update_every=2)
     config = rule.get_config()
     assert type(rule).from_config(config).get_config() == config
@@ -263,6 +263,6 @@ def test_config_and_names(name):
 
 
 @pytest.mark.parametrize("identifier", ["adam", 3, kj.LossWeight])
-def test_unknown_weighting(identifier):
+def test_unknown_weighting_is_refused(identifier):
     with pytest.raises(ValueError, match=r"`weighting`.*Received: weighting="):
         kj.joint_loss({"a": "mse"}, weighting=identifier)

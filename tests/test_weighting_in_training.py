@@ -1,6 +1,6 @@
-"""The rules that adapt the weights, in training: what they see, when they move, how they resume.
+"""The rules that adapt the weights, in training: their losses, updates and resumption.
 
-What the base class does is tested with one rule that keeps state for each term and counts epochs.
+One rule that keeps state for each term and counts epochs tests the base class.
 """
 
 import functools
@@ -68,15 +68,15 @@ def trajectories(model, epochs=2, callbacks=(), **arguments):
 
 @functools.cache
 def uninterrupted(name):
-    """Returns the weights in each of the 24 steps of four epochs."""
+    """Returns the weights in each of the 24 steps in four epochs."""
     return trajectories(build(name), epochs=4)
 
 
-def test_layer_terms_take_part_and_user_weights_multiply():
+def test_rule_weights_layer_terms_and_multiplies_user_weights():
     schedule = kj.schedules.Linear(0.0, 1.0, steps=12)
     model = build(LastLoss(), weights={"rating": 0.5, "label": schedule})
     trajectory = Trajectory()
-    # One batch an epoch: the mean loss of the epoch is that of the step.
+    # With one batch per epoch, the mean loss of the epoch is the loss of the step.
     history = fit(model, epochs=3, batch_size=48, callbacks=[trajectory])
     assert tuple(model.loss["rating"].weight.weighting.terms) == ("rating", "label", "align")
     for epoch in range(3):
@@ -86,7 +86,7 @@ def test_layer_terms_take_part_and_user_weights_multiply():
             history["align_loss"][epoch],
         ]
         assert trajectory.weights[epoch] == pytest.approx(expected, 1e-5)
-        # What the logs call the weight is what multiplies the loss; in an epoch's log: the last.
+        # The logged weight is the factor of the loss, at the last step of the epoch.
         names = ("rating", "label", "align")
         assert [history[f"{name}_weight"][epoch] for name in names] == pytest.approx(expected, 1e-5)
     assert history["rating_updates"] == [1.0, 2.0, 3.0]
@@ -100,7 +100,7 @@ def test_total_is_the_sum_of_the_weighted_terms():
     assert history["loss"][1] == pytest.approx(np.dot(before, losses), 1e-5)
 
 
-def test_evaluation_and_prediction_move_nothing():
+def test_evaluation_and_prediction_change_nothing():
     model = build(STATEFUL)
     fit(model)
     rule = model.loss["rating"].weight.weighting
@@ -119,9 +119,9 @@ def test_validation_changes_no_weight():
     np.testing.assert_allclose(validated, uninterrupted(STATEFUL), rtol=1e-6)
 
 
-# FAMO's state includes what its optimizer keeps, in further rows and counts.
+# FAMO's state includes the optimizer state, in additional rows and counts.
 @pytest.mark.parametrize("name", [STATEFUL, "famo"])
-def test_loaded_model_goes_on_as_an_uninterrupted_one(name, tmp_path):
+def test_loaded_model_resumes_like_uninterrupted_training(name, tmp_path):
     model = build(name)
     first = trajectories(model, epochs=2)
     model.save(tmp_path / "model.keras")
@@ -151,7 +151,7 @@ print(json.dumps(weights.tolist()))
 """
 
 
-def test_killed_training_resumes_with_the_same_trajectory(tmp_path):
+def test_killed_training_resumes_on_the_same_trajectory(tmp_path):
     def run(*arguments):
         return subprocess.run(
             [sys.executable, "-c", KILLED, str(tmp_path / "backup"), *arguments],
@@ -165,11 +165,11 @@ def test_killed_training_resumes_with_the_same_trajectory(tmp_path):
     resumed = run("gentle")
     assert resumed.returncode == 0, resumed.stderr
     weights = json.loads(resumed.stdout.splitlines()[-1])
-    # Two of four epochs were saved, the third was broken off.
+    # Two of four epochs were saved, the third was interrupted.
     np.testing.assert_allclose(weights, uninterrupted(STATEFUL)[12:], rtol=1e-6)
 
 
-def test_epochs_count_on_from_one_fit_to_the_next():
+def test_epoch_count_continues_across_fits():
     once = uninterrupted(STATEFUL)
     model = build(STATEFUL)
     again = [trajectories(model, epochs=1) for _ in range(4)]
@@ -177,7 +177,7 @@ def test_epochs_count_on_from_one_fit_to_the_next():
     assert not np.allclose(once[-1], 1)
 
 
-def test_a_rule_can_be_added_after_training():
+def test_rule_can_be_added_after_training():
     model = build(None)
     fit(model)
     weights_before = [float(weight) for weight in find_terms(model).values()]
@@ -187,7 +187,7 @@ def test_a_rule_can_be_added_after_training():
     assert (trajectories(model, epochs=1)[-1] != 1.0).all()
 
 
-def test_a_rule_can_be_given_up():
+def test_rule_can_be_removed():
     model = build("geometric_mean")
     fit(model)
     assert float(model.get_layer("align").weight) != 1.0
@@ -196,7 +196,7 @@ def test_a_rule_can_be_given_up():
     assert (trajectories(model, epochs=1) == 1.0).all()
 
 
-def test_uncertainty_finds_the_noise():
+def test_uncertainty_estimates_the_noise():
     generator = np.random.default_rng(0)
     x = generator.normal(size=(2000, 1)).astype("float32")
     y = {
@@ -263,7 +263,7 @@ def test_replicas_hold_the_same_state():
 @pytest.mark.parametrize("on_nonfinite", ["raise", "skip"])
 def test_nonfinite_loss_names_the_term(on_nonfinite):
     targets = {**TARGETS, "rating": TARGETS["rating"].copy()}
-    targets["rating"][-1] = np.nan  # In the last batch, as the model itself survives none.
+    targets["rating"][-1] = np.nan  # In the last batch, because NaN spreads to the model.
     model = build(kj.weighting.GeometricMean(on_nonfinite=on_nonfinite))
     options = {"batch_size": 8, "verbose": 0, "shuffle": False}
     callback = kj.callbacks.JointLossCallback()
@@ -280,7 +280,7 @@ def test_nonfinite_loss_names_the_term(on_nonfinite):
     assert weights != [1 / 3] * 3
 
 
-def test_missing_labels_leave_a_term_alone():
+def test_term_without_labels_keeps_its_weight():
     sample_weight = {"rating": np.ones(48, "float32"), "label": np.zeros(48, "float32")}
     model = build(LastLoss())
     history = model.fit(
@@ -296,7 +296,7 @@ def test_missing_labels_leave_a_term_alone():
     assert history["label_weight"] == [1.0]
 
 
-def test_no_read_from_the_device_per_step(monkeypatch):
+def test_number_of_device_reads_is_independent_of_steps(monkeypatch):
     reads = []
     original = ops.convert_to_numpy
 
@@ -319,16 +319,16 @@ def test_no_read_from_the_device_per_step(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:The loss of term:UserWarning")
-def test_rule_names_only_the_terms_whose_losses_were_the_first_it_could_not_use():
+def test_rule_reports_only_first_unusable_losses():
     model = build("uncertainty")
     targets = {name: target.copy() for name, target in TARGETS.items()}
-    targets["rating"][8:10] = np.nan  # From the second step on no loss is finite any more.
+    targets["rating"][8:10] = np.nan  # From the second step on, no loss is finite.
     with pytest.raises(FloatingPointError, match=r"the loss of 'rating' in 5 steps$"):
         fit(model, 1, y=targets)
 
 
 @pytest.mark.parametrize("name", ["uncertainty", "famo", "geometric_mean", STATEFUL])
-def test_loss_that_rounding_put_below_0_counts_as_0(name):
+def test_loss_rounded_below_0_counts_as_0(name):
     def usable(loss):
         rule = kj.weighting.get(name)
         terms = Terms(rule, 2)
@@ -341,19 +341,19 @@ def test_loss_that_rounding_put_below_0_counts_as_0(name):
     assert not usable(-1e-3)
 
 
-def test_preference_of_the_wrong_length():
+def test_preference_of_wrong_length_is_refused():
     model = build(kj.weighting.SmoothTchebycheff(preference=[1.0, 2.0]))
     with pytest.raises(ValueError, match=r"`preference`.*Expected 3 numbers"):
         fit(model)
 
 
-def test_rule_cannot_serve_other_terms():
+def test_rule_with_other_terms_is_refused():
     terms = Terms(kj.weighting.FAMO(), 2)
     with pytest.raises(ValueError, match=r"weighting of the terms .*'term1'.* Received: terms"):
         terms.rule.bind({"other": kj.LossWeight()})
 
 
-def test_rule_cannot_serve_two_models():
+def test_rule_of_two_models_is_refused():
     rule = kj.weighting.FAMO()
     fit(build(rule))
     inputs = keras.Input((6,))
@@ -368,7 +368,7 @@ def test_rule_cannot_serve_two_models():
         )
 
 
-def test_tensorboard_has_the_weights_and_the_noise(tmp_path):
+def test_tensorboard_shows_weights_and_noise(tmp_path):
     model = build("uncertainty")
     model.fit(
         FEATURES,

@@ -1,10 +1,10 @@
-"""Measures what combining the gradients of several terms costs in time.
+"""Measures the time cost of combining the gradients of several terms.
 
-A convolutional trunk of some 20 ms a step or more with a head for each of 2, 3 or 8 terms, trained
-by `fit` with a `GradientBalancer` and without. On PyTorch the same network is also trained in a
-loop with torchjd's `mtl_backward`, and in one with a plain backward pass. There every operation
-takes its time, so that balancing costs some milliseconds, whatever the trunk: `--width 2` makes the
-trunk twice as wide.
+The model is a convolutional trunk of about 20 ms a step or more, with a head for each of 2, 3 or 8
+terms. `fit` trains it with and without a `GradientBalancer`. On PyTorch, two loops also train the
+same network: one with torchjd's `mtl_backward` and one with a plain backward pass. PyTorch has an
+overhead for each operation, so balancing costs a few milliseconds regardless of the trunk.
+`--width 2` doubles the width of the trunk.
 
 Run: python -m tests.benchmarks.benchmark_balancing [aggregators] --terms 2 3 8
      KERAS_BACKEND=torch python -m tests.benchmarks.benchmark_balancing --peer
@@ -19,13 +19,13 @@ import keras_jointloss as kj
 from tests.benchmarks.timing import compare
 
 RULES = ("aligned_mtl", "cagrad", "imtl_g", "mean", "mgda", "nash_mtl", "pcgrad", "sum", "upgrad")
-# By the number of terms: what the median should not exceed.
+# The maximum median for each number of terms.
 TARGETS = {2: 1.05, 3: 1.05, 8: 1.15}
 STEPS, BATCH_SIZE, FILTERS = 20, 64, (32, 64, 64)
 
 
 def load(terms):
-    """Returns the inputs, channels last, and the targets of each term."""
+    """Returns the inputs (channels last) and the targets of each term."""
     generator = np.random.default_rng(0)
     x = generator.normal(size=(STEPS * BATCH_SIZE, 32, 32, 3)).astype("float32")
     return x, [x[:, index, :4, index % 3] for index in range(terms)]
@@ -48,7 +48,7 @@ def build(terms, width, rule=None):
 
 
 def ratio(rule, terms, width, pairs):
-    """Measures `fit` with a `GradientBalancer` over `fit` without."""
+    """Measures the time of `fit` with a `GradientBalancer` relative to `fit` without one."""
     x, targets = load(terms)
     y = {f"term{index}": target for index, target in enumerate(targets)}
     balanced, plain = build(terms, width, rule), build(terms, width)
@@ -60,7 +60,7 @@ def ratio(rule, terms, width, pairs):
 
 
 def peer_ratio(rule, terms, width, pairs):
-    """Measures a loop with torchjd's `mtl_backward` over one with a plain backward pass."""
+    """Measures torchjd's `mtl_backward` relative to a plain backward pass, both in a loop."""
     import torch
     from torchjd import aggregation
     from torchjd.autojac import jac_to_grad, mtl_backward

@@ -1,13 +1,13 @@
-"""Measures time and memory of the contrastive losses at large batches, forward and backward.
+"""Measures time and memory of the contrastive losses for large batches, forward and backward.
 
-Every case runs in a process of its own, in float32 with embeddings of 256 numbers, and reports its
-time and how far the memory of the process rises above what it was before. Cases:
+Each case runs in a separate process, in float32 with embeddings of dimension 256. It reports its
+time and the increase of the process memory. Cases:
 
-- `tiled`: the loss of the package in tiles,
-- `default`: the loss of the package as it comes, dense up to some size,
-- `dense`: the same with the matrix of similarities held as a whole, as one would write it,
-- `two_matrices`: InfoNCE with a matrix for each direction, as it is often written,
-- `peer`: pytorch-metric-learning (PyTorch only, if it is installed, up to 4,096 items).
+- `tiled`: the loss of the package, computed in tiles,
+- `default`: the loss of the package with its default settings, dense up to a size limit,
+- `dense`: a straightforward implementation that stores the full similarity matrix,
+- `two_matrices`: the common implementation of InfoNCE with one matrix for each direction,
+- `peer`: pytorch-metric-learning (PyTorch only, if installed, up to 4,096 items).
 
 Run: python -m tests.benchmarks.benchmark_contrastive [losses] --batches 4096 16384 65536
 """
@@ -26,7 +26,7 @@ LOSSES = ("InfoNCE", "SigLIP", "NTXent", "SupCon")
 
 
 def dense(name, two_matrices=False):
-    """Returns the loss as one would write it, with the backend's own automatic gradient."""
+    """Returns a straightforward loss that uses the automatic gradient of the backend."""
     import keras
     from keras import ops
 
@@ -72,7 +72,7 @@ def loss_of(name, form, labels):
 
 
 def measure(name, form, batch, repetitions):
-    """Runs a case in this process; prints seconds and MiB as JSON."""
+    """Runs a case in this process and prints seconds and MiB as JSON."""
     import keras
     import numpy as np
     from keras import ops
@@ -85,7 +85,7 @@ def measure(name, form, batch, repetitions):
     function = loss_of(name, form, labels)
     backend = keras.backend.backend()
     step = _compiled(function, backend, value_and_gradient)
-    if backend != "jax":  # Whose shapes are part of what is compiled.
+    if backend != "jax":  # JAX compiles for fixed shapes.
         step(views[:256]) if name not in ("SupCon",) and form != "peer" else None
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = []
@@ -118,7 +118,7 @@ def _compiled(function, backend, value_and_gradient):
 
 
 def run(name, form, batch, repetitions):
-    """Runs a case in a process of its own; returns `None` if it fails, as for want of memory."""
+    """Runs a case in a separate process; returns `None` if it fails, e.g. for lack of memory."""
     command = [sys.executable, "-m", __spec__.name, "--case", name, form, str(batch)]
     command += ["--repetitions", str(repetitions)]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -131,7 +131,7 @@ def run(name, form, batch, repetitions):
 
 
 def compare(name, batch, forms, pairs, repetitions):
-    """Prints each form's time and memory, and the ratios of the first to the others."""
+    """Prints time and memory of each form, and the ratios of the first form to the others."""
     results = {form: [] for form in forms}
     for _ in range(pairs):
         for form in tuple(results):

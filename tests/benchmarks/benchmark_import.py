@@ -1,4 +1,4 @@
-"""Measures what `import keras_jointloss` costs beyond `import keras`, in milliseconds.
+"""Measures the import time of `keras_jointloss` on top of `import keras`, in milliseconds.
 
 Run: python -m tests.benchmarks.benchmark_import
 """
@@ -9,8 +9,8 @@ import subprocess
 import sys
 
 TARGET = 50
-# Garbage that `import keras` has left would otherwise be collected at a moment of its own choice,
-# on JAX within the import of the package.
+# Otherwise Python collects the garbage of `import keras` at an arbitrary moment: on JAX, during the
+# import of the package.
 CODE = """
 import gc, time, keras
 gc.disable()
@@ -28,7 +28,7 @@ def milliseconds() -> float:
 
 
 def main():
-    milliseconds()  # Compiles to bytecode, as the installation of a package does.
+    milliseconds()  # Compiles to bytecode, as installing the package does.
     costs = [milliseconds() for _ in range(5)]
     print(
         f"import: {statistics.median(costs):.1f} ms ({min(costs):.1f} to {max(costs):.1f}), "

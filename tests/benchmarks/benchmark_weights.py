@@ -1,12 +1,12 @@
-"""Measures what annealed, adapted and logged terms in plain `fit` cost in time.
+"""Measures the time cost of annealed, adapted and logged terms in stock `fit`.
 
-- `small_step`: four annealed terms in a model whose step is quick, so that every operation shows,
-- `medium_step`: the same with a wider hidden layer, so that the step takes about 2.5 ms,
+- `small_step`: four annealed terms in a model with a fast step, which exposes every operation,
+- `medium_step`: the same with a wider hidden layer and a step of about 2.5 ms,
 - `emoji`: the model of examples/emoji.py,
 - `weighting_<rule>`: each rule on the four terms of `medium_step`, against constant weights,
-- `loop`: examples/explicit_weights.py against a loop written by hand (TensorFlow only).
+- `loop`: examples/explicit_weights.py against a manual loop (TensorFlow only).
 
-Unless said otherwise they are held against the same model with plain losses and numbers as weights.
+Unless stated otherwise, the baseline is the same model with plain losses and numeric weights.
 
 Run: python -m tests.benchmarks.benchmark_weights [names]
 """
@@ -46,7 +46,7 @@ def import_example(name):
 
 
 def compare_annealing(annealed, plain, x, y, batch_size, log_dir, pairs):
-    """Compares an epoch of an annealed model, its terms being logged, with one of a plain model."""
+    """Compares an epoch of an annealed model with logged terms to an epoch of a plain model."""
 
     def fit(model, callbacks=()):
         options = {"batch_size": batch_size, "shuffle": False, "verbose": 0}
@@ -59,7 +59,7 @@ def compare_annealing(annealed, plain, x, y, batch_size, log_dir, pairs):
 
 
 def four_terms(width, steps=400, batch_size=32):
-    """Returns data, losses, and what compiles a model of four heads on a hidden layer."""
+    """Returns data, losses, and a function that compiles a model with four heads."""
     names = ["a", "b", "c", "d"]
     generator = np.random.default_rng(0)
     x = generator.normal(size=(steps * batch_size, 64)).astype("float32")
@@ -90,7 +90,7 @@ def small_step(log_dir, pairs, width=256):
 
 
 def weighting(log_dir, pairs, rule, width=2048):
-    """Compares an epoch under a rule with one under constant `LossWeight`s."""
+    """Compares an epoch with a rule to an epoch with constant `LossWeight`s."""
     x, y, losses, compiled = four_terms(width)
     adapted = compiled(**kj.joint_loss(losses, weighting=rule))
     constant = compiled(**kj.joint_loss(losses))
@@ -103,7 +103,7 @@ def weighting(log_dir, pairs, rule, width=2048):
 
 
 class PlainTerm(keras.layers.Layer):
-    """What one would write in place of the layer term of the emoji model."""
+    """The plain Keras alternative to the layer term of the emoji model."""
 
     def build(self, input_shape):
         self.log_scale = self.add_weight(shape=(), initializer=keras.initializers.Constant(2.3))
@@ -155,7 +155,7 @@ def loop(log_dir, pairs, repetitions=25, batch_size=128):
 
     fitted, looped = build_model(), build_model()
     optimizer = keras.optimizers.Adam()
-    # As a user of a loop would: the means of the losses are all that is kept.
+    # Like a typical user loop, this one only records the mean losses.
     means = {name: keras.metrics.Mean() for name in ("loss", *example.WEIGHTS)}
 
     @tf.function(jit_compile=fitted.jit_compile)
@@ -183,9 +183,9 @@ class Benchmark(NamedTuple):
     """A benchmark.
 
     Attributes:
-        run: Returns the ratio. Takes a folder for logs and the number of pairs.
-        target: What the median should not exceed.
-        backends: Where it runs.
+        run: Function of a log folder and the number of pairs that returns the ratio.
+        target: The maximum median.
+        backends: The supported backends.
     """
 
     run: Callable[[str, int], Ratio]

@@ -1,4 +1,4 @@
-"""Compares how long two ways to do the same take, on a machine that has other work as well."""
+"""Compares the run time of two alternatives on a machine with other load."""
 
 import statistics
 import time
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Ratio(NamedTuple):
-    """How long something takes in units of what it is held against."""
+    """The time of a run relative to its baseline."""
 
     median: float
     minimum: float
@@ -24,15 +24,15 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def compare(run: Callable[[], object], baseline: Callable[[], object], pairs: int = 9) -> Ratio:
-    """Returns the ratios of the times of `run` and of `baseline` right after it.
+    """Returns the ratios of the time of `run` to the time of `baseline` directly after it.
 
-    Each runs once unmeasured, to compile what is to be compiled. Whatever slows the machine down
-    for a while then meets both.
+    Each function first runs once without measurement, to compile. Because the runs alternate, a
+    temporary slowdown of the machine affects both.
 
     Args:
-        run: What is measured.
-        baseline: What it is held against.
-        pairs: How many pairs to measure, 5 or more.
+        run: The function to measure.
+        baseline: The function to compare with.
+        pairs: The number of pairs to measure, 5 or more.
     """
     if pairs < 5:
         raise ValueError(f"Expected 5 pairs or more. Received: pairs={pairs}")
