@@ -19,19 +19,19 @@ class GradientReadings:
     """
 
     def __init__(self, layers: Sequence[GradientCombination]):
-        self._layers = {
+        self._layer_of = {
             "gradients" if len(layers) == 1 else f"gradients/{layer.name}": layer
             for layer in layers
         }
 
     def reset(self) -> None:
         """Resets the means."""
-        for layer in self._layers.values():
+        for layer in self._layer_of.values():
             layer.reset_statistics()
 
     def read(self) -> Statistics:
         """Returns the statistics since the last reset."""
-        statistics = {prefix: layer.statistics() for prefix, layer in self._layers.items()}
+        statistics = {prefix: layer.statistics() for prefix, layer in self._layer_of.items()}
         return {prefix: value for prefix, value in statistics.items() if value is not None}
 
     def to_tags(self, statistics: Statistics) -> dict[str, float]:
@@ -39,13 +39,13 @@ class GradientReadings:
         return {
             f"{prefix}/{tag}": value
             for prefix, of_layer in statistics.items()
-            for tag, value in of_layer.to_tags(self._layers[prefix].terms).items()
+            for tag, value in of_layer.to_tags(self._layer_of[prefix].terms).items()
         }
 
     def heat_maps(self, statistics: Statistics) -> Iterator[tuple[str, Any, str]]:
         """Yields pictures of the cosines: tag, picture and description."""
         for prefix, of_layer in statistics.items():
-            terms = ", ".join(f"`{term}`" for term in self._layers[prefix].terms)
+            terms = ", ".join(f"`{term}`" for term in self._layer_of[prefix].terms)
             description = (
                 f"Rows and columns: {terms}. Blue: cosine 1; white: 0; red: -1, in conflict."
             )
@@ -54,7 +54,7 @@ class GradientReadings:
     def nonfinite_gradients(self, statistics: Statistics) -> Iterator[tuple[str, str]]:
         """Yields the gradients that were the first to be non-finite: prefix and sentence."""
         for prefix, of_layer in statistics.items():
-            layer, steps = self._layers[prefix], of_layer.nonfinite_step
+            layer, steps = self._layer_of[prefix], of_layer.nonfinite_step
             if steps.any():
                 terms = [layer.terms[i] for i in steps.nonzero()[0]]
                 what = f"not finite at layer {layer.name!r} (train, step {steps.max()})"

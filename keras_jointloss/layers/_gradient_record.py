@@ -213,7 +213,7 @@ class GradientRecord:
         # `ops.where`, since a product with a non-finite value would not be finite.
         rows = ops.where(ops.all(ops.isfinite(rows)), rows, before.rows())
         marks = ops.cast(is_finite, dtype)[None, :] - 1
-        nonfinite = before._replace(number=number, lengths=marks).rows()
+        nonfinite = StepRecord(number, marks, before.coefficients, before.cosines).rows()
         rows = ops.where(ops.all(is_finite), rows, nonfinite)
         if self.is_trained and accumulated_steps > 1:
             # All other records are 0, so that the maximum is the record of the last step.

@@ -33,18 +33,18 @@ class LearnedArguments:
     def __init__(self, loss: Any, learn_temperature: bool):
         self._loss = loss
         self._weights: dict[str, Any] = {}
-        self._parameters: dict[str, Any] = {}
+        self._to_learn: dict[str, Any] = {}
         if not learn_temperature:
             return
         if hasattr(loss, "learned_parameters"):
-            self._parameters = loss.learned_parameters()
-        if not self._parameters:
+            self._to_learn = loss.learned_parameters()
+        if not self._to_learn:
             raise ValueError(
                 "Invalid value for argument `learn_temperature`. Expected False, since "
                 f"{type(loss).__name__} has no temperature to train. "
                 f"Received: learn_temperature={learn_temperature}"
             )
-        for name, (initial, minimum, maximum) in self._parameters.items():
+        for name, (initial, minimum, maximum) in self._to_learn.items():
             if not minimum <= initial <= maximum:
                 raise ValueError(
                     f"Invalid value for argument `loss`. Expected a temperature whose {name} "
@@ -53,7 +53,7 @@ class LearnedArguments:
 
     def add_weights(self, layer: keras.layers.Layer) -> None:
         """Adds the weights to a layer that is being built."""
-        for name, parameter in self._parameters.items():
+        for name, parameter in self._to_learn.items():
             self._weights[name] = layer.add_weight(
                 name=name,
                 shape=(),
@@ -69,9 +69,9 @@ class LearnedArguments:
 
     def readings(self) -> dict[str, Callable[[], Any]]:
         """Returns the arguments to log: by name, functions that return the argument."""
-        if not self._parameters:
+        if not self._to_learn:
             return {}
-        others = [name for name in self._parameters if name != "log_scale"]
+        others = [name for name in self._to_learn if name != "log_scale"]
         return {name: partial(self._argument, name) for name in ("temperature", *others)}
 
     def _argument(self, name: str):

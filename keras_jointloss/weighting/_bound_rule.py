@@ -38,7 +38,7 @@ class BoundRule(keras.metrics.Metric):
         self.progress: Any = None
         # A function, as Keras would track the weights, which are metrics too, as parts of this one.
         self._get_weights: Callable[[], list[TermWeight]] = list
-        self._losses = StepLosses(self.dtype)
+        self._step_losses = StepLosses(self.dtype)
         self._is_on = False
         #: The `keras_jointloss.terms.clock.Clock` of the model that the rule belongs to, if any.
         self.clock: Any = None
@@ -62,7 +62,7 @@ class BoundRule(keras.metrics.Metric):
                 f"Received: terms {list(names)}"
             )
         weights = list(terms.values())
-        self._losses.clear()
+        self._step_losses.clear()
         is_bound = self._get_weights() == weights and all(
             getattr(weight.observer, "func", None) == self._record for weight in weights
         )
@@ -96,20 +96,20 @@ class BoundRule(keras.metrics.Metric):
 
     def _record(self, index, loss, items, counts) -> None:
         """Records the mean loss of a term over some items."""
-        self._losses.record(index, loss, items, counts)
+        self._step_losses.record(index, loss, items, counts)
         # On other backends, layer losses come after output losses, and `update_state` after both.
         # On JAX, layer losses come first, and `update_state` cannot reach the layers.
-        if trains_functionally() and self._output_terms <= self._losses.indices:
+        if trains_functionally() and self._output_terms <= self._step_losses.indices:
             self._run()
 
     def update_state(self, *args, **kwargs) -> None:
         """Runs the rule on the losses of the step; has an effect only while the rule is on."""
-        if not trains_functionally() and self._losses.indices:
+        if not trains_functionally() and self._step_losses.indices:
             self._run()
 
     def _run(self) -> None:
         progress: Any = self.progress
-        items, losses = self._losses.pop(len(self.terms))
+        items, losses = self._step_losses.pop(len(self.terms))
         step, is_on = progress.begin_step()
         state = _step.advance(self, progress.tensors(), losses, items > 0, step, is_on)
         progress.assign(state)

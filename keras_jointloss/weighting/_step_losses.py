@@ -16,7 +16,7 @@ class StepLosses:
     """
 
     def __init__(self, dtype: str):
-        self._dtype = dtype
+        self._float_dtype = dtype
         # Each replica of `tf.distribute` traces in its own thread.
         self._recorded = threading.local()
 
@@ -33,10 +33,10 @@ class StepLosses:
             items: The number of items in the mean.
             counts: Whether any of them has a nonzero weight; `None` if all have.
         """
-        loss = ops.stop_gradient(ops.cast(loss, self._dtype))
-        items = ops.cast(items, self._dtype)
+        loss = ops.stop_gradient(ops.cast(loss, self._float_dtype))
+        items = ops.cast(items, self._float_dtype)
         if counts is not None:
-            items = items * ops.cast(counts, self._dtype)
+            items = items * ops.cast(counts, self._float_dtype)
         self._of_thread()[index] = (items, loss)
 
     def _of_thread(self) -> dict[int, Any]:
@@ -54,7 +54,7 @@ class StepLosses:
         """
         recorded = self._of_thread()
         self._recorded.losses = {}
-        nothing = (ops.zeros((), self._dtype),) * 2
+        nothing = (ops.zeros((), self._float_dtype),) * 2
         pairs = [recorded.get(index, nothing) for index in range(count)]
         items = ops.stack([items for items, _ in pairs])
         losses = ops.stack([loss for _, loss in pairs])
