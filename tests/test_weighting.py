@@ -166,7 +166,7 @@ def test_term_without_items_keeps_weight_and_state(name):
     np.testing.assert_array_equal(state_after[:, 1], state[:, 1])
     assert not np.array_equal(state_after[:, 0], state[:, 0])
     assert np.isfinite(terms.now()).all()
-    assert not terms.rule.take_unusable()
+    assert not terms.rule.pop_invalid_counts()
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -179,8 +179,8 @@ def test_nonfinite_loss_is_ignored(name):
     for bad in (np.nan, np.inf, -np.inf):
         terms.step([1.0, bad])
         assert terms.now() == before
-        assert terms.rule.take_unusable() == {"term1": 1}
-        assert not terms.rule.take_unusable()
+        assert terms.rule.pop_invalid_counts() == {"term1": 1}
+        assert not terms.rule.pop_invalid_counts()
     if name != "RandomWeighting":  # Its numbers depend on the step.
         for one in (terms, clean):
             for row in losses[3:]:
@@ -198,7 +198,7 @@ def test_nonfinite_weight_is_reported_and_ignored():
     terms.step([2.0, 4.0])
     terms.step([1.0, 0.0])
     assert terms.now() == [0.5, 0.25]
-    assert terms.rule.take_unusable() == {"term1": 1}
+    assert terms.rule.pop_invalid_counts() == {"term1": 1}
 
 
 @pytest.mark.parametrize("name", ["DynamicWeightAverage", "FAMO", "GeometricMean", "Uncertainty"])
@@ -206,7 +206,7 @@ def test_negative_loss_is_reported_as_unusable(name):
     terms = Terms(make(name), 2)
     terms.rule.start()
     terms.step([-1.0, 1.0])
-    assert terms.rule.take_unusable() == {"term0": 1}
+    assert terms.rule.pop_invalid_counts() == {"term0": 1}
 
 
 @pytest.mark.parametrize("name", RULES)

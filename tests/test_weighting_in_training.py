@@ -335,7 +335,7 @@ def test_loss_rounded_below_0_counts_as_0(name):
         rule.start()
         terms.step([loss, 1.0])
         assert np.all(np.isfinite(terms.now()))
-        return not rule.take_unusable()
+        return not rule.pop_invalid_counts()
 
     assert usable(-8.6e-6)
     assert not usable(-1e-3)

@@ -164,7 +164,7 @@ class BoundRule(keras.metrics.Metric):
         Raises:
             FloatingPointError: If there are any and `on_nonfinite` is `"raise"`.
         """
-        unusable = self.take_unusable()
+        unusable = self.pop_invalid_counts()
         if not unusable:
             return
         terms = ", ".join(f"{name!r} in {count} steps" for name, count in unusable.items())
@@ -177,7 +177,7 @@ class BoundRule(keras.metrics.Metric):
             raise FloatingPointError(message)
         warnings.warn(f"{message}. The weights did not move in these steps.", stacklevel=2)
 
-    def take_unusable(self) -> dict[str, int]:
+    def pop_invalid_counts(self) -> dict[str, int]:
         """Returns and clears the counts of unusable losses of the terms that had the first ones."""
         state = self.progress.arrays()
         counts = state["unusable"] * state["culprit"]
