@@ -66,8 +66,11 @@ def test_readme_has_code():
     assert SECTIONS
 
 
-# On JAX, other tests cover the code that the sections use.
-@pytest.mark.backend("tensorflow", "torch")
+# On JAX, other tests cover the code that the examples use.
+not_on_jax = pytest.mark.backend("tensorflow", "torch")
+
+
+@not_on_jax
 @pytest.mark.parametrize("title", SECTIONS)
 def test_readme(title, tmp_path, monkeypatch):
     # The code finds the files that it reads, and writes to the folder of the test.
@@ -85,6 +88,7 @@ def with_examples(name: str) -> list[doctest.DocTest]:
     return [found for found in docstrings if found.examples or blocks(found.docstring or "")]
 
 
+@not_on_jax
 @pytest.mark.parametrize("name", [name for name in MODULES if with_examples(name)])
 def test_docstrings(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
