@@ -72,7 +72,7 @@ clean:  ## Remove the environments and caches.
 	rm -rf .venv .venv-jax .venv-torch .venv-lower-bounds .mypy_cache .pytest_cache .ruff_cache \
 	  .coverage build *.egg-info
 
-# Lets an environment use what is in `.venv`, too: TensorFlow alone takes a minute to install.
+# Lets an environment use what is in `.venv`, too, so that it installs TensorFlow only once.
 PURELIB := import sysconfig; print(sysconfig.get_path('purelib'))
 share = .venv/bin/python -c "$(PURELIB)" > $$($(1)/bin/python -c "$(PURELIB)")/shared.pth
 

@@ -76,8 +76,7 @@ def leftovers():
         import jax
 
         jax.clear_caches()
-    # TensorFlow never frees its graphs. Each full collection would visit all of them, which finally
-    # takes more than 20 seconds.
+    # TensorFlow never frees its graphs: every full collection would visit all of them again.
     gc.collect()
     gc.freeze()
 
