@@ -53,3 +53,11 @@ def enclosing_scope() -> keras.StatelessScope | None:
             values = frame.f_locals.values()
             return next((x for x in values if isinstance(x, keras.StatelessScope)), None)
     return None
+
+
+def move_to_front(callback: keras.callbacks.Callback) -> None:
+    """Moves a callback to the front of the list that sets its model, which no argument exposes."""
+    owner = enclosing_callbacks()
+    if owner is not None and callback in owner.callbacks:
+        owner.callbacks.remove(callback)
+        owner.callbacks.insert(0, callback)

@@ -1,18 +1,15 @@
-"""The terms of a compiled model, its weighting, and its layers that combine gradients."""
+"""Finds the terms of a compiled model, and its layers that combine gradients."""
 
 from collections.abc import Mapping
 
 import keras
 
 from keras_jointloss import _keras
-from keras_jointloss._backend import variable_scope
 from keras_jointloss.joint import ONLY_TERM
 from keras_jointloss.layers._gradient_combination import GradientCombination
 from keras_jointloss.layers._layer_term import LayerTerm
 from keras_jointloss.terms.loss import TermLoss
-from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.weight import TermWeight
-from keras_jointloss.weighting import Weighting
 
 
 def find_terms(model: keras.Model) -> dict[str, TermWeight]:
@@ -46,48 +43,3 @@ def find_gradient_layers(model: keras.Model) -> list[GradientCombination]:
     """Returns the layers of a model that combine gradients and report gradient statistics."""
     layers = _keras.flatten_layers(model, include_self=False)
     return [x for x in layers if isinstance(x, GradientCombination) and x.telemetry]
-
-
-def find_weighting(terms: Mapping[str, TermWeight]) -> Weighting | None:
-    """Returns the weighting that a model was compiled with, if any.
-
-    Args:
-        terms: As `find_terms` returns them.
-    """
-    rules = [term.weighting for term in terms.values() if isinstance(term, LossWeight)]
-    return next((rule for rule in rules if rule is not None), None)
-
-
-def bind_weighting(model: keras.Model, terms: Mapping[str, TermWeight]) -> Weighting | None:
-    """Binds the weighting of a compiled model, if it has one, to the terms of the model.
-
-    Args:
-        model: A compiled model.
-        terms: As `find_terms` returns them.
-
-    Returns:
-        The weighting.
-
-    Raises:
-        ValueError: If the weighting is already bound to other terms, or needs gradients that no
-            layer reports.
-    """
-    rule = find_weighting(terms)
-    if rule is None:
-        # The model may have had a weighting when it was last compiled.
-        for term in terms.values():
-            term.release()
-        return None
-    names = getattr(model, "output_names", None) or []
-    if len(set(names)) < len(names):
-        raise ValueError(
-            "Expected a model whose outputs have different names, since its terms have a "
-            f"weighting. Received: a model with outputs {names}"
-        )
-    with variable_scope(model):
-        is_new = rule.bind(terms)
-    rule.bind_gradients(find_gradient_layers(model))
-    if is_new:
-        # Functions that were compiled without the rule would not run it.
-        model.train_function = model.test_function = None
-    return rule

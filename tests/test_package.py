@@ -37,6 +37,7 @@ LEVELS = (
     {"losses", "metrics", "weighting"},
     {"joint", "layers"},
     {"find_terms"},
+    {"model_terms"},
     {"callbacks"},
 )
 LEVEL = {family: level for level, families in enumerate(LEVELS) for family in families}

@@ -1,11 +1,10 @@
 """The logged values of the terms of a model: losses, weights and shares."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
+from keras_jointloss.model_terms import ModelTerms
 from keras_jointloss.terms.layer_weight import LayerWeight
-from keras_jointloss.terms.weight import TermWeight
-from keras_jointloss.weighting import Weighting
 
 #: The values to log, by term and by name.
 Readings = dict[str, dict[str, float]]
@@ -15,13 +14,11 @@ class TermReadings:
     """Reads the terms of a model and keeps the readings of an epoch by run.
 
     Args:
-        terms: The weights of the terms by name.
-        weighting: The rule that adapts them, or `None`.
+        terms: The terms of the model.
     """
 
-    def __init__(self, terms: Mapping[str, TermWeight], weighting: Weighting | None):
+    def __init__(self, terms: ModelTerms):
         self._terms = terms
-        self._weighting = weighting
         #: The readings at the end of the epoch for the runs `"train"` and `"validation"`.
         self.kept: dict[str, Readings] = {}
 
@@ -40,7 +37,8 @@ class TermReadings:
 
     def read(self) -> Readings:
         """Returns the current values."""
-        others = {} if self._weighting is None else self._weighting.read()
+        rule = self._terms.weighting
+        others = {} if rule is None else rule.read()
         return {name: {**term.read(), **others.get(name, {})} for name, term in self._terms.items()}
 
     def keep_train(self, has_means: bool) -> None:

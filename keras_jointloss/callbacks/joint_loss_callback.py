@@ -7,26 +7,12 @@ from typing import Any
 
 import keras
 
-from keras_jointloss._loops import running_loop
-from keras_jointloss.callbacks._compiled_model import (
-    move_to_front,
-    name_weights,
-    validate_output_names,
-    validate_use,
-)
+from keras_jointloss._loops import move_to_front, running_loop
 from keras_jointloss.callbacks._gradient_readings import GradientReadings
 from keras_jointloss.callbacks._summaries import Summaries
 from keras_jointloss.callbacks._term_readings import Readings, TermReadings, to_tags
-from keras_jointloss.find_terms import (
-    bind_weighting,
-    find_gradient_layers,
-    find_terms,
-    find_weighting,
-)
-from keras_jointloss.terms.clock import Clock, accumulated_steps, optimizer_step
-from keras_jointloss.terms.output_weight import LossWeight
-from keras_jointloss.terms.weight import TermWeight
-from keras_jointloss.weighting import Weighting
+from keras_jointloss.model_terms import ModelTerms
+from keras_jointloss.terms.clock import optimizer_step
 
 
 class JointLossCallback(keras.callbacks.Callback):
@@ -113,10 +99,8 @@ class JointLossCallback(keras.callbacks.Callback):
         self._writes_batches = self.log_dir is not None and update_freq != "epoch"
         # Keras runs batch hooks in the background if all are safe there. Empty hooks are.
         self.async_safe = not self._writes_batches
-        self._terms: dict[str, TermWeight] = {}
-        self._weighting: Weighting | None = None
-        # Created for a model: a `Clock`, `TermReadings`, `GradientReadings`, `Summaries`.
-        self._clock: Any = None
+        # Created for a model.
+        self._terms: Any = None
         self._readings: Any = None
         self._gradients: Any = None
         self._summaries: Any = None
@@ -133,36 +117,17 @@ class JointLossCallback(keras.callbacks.Callback):
     def set_model(self, model):
         super().set_model(model)
         move_to_front(self)
-        self._terms = find_terms(model)
-        layers = find_gradient_layers(model)
-        if not self._terms and not layers:
-            raise ValueError(
-                "JointLossCallback expects a model with a term: compile it with "
-                "`keras_jointloss.joint_loss`, or add a `ContrastiveTerm` or a `GradientBalancer` "
-                f"to it. Received: model {model.name!r} without any of these"
-            )
-        if any([layer.accumulate(accumulated_steps(model)) for layer in layers]):
-            # The compiled function uses another number of accumulated steps.
-            model.train_function = None
-        validate_output_names(model)
-        self._clock = Clock.of(model)
-        self._clock.attach(self._terms, find_weighting(self._terms))
-        self._weighting = bind_weighting(model, self._terms)
-        self._readings = TermReadings(self._terms, self._weighting)
-        self._gradients = GradientReadings(layers)
-        self._summaries = Summaries(self.log_dir, bool(self._terms), bool(layers))
+        self._terms = terms = ModelTerms(model)
+        self._readings = TermReadings(terms)
+        self._gradients = GradientReadings(terms.gradient_layers)
+        self._summaries = Summaries(self.log_dir, bool(terms), bool(terms.gradient_layers))
         self._get_metrics = lambda: model.metrics
         self._is_validated = False
-        if model.train_function is None:
-            for term in self._terms.values():
-                if isinstance(term, LossWeight):
-                    term.is_applied = term.is_counted = False
-        name_weights(model, self._terms)
 
     def on_train_begin(self, logs=None):
         self._is_training = True
         self._warned = set()
-        self._clock.start_training(self, is_custom_loop=running_loop() is None)
+        self._terms.clock.start_training(self, is_custom_loop=running_loop() is None)
         self._summaries.open("train")
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -170,24 +135,24 @@ class JointLossCallback(keras.callbacks.Callback):
         self._gradients.reset()
         self._sync_state()
         # Not at the start of training, when another callback may restore the optimizer.
-        if self._clock.driver is self:
-            self._clock.start_epoch()
+        if self._terms.clock.driver is self:
+            self._terms.clock.start_epoch()
         self._begin_step = self._written_step = self._training_step()
         self._batches = 0
 
     def on_train_batch_begin(self, batch, logs=None):
         self._batches += 1
         # Another callback may have evaluated the model in the middle of the epoch.
-        if not self._clock.is_on and self._clock.driver is self:
+        if not self._terms.clock.is_on and self._terms.clock.driver is self:
             self._readings.kept = {}
             self._sync_state()
-            self._clock.start()
+            self._terms.clock.start()
 
     def on_train_batch_end(self, batch, logs=None):
         if self._is_training and not self._is_validated:
             self._is_validated = True
             # Not through `self.model`, which on JAX writes to the variables while training runs.
-            validate_use(self._terms, self._get_metrics())
+            self._terms.validate_use(self._get_metrics())
         if not self._writes_batches:
             return
         every = 1 if self.update_freq == "batch" else int(self.update_freq)
@@ -213,13 +178,13 @@ class JointLossCallback(keras.callbacks.Callback):
             for tag, picture, description in self._gradients.heat_maps(statistics):
                 self._summaries.image("train", tag, picture, step, description)
         self._summaries.flush()
-        if self._weighting is not None:
-            self._weighting.report(epoch)
+        if self._terms.weighting is not None:
+            self._terms.weighting.report(epoch)
 
     def on_train_end(self, logs=None):
         self._is_training = False
         self._sync_state()
-        self._clock.end_training()
+        self._terms.clock.end_training()
         self._summaries.close()
 
     def on_test_begin(self, logs=None):
@@ -248,11 +213,11 @@ class JointLossCallback(keras.callbacks.Callback):
         if "train" not in self._readings.kept:
             self._sync_state()
             # If the clock is off, another callback has already evaluated the model.
-            self._readings.keep_train(has_means=self._clock.is_on)
+            self._readings.keep_train(has_means=self._terms.clock.is_on)
 
     def _training_step(self) -> int:
         """Returns the number of batches that the model has been trained on."""
-        step = self._clock.step if self._is_training else None
+        step = self._terms.clock.step if self._is_training else None
         return optimizer_step(self.model) if step is None else step
 
     def _write_train(self, readings: Readings, logs: dict, gradients: dict[str, float]) -> None:
@@ -262,8 +227,8 @@ class JointLossCallback(keras.callbacks.Callback):
         self._written_step = step
 
     def _warn_of_standstill(self, epoch: int) -> None:
-        is_driven = self._is_training and self._clock.driver is self
-        if is_driven and self._clock.has_missed(self._batches):
+        is_driven = self._is_training and self._terms.clock.driver is self
+        if is_driven and self._terms.clock.has_missed(self._batches):
             self._warn_once(
                 "standstill",
                 "The weights of a schedule or weighting did not move in all of the "
