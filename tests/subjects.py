@@ -94,10 +94,16 @@ def _layer_terms(inputs, match):
         "MarginContrastive", weight=kj.schedules.Linear(1.0, 0.0, 8), name="margin"
     )
     a, b = margin((a, b, match))
-    return kj.layers.ContrastiveTerm("MeanSquaredError", weight=0.5, name="agree")((a, b))
+    a, b = kj.layers.ContrastiveTerm("MeanSquaredError", weight=0.5, name="agree")((a, b))
+    return kj.layers.LossTerm("huber", weight=0.2, metrics=["mae"], name="hint")(a, b), b
 
 
-LAYER_WEIGHTS = {"rating": 0.7, "margin": kj.schedules.Linear(1.0, 0.0, 8), "agree": 0.5}
+LAYER_WEIGHTS = {
+    "rating": 0.7,
+    "margin": kj.schedules.Linear(1.0, 0.0, 8),
+    "agree": 0.5,
+    "hint": 0.2,
+}
 
 
 def _rating_loss():
@@ -146,7 +152,7 @@ def _list_outputs():
 
 @keras.saving.register_keras_serializable(package="keras_jointloss_tests")
 class Subclassed(keras.Model):
-    """A subclassed model with a layer term in `call`."""
+    """A subclassed model with layer terms in `call`."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -156,12 +162,15 @@ class Subclassed(keras.Model):
         self.agree = kj.layers.ContrastiveTerm(
             keras.losses.CosineSimilarity(), weight=PolynomialDecay(0.0, 10, 1.0), name="agree"
         )
+        self.energy = kj.layers.LossTerm(
+            weight=0.1, floor=0.5, target=kj.schedules.Linear(1.0, 3.0, 8), name="energy"
+        )
         self.head = keras.layers.Dense(1, dtype="float32")
 
     def call(self, inputs):
         hidden = self.hidden(inputs)
         a, b = self.agree((self.first(hidden), self.second(hidden)))
-        return {"rating": self.head(a + b)}
+        return {"rating": self.head(self.energy(a + b, ops.square(a)))}
 
 
 def _subclassed():
@@ -173,6 +182,8 @@ def _adapted():
     inputs = keras.Input((6,), name="features")
     a, b = _trunk(inputs)
     a, b = kj.layers.ContrastiveTerm("MeanSquaredError", weight=0.5, name="agree")((a, b))
+    energy = kj.layers.LossTerm(weight=PolynomialDecay(0.1, 10, 1.0), name="energy")
+    a = energy(a, ops.square(a))
     outputs = {
         "label": _float32(keras.layers.Dense(3)(a), "label"),
         "rating": _float32(keras.layers.Dense(1)(b), "rating"),
@@ -341,7 +352,12 @@ SUBJECTS = {
     "adapted": Subject(
         _adapted,
         ("features",),
-        {"label": kj.schedules.Linear(0.5, 1.0, 8), "rating": 1.0, "agree": 0.5},
+        {
+            "label": kj.schedules.Linear(0.5, 1.0, 8),
+            "rating": 1.0,
+            "agree": 0.5,
+            "energy": PolynomialDecay(0.1, 10, 1.0),
+        },
         factor_sum=1.0,
     ),
     "balanced": Subject(_balanced, ("features",), {"label": 1.0, "rating": 0.5}, factor_sum=2.0),
@@ -368,6 +384,8 @@ SUBJECTS = {
         couples_batch=True,
     ),
     "subclassed": Subject(
-        _subclassed, ("features",), {"rating": 1.0, "agree": PolynomialDecay(0.0, 10, 1.0)}
+        _subclassed,
+        ("features",),
+        {"rating": 1.0, "agree": PolynomialDecay(0.0, 10, 1.0), "energy": 0.1},
     ),
 }

@@ -2,6 +2,7 @@
 
 from keras_jointloss.layers.contrastive_term import ContrastiveTerm
 from keras_jointloss.layers.gradient_balancer import GradientBalancer
+from keras_jointloss.layers.loss_term import LossTerm
 from keras_jointloss.layers.shared_trunk import SharedTrunk
 
-__all__ = ["ContrastiveTerm", "GradientBalancer", "SharedTrunk"]
+__all__ = ["ContrastiveTerm", "GradientBalancer", "LossTerm", "SharedTrunk"]

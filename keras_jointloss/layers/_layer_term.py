@@ -56,15 +56,18 @@ class LayerTerm(keras.layers.Layer):
         self._deferred: list[Callable[[], tuple]] = []
         self._get_scope: Callable[[], Any] = lambda: None
 
-    def _create_weight(self, weight: Weight, readings: Mapping, means: Mapping) -> None:
+    def _create_weight(
+        self, weight: Weight, readings: Mapping, means: Mapping, counts_steps: bool = False
+    ) -> None:
         """Creates the weight, and the metrics that report the values to log.
 
         Args:
             weight: As in `keras_jointloss.LossWeight`.
             readings: As in `LayerWeight`.
             means: As in `LayerWeight`.
+            counts_steps: As in `LayerWeight`.
         """
-        self.weight = LayerWeight(weight, self.name, readings, means)
+        self.weight = LayerWeight(weight, self.name, readings, means, counts_steps)
         self._weight_state = as_state(self.weight.state)
         # On JAX a metric cannot read the state of a layer. There it is only reset with the others,
         # and the callback fills the logs.
@@ -138,8 +141,9 @@ def mean_over_items(
     """Returns the mean loss, the number of items, and which items take part.
 
     Args:
-        compute: Returns the loss of each item, `(batch,)`. Its argument is which items take part,
-            `(batch,)`, or `None` for all.
+        compute: Returns the loss of each item, `(batch,)`, or several of each, `(batch, values)`,
+            which have a mean each. Its argument is which items take part, `(batch,)`, or `None`
+            for all.
         batch_size: A scalar tensor of the dtype of the loss.
         mask: Which items take part, `(batch,)`, or `None`.
         sample_weight: The weight of each item, or `None`. An item of weight 0 is excluded.
@@ -148,9 +152,26 @@ def mean_over_items(
     dtype = batch_size.dtype
     items = batch_size if mask is None else ops.sum(ops.cast(mask, dtype))
     if sample_weight is None:
-        return divide_or_0(ops.sum(compute(mask)), items), items, mask
+        return divide_or_0(ops.sum(compute(mask), axis=0), items), items, mask
     weights = ops.reshape(ops.cast(sample_weight, dtype), (-1,))
     weights = weights if mask is None else ops.where(mask, weights, 0)
     valid = ops.not_equal(weights, 0)
     total = ops.sum(weights) if is_weighted_mean else items
-    return divide_or_0(ops.sum(weights * compute(valid)), total), items, valid
+    values = compute(valid)
+    if len(values.shape) == 2:
+        weights = weights[:, None]
+    return divide_or_0(ops.sum(weights * values, axis=0), total), items, valid
+
+
+def validate_reduction(loss: Any, given: Any) -> None:
+    """Raises `ValueError` if the reduction of a loss is not a mean.
+
+    Args:
+        loss: A function or a `keras.losses.Loss`.
+        given: The argument of the user.
+    """
+    if isinstance(loss, keras.losses.Loss) and loss.reduction in ("sum", "none", None):
+        raise ValueError(
+            "Invalid value for argument `loss`. Expected a loss whose reduction is a mean. "
+            f"Received: loss={given!r} with reduction={loss.reduction!r}"
+        )

@@ -13,7 +13,12 @@ from keras_jointloss._labels import as_labels, label_tensor
 from keras_jointloss._math import float_dtype
 from keras_jointloss._state import as_state
 from keras_jointloss._validation import validate_bool, validate_count
-from keras_jointloss.layers._layer_term import LayerTerm, item_mask, mean_over_items
+from keras_jointloss.layers._layer_term import (
+    LayerTerm,
+    item_mask,
+    mean_over_items,
+    validate_reduction,
+)
 from keras_jointloss.layers._learned_arguments import LearnedArguments
 from keras_jointloss.layers._memory import EmbeddingMemory
 from keras_jointloss.metrics.base import validate_metrics
@@ -113,11 +118,7 @@ class ContrastiveTerm(LayerTerm):
         self._create_weight(weight, self._learned.readings(), self._means())
 
     def _validate_loss(self, given):
-        if self.loss.reduction in ("sum", "none", None):
-            raise ValueError(
-                "Invalid value for argument `loss`. Expected a loss whose reduction is a mean. "
-                f"Received: loss={given!r} with reduction={self.loss.reduction!r}"
-            )
+        validate_reduction(self.loss, given)
         if self.memory_size and not getattr(self.loss, "has_memory", False):
             raise ValueError(
                 "Invalid value for argument `memory_size`. Expected 0, since "
@@ -182,8 +183,10 @@ class ContrastiveTerm(LayerTerm):
         if labels is not None:
             self.loss.validate_labels(tuple(labels), next(iter(sizes), None))
 
-    def call(self, inputs, sample_weight=None, mask=None, training=None):
+    def call(self, inputs, sample_weight=None, mask=None, inputs_mask=None, training=None):
         embeddings, labels = self._split(inputs)
+        # Keras passes the masks as `inputs_mask` if `sample_weight` is a tensor, too.
+        mask = inputs_mask if mask is None else mask
         self._defer(partial(self._compute_loss, embeddings, labels, sample_weight, mask, training))
         return embeddings
 
@@ -237,7 +240,7 @@ class ContrastiveTerm(LayerTerm):
             valid = valid if labels is None else self.loss.labelled(labels, valid)
             memory.put(views, labels, valid)
 
-    def compute_output_spec(self, inputs, sample_weight=None, mask=None, training=None):
+    def compute_output_spec(self, inputs, *args, **kwargs):
         embeddings, _ = self._split(inputs)
         return tuple(keras.KerasTensor(x.shape, dtype=x.dtype) for x in embeddings)
 

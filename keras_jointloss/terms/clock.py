@@ -187,12 +187,12 @@ class Clock:
     @property
     def step(self) -> int | None:
         """The number of steps that the terms have counted; `None` if none of them counts."""
-        steps = [term.step for term in self._terms.values() if term.schedule is not None]
+        steps = [term.step for term in self._terms.values() if term.counts_steps]
         return max(steps, default=None)
 
     def _counts(self) -> tuple[int, ...]:
         rule = () if self._weighting is None else (self._weighting.step,)
-        return (*(term.step for term in self._terms.values() if term.schedule is not None), *rule)
+        return (*(term.step for term in self._terms.values() if term.counts_steps), *rule)
 
     def has_missed(self, batches: int) -> bool:
         """Returns whether a schedule or the weighting has counted fewer steps in this epoch.

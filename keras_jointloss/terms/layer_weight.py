@@ -23,6 +23,7 @@ class LayerWeight(TermWeight):
         readings: Other values of the layer to log: by name, functions that return a scalar tensor.
         means: Other means to log: by name, functions that map the mean to the logged value. Their
             sums are reset with those of the loss.
+        counts_steps: Whether to count training steps even if the weight is constant.
     """
 
     def __init__(
@@ -31,12 +32,14 @@ class LayerWeight(TermWeight):
         prefix: str,
         readings: Mapping[str, Callable[[], Any]],
         means: Mapping[str, Callable[[Any], Any]],
+        counts_steps: bool = False,
     ):
         def add_variable(name, *arguments, **options):
             return layer_state(f"{prefix}_{name}", *arguments, **options)
 
         dtype = float_dtype(keras.config.floatx())
         self._create_variables(weight, dtype, add_variable)
+        self.counts_steps = self.counts_steps or counts_steps
         self.adapt()  # It is known only later whether a weighting needs this variable.
         # For each mean, the sums over items of the value and of 1.
         self._other_sums = {name: add_variable(name, (2,), 0.0, dtype=dtype) for name in means}

@@ -52,7 +52,7 @@ class TermLoss(keras.losses.Loss):
     def call(self, y_true, y_pred):
         """Computes a loss that was given as a function."""
         function = self._resolved or _crossentropy_for(y_true, y_pred)
-        pairs = keras.tree.map_structure(_match_ranks, y_true, y_pred)
+        pairs = keras.tree.map_structure(match_ranks, y_true, y_pred)
         y_true = keras.tree.map_structure_up_to(y_true, lambda pair: pair[0], pairs)
         y_pred = keras.tree.map_structure_up_to(y_pred, lambda pair: pair[1], pairs)
         return function(y_true, y_pred)
@@ -71,7 +71,7 @@ class TermLoss(keras.losses.Loss):
         return cls(**{**config, "loss": loss, "weight": weight})
 
 
-def _match_ranks(y_true, y_pred):
+def match_ranks(y_true, y_pred):
     """Gives targets and predictions the same rank if one has an extra last axis of size 1."""
     true_rank, pred_rank = len(y_true.shape), len(y_pred.shape)
     if true_rank == pred_rank + 1 and y_true.shape[-1] == 1:

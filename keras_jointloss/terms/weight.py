@@ -43,6 +43,8 @@ class TermWeight:
         self.schedule: Any = weight if isinstance(weight, LearningRateSchedule) else None
         start = validate_weight(weight) if self.schedule is None else validate_schedule(weight)
         self.initial = weight if self.schedule is not None else start
+        #: Whether the term counts training steps: its weight, or another value, has a schedule.
+        self.counts_steps = self.schedule is not None
         self.annealing = False
         self._has_warned = False
         replicated = {"dtype": dtype, "aggregation": "only_first_replica"}
@@ -68,7 +70,7 @@ class TermWeight:
     @property
     def is_dynamic(self) -> bool:
         """Whether the weight is meant to move during training."""
-        return self.schedule is not None or self.observer is not None
+        return self.counts_steps or self.observer is not None
 
     # Within the compiled step.
 
@@ -78,6 +80,10 @@ class TermWeight:
         # may still need it, and JAX donates its buffer to the next step.
         value = ops.copy(self._value)
         return value if self._factor is None else value * ops.copy(self._factor)
+
+    def step_tensor(self):
+        """Returns the current step of the schedules as an int32 scalar tensor."""
+        return ops.convert_to_tensor(self._step)
 
     def loss_tensor(self):
         """Returns the mean loss since the last reset as a scalar tensor."""
@@ -97,12 +103,13 @@ class TermWeight:
 
     def advance(self) -> None:
         """Counts a training step and moves the weight along its schedule, if annealing is on."""
-        if self.schedule is None:
+        if not self.counts_steps:
             return
         is_on = ops.copy(self._advancing)  # TensorFlow would read the variable at each use.
-        step = ops.convert_to_tensor(self._step) + ops.cast(is_on, "int32")
+        step = self.step_tensor() + ops.cast(is_on, "int32")
         self._step.assign(step)
-        self._value.assign(ops.where(is_on, self._scheduled(step), ops.copy(self._value)))
+        if self.schedule is not None:
+            self._value.assign(ops.where(is_on, self._scheduled(step), ops.copy(self._value)))
 
     def scale(self, factor) -> None:
         """Sets the factor, within the compiled step or from the host."""
@@ -123,11 +130,12 @@ class TermWeight:
     def start_annealing(self, step: int | None = None) -> None:
         """Lets `advance` move the weight, from `step` or from the current step of the schedule."""
         self.annealing = True
-        if self.schedule is None:
+        if not self.counts_steps:
             return
         if step is not None:
             self._step.assign(step)
-        self._value.assign(self._scheduled(ops.convert_to_tensor(self._step)))
+        if self.schedule is not None:
+            self._value.assign(self._scheduled(self.step_tensor()))
         self._advancing.assign(True)
 
     def reset(self) -> None:
@@ -139,7 +147,7 @@ class TermWeight:
     def stop_annealing(self) -> None:
         """Stops `advance` from moving the weight."""
         self.annealing = False
-        if self.schedule is not None:
+        if self.counts_steps:
             self._advancing.assign(False)
 
     def warn_if_it_stands_still(self) -> None:
@@ -203,8 +211,9 @@ class TermWeight:
             return
         step = int(np.array(store["step"]))
         own, other = self._unassigned(step), float(np.array(store["unassigned"]))
-        if self.schedule is not None:
+        if self.counts_steps:
             self._step.assign(step)
+        if self.schedule is not None:
             self._value.assign(own)
         if math.isclose(own, other, rel_tol=1e-5, abs_tol=1e-7):
             self.assign(float(np.array(store["value"])))

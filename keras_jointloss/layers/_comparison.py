@@ -1,0 +1,62 @@
+"""The loss and the metrics that compare a prediction inside a model with its target."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from keras_jointloss import losses
+from keras_jointloss.layers._layer_term import validate_reduction
+from keras_jointloss.terms.loss import match_ranks
+
+
+def loss_function(loss: Any) -> Callable[[Any, Any], Any] | None:
+    """Returns the function of target and prediction that computes the values of a loss."""
+    if loss is None:
+        return None
+    if isinstance(loss, losses.ViewsLoss):
+        raise ValueError(
+            "Invalid value for argument `loss`. Expected a loss between a target and a prediction: "
+            f"use `ContrastiveTerm` for a loss on views. Received: loss={loss!r}"
+        )
+    is_callable = callable(loss) and not isinstance(loss, keras.layers.Layer | keras.metrics.Metric)
+    if not (isinstance(loss, str) or is_callable):
+        raise ValueError(
+            "Invalid value for argument `loss`. Expected a name, a function, a "
+            f"`keras.losses.Loss` or None. Received: loss={loss!r}"
+        )
+    found = keras.losses.get(loss)
+    validate_reduction(found, loss)
+    if isinstance(found, keras.losses.Loss):
+        return found.call
+    return lambda target, prediction: found(*match_ranks(target, prediction))
+
+
+def mean_metrics(metrics: Sequence[Any], loss: Any) -> list[keras.metrics.MeanMetricWrapper]:
+    """Returns the metrics of target and prediction, which must be means over items."""
+    if loss is None and len(metrics):
+        raise ValueError(
+            "Invalid value for argument `metrics`. Expected none without a loss, since there is no "
+            f"target. Received: metrics={metrics!r}"
+        )
+    found = []
+    for metric in metrics:
+        result = metric
+        if isinstance(metric, str):
+            result = keras.metrics.get(metric)
+        elif callable(metric) and not isinstance(metric, keras.metrics.Metric):
+            result = keras.metrics.MeanMetricWrapper(metric, name=metric.__name__)
+        if not isinstance(result, keras.metrics.MeanMetricWrapper):
+            raise ValueError(
+                "Invalid value for argument `metrics`. Expected names, functions or "
+                "`keras.metrics.MeanMetricWrapper` objects, which are means over items. "
+                f"Received: {metric!r}"
+            )
+        found.append(result)
+    names = [metric.name for metric in found]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            "Invalid value for argument `metrics`. Expected metrics with different names. "
+            f"Received: {names}"
+        )
+    return found

@@ -1,0 +1,263 @@
+"""The layer that turns any tensor inside a model into a term of its loss."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import keras
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_jointloss._math import float_dtype
+from keras_jointloss._validation import validate_number
+from keras_jointloss.layers._comparison import loss_function, mean_metrics
+from keras_jointloss.layers._element_mean import has_leading_axes, mean_over_elements
+from keras_jointloss.layers._layer_term import LayerTerm
+from keras_jointloss.terms.given_weight import Weight, deserialize_weight, validate_schedule
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class LossTerm(LayerTerm):
+    """Adds any tensor, or any loss between two tensors, as a weighted term to the loss of a model.
+
+    The layer returns its first argument unchanged. Use its output in the rest of the model, or a
+    Functional model will not contain the layer. Without a `loss`, the added loss is
+
+        weight(step) * mean(values)
+
+    over all elements, for example of a KL divergence, a residual of a differential equation, or a
+    penalty. With a `loss`, it is
+
+        weight(step) * mean(loss(target, prediction))
+
+    for example of an auxiliary output, or of feature maps in distillation (stop the gradient of the
+    target, if it must not receive one). Both are computed in float32 at least, whatever the dtype
+    policy. The logs show the mean of the raw loss as `<name>_loss`, the weight as `<name>_weight`,
+    and metrics as `<name>_<metric>`. On JAX the `keras_jointloss.callbacks.JointLossCallback` adds
+    them to the logs at the end of an epoch.
+
+    For variational autoencoders, `floor` and `target` change the mean:
+
+        floor:  sum_d max(mean_i values_id, floor)      (free bits)
+        target: |mean(values) - target(step)|           (capacity)
+
+    The floor keeps dimensions from collapsing: the term has no gradient for a dimension `d` whose
+    mean over the items `i` is below it. It replaces the mean over dimensions by their sum. With
+    both, the floor applies first. The logs then also show the plain sum or mean as `<name>_value`.
+
+    The loss is computed when the losses of the model are requested, as in `fit` and `evaluate`.
+    `predict` and an exported model do not compute it. If the layer is called several times in a
+    step, it adds a loss for each call, and the term is their sum.
+
+    Args:
+        loss: A loss as Keras accepts it, by name, as a function or as a `keras.losses.Loss` whose
+            reduction is a mean; `None` if the call receives the values of the loss. For the losses
+            of `keras_jointloss.losses` on views use `ContrastiveTerm`.
+        weight: A number, 0 or more, or a `keras.optimizers.schedules.LearningRateSchedule`,
+            which moves the weight while a `keras_jointloss.callbacks.JointLossCallback` takes part
+            in `fit`.
+        metrics: Metrics of the target and the prediction that are means over items, such as
+            `"mean_absolute_error"`: names, functions of both, or `keras.metrics.MeanMetricWrapper`
+            objects. Only with a `loss`.
+        floor: The smallest mean of a dimension, a number, or `None`. Only without a `loss`, for
+            values of shape `(batch, dim)`. With several replicas, each holds its own mean.
+        target: The number that the mean should have, or a `LearningRateSchedule`, or `None`.
+        name: Name of the layer and of the term.
+        **kwargs: `trainable` and `dtype`, as in `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: Any structure of tensors, which the layer returns. With a `loss`, the prediction.
+        values: The values of the loss: `()` or `(batch, ...)`. With a `loss`, the target.
+        sample_weight: The weight of each item, `(batch,)`, or of each element, with the leading
+            axes of the loss, such as `(batch, time)`. An element of weight 0 is excluded.
+
+    Keras masks with the leading axes of the loss exclude elements in the same way: those of
+    `inputs`, if it is one tensor, and of `values`. The mean is over the elements that remain, and 0
+    if there are none.
+
+    Output shape:
+        That of `inputs`.
+
+    Raises:
+        ValueError: If an argument is invalid, or the values have no items to weight.
+
+    References:
+        Kingma et al., "Improved Variational Inference with Inverse Autoregressive Flow", 2016
+        (free bits); Burgess et al., "Understanding disentangling in beta-VAE", 2018 (capacity).
+
+    Example:
+
+    >>> import keras
+    >>> from keras_jointloss.schedules import Linear
+    >>> inputs = keras.Input((8,))
+    >>> code = keras.layers.Dense(2)(inputs)
+    >>> code = LossTerm(weight=Linear(0.0, 1.0, 1000), name="energy")(code, keras.ops.square(code))
+    >>> model = keras.Model(inputs, keras.layers.Dense(8)(code))
+    >>> float(model.get_layer("energy").weight)
+    0.0
+    """
+
+    def __init__(
+        self,
+        loss: Any = None,
+        weight: Weight = 1.0,
+        metrics: Sequence[Any] = (),
+        floor: float | None = None,
+        target: Weight | None = None,
+        name: str | None = None,
+        **kwargs,
+    ):
+        super().__init__(name=name, **kwargs)
+        self.loss = loss
+        self._compare = loss_function(loss)
+        self.floor = None if floor is None else validate_number(floor, "floor")
+        if self.floor is not None and loss is not None:
+            raise ValueError(
+                "Invalid value for argument `floor`. Expected None, since the dimensions of a loss "
+                f"between two tensors have no values of their own. Received: floor={floor!r}"
+            )
+        self.target = target
+        if isinstance(target, LearningRateSchedule):
+            validate_schedule(target, "target")
+        elif target is not None:
+            self.target = validate_number(target, "target")
+        found = mean_metrics(metrics, loss)
+        # A function, so that Keras does not track the metrics, which have no state here.
+        self._get_metrics = partial(tuple, found)
+        means = [metric.name for metric in found]
+        if self._changes_mean:
+            means.append("value")
+        self._create_weight(
+            weight,
+            readings={},
+            means={name: lambda mean: mean for name in means},
+            counts_steps=isinstance(target, LearningRateSchedule),
+        )
+
+    @property
+    def _changes_mean(self) -> bool:
+        return self.floor is not None or self.target is not None
+
+    def call(
+        self, inputs, values, sample_weight=None, inputs_mask=None, values_mask=None, training=None
+    ):
+        self._validate(inputs, values, sample_weight)
+        masks = (None if keras.tree.is_nested(inputs) else inputs_mask, values_mask)
+        self._defer(partial(self._compute_loss, inputs, values, sample_weight, masks, training))
+        return inputs
+
+    def _validate(self, inputs, values, sample_weight) -> None:
+        rank = len(values.shape)
+        if self.loss is None and rank == 0 and sample_weight is not None:
+            raise ValueError(
+                f"{self.name!r} expects no `sample_weight` for values without items. "
+                "Received: values of shape ()"
+            )
+        if self.floor is not None and (rank == 0 or None in values.shape[1:]):
+            raise ValueError(
+                f"{self.name!r} expects values of shape (batch, dim) for its floor. "
+                f"Received: shape={tuple(values.shape)}"
+            )
+        if self.loss is not None and keras.tree.is_nested(inputs):
+            raise ValueError(
+                f"{self.name!r} expects one tensor as prediction. Received: inputs={inputs}"
+            )
+
+    def _compute_loss(self, inputs, values, sample_weight, masks, training):
+        """Returns the loss of a call, its number of items, and whether the call trains."""
+        values = _at_least_float32(values)
+        if self._compare is None:
+            raw, pair = ops.cast(values, float_dtype(values.dtype)), None
+            masks = [mask for mask in masks if mask is not None and has_leading_axes(mask, raw)]
+        else:
+            pair = values, _at_least_float32(inputs)
+            raw = ops.convert_to_tensor(self._compare(*pair))
+            masks = [mask for mask in masks if mask is not None]
+        self._validate_leading_axes(raw, masks, sample_weight)
+        if raw.shape:
+            loss, items, valid = mean_over_elements(
+                raw,
+                masks,
+                sample_weight,
+                is_weighted_mean=getattr(self.loss, "reduction", None) == "mean_with_sample_weight",
+                keeps_dimensions=self.floor is not None,
+            )
+            self._record_metrics(pair, valid)
+        else:
+            loss, items = raw, ops.cast(_batch_size(inputs), raw.dtype)
+        if self._changes_mean:
+            loss = self._changed(loss, items)
+        # `None` if the `call` of the model takes no `training`; evaluation stops annealing anyway.
+        return loss, items, training is not False
+
+    def _validate_leading_axes(self, raw, masks, sample_weight) -> None:
+        for x in (*masks, sample_weight):
+            if x is not None and not has_leading_axes(x, raw):
+                raise ValueError(
+                    f"{self.name!r} expects masks and sample weights with the leading axes of the "
+                    f"loss, which has the shape {tuple(raw.shape)}. "
+                    f"Received: shape={tuple(x.shape)}"
+                )
+
+    def _record_metrics(self, pair, valid) -> None:
+        for metric in self._get_metrics():
+            start = [ops.zeros(variable.shape, variable.dtype) for variable in metric.variables]
+            total, count = metric.stateless_update_state(start, *pair, sample_weight=valid)
+            self.weight.record_mean(metric.name, total, count)
+
+    def _changed(self, mean, items):
+        """Applies floor and target to the mean, and records it."""
+        value = ops.sum(mean)
+        self.weight.record_mean("value", value * items, items)
+        loss = value if self.floor is None else ops.sum(ops.maximum(mean, self.floor))
+        if self.target is None:
+            return loss
+        target = self.target
+        if isinstance(target, LearningRateSchedule):
+            target = target(self.weight.step_tensor())
+        return ops.abs(loss - ops.cast(target, loss.dtype))
+
+    def compute_output_spec(self, inputs, values, sample_weight=None, **kwargs):
+        self._validate(inputs, values, sample_weight)
+        return keras.tree.map_structure(
+            lambda x: keras.KerasTensor(x.shape, dtype=x.dtype, sparse=x.sparse), inputs
+        )
+
+    def compute_mask(self, inputs, mask=None):
+        return mask
+
+    def get_config(self) -> dict:
+        target, loss = self.target, self.loss
+        if isinstance(target, LearningRateSchedule):
+            target = keras.saving.serialize_keras_object(target)
+        if loss is not None and not isinstance(loss, str):
+            loss = keras.saving.serialize_keras_object(loss)
+        return {
+            **super().get_config(),
+            "loss": loss,
+            "metrics": [keras.saving.serialize_keras_object(x) for x in self._get_metrics()],
+            "floor": self.floor,
+            "target": target,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict) -> "LossTerm":
+        config = dict(config)
+        if isinstance(config.get("loss"), dict):
+            config["loss"] = keras.saving.deserialize_keras_object(config["loss"])
+        metrics = [keras.saving.deserialize_keras_object(x) for x in config.get("metrics", ())]
+        weights = {name: deserialize_weight(config.get(name)) for name in ("weight", "target")}
+        return cls(**{**config, **weights, "metrics": metrics})
+
+
+def _at_least_float32(x):
+    """Returns a tensor in float32 or float64; integers stay as they are."""
+    x = ops.convert_to_tensor(x)
+    is_float = keras.backend.is_float_dtype(keras.backend.standardize_dtype(x.dtype))
+    return ops.cast(x, float_dtype(x.dtype)) if is_float else x
+
+
+def _batch_size(inputs):
+    """Returns the number of items, 1 if `inputs` has no axes."""
+    first = ops.convert_to_tensor(keras.tree.flatten(inputs)[0])
+    return ops.shape(first)[0] if len(first.shape) else 1
