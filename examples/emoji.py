@@ -47,6 +47,7 @@ LOSSES = (
     "SigLIP",
     "SupCon",
     "Triplet",
+    "TripletMargin",
     "VICReg",
 )
 
@@ -142,6 +143,8 @@ def contrast(loss, image, text, emoji):
         image, text = term((image, text, keras.ops.ones_like(emoji)))
         image, _ = apart((image, keras.ops.roll(text, 1, axis=0), keras.ops.zeros_like(emoji)))
         return image, text
+    if loss.min_views == 3:  # Image, text, and the text of the emoji before.
+        return term((image, text, keras.ops.roll(text, 1, axis=0)))[:2]
     # A layer term hands the embeddings on as they are; its loss joins the loss of the model.
     return term((image, text))
 

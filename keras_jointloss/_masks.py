@@ -1,7 +1,12 @@
-"""The mask of the items that a batch includes."""
+"""The views of the items of a batch, and the mask of the items that it includes."""
 
 import keras
 from keras import ops
+
+
+def stacked(views):
+    """Returns `(batch, views, dim)` unchanged, and one view per item, `(batch, dim)`, as such."""
+    return views[:, None] if len(views.shape) == 2 else views
 
 
 class _Mask(keras.losses.Loss):
@@ -15,7 +20,7 @@ class _Mask(keras.losses.Loss):
         self.ones = None
 
     def call(self, y_true, y_pred):
-        self.ones = ops.ones_like(y_pred[:, 0, :1])  # (batch, 1)
+        self.ones = ops.ones_like(stacked(y_pred)[:, 0, :1])  # (batch, 1)
         return self.ones
 
 
@@ -23,7 +28,8 @@ def valid_items(views, sample_weight=None):
     """Returns the mask of included items, `(batch,)`, bool, or `None` if all are known to be.
 
     Args:
-        views: `(batch, views, dim)`. An item with a view that Keras masks is excluded.
+        views: `(batch, views, dim)` or `(batch, dim)`. An item with a view that Keras masks is
+            excluded.
         sample_weight: A number, or one per item. An item of weight 0 is excluded.
     """
     loss = _Mask()

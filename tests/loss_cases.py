@@ -15,6 +15,7 @@ CLASSES = {
     "cosine_embedding": kj.losses.CosineEmbedding,
     "margin_contrastive": kj.losses.MarginContrastive,
     "triplet": kj.losses.Triplet,
+    "triplet_margin": kj.losses.TripletMargin,
     "info_nce": kj.losses.InfoNCE,
     "siglip": kj.losses.SigLIP,
     "nt_xent": kj.losses.NTXent,
@@ -41,6 +42,8 @@ COSINE = {
     "multi_similarity",
     "circle",
 }
+#: The losses that take one view per item.
+ONE_VIEW = {"triplet", "sup_con", "multi_similarity", "circle"}
 MORE_VIEWS = {"triplet", "nt_xent", "sup_con", "decoupled_contrastive"} | {
     "info_nce",
     "multi_similarity",
@@ -90,6 +93,10 @@ class Case(NamedTuple):
         normalize = self.arguments.get("normalize", False)
         return normalize or self.arguments.get("similarity", default) == "cosine"
 
+    def given(self, views):
+        """Returns views as the class takes them: one view per item need not be stacked."""
+        return views[:, 0] if self.views == 1 else views
+
     def make(self, **arguments):
         return CLASSES[self.name](**self.arguments, **arguments)
 
@@ -99,11 +106,13 @@ class Case(NamedTuple):
         return functools.partial(self.function, **self.arguments, **arguments)
 
 
+DEFAULTS = [Case(name, views=3 if name == "triplet_margin" else 2) for name in CLASSES]
 CASES = {
     f"{case.name}-{case.views}"
     + "".join(f"-{key}={value}" for key, value in case.arguments.items()): case
     for case in [
-        *(Case(name) for name in CLASSES),
+        *DEFAULTS,
+        *(Case(name, views=1) for name in sorted(ONE_VIEW)),
         Case("contrastive", {"margin": 2.5}),
         Case("cosine_embedding", {"margin": 0.3}),
         Case("margin_contrastive", {"margin": 0.5, "normalize": True}),
@@ -111,6 +120,10 @@ CASES = {
         Case("triplet", {"mining": "hard", "similarity": "cosine"}),
         Case("triplet", {"mining": "semi_hard", "margin": "soft", "similarity": "dot"}, 3),
         Case("triplet", {"mining": "all", "margin": "soft", "similarity": "cosine"}),
+        Case("triplet", {"mining": "hard", "similarity": "cosine"}, 1),
+        Case("triplet_margin", {"margin": 0.2, "swap": True}, 3),
+        Case("triplet_margin", {"margin": "soft", "similarity": "cosine", "swap": True}, 3),
+        Case("triplet_margin", {"margin": "soft", "similarity": "dot"}, 3),
         Case("info_nce", {"symmetric": False, "similarity": "euclidean", "temperature": 0.5}),
         Case("info_nce", {"similarity": "dot", "temperature": 2.0, "label_smoothing": 0.1}, 3),
         Case("info_nce", {"same_label": "positive", "label_smoothing": 0.2}),
@@ -122,10 +135,12 @@ CASES = {
         Case("nt_xent", {"similarity": "dot", "temperature": 1.0, "label_smoothing": 0.1}, 3),
         Case("nt_xent", {"same_label": "positive", "similarity": "euclidean"}),
         Case("nt_xent", {"same_label": "ignore", "label_smoothing": 0.1}, 3),
+        Case("nt_xent", {"same_label": "positive"}, 1),
         Case("sup_con", {"similarity": "dot", "temperature": 1.0, "label_smoothing": 0.1}, 3),
         Case("sup_con", {"similarity": "euclidean", "temperature": 0.5}),
         Case("decoupled_contrastive", {"similarity": "euclidean", "same_label": "positive"}),
         Case("decoupled_contrastive", {"same_label": "ignore", "temperature": 0.5}, 3),
+        Case("decoupled_contrastive", {"same_label": "positive"}, 1),
         Case("decoupled_contrastive", {"similarity": "dot", "temperature": 1.0}, 3),
         Case("n_pairs", {"similarity": "cosine", "label_smoothing": 0.1}),
         Case("multi_similarity", {"mining_margin": 0.1}),
@@ -143,7 +158,6 @@ CASES = {
         Case("barlow_twins", {"off_diagonal_weight": 0.5}),
     ]
 }
-DEFAULTS = [Case(name) for name in CLASSES]
 #: The cases for degenerate batches, without those that differ only in a number.
 VARIANTS = {
     key: case

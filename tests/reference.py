@@ -199,6 +199,19 @@ def triplet(views, labels, valid=None, margin=1.0, mining="semi_hard", similarit
     return mean_over_views(views, values)
 
 
+def triplet_margin(views, labels=None, valid=None, margin=1.0, similarity="euclidean", swap=False):
+    distance = distances(views, similarity)
+    values = np.zeros(len(views))
+    for i in valid_items(views, valid):
+        anchor, positive, negative = (Sample(i, v) for v in range(3))
+        to_negative = distance(anchor, negative)
+        if swap:
+            to_negative = min(to_negative, distance(positive, negative))
+        difference = distance(anchor, positive) - to_negative
+        values[i] = softplus(difference) if margin == "soft" else relu(difference + margin)
+    return values
+
+
 # Softmax
 
 

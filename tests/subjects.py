@@ -263,17 +263,24 @@ OF_LAYERS = (
     "NTXent",
     "SigLIP",
     "SupCon",
+    "TripletMargin",
     "VICReg",
 )
+# These compare items by their classes, here with one view each.
+OF_ONE_VIEW = ("Circle", "MultiSimilarity")
 _TARGETS = {"pair": "match", "class": "label", None: "nothing"}
 
 
 def _family_outputs():
     """Returns a model with contrastive output losses."""
     inputs = keras.Input((6,), name="features")
-    views = ops.stack(_trunk(inputs), axis=1)
+    a, b = _trunk(inputs)
+    views = ops.stack([a, b], axis=1)
     losses = {name.lower(): _family_loss(name) for name in OF_OUTPUTS}
-    outputs = {name: _float32(views, name) for name in losses}
+    outputs = {
+        name.lower(): _float32(a if name in OF_ONE_VIEW else views, name.lower())
+        for name in OF_OUTPUTS
+    }
     joint = kj.joint_loss(losses, weights=dict.fromkeys(losses, 0.02))
     targets = tuple(_TARGETS[loss.label_kind] for loss in losses.values())
     return keras.Model(inputs, outputs), joint, targets
@@ -297,7 +304,12 @@ def _family_layers():
             name=name.lower(),
         )
         labels = (match if loss.label_kind == "pair" else label,) if loss.has_labels else ()
-        a, b = term((a, b, *labels))
+        if name in OF_ONE_VIEW:
+            a = term((a, *labels))
+        elif name == "TripletMargin":
+            a, b, _ = term((a, b, ops.flip(b, axis=1)))
+        else:
+            a, b = term((a, b, *labels))
     rating = _float32(keras.layers.Dense(1)(a + b), "rating")
     return keras.Model([inputs, match, label], rating), _rating_loss(), ("rating",)
 

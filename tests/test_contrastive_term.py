@@ -37,6 +37,40 @@ def test_labels_come_last():
     assert called(layer, *embeddings(count=3), LABELS) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["SupCon", "Triplet", "MultiSimilarity", "Circle"])
+def test_one_embedding_with_labels(name):
+    mask, weight = np.arange(6) != 3, np.array([1, 0, 2, 1, 0.5, 1], "float32")
+    valid = mask & (weight > 0)
+    loss = kj.losses.get(name)
+    layer = kj.layers.ContrastiveTerm(loss, metrics=[kj.metrics.MeanAveragePrecisionAtR()])
+    masks = [ops.convert_to_tensor(mask), None]
+    actual = called(
+        layer, VIEWS[:, 0], LABELS, mask=masks, sample_weight=ops.convert_to_tensor(weight)
+    )
+    naive = getattr(reference, loss.name)(VIEWS[:, :1].astype("float64"), LABELS, valid)
+    assert actual == pytest.approx(np.sum(naive * weight) / 5, rel=1e-4)
+
+
+def test_one_embedding_is_returned_as_it_is():
+    layer = kj.layers.ContrastiveTerm("SupCon")
+    x, labels = ops.convert_to_tensor(VIEWS[:, 0]), ops.convert_to_tensor(LABELS)
+    np.testing.assert_array_equal(ops.convert_to_numpy(layer((x, labels))), VIEWS[:, 0])
+    mask = ops.ones((6,), dtype="bool")
+    assert layer.compute_mask((x, labels), [mask, None]) is mask
+    rows = ops.one_hot(labels, 4, dtype="int32")  # As many classes as features.
+    assert called(layer, VIEWS[:, 0], rows) == pytest.approx(
+        called(kj.layers.ContrastiveTerm("SupCon"), VIEWS[:, 0], LABELS), rel=1e-5
+    )
+    with pytest.raises(ValueError, match="expects labels after the embeddings"):
+        layer((x, x))
+
+
+def test_metric_of_two_views_is_refused_with_one_embedding():
+    layer = kj.layers.ContrastiveTerm("SupCon", metrics=[kj.metrics.RecallAtK()])
+    with pytest.raises(ValueError, match=r"RecallAtK expects stacked views .*\(batch, 2, dim\)"):
+        layer((keras.Input((4,)), keras.Input((), dtype="int32")))
+
+
 @pytest.mark.skipif(BACKEND == "jax", reason="JAX has no int64 unless it is told to")
 def test_large_labels_are_distinguished():
     layer = kj.layers.ContrastiveTerm("SupCon")
@@ -140,6 +174,15 @@ def test_memory_keeps_labels_and_skips_excluded_items():
     all_labels = np.concatenate([labels, LABELS[kept]])
     expected = reference.sup_con(everything, all_labels)[:4].mean()
     assert called(layer, *embeddings(views), labels) == pytest.approx(expected, rel=1e-5)
+
+
+def test_memory_of_one_embedding_keeps_its_labels():
+    layer = kj.layers.ContrastiveTerm("SupCon", memory_size=6)
+    called(layer, VIEWS[:, 0], LABELS)
+    views, labels = GENERATOR.normal(size=(4, 1, 4)).astype("float32"), np.array([1, 0, 3, 2])
+    everything = np.concatenate([views, VIEWS[:, :1]]), np.concatenate([labels, LABELS])
+    expected = reference.sup_con(*everything)[:4].mean()
+    assert called(layer, views[:, 0], labels) == pytest.approx(expected, rel=1e-5)
 
 
 def test_training_resumes_with_saved_memory(tmp_path):

@@ -22,7 +22,7 @@ SMOOTH = {
     key: case
     for key, case in VARIANTS.items()
     if case.arguments.get("mining", "semi_hard" if case.name == "triplet" else "all") == "all"
-    and "mining_margin" not in case.arguments
+    and not case.arguments.keys() & {"mining_margin", "swap"}
 }
 #: All backends use the same operations, so those that compile test only the defaults.
 BATCHED = DEFAULTS if COMPILES else list(VARIANTS.values())
@@ -49,7 +49,7 @@ def _batches(case):
     views, labels = views_of(case), labels_of(case) if case.labels else np.zeros(5, "int64")
     same = np.broadcast_to(views[:1, :1], views.shape).copy()
     identical_views, zero = views.copy(), views.copy()
-    identical_views[1, 1] = identical_views[1, 0]
+    identical_views[1, -1] = identical_views[1, 0]
     zero[1, 0] = 0
     yield "one valid item", views, labels, np.arange(5) == 1, everyone
     yield "identical embeddings", same, labels, everyone, None
@@ -58,7 +58,7 @@ def _batches(case):
     if case.labels == "class":
         yield "one label", views, np.full(5, 7), everyone, everyone
         yield "all labels different", views, np.arange(5), everyone, everyone
-    if is_smooth:
+    if is_smooth and case.views > 1:
         yield "item of identical views", identical_views, labels, everyone, everyone
     if case.is_cosine:
         yield "zero vector", zero, labels, everyone, everyone if is_smooth else None

@@ -39,13 +39,18 @@ def _loss(layer) -> float:
             (A, B, LABELS[:, None]),
             reference.margin_contrastive(np.stack([A, B], 1), LABELS).mean(),
         ),
+        (
+            kj.losses.TripletMargin(swap=True),
+            (A, B, A[::-1].copy()),
+            reference.triplet_margin(np.stack([A, B, A[::-1]], 1), swap=True).mean(),
+        ),
         (keras.losses.MeanSquaredError(), (A, B), np.mean((A - B) ** 2)),
         (keras.losses.MeanAbsoluteError(reduction="mean"), (A, B), np.mean(np.abs(A - B))),
     ],
 )
 def test_adds_weighted_mean_and_returns_embeddings(loss, inputs, expected):
     layer = kj.layers.ContrastiveTerm(loss, weight=0.5)
-    a, b = layer(tuple(ops.convert_to_tensor(x) for x in inputs), training=True)
+    a, b, *_ = layer(tuple(ops.convert_to_tensor(x) for x in inputs), training=True)
     np.testing.assert_array_equal(ops.convert_to_numpy(a), A)
     np.testing.assert_array_equal(ops.convert_to_numpy(b), B)
     assert _loss(layer) == pytest.approx(0.5 * expected, rel=1e-5)
@@ -152,6 +157,12 @@ def test_passes_masks_through():
         ("MarginContrastive", [(4, 3), (4, 3), (4, 2)], r"expects labels of shape \(4,\)"),
         ("InfoNCE", [(4, 3)], r"expects \(a, b, \.\.\.\), since InfoNCE has no labels"),
         ("SigLIP", [(4, 3)] * 3, r"expects \(a, b\), since SigLIP has no labels"),
+        ("TripletMargin", [(4, 3)] * 2, r"expects \(a, b, c\), since TripletMargin has no labels"),
+        ("SupCon", [(4,)], r"expects \(a, \.\.\., labels\), since SupCon has labels"),
+        ("SupCon", [(4, 3)] * 2, "expects labels after the embeddings, since SupCon has labels"),
+        ("SupCon", [(4, 3), (5,)], r"expects labels of shape \(4,\)"),
+        ("SupCon", [(4, 2, 3), (4,)], r"same shape \(batch, dim\)"),
+        ("NPairs", [(4, 3), (4,)], r"expects \(a, b, labels\), since NPairs has labels"),
     ],
 )
 def test_incompatible_inputs_are_refused_at_model_construction(loss, shapes, message):

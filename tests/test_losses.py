@@ -18,6 +18,7 @@ from tests.loss_cases import (
     CLASSES,
     DEFAULTS,
     MORE_VIEWS,
+    ONE_VIEW,
     PAIR_LABELS,
     TILED,
     VALID,
@@ -32,6 +33,7 @@ from tests.loss_cases import (
 
 #: JAX compiles each operation for each shape, so it tests only the default arguments.
 IS_JAX = keras.backend.backend() == "jax"
+MASKED = [*DEFAULTS, Case("sup_con", views=1), Case("triplet", views=1)]
 COMPARED = {key: case for key, case in CASES.items() if not (IS_JAX and case.arguments)}
 
 # Values and gradients
@@ -57,7 +59,7 @@ def test_class_equals_the_reference_for_other_shapes_and_labels(case):
         views = views_of(case, batch, dim, seed=batch)
         expected = case.naive(views, labels if case.labels else None, None, **case.arguments)
         column = labels[:, None] if batch == 9 else labels
-        actual = case.make().call(tensor(column), tensor(views.astype("float32")))
+        actual = case.make().call(tensor(column), tensor(case.given(views.astype("float32"))))
         assert tuple(actual.shape) == (batch,)
         assert_close(actual, expected, 1e-4, err_msg=f"batch={batch}, labels={labels}")
 
@@ -72,7 +74,8 @@ def test_item_of_weight_zero_is_excluded(case):
     views, labels = views_of(case), labels_of(case)
     views[2] = np.nan
     values = case.naive(views, labels if case.labels else None, WEIGHT > 0, **case.arguments)
-    actual = case.make()(labels, views.astype("float32"), sample_weight=WEIGHT)
+    given = case.given(views.astype("float32"))
+    actual = case.make()(labels, given, sample_weight=WEIGHT)
     assert float(actual) == pytest.approx(np.sum(values * WEIGHT) / 5, rel=1e-4, abs=1e-5)
 
 
@@ -100,7 +103,7 @@ def test_gradient_of_an_item_of_weight_zero_is_zero(case):
     assert_close(gradient, numeric, 1e-3)
 
 
-@pytest.mark.parametrize("case", DEFAULTS, ids=list(CLASSES))
+@pytest.mark.parametrize("case", MASKED, ids=str)
 def test_masked_item_is_excluded(case):
     views, labels = views_of(case), labels_of(case)
     views[3] = np.nan
@@ -109,7 +112,7 @@ def test_masked_item_is_excluded(case):
         valid = mask if weight is None else mask & (weight > 0)
         values = case.naive(views, labels, valid, **case.arguments)
         expected = np.sum(values * (mask if weight is None else mask * weight)) / np.sum(mask)
-        masked = ops.convert_to_tensor(views.astype("float32"))
+        masked = ops.convert_to_tensor(case.given(views.astype("float32")))
         set_keras_mask(masked, ops.convert_to_tensor(mask))
         actual = case.make()(labels, masked, sample_weight=weight)
         assert float(actual) == pytest.approx(expected, rel=1e-4, abs=1e-5)
@@ -117,7 +120,7 @@ def test_masked_item_is_excluded(case):
 
 @pytest.mark.parametrize("case", DEFAULTS, ids=list(CLASSES))
 def test_batch_without_valid_items_has_zero_loss(case):
-    views = np.full((5, 2, 3), np.nan, "float32")
+    views = np.full((5, case.views, 3), np.nan, "float32")
     loss = case.make()
     value, gradient = value_and_gradient(lambda x: loss(labels_of(case), x, np.zeros(5)), views)
     assert value == 0
@@ -190,10 +193,19 @@ def test_function_and_class_have_the_same_arguments(name):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_views_of_wrong_shape_are_refused(name):
-    shapes = [(4, 3), (4, 1, 3), (4, 2, 3, 1)]
-    for shape in shapes if name in MORE_VIEWS else [*shapes, (4, 3, 3)]:
+    shapes = [(4,), (4, 2, 3, 1)]
+    shapes += [] if name in ONE_VIEW else [(4, 3), (4, 1, 3)]
+    shapes += [] if name in MORE_VIEWS else [(4, 2 if name == "triplet_margin" else 3, 3)]
+    for shape in shapes:
         with pytest.raises(ValueError, match=r"expects stacked views .*Received: shape="):
             CLASSES[name]().call(np.zeros(4), np.zeros(shape, "float32"))
+
+
+@pytest.mark.parametrize("name", ["nt_xent", "decoupled_contrastive"])
+@pytest.mark.parametrize("same_label", [None, "ignore"])
+def test_one_view_without_positives_of_other_items_is_refused(name, same_label):
+    with pytest.raises(ValueError, match=r"\(batch, 2 or more, dim\)\. Received: shape=\(4, 3\)"):
+        CLASSES[name](same_label=same_label).call(np.zeros(4), np.zeros((4, 3), "float32"))
 
 
 @pytest.mark.parametrize("name", sorted(PAIR_LABELS | CLASS_LABELS))
@@ -215,10 +227,14 @@ NEGATIVE = [-0.5, float("nan"), "1", None, True]
 NO_CHOICE = ["manhattan", 1, True]
 REFUSED = {
     "temperature": ("info_nce siglip nt_xent sup_con decoupled_contrastive", NO_POSITIVE_NUMBER),
-    "margin": ("contrastive margin_contrastive triplet circle", [-0.5, float("nan"), "hard", None]),
+    "margin": (
+        "contrastive margin_contrastive triplet triplet_margin circle",
+        [-0.5, float("nan"), "hard", None],
+    ),
+    "swap": ("triplet_margin", [None, 1, "yes"]),
     "mining": ("triplet", [*NO_CHOICE, None]),
     "similarity": (
-        "triplet info_nce siglip nt_xent sup_con decoupled_contrastive n_pairs",
+        "triplet triplet_margin info_nce siglip nt_xent sup_con decoupled_contrastive n_pairs",
         [*NO_CHOICE, None],
     ),
     "same_label": ("info_nce siglip nt_xent decoupled_contrastive", NO_CHOICE),

@@ -62,7 +62,7 @@ def _of_samples(peer, miner=None):
     return function
 
 
-@pytest.mark.parametrize("views", [2, 3])
+@pytest.mark.parametrize("views", [1, 2, 3])
 @pytest.mark.parametrize(
     ("loss", "peer"),
     [
@@ -81,7 +81,10 @@ def _of_samples(peer, miner=None):
     ids=["sup_con", "sup_con_tiled", "multi_similarity", "circle", "circle_mild"],
 )
 def test_losses_of_labelled_samples_equal_peer(loss, peer, views):
-    _assert_parity(loss, CLASS_LABELS, _of_samples(peer), _views(views))
+    def of_views(labels, x):
+        return loss(labels, x[:, 0] if views == 1 else x)
+
+    _assert_parity(of_views, CLASS_LABELS, _of_samples(peer), _views(views))
 
 
 def test_multi_similarity_with_miner():
@@ -168,6 +171,23 @@ def test_triplets_equal_torch():
         return loss(embeddings[a], embeddings[p], embeddings[n])
 
     _assert_parity(kj.losses.Triplet(0.5, mining="all"), CLASS_LABELS, all_triplets)
+
+
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("margin", [0.2, 2.0])
+def test_given_triplets_equal_torch(margin, swap):
+    peer = torch.nn.TripletMarginLoss(margin=margin, swap=swap, eps=0.0)
+    loss = kj.losses.TripletMargin(margin, swap=swap)
+    _assert_parity(loss, None, lambda x: peer(*x.unbind(1)), _views(3))
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_given_triplets_with_another_distance_equal_torch(swap):
+    peer = torch.nn.TripletMarginWithDistanceLoss(
+        distance_function=lambda a, b: 1 - F.cosine_similarity(a, b), margin=0.5, swap=swap
+    )
+    loss = kj.losses.TripletMargin(0.5, similarity="cosine", swap=swap)
+    _assert_parity(loss, None, lambda x: peer(*x.unbind(1)), _views(3))
 
 
 # Short PyTorch implementations

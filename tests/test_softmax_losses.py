@@ -127,7 +127,8 @@ def _compiled_value_and_gradient(function, views, labels, xla):
 @pytest.mark.parametrize(
     ("case", "tile_size"),
     [(Case(name), None) for name in sorted(TILED | {"triplet", "circle", "vicreg"})]
-    + [(Case("info_nce", {"same_label": "positive"}, 3), 2), (Case("siglip"), 2)],
+    + [(Case("info_nce", {"same_label": "positive"}, 3), 2), (Case("siglip"), 2)]
+    + [(Case("sup_con", views=1), 2), (Case("triplet_margin", {"swap": True}, 3), None)],
     ids=str,
 )
 def test_compiles_for_any_batch_size(case, tile_size):
@@ -136,13 +137,14 @@ def test_compiles_for_any_batch_size(case, tile_size):
     loss = case.make(**({"tile_size": tile_size} if case.name in TILED else {}))
     value, gradient = _compiled_value_and_gradient(
         lambda x, y: ops.sum(loss.call(y, x) * ops.convert_to_tensor(weight.astype("float32"))),
-        views.astype("float32"),
+        case.given(views.astype("float32")),
         labels,
         xla=tile_size is not None,
     )
     expected = np.sum(case.naive(views, labels, None, **case.arguments) * weight)
     assert value == pytest.approx(expected, rel=1e-4)
-    assert_close(gradient, expected_gradient(case, views, labels, None, weight), 1e-3)
+    expected = expected_gradient(case, views, labels, None, weight)
+    assert_close(gradient, case.given(expected), 1e-3)
 
 
 def test_tiled_euclidean_distances_are_refused():

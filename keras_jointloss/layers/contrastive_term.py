@@ -13,6 +13,13 @@ from keras_jointloss._labels import as_labels, label_tensor
 from keras_jointloss._math import float_dtype
 from keras_jointloss._state import as_state
 from keras_jointloss._validation import validate_bool, validate_count
+from keras_jointloss.layers._contrastive_inputs import (
+    has_labels,
+    one_or_all,
+    refuse_embedding_as_labels,
+    split,
+    validate_shapes,
+)
 from keras_jointloss.layers._layer_term import (
     LayerTerm,
     item_mask,
@@ -69,7 +76,8 @@ class ContrastiveTerm(LayerTerm):
 
     Call arguments:
         inputs: `(a, b)`, or more embeddings for a loss on more views, followed by the labels if
-            the loss has any.
+            the loss has any. `(a, labels)`, one embedding, for a loss that compares items by their
+            classes, such as SupCon.
         sample_weight: `(batch,)`, the weight of each item, or `None`. An item of weight 0, or one
             that a Keras mask of shape `(batch,)` masks out, is excluded from the batch (as anchor,
             positive and negative).
@@ -79,7 +87,7 @@ class ContrastiveTerm(LayerTerm):
         as in the loss.
 
     Output shape:
-        The shapes of the embeddings, unchanged.
+        The shapes of the embeddings, unchanged. A single embedding is returned without a tuple.
 
     Raises:
         ValueError: If an argument is invalid, the embeddings differ in batch or dim, or labels are
@@ -114,7 +122,7 @@ class ContrastiveTerm(LayerTerm):
         self._learned = LearnedArguments(self.loss, self.learn_temperature)
         self._memory: EmbeddingMemory | None = None
         # A function, so that Keras does not track the metrics, which have no state here.
-        self._get_metrics = partial(tuple, validate_metrics(metrics, self._has_labels))
+        self._get_metrics = partial(tuple, validate_metrics(metrics, has_labels(self.loss)))
         self._create_weight(weight, self._learned.readings(), self._means())
 
     def _validate_loss(self, given):
@@ -130,10 +138,6 @@ class ContrastiveTerm(LayerTerm):
     def _is_views_loss(self) -> bool:
         return isinstance(self.loss, losses.ViewsLoss)
 
-    @property
-    def _has_labels(self) -> bool:
-        return self._is_views_loss and self.loss.has_labels
-
     def _means(self):
         """Returns the other means to log: by name, functions from the mean to the logged value."""
         parts = self.loss.part_names if self._is_views_loss else ()
@@ -142,60 +146,30 @@ class ContrastiveTerm(LayerTerm):
             **{metric.name: metric.finish for metric in self._get_metrics()},
         }
 
-    def _split(self, inputs):
-        """Returns the embeddings, or their shapes, and the labels, or `None`."""
-        inputs = tuple(inputs)
-        return (inputs[:-1], inputs[-1]) if self._has_labels else (inputs, None)
-
     def build(self, input_shape):
-        self._validate_shapes(input_shape)
+        validate_shapes(input_shape, self.loss, self._get_metrics(), self.name)
         self._learned.add_weights(self)
         if self.memory_size:
-            embeddings, labels = self._split(input_shape)
+            embeddings, labels = split(input_shape, self.loss)
             self._memory = EmbeddingMemory(
                 self.memory_size, len(embeddings), embeddings[0][-1], labels, self.name
             )
             self._memory_state = as_state(self._memory.state)
 
-    def _validate_shapes(self, shapes):
-        most = self.loss.max_views if self._is_views_loss else 2
-        count = len(shapes) - self._has_labels if isinstance(shapes, list | tuple) else 0
-        if not 2 <= count <= most:
-            views = "(a, b" if most == 2 else "(a, b, ..."
-            name = type(self.loss).__name__
-            has = "has labels" if self._has_labels else "has no labels"
-            raise ValueError(
-                f"{self.name!r} expects {views}{', labels' if self._has_labels else ''}), since "
-                f"{name} {has}. Received: input_shape={shapes}"
-            )
-        embeddings, labels = self._split(shapes)
-        sizes = {shape[0] for shape in embeddings} - {None}
-        if (
-            any(len(shape) != 2 for shape in embeddings)
-            or len(sizes) > 1
-            or len({shape[1] for shape in embeddings}) > 1
-        ):
-            raise ValueError(
-                f"{self.name!r} expects embeddings of the same shape (batch, dim)"
-                f"{'' if self._has_labels else ' and no labels'}. "
-                f"Received: shapes {', '.join(str(tuple(shape)) for shape in embeddings)}"
-            )
-        if labels is not None:
-            self.loss.validate_labels(tuple(labels), next(iter(sizes), None))
-
     def call(self, inputs, sample_weight=None, mask=None, inputs_mask=None, training=None):
-        embeddings, labels = self._split(inputs)
+        refuse_embedding_as_labels(inputs, self.loss, self.name)
+        embeddings, labels = split(inputs, self.loss)
         # Keras passes the masks as `inputs_mask` if `sample_weight` is a tensor, too.
         mask = inputs_mask if mask is None else mask
         self._defer(partial(self._compute_loss, embeddings, labels, sample_weight, mask, training))
-        return embeddings
+        return one_or_all(embeddings)
 
     def _compute_loss(self, embeddings, labels, sample_weight, mask, training):
         """Returns the loss of a call, its number of items, and whether the call trains."""
         dtype = float_dtype(*(x.dtype for x in embeddings))
         views = ops.stack([ops.cast(x, dtype) for x in embeddings], axis=1)
         labels = None if labels is None else as_labels(label_tensor(labels))
-        masks = () if mask is None else self._split(mask)[0]
+        masks = () if mask is None else split(mask, self.loss)[0]
         loss, items, valid = mean_over_items(
             partial(self._values, views, labels),
             ops.cast(ops.shape(views)[0], dtype),
@@ -241,11 +215,12 @@ class ContrastiveTerm(LayerTerm):
             memory.put(views, labels, valid)
 
     def compute_output_spec(self, inputs, *args, **kwargs):
-        embeddings, _ = self._split(inputs)
-        return tuple(keras.KerasTensor(x.shape, dtype=x.dtype) for x in embeddings)
+        refuse_embedding_as_labels(inputs, self.loss, self.name)
+        embeddings, _ = split(inputs, self.loss)
+        return one_or_all(tuple(keras.KerasTensor(x.shape, dtype=x.dtype) for x in embeddings))
 
     def compute_mask(self, inputs, mask=None):
-        return None if mask is None else self._split(mask)[0]
+        return None if mask is None else one_or_all(split(mask, self.loss)[0])
 
     def save_own_variables(self, store):
         super().save_own_variables(store)

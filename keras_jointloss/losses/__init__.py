@@ -7,6 +7,7 @@ from keras_jointloss.losses.circle import Circle, circle
 from keras_jointloss.losses.contrastive import Contrastive, contrastive
 from keras_jointloss.losses.cosine_embedding import CosineEmbedding, cosine_embedding
 from keras_jointloss.losses.decoupled_contrastive import DecoupledContrastive, decoupled_contrastive
+from keras_jointloss.losses.gaussian_kl import gaussian_kl
 from keras_jointloss.losses.info_nce import InfoNCE, info_nce
 from keras_jointloss.losses.margin_contrastive import MarginContrastive, margin_contrastive
 from keras_jointloss.losses.multi_similarity import MultiSimilarity, multi_similarity
@@ -15,6 +16,7 @@ from keras_jointloss.losses.nt_xent import NTXent, nt_xent
 from keras_jointloss.losses.siglip import SigLIP, siglip
 from keras_jointloss.losses.sup_con import SupCon, sup_con
 from keras_jointloss.losses.triplet import Triplet, triplet
+from keras_jointloss.losses.triplet_margin import TripletMargin, triplet_margin
 from keras_jointloss.losses.vicreg import VICReg, vicreg
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "SigLIP",
     "SupCon",
     "Triplet",
+    "TripletMargin",
     "VICReg",
     "ViewsLoss",
     "barlow_twins",
@@ -40,6 +43,7 @@ __all__ = [
     "contrastive",
     "cosine_embedding",
     "decoupled_contrastive",
+    "gaussian_kl",
     "get",
     "info_nce",
     "margin_contrastive",
@@ -49,5 +53,6 @@ __all__ = [
     "siglip",
     "sup_con",
     "triplet",
+    "triplet_margin",
     "vicreg",
 ]

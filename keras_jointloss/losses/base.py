@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._labels import as_labels, check_labels, label_tensor, labelled
-from keras_jointloss._masks import valid_items
+from keras_jointloss._masks import stacked, valid_items
 
 
 class LearnedParameter(NamedTuple):
@@ -35,7 +35,7 @@ class ViewsLoss(keras.losses.Loss):
     The views are two (or more) embeddings of the same item, stacked on axis 1. A subclass defines
 
     - `function`: the stateless function `(views, labels, valid, **arguments) -> (batch,)`,
-    - `label_kind`, `max_views`, `has_memory`: what the function accepts.
+    - `label_kind`, `min_views`, `max_views`, `has_memory`: what the function accepts.
 
     It validates the function's arguments and passes them to `__init__` as keyword arguments. They
     become attributes and part of the config. The base class itself handles one of them,
@@ -56,7 +56,8 @@ class ViewsLoss(keras.losses.Loss):
         **arguments: The validated arguments of the function, and `unlabelled`.
 
     Input shape:
-        `y_pred`: `(batch, views, dim)`, float. `y_true`: labels, if the loss needs them: `(batch,)`
+        `y_pred`: `(batch, views, dim)`, float; also `(batch, dim)`, one view per item, if
+        `min_views` is 1. `y_true`: labels, if the loss needs them: `(batch,)`
         or `(batch, 1)`, or, for class labels, `(batch, classes)` with 1 for each class of an item
         and 0 for the others. The label of a pair is 1 if its views match and 0 if not. Without
         labels, anything with the right batch size.
@@ -74,7 +75,9 @@ class ViewsLoss(keras.losses.Loss):
     #: The meaning of labels: `"pair"`, whether the views match; `"class"`, the class of the item;
     #: `None`, nothing.
     label_kind: str | None = None
-    #: The maximum number of views per item: 2, or `math.inf` for 2 or more.
+    #: The minimum number of views per item: 1 if other items can be positives of an item.
+    min_views: int = 2
+    #: The maximum number of views per item: `math.inf` for any number.
     max_views: float = 2
     #: Whether the function takes a `memory` of other items' views.
     has_memory = False
@@ -138,13 +141,15 @@ class ViewsLoss(keras.losses.Loss):
         return {"temperature": ops.exp(-learned["log_scale"]), **others} if learned else {}
 
     def validate_views(self, shape) -> None:
-        """Raises `ValueError` if `shape` is not a shape of stacked views."""
-        views = shape[1] if len(shape) == 3 else 0
-        if views is not None and not 2 <= views <= self.max_views:
-            expected = "2" if self.max_views == 2 else "2 or more"
+        """Raises `ValueError` if `shape` is not a shape of stacked views, or of single ones."""
+        views = shape[1] if len(shape) == 3 else int(len(shape) == 2)
+        if views is not None and not self.min_views <= views <= self.max_views:
+            least, most = self.min_views, self.max_views
+            more = "" if most == least else " or more" if most == math.inf else f" to {most:g}"
+            one = " or one view of shape (batch, dim)" if least == 1 else ""
             raise ValueError(
-                f"{type(self).__name__} expects stacked views of shape (batch, {expected}, dim). "
-                f"Received: shape={tuple(shape)}"
+                f"{type(self).__name__} expects stacked views of shape (batch, {least}{more}, dim)"
+                f"{one}. Received: shape={tuple(shape)}"
             )
 
     def validate_labels(self, shape, batch_size: int | None = None) -> None:
@@ -178,6 +183,7 @@ class ViewsLoss(keras.losses.Loss):
 
     def _values(self, y_true, views, valid):
         self.validate_views(views.shape)
+        views = stacked(views)
         if not self.has_labels:
             return self.values(views, None, valid)
         if y_true is None:

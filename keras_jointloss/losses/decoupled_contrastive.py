@@ -82,7 +82,8 @@ class DecoupledContrastive(ViewsLoss):
         dtype: As in `keras.losses.Loss`.
 
     Input shape:
-        `y_pred`: `(batch, views, dim)`, 2 views or more.
+        `y_pred`: `(batch, views, dim)`, 2 views or more; with `same_label="positive"` also one view
+        per item, `(batch, dim)`.
         `y_true`: with `same_label`, as in `SupCon`; otherwise anything with the right batch size.
 
     Output shape:
@@ -128,3 +129,4 @@ class DecoupledContrastive(ViewsLoss):
             tile_size=validate_tile_size(tile_size, similarity),
             unlabelled=validate_unlabelled(unlabelled, same_label),
         )
+        self.min_views = 1 if same_label == "positive" else 2

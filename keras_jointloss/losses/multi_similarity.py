@@ -95,7 +95,7 @@ class MultiSimilarity(ViewsLoss):
         dtype: As in `keras.losses.Loss`.
 
     Input shape:
-        `y_pred`: `(batch, views, dim)`, 2 views or more.
+        `y_pred`: `(batch, views, dim)`, or `(batch, dim)` for one view per item.
         `y_true`: `(batch,)`, `(batch, 1)` or `(batch, classes)` with 1 for each class of an item
         and 0 for the others.
 
@@ -120,6 +120,7 @@ class MultiSimilarity(ViewsLoss):
 
     function = staticmethod(multi_similarity)
     label_kind = "class"
+    min_views = 1
     max_views = math.inf
 
     def __init__(

@@ -85,7 +85,8 @@ class NTXent(ViewsLoss):
         dtype: As in `keras.losses.Loss`.
 
     Input shape:
-        `y_pred`: `(batch, views, dim)`, 2 views or more.
+        `y_pred`: `(batch, views, dim)`, 2 views or more; with `same_label="positive"` also one view
+        per item, `(batch, dim)`.
         `y_true`: with `same_label`, as in `SupCon`; otherwise anything with the right batch size.
 
     Output shape:
@@ -133,3 +134,4 @@ class NTXent(ViewsLoss):
             tile_size=validate_tile_size(tile_size, similarity),
             unlabelled=validate_unlabelled(unlabelled, same_label),
         )
+        self.min_views = 1 if same_label == "positive" else 2

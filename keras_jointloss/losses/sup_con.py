@@ -60,7 +60,8 @@ class SupCon(ViewsLoss):
         loss_i = LSE_{j != i}(s_ij / t) - mean_{p in P(i)} s_ip / t
 
     where `P(i)` are the other views whose items share a label with the anchor's, including its own
-    item, and `LSE` is the logarithm of the sum of exponentials.
+    item, and `LSE` is the logarithm of the sum of exponentials. An anchor without positives has
+    loss 0.
 
     Args:
         temperature: The temperature `t` > 0 that divides the similarities.
@@ -77,7 +78,7 @@ class SupCon(ViewsLoss):
         dtype: As in `keras.losses.Loss`.
 
     Input shape:
-        `y_pred`: `(batch, views, dim)`, 2 views or more.
+        `y_pred`: `(batch, views, dim)`, or `(batch, dim)` for one view per item.
         `y_true`: `(batch,)`, `(batch, 1)` or `(batch, classes)` with 1 for each class of an item
         and 0 for the others.
 
@@ -101,6 +102,7 @@ class SupCon(ViewsLoss):
 
     function = staticmethod(sup_con)
     label_kind = "class"
+    min_views = 1
     max_views = math.inf
     has_memory = True
 

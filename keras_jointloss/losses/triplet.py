@@ -7,7 +7,8 @@ from keras import ops
 
 from keras_jointloss._labels import validate_unlabelled
 from keras_jointloss._math import SIMILARITIES, matrix_of_prepared, mean_where
-from keras_jointloss._validation import validate_choice, validate_number
+from keras_jointloss._validation import validate_choice
+from keras_jointloss.losses._hinge import hinge, validate_margin
 from keras_jointloss.losses._pairs import as_views, class_masks, mean_of_views, samples_of
 from keras_jointloss.losses.base import ViewsLoss
 
@@ -42,7 +43,7 @@ def triplet(
         farthest = ops.max(ops.where(positive, distance, -math.inf), axis=1)
         nearest = ops.min(ops.where(negative, distance, math.inf), axis=1)
         is_triplet = ops.any(positive, axis=1) & ops.any(negative, axis=1)
-        losses = _hinge(_difference(farthest, nearest, is_triplet), margin)
+        losses = hinge(_difference(farthest, nearest, is_triplet), margin)
         losses = ops.where(is_triplet, losses, 0)
     elif mining == "semi_hard":
         is_farther = negative[:, None, :] & (distance[:, None, :] > distance[:, :, None])
@@ -50,11 +51,11 @@ def triplet(
         farthest = ops.max(ops.where(negative, distance, -math.inf), axis=1, keepdims=True)
         chosen = ops.where(ops.any(is_farther, axis=2), nearest_farther, farthest)
         is_triplet = positive & ops.any(negative, axis=1, keepdims=True)
-        losses = _hinge(_difference(distance, chosen, is_triplet), margin)
+        losses = hinge(_difference(distance, chosen, is_triplet), margin)
         losses = mean_where(losses, is_triplet, 1)
     else:
         is_triplet = positive[:, :, None] & negative[:, None, :]
-        losses = _hinge(distance[:, :, None] - distance[:, None, :], margin)
+        losses = hinge(distance[:, :, None] - distance[:, None, :], margin)
         losses = mean_where(losses, is_triplet, (1, 2))
     return mean_of_views(losses, views.shape[1], valid)
 
@@ -62,10 +63,6 @@ def triplet(
 def _difference(positive, negative, is_triplet):
     """Returns the difference of the distances, 0 where one of them does not exist."""
     return ops.where(is_triplet, positive, 0) - ops.where(is_triplet, negative, 0)
-
-
-def _hinge(difference, margin):
-    return ops.softplus(difference) if margin == "soft" else ops.relu(difference + margin)
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -86,7 +83,8 @@ class Triplet(ViewsLoss):
     - `"hard"`: the farthest positive with the nearest negative.
 
     An anchor without positives or without negatives has loss 0. With `n` views in the batch, the
-    loss needs memory for `n^3` numbers, or `n^2` with `"hard"`.
+    loss needs memory for `n^3` numbers, or `n^2` with `"hard"`. For given triplets, use
+    `TripletMargin`.
 
     Args:
         margin: The margin `m`, 0 or more, or `"soft"` for `log(1 + exp(d_ap - d_an))` in place of
@@ -102,7 +100,7 @@ class Triplet(ViewsLoss):
         dtype: As in `keras.losses.Loss`.
 
     Input shape:
-        `y_pred`: `(batch, views, dim)`, 2 views or more.
+        `y_pred`: `(batch, views, dim)`, or `(batch, dim)` for one view per item.
         `y_true`: `(batch,)`, `(batch, 1)` or `(batch, classes)` with 1 for each class of an item
         and 0 for the others.
 
@@ -129,6 +127,7 @@ class Triplet(ViewsLoss):
 
     function = staticmethod(triplet)
     label_kind = "class"
+    min_views = 1
     max_views = math.inf
 
     def __init__(
@@ -145,7 +144,7 @@ class Triplet(ViewsLoss):
             name,
             reduction,
             dtype,
-            margin=margin if margin == "soft" else validate_number(margin, "margin", 0),
+            margin=validate_margin(margin),
             mining=validate_choice(mining, "mining", ("all", "semi_hard", "hard")),
             similarity=validate_choice(similarity, "similarity", SIMILARITIES),
             unlabelled=validate_unlabelled(unlabelled),

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._labels import as_labels, label_tensor, labelled
-from keras_jointloss._masks import valid_items
+from keras_jointloss._masks import stacked, valid_items
 from keras_jointloss._math import float_dtype
 
 
@@ -27,7 +27,8 @@ class ViewsMetric(keras.metrics.Metric):
         dtype: As in `keras.metrics.Metric`. The computation uses at least float32.
 
     Input shape:
-        `y_pred`: `(batch, 2, dim)`, float. `y_true`: `(batch,)` or `(batch, 1)`, labels, if the
+        `y_pred`: `(batch, 2, dim)`, float; for a metric of any number of views, also `(batch, dim)`
+        for one view per item. `y_true`: `(batch,)` or `(batch, 1)`, labels, if the
         metric needs them; otherwise it is not used. `sample_weight`: a number, `(batch,)` or
         `(batch, 1)`. An item that has weight 0 or a view that Keras masks is excluded: it is not
         evaluated, and other items are not compared with it.
@@ -93,6 +94,7 @@ class ViewsMetric(keras.metrics.Metric):
     def update_state(self, y_true, y_pred, sample_weight=None):
         views = ops.convert_to_tensor(y_pred)
         self.validate_views(views.shape)
+        views = stacked(views)
         labels = None
         if self.has_labels:
             labels = label_tensor(y_true)
@@ -114,11 +116,13 @@ class ViewsMetric(keras.metrics.Metric):
         return self.finish(ops.divide_no_nan(self._total, self._weight))
 
     def validate_views(self, shape) -> None:
-        """Raises `ValueError` if `shape` is not a shape of stacked views."""
-        if len(shape) != 3 or (self.views is not None and shape[1] not in (self.views, None)):
+        """Raises `ValueError` if `shape` is not a shape of stacked views, or of single ones."""
+        is_stacked = len(shape) == 3 and (self.views is None or shape[1] in (self.views, None))
+        if not is_stacked and not (len(shape) == 2 and self.views is None):
+            one = " or one view of shape (batch, dim)" if self.views is None else ""
             raise ValueError(
                 f"{type(self).__name__} expects stacked views of shape "
-                f"(batch, {self.views or 'views'}, dim). Received: shape={tuple(shape)}"
+                f"(batch, {self.views or 'views'}, dim){one}. Received: shape={tuple(shape)}"
             )
 
     def _validate_vector(self, shape, batch_size, what):

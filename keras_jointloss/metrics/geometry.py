@@ -73,7 +73,8 @@ class Uniformity(ViewsMetric):
         dtype: As in `keras.metrics.Metric`.
 
     Input shape:
-        `y_pred`: `(batch, views, dim)`, any number of views. `y_true` is not used.
+        `y_pred`: `(batch, views, dim)`, any number of views, or `(batch, dim)` for one view per
+        item. `y_true` is not used.
 
     Raises:
         ValueError: If `t` is out of range or `y_pred` has the wrong shape.

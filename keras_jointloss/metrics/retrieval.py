@@ -228,8 +228,8 @@ class MeanAveragePrecisionAtR(ViewsMetric):
         dtype: As in `keras.metrics.Metric`.
 
     Input shape:
-        `y_pred`: `(batch, views, dim)`, any number of views. `y_true`: `(batch,)` or
-        `(batch, 1)`, labels of any dtype.
+        `y_pred`: `(batch, views, dim)`, any number of views, or `(batch, dim)` for one view per
+        item. `y_true`: `(batch,)` or `(batch, 1)`, labels of any dtype.
 
     Raises:
         ValueError: If an argument is invalid or an input has the wrong shape.
