@@ -99,10 +99,22 @@ class TermWeight:
         """Counts a training step and moves the weight along its schedule, if annealing is on."""
         if self.schedule is None:
             return
+        step, value = self._next()
+        self._step.assign(step)
+        self._value.assign(value)
+
+    def next_value(self):
+        """Returns the weight of the next step without the factor of a weighting.
+
+        Valid before `advance` has counted this step, as when `record` calls the observer.
+        """
+        return ops.copy(self._value) if self.schedule is None else self._next()[1]
+
+    def _next(self):
+        """Returns the step of the schedule and its value after `advance`."""
         is_on = ops.copy(self._advancing)  # TensorFlow would read the variable at each use.
         step = ops.convert_to_tensor(self._step) + ops.cast(is_on, "int32")
-        self._step.assign(step)
-        self._value.assign(ops.where(is_on, self._scheduled(step), ops.copy(self._value)))
+        return step, ops.where(is_on, self._scheduled(step), ops.copy(self._value))
 
     def scale(self, factor) -> None:
         """Sets the factor, within the compiled step or from the host."""
