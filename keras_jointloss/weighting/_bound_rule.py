@@ -120,9 +120,9 @@ class BoundRule(keras.metrics.Metric):
 
     def _run(self) -> None:
         progress: Any = self.progress
-        if self.needs_given_weights:
-            self.given_weights = self._next_given_weights()
+        given = self._next_given_weights() if self.needs_given_weights else None
         items, losses = self._step_losses.pop(len(self.terms))
+        self.given_weights = given  # Only now, since `pop` may switch to another replica.
         step, is_on = progress.begin_step()
         state = _step.advance(self, progress.tensors(), losses, items > 0, step, is_on)
         progress.assign(state)
