@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from tests.summaries import read_scalars
 from tests.terms import Terms, recorded_losses
 
 ABSENT = ops.convert_to_tensor(False)
@@ -91,21 +92,22 @@ def test_shares_keep_scale_and_progress_under_the_options_of_the_base_class():
 
 
 @pytest.mark.backend("torch")
-@pytest.mark.parametrize("scale", [0.01, 1.0, 1000.0])
-def test_multiplier_of_a_known_problem(scale):
+def test_multipliers_of_known_problems():
     # The minimum of (x - 3)^2 where scale x^2 <= scale is x = 1, with the multiplier 2 / scale.
-    terms = Terms(kj.weighting.Constraint({"term1": scale}), 2)
+    scale = np.array([0.01, 1.0, 1000.0])
+    terms = Terms(kj.weighting.Constraint({f"term{i}": x for i, x in enumerate(scale)}), 4)
     terms.rule.start()
-    x, losses = 3.0, []
-    for _ in range(1000):
-        _, multiplier = terms.now()
-        slope, curvature = 2 * (x - 3) + multiplier * scale * 2 * x, 2 + multiplier * scale * 2
-        x -= 0.1 * slope / curvature
+    x, losses = np.full(3, 3.0), []
+    for _ in range(950):
+        weight = np.array(terms.now()[:3]) * scale
+        x -= 0.1 * (2 * (x - 3) + 2 * weight * x) / (2 + 2 * weight)
         losses.append(scale * x**2)
-        terms.step([(x - 3) ** 2, losses[-1]])
-    np.testing.assert_allclose(losses[-50:], scale, rtol=0.02)
-    assert terms.now() == pytest.approx([1.0, 2 / scale], rel=0.02)
-    assert terms.rule.read() == {"term1": {"multiplier": terms.now()[1]}}
+        terms.step([*losses[-1], np.sum((x - 3) ** 2)])
+    np.testing.assert_allclose(losses[-30:], np.tile(scale, (30, 1)), rtol=0.02)
+    np.testing.assert_allclose(terms.now(), [*(2 / scale), 1.0], rtol=0.02)
+    readings = terms.rule.read()
+    assert list(readings) == ["term0", "term1", "term2"]
+    assert readings["term0"] == {"multiplier": terms.now()[0]}
 
 
 def test_multiplier_of_a_loss_below_its_bound_falls_to_the_smallest():
@@ -197,3 +199,64 @@ def test_invalid_values_by_name_are_refused(cls, argument, value):
 def test_invalid_argument_is_refused(cls, arguments, message):
     with pytest.raises(ValueError, match=message):
         cls(**arguments)
+
+
+# In training.
+
+
+def noisy_problem(given, rule):
+    """Returns a compiled model with two outputs and a layer term, whose losses soon level off."""
+    inputs, other = keras.Input((4,)), keras.Input((2,))
+    hidden, _ = kj.layers.ContrastiveTerm("MeanSquaredError", weight=given["near"], name="near")(
+        (keras.layers.Dense(2)(inputs), other)
+    )
+    outputs = {"a": keras.layers.Dense(1)(inputs), "b": keras.layers.Dense(1)(hidden)}
+    model = keras.Model([inputs, other], outputs)
+    weights = {"a": given["a"], "b": given["b"]}
+    joint = kj.joint_loss({"a": "mse", "b": "mae"}, weights, rule)
+    model.compile(keras.optimizers.Adam(0.05), **joint)
+    generator = np.random.default_rng(0)
+    x, other, noise = (generator.normal(size=(512, n)).astype("float32") for n in (4, 2, 1))
+    return model, [x, other], {"a": x[:, :1] + 0.1 * noise, "b": 5 * noise}
+
+
+def test_model_trains_with_the_asked_shares_and_resumes(tmp_path):
+    keras.utils.set_random_seed(0)
+    asked = {"near": kj.schedules.Linear(2.0, 0.1, 64), "b": 0.3, "a": 0.6}
+    given = {"a": 2.0, "b": kj.schedules.Linear(0.0, 1.0, 100), "near": 0.5}
+    model, x, y = noisy_problem(given, kj.weighting.Shares(asked, ema=0.9))
+    options = {"batch_size": 32, "verbose": 0, "shuffle": False}
+    callback = kj.callbacks.JointLossCallback(str(tmp_path))
+    model.fit(x, y, epochs=8, callbacks=[callback], **options)
+    scalars = read_scalars(tmp_path / "train")
+    shares = [list(scalars[f"joint_loss/{name}/share"].values())[-1] for name in asked]
+    assert shares == pytest.approx([0.1, 0.3, 0.6], abs=0.01)
+
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    weights = []
+    for one in (model, loaded):
+        callbacks = [kj.callbacks.JointLossCallback()]
+        history = one.fit(x, y, epochs=9, initial_epoch=8, callbacks=callbacks, **options).history
+        weights.append([history[f"{name}_weight"][0] for name in asked])
+    np.testing.assert_allclose(weights[1], weights[0], rtol=1e-5)
+
+
+def test_constrained_term_ends_at_its_bound():
+    x = np.ones((400, 1), "float32")
+    inputs = keras.Input((1,))
+    hidden = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")(inputs)
+    # The minimum of (h - 3)^2 where (10 h)^2 <= 100 is h = 1, with the multiplier 0.02.
+    model = keras.Model(inputs, {"near": hidden, "size": keras.layers.Rescaling(10.0)(hidden)})
+    losses = dict.fromkeys(("near", "size"), "mse")
+    rule = kj.weighting.Constraint({"size": 100.0})
+    joint = kj.joint_loss(losses, {"size": 0.01}, rule)
+    model.compile(keras.optimizers.SGD(0.03), **joint)
+    callbacks = [kj.callbacks.JointLossCallback()]
+    options = {"batch_size": 1, "verbose": 0, "callbacks": callbacks}
+    history = model.fit(x, {"near": 3 * x, "size": 0 * x}, **options).history
+    size = model.evaluate(x, {"near": 3 * x, "size": 0 * x}, verbose=0, return_dict=True)
+    assert size["size_loss"] == pytest.approx(100, rel=0.02)
+    assert history["size_weight"][0] == pytest.approx(0.02, rel=0.02)
+    assert history["size_multiplier"][0] == pytest.approx(2, rel=0.02)
+    assert "near_multiplier" not in history
