@@ -1,5 +1,6 @@
 """Finds a member of a family of rules by instance, by name or by config."""
 
+import inspect
 from typing import Any, TypeVar
 
 import keras
@@ -18,7 +19,7 @@ def find(identifier: Any, base: type[Member], argument: str, module: str) -> Mem
         module: The module of the family.
 
     Raises:
-        ValueError: If there is no such member.
+        ValueError: If there is no such member, or it cannot be created without arguments.
     """
     if isinstance(identifier, base):
         return identifier
@@ -29,10 +30,30 @@ def find(identifier: Any, base: type[Member], argument: str, module: str) -> Mem
     if isinstance(identifier, str):
         plain = identifier.replace("_", "").lower()
         for name, value in keras.saving.get_custom_objects().items():
-            is_member = isinstance(value, type) and issubclass(value, base)
-            if is_member and name.rpartition(">")[2].replace("_", "").lower() == plain:
+            if not isinstance(value, type) or not issubclass(value, base):
+                continue
+            # The two differ for a class that another family has, too.
+            names = (name.rpartition(">")[2], value.__name__)
+            if plain in (name.replace("_", "").lower() for name in names):
+                _validate_name(value, argument, identifier)
                 return value()
     raise ValueError(
         f"Invalid value for argument `{argument}`. Expected a member of `keras_jointloss.{module}`,"
         f" or the name of its class. Received: {argument}={identifier!r}"
     )
+
+
+def _validate_name(member: type, argument: str, name: str) -> None:
+    """Raises `ValueError` if a member has arguments without default."""
+    parameters = inspect.signature(member).parameters.values()
+    required = [
+        f"{x.name}=..."
+        for x in parameters
+        if x.default is x.empty and x.kind is x.POSITIONAL_OR_KEYWORD
+    ]
+    if required:
+        raise ValueError(
+            f"Invalid value for argument `{argument}`. Expected an instance, "
+            f"`{member.__name__}({', '.join(required)})`, since the name alone does not give these "
+            f"arguments. Received: {argument}={name!r}"
+        )

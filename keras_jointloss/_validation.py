@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -113,3 +114,56 @@ def validate_seed(value: Any) -> int:
         ValueError: If `value` is anything else.
     """
     return validate_count(value, "seed", minimum=0)
+
+
+def validate_by_name(
+    values: Any, argument: str, validate: Callable[[Any, str], Any], expected: str = "a number"
+) -> dict[str, Any]:
+    """Returns a dict of valid values by the name of a term.
+
+    Args:
+        values: The value passed.
+        argument: The name of the argument, for the error message.
+        validate: Returns a valid value; its arguments are a value and its name for the message.
+        expected: A valid value in words.
+
+    Raises:
+        ValueError: If `values` is not a dict with strings as keys, or empty, or a value is invalid.
+    """
+    is_dict = isinstance(values, Mapping) and all(isinstance(name, str) for name in values)
+    if not is_dict or not values:
+        raise ValueError(
+            f"Invalid value for argument `{argument}`. Expected a dict with {expected} by the name "
+            f"of the term. Received: {argument}={values!r}"
+        )
+    return {name: validate(value, f"{argument}[{name!r}]") for name, value in values.items()}
+
+
+def validate_names(
+    values: Any, argument: str, names: Iterable[str], is_complete: bool = False
+) -> None:
+    """Checks that an argument that may be given by the names of the terms fits them.
+
+    Args:
+        values: The argument; anything but a dict fits.
+        argument: The name of the argument, for the error message.
+        names: The names of the terms.
+        is_complete: Whether each term must have a value.
+
+    Raises:
+        ValueError: If it has an unknown name or, with `is_complete`, lacks a term.
+    """
+    if not isinstance(values, Mapping):
+        return
+    names = list(names)
+    unknown = [name for name in values if name not in names]
+    missing = [name for name in names if name not in values] if is_complete else []
+    if not unknown and not missing:
+        return
+    problems = [f"unknown names {unknown}"] * bool(unknown)
+    problems += [f"no value for {missing}"] * bool(missing)
+    expected = f"a value for each of the terms {names}" if is_complete else f"names among {names}"
+    raise ValueError(
+        f"Invalid value for argument `{argument}`. Expected {expected}. "
+        f"Received: {argument}={dict(values)!r}, with {' and '.join(problems)}"
+    )

@@ -21,6 +21,7 @@ from keras_jointloss.aggregators import (
     Mean,
     NashMTL,
     PCGrad,
+    Shares,
     Sum,
     UPGrad,
 )
@@ -42,6 +43,7 @@ CASES = {
     "AlignedMTL": AlignedMTL(),
     "IMTLG": IMTLG(),
     "UPGrad": UPGrad(),
+    "Shares": Shares(),
 }
 #: On backends that compile, only the aggregators with default arguments.
 COMPARED = {key: case for key, case in CASES.items() if not (COMPILES and "-" in key)}

@@ -87,6 +87,37 @@ def famo(losses, learning_rate=0.025, decay=1e-3, minimum_loss=0.0):
     return np.array(weights)
 
 
+def shares(losses, shares_of, ema):
+    """Returns the weights; `shares_of` maps the number of a step to the shares in that step."""
+    count = losses.shape[1]
+    weights = [[1.0] * count]
+    for step in range(len(losses)):
+        ages = range(step, -1, -1)
+        total_age = sum(ema**age for age in ages)
+        means = [
+            sum(ema**age * loss for age, loss in zip(ages, column, strict=False)) / total_age
+            for column in losses.T
+        ]
+        asked = np.array(shares_of(step + 1)) / sum(shares_of(step + 1))
+        weights.append([asked[i] * sum(means) / means[i] for i in range(count)])
+    return np.array(weights)
+
+
+def constraint(losses, bounds, learning_rate=0.1, ema=0.9, smallest=1e-6, largest=1e6):
+    """Returns the weights; `bounds` maps the index of a term to its bound by step."""
+    multipliers = [1.0] * losses.shape[1]
+    weights, mean = [list(multipliers)], None
+    for step, row in enumerate(losses):
+        mean = row if mean is None else ema * mean + (1 - ema) * row
+        for i, bound_of in bounds.items():
+            bound = bound_of(step)
+            excess = (mean[i] - bound) / (abs(bound) or 1.0)
+            multipliers[i] *= math.exp(learning_rate * max(-1.0, min(1.0, excess)))
+            multipliers[i] = max(smallest, min(largest, multipliers[i]))
+        weights.append(list(multipliers))
+    return np.array(weights)
+
+
 class GradNorm:
     """GradNorm for one model, step by step, with the chain rule through the softmax."""
 

@@ -9,25 +9,42 @@ from keras_jointloss.find_terms import find_terms
 from keras_jointloss.terms.applied_weight import AppliedWeight
 
 RULES = (
+    "Constraint",
     "DynamicWeightAverage",
     "FAMO",
     "GeometricMean",
     "RandomWeighting",
+    "Shares",
     "SmoothTchebycheff",
     "Uncertainty",
 )
+#: The argument without default of a rule, which holds a number for each term.
+REQUIRED = {"Constraint": "bounds", "Shares": "shares"}
 
 
-def make(name, **arguments) -> kj.weighting.Weighting:
+def make(name, terms=2, **arguments) -> kj.weighting.Weighting:
+    """Returns a rule for `Terms`; one that needs numbers by the name of the term gets ones."""
+    if name in REQUIRED:
+        ones = {f"term{i}": 1.0 for i in range(terms)}
+        arguments = {REQUIRED[name]: ones, **arguments}
     return getattr(kj.weighting, name)(**arguments)
 
 
 class Terms:
-    """Terms without a model; tests pass the losses to the rule directly."""
+    """Terms without a model; tests pass the losses to the rule directly.
 
-    def __init__(self, rule, count):
+    Args:
+        rule: The rule.
+        count: The number of terms.
+        given: The user's weight of each term, 1 by default.
+    """
+
+    def __init__(self, rule, count, given=None):
         self.rule = rule
-        self.weights = {f"term{i}": kj.LossWeight() for i in range(count)}
+        given = [1.0] * count if given is None else given
+        self.weights = {f"term{i}": kj.LossWeight(weight) for i, weight in enumerate(given)}
+        for weight in self.weights.values():
+            weight.start_annealing(0)
         next(iter(self.weights.values())).weighting = rule
         rule.bind(self.weights)
 

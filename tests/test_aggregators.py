@@ -17,6 +17,7 @@ from keras_jointloss.aggregators import (
     NashMTL,
     PCGrad,
     PreferenceAggregator,
+    Shares,
     Sum,
     UPGrad,
 )
@@ -62,6 +63,7 @@ of_each_sort = pytest.mark.parametrize("name", ["Mean", "PCGrad", "CAGrad", "Nas
         (IMTLG(rescale=False), (0.0767, 1.0)),
         (NashMTL(rescale=False), (0.0766, 0.9985)),
         (UPGrad(), (0.2924, 1.9006)),
+        (Shares(), (0.0794, 1.0353)),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -212,7 +214,10 @@ def test_no_gradient_flows_through_coefficients(name):
 @all_dtypes
 @pytest.mark.parametrize(
     "aggregator",
-    [cls(rescale=True) for cls in (Sum, Mean, MGDA, CAGrad, UPGrad, AlignedMTL, NashMTL, IMTLG)],
+    [
+        cls(rescale=True)
+        for cls in (Sum, Mean, MGDA, CAGrad, UPGrad, AlignedMTL, NashMTL, IMTLG, Shares)
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_rescaled_result_has_length_of_mean(aggregator, dtype):
@@ -223,7 +228,7 @@ def test_rescaled_result_has_length_of_mean(aggregator, dtype):
         np.testing.assert_allclose(np.linalg.norm(result), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("cls", [NashMTL, IMTLG, MGDA])
+@pytest.mark.parametrize("cls", [NashMTL, IMTLG, MGDA, Shares])
 def test_rescaling_does_not_amplify_rounding(cls):
     ((_, jacobian),) = jacobians([antiparallel], 2, number=1)
     cancelling = np.insert(jacobian, 1, 0, axis=0)
@@ -256,6 +261,18 @@ def test_normalized_mgda_equals_mgda_of_normalized_gradients():
             np.testing.assert_allclose(actual, expected, atol=1e-4, err_msg=normalize)
 
 
+def test_contributions_have_the_asked_shares_of_the_length():
+    for kind, jacobian in jacobians([ill_scaled, conflicting, antiparallel], 3):
+        lengths = np.linalg.norm(jacobian, axis=1)
+        expected = np.array([0.7, 0.2, 0.1]) * lengths.mean()
+        w = solve(Shares([7, 2, 1]), jacobian)
+        np.testing.assert_allclose(w * lengths, expected, rtol=1e-4, err_msg=str(kind))
+    # Those that have a gradient divide the length of one that has none.
+    w = solve(Shares([7, 2, 1]), np.insert(jacobian[:2], 1, 0, axis=0))
+    expected = np.array([7, 0, 1]) / 8 * lengths[:2].mean()
+    np.testing.assert_allclose(w * [lengths[0], 1, lengths[1]], expected, rtol=1e-4)
+
+
 def test_smoothing_of_coefficients():
     new = ops.convert_to_tensor([1.0, 0.0])
     previous = ops.convert_to_tensor([0.0, 1.0])
@@ -276,6 +293,8 @@ CHANGED = [
     AlignedMTL(ema=0.9),
     IMTLG(rescale=False),
     UPGrad(preference=np.array([1.0, 3.0])),
+    Shares([1, 2]),
+    Shares({"a": 1, "b": 2}, ema=0.5),
 ]
 
 
@@ -291,7 +310,7 @@ def test_config_round_trip(aggregator):
 @pytest.mark.parametrize(
     ("name", "cls"),
     [
-        *((cls.__name__, cls) for cls in (Sum, Mean, PCGrad, MGDA, CAGrad, UPGrad)),
+        *((cls.__name__, cls) for cls in (Sum, Mean, PCGrad, MGDA, CAGrad, UPGrad, Shares)),
         ("pcgrad", PCGrad),
         ("nash_mtl", NashMTL),
         ("nashmtl", NashMTL),
@@ -333,6 +352,13 @@ def test_get_by_instance_and_custom_aggregator():
         (lambda: Mean(preference=2), "preference=2"),
         (lambda: Mean(preference="ab"), "preference='ab'"),
         (lambda: Mean(preference=[1, 1, 1])(PINNED_JACOBIAN), "Expected 2 numbers"),
+        (lambda: Shares([0, 0]), r"`shares`.*shares=\[0, 0\]"),
+        (lambda: Shares({"a": 1, "b": -1}), r"shares\['b'\]=-1"),
+        (lambda: Shares({"a": 0}), r"not all 0.*shares=\{'a': 0\}"),
+        (lambda: Shares({}), r"`shares`.*shares=\{\}"),
+        (lambda: Shares([1, 2, 3])(PINNED_JACOBIAN), "Expected 2 numbers"),
+        (lambda: Shares({"a": 1, "b": 2})(PINNED_JACOBIAN), "known in a layer only"),
+        (lambda: Shares({"a": 1, "b": 2}).for_terms(["a", "c"]), r"\['b'\] and no .* \['c'\]"),
         (lambda: Sum()([1.0, 2.0]), "`matrix`"),
         (lambda: Sum().solve(PINNED_JACOBIAN), "`gramian`"),
         (lambda: MGDA(normalize="loss")(PINNED_JACOBIAN), "losses=None"),
@@ -346,7 +372,7 @@ def test_errors(call, message):
 
 def test_only_some_aggregators_accept_a_preference():
     having = {name for name, value in CASES.items() if isinstance(value, PreferenceAggregator)}
-    assert having == {"Mean", "CAGrad", "CAGrad-1.5", "AlignedMTL", "UPGrad"}
+    assert having == {"Mean", "CAGrad", "CAGrad-1.5", "AlignedMTL", "UPGrad", "Shares"}
 
 
 # The package `torchjd`.

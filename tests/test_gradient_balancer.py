@@ -11,6 +11,7 @@ from tests.test_aggregators import combine
 
 BACKEND = keras.backend.backend()
 RULES = ("aligned_mtl", "cagrad", "imtl_g", "mean", "mgda", "nash_mtl", "pcgrad", "sum", "upgrad")
+RULES += ("shares",)
 GENERATOR = np.random.default_rng(5)
 BATCH, DIM, TERMS = 6, 4, ("a", "b", "c")
 Z = GENERATOR.normal(size=(BATCH, DIM))

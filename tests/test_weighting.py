@@ -10,7 +10,7 @@ from keras import ops
 import keras_jointloss as kj
 from keras_jointloss.weighting.random_weighting import random_normal
 from tests import reference_weighting as reference
-from tests.terms import RULES, Terms, make, recorded_losses
+from tests.terms import REQUIRED, RULES, Terms, make, recorded_losses
 
 EPOCHS = np.arange(40) // 10  # The epoch of each step.
 PREFERENCE = [1.0, 0.5, 2.0]
@@ -27,6 +27,38 @@ SIMULATIONS = {
     "FAMO-minimum": (
         {"minimum_loss": -1.0, "decay": 0.1, "learning_rate": 0.1},
         lambda losses: reference.famo(losses, 0.1, 0.1, -1.0),
+    ),
+    "GeometricMean-floor": (
+        {"floor": {"term2": 0.04, "term0": 1.0}},
+        lambda losses: reference.geometric_mean(np.maximum(losses, [1.0, 0.0, 0.04])),
+    ),
+    "FAMO-floor": (
+        {"floor": 0.9},
+        lambda losses: reference.famo(np.maximum(losses, 0.9)),
+    ),
+    "Shares": (
+        {"shares": {"term2": 1, "term0": 5, "term1": 2}, "ema": 0.9},
+        lambda losses: reference.shares(losses, lambda step: [5, 2, 1], 0.9),
+    ),
+    "Shares-schedule": (
+        {"shares": {"term0": 1.0, "term1": 1.0, "term2": kj.schedules.Linear(0.0, 2.0, 20)}},
+        lambda losses: reference.shares(losses, lambda step: [1, 1, min(step / 10, 2)], 0.99),
+    ),
+    "Constraint": (
+        {"bounds": {"term2": 0.05, "term0": -1.0}, "learning_rate": 0.1},
+        lambda losses: reference.constraint(losses, {2: lambda step: 0.05, 0: lambda step: -1.0}),
+    ),
+    "Constraint-schedule": (
+        {
+            "bounds": {"term0": kj.schedules.Linear(2.0, 0.0, 20)},
+            "learning_rate": 0.1,
+            "ema": 0.5,
+            "min_weight": 0.8,
+            "max_weight": 1.5,
+        },
+        lambda losses: reference.constraint(
+            losses, {0: lambda step: max(2 - step / 10, 0)}, 0.1, 0.5, 0.8, 1.5
+        ),
     ),
     "RandomWeighting": (
         {"seed": 5},
@@ -88,7 +120,7 @@ def test_loss_scale_does_not_change_balance(name):
 @pytest.mark.parametrize("name", [name for name in RULES if name != "RandomWeighting"])
 def test_equal_terms_get_equal_weights(name):
     losses = np.repeat(recorded_losses(count=1), 3, axis=1)
-    trajectory = Terms(make(name), 3).run(losses, EPOCHS)
+    trajectory = Terms(make(name, 3), 3).run(losses, EPOCHS)
     np.testing.assert_allclose(trajectory, trajectory[:, :1].repeat(3, axis=1), rtol=1e-6)
 
 
@@ -204,7 +236,9 @@ def test_nonfinite_weight_is_reported_and_ignored():
     assert terms.rule.pop_invalid_counts() == {"term1": 1}
 
 
-@pytest.mark.parametrize("name", ["DynamicWeightAverage", "FAMO", "GeometricMean", "Uncertainty"])
+@pytest.mark.parametrize(
+    "name", ["DynamicWeightAverage", "FAMO", "GeometricMean", "Shares", "Uncertainty"]
+)
 def test_negative_loss_is_reported_as_unusable(name):
     terms = Terms(make(name), 2)
     terms.rule.start()
@@ -261,7 +295,13 @@ def test_config_round_trip_and_lookup_by_name(name):
     rule = make(name, warmup_steps=3, ema=0.5, min_weight=0.1, max_weight=9.0, update_every=2)
     config = rule.get_config()
     assert type(rule).from_config(config).get_config() == config
-    assert type(kj.weighting.get(name)) is type(rule)
+    if name in REQUIRED:
+        with pytest.raises(
+            ValueError, match=rf"{name}\({REQUIRED[name]}=...\).*weighting={name!r}"
+        ):
+            kj.weighting.get(name)
+    else:
+        assert type(kj.weighting.get(name)) is type(rule)
     assert type(kj.weighting.get(keras.saving.serialize_keras_object(rule))) is type(rule)
 
 

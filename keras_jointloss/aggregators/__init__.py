@@ -8,6 +8,7 @@ from keras_jointloss.aggregators.linear import Mean, Sum
 from keras_jointloss.aggregators.mgda import MGDA
 from keras_jointloss.aggregators.nash_mtl import NashMTL
 from keras_jointloss.aggregators.pcgrad import PCGrad
+from keras_jointloss.aggregators.shares import Shares
 from keras_jointloss.aggregators.upgrad import UPGrad
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "NashMTL",
     "PCGrad",
     "PreferenceAggregator",
+    "Shares",
     "Sum",
     "UPGrad",
     "get",

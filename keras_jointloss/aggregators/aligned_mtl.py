@@ -61,4 +61,4 @@ class AlignedMTL(PreferenceAggregator):
         is_kept = values > tolerance * largest
         smallest = ops.min(ops.where(is_kept, values, largest))
         ratio = ops.where(is_kept, smallest / ops.where(is_kept, values, 1), 0)
-        return product(vectors, ratio * product(ops.transpose(vectors), self.shares(gramian)))
+        return product(vectors, ratio * product(ops.transpose(vectors), self.preferences(gramian)))

@@ -1,5 +1,6 @@
 """Base classes of the aggregators."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -163,6 +164,16 @@ class Aggregator:
             return new
         return self.ema * ops.cast(previous, new.dtype) + (1 - self.ema) * new
 
+    def for_terms(self, terms: Sequence[str]) -> "Aggregator":
+        """Returns the aggregator for terms of these names, in the order of the gradients.
+
+        It is another one if an argument was given by the names of the terms.
+
+        Raises:
+            ValueError: If such an argument does not fit the names.
+        """
+        return self
+
     def get_config(self) -> dict:
         return {"rescale": self.rescale, "ema": self.ema}
 
@@ -222,6 +233,9 @@ class PreferenceAggregator(Aggregator):
             called, if the number of terms differs.
     """
 
+    #: The name of the argument, for the error messages.
+    argument = "preference"
+
     def __init__(
         self, preference: list[float] | None = None, rescale: bool = False, ema: float = 0.0
     ):
@@ -231,27 +245,26 @@ class PreferenceAggregator(Aggregator):
             if isinstance(preference, str | dict) or not hasattr(preference, "__iter__"):
                 raise self._invalid(preference)
             self.preference = [
-                validate_number(value, f"preference[{i}]", minimum=0)
+                validate_number(value, f"{self.argument}[{i}]", minimum=0)
                 for i, value in enumerate(preference)
             ]
             if not sum(self.preference):
                 raise self._invalid(preference)
 
-    @staticmethod
-    def _invalid(preference) -> ValueError:
+    def _invalid(self, preference) -> ValueError:
         return ValueError(
-            "Invalid value for argument `preference`. Expected a list of numbers >= 0, not all 0. "
-            f"Received: preference={preference!r}"
+            f"Invalid value for argument `{self.argument}`. Expected a list of numbers >= 0, not "
+            f"all 0. Received: {self.argument}={preference!r}"
         )
 
-    def shares(self, gramian):
+    def preferences(self, gramian):
         """Returns the preferences, 0 for absent terms and normalized to sum 1: `(k,)`."""
         result = ops.cast(active_terms(gramian), gramian.dtype)
         if self.preference is not None:
             if len(self.preference) != gramian.shape[0]:
                 raise ValueError(
-                    f"Invalid value for argument `preference`. Expected {gramian.shape[0]} "
-                    f"numbers, one for each term. Received: preference={self.preference!r}"
+                    f"Invalid value for argument `{self.argument}`. Expected {gramian.shape[0]} "
+                    f"numbers, one for each term. Received: {self.argument}={self.preference!r}"
                 )
             result = result * ops.convert_to_tensor(self.preference, dtype=gramian.dtype)
         return result / nonzero(ops.sum(result))

@@ -67,7 +67,7 @@ class CAGrad(PreferenceAggregator):
         self.c = validate_number(c, "c", minimum=0)
 
     def coefficients(self, gramian):
-        shares = self.shares(gramian)
+        shares = self.preferences(gramian)
         if not self.c:
             return shares
         lengths, cosines = correlation(gramian)

@@ -62,4 +62,4 @@ class Mean(PreferenceAggregator):
     """
 
     def coefficients(self, gramian):
-        return self.shares(gramian)
+        return self.preferences(gramian)

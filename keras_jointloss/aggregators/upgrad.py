@@ -44,4 +44,4 @@ class UPGrad(PreferenceAggregator):
         # With v = e_i + u, in terms of unit vectors: x_j = u_j |g_j| / |g_i|.
         added = nonnegative_minimizer(regularize(cosines), cosines)  # (k, k), row i for g_i
         rows = ops.eye(gramian.shape[0], dtype=gramian.dtype) + added
-        return ((self.shares(gramian) * lengths)[None, :] @ rows)[0] / lengths
+        return ((self.preferences(gramian) * lengths)[None, :] @ rows)[0] / lengths

@@ -62,7 +62,8 @@ class GradientCombination(keras.layers.Layer):
         self.reduction = validate_choice(reduction, "reduction", ("flatten", "sum"))
         self.rescale = bool(rescale)
         self.telemetry = bool(telemetry)
-        self.aggregator = aggregators.get("sum" if aggregator is None else aggregator)
+        found = aggregators.get("sum" if aggregator is None else aggregator)
+        self.aggregator = found.for_terms(self.terms)
         if isinstance(aggregator, str) and not self.rescale:
             self.aggregator.rescale = False
         if "losses" in self.aggregator.inputs:

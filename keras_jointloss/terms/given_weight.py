@@ -1,5 +1,6 @@
 """The accepted values of a weight: a number or a schedule."""
 
+import math
 from typing import Any, TypeAlias
 
 import keras
@@ -28,12 +29,24 @@ def deserialize_weight(config: Any) -> Any:
     return keras.optimizers.schedules.deserialize(config) if is_schedule else config
 
 
-def validate_schedule(schedule: LearningRateSchedule, name: str = "weight") -> float:
-    """Returns the value of `schedule` at step 0, or raises `ValueError` if that is not a weight."""
+def validate_schedule(
+    schedule: LearningRateSchedule, name: str = "weight", minimum: float = 0
+) -> float:
+    """Returns the value of `schedule` at step 0.
+
+    Args:
+        schedule: A schedule.
+        name: The name of the argument, for the error message.
+        minimum: The smallest valid value.
+
+    Raises:
+        ValueError: If the value is not a finite scalar that is large enough.
+    """
     start = to_numpy(schedule(0))
-    if start.shape != () or not np.isfinite(start) or start < 0:
+    if start.shape != () or not np.isfinite(start) or start < minimum:
+        bound = "" if minimum == -math.inf else f" >= {minimum:g}"
         raise ValueError(
             f"Invalid value for argument `{name}`. Expected a schedule that returns a finite "
-            f"scalar >= 0. Received: {name}={schedule!r}, which returns {start!r} at step 0"
+            f"scalar{bound}. Received: {name}={schedule!r}, which returns {start!r} at step 0"
         )
     return float(start)

@@ -105,11 +105,26 @@ class TermWeight:
         """Counts a training step and moves the weight along its schedule, if annealing is on."""
         if not self.counts_steps:
             return
-        is_on = ops.copy(self._advancing)  # TensorFlow would read the variable at each use.
-        step = self.step_tensor() + ops.cast(is_on, "int32")
+        step, value = self._next()
         self._step.assign(step)
         if self.schedule is not None:
-            self._value.assign(ops.where(is_on, self._scheduled(step), ops.copy(self._value)))
+            self._value.assign(value)
+
+    def next_value(self):
+        """Returns the weight of the next step without the factor of a weighting.
+
+        Valid before `advance` has counted this step, as when `record` calls the observer.
+        """
+        return self._next()[1]
+
+    def _next(self):
+        """Returns the step and the value of the schedule after `advance`."""
+        is_on = ops.copy(self._advancing)  # TensorFlow would read the variable at each use.
+        step = self.step_tensor() + ops.cast(is_on, "int32")
+        value = ops.copy(self._value)
+        if self.schedule is not None:
+            value = ops.where(is_on, self._scheduled(step), value)
+        return step, value
 
     def scale(self, factor) -> None:
         """Sets the factor, within the compiled step or from the host."""

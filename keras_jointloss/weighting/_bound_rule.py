@@ -9,9 +9,11 @@ import keras
 from keras import ops
 
 from keras_jointloss._backend import trains_functionally
+from keras_jointloss._validation import validate_names
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.weight import TermWeight
 from keras_jointloss.weighting import _step
+from keras_jointloss.weighting._by_term import deserialize_by_term, serialize_by_term
 from keras_jointloss.weighting._progress import Progress, load_terms, save_terms
 from keras_jointloss.weighting._step_losses import StepLosses
 
@@ -26,6 +28,8 @@ class BoundRule(keras.metrics.Metric):
 
     initial_state: ClassVar[Mapping[str, float]]
     minimum_loss: float
+    needs_given_weights: bool
+    by_term: ClassVar[Mapping[str, bool]]
     update_every: int
     warmup_steps: int
     on_nonfinite: str
@@ -40,6 +44,8 @@ class BoundRule(keras.metrics.Metric):
         self._get_weights: Callable[[], list[TermWeight]] = list
         self._step_losses = StepLosses(self.dtype)
         self._is_on = False
+        #: The user's weights of the next step, `(terms,)`, while `update` runs.
+        self.given_weights: Any = None
         #: The `keras_jointloss.terms.clock.Clock` of the model that the rule belongs to, if any.
         self.clock: Any = None
 
@@ -53,9 +59,12 @@ class BoundRule(keras.metrics.Metric):
             Whether this changes the computation of a training step.
 
         Raises:
-            ValueError: If the rule is already bound to other terms.
+            ValueError: If the rule is already bound to other terms, or an argument that is given by
+                the name of the term does not fit the terms.
         """
         names = tuple(terms)
+        for argument, is_complete in self.by_term.items():
+            validate_names(getattr(self, argument), argument, names, is_complete)
         if self.terms and names != self.terms:
             raise ValueError(
                 f"{type(self).__name__} is the weighting of the terms {list(self.terms)}. "
@@ -96,7 +105,9 @@ class BoundRule(keras.metrics.Metric):
 
     def _record(self, index, loss, items, counts) -> None:
         """Records the mean loss of a term over some items."""
-        self._step_losses.record(index, loss, items, counts)
+        # Read here, since every term records its loss before its weight moves to the next step.
+        given = self._get_weights()[index].next_value() if self.needs_given_weights else None
+        self._step_losses.record(index, loss, items, counts, given)
         # On other backends, layer losses come after output losses, and `update_state` after both.
         # On JAX, layer losses come first, and `update_state` cannot reach the layers.
         if trains_functionally() and self._output_terms <= self._step_losses.indices:
@@ -109,12 +120,22 @@ class BoundRule(keras.metrics.Metric):
 
     def _run(self) -> None:
         progress: Any = self.progress
+        given = self._next_given_weights() if self.needs_given_weights else None
         items, losses = self._step_losses.pop(len(self.terms))
+        self.given_weights = given  # Only now, since `pop` may switch to another replica.
         step, is_on = progress.begin_step()
         state = _step.advance(self, progress.tensors(), losses, items > 0, step, is_on)
         progress.assign(state)
         for weight, factor in zip(self._get_weights(), ops.unstack(state["weight"]), strict=True):
             weight.scale(factor)
+
+    def _next_given_weights(self):
+        """Returns the user's weights of the next step: `(terms,)`."""
+        found = self._step_losses.given_weights(len(self.terms))
+        # A term without a loss in this step does not move.
+        pairs = zip(found, self._get_weights(), strict=True)
+        values = [weight.next_value() if given is None else given for given, weight in pairs]
+        return ops.stack([ops.cast(value, self.dtype) for value in values])
 
     @property
     def epoch(self):
@@ -221,6 +242,7 @@ class BoundRule(keras.metrics.Metric):
 
     def get_config(self) -> dict:
         config = super().get_config()
+        config.update({name: serialize_by_term(getattr(self, name)) for name in self.by_term})
         if self.progress is not None:
             progress = {name: value.tolist() for name, value in self.progress.save().items()}
             config["progress"] = {"terms": list(self.terms), **progress}
@@ -230,6 +252,9 @@ class BoundRule(keras.metrics.Metric):
     def from_config(cls, config: dict) -> "BoundRule":
         config = dict(config)
         progress = config.pop("progress", None)
+        for name in cls.by_term:
+            if name in config:
+                config[name] = deserialize_by_term(config[name])
         instance = cls(**config)
         if progress is not None:
             instance._create_progress(tuple(progress["terms"])).load(progress)

@@ -9,8 +9,9 @@ from typing import Any
 
 from keras import ops
 
-#: The state of each term: the adapted weight, the latest loss, whether there was any, the number
-#: of steps in which it was unusable, and whether it was among the first that were unusable.
+#: The state of each term: the adapted weight, the latest loss, whether there was any (with
+#: `corrects_bias` the total weight of the losses in the mean), the number of steps in which it was
+#: unusable, and whether it was among the first that were unusable.
 STATE = {"weight": 1.0, "loss": 1.0, "seen": 0.0, "unusable": 0.0, "culprit": 0.0}
 #: With `update_every`: the sum of the losses since the latest update, and their number.
 SUMS = {"sum": 0.0, "count": 0.0}
@@ -70,16 +71,21 @@ def _added(state, losses, is_added):
 
 def _updated(rule, state, losses, is_present, step):
     """Runs the rule on the losses and returns the new state by name."""
-    loss = losses
-    if rule.ema:
+    loss, seen = losses, ops.ones_like(losses)
+    if rule.ema and rule.corrects_bias:
+        # The sum of the weights of all losses so far, by which a mean from 0 would be divided.
+        seen = rule.ema * state["seen"] + (1 - rule.ema)
+        loss = state["loss"] + (1 - rule.ema) / seen * (losses - state["loss"])
+    elif rule.ema:
         smoothed = rule.ema * state["loss"] + (1 - rule.ema) * losses
         loss = ops.where(state["seen"] > 0, smoothed, losses)
     loss = ops.where(is_present, loss, state["loss"])
+    rule.has_loss = is_present | (state["seen"] > 0)
     rule.state = {name: state[name] for name in rule.initial_state}
     weight = ops.maximum(ops.cast(rule.update(loss, step), loss.dtype), rule.min_weight)
     if rule.max_weight is not None:
         weight = ops.minimum(weight, rule.max_weight)
-    return {"weight": weight, "loss": loss, "seen": ops.ones_like(loss), **rule.state}
+    return {"weight": weight, "loss": loss, "seen": seen, **rule.state}
 
 
 def _counted(state, is_unusable):

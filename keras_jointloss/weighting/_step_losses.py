@@ -24,7 +24,7 @@ class StepLosses:
         """Drops the recorded losses: those left by the trace of another model belong to no step."""
         self._recorded = threading.local()
 
-    def record(self, index: int, loss, items, counts=None) -> None:
+    def record(self, index: int, loss, items, counts=None, given=None) -> None:
         """Records the loss of the term with this index.
 
         Args:
@@ -32,12 +32,13 @@ class StepLosses:
             loss: Its mean loss.
             items: The number of items in the mean.
             counts: Whether any of them has a nonzero weight; `None` if all have.
+            given: The user's weight of the term in the next step, if the rule needs it.
         """
         loss = ops.stop_gradient(ops.cast(loss, self._float_dtype))
         items = ops.cast(items, self._float_dtype)
         if counts is not None:
             items = items * ops.cast(counts, self._float_dtype)
-        self._of_thread()[index] = (items, loss)
+        self._of_thread()[index] = (items, loss, given)
 
     def _of_thread(self) -> dict[int, Any]:
         return self._recorded.__dict__.setdefault("losses", {})
@@ -47,6 +48,11 @@ class StepLosses:
         """The indices of the terms that have recorded a loss."""
         return set(self._of_thread())
 
+    def given_weights(self, count: int) -> list[Any]:
+        """Returns the recorded `given` of `count` terms; `None` for a term without."""
+        recorded = self._of_thread()
+        return [recorded[index][2] if index in recorded else None for index in range(count)]
+
     def pop(self, count: int) -> tuple[Any, Any]:
         """Returns and clears the item counts and mean losses of `count` terms, `(count,)` each.
 
@@ -55,7 +61,7 @@ class StepLosses:
         recorded = self._of_thread()
         self._recorded.losses = {}
         nothing = (ops.zeros((), self._float_dtype),) * 2
-        pairs = [recorded.get(index, nothing) for index in range(count)]
+        pairs = [recorded.get(index, nothing)[:2] for index in range(count)]
         items = ops.stack([items for items, _ in pairs])
         losses = ops.stack([loss for _, loss in pairs])
         if replica_count() == 1:

@@ -80,6 +80,13 @@ class Weighting(BoundRule):
     initial_state: ClassVar[Mapping[str, float]] = {}
     #: The smallest loss that the rule accepts.
     minimum_loss = float("-inf")
+    #: The arguments with values by the name of the term, and whether each term must have one.
+    by_term: ClassVar[Mapping[str, bool]] = {}
+    #: Whether `ema` is corrected for its beginning: the mean of n losses with the weights
+    #: `ema**(n - 1), ..., ema, 1`. Otherwise the first loss keeps the weight of all before it.
+    corrects_bias = False
+    #: Whether `update` needs `given_weights`, the user's weights of the next step.
+    needs_given_weights = False
 
     def __init__(
         self,
@@ -106,6 +113,8 @@ class Weighting(BoundRule):
         self.on_nonfinite = validate_choice(on_nonfinite, "on_nonfinite", ("raise", "skip"))
         #: The state by name, while `update` runs: `(terms,)` each.
         self.state: dict[str, Any] = {}
+        #: Which terms have had a loss so far, while `update` runs: `(terms,)`, bool.
+        self.has_loss: Any = None
 
     # Methods that a subclass implements.
 

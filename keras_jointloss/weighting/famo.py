@@ -1,12 +1,17 @@
 """FAMO: all losses fall at the same relative rate, without one gradient per loss."""
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import keras
 from keras import ops
 
 from keras_jointloss._validation import validate_number
 from keras_jointloss.weighting._adam import ADAM_STATE, adam_step
+from keras_jointloss.weighting._by_term import (
+    raise_to_floor,
+    validate_floor,
+)
 from keras_jointloss.weighting.base import Weighting
 
 
@@ -26,17 +31,25 @@ class FAMO(Weighting):
     so that a loss that fell more than the others gets a smaller weight. The paper computes both
     losses on the same batch, at the cost of one more forward pass; here `loss_i(t+1)` is that of
     the next step's batch. A loss scaled by a constant contributes the same share (if `b` is 0).
-    Losses below `b + keras.config.epsilon()` count as that.
+    Losses below `b + floor` count as that.
+
+    A loss that can reach its bound, such as that of the boundary of a differential equation, takes
+    all the weight: its logarithm falls without end. Give such a term a `floor` below which it
+    counts as solved, or all terms a `min_weight`, such as 0.1.
 
     Args:
         learning_rate: The learning rate of Adam.
         decay: Pulls the logits towards 0; `gamma` in the paper.
         minimum_loss: The bound `b`, one number for all terms.
+        floor: The smallest `loss_i - b` that counts: a number > 0 for all terms, or a dict with a
+            number or a schedule by the name of the term. `None`, as for a name that is not in the
+            dict, is `keras.config.epsilon()`.
         **kwargs: As in `Weighting`.
 
     Raises:
         ValueError: If `learning_rate` is not a number > 0, `decay` not a number >= 0 or
-            `minimum_loss` not a number, and as in `Weighting`.
+            `minimum_loss` not a number, if `floor` is not such a number or dict, and as in
+            `Weighting`; when bound to the terms, if a name in `floor` is not that of a term.
 
     References:
         - Liu et al., 2023, FAMO: Fast Adaptive Multitask Optimization
@@ -52,24 +65,27 @@ class FAMO(Weighting):
         **ADAM_STATE,
         "log_loss": float("inf"),  # None yet.
     }
+    by_term: ClassVar = {"floor": False}
 
     def __init__(
         self,
         learning_rate: float = 0.025,
         decay: float = 1e-3,
         minimum_loss: float = 0.0,
+        floor: float | Mapping[str, Any] | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.learning_rate = validate_number(learning_rate, "learning_rate", 0, exclusive=True)
         self.decay = validate_number(decay, "decay", minimum=0)
         self.minimum_loss = validate_number(minimum_loss, "minimum_loss")
+        self.floor = validate_floor(floor)
 
     def initial_weight(self, count):
         return 1.0 / count
 
     def update(self, losses, step):
-        excess = ops.maximum(losses - self.minimum_loss, keras.config.epsilon())
+        excess = raise_to_floor(losses - self.minimum_loss, self.floor, self.terms, step)
         log_loss = ops.log(excess)
         state, logit = self.state, self.state["logit"]
         has_previous = ops.isfinite(state["log_loss"])

@@ -1,8 +1,15 @@
 """GeometricMean: the gradient of the geometric mean of the losses."""
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import keras
 from keras import ops
 
+from keras_jointloss.weighting._by_term import (
+    raise_to_floor,
+    validate_floor,
+)
 from keras_jointloss.weighting.base import Weighting
 
 
@@ -16,10 +23,21 @@ class GeometricMean(Weighting):
 
     with the losses of the previous step, or smoothed losses. The weights are not normalized to a
     fixed sum; in the first step they are 1/k. A loss scaled by a constant contributes the same
-    share. Losses below `keras.config.epsilon()` count as that.
+    share. Losses below `floor` count as that.
+
+    A loss that can reach 0, such as that of the boundary of a differential equation, takes all the
+    weight: the geometric mean is 0 as soon as one loss is, whatever the others are. Give such a
+    term a `floor` below which it counts as solved, or all terms a `min_weight`.
 
     Args:
+        floor: The smallest loss that counts: a number > 0 for all terms, or a dict with a number or
+            a schedule by the name of the term. `None`, as for a name that is not in the dict, is
+            `keras.config.epsilon()`.
         **kwargs: As in `Weighting`.
+
+    Raises:
+        ValueError: If `floor` is anything else, and as in `Weighting`; when bound to the terms, if
+            a name in `floor` is not that of a term.
 
     References:
         - Chennupati et al., 2019, MultiNet++: Multi-Stream Feature Aggregation and Geometric Loss
@@ -32,11 +50,16 @@ class GeometricMean(Weighting):
     """
 
     minimum_loss = 0.0
+    by_term: ClassVar = {"floor": False}
+
+    def __init__(self, floor: float | Mapping[str, Any] | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.floor = validate_floor(floor)
 
     def initial_weight(self, count):
         return 1.0 / count
 
     def update(self, losses, step):
         count = len(self.terms)
-        logarithms = ops.log(ops.maximum(losses, keras.config.epsilon()))
+        logarithms = ops.log(raise_to_floor(losses, self.floor, self.terms, step))
         return ops.exp(ops.sum(logarithms) / count - logarithms) / count

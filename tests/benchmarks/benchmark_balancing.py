@@ -18,7 +18,18 @@ import numpy as np
 import keras_jointloss as kj
 from tests.benchmarks.timing import compare
 
-RULES = ("aligned_mtl", "cagrad", "imtl_g", "mean", "mgda", "nash_mtl", "pcgrad", "sum", "upgrad")
+RULES = (
+    "aligned_mtl",
+    "cagrad",
+    "imtl_g",
+    "mean",
+    "mgda",
+    "nash_mtl",
+    "pcgrad",
+    "shares",
+    "sum",
+    "upgrad",
+)
 # The maximum median for each number of terms.
 TARGETS = {2: 1.05, 3: 1.05, 8: 1.15}
 STEPS, BATCH_SIZE, FILTERS = 20, 64, (32, 64, 64)

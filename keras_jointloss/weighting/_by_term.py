@@ -1,0 +1,94 @@
+"""Arguments of the rules that hold a number or a schedule for each term, by the term's name."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
+
+from keras_jointloss._validation import validate_by_name, validate_number
+from keras_jointloss.terms.given_weight import deserialize_weight, validate_schedule
+
+
+def validate_by_term(
+    values: Any, argument: str, minimum: float = -math.inf, exclusive: bool = False
+) -> dict[str, Any]:
+    """Returns the numbers and schedules by the name of the term.
+
+    Args:
+        values: The value passed.
+        argument: The name of the argument, for the error message.
+        minimum: The smallest valid number.
+        exclusive: Whether `minimum` itself is invalid as a number. A schedule may return it.
+
+    Raises:
+        ValueError: If `values` is not a dict of such numbers and schedules, or empty.
+    """
+
+    def validate(value, name):
+        if isinstance(value, LearningRateSchedule):
+            validate_schedule(value, name, minimum)
+            return value
+        return validate_number(value, name, minimum, exclusive)
+
+    return validate_by_name(values, argument, validate, "a number or a schedule")
+
+
+def validate_floor(floor: Any) -> float | dict[str, Any] | None:
+    """Returns the argument `floor`: a number > 0 for all terms or by the name, or `None`.
+
+    Raises:
+        ValueError: If it is anything else.
+    """
+    if isinstance(floor, Mapping):
+        return validate_by_term(floor, "floor", minimum=0, exclusive=True)
+    expected = "a number > 0, a dict of such numbers by the name of the term, or None"
+    return None if floor is None else validate_number(floor, "floor", 0, True, expected)
+
+
+def raise_to_floor(losses, floor: Any, terms: Iterable[str], step):
+    """Returns the losses, `(terms,)`, with those below the floor replaced by it.
+
+    Args:
+        losses: `(terms,)`.
+        floor: What `validate_floor` returned. Where it has no value, it is
+            `keras.config.epsilon()`.
+        terms: The names of the terms.
+        step: The number of the step, an int32 scalar tensor.
+    """
+    least = keras.config.epsilon()
+    values = least if floor is None else floor
+    return ops.maximum(losses, tensor_by_term(values, terms, least, step, losses.dtype))
+
+
+def tensor_by_term(values: Any, terms: Iterable[str], default: float, step, dtype: str):
+    """Returns the values of the terms in a training step: `(terms,)`.
+
+    Args:
+        values: A number for all terms, or numbers and schedules by the name of the term.
+        terms: The names of the terms.
+        default: The value of a term without one.
+        step: The number of the step, an int32 scalar tensor.
+        dtype: The dtype of the result.
+    """
+    if not isinstance(values, Mapping):
+        values, default = {}, values
+    found = [values.get(name, default) for name in terms]
+    numbers = [value(step) if isinstance(value, LearningRateSchedule) else value for value in found]
+    return ops.stack([ops.cast(number, dtype) for number in numbers])
+
+
+def serialize_by_term(values: Any) -> Any:
+    """Returns the values with schedules as configs; anything but a dict unchanged."""
+    if not isinstance(values, Mapping):
+        return values
+    return {name: keras.saving.serialize_keras_object(value) for name, value in values.items()}
+
+
+def deserialize_by_term(values: Any) -> Any:
+    """Returns the values that `serialize_by_term` has serialized."""
+    if not isinstance(values, Mapping):
+        return values
+    return {name: deserialize_weight(value) for name, value in values.items()}
