@@ -60,16 +60,22 @@ class Mode(NamedTuple):
     lives_on: tuple[str, ...] = ()
 
 
+# Modes that cannot disturb each other are combined: compiling is what takes time.
+HAS_LONG_STEPS = BACKEND != "torch"
 MODES = {
     "plain": Mode(lives_on=(*MOST, "family_layers")),
-    # Inputs and targets of each structure.
+    # Inputs and targets of each structure, and several steps in one compiled function.
     "tf_data": Mode(
-        data="tf_data", subjects=("outputs", "layers", "list_outputs", "subclassed", "adapted")
+        {"steps_per_execution": 4} if HAS_LONG_STEPS else None,
+        data="tf_data",
+        subjects=(*STATEFUL, "layers", "list_outputs", "subclassed"),
     ),
-    "sample_weight": Mode(data="sample_weight", same_as_plain=False, subjects=MOST),
     # On JAX, every mode except `run_eagerly` is compiled.
-    "jit_compile": Mode({"jit_compile": True}, lacking=("jax", "torch"), subjects=STATEFUL),
-    "steps_per_execution": Mode({"steps_per_execution": 4}, lacking=("torch",), subjects=STATEFUL),
+    "clone": Mode(
+        {"jit_compile": True} if BACKEND == "tensorflow" else None,
+        cloned=True,
+        subjects=(*STATEFUL, "list_outputs"),
+    ),
     "run_eagerly": Mode(
         {"run_eagerly": True},
         lacking=("torch",),
@@ -78,8 +84,8 @@ MODES = {
         else (*ESSENTIAL, "subclassed"),
     ),
     "gradient_accumulation": Mode(accumulated=4, same_as_plain=False, subjects=STATEFUL),
-    "clone": Mode(cloned=True, subjects=("outputs", "pairs", "adapted", "list_outputs")),
     "mixed_float16": Mode(
+        data="sample_weight",
         policy="mixed_float16",
         same_as_plain=False,
         subjects=MOST,
