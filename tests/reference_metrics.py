@@ -38,7 +38,7 @@ def rank(query, candidates, right, wrong, kind="cosine"):
     return 1 + sum(nearness(query, candidates[j], kind) >= best for j in wrong)
 
 
-def ranks(queries, candidates, labels=None, valid=None, kind="cosine", same_label=None):
+def ranks(queries, candidates, labels=None, valid=None, kind="cosine", same_label=None, find=rank):
     valid = _valid(queries, valid)
     labels = labels if same_label else None
     result = []
@@ -48,14 +48,23 @@ def ranks(queries, candidates, labels=None, valid=None, kind="cosine", same_labe
         right = [i]
         if same_label == "positive":
             right += [j for j in others if _is_same(labels, i, j)]
-        result.append(rank(query, candidates, right, wrong, kind))
+        result.append(find(query, candidates, right, wrong, kind))
     return result
 
 
-def retrieval(gain, views, labels, valid, direction="both", similarity="cosine", same_label=None):
+def retrieval(
+    gain,
+    views,
+    labels,
+    valid,
+    direction="both",
+    similarity="cosine",
+    same_label=None,
+    find=rank,
+):
     a, b = views[:, 0], views[:, 1]
     searches = {"a_to_b": [(a, b)], "b_to_a": [(b, a)], "both": [(a, b), (b, a)]}[direction]
-    found = [ranks(*search, labels, valid, similarity, same_label) for search in searches]
+    found = [ranks(*search, labels, valid, similarity, same_label, find) for search in searches]
     values = [sum(gain(r) for r in item) / len(item) for item in zip(*found, strict=True)]
     return values, [float(v) for v in _valid(views, valid)]
 
@@ -66,6 +75,42 @@ def recall_at_k(views, labels=None, valid=None, k=1, **arguments):
 
 def mean_reciprocal_rank(views, labels=None, valid=None, **arguments):
     return retrieval(lambda r: 1 / r, views, labels, valid, **arguments)
+
+
+def positions(query, candidates, right, wrong, kind="cosine"):
+    """Returns the positions of the `right` candidates, after the `wrong` ones in a tie."""
+    found = sorted((nearness(query, candidates[j], kind) for j in right), reverse=True)
+    return [
+        number + sum(nearness(query, candidates[j], kind) >= nearest for j in wrong)
+        for number, nearest in enumerate(found, start=1)
+    ]
+
+
+def average_precision(places):
+    return sum(number / place for number, place in enumerate(places, start=1)) / len(places)
+
+
+def ndcg(places, k):
+    gain = sum(1 / math.log2(1 + place) for place in places if place <= k)
+    return gain / sum(1 / math.log2(1 + i) for i in range(1, min(k, len(places)) + 1))
+
+
+def mean_average_precision(views, labels=None, valid=None, same_label="positive", **arguments):
+    return retrieval(
+        average_precision, views, labels, valid, same_label=same_label, find=positions, **arguments
+    )
+
+
+def ndcg_at_k(views, labels=None, valid=None, k=10, same_label="positive", **arguments):
+    return retrieval(
+        lambda places: ndcg(places, k),
+        views,
+        labels,
+        valid,
+        same_label=same_label,
+        find=positions,
+        **arguments,
+    )
 
 
 def average_precision_at_r(query, candidates, is_right, kind):
