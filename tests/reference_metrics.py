@@ -4,6 +4,9 @@ Each returns the value and the count of every item; `mean` combines them.
 """
 
 import math
+import statistics
+
+import numpy as np
 
 from tests.reference import unit
 
@@ -111,6 +114,29 @@ def ndcg_at_k(views, labels=None, valid=None, k=10, same_label="positive", **arg
         find=positions,
         **arguments,
     )
+
+
+def retrieval_figures(a, b, right, k, name, has_several=True):
+    """Returns the figures of searches in both directions; `right[i][j]` tells if b_j is right."""
+    figures, both = {}, {}
+    for way, x, y, relevant in (("a_to_b", a, b, right), ("b_to_a", b, a, np.transpose(right))):
+        places = []
+        for query, row in zip(x, relevant, strict=True):
+            hits = [j for j, is_right in enumerate(row) if is_right]
+            misses = [j for j, is_right in enumerate(row) if not is_right]
+            if hits:
+                places.append(positions(query, y, hits, misses))
+        ranks = [found[0] for found in places]
+        found = {f"recall_at_{n}": [rank <= n for rank in ranks] for n in k}
+        found["mean_reciprocal_rank"] = [1 / rank for rank in ranks]
+        if has_several:
+            found |= {f"ndcg_at_{n}": [ndcg(place, n) for place in places] for n in k}
+            found["mean_average_precision"] = [average_precision(place) for place in places]
+        values = {key: sum(each) / len(each) for key, each in found.items()}
+        for key, value in {**values, "median_rank": statistics.median(ranks)}.items():
+            figures[f"{name}_{way}_{key}"] = value
+            both[f"{name}_{key}"] = both.get(f"{name}_{key}", 0) + value / 2
+    return {**figures, **both}
 
 
 def average_precision_at_r(query, candidates, is_right, kind):

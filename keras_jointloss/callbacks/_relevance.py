@@ -47,7 +47,7 @@ class Relevance(NamedTuple):
             raise _invalid(f"a column for each of the {candidates} candidates", self.candidates)
         if self.columns.max() >= candidates:
             raise _invalid(f"indices below {candidates} (the candidates)", self.columns.max())
-        return self._replace(candidates=candidates)
+        return Relevance(self.queries, candidates, self.rows, self.columns)
 
 
 class LabelRelevance(NamedTuple):
