@@ -6,6 +6,9 @@ import numpy as np
 #: than to sort the candidates.
 MAX_COMPARISONS = 16
 
+#: The number of similarities to sort at once: 16 MiB of keys stay near the processor.
+SORTED_AT_ONCE = 2**21
+
 
 def retrieval_figures(a, b, relevance, k, tile_size, has_several) -> dict[str, float]:
     """Returns what searches in both directions find.
@@ -87,11 +90,16 @@ def positions(similarity, right):
     count = np.count_nonzero(right, axis=1)
     places = np.full((len(right), count.max()), np.inf)
     if count.max() > MAX_COMPARISONS:
-        least = np.where(np.isnan(similarity), -np.inf, similarity - rounding)
-        most = np.where(np.isnan(similarity), np.inf, similarity)
-        in_order = _right_in_order(np.where(right, least, most), right)
-        rows, columns = np.nonzero(in_order)
-        places[rows, _slots(count)] = 1 + columns
+        step = max(1, SORTED_AT_ONCE // right.shape[1])
+        for start in range(0, len(right), step):
+            part = slice(start, start + step)
+            values = np.where(right[part], similarity[part] - rounding, similarity[part])
+            is_nan = np.isnan(values)
+            if is_nan.any():
+                values[is_nan] = np.where(right[part][is_nan], -np.inf, np.inf)
+            in_order = _right_in_order(values, right[part])
+            rows, columns = np.nonzero(in_order)
+            places[part][rows, _slots(count[part])] = 1 + columns
         return places
     rows, columns = np.nonzero(right)
     values = np.full(places.shape, -np.inf, similarity.dtype)
@@ -117,8 +125,9 @@ def _right_in_order(similarity, right):
     similarity, the lowest one tells whether the candidate is right.
     """
     bits = (similarity + np.float32(0)).view("uint32")  # Adding 0 gives -0 the bits of 0.
-    descending = np.where(bits >> 31, bits, bits ^ 0x7FFFFFFF)
-    keys = descending.astype("uint64") << np.uint64(1) | right
+    keys = np.where(bits >> 31, bits, bits ^ 0x7FFFFFFF).astype("uint64")  # descending
+    keys <<= np.uint64(1)
+    keys |= right
     keys.sort(axis=1)
     return (keys & np.uint64(1)).astype("bool")
 
