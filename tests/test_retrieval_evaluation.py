@@ -45,16 +45,10 @@ def embeddings(model, x=X):
 
 
 def expected(a, b, k, labels=None, name="pair"):
-    same_label = None if labels is None else "positive"
-    result, both = {}, {}
-    for way, pair in (("a_to_b", (a, b)), ("b_to_a", (b, a))):
-        ranks = np.array(reference.ranks(*pair, labels, same_label=same_label))
-        figures = {f"recall_at_{n}": np.mean(ranks <= n) for n in k}
-        figures |= {"mean_reciprocal_rank": np.mean(1 / ranks), "median_rank": np.median(ranks)}
-        for key, value in figures.items():
-            result[f"{name}_{way}_{key}"] = value
-            both[f"{name}_{key}"] = both.get(f"{name}_{key}", 0) + value / 2
-    return {**result, **both}
+    has_labels = labels is not None
+    labels = np.arange(len(a)) if labels is None else labels
+    right = labels[:, None] == labels[None, :]
+    return reference.retrieval_figures(a, b, right, k, name, has_labels)
 
 
 @pytest.mark.parametrize("tile_size", [1, 5, 22, 100])
