@@ -184,7 +184,8 @@ class ContrastiveTerm(LayerTerm):
 
     def call(self, inputs, sample_weight=None, mask=None, training=None):
         embeddings, labels = self._split(inputs)
-        self._defer(partial(self._compute_loss, embeddings, labels, sample_weight, mask, training))
+        compute = partial(self._compute_loss, embeddings, labels, sample_weight, mask, training)
+        self._defer(compute, None if mask is None else ops.shape(embeddings[0])[0])
         return embeddings
 
     def _compute_loss(self, embeddings, labels, sample_weight, mask, training):

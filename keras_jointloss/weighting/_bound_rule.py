@@ -26,6 +26,7 @@ class BoundRule(keras.metrics.Metric):
 
     initial_state: ClassVar[Mapping[str, float]]
     minimum_loss: float
+    widest_ratio: float
     update_every: int
     warmup_steps: int
     on_nonfinite: str
@@ -147,6 +148,13 @@ class BoundRule(keras.metrics.Metric):
     def step(self) -> int:
         """The number of training steps in which the rule was on."""
         return self.progress.step
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """The current weights by term; empty before the terms are known."""
+        if self.progress is None:
+            return {}
+        return dict(zip(self.terms, self.progress.arrays()["weight"].tolist(), strict=True))
 
     def read(self) -> dict[str, dict[str, float]]:
         """Returns the values to log besides weight and loss, by the name of the term."""

@@ -80,6 +80,9 @@ class Weighting(BoundRule):
     initial_state: ClassVar[Mapping[str, float]] = {}
     #: The smallest loss that the rule accepts.
     minimum_loss = float("-inf")
+    #: The callback warns if the largest weight is more than this many times the smallest: then one
+    #: term has practically all the weight. Infinite for a rule that returns 0 on purpose.
+    widest_ratio = 1e4
 
     def __init__(
         self,
