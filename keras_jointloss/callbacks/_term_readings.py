@@ -87,12 +87,13 @@ class TermReadings:
                 if "weighted" in reading and run in self.totals:
                     values["share"] = share(reading["weighted"], self.totals[run])
                 logs.update({f"{_PREFIXES[run]}{name}_{key}": x for key, x in values.items()})
-            fixed = self._fixed(readings)
+            fixed = self.fixed_total(readings)
             if fixed is not None:
                 logs[f"{_PREFIXES[run]}joint_loss"] = fixed
         return logs
 
-    def _fixed(self, readings: Readings) -> float | None:
+    def fixed_total(self, readings: Readings) -> float | None:
+        """Returns the total of readings at fixed weights, or `None` if there is none."""
         return None if self._fixed_total is None else self._fixed_total.of(readings)
 
     def to_tags(self, readings: Readings, total: float) -> dict[str, float]:
@@ -112,7 +113,7 @@ class TermReadings:
         if other is not None:
             values["joint_loss/other"] = other
             values.setdefault("joint_loss/other/share", share(other, total))
-        fixed = self._fixed(readings)
+        fixed = self.fixed_total(readings)
         if fixed is not None:
             values["joint_loss/fixed_total"] = fixed
         return values

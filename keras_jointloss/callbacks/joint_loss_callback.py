@@ -228,6 +228,9 @@ class JointLossCallback(keras.callbacks.Callback):
         total = logs.get("loss", math.nan)
         self._readings.kept["validation"] = readings
         self._readings.totals["validation"] = total
+        fixed_total = self._readings.fixed_total(readings)
+        if fixed_total is not None:
+            logs["joint_loss"] = fixed_total
         tags = self._readings.to_tags(readings, total)
         self._summaries.scalars("validation", tags, self._training_step())
         if not self._is_training:
