@@ -1,4 +1,4 @@
-"""A term that no longer improves is switched off, in later trainings and in the saved model, too."""
+"""A term that no longer improves is switched off, in later trainings and saved models, too."""
 
 import math
 

@@ -38,6 +38,8 @@ class TermReadings:
         #: loss of the model.
         self.kept: dict[str, Readings] = {}
         self.totals: dict[str, float] = {}
+        #: The table of the latest epoch or evaluation that has ended, if any.
+        self.report: Report | None = None
 
     def start_epoch(self) -> None:
         """Drops the readings of the previous epoch and resets the means of layer terms."""
@@ -128,16 +130,14 @@ class TermReadings:
             self._has_other = self._has_regularizers() or not is_rounding(other, total, weighted)
         return other if self._has_other else None
 
-    def report(self) -> Report:
-        """Returns the kept readings as a table."""
-        return Report(
-            {
-                run: RunReport(
-                    {name: _contribution(x, total) for name, x in self.kept[run].items()}, total
-                )
-                for run, total in self.totals.items()
-            }
-        )
+    def keep_report(self) -> None:
+        """Makes the kept readings the `report`."""
+        runs = {}
+        for run in (run for run in _PREFIXES if run in self.totals):
+            total = self.totals[run]
+            terms = {name: _contribution(x, total) for name, x in self.kept[run].items()}
+            runs[run] = RunReport(terms, total)
+        self.report = Report(runs)
 
     def nonfinite_losses(self) -> Iterator[tuple[str, float, str]]:
         """Yields the losses in the kept readings that are not finite: term, loss and run."""

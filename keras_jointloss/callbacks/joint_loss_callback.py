@@ -196,6 +196,7 @@ class JointLossCallback(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         self._keep_train_readings()
         self._readings.totals["train"] = logs.get("loss", math.nan)
+        self._readings.keep_report()
         step = self._training_step()
         statistics = self._gradients.read()
         self._warn(epoch, step, logs, statistics)
@@ -234,6 +235,7 @@ class JointLossCallback(keras.callbacks.Callback):
         tags = self._readings.to_tags(readings, total)
         self._summaries.scalars("validation", tags, self._training_step())
         if not self._is_training:
+            self._readings.keep_report()
             self._summaries.close()
 
     def summary(self) -> Report:
@@ -244,8 +246,8 @@ class JointLossCallback(keras.callbacks.Callback):
         Raises:
             ValueError: If there has been neither.
         """
-        report = None if self._readings is None else self._readings.report()
-        if report is None or not report.runs:
+        report = None if self._readings is None else self._readings.report
+        if report is None:
             raise ValueError(
                 "Expected `summary` to be called after the first epoch of `fit`, or after "
                 "`evaluate`, with this callback. Received: a callback without any values"
