@@ -137,9 +137,9 @@ def report(history: Any) -> Report:
     ... )
                                                 train
     term            raw    weight  weighted     share
-    label        1.5000    1.0000    1.5000     75.0%
-    pair         5.0000    0.1000    0.5000     25.0%
-    total                            2.0000    100.0%
+    label         1.500     1.000     1.500     75.0%
+    pair          5.000     0.100     0.500     25.0%
+    total                             2.000    100.0%
     """
     logs = getattr(history, "history", history)
     latest = {}
@@ -191,14 +191,14 @@ def is_rounding(remainder: float, total: float, parts: list[float]) -> bool:
 
 
 def _cells(raw: float | None, weight: float | None, weighted: float, part: float) -> list[str]:
-    numbers = [_cell(x, 4) for x in (raw, weight, weighted)]
+    numbers = [_cell(x) for x in (raw, weight, weighted)]
     return [*numbers, "-" if math.isnan(part) else f"{part:.1%}"]
 
 
-def _cell(x: float | None, digits: int) -> str:
+def _cell(x: float | None) -> str:
     if x is None:
         return ""
     if math.isnan(x):
         return "-"
-    is_fixed = x == 0 or 10.0 ** (1 - digits) <= abs(x) < 1e4
-    return f"{x:.{digits}f}" if is_fixed else f"{x:.2e}"
+    is_fixed = x == 0 or 0.01 <= abs(x) < 1e5
+    return f"{x:.3f}" if is_fixed else f"{x:.2e}"

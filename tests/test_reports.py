@@ -97,9 +97,9 @@ def test_table_of_history_equals_that_of_the_callback():
     terms = summary.runs["train"].terms
     assert [line.split()[0] for line in lines[1:]] == ["term", *terms, "other", "total"]
     assert lines[-1].split()[1:] == [
-        f"{summary.runs['train'].total:.4f}",
+        f"{summary.runs['train'].total:.3f}",
         "100.0%",
-        f"{summary.runs['validation'].total:.4f}",
+        f"{summary.runs['validation'].total:.3f}",
         "100.0%",
     ]
     assert max(map(len, lines)) <= 100
@@ -115,9 +115,9 @@ def test_term_that_was_not_computed_has_empty_cells():
     logs = {**logs, "b_weight": [2e-7], "b_share": [np.nan]}
     lines = [line.split() for line in str(kj.report(logs)).splitlines()]
     assert lines[2:] == [
-        ["a", "0.0000", "1.0000", "0.0000", "-"],
+        ["a", "0.000", "1.000", "0.000", "-"],
         ["b", "-", "2.00e-07", "-", "-"],
-        ["total", "0.0000", "-"],
+        ["total", "0.000", "-"],
     ]
 
 
