@@ -11,7 +11,7 @@ import keras_jointloss as kj
 from keras_jointloss.callbacks import JointLossCallback
 from tests.small_models import X, Y, ramp
 
-NAMES = ("a<b>", "val_x", "pair")
+NAMES = ("a>b", "val_x", "pair")
 
 
 def make_model():
@@ -21,9 +21,9 @@ def make_model():
     pair = (keras.layers.Dense(4)(inputs), keras.layers.Dense(4)(inputs))
     a, b = kj.layers.ContrastiveTerm("MeanSquaredError", weight=0.5, name="pair")(pair)
     penalized = keras.layers.Dense(2, kernel_regularizer=keras.regularizers.L2(0.05))
-    outputs = {"a<b>": penalized(a), "val_x": keras.layers.Dense(2)(b)}
+    outputs = {"a>b": penalized(a), "val_x": keras.layers.Dense(2)(b)}
     model = keras.Model(inputs, outputs)
-    losses, weights = {"a<b>": "mse", "val_x": "mae"}, {"a<b>": ramp()}
+    losses, weights = {"a>b": "mse", "val_x": "mae"}, {"a>b": ramp()}
     model.compile(keras.optimizers.SGD(0.01), **kj.joint_loss(losses, weights))
     return model
 
@@ -65,7 +65,7 @@ class Cells(HTMLParser):
 
 def test_table_of_history_equals_that_of_the_callback():
     model, callback = make_model(), JointLossCallback()
-    y = {"a<b>": Y["a"], "val_x": Y["a"]}
+    y = {"a>b": Y["a"], "val_x": Y["a"]}
     with pytest.raises(ValueError, match="after the first epoch"):
         callback.summary()
     asks = Summarizes(callback)
@@ -90,7 +90,7 @@ def test_table_of_history_equals_that_of_the_callback():
     kernel = model.layers[-2].get_weights()[0]
     assert summary.runs["validation"].other == pytest.approx(0.05 * np.sum(kernel**2), 1e-4)
     # While the weight moves, the mean of weight times loss is not their product.
-    moving = summary.runs["train"].terms["a<b>"]
+    moving = summary.runs["train"].terms["a>b"]
     assert moving.weighted < 0.95 * moving.raw * moving.weight
 
     lines = str(summary).splitlines()
@@ -105,7 +105,7 @@ def test_table_of_history_equals_that_of_the_callback():
     assert max(map(len, lines)) <= 100
     rows = Cells(summary._repr_html_()).rows
     assert [[x for x in row if x] for row in rows[1:]] == [line.split() for line in lines[1:]]
-    assert html.escape("a<b>") in summary.to_html()
+    assert html.escape("a>b") in summary.to_html()
     model.evaluate(X, y, verbose=0, callbacks=[evaluated := JointLossCallback()])
     assert list(evaluated.summary().runs) == ["validation"]
 
