@@ -101,7 +101,7 @@ def test_single_loss_accepts_unnamed_metrics(metrics):
     model.compile("sgd", **kj.joint_loss({"first": "mse"}, metrics=metrics))
     x, y = DATA["features"], DATA["rating"]
     history = model.fit(x, y, verbose=0, callbacks=[kj.callbacks.JointLossCallback()]).history
-    assert set(history) == {"loss", "mae", "first_weight", "first_loss"}
+    assert set(history) == {"loss", "mae", "first_weight", "first_loss", "first_share"}
     assert history["first_loss"] == pytest.approx(history["loss"])
 
 
@@ -114,7 +114,7 @@ def test_output_without_loss_needs_no_entry_in_a_dict():
     history = model.fit(
         DATA["features"][:ITEMS], y, verbose=0, callbacks=[kj.callbacks.JointLossCallback()]
     ).history
-    assert set(history) == {"loss", "rating_loss", "rating_weight"}
+    assert set(history) == {"loss", "rating_loss", "rating_weight", "rating_share"}
 
 
 def test_missing_weight_is_one_and_given_weight_is_not_copied():

@@ -31,6 +31,7 @@ LEVELS = (
         "_registry",
         "_state",
         "_validation",
+        "reports",
         "tensorboard",
     },
     {"_labels", "aggregators", "schedules", "terms"},

@@ -161,7 +161,8 @@ class ContrastiveTerm(LayerTerm):
         embeddings, labels = split(inputs, self.loss)
         # Keras passes the masks as `inputs_mask` if `sample_weight` is a tensor, too.
         mask = inputs_mask if mask is None else mask
-        self._defer(partial(self._compute_loss, embeddings, labels, sample_weight, mask, training))
+        compute = partial(self._compute_loss, embeddings, labels, sample_weight, mask, training)
+        self._defer(compute, None if mask is None else ops.shape(embeddings[0])[0])
         return one_or_all(embeddings)
 
     def _compute_loss(self, embeddings, labels, sample_weight, mask, training):
