@@ -233,6 +233,26 @@ def _shared():
     return keras.Model(inputs, outputs), joint, ("label", "rating")
 
 
+def _targets():
+    """Returns a model with several losses on one output."""
+    inputs = keras.Input((6,), name="features")
+    a, b = _trunk(inputs)
+    outputs = {
+        "rating": _float32(keras.layers.Dense(1)(a), "rating"),
+        "label": _float32(keras.layers.Dense(3)(b), "label"),
+    }
+    joint = kj.joint_loss(
+        {
+            "rating": {"square": "mse", "huber": keras.losses.Huber()},
+            "label": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        },
+        weights={"rating_square": PolynomialDecay(1.0, 10, 0.0), "rating_huber": 0.5},
+        metrics={"rating": "mae", "label": "accuracy"},
+        weighted_metrics={"rating": [keras.metrics.MeanSquaredError(name="weighted_mse")]},
+    )
+    return keras.Model(inputs, outputs), joint, ("rating", "label")
+
+
 def _family_loss(name, **arguments):
     """Returns a loss of the package that can be trained together with all others."""
     tame = {"Circle": {"gamma": 4.0}, "MultiSimilarity": {"beta": 5.0, "mining_margin": 0.5}}
@@ -345,6 +365,11 @@ SUBJECTS = {
         factor_sum=1.0,
     ),
     "balanced": Subject(_balanced, ("features",), {"label": 1.0, "rating": 0.5}, factor_sum=2.0),
+    "targets": Subject(
+        _targets,
+        ("features",),
+        {"rating_square": PolynomialDecay(1.0, 10, 0.0), "rating_huber": 0.5, "label": 1.0},
+    ),
     "shared": Subject(
         _shared,
         ("features",),

@@ -232,3 +232,44 @@ def test_fit_equals_loop(example, schedules, floatx, optimizer_name):
         assert end.dtype == floatx
         assert np.abs(end - start).max() > 1e-3
         np.testing.assert_allclose(end, looped_end, **TOLERANCES[floatx])
+
+
+def targets(floatx):
+    """Returns items with a target of two numbers."""
+    generator = np.random.default_rng(2)
+    x = generator.normal(size=(ITEMS, 3)).astype(floatx)
+    return x, generator.normal(size=(ITEMS, 2)).astype(floatx)
+
+
+def model_with_one_output():
+    keras.utils.set_random_seed(5)
+    inputs = keras.Input((3,))
+    hidden = keras.layers.Dense(4, activation="tanh")(inputs)
+    return keras.Model(inputs, {"mask": keras.layers.Dense(2)(hidden)})
+
+
+@pytest.mark.parametrize("floatx", ["float64"], indirect=True)
+def test_fit_with_several_losses_on_an_output_equals_loop(floatx):
+    x, y = targets(floatx)
+    names = ("polynomial", "sigmoid")
+    model = model_with_one_output()
+    losses = {"mask": {"square": "mse", "absolute": keras.losses.MeanAbsoluteError()}}
+    terms = [f"mask_{part}" for part in losses["mask"]]
+    weights = {term: SCHEDULES[name][0] for term, name in zip(terms, names, strict=True)}
+    model.compile(OPTIMIZERS["adam"](), **kj.joint_loss(losses, weights))
+    options = {"batch_size": BATCH, "epochs": EPOCHS, "shuffle": False, "verbose": 0}
+    model.fit(x, {"mask": y}, callbacks=[kj.callbacks.JointLossCallback()], **options)
+
+    looped, optimizer = model_with_one_output(), OPTIMIZERS["adam"]()
+    for step in range(STEPS):
+        start = BATCH * step % ITEMS
+        target = ops.convert_to_tensor(y[start : start + BATCH])
+        square, absolute = (SCHEDULES[name][1](step) for name in names)
+
+        def loss(outputs, target=target, square=square, absolute=absolute):
+            error = outputs["mask"] - target
+            return square * ops.mean(error**2) + absolute * ops.mean(ops.abs(error))
+
+        gradient_step(looped, optimizer, x[start : start + BATCH], loss)
+    for value, expected in zip(values_of(model), values_of(looped), strict=True):
+        np.testing.assert_allclose(value, expected, **TOLERANCES[floatx])

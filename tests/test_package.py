@@ -34,7 +34,7 @@ LEVELS = (
         "tensorboard",
     },
     {"_labels", "aggregators", "schedules", "terms"},
-    {"losses", "metrics", "weighting"},
+    {"_joint_arguments", "losses", "metrics", "weighting"},
     {"joint", "layers"},
     {"find_terms"},
     {"callbacks"},

@@ -23,9 +23,9 @@ EPOCHS = 2
 BACKEND = keras.backend.backend()
 
 # The others differ only in the model around the terms or in the values of the losses.
-ESSENTIAL = ("outputs", "pairs", "layers", "adapted", "balanced", "shared")
+ESSENTIAL = ("outputs", "pairs", "layers", "adapted", "balanced", "shared", "targets")
 # One of each kind of state: schedules, a memory, a rule and gradient records.
-STATEFUL = ("outputs", "pairs", "adapted", "balanced")
+STATEFUL = ("outputs", "pairs", "adapted", "balanced", "targets")
 # All contrastive losses, which take long to compile.
 FAMILY = ("family_outputs", "family_layers")
 MOST = tuple(name for name in SUBJECTS if name not in FAMILY)
@@ -78,7 +78,7 @@ MODES = {
         else (*ESSENTIAL, "subclassed"),
     ),
     "gradient_accumulation": Mode(accumulated=4, same_as_plain=False, subjects=STATEFUL),
-    "clone": Mode(cloned=True, subjects=("outputs", "pairs", "adapted", "list_outputs")),
+    "clone": Mode(cloned=True, subjects=("outputs", "pairs", "adapted", "list_outputs", "targets")),
     "mixed_float16": Mode(
         policy="mixed_float16",
         same_as_plain=False,

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from keras_jointloss._loops import enclosing_callbacks
+from keras_jointloss.find_terms import find_losses
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.weight import TermWeight
 
@@ -18,18 +19,19 @@ def move_to_front(callback: keras.callbacks.Callback) -> None:
         owner.callbacks.insert(0, callback)
 
 
-def name_weights(model: keras.Model, terms: Mapping[str, TermWeight]) -> None:
+def name_weights(model: keras.Model) -> None:
     """Gives each output weight the name with which Keras logs it as `<term>_weight`."""
-    # Keras prefixes a metric's name with the output's only if there are several outputs.
     count = len(getattr(model, "outputs", None) or [])
-    for name, term in terms.items():
-        if not count or not isinstance(term, LossWeight):
-            continue
-        right = "weight" if count > 1 else f"{name}_weight"
-        if term.name != right and term.name in ("weight", f"{name}_weight"):
-            term.name = right
-            # The compiled functions return it under the old name.
-            model.train_function = model.test_function = None
+    for output, losses in find_losses(model).items() if count else ():
+        for term, loss in losses.items():
+            long = f"{term}_weight"
+            short = long.removeprefix(f"{output}_")
+            # Keras prefixes a metric's name with the output's only if there are several outputs.
+            right, wrong = (short, long) if count > 1 else (long, short)
+            if loss.weight.name != right and loss.weight.name in ("weight", wrong):
+                loss.weight.name = right
+                # The compiled functions return it under the old name.
+                model.train_function = model.test_function = None
 
 
 def validate_output_names(model: keras.Model) -> None:

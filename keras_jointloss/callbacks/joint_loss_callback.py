@@ -157,7 +157,7 @@ class JointLossCallback(keras.callbacks.Callback):
             for term in self._terms.values():
                 if isinstance(term, LossWeight):
                     term.is_applied = term.is_counted = False
-        name_weights(model, self._terms)
+        name_weights(model)
 
     def on_train_begin(self, logs=None):
         self._is_training = True

@@ -3,6 +3,8 @@
 from keras_jointloss.terms.applied_weight import AppliedWeight
 from keras_jointloss.terms.loss import TermLoss
 from keras_jointloss.terms.loss_part import LossPart
+from keras_jointloss.terms.loss_sum import LossSum
 from keras_jointloss.terms.output_weight import LossWeight
+from keras_jointloss.terms.term_reading import TermReading
 
-__all__ = ["AppliedWeight", "LossPart", "LossWeight", "TermLoss"]
+__all__ = ["AppliedWeight", "LossPart", "LossSum", "LossWeight", "TermLoss", "TermReading"]

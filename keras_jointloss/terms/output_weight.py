@@ -31,7 +31,8 @@ def deserialize_term_weight(config: Any) -> "LossWeight":
 
     Within a model file Keras itself tracks shared objects. Elsewhere, as in `clone_model` and
     `compile_from_config`, it deserializes first the losses and then the metrics, each separately. A
-    weight that is in both would become two objects.
+    weight that is in both would become two objects. So every copy of the config stands for the
+    same weight, until that records its first loss.
 
     Raises:
         ValueError: If `config` is not the config of a `LossWeight`.
@@ -193,7 +194,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
     def from_config(cls, config: dict) -> "LossWeight":
         config = dict(config)
         key = config.pop("key", None)
-        reference = _sharing.weights.pop(str(key), None)
+        reference = _sharing.weights.get(str(key))
         shared = None if reference is None else reference()
         if shared is not None:
             shared.begin_anew()
