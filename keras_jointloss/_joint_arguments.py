@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 
 import keras
 
+from keras_jointloss.losses.base import ViewsLoss
+from keras_jointloss.terms.labelled_metric import LabelledMetric
+from keras_jointloss.terms.missing import validate_missing
 from keras_jointloss.terms.output_weight import LossWeight
 
 
@@ -171,6 +174,47 @@ def metrics_by_output(metrics: Any, outputs: Mapping[str, Output], argument: str
         f"Invalid value for argument `{argument}`. Expected a dict of output name to metrics. "
         f"Received: {argument}={metrics!r}"
     )
+
+
+def missing_by_output(missing: Any, outputs: Mapping[str, Output]) -> dict[str, float]:
+    """Returns the value of missing targets for each output that may have some.
+
+    Raises:
+        ValueError: If a value is invalid, or is for an output without a loss or with a contrastive
+            loss.
+    """
+    names = [name for name, output in outputs.items() if output.losses]
+    if missing is None:
+        return {}
+    values = missing if isinstance(missing, Mapping) else dict.fromkeys(names, missing)
+    if not set(values) <= set(names):
+        raise ValueError(
+            "Invalid value for argument `missing`. Expected a number, or a dict whose keys are "
+            f"outputs with a loss, among {names}. Received: missing={missing!r}"
+        )
+    for name in values:
+        for loss in outputs[name].losses.values():
+            if isinstance(loss, ViewsLoss):
+                raise ValueError(
+                    "Invalid value for argument `missing`. Expected a dict without the output "
+                    f"{name!r}: {type(loss).__name__} compares all items of a batch. Give it "
+                    "`unlabelled=` if it has class labels, or a `sample_weight` of 0 for items to "
+                    f"leave out. Received: missing={missing!r}"
+                )
+    return {name: validate_missing(value) for name, value in values.items() if value is not None}
+
+
+def labelled_metrics(
+    metrics: Mapping[str, Any], missing: Mapping[str, float]
+) -> dict[str, list[Any]]:
+    """Returns metrics by output as lists; those of outputs with missing targets leave these out."""
+    result = {}
+    for name, given in metrics.items():
+        result[name] = as_list(given)
+        if name in missing:
+            value = missing[name]
+            result[name] = [LabelledMetric(x, value) for x in result[name] if x is not None]
+    return result
 
 
 def as_list(metrics: Any) -> list:

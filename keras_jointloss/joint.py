@@ -5,9 +5,10 @@ from typing import Any
 
 from keras_jointloss._joint_arguments import (
     Output,
-    as_list,
     is_loss,
+    labelled_metrics,
     metrics_by_output,
+    missing_by_output,
     validate_losses,
     validate_weights,
 )
@@ -30,6 +31,7 @@ def joint_loss(
     weighting: Any = None,
     metrics: Mapping[str, Any] | Any | None = None,
     weighted_metrics: Mapping[str, Any] | Any | None = None,
+    missing: Mapping[str, float] | float | None = None,
 ) -> dict[str, Any]:
     """Returns the arguments for `model.compile` to train on several weighted loss terms.
 
@@ -45,6 +47,22 @@ def joint_loss(
     "binary_crossentropy"}}` makes the terms `mask_dice` and `mask_bce`, which share the target
     `y["mask"]` and have weights, schedules and logs of their own. Keras' own `mask_loss` is then
     their weighted sum.
+
+    Missing targets: `missing=float("nan")`, or by output `missing={"rating": -1}`, gives the value
+    of a target that is missing. It contributes nothing to loss, gradient and metrics, and means run
+    over the labelled targets, so that a term with 1 % of labels weighs as much as one with all. A
+    batch without labels has loss 0 and moves no rule. If the loss or metric is a mean over the
+    last axis (squared errors, binary cross-entropy, ...), each element of a `(batch, ..., k)`
+    target can be missing on its own; otherwise a row with a missing element is left out. Sums (the
+    reduction `"sum"`) run over the labelled targets. A loss that returns one number for a batch,
+    such as `keras.losses.Dice`, receives 0 for missing targets and their predictions. The logs
+    contain `<name>_labelled`, the share of labelled targets. With several outputs, Keras' own
+    `<name>_loss` in progress bar and `evaluate` counts a batch by its size; `History` and
+    TensorBoard count it by its labelled targets.
+
+    Without `missing`, a `sample_weight` of 0 leaves items out, too, but Keras' default reduction
+    divides by the number of all items: a term with a quarter of labels then weighs a quarter. The
+    reduction `"mean_with_sample_weight"` of a loss divides by the sum of the weights instead.
 
     Call this function once for each model, and pass everything it returns to `compile`: the
     weights, and the state of a weighting, belong to one model.
@@ -70,6 +88,8 @@ def joint_loss(
         metrics: As in `model.compile`, by output name. If only one output has a loss, its metric or
             list of metrics is enough.
         weighted_metrics: Likewise, for metrics that respect `sample_weight`.
+        missing: The value of missing targets: NaN or a number, for all outputs or by output name;
+            `None` if there are none. Contrastive losses have `unlabelled=` instead.
 
     Returns:
         A dict with `loss`, `loss_weights`, `metrics` and, if given, `weighted_metrics`.
@@ -80,7 +100,9 @@ def joint_loss(
     Raises:
         ValueError: If there is no loss, two terms have the same name, a weight is given for a name
             that is not a term, a weight is invalid or used for two terms, the weighting does not
-            exist, or an argument has the wrong type.
+            exist, an argument has the wrong type, or `missing` is given for an output without a
+            loss, with a contrastive loss, a loss without reduction, or a metric that takes no
+            `sample_weight`.
 
     Example:
 
@@ -118,33 +140,38 @@ def joint_loss(
             weight.adapt()
         # The model tracks the rule's variables through one of its metrics.
         next(iter(weights.values())).weighting = rule
-    metrics = metrics_by_output(metrics, outputs, "metrics")
+    missing = missing_by_output(missing, outputs)
+    metrics = labelled_metrics(metrics_by_output(metrics, outputs, "metrics"), missing)
     for name, output in outputs.items():
         if output.losses:
             # The weights first: if two metrics have the same name, Keras renames the second.
-            own, parts = _metrics_of(output, weights)
-            metrics[name] = [*own, *as_list(metrics.get(name)), *parts]
+            own, parts = _metrics_of(output, weights, name in missing)
+            metrics[name] = [*own, *metrics.get(name, ()), *parts]
     arguments: dict[str, Any] = {
-        "loss": {name: _loss_of(name, output, weights) for name, output in outputs.items()},
+        "loss": {
+            name: _loss_of(name, output, weights, missing.get(name))
+            for name, output in outputs.items()
+        },
         "loss_weights": {name: _weight_of(output) for name, output in outputs.items()},
         "metrics": metrics,
     }
     if weighted_metrics is not None:
-        arguments["weighted_metrics"] = metrics_by_output(
-            weighted_metrics, outputs, "weighted_metrics"
-        )
+        by_output = metrics_by_output(weighted_metrics, outputs, "weighted_metrics")
+        arguments["weighted_metrics"] = labelled_metrics(by_output, missing)
     if is_single:
         arguments = {key: value[ONLY_TERM] for key, value in arguments.items()}
         # Keras accepts a single weight without a list only if it is a number.
         arguments["loss_weights"] = [arguments["loss_weights"]]
-        if weighted_metrics is not None:
-            arguments["weighted_metrics"] = as_list(arguments["weighted_metrics"])
     return arguments
 
 
-def _loss_of(name: str, output: Output, weights: Mapping[str, LossWeight]) -> Any:
+def _loss_of(
+    name: str, output: Output, weights: Mapping[str, LossWeight], missing: float | None
+) -> Any:
     """Returns the loss of an output."""
-    losses = {term: TermLoss(loss, weights[term], term) for term, loss in output.losses.items()}
+    losses = {
+        term: TermLoss(loss, weights[term], term, missing) for term, loss in output.losses.items()
+    }
     if output.parts is None:
         return losses.get(name)
     return LossSum({part: losses[term] for term, part in output.parts.items()})
@@ -157,7 +184,9 @@ def _weight_of(output: Output) -> Any:
     return AppliedWeight() if output.parts is None else 1.0
 
 
-def _metrics_of(output: Output, weights: Mapping[str, LossWeight]) -> tuple[list, list]:
+def _metrics_of(
+    output: Output, weights: Mapping[str, LossWeight], has_missing: bool
+) -> tuple[list, list]:
     """Returns the metrics that log the terms of an output, and those that log parts of losses."""
     own: list[Any] = []
     parts: list[Any] = []
@@ -168,6 +197,8 @@ def _metrics_of(output: Output, weights: Mapping[str, LossWeight]) -> tuple[list
             # Keras logs the loss of the output only.
             own.append(TermReading(weights[term]))
             prefix = f"{output.parts[term]}_"
+        if has_missing:
+            own.append(TermReading(weights[term], "labelled"))
         for part in getattr(loss, "part_names", ()):
             parts.append(LossPart(loss, part, f"{prefix}{part}"))
     return own, parts

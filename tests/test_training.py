@@ -23,7 +23,7 @@ EPOCHS = 2
 BACKEND = keras.backend.backend()
 
 # The others differ only in the model around the terms or in the values of the losses.
-ESSENTIAL = ("outputs", "pairs", "layers", "adapted", "balanced", "shared", "targets")
+ESSENTIAL = ("outputs", "pairs", "layers", "adapted", "balanced", "shared")
 # One of each kind of state: schedules, a memory, a rule and gradient records.
 STATEFUL = ("outputs", "pairs", "adapted", "balanced", "targets")
 # All contrastive losses, which take long to compile.
@@ -75,7 +75,7 @@ MODES = {
         lacking=("torch",),
         subjects=("outputs", "adapted", "balanced")
         if BACKEND == "jax"
-        else (*ESSENTIAL, "subclassed"),
+        else (*ESSENTIAL, "subclassed", "targets"),
     ),
     "gradient_accumulation": Mode(accumulated=4, same_as_plain=False, subjects=STATEFUL),
     "clone": Mode(cloned=True, subjects=("outputs", "pairs", "adapted", "list_outputs", "targets")),

@@ -203,6 +203,7 @@ class JointLossCallback(keras.callbacks.Callback):
             self._warn_once(f"loss of {name}", what)
         for key, value in self._readings.to_logs().items():
             logs.setdefault(key, value)
+        logs.update(self._readings.labelled_losses())
         statistics = self._gradients.read()
         self._warn_of_gradients(statistics)
         gradients = self._gradients.to_tags(statistics)

@@ -17,7 +17,8 @@ class TermReading(keras.metrics.Metric):
 
     Args:
         weight: The `LossWeight` of the term, which must be among the metrics of the model, too.
-        value: What to log: `"loss"`, the mean loss of the term.
+        value: What to log: `"loss"`, the mean loss of the term over its labelled items, or
+            `"labelled"`, the share of its targets that are labelled.
         name: Ignored.
         dtype: As in `keras.metrics.Metric`.
 
@@ -33,7 +34,7 @@ class TermReading(keras.metrics.Metric):
             )
         # A function, as Keras would track the weight as a part of this metric, a second time.
         self._get_weight = lambda: weight
-        self.value = validate_choice(value, "value", ("loss",))
+        self.value = validate_choice(value, "value", ("loss", "labelled"))
         super().__init__(name=name, dtype=dtype)
 
     @property
@@ -52,7 +53,8 @@ class TermReading(keras.metrics.Metric):
 
     def result(self):
         """Returns the value, a scalar tensor."""
-        return self._get_weight().loss_tensor()
+        weight = self._get_weight()
+        return weight.loss_tensor() if self.value == "loss" else weight.labelled_tensor()
 
     def reset_state(self) -> None:
         """Does nothing: Keras resets the weight, too."""

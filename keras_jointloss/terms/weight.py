@@ -36,6 +36,8 @@ class TermWeight:
     observer: Callable[[Any, Any, Any], None] | None = None
     #: The `keras_jointloss.terms.clock.Clock` of the model whose callback moves the weight, if any.
     clock: Any = None
+    #: Whether the term has targets that may be missing, whose share is then logged.
+    has_missing_targets = False
 
     def _create_variables(
         self, weight: Weight, dtype: str, add_variable: Callable[..., Any]
@@ -83,15 +85,20 @@ class TermWeight:
         """Returns the mean loss since the last reset as a scalar tensor."""
         return self._means.loss()
 
-    def record(self, loss, batch_size, counts=None) -> None:
+    def labelled_tensor(self):
+        """Returns the share of labelled targets since the last reset as a scalar tensor."""
+        return self._means.labelled()
+
+    def record(self, loss, batch_size, counts=None, targets=None) -> None:
         """Records the term's raw loss (the mean over `batch_size` items) of this step.
 
         Args:
             loss: The mean loss.
-            batch_size: The number of items.
+            batch_size: The number of items: of those with a label, if targets are missing.
             counts: Whether any of them has a weight other than 0; `None` if no check is needed.
+            targets: The number of items with or without label; `None` if all have one.
         """
-        self._means.record(loss, batch_size, self.tensor())
+        self._means.record(loss, batch_size, self.tensor(), targets)
         if self.observer is not None:
             self.observer(loss, batch_size, counts)
 
@@ -163,9 +170,13 @@ class TermWeight:
 
         Returns:
             `weight`, the current weight, and, if the term was computed since the last `reset`,
-            `loss` and `weighted`, the means over its items of the raw and the weighted loss.
+            `loss` and `weighted`, the means over its items of the raw and the weighted loss. If its
+            targets may be missing, also `labelled`, the share of those that are not.
         """
-        return {**self._means.read(), "weight": float(self)}
+        readings = {**self._means.read(), "weight": float(self)}
+        if self.has_missing_targets:
+            readings["labelled"] = float(to_numpy(self.labelled_tensor()))
+        return readings
 
     @property
     def step(self) -> int:
