@@ -63,7 +63,7 @@ class LabelledLoss:
         self.missing = validate_missing(missing)
         self._compute = compute
         self._reduction = reduction
-        self._dtype = dtype
+        self.dtype = dtype
         self._is_separable = is_mean_over_elements(compute)
         self._ignores_zeros = not self._is_separable and ignores_zeros(compute)
 
@@ -77,7 +77,7 @@ class LabelledLoss:
         sums, labelled, targets = self._values(y_true, plain_pred)
 
         def total(values, weight=None):
-            return reduce_values(values, y_pred, weight, "sum", self._dtype)
+            return reduce_values(values, y_pred, weight, "sum", self.dtype)
 
         loss, count = total(sums, sample_weight), total(labelled)
         if self._reduction != "sum":
@@ -90,7 +90,7 @@ class LabelledLoss:
         y_true, plain_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
         labelled = self._labelled(y_true, plain_pred)
         weighs = ops.not_equal(ops.convert_to_tensor(sample_weight), 0)
-        return reduce_values(labelled, y_pred, ops.cast(weighs, self._dtype)) > 0
+        return reduce_values(labelled, y_pred, ops.cast(weighs, self.dtype)) > 0
 
     def _values(self, y_true, y_pred) -> tuple[Any, Any, Any]:
         """Returns sums of values, of labelled targets and of targets: each `(batch, ...)`."""
@@ -141,7 +141,7 @@ class LabelledLoss:
         """Returns 1 for each labelled target and 0 for others, without computing the loss."""
         batch = elements(y_true, y_pred, self.missing) if self._is_separable else None
         mask = items(y_true, y_pred, self.missing) if batch is None else ops.any(batch[2], axis=-1)
-        return ops.cast(mask, self._dtype)
+        return ops.cast(mask, self.dtype)
 
 
 def _mean(total, divisor):
