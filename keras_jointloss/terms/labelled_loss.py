@@ -76,7 +76,12 @@ class LabelledLoss:
         y_true, plain_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
         sums, labelled, targets = self._values(y_true, plain_pred)
 
+        # Keras returns the same tensor if there is no mask.
+        is_unmasked = reduce_values(targets, y_pred, None, "none", self.dtype) is targets
+
         def total(values, weight=None):
+            if weight is None and is_unmasked:
+                return ops.sum(values)
             return reduce_values(values, y_pred, weight, "sum", self.dtype)
 
         loss, count = total(sums, sample_weight), total(labelled)
