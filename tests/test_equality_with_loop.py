@@ -232,3 +232,48 @@ def test_fit_equals_loop(example, schedules, floatx, optimizer_name):
         assert end.dtype == floatx
         assert np.abs(end - start).max() > 1e-3
         np.testing.assert_allclose(end, looped_end, **TOLERANCES[floatx])
+
+
+def targets(floatx, is_complete):
+    """Returns items with a target of two numbers, of which some may be missing."""
+    generator = np.random.default_rng(2)
+    x, y = (generator.normal(size=(ITEMS, size)).astype(floatx) for size in (3, 2))
+    return x, y if is_complete else np.where(generator.random(y.shape) < 0.4, np.nan, y)
+
+
+def model_with_one_output():
+    keras.utils.set_random_seed(5)
+    inputs = keras.Input((3,))
+    hidden = keras.layers.Dense(4, activation="tanh")(inputs)
+    return keras.Model(inputs, {"mask": keras.layers.Dense(2)(hidden)})
+
+
+@pytest.mark.parametrize("is_complete", [True, False], ids=["complete", "missing"])
+@pytest.mark.parametrize("floatx", ["float64"], indirect=True)
+def test_fit_with_several_losses_on_an_output_equals_loop(floatx, is_complete):
+    x, y = targets(floatx, is_complete)
+    names = ("polynomial", "sigmoid")
+    model = model_with_one_output()
+    losses = {"mask": {"square": "mse", "absolute": keras.losses.MeanAbsoluteError()}}
+    terms = [f"mask_{part}" for part in losses["mask"]]
+    weights = {term: SCHEDULES[name][0] for term, name in zip(terms, names, strict=True)}
+    missing = None if is_complete else math.nan
+    model.compile(OPTIMIZERS["adam"](), **kj.joint_loss(losses, weights, missing=missing))
+    options = {"batch_size": BATCH, "epochs": EPOCHS, "shuffle": False, "verbose": 0}
+    model.fit(x, {"mask": y}, callbacks=[kj.callbacks.JointLossCallback()], **options)
+
+    looped, optimizer = model_with_one_output(), OPTIMIZERS["adam"]()
+    for step in range(STEPS):
+        start = BATCH * step % ITEMS
+        target = y[start : start + BATCH]
+        rows, columns = np.nonzero(~np.isnan(target))
+        chosen = ops.convert_to_tensor(target[rows, columns])
+        square, absolute = (SCHEDULES[name][1](step) for name in names)
+
+        def loss(outputs, indices=2 * rows + columns, square=square, absolute=absolute, y=chosen):
+            error = ops.take(ops.reshape(outputs["mask"], (-1,)), indices) - y
+            return square * ops.mean(error**2) + absolute * ops.mean(ops.abs(error))
+
+        gradient_step(looped, optimizer, x[start : start + BATCH], loss)
+    for value, expected in zip(values_of(model), values_of(looped), strict=True):
+        np.testing.assert_allclose(value, expected, **TOLERANCES[floatx])

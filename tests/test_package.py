@@ -36,6 +36,7 @@ LEVELS = (
     },
     {"_labels", "aggregators", "schedules", "terms"},
     {"losses", "metrics", "weighting"},
+    {"_joint_arguments"},
     {"joint", "layers"},
     {"find_terms"},
     {"model_terms"},

@@ -25,7 +25,7 @@ BACKEND = keras.backend.backend()
 # The others differ only in the model around the terms or in the values of the losses.
 ESSENTIAL = ("outputs", "pairs", "layers", "adapted", "balanced", "shared")
 # One of each kind of state: schedules, a memory, a rule and gradient records.
-STATEFUL = ("outputs", "pairs", "adapted", "balanced")
+STATEFUL = ("outputs", "pairs", "adapted", "balanced", "targets")
 # All contrastive losses, which take long to compile.
 FAMILY = ("family_outputs", "family_layers")
 MOST = tuple(name for name in SUBJECTS if name not in FAMILY)
@@ -74,14 +74,14 @@ MODES = {
     "clone": Mode(
         {"jit_compile": True} if BACKEND == "tensorflow" else None,
         cloned=True,
-        subjects=(*STATEFUL, "list_outputs"),
+        subjects=(*STATEFUL, "list_outputs", "targets"),
     ),
     "run_eagerly": Mode(
         {"run_eagerly": True},
         lacking=("torch",),
         subjects=("outputs", "adapted", "balanced")
         if BACKEND == "jax"
-        else (*ESSENTIAL, "subclassed"),
+        else (*ESSENTIAL, "subclassed", "targets"),
     ),
     "gradient_accumulation": Mode(accumulated=4, same_as_plain=False, subjects=STATEFUL),
     "mixed_float16": Mode(

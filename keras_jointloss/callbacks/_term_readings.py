@@ -62,7 +62,7 @@ class TermReadings:
             name: {**term.read(), **others.get(name, {})} for name, term in self._terms.items()
         }
         # Keras averages the total over all batches, and a layer may be called in some only.
-        sizes = {name: term.size for name, term in self._terms.items()}
+        sizes = {name: term.means.size for name, term in self._terms.items()}
         for name, reading in readings.items():
             if "weighted" in reading:
                 reading["weighted"] *= sizes[name] / max(sizes.values())
@@ -77,8 +77,8 @@ class TermReadings:
         self.kept["train"] = self.read()
         if not has_means:
             for reading in self.kept["train"].values():
-                reading.pop("loss", None)
-                reading.pop("weighted", None)
+                for key in ("loss", "weighted", "labelled"):
+                    reading.pop(key, None)
 
     def to_logs(self) -> dict[str, float]:
         """Returns the kept readings by their names in the Keras logs."""
@@ -138,6 +138,15 @@ class TermReadings:
             terms = {name: _contribution(x, total) for name, x in self.kept[run].items()}
             runs[run] = RunReport(terms, total)
         self.report = Report(runs)
+
+    def labelled_losses(self) -> dict[str, float]:
+        """Returns the kept losses of terms with missing targets by their names in the Keras logs.
+
+        Keras weights the mean of a batch by the size of the batch, not by its labelled items.
+        """
+        names = {f"{name}_loss" for name, term in self._terms.items() if term.has_missing_targets}
+        logs = self.to_logs()
+        return {key: logs[key] for key in logs if key.removeprefix("val_") in names}
 
     def nonfinite_losses(self) -> Iterator[tuple[str, float, str]]:
         """Yields the losses in the kept readings that are not finite: term, loss and run."""

@@ -202,6 +202,7 @@ class JointLossCallback(keras.callbacks.Callback):
         self._warn(epoch, step, logs, statistics)
         for key, value in self._readings.to_logs().items():
             logs.setdefault(key, value)
+        logs.update(self._readings.labelled_losses())
         gradients = self._gradients.to_tags(statistics)
         logs.update({tag.replace("/", "_"): value for tag, value in gradients.items()})
         if step > self._written_step:

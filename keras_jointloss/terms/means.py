@@ -19,10 +19,11 @@ class Means:
     """
 
     def __init__(self, add_variable: Callable[..., Any], dtype: str):
-        #: Sums over items of 1 and the loss; over whole batches of the weighted loss and of 1.
-        self.sums = add_variable("sums", (4,), 0.0, dtype=dtype, aggregation="sum")
+        #: Sums over items of 1 and the loss; over whole batches of the weighted loss and of 1; the
+        #: number of targets, labelled or not.
+        self.sums = add_variable("sums", (5,), 0.0, dtype=dtype, aggregation="sum")
 
-    def record(self, loss, items, weight, batch_size=None) -> None:
+    def record(self, loss, items, weight, batch_size=None, targets=None) -> None:
         """Adds a step, within the compiled step.
 
         Args:
@@ -31,24 +32,31 @@ class Means:
             weight: The weight of the step.
             batch_size: The number of items of the batch, by which Keras weights the total; `None`
                 if all of them are in the mean.
+            targets: The number of targets, of which `items` are labelled; `None` if all are.
         """
         dtype = self.sums.dtype
         loss = ops.stop_gradient(ops.cast(loss, dtype))
         items = ops.cast(items, dtype)
         size = items if batch_size is None else ops.cast(batch_size, dtype)
-        self.sums.assign_add(ops.stack([items, items * loss, size * (loss * weight), size]))
+        targets = items if targets is None else ops.cast(targets, dtype)
+        sums = [items, items * loss, size * (loss * weight), size, targets]
+        self.sums.assign_add(ops.stack(sums))
 
     def loss(self):
         """Returns the mean raw loss as a scalar tensor."""
         return ops.divide_no_nan(self.sums[1], self.sums[0])
 
+    def labelled(self):
+        """Returns the share of the targets that are labelled as a scalar tensor."""
+        return ops.divide_no_nan(self.sums[0], self.sums[4])
+
     def reset(self) -> None:
         """Resets the means."""
-        self.sums.assign(np.zeros(4))
+        self.sums.assign(np.zeros(5))
 
     def read(self) -> dict[str, float]:
         """Returns `loss` and `weighted`, or an empty dict if no item was recorded."""
-        items, loss, weighted, size = (float(x) for x in to_numpy(self.sums))
+        items, loss, weighted, size, _ = (float(x) for x in to_numpy(self.sums))
         return {"loss": loss / items, "weighted": weighted / size} if items else {}
 
     @property

@@ -31,7 +31,8 @@ def deserialize_term_weight(config: Any) -> "LossWeight":
 
     Within a model file Keras itself tracks shared objects. Elsewhere, as in `clone_model` and
     `compile_from_config`, it deserializes first the losses and then the metrics, each separately. A
-    weight that is in both would become two objects.
+    weight that is in both would become two objects. So every copy of the config stands for the
+    same weight, until that records its first loss.
 
     Raises:
         ValueError: If `config` is not the config of a `LossWeight`.
@@ -115,12 +116,12 @@ class LossWeight(TermWeight, keras.metrics.Metric):
     def is_dynamic(self) -> bool:
         return super().is_dynamic or self.weighting is not None
 
-    def record(self, loss, items, counts=None, batch_size=None) -> None:
+    def record(self, loss, items, counts=None, batch_size=None, targets=None) -> None:
         # Read first, since the observer may move the weight for the next step.
         offer(self, ops.cast(self.tensor(), keras.config.floatx()))
         self._trace.is_recorded, self._trace.is_applied = True, False
         _sharing.weights.pop(self.key, None)  # No further copy is expected.
-        super().record(loss, items, counts, batch_size)
+        super().record(loss, items, counts, batch_size, targets)
 
     def mark_applied(self) -> None:
         """Records that Keras multiplies the loss of the step by the weight."""
@@ -195,7 +196,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
     def from_config(cls, config: dict) -> "LossWeight":
         config = dict(config)
         key = config.pop("key", None)
-        reference = _sharing.weights.pop(str(key), None)
+        reference = _sharing.weights.get(str(key))
         shared = None if reference is None else reference()
         if shared is not None:
             shared.begin_anew()

@@ -42,6 +42,8 @@ class TermWeight:
     observer: Callable[[Any, Any, Any], None] | None = None
     #: The `keras_jointloss.terms.clock.Clock` of the model whose callback moves the weight, if any.
     clock: Any = None
+    #: Whether the term has targets that may be missing, whose share is then logged.
+    has_missing_targets = False
 
     def _create_variables(
         self, weight: Weight, dtype: str, add_variable: Callable[..., Any]
@@ -61,7 +63,8 @@ class TermWeight:
         self._step = add_variable("step", (), 0, **{**replicated, "dtype": "int32"})
         # Part of the compiled step, unlike `annealing` and `is_off`.
         self._mode = add_variable("mode", (), _STILL, **{**replicated, "dtype": "int32"})
-        self._means = Means(add_variable, dtype)
+        #: The means since the last `reset`.
+        self.means = Means(add_variable, dtype)
         self._factor: Any = None
         self._add_factor = partial(add_variable, "factor", (), **replicated)
 
@@ -74,7 +77,7 @@ class TermWeight:
     def state(self) -> list:
         """The variables of the term."""
         factor = [] if self._factor is None else [self._factor]
-        return [self._value, self._step, self._mode, self._means.sums, *factor]
+        return [self._value, self._step, self._mode, self.means.sums, *factor]
 
     @property
     def is_dynamic(self) -> bool:
@@ -94,11 +97,7 @@ class TermWeight:
         """Returns the current step of the schedules as an int32 scalar tensor."""
         return ops.convert_to_tensor(self._step)
 
-    def loss_tensor(self):
-        """Returns the mean loss since the last reset as a scalar tensor."""
-        return self._means.loss()
-
-    def record(self, loss, items, counts=None, batch_size=None) -> None:
+    def record(self, loss, items, counts=None, batch_size=None, targets=None) -> None:
         """Records the term's raw loss of this step.
 
         Args:
@@ -106,8 +105,9 @@ class TermWeight:
             items: The number of items in the mean.
             counts: Whether any of them has a weight other than 0; `None` if no check is needed.
             batch_size: The number of items of the batch; `None` if all of them are in the mean.
+            targets: The number of targets, of which `items` are labelled; `None` if all are.
         """
-        self._means.record(loss, items, self.tensor(), batch_size)
+        self.means.record(loss, items, self.tensor(), batch_size, targets)
         if self.observer is not None:
             is_on = ops.not_equal(ops.convert_to_tensor(self._mode), _OFF)
             self.observer(loss, items, is_on if counts is None else ops.logical_and(counts, is_on))
@@ -164,7 +164,7 @@ class TermWeight:
 
     def reset(self) -> None:
         """Resets the means and stops annealing; keeps the weight and the step."""
-        self._means.reset()
+        self.means.reset()
         if self.annealing and not (self.clock is not None and self.clock.outlasts_reset()):
             self.stop_annealing()
 
@@ -217,14 +217,13 @@ class TermWeight:
         Returns:
             `weight`, the current weight, and, if the term was computed since the last `reset`,
             `loss`, the mean of the raw loss over its items, and `weighted`, the mean of the
-            weighted loss over the items of the batches.
+            weighted loss over the items of the batches. If its targets may be missing, also
+            `labelled`, the share of those that are not.
         """
-        return {**self._means.read(), "weight": float(self)}
-
-    @property
-    def size(self) -> float:
-        """The number of items of the batches in which the term was computed since `reset`."""
-        return self._means.size
+        readings = {**self.means.read(), "weight": float(self)}
+        if self.has_missing_targets:
+            readings["labelled"] = float(to_numpy(self.means.labelled()))
+        return readings
 
     @property
     def step(self) -> int:

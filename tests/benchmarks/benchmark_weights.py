@@ -5,6 +5,8 @@
 - `loss_term`: a `LossTerm` in place of the fourth output term of `medium_step`,
 - `emoji`: the model of examples/emoji.py,
 - `weighting_<rule>`: each rule on the four terms of `medium_step`, against constant weights,
+- `missing_targets`: `medium_step` with constant weights and targets of which half are missing, by
+  `missing`, against the same by a `sample_weight` of 0,
 - `loop`: examples/explicit_weights.py against a manual loop (TensorFlow only).
 
 Unless stated otherwise, the baseline is the same model with plain losses and numeric weights.
@@ -128,6 +130,25 @@ def loss_term(log_dir, pairs, width=2048):
     )
 
 
+def missing_targets(log_dir, pairs, width=2048):
+    """Compares an epoch with missing targets to one with sample weights of 0."""
+    x, y, losses, compiled = four_terms(width)
+    is_labelled = np.random.default_rng(1).random(len(x)) < 0.5
+    gaps = {name: np.where(is_labelled[:, None], y[name], np.float32(np.nan)) for name in y}
+    weights = dict.fromkeys(y, is_labelled.astype("float32"))
+    partial_model = compiled(**kj.joint_loss(losses, missing=float("nan")))
+    weighted_model = compiled(**kj.joint_loss(losses))
+    options = {"batch_size": 32, "shuffle": False, "verbose": 0}
+
+    def fit(model, y, sample_weight):
+        callbacks = [kj.callbacks.JointLossCallback()]
+        model.fit(x, y, sample_weight=sample_weight, callbacks=callbacks, **options)
+
+    return compare(
+        lambda: fit(partial_model, gaps, None), lambda: fit(weighted_model, y, weights), pairs
+    )
+
+
 class PlainTerm(keras.layers.Layer):
     """The plain Keras alternative to the layer term of the emoji model."""
 
@@ -225,6 +246,7 @@ BENCHMARKS = {
     "loss_term": Benchmark(loss_term, 1.0),
     "emoji": Benchmark(emoji, 1.03),
     **{f"weighting_{rule}": Benchmark(partial(weighting, rule=rule), 1.05) for rule in RULES},
+    "missing_targets": Benchmark(missing_targets, 1.02),
     "loop": Benchmark(loop, 1.05, ("tensorflow",)),
 }
 
