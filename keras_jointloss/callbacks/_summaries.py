@@ -48,8 +48,8 @@ class Summaries:
     def __init__(
         self,
         log_dir: str | None,
-        has_terms: bool,
-        has_gradients: bool,
+        has_terms: bool = False,
+        has_gradients: bool = False,
         on_log: OnLog | None = None,
     ):
         self._log_dir = log_dir

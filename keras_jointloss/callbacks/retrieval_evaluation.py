@@ -23,9 +23,13 @@ from keras_jointloss.callbacks._relevance import (
     validate_sets,
 )
 from keras_jointloss.callbacks._retrieval import retrieval_figures
-from keras_jointloss.tensorboard import SummaryWriter, write_projector
+from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_on_log
+from keras_jointloss.tensorboard import write_projector
 from keras_jointloss.tensorboard.projector import validate_thumbnails
 from keras_jointloss.terms.clock import optimizer_step
+
+#: The TensorBoard run.
+_RUN = "validation"
 
 
 class RetrievalEvaluation(keras.callbacks.Callback):
@@ -98,6 +102,8 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         relevant: For each query the index of its right candidate, `(queries,)`, or the indices of
             its right candidates, a list of lists of any lengths or `(queries, number)`; or
             `(queries, candidates)`, bool.
+        on_log: Called as `on_log("validation", {tag: value}, step)` with the scalars above, with or
+            without a `log_dir`; for other trackers.
 
     Raises:
         ValueError: If an argument is invalid; at the start of `fit` (at the first evaluation for a
@@ -153,6 +159,7 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         queries: Any = None,
         candidates: Any = None,
         relevant: Any = None,
+        on_log: OnLog | None = None,
     ):
         super().__init__()
         self.data = data
@@ -179,7 +186,8 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         if self._relevance is not None:
             expect_none({"labels": labels, "thumbnails": thumbnails}, "`queries` is given")
         self._found: Found | None = None
-        self._writer: SummaryWriter | None = None
+        self.on_log = validate_on_log(on_log)
+        self._summaries = Summaries(self.log_dir, on_log=self.on_log)
         self._latest: tuple[str, np.ndarray, np.ndarray] | None = None
 
     def set_model(self, model):
@@ -189,26 +197,22 @@ class RetrievalEvaluation(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._latest = None
-        if self.log_dir is not None:
-            self._writer = SummaryWriter(os.path.join(self.log_dir, "validation"))
+        self._summaries.open(_RUN)
 
     def on_epoch_end(self, epoch, logs=None):
         if (epoch + 1) % self.every:
             return
         name, results = self._measure()
         logs.update({f"{name}_{key}": value for key, value in results.items()})
-        if self._writer is not None:
-            tags = {f"retrieval/{name}/{key}": value for key, value in results.items()}
-            self._writer.scalars(tags, optimizer_step(self.model))
-            self._writer.flush()
+        tags = {f"retrieval/{name}/{key}": value for key, value in results.items()}
+        self._summaries.scalars(_RUN, tags, optimizer_step(self.model))
+        self._summaries.flush()
 
     def on_train_end(self, logs=None):
-        if self._writer is None:
-            return
-        if self.projector and self._latest is not None:
-            self._write_projector(self._writer.log_dir, *self._latest)
-        self._writer.close()
-        self._writer = self._latest = None
+        if self.log_dir is not None and self.projector and self._latest is not None:
+            self._write_projector(os.path.join(self.log_dir, _RUN), *self._latest)
+        self._summaries.close()
+        self._latest = None
 
     def evaluate(self, model: keras.Model | None = None) -> dict[str, float]:
         """Measures now.
