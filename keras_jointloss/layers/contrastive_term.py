@@ -198,7 +198,7 @@ class ContrastiveTerm(LayerTerm):
         counts = ops.ones_like(views[:, 0, 0])
         counts = counts if valid is None else ops.where(valid, counts, 0)
         if self._is_views_loss and self.loss.part_names:
-            for name, values in self.loss.parts(views, labels, valid).items():
+            for name, values in self.loss.part_values(views, labels, valid).items():
                 self.weight.record_mean(name, ops.sum(values * counts), ops.sum(counts))
         for metric in self._get_metrics():
             self.weight.record_mean(metric.name, *metric.sums(views, labels, valid))

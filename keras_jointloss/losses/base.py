@@ -70,7 +70,7 @@ class ViewsLoss(keras.losses.Loss):
     max_views: float = 2
     #: Whether the function takes a `memory` of other items' views.
     has_memory = False
-    #: The names of the parts that `parts` returns.
+    #: The names of the parts that `part_values` returns.
     part_names: tuple[str, ...] = ()
     #: The label that marks items without one.
     unlabelled: int | None = None
@@ -110,7 +110,7 @@ class ViewsLoss(keras.losses.Loss):
         """Returns which valid items have a label: `(batch,)`, bool, or `None` if all items do."""
         return labelled(labels, valid, self.unlabelled)
 
-    def parts(self, views, labels=None, valid=None) -> dict[str, Any]:
+    def part_values(self, views, labels=None, valid=None) -> dict[str, Any]:
         """Returns the parts of the loss to log, by name, each `(batch,)`."""
         return {}
 
