@@ -66,11 +66,8 @@ def test_readme_has_code():
     assert SECTIONS
 
 
-# On JAX, other tests cover the code that the examples use.
-not_on_jax = pytest.mark.backend("tensorflow", "torch")
-
-
-@not_on_jax
+# PyTorch compiles nothing. On other backends, other tests cover the code that the examples use.
+@pytest.mark.backend("torch")
 @pytest.mark.parametrize("title", SECTIONS)
 def test_readme(title, tmp_path, monkeypatch):
     # The code finds the files that it reads, and writes to the folder of the test.
@@ -88,7 +85,7 @@ def with_examples(name: str) -> list[doctest.DocTest]:
     return [found for found in docstrings if found.examples or blocks(found.docstring or "")]
 
 
-@not_on_jax
+@pytest.mark.backend("tensorflow", "torch")
 @pytest.mark.parametrize("name", [name for name in MODULES if with_examples(name)])
 def test_docstrings(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -123,7 +123,7 @@ SCRIPTS = {
 
 
 # PyTorch is the fastest backend and runs all scripts.
-BACKENDS = {"emoji": ("tensorflow", "jax", "torch")}
+BACKENDS = {"emoji": ("tensorflow", "torch")}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
