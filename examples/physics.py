@@ -119,7 +119,8 @@ def load(count, seed):
 def build_model(units=32, depth=3):
     """Returns the model, whose terms are the equation and the edge, and the solution itself."""
     points = keras.Input((2, 2), name="points")
-    trunk = keras.Sequential([Jet(), *(JetDense(units) for _ in range(depth))], name="trunk")
+    layers = [Jet(), *(JetDense(units) for _ in range(depth))]
+    trunk = keras.Sequential([keras.Input((None, 2)), *layers], name="trunk")
     # Changes nothing by itself: GradNorm learns of the gradients from it.
     jets = kj.layers.SharedTrunk(trunk, TERMS, aggregator=None)(points)
     head = JetDense(1, has_tanh=False, name="head")
@@ -131,8 +132,8 @@ def build_model(units=32, depth=3):
     u_edge = kj.layers.LossTerm(name="equation")(u_edge, ops.square(laplacian - f))
     model = keras.Model({"points": points, "source": f}, {"edge": u_edge})
 
-    point = keras.Input((2,))
-    return model, keras.Model(point, head(trunk(point))[:, 0])
+    point = keras.Input((1, 2))
+    return model, keras.Model(point, head(trunk(point))[:, 0, 0])
 
 
 def train(data, epochs, seed, weight=1.0, rule=None):
@@ -156,7 +157,7 @@ def train(data, epochs, seed, weight=1.0, rule=None):
     grid = np.stack(np.meshgrid(*2 * [np.linspace(0, 1, 41)], indexing="ij"), axis=-1)
     grid = grid.reshape(-1, 2).astype("float32")
     exact = solution(grid)
-    error = u.predict(grid, batch_size=len(grid), verbose=0)[:, 0] - exact
+    error = u.predict(grid[:, None], batch_size=len(grid), verbose=0)[:, 0] - exact
     return float(np.linalg.norm(error) / np.linalg.norm(exact)), history.history
 
 
