@@ -1,4 +1,4 @@
-"""A variational autoencoder of handwritten digits in plain `fit`, its divergence a term of the loss.
+"""A variational autoencoder of digits in plain `fit`: its divergence is a term of the loss.
 
 The encoder gives a Gaussian for each digit, the decoder the probability of each pixel to be set.
 With the code z that is drawn from the Gaussian q(z|x), training maximizes the evidence lower bound

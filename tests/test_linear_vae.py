@@ -1,5 +1,7 @@
 """A linear variational autoencoder, trained in `fit`, reaches probabilistic PCA."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from keras import ops
 
 import keras_jointloss as kj
 
-DIM, CODE, ITEMS, STEPS = 6, 2, 200, 1500
+DIM, CODE, ITEMS, STEPS = 6, 2, 200, 800
 
 
 class GaussianMisfit(keras.layers.Layer):
@@ -24,7 +26,7 @@ class GaussianMisfit(keras.layers.Layer):
     def call(self, data, mean, log_variance):
         error = ops.square(data - (ops.matmul(mean, self.kernel) + self.bias))
         error = error + ops.matmul(ops.exp(log_variance), ops.square(self.kernel))
-        normalized = np.log(2 * np.pi) + self.log_noise + error * ops.exp(-self.log_noise)
+        normalized = math.log(2 * math.pi) + self.log_noise + error * ops.exp(-self.log_noise)
         return 0.5 * ops.sum(normalized, axis=-1)
 
     def compute_output_shape(self, data_shape, mean_shape, log_variance_shape):
@@ -63,6 +65,8 @@ def pca_likelihood(data):
     return -0.5 * (DIM * np.log(2 * np.pi) + logarithms + DIM), noise
 
 
+# Eight hundred small steps, which take long where nothing is compiled.
+@pytest.mark.backend("tensorflow", "jax")
 def test_linear_vae_reaches_the_optimum_of_probabilistic_pca():
     # Lucas et al., 2019, Don't Blame the ELBO: its ELBO is then the log likelihood itself.
     keras.utils.set_random_seed(0)
@@ -70,7 +74,7 @@ def test_linear_vae_reaches_the_optimum_of_probabilistic_pca():
     data = generator.normal(size=(ITEMS, CODE)) @ generator.normal(size=(CODE, DIM))
     data = (data + 0.5 * generator.normal(size=data.shape) + 1).astype("float32")
     model = linear_vae()
-    decay = keras.optimizers.schedules.CosineDecay(0.03, STEPS)
+    decay = keras.optimizers.schedules.CosineDecay(0.1, STEPS)
     model.compile(keras.optimizers.Adam(decay))
     # The data many times over: each step is on all of it.
     model.fit(np.tile(data, (STEPS, 1)), batch_size=ITEMS, shuffle=False, verbose=0)
@@ -78,4 +82,5 @@ def test_linear_vae_reaches_the_optimum_of_probabilistic_pca():
     likelihood, noise = pca_likelihood(data.astype("float64"))
     elbo = -model.evaluate(data, batch_size=ITEMS, verbose=0, return_dict=True)["loss"]
     assert elbo == pytest.approx(likelihood, abs=1e-3)
-    assert float(ops.exp(model.get_layer("decoder").log_noise)) == pytest.approx(noise, rel=1e-3)
+    log_noise = ops.convert_to_numpy(model.get_layer("decoder").log_noise)
+    assert np.exp(log_noise) == pytest.approx(noise, rel=1e-3)
