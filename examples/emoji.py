@@ -26,8 +26,6 @@ from pathlib import Path
 import keras
 import numpy as np
 from keras import layers
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.util.tensor_util import make_ndarray
 
 import keras_jointloss as kj
 
@@ -190,45 +188,17 @@ def build(words, categories, steps, loss="InfoNCE"):
 
 
 def train(model, training, validation, epochs, log_dir):
-    """Trains as any Keras model. The callback moves the weights and logs the terms."""
-    model.fit(
+    """Trains as any Keras model, and returns the history.
+
+    The callback moves the weights and logs the terms.
+    """
+    return model.fit(
         *training,
         batch_size=BATCH_SIZE,
         epochs=epochs,
         validation_data=validation,
         callbacks=[kj.callbacks.JointLossCallback(log_dir=log_dir)],
     )
-
-
-def read_latest(log_dir):
-    """Returns the latest number under each tag of a TensorBoard run."""
-    events = EventAccumulator(str(log_dir), size_guidance={"tensors": 0}).Reload()
-    return {
-        tag: make_ndarray(events.Tensors(tag)[-1].tensor_proto).item()
-        for tag in events.Tags()["tensors"]
-        if tag.startswith("joint_loss/")
-    }
-
-
-def report_terms(log_dir):
-    """Prints what each term contributed in the last epoch."""
-    runs = [read_latest(Path(log_dir) / run) for run in ("train", "validation")]
-    terms = [tag.split("/")[1] for tag in runs[0] if tag.endswith("/raw")]
-    columns = f"{'raw':>9}{'weight':>9}{'share':>9}"
-    print(f"\n{'':<16}{'train':>27}{'validation':>30}")
-    print(f"{'term':<16}{columns}   {columns}")
-    for term in terms:
-        cells = [
-            f"{run[f'joint_loss/{term}/raw']:9.3f}{run[f'joint_loss/{term}/weight']:9.3f}"
-            f"{run[f'joint_loss/{term}/share']:9.1%}"
-            for run in runs
-        ]
-        print(f"{term:<16}{'   '.join(cells)}")
-    cells = []
-    for run in runs:
-        share = sum(run[f"joint_loss/{term}/share"] for term in terms)
-        cells.append(f"{run['joint_loss/total']:9.3f}{'':9}{share:9.1%}")
-    print(f"{'total':<16}{'   '.join(cells)}")
 
 
 def recall(queries, candidates):
@@ -300,9 +270,9 @@ def main(arguments=None):
 
     steps = arguments.epochs * -(-len(train_indices) // BATCH_SIZE)
     model = build(len(vocabulary), len(data["categories"]), steps, arguments.loss)
-    train(model, training, validation, arguments.epochs, arguments.log_dir)
+    history = train(model, training, validation, arguments.epochs, arguments.log_dir)
 
-    report_terms(arguments.log_dir)
+    print(f"\n{kj.report(history)}")
     recalls = retrieve(model, validation[0])
     report_retrieval(recalls, len(held_out_indices))
     report_loaded(model, validation, recalls, arguments.save)

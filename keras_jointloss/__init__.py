@@ -15,9 +15,13 @@ _SUBMODULES = (
     "tensorboard",
     "weighting",
 )
-_ATTRIBUTES = {"joint_loss": "joint", "LossWeight": "terms.output_weight"}
+_ATTRIBUTES = {
+    "joint_loss": "joint",
+    "LossWeight": "terms.output_weight",
+    "report": "reports",
+}
 
-__all__ = ["LossWeight", "__version__", "custom_objects", "joint_loss", *_SUBMODULES]
+__all__ = ["LossWeight", "__version__", "custom_objects", "joint_loss", "report", *_SUBMODULES]
 
 
 def __getattr__(name):

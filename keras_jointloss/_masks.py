@@ -1,4 +1,4 @@
-"""The views of the items of a batch, and the mask of the items that it includes."""
+"""The views of the items of a batch, its mask, and the reduction of values under a mask."""
 
 import keras
 from keras import ops
@@ -22,6 +22,30 @@ class _Mask(keras.losses.Loss):
     def call(self, y_true, y_pred):
         self.ones = ops.ones_like(stacked(y_pred)[:, 0, :1])  # (batch, 1)
         return self.ones
+
+
+class _Precomputed(keras.losses.Loss):
+    """Reduces precomputed values, as Keras does after the `call` of any loss."""
+
+    def __init__(self, values, reduction, dtype):
+        super().__init__(name="reduction", reduction=reduction, dtype=dtype)
+        self.values = values
+
+    def call(self, y_true, y_pred):
+        return self.values
+
+
+def reduce_values(values, y_pred, sample_weight=None, reduction="sum", dtype=None):
+    """Reduces the values of items as Keras reduces those of a loss.
+
+    Args:
+        values: `(batch, ...)`.
+        y_pred: The prediction, whose Keras mask applies.
+        sample_weight: As Keras passes it to a loss, or `None`.
+        reduction: As in `keras.losses.Loss`.
+        dtype: As in `keras.losses.Loss`.
+    """
+    return _Precomputed(values, reduction, dtype)(y_pred, y_pred, sample_weight)
 
 
 def valid_items(views, sample_weight=None):

@@ -9,7 +9,24 @@ from keras_jointloss.joint import ONLY_TERM
 from keras_jointloss.layers._gradient_combination import GradientCombination
 from keras_jointloss.layers._layer_term import LayerTerm
 from keras_jointloss.terms.loss import TermLoss
+from keras_jointloss.terms.loss_sum import LossSum
 from keras_jointloss.terms.weight import TermWeight
+
+
+def find_losses(model: keras.Model) -> dict[str, dict[str, TermLoss]]:
+    """Returns, for each output of a compiled model with terms, the losses of the terms by name.
+
+    Args:
+        model: A compiled model.
+    """
+    losses = model.loss if isinstance(model.loss, Mapping) else {ONLY_TERM: model.loss}
+    found: dict[str, dict[str, TermLoss]] = {}
+    for output, loss in losses.items():
+        if isinstance(loss, TermLoss):
+            found[output] = {output: loss}
+        elif isinstance(loss, LossSum):
+            found[output] = {str(part.term): part for part in loss.parts.values()}
+    return found
 
 
 def find_terms(model: keras.Model) -> dict[str, TermWeight]:
@@ -22,16 +39,19 @@ def find_terms(model: keras.Model) -> dict[str, TermWeight]:
         model: A compiled model.
 
     Raises:
-        ValueError: If two terms have the same name.
+        ValueError: If two terms have the same name, or a layer term that of an output with several
+            losses.
     """
-    losses = model.loss if isinstance(model.loss, Mapping) else {ONLY_TERM: model.loss}
+    outputs = find_losses(model)
     terms: dict[str, TermWeight] = {
-        name: loss.weight for name, loss in losses.items() if isinstance(loss, TermLoss)
+        name: loss.weight for losses in outputs.values() for name, loss in losses.items()
     }
     # This reaches layers at any depth: `model.layers` ends at a nested model.
     for layer in _keras.flatten_layers(model, include_self=False):
         if isinstance(layer, LayerTerm):
-            if terms.get(layer.name, layer.weight) is not layer.weight:
+            # Keras logs the sum of several losses of an output under the name of the output.
+            is_output = layer.name in outputs and isinstance(model.loss, Mapping)
+            if is_output or terms.get(layer.name, layer.weight) is not layer.weight:
                 raise ValueError(
                     f"Expected terms with different names. Received: two terms named {layer.name!r}"
                 )

@@ -3,13 +3,22 @@
 from collections.abc import Mapping
 from typing import Any
 
-import keras
-
+from keras_jointloss._joint_arguments import (
+    Output,
+    is_loss,
+    labelled_metrics,
+    metrics_by_output,
+    missing_by_output,
+    validate_losses,
+    validate_weights,
+)
 from keras_jointloss.terms.applied_weight import AppliedWeight
 from keras_jointloss.terms.given_weight import Weight
 from keras_jointloss.terms.loss import TermLoss
 from keras_jointloss.terms.loss_part import LossPart
+from keras_jointloss.terms.loss_sum import LossSum
 from keras_jointloss.terms.output_weight import LossWeight
+from keras_jointloss.terms.term_reading import TermReading
 from keras_jointloss.weighting import get as get_weighting
 
 #: The name of the term if the model has one output and the loss is not a dict.
@@ -22,6 +31,7 @@ def joint_loss(
     weighting: Any = None,
     metrics: Mapping[str, Any] | Any | None = None,
     weighted_metrics: Mapping[str, Any] | Any | None = None,
+    missing: Mapping[str, float] | float | None = None,
 ) -> dict[str, Any]:
     """Returns the arguments for `model.compile` to train on several weighted loss terms.
 
@@ -33,6 +43,27 @@ def joint_loss(
     `keras_jointloss.callbacks.JointLossCallback` takes part in `fit`. The logs contain
     `<name>_weight` in addition to Keras' own `<name>_loss`.
 
+    An output can have several losses: `{"mask": {"dice": keras.losses.Dice(), "bce":
+    "binary_crossentropy"}}` makes the terms `mask_dice` and `mask_bce`, which share the target
+    `y["mask"]` and have weights, schedules and logs of their own. Keras' own `mask_loss` is then
+    their weighted sum.
+
+    Missing targets: `missing=float("nan")`, or by output `missing={"rating": -1}`, gives the value
+    of a target that is missing. It contributes nothing to loss, gradient and metrics, and means run
+    over the labelled targets, so that a term with 1 % of labels weighs as much as one with all. A
+    batch without labels has loss 0 and moves no rule. If the loss or metric is a mean over the
+    last axis (squared errors, binary cross-entropy, ...), each element of a `(batch, ..., k)`
+    target can be missing on its own; otherwise a row with a missing element is left out. Sums (the
+    reduction `"sum"`) run over the labelled targets. A loss that returns one number for a batch,
+    such as `keras.losses.Dice`, receives 0 for missing targets and their predictions. The logs
+    contain `<name>_labelled`, the share of labelled targets. With several outputs, Keras' own
+    `<name>_loss` in progress bar and `evaluate` counts a batch by its size; `History` and
+    TensorBoard count it by its labelled targets.
+
+    Without `missing`, a `sample_weight` of 0 leaves items out, too, but Keras' default reduction
+    divides by the number of all items: a term with a quarter of labels then weighs a quarter. The
+    reduction `"mean_with_sample_weight"` of a loss divides by the sum of the weights instead.
+
     Call this function once for each model, and pass everything it returns to `compile`: the
     weights, and the state of a weighting, belong to one model.
 
@@ -43,28 +74,35 @@ def joint_loss(
 
     Args:
         losses: For each output name a loss as Keras accepts it: a name, a function, a
-            `keras.losses.Loss`, or `None`. For a model with one output whose name Keras does not
-            know, such as a `keras.Sequential`, a single loss; its term is then called `"output"`.
-        weights: For each name a number, 0 or more, a
+            `keras.losses.Loss`, or `None`. For several losses of an output, a dict of name to loss,
+            or a list, whose terms have the losses' own names. For a model with one output whose
+            name Keras does not know, such as a `keras.Sequential`, a single loss, whose term is
+            called `"output"`, or a list of losses, whose terms have the losses' own names.
+        weights: For each term a number, 0 or more, a
             `keras.optimizers.schedules.LearningRateSchedule` or a `LossWeight`. A missing name has
             weight 1. For a single loss, a single weight.
         weighting: A rule of `keras_jointloss.weighting` that adapts the weights of all terms,
             including layer terms, as an instance or by name; `None` to disable. It multiplies the
             given weights. The `keras_jointloss.callbacks.JointLossCallback` binds it to the terms
             and runs it.
-        metrics: As in `model.compile`, by output name. If there is only one loss, its metric or
+        metrics: As in `model.compile`, by output name. If only one output has a loss, its metric or
             list of metrics is enough.
         weighted_metrics: Likewise, for metrics that respect `sample_weight`.
+        missing: The value of missing targets: NaN or a number, for all outputs or by output name;
+            `None` if there are none. Contrastive losses have `unlabelled=` instead.
 
     Returns:
         A dict with `loss`, `loss_weights`, `metrics` and, if given, `weighted_metrics`.
         `model.loss[name].weight` is then the term's `LossWeight`, in a loaded model as well; for a
-        single loss it is `model.loss.weight`.
+        single loss it is `model.loss.weight`, and for one of several losses of an output
+        `model.loss["mask"].parts["dice"].weight`.
 
     Raises:
-        ValueError: If there is no loss, a weight is given for a name without a loss, a weight is
-            invalid or used for two terms, the weighting does not exist, or an argument has the
-            wrong type.
+        ValueError: If there is no loss, two terms have the same name, a weight is given for a name
+            that is not a term, a weight is invalid or used for two terms, the weighting does not
+            exist, an argument has the wrong type, or `missing` is given for an output without a
+            loss, with a contrastive loss, a loss without reduction, or a metric that takes no
+            `sample_weight`.
 
     Example:
 
@@ -89,125 +127,78 @@ def joint_loss(
     >>> float(model.loss["label"].weight), float(model.loss["rating"].weight)
     (1.0, 0.0)
     """
-    is_single = _is_loss(losses)
+    is_single = is_loss(losses) or isinstance(losses, list | tuple)
     if is_single:
         losses = {ONLY_TERM: losses}
-        if weights is not None and not isinstance(weights, Mapping):
+        if is_loss(losses[ONLY_TERM]) and weights is not None and not isinstance(weights, Mapping):
             weights = {ONLY_TERM: weights}
-    losses = _validate_losses(losses)
-    names = [name for name, loss in losses.items() if loss is not None]
-    weights = _validate_weights(weights, names, is_alone=len(losses) == 1)
+    outputs = validate_losses(losses, ONLY_TERM if is_single else None)
+    weights = validate_weights(weights, outputs, is_alone=len(outputs) == 1)
     rule = get_weighting(weighting)
     if rule is not None:
         for weight in weights.values():
             weight.adapt()
         # The model tracks the rule's variables through one of its metrics.
-        weights[names[0]].weighting = rule
-    metrics = _by_output(metrics, names, "metrics")
-    for name in names:
-        parts = [LossPart(losses[name], part) for part in getattr(losses[name], "part_names", ())]
-        # The weight first: if two metrics have the same name, Keras renames the second.
-        metrics[name] = [weights[name], *_as_list(metrics.get(name)), *parts]
+        next(iter(weights.values())).weighting = rule
+    missing = missing_by_output(missing, outputs)
+    metrics = labelled_metrics(metrics_by_output(metrics, outputs, "metrics"), missing)
+    for name, output in outputs.items():
+        if output.losses:
+            # The weights first: if two metrics have the same name, Keras renames the second.
+            own, parts = _metrics_of(output, weights, name in missing)
+            metrics[name] = [*own, *metrics.get(name, ()), *parts]
     arguments: dict[str, Any] = {
         "loss": {
-            name: None if loss is None else TermLoss(loss, weights[name], name)
-            for name, loss in losses.items()
+            name: _loss_of(name, output, weights, missing.get(name))
+            for name, output in outputs.items()
         },
-        "loss_weights": {
-            name: None if loss is None else AppliedWeight() for name, loss in losses.items()
-        },
+        "loss_weights": {name: _weight_of(output) for name, output in outputs.items()},
         "metrics": metrics,
     }
     if weighted_metrics is not None:
-        arguments["weighted_metrics"] = _by_output(weighted_metrics, names, "weighted_metrics")
+        by_output = metrics_by_output(weighted_metrics, outputs, "weighted_metrics")
+        arguments["weighted_metrics"] = labelled_metrics(by_output, missing)
     if is_single:
         arguments = {key: value[ONLY_TERM] for key, value in arguments.items()}
         # Keras accepts a single weight without a list only if it is a number.
         arguments["loss_weights"] = [arguments["loss_weights"]]
-        if weighted_metrics is not None:
-            arguments["weighted_metrics"] = _as_list(arguments["weighted_metrics"])
     return arguments
 
 
-def _is_loss(loss: Any) -> bool:
-    is_callable = callable(loss) and not isinstance(loss, keras.metrics.Metric | keras.layers.Layer)
-    return isinstance(loss, str) or is_callable
+def _loss_of(
+    name: str, output: Output, weights: Mapping[str, LossWeight], missing: float | None
+) -> Any:
+    """Returns the loss of an output."""
+    losses = {
+        term: TermLoss(loss, weights[term], term, missing) for term, loss in output.losses.items()
+    }
+    if output.parts is None:
+        return losses.get(name)
+    return LossSum({part: losses[term] for term, part in output.parts.items()})
 
 
-def _validate_losses(losses: Any) -> dict[str, Any]:
-    if (
-        not isinstance(losses, Mapping)
-        or not all(isinstance(name, str) for name in losses)
-        or all(loss is None for loss in losses.values())
-    ):
-        raise ValueError(
-            "Invalid value for argument `losses`. Expected a dict of output name to loss with at "
-            f"least one loss, or a loss for the only output. Received: losses={losses!r}"
-        )
-    for name, loss in losses.items():
-        if isinstance(loss, Mapping | list | tuple):
-            raise ValueError(
-                "Invalid value for argument `losses`. Expected one loss for each output of a flat "
-                "dict: give nested outputs their own top-level names, and sum several losses of "
-                f"one output in a function. Received: losses={{{name!r}: {loss!r}}}"
-            )
-        if loss is not None and not _is_loss(loss):
-            raise ValueError(
-                f"Invalid value for argument `losses`. Expected the loss of {name!r} to be a name, "
-                f"a function or a `keras.losses.Loss`. Received: losses={{{name!r}: {loss!r}}}"
-            )
-    return dict(losses)
+def _weight_of(output: Output) -> Any:
+    """Returns what Keras multiplies the loss of an output by."""
+    if not output.losses:
+        return None
+    return AppliedWeight() if output.parts is None else 1.0
 
 
-def _validate_weights(weights: Any, names: list[str], is_alone: bool) -> dict[str, LossWeight]:
-    weights = {} if weights is None else weights
-    if not isinstance(weights, Mapping) or not set(weights) <= set(names):
-        raise ValueError(
-            "Invalid value for argument `weights`. Expected a dict whose keys are names of losses, "
-            f"among {names}. Received: weights={weights!r}"
-        )
-    result = {}
-    for name in names:
-        # Keras prefixes a metric's name with the output's if there are several outputs.
-        metric_name = f"{name}_weight" if is_alone else "weight"
-        result[name] = _loss_weight(weights.get(name, 1.0), name, metric_name)
-    if len({id(weight) for weight in result.values()}) < len(result):
-        raise ValueError(
-            "Invalid value for argument `weights`. Expected a `LossWeight` of its own for each "
-            f"term. Received: weights={weights!r}"
-        )
-    return result
-
-
-def _loss_weight(weight: Any, name: str, metric_name: str) -> LossWeight:
-    if isinstance(weight, LossWeight):
-        if weight.clock is not None or weight.weighting is not None:
-            raise ValueError(
-                f"Invalid value for argument `weights`. Expected for {name!r} a `LossWeight` that "
-                "belongs to no model and to no weighting yet: create a new one. "
-                f"Received: weights={{{name!r}: {weight!r}}}"
-            )
-        return weight
-    try:
-        return LossWeight(weight, name=metric_name)
-    except ValueError as error:
-        raise ValueError(f"The weight of loss {name!r} is invalid. {error}") from None
-
-
-def _by_output(metrics: Any, names: list[str], argument: str) -> dict[str, Any]:
-    if metrics is None:
-        return {}
-    if isinstance(metrics, Mapping):
-        return dict(metrics)
-    if len(names) == 1:
-        return {names[0]: metrics}
-    raise ValueError(
-        f"Invalid value for argument `{argument}`. Expected a dict of output name to metrics. "
-        f"Received: {argument}={metrics!r}"
-    )
-
-
-def _as_list(metrics: Any) -> list:
-    if metrics is None:
-        return []
-    return list(metrics) if isinstance(metrics, list | tuple) else [metrics]
+def _metrics_of(
+    output: Output, weights: Mapping[str, LossWeight], has_missing: bool
+) -> tuple[list, list]:
+    """Returns the metrics that log the terms of an output, and those that log parts of losses."""
+    own: list[Any] = []
+    parts: list[Any] = []
+    for term, loss in output.losses.items():
+        own.append(weights[term])
+        prefix = ""
+        if output.parts is not None:
+            # Keras logs the loss of the output only.
+            own.append(TermReading(weights[term]))
+            prefix = f"{output.parts[term]}_"
+        if has_missing:
+            own.append(TermReading(weights[term], "labelled"))
+        for part in getattr(loss, "part_names", ()):
+            parts.append(LossPart(loss, part, f"{prefix}{part}"))
+    return own, parts

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from keras_jointloss._backend import variable_scope
-from keras_jointloss.find_terms import find_gradient_layers, find_terms
+from keras_jointloss.find_terms import find_gradient_layers, find_losses, find_terms
 from keras_jointloss.terms.clock import Clock, accumulated_steps
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.weight import TermWeight
@@ -100,13 +100,16 @@ class ModelTerms(Mapping[str, TermWeight]):
         Returns:
             Whether a name has changed.
         """
-        # Keras prefixes a metric's name with the output's only if there are several outputs.
         count = len(getattr(model, "outputs", None) or [])
         has_changed = False
-        for name, weight in self.output_weights.items():
-            right = "weight" if count > 1 else f"{name}_weight"
-            if count and weight.name != right and weight.name in ("weight", f"{name}_weight"):
-                weight.name, has_changed = right, True
+        for output, losses in find_losses(model).items() if count else ():
+            for term, loss in losses.items():
+                weight, long = loss.weight, f"{term}_weight"
+                short = long.removeprefix(f"{output}_")
+                # Keras prefixes a metric's name with the output's if there are several outputs.
+                right, wrong = (short, long) if count > 1 else (long, short)
+                if weight.name != right and weight.name in ("weight", wrong):
+                    weight.name, has_changed = right, True
         return has_changed
 
     def validate_use(self, metrics: Iterable[Any]) -> None:

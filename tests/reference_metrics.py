@@ -4,6 +4,9 @@ Each returns the value and the count of every item; `mean` combines them.
 """
 
 import math
+import statistics
+
+import numpy as np
 
 from tests.reference import unit
 
@@ -38,7 +41,7 @@ def rank(query, candidates, right, wrong, kind="cosine"):
     return 1 + sum(nearness(query, candidates[j], kind) >= best for j in wrong)
 
 
-def ranks(queries, candidates, labels=None, valid=None, kind="cosine", same_label=None):
+def ranks(queries, candidates, labels=None, valid=None, kind="cosine", same_label=None, find=rank):
     valid = _valid(queries, valid)
     labels = labels if same_label else None
     result = []
@@ -48,14 +51,23 @@ def ranks(queries, candidates, labels=None, valid=None, kind="cosine", same_labe
         right = [i]
         if same_label == "positive":
             right += [j for j in others if _is_same(labels, i, j)]
-        result.append(rank(query, candidates, right, wrong, kind))
+        result.append(find(query, candidates, right, wrong, kind))
     return result
 
 
-def retrieval(gain, views, labels, valid, direction="both", similarity="cosine", same_label=None):
+def retrieval(
+    gain,
+    views,
+    labels,
+    valid,
+    direction="both",
+    similarity="cosine",
+    same_label=None,
+    find=rank,
+):
     a, b = views[:, 0], views[:, 1]
     searches = {"a_to_b": [(a, b)], "b_to_a": [(b, a)], "both": [(a, b), (b, a)]}[direction]
-    found = [ranks(*search, labels, valid, similarity, same_label) for search in searches]
+    found = [ranks(*search, labels, valid, similarity, same_label, find) for search in searches]
     values = [sum(gain(r) for r in item) / len(item) for item in zip(*found, strict=True)]
     return values, [float(v) for v in _valid(views, valid)]
 
@@ -66,6 +78,65 @@ def recall_at_k(views, labels=None, valid=None, k=1, **arguments):
 
 def mean_reciprocal_rank(views, labels=None, valid=None, **arguments):
     return retrieval(lambda r: 1 / r, views, labels, valid, **arguments)
+
+
+def positions(query, candidates, right, wrong, kind="cosine"):
+    """Returns the positions of the `right` candidates, after the `wrong` ones in a tie."""
+    found = sorted((nearness(query, candidates[j], kind) for j in right), reverse=True)
+    return [
+        number + sum(nearness(query, candidates[j], kind) >= nearest for j in wrong)
+        for number, nearest in enumerate(found, start=1)
+    ]
+
+
+def average_precision(places):
+    return sum(number / place for number, place in enumerate(places, start=1)) / len(places)
+
+
+def ndcg(places, k):
+    gain = sum(1 / math.log2(1 + place) for place in places if place <= k)
+    return gain / sum(1 / math.log2(1 + i) for i in range(1, min(k, len(places)) + 1))
+
+
+def mean_average_precision(views, labels=None, valid=None, same_label="positive", **arguments):
+    return retrieval(
+        average_precision, views, labels, valid, same_label=same_label, find=positions, **arguments
+    )
+
+
+def ndcg_at_k(views, labels=None, valid=None, k=10, same_label="positive", **arguments):
+    return retrieval(
+        lambda places: ndcg(places, k),
+        views,
+        labels,
+        valid,
+        same_label=same_label,
+        find=positions,
+        **arguments,
+    )
+
+
+def retrieval_figures(a, b, right, k, name, has_several=True):
+    """Returns the figures of searches in both directions; `right[i][j]` tells if b_j is right."""
+    figures, both = {}, {}
+    for way, x, y, relevant in (("a_to_b", a, b, right), ("b_to_a", b, a, np.transpose(right))):
+        places = []
+        for query, row in zip(x, relevant, strict=True):
+            hits = [j for j, is_right in enumerate(row) if is_right]
+            misses = [j for j, is_right in enumerate(row) if not is_right]
+            if hits:
+                places.append(positions(query, y, hits, misses))
+        ranks = [found[0] for found in places]
+        found = {f"recall_at_{n}": [rank <= n for rank in ranks] for n in k}
+        found["mean_reciprocal_rank"] = [1 / rank for rank in ranks]
+        if has_several:
+            found |= {f"ndcg_at_{n}": [ndcg(place, n) for place in places] for n in k}
+            found["mean_average_precision"] = [average_precision(place) for place in places]
+        values = {key: sum(each) / len(each) for key, each in found.items()}
+        for key, value in {**values, "median_rank": statistics.median(ranks)}.items():
+            figures[f"{name}_{way}_{key}"] = value
+            both[f"{name}_{key}"] = both.get(f"{name}_{key}", 0) + value / 2
+    return {**figures, **both}
 
 
 def average_precision_at_r(query, candidates, is_right, kind):

@@ -24,7 +24,18 @@ def _data() -> dict[str, np.ndarray]:
         "rating": features[:, :1] * 2 + 1,
         "match": generator.integers(0, 2, ITEMS),
         "nothing": np.zeros(ITEMS, "float32"),
+        **_with_gaps(features, generator),
     }
+
+
+def _with_gaps(features, generator):
+    """Returns targets of which about half are missing, and all labels of one batch."""
+    labels = generator.integers(0, 3, ITEMS)
+    labels[generator.random(ITEMS) < 0.4] = -1
+    labels[BATCH : 2 * BATCH] = -1
+    ratings = np.stack([features[:, 0] * 2 + 1, features[:, 1] - 1], axis=1)
+    ratings[generator.random(ratings.shape) < 0.5] = np.nan
+    return {"sparse_label": labels, "sparse_ratings": ratings}
 
 
 DATA = _data()
@@ -244,6 +255,27 @@ def _shared():
     return keras.Model(inputs, outputs), joint, ("label", "rating")
 
 
+def _targets():
+    """Returns a model with several losses on one output, and with missing targets."""
+    inputs = keras.Input((6,), name="features")
+    a, b = _trunk(inputs)
+    outputs = {
+        "rating": _float32(keras.layers.Dense(2)(a), "rating"),
+        "label": _float32(keras.layers.Dense(3)(b), "label"),
+    }
+    joint = kj.joint_loss(
+        {
+            "rating": {"square": "mse", "huber": keras.losses.Huber()},
+            "label": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        },
+        weights={"rating_square": PolynomialDecay(1.0, 10, 0.0), "rating_huber": 0.5},
+        metrics={"rating": "mae", "label": "accuracy"},
+        weighted_metrics={"rating": [keras.metrics.MeanSquaredError(name="weighted_mse")]},
+        missing={"rating": float("nan"), "label": -1},
+    )
+    return keras.Model(inputs, outputs), joint, ("sparse_ratings", "sparse_label")
+
+
 def _family_loss(name, **arguments):
     """Returns a loss of the package that can be trained together with all others."""
     tame = {"Circle": {"gamma": 4.0}, "MultiSimilarity": {"beta": 5.0, "mining_margin": 0.5}}
@@ -373,6 +405,11 @@ SUBJECTS = {
         factor_sum=1.0,
     ),
     "balanced": Subject(_balanced, ("features",), {"label": 1.0, "rating": 0.5}, factor_sum=2.0),
+    "targets": Subject(
+        _targets,
+        ("features",),
+        {"rating_square": PolynomialDecay(1.0, 10, 0.0), "rating_huber": 0.5, "label": 1.0},
+    ),
     "shared": Subject(
         _shared,
         ("features",),

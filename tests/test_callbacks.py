@@ -96,6 +96,9 @@ def test_logged_values_are_consistent(update_freq, tmp_path):
             weighted = sum(run[f"joint_loss/{term}/weighted"][step] for term in TERMS)
             if means is not None:
                 assert total == pytest.approx(weighted + means[step], rel=1e-6)
+                assert run["joint_loss/other"][step] == pytest.approx(means[step], rel=1e-4)
+            parts = [run[f"joint_loss/{part}/share"][step] for part in (*TERMS, "other")]
+            assert sum(parts) == pytest.approx(1.0, abs=1e-6)
             for term in TERMS:
                 share = run[f"joint_loss/{term}/share"][step]
                 assert share == pytest.approx(
@@ -114,6 +117,8 @@ def test_logged_values_are_consistent(update_freq, tmp_path):
     last = sum(validation[f"joint_loss/{term}/weighted"][18] for term in TERMS)
     total = validation["joint_loss/total"][18]
     assert total == pytest.approx(last + regularization(model), rel=1e-6)
+    other = validation["joint_loss/other"][18]
+    assert other == pytest.approx(regularization(model), rel=1e-4)
     assert total == pytest.approx(history["val_loss"][-1], rel=1e-6)
 
 
@@ -133,8 +138,9 @@ def test_raw_means_weight_items_equally(tmp_path):
 def test_history_contains_every_term():
     history = fit(make_model(), JointLossCallback(), validation_data=(X, Y))
     for term in TERMS:
-        for key in (f"{term}_loss", f"{term}_weight", f"val_{term}_loss", f"val_{term}_weight"):
-            assert len(history[key]) == 2
+        for prefix in ("", "val_"):
+            for key in ("loss", "weight", "share"):
+                assert len(history[f"{prefix}{term}_{key}"]) == 2
     assert history["pair_weight"] == pytest.approx([6 / 15, 12 / 15])
     assert history["label_weight"] == pytest.approx([9 / 15, 3 / 15])
     assert history["rating_weight"] == [0.25, 0.25]
@@ -159,7 +165,8 @@ def test_custom_scalars_show_all_terms_in_one_chart(tmp_path):
     for key, patterns in charts.items():
         shown = {tag for tag in tags if any(re.match(pattern, tag) for pattern in patterns)}
         expected = {f"joint_loss/{term}/{key}" for term in TERMS}
-        assert shown - {"joint_loss/total"} == expected
+        other = {"weighted": {"joint_loss/other"}, "share": {"joint_loss/other/share"}}
+        assert shown - {"joint_loss/total"} == expected | other.get(key, set())
 
 
 def test_works_with_keras_tensorboard_callback(tmp_path):

@@ -195,7 +195,8 @@ def test_two_callbacks_count_steps_and_epochs_once():
     model = compiled(weights={"a": ramp()}, weighting=kj.weighting.DynamicWeightAverage())
     callbacks = [kj.callbacks.JointLossCallback(), kj.callbacks.JointLossCallback()]
     history = fit(model, callbacks, epochs=2)
-    assert set(history) == {"loss", "a_loss", "b_loss", "a_weight", "b_weight"}
+    keys = {f"{term}_{key}" for term in "ab" for key in ("loss", "weight", "share")}
+    assert set(history) == {"loss", *keys}
     weighting = model.loss["a"].weight.weighting
     assert int(ops.convert_to_numpy(weighting.epoch)) == 2
     assert weighting.step == 8
@@ -245,7 +246,8 @@ def test_output_named_val_keeps_its_log_names_when_evaluated_first():
     y = {"val": Y["a"]}
     assert set(model.evaluate(X, y, verbose=0, return_dict=True)) == {"loss", "val_weight"}
     history = fit(model, y=y, validation_split=0.25)
-    assert set(history) == {"loss", "val_loss", "val_weight", "val_val_loss", "val_val_weight"}
+    keys = {f"{prefix}val_{key}" for prefix in ("", "val_") for key in ("loss", "weight", "share")}
+    assert set(history) == {"loss", *keys}
 
 
 def test_metric_named_weight_is_logged_next_to_the_weight():
@@ -260,7 +262,7 @@ def test_single_loss_without_dict_trains_model_with_unnamed_output():
     model = keras.Sequential([keras.layers.Dense(2)])
     model.compile("sgd", **kj.joint_loss("mse", weights=ramp(), metrics=["mae"]))
     history = fit(model, y=Y["a"])
-    assert set(history) == {"loss", "mae", "output_loss", "output_weight"}
+    assert set(history) == {"loss", "mae", "output_loss", "output_weight", "output_share"}
     assert history["output_weight"] == pytest.approx([0.4])
     assert float(model.loss.weight) == pytest.approx(0.4)
     if BACKEND != "tensorflow":

@@ -237,7 +237,7 @@ def test_vicreg_components_are_logged_for_layers_and_outputs():
     callback = kj.callbacks.JointLossCallback()
     targets = {"output": np.zeros(6)}
     logs = model.fit(embeddings(), targets, verbose=0, callbacks=[callback]).history
-    for name, values in loss.parts(VIEWS[:, :2]).items():
+    for name, values in loss.part_values(VIEWS[:, :2]).items():
         expected = float(np.mean(ops.convert_to_numpy(values)))
         assert logs[f"layer_{name}"] == [pytest.approx(expected, rel=1e-5)]
         key = name if name in logs else f"output_{name}"

@@ -203,8 +203,10 @@ def gradient_step(model, optimizer, x, loss):
     elif BACKEND == "jax":
         import jax
 
+        others = [variable.value for variable in model.non_trainable_variables]
+
         def loss_of(values):
-            return loss(model.stateless_call(values, [], x, training=True)[0])
+            return loss(model.stateless_call(values, others, x, training=True)[0])
 
         optimizer.apply(jax.grad(loss_of)([variable.value for variable in variables]), variables)
     else:
@@ -232,3 +234,95 @@ def test_fit_equals_loop(example, schedules, floatx, optimizer_name):
         assert end.dtype == floatx
         assert np.abs(end - start).max() > 1e-3
         np.testing.assert_allclose(end, looped_end, **TOLERANCES[floatx])
+
+
+def targets(floatx, is_complete):
+    """Returns items with a target of two numbers, of which some may be missing."""
+    generator = np.random.default_rng(2)
+    x, y = (generator.normal(size=(ITEMS, size)).astype(floatx) for size in (3, 2))
+    return x, y if is_complete else np.where(generator.random(y.shape) < 0.4, np.nan, y)
+
+
+def model_with_one_output():
+    keras.utils.set_random_seed(5)
+    inputs = keras.Input((3,))
+    hidden = keras.layers.Dense(4, activation="tanh")(inputs)
+    return keras.Model(inputs, {"mask": keras.layers.Dense(2)(hidden)})
+
+
+@pytest.mark.parametrize("is_complete", [True, False], ids=["complete", "missing"])
+@pytest.mark.parametrize("floatx", ["float64"], indirect=True)
+def test_fit_with_several_losses_on_an_output_equals_loop(floatx, is_complete):
+    x, y = targets(floatx, is_complete)
+    names = ("polynomial", "sigmoid")
+    model = model_with_one_output()
+    losses = {"mask": {"square": "mse", "absolute": keras.losses.MeanAbsoluteError()}}
+    terms = [f"mask_{part}" for part in losses["mask"]]
+    weights = {term: SCHEDULES[name][0] for term, name in zip(terms, names, strict=True)}
+    missing = None if is_complete else math.nan
+    model.compile(OPTIMIZERS["adam"](), **kj.joint_loss(losses, weights, missing=missing))
+    options = {"batch_size": BATCH, "epochs": EPOCHS, "shuffle": False, "verbose": 0}
+    model.fit(x, {"mask": y}, callbacks=[kj.callbacks.JointLossCallback()], **options)
+
+    looped, optimizer = model_with_one_output(), OPTIMIZERS["adam"]()
+    for step in range(STEPS):
+        start = BATCH * step % ITEMS
+        target = y[start : start + BATCH]
+        rows, columns = np.nonzero(~np.isnan(target))
+        chosen = ops.convert_to_tensor(target[rows, columns])
+        square, absolute = (SCHEDULES[name][1](step) for name in names)
+
+        def loss(outputs, indices=2 * rows + columns, square=square, absolute=absolute, y=chosen):
+            error = ops.take(ops.reshape(outputs["mask"], (-1,)), indices) - y
+            return square * ops.mean(error**2) + absolute * ops.mean(ops.abs(error))
+
+        gradient_step(looped, optimizer, x[start : start + BATCH], loss)
+    for value, expected in zip(values_of(model), values_of(looped), strict=True):
+        np.testing.assert_allclose(value, expected, **TOLERANCES[floatx])
+
+
+def model_with_loss_terms(polynomial, sigmoid):
+    """Returns a model with an output term, a penalty and a loss between two layers."""
+    keras.utils.set_random_seed(5)
+    inputs, weight = keras.Input((3,), name="x"), keras.Input((), name="weight")
+    keep = keras.Input((), dtype="bool", name="keep")
+    hidden = keras.layers.Dense(4, activation="tanh")(inputs)
+    label, hint = keras.layers.Dense(2)(hidden), keras.layers.Dense(2)(hidden)
+    energy = kj.layers.LossTerm(weight=polynomial, name="energy")
+    kept = energy(hidden, ops.square(hidden), sample_weight=weight, values_mask=keep)
+    agree = kj.layers.LossTerm("huber", weight=sigmoid, name="agree")
+    outputs = {"label": agree(label, hint), "hint": hint, "hidden": kept}
+    return keras.Model({"x": inputs, "weight": weight, "keep": keep}, outputs)
+
+
+@pytest.mark.parametrize("floatx", ["float64"], indirect=True)
+def test_fit_with_loss_terms_equals_loop(floatx):
+    x, y = targets(floatx, is_complete=True)
+    generator = np.random.default_rng(3)
+    weight = generator.integers(0, 3, ITEMS).astype(floatx)
+    data = {"x": x, "weight": weight, "keep": generator.random(ITEMS) < 0.7}
+    names = ("polynomial", "sigmoid")
+    model = model_with_loss_terms(*(SCHEDULES[name][0] for name in names))
+    model.compile(OPTIMIZERS["adam"](), **kj.joint_loss({"label": "mse"}))
+    options = {"batch_size": BATCH, "epochs": EPOCHS, "shuffle": False, "verbose": 0}
+    y_fit = dict.fromkeys(("label", "hint"), y) | {"hidden": np.zeros((ITEMS, 4), floatx)}
+    model.fit(data, y_fit, callbacks=[kj.callbacks.JointLossCallback()], **options)
+
+    looped, optimizer = model_with_loss_terms(1.0, 1.0), OPTIMIZERS["adam"]()
+    for step in range(STEPS):
+        start = BATCH * step % ITEMS
+        batch = {name: values[start : start + BATCH] for name, values in data.items()}
+        target = ops.convert_to_tensor(y[start : start + BATCH])
+        factor = ops.convert_to_tensor(batch["weight"] * batch["keep"] / batch["keep"].sum())
+        energy, agree = (SCHEDULES[name][1](step) for name in names)
+
+        def loss(outputs, factor=factor, energy=energy, agree=agree, y=target):
+            squares = ops.mean(outputs["hidden"] ** 2, axis=-1)
+            error = ops.abs(outputs["label"] - outputs["hint"])
+            huber = ops.where(error < 1, error**2 / 2, error - 0.5)
+            fit = ops.mean((outputs["label"] - y) ** 2)
+            return fit + energy * ops.sum(factor * squares) + agree * ops.mean(huber)
+
+        gradient_step(looped, optimizer, batch, loss)
+    for value, expected in zip(values_of(model), values_of(looped), strict=True):
+        np.testing.assert_allclose(value, expected, **TOLERANCES[floatx])

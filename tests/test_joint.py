@@ -101,7 +101,7 @@ def test_single_loss_accepts_unnamed_metrics(metrics):
     model.compile("sgd", **kj.joint_loss({"first": "mse"}, metrics=metrics))
     x, y = DATA["features"], DATA["rating"]
     history = model.fit(x, y, verbose=0, callbacks=[kj.callbacks.JointLossCallback()]).history
-    assert set(history) == {"loss", "mae", "first_weight", "first_loss"}
+    assert set(history) == {"loss", "mae", "first_weight", "first_loss", "first_share"}
     assert history["first_loss"] == pytest.approx(history["loss"])
 
 
@@ -114,7 +114,7 @@ def test_output_without_loss_needs_no_entry_in_a_dict():
     history = model.fit(
         DATA["features"][:ITEMS], y, verbose=0, callbacks=[kj.callbacks.JointLossCallback()]
     ).history
-    assert set(history) == {"loss", "rating_loss", "rating_weight"}
+    assert set(history) == {"loss", "rating_loss", "rating_weight", "rating_share"}
 
 
 def test_missing_weight_is_one_and_given_weight_is_not_copied():
@@ -192,8 +192,15 @@ def test_weights_only_files_restore_layer_terms(tmp_path):
         ({"losses": {}}, "`losses`.*at least one loss"),
         ({"losses": {"a": None}}, "`losses`.*at least one loss"),
         ({"losses": 1}, "`losses`.*dict of output name"),
-        ({"losses": {"a": {"x": "mse"}}}, "`losses`.*one loss for each output.*'x': 'mse'"),
-        ({"losses": {"a": ["mse", "mae"]}}, "`losses`.*one loss for each output.*'mae'"),
+        ({"losses": {"a": {}}}, "`losses`.*losses of 'a' as one loss"),
+        ({"losses": {"a": {"x": {"y": "mse"}}}}, "`losses`.*nested output.*'y': 'mse'"),
+        ({"losses": {"a": {"x": None}}}, "`losses`.*losses of 'a' as one loss"),
+        ({"losses": {"a": {1: "mse"}}}, "`losses`.*losses of 'a' as one loss"),
+        ({"losses": {"a": ["mse", lambda x, y: 0]}}, "`losses`.*losses that have names"),
+        ({"losses": {"a": ["mse", "mse"]}}, "`losses`.*losses named.*'mse', 'mse'"),
+        ({"losses": {"a": {"b": "mse"}, "a_b": "mse"}}, "two terms or outputs named 'a_b'"),
+        ({"losses": {"a": ["mse"], "b": "mse"}, "weights": {"a": 1}}, r"among \['a_mse', 'b'\]"),
+        ({"losses": ["mse", "mae"], "weights": 0.5}, r"among \['mse', 'mae'\]"),
         ({"losses": {"a": keras.metrics.Mean()}}, "`losses`.*loss of 'a' to be a name"),
         ({"losses": {1: "mse"}}, "`losses`.*dict of output name"),
         ({"losses": {"a": "no_such_loss"}}, "no_such_loss"),

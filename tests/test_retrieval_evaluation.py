@@ -45,16 +45,10 @@ def embeddings(model, x=X):
 
 
 def expected(a, b, k, labels=None, name="pair"):
-    same_label = None if labels is None else "positive"
-    result, both = {}, {}
-    for way, pair in (("a_to_b", (a, b)), ("b_to_a", (b, a))):
-        ranks = np.array(reference.ranks(*pair, labels, same_label=same_label))
-        figures = {f"recall_at_{n}": np.mean(ranks <= n) for n in k}
-        figures |= {"mean_reciprocal_rank": np.mean(1 / ranks), "median_rank": np.median(ranks)}
-        for key, value in figures.items():
-            result[f"{name}_{way}_{key}"] = value
-            both[f"{name}_{key}"] = both.get(f"{name}_{key}", 0) + value / 2
-    return {**result, **both}
+    has_labels = labels is not None
+    labels = np.arange(len(a)) if labels is None else labels
+    right = labels[:, None] == labels[None, :]
+    return reference.retrieval_figures(a, b, right, k, name, has_labels)
 
 
 @pytest.mark.parametrize("tile_size", [1, 5, 22, 100])
@@ -177,6 +171,7 @@ def test_prediction_without_embeddings_is_refused():
         ({"tile_size": True}, "`tile_size`.*Received: tile_size=True"),
         ({"embeddings": ("a",)}, "`embeddings`.*a name or two names"),
         ({"embeddings": 3}, "`embeddings`.*Received: embeddings=3"),
+        ({"on_log": "wandb"}, "`on_log`.*a function"),
         ({"projector": True}, "`log_dir`.*`projector` is given.*log_dir=None"),
         ({"thumbnails": np.zeros((ITEMS, 4, 4, 3), "uint8")}, "`log_dir`.*`thumbnails` is given"),
         ({"log_dir": "x", "thumbnails": np.zeros((2, 4, 4, 3))}, "dtype uint8.*float64"),
@@ -241,14 +236,21 @@ def test_early_stopping_and_checkpoints_can_monitor_recall(tmp_path):
     assert RetrievalEvaluation(X).evaluate(loaded)[key] == max(history[key])
 
 
-def test_writes_scalars(tmp_path):
+def test_writes_scalars_and_passes_them_on(tmp_path):
     model = make_model()
-    history = fit(model, RetrievalEvaluation(X, k=2, log_dir=tmp_path), epochs=2)
+    logged = []
+    callback = RetrievalEvaluation(
+        X, k=2, log_dir=tmp_path, on_log=lambda *arguments: logged.append(arguments)
+    )
+    history = fit(model, callback, epochs=2)
     scalars = read_scalars(tmp_path / "validation")
     assert len(scalars) == 9
     for tag, values in scalars.items():
         key = tag.removeprefix("retrieval/").replace("/", "_")
         assert values == {3: pytest.approx(history[key][0]), 6: pytest.approx(history[key][1])}
+    assert [(run, step) for run, _, step in logged] == [("validation", 3), ("validation", 6)]
+    for _, tags, step in logged:
+        assert tags == {tag: pytest.approx(values[step]) for tag, values in scalars.items()}
 
 
 def _plugin(log_dir):

@@ -25,7 +25,7 @@ BACKEND = keras.backend.backend()
 # The others differ only in the model around the terms or in the values of the losses.
 ESSENTIAL = ("outputs", "pairs", "layers", "adapted", "balanced", "shared")
 # One of each kind of state: schedules, a memory, a rule and gradient records.
-STATEFUL = ("outputs", "pairs", "adapted", "balanced")
+STATEFUL = ("outputs", "pairs", "adapted", "balanced", "targets")
 # All contrastive losses, which take long to compile.
 FAMILY = ("family_outputs", "family_layers")
 MOST = tuple(name for name in SUBJECTS if name not in FAMILY)
@@ -60,26 +60,32 @@ class Mode(NamedTuple):
     lives_on: tuple[str, ...] = ()
 
 
+# Modes that cannot disturb each other are combined: compiling is what takes time.
+HAS_LONG_STEPS = BACKEND != "torch"
 MODES = {
     "plain": Mode(lives_on=(*MOST, "family_layers")),
-    # Inputs and targets of each structure.
+    # Inputs and targets of each structure, and several steps in one compiled function.
     "tf_data": Mode(
-        data="tf_data", subjects=("outputs", "layers", "list_outputs", "subclassed", "adapted")
+        {"steps_per_execution": 4} if HAS_LONG_STEPS else None,
+        data="tf_data",
+        subjects=(*STATEFUL, "layers", "list_outputs", "subclassed"),
     ),
-    "sample_weight": Mode(data="sample_weight", same_as_plain=False, subjects=MOST),
     # On JAX, every mode except `run_eagerly` is compiled.
-    "jit_compile": Mode({"jit_compile": True}, lacking=("jax", "torch"), subjects=STATEFUL),
-    "steps_per_execution": Mode({"steps_per_execution": 4}, lacking=("torch",), subjects=STATEFUL),
+    "clone": Mode(
+        {"jit_compile": True} if BACKEND == "tensorflow" else None,
+        cloned=True,
+        subjects=(*STATEFUL, "list_outputs", "targets"),
+    ),
     "run_eagerly": Mode(
         {"run_eagerly": True},
         lacking=("torch",),
         subjects=("outputs", "adapted", "balanced")
         if BACKEND == "jax"
-        else (*ESSENTIAL, "subclassed"),
+        else (*ESSENTIAL, "subclassed", "targets"),
     ),
     "gradient_accumulation": Mode(accumulated=4, same_as_plain=False, subjects=STATEFUL),
-    "clone": Mode(cloned=True, subjects=("outputs", "pairs", "adapted", "list_outputs")),
     "mixed_float16": Mode(
+        data="sample_weight",
         policy="mixed_float16",
         same_as_plain=False,
         subjects=MOST,

@@ -241,7 +241,8 @@ def test_rule_sees_the_losses_of_the_step(mode):
 
 @pytest.mark.backend("tensorflow")
 @pytest.mark.slow
-def test_replicas_hold_the_same_state():
+@pytest.mark.parametrize("name", ["FAMO", "Shares"])
+def test_replicas_hold_the_same_state(name):
     from tests.test_training import two_replicas
 
     with two_replicas().scope():
@@ -252,7 +253,9 @@ def test_replicas_hold_the_same_state():
             "label": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         }
         model = keras.Model(inputs, outputs)
-        joint = kj.joint_loss(losses, weighting=kj.weighting.FAMO())
+        arguments = {"shares": dict.fromkeys(losses, 1.0)} if name == "Shares" else {}
+        rule = getattr(kj.weighting, name)(**arguments)
+        joint = kj.joint_loss(losses, {"rating": kj.schedules.Linear(0.0, 1.0, 8)}, rule)
         model.compile(keras.optimizers.SGD(0.01), **joint)
     fit(model, epochs=1)
     state = model.loss["rating"].weight.weighting.progress._state

@@ -2,5 +2,6 @@
 
 from keras_jointloss.callbacks.joint_loss_callback import JointLossCallback
 from keras_jointloss.callbacks.retrieval_evaluation import RetrievalEvaluation
+from keras_jointloss.callbacks.term_stopping import TermStopping
 
-__all__ = ["JointLossCallback", "RetrievalEvaluation"]
+__all__ = ["JointLossCallback", "RetrievalEvaluation", "TermStopping"]

@@ -1,13 +1,14 @@
 """The TensorBoard runs of training, and the charts that show all terms together."""
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from keras_jointloss.tensorboard import SummaryWriter
 
 # The charts of the custom scalars dashboard, with the tags in each.
 _TERM_CHARTS = {
-    "weighted": [r"^joint_loss/.+/weighted$", r"^joint_loss/total$"],
+    "weighted": [r"^joint_loss/.+/weighted$", r"^joint_loss/other$", r"^joint_loss/total$"],
     "raw": [r"^joint_loss/.+/raw$"],
     "weight": [r"^joint_loss/.+/weight$"],
     "share": [r"^joint_loss/.+/share$"],
@@ -20,17 +21,39 @@ _GRADIENT_CHARTS = {
 }
 
 
+#: Called with the run, the scalars by tag, and the training step.
+OnLog: TypeAlias = Callable[[str, dict[str, float], int], Any]
+
+
+def validate_on_log(on_log: Any) -> OnLog | None:
+    """Returns `on_log`, or raises `ValueError` if it is neither `None` nor a function."""
+    if on_log is not None and not callable(on_log):
+        raise ValueError(
+            "Invalid value for argument `on_log`. Expected None or a function of the run, the "
+            f"scalars by tag and the training step. Received: on_log={on_log!r}"
+        )
+    return on_log
+
+
 class Summaries:
-    """Writes the runs `train` and `validation`.
+    """Writes the runs `train` and `validation`, and passes their scalars on.
 
     Args:
         log_dir: The folder, or `None` to write nothing.
         has_terms: Whether there are terms to show.
         has_gradients: Whether there are gradients to show.
+        on_log: A function that receives the scalars, too, or `None`.
     """
 
-    def __init__(self, log_dir: str | None, has_terms: bool, has_gradients: bool):
+    def __init__(
+        self,
+        log_dir: str | None,
+        has_terms: bool = False,
+        has_gradients: bool = False,
+        on_log: OnLog | None = None,
+    ):
         self._log_dir = log_dir
+        self._on_log = on_log
         self._has_terms = has_terms
         self._has_gradients = has_gradients
         self._writers: dict[str, SummaryWriter] = {}
@@ -51,10 +74,12 @@ class Summaries:
             writer.chart_layout("Joint loss", charts)
 
     def scalars(self, run: str, values: dict[str, float], step: int) -> None:
-        """Writes scalars by tag."""
+        """Writes scalars by tag, and passes them to `on_log`."""
         self.open(run)
         if run in self._writers:
             self._writers[run].scalars(values, step)
+        if self._on_log is not None:
+            self._on_log(run, dict(values), step)
 
     def image(self, run: str, tag: str, picture: Any, step: int, description: str) -> None:
         """Writes a picture."""

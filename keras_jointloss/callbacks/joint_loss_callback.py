@@ -2,16 +2,19 @@
 
 import math
 import os
-import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 
-from keras_jointloss._loops import move_to_front, running_loop
-from keras_jointloss.callbacks._gradient_readings import GradientReadings
-from keras_jointloss.callbacks._summaries import Summaries
-from keras_jointloss.callbacks._term_readings import Readings, TermReadings, to_tags
+from keras_jointloss._loops import enclosing_callbacks, move_to_front, running_loop
+from keras_jointloss.callbacks._fixed_total import FixedTotal, validate_fixed_weights
+from keras_jointloss.callbacks._gradient_readings import GradientReadings, Statistics
+from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_on_log
+from keras_jointloss.callbacks._term_readings import Readings, TermReadings
+from keras_jointloss.callbacks._training_warnings import TrainingWarnings
 from keras_jointloss.model_terms import ModelTerms
+from keras_jointloss.reports import Report
 from keras_jointloss.terms.clock import optimizer_step
 
 
@@ -42,7 +45,10 @@ class JointLossCallback(keras.callbacks.Callback):
     - `joint_loss/<term>/<reading>`: other values that a layer or a weighting reports for the term,
       such as `temperature` or `noise`,
     - `joint_loss/total`: the minimized loss, which is the sum of the weighted terms and of all
-      other losses that layers and regularizers add.
+      other losses that layers and regularizers add,
+    - `joint_loss/other`, `joint_loss/other/share`: the sum of these other losses, if there are any,
+      and its share,
+    - `joint_loss/fixed_total`: the total at `validation_weights`.
 
     For layers that combine gradients, it also writes to `log_dir/train`
 
@@ -55,38 +61,57 @@ class JointLossCallback(keras.callbacks.Callback):
 
     under `gradients/<name of the layer>/` if there are several such layers.
 
-    Means run from the start of the epoch and weight each batch by its size, as Keras averages
-    `loss`. (In Keras' own `<term>_loss` a smaller last batch may count fully.) The custom scalars
-    dashboard of TensorBoard shows all terms in one chart. `log_dir` may be the same as that of a
-    `keras.callbacks.TensorBoard` in the same `fit`.
+    Means run from the start of the epoch. `raw` weights the items that take part equally, the
+    others weight each batch by its size, as Keras averages `loss`. (In Keras' own `<term>_loss` a
+    smaller last batch may count fully.) The custom scalars dashboard of TensorBoard shows all terms
+    in one chart. `log_dir` may be the same as that of a `keras.callbacks.TensorBoard` in the same
+    `fit`.
 
-    `History` contains `<term>_loss` and `<term>_weight` of every term, even where Keras does not
-    show them itself, and the gradient statistics above, with underscores for slashes:
-    `gradients_conflict`. The callback warns of each term whose loss is not finite, of the terms
-    whose gradients were the first to be non-finite, and if the weights did not move in
-    every step of an epoch.
+    `History` contains `<term>_loss`, `<term>_weight` and `<term>_share` of every term, even where
+    Keras does not show them itself, and the gradient statistics above, with underscores for
+    slashes: `gradients_conflict`. `summary` returns a table of it, as does `kj.report(history)`.
+
+    Warnings: of each term whose loss is not finite, of the terms whose gradients were the first to
+    be non-finite, if the weights did not move in every step of an epoch, if a weighting gives one
+    term more than 10,000 times the weight of another, and if `EarlyStopping`, `ReduceLROnPlateau`
+    or `ModelCheckpoint` compares `loss` or `val_loss` of epochs with different weights.
 
     Args:
         log_dir: The folder for TensorBoard, or `None` to write nothing.
         update_freq: When to write the `train` run: `"epoch"`, `"batch"`, or a number of batches.
             The end of an epoch is always written.
+        validation_weights: Weights that do not move, for a total that epochs can be compared by:
+            the logs then contain `joint_loss` and `val_joint_loss`, the sums of the raw losses of
+            the terms with these weights (without other losses), for callbacks such as
+            `EarlyStopping("val_joint_loss", mode="min")`. A dict with a number >= 0 for each term;
+            `"equal"` for 1 each; `"initial"` for the weights that the user gave, of a schedule its
+            value at step 0. A term that fades in from 0 then does not count.
+        on_log: Called as `on_log(run, {tag: value}, step)` with all scalars above, wherever they
+            are written, also without `log_dir`: for another tracker. `run` is `"train"` or
+            `"validation"`.
 
     Raises:
-        ValueError: If `update_freq` is invalid; at the start of `fit`, if the model has no term and
+        ValueError: If an argument is invalid; at the start of `fit`, if the model has no term and
             no layer that reports gradients, two terms of the same name, losses that do not match
-            its outputs, or weights that belong to another model; after the first batch, if the
-            model does not use the weights, because it was not compiled with everything that
-            `joint_loss` returned.
+            its outputs, or weights that belong to another model, or if `validation_weights` are not
+            those of its terms or all 0; after the first batch, if the model does not use the
+            weights, because it was not compiled with everything that `joint_loss` returned.
         FloatingPointError: At the end of an epoch, if a weighting with `on_nonfinite="raise"`
             received an unusable loss.
         OSError: At the start of `fit`, if `log_dir` cannot be written.
 
     Example:
 
-    >>> callback = JointLossCallback(log_dir="logs", update_freq=100)
+    >>> callback = JointLossCallback(log_dir="logs", update_freq=100, validation_weights="equal")
     """
 
-    def __init__(self, log_dir: str | os.PathLike | None = None, update_freq: str | int = "epoch"):
+    def __init__(
+        self,
+        log_dir: str | os.PathLike | None = None,
+        update_freq: str | int = "epoch",
+        validation_weights: Mapping[str, float] | str | None = None,
+        on_log: OnLog | None = None,
+    ):
         super().__init__()
         is_count = isinstance(update_freq, int) and not isinstance(update_freq, bool)
         if not (update_freq in ("epoch", "batch") or (is_count and int(update_freq) >= 1)):
@@ -96,7 +121,10 @@ class JointLossCallback(keras.callbacks.Callback):
             )
         self.log_dir = None if log_dir is None else os.fspath(log_dir)
         self.update_freq = update_freq
-        self._writes_batches = self.log_dir is not None and update_freq != "epoch"
+        self.validation_weights = validate_fixed_weights(validation_weights, "validation_weights")
+        self.on_log = validate_on_log(on_log)
+        has_logs = self.log_dir is not None or on_log is not None
+        self._writes_batches = has_logs and update_freq != "epoch"
         # Keras runs batch hooks in the background if all are safe there. Empty hooks are.
         self.async_safe = not self._writes_batches
         # Created for a model.
@@ -104,6 +132,7 @@ class JointLossCallback(keras.callbacks.Callback):
         self._readings: Any = None
         self._gradients: Any = None
         self._summaries: Any = None
+        self._warnings: Any = None
         self._get_metrics: Any = list
         self._is_validated = False
         self._is_training = False
@@ -112,21 +141,25 @@ class JointLossCallback(keras.callbacks.Callback):
         self._begin_step = 0
         self._written_step = 0
         self._batches = 0
-        self._warned: set[str] = set()
 
     def set_model(self, model):
         super().set_model(model)
         move_to_front(self)
         self._terms = terms = ModelTerms(model)
-        self._readings = TermReadings(terms)
+        fixed_weights, name = self.validation_weights, "validation_weights"
+        fixed_total = None if fixed_weights is None else FixedTotal(fixed_weights, terms, name)
+        self._readings = TermReadings(terms, lambda: _has_regularizers(model), fixed_total)
         self._gradients = GradientReadings(terms.gradient_layers)
-        self._summaries = Summaries(self.log_dir, bool(terms), bool(terms.gradient_layers))
+        self._summaries = Summaries(
+            self.log_dir, bool(terms), bool(terms.gradient_layers), self.on_log
+        )
+        self._warnings = TrainingWarnings(terms)
         self._get_metrics = lambda: model.metrics
         self._is_validated = False
 
     def on_train_begin(self, logs=None):
         self._is_training = True
-        self._warned = set()
+        self._warnings = TrainingWarnings(self._terms)
         self._terms.clock.start_training(self, is_custom_loop=running_loop() is None)
         self._summaries.open("train")
 
@@ -137,6 +170,7 @@ class JointLossCallback(keras.callbacks.Callback):
         # Not at the start of training, when another callback may restore the optimizer.
         if self._terms.clock.driver is self:
             self._terms.clock.start_epoch()
+        self._warnings.start_epoch()
         self._begin_step = self._written_step = self._training_step()
         self._batches = 0
 
@@ -161,15 +195,14 @@ class JointLossCallback(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self._keep_train_readings()
-        self._warn_of_standstill(epoch)
+        self._readings.totals["train"] = logs.get("loss", math.nan)
+        self._readings.keep_report()
         step = self._training_step()
-        for name, loss, run in self._readings.nonfinite_losses():
-            what = f"The loss of term {name!r} is {loss} ({run}, step {step})."
-            self._warn_once(f"loss of {name}", what)
+        statistics = self._gradients.read()
+        self._warn(epoch, step, logs, statistics)
         for key, value in self._readings.to_logs().items():
             logs.setdefault(key, value)
-        statistics = self._gradients.read()
-        self._warn_of_gradients(statistics)
+        logs.update(self._readings.labelled_losses())
         gradients = self._gradients.to_tags(statistics)
         logs.update({tag.replace("/", "_"): value for tag, value in gradients.items()})
         if step > self._written_step:
@@ -194,12 +227,33 @@ class JointLossCallback(keras.callbacks.Callback):
 
     def on_test_end(self, logs=None):
         readings = self._read()
-        tags = to_tags(readings, logs.get("loss", math.nan))
+        total = logs.get("loss", math.nan)
+        self._readings.kept["validation"] = readings
+        self._readings.totals["validation"] = total
+        fixed_total = self._readings.fixed_total(readings)
+        if fixed_total is not None:
+            logs["joint_loss"] = fixed_total
+        tags = self._readings.to_tags(readings, total)
         self._summaries.scalars("validation", tags, self._training_step())
-        if self._is_training:
-            self._readings.kept["validation"] = readings
-        else:
+        if not self._is_training:
+            self._readings.keep_report()
             self._summaries.close()
+
+    def summary(self) -> Report:
+        """Returns a table of what each term contributed to the loss, as text and as HTML.
+
+        It shows the latest epoch that has ended, or else the latest evaluation.
+
+        Raises:
+            ValueError: If there has been neither.
+        """
+        report = None if self._readings is None else self._readings.report
+        if report is None:
+            raise ValueError(
+                "Expected `summary` to be called after the first epoch of `fit`, or after "
+                "`evaluate`, with this callback. Received: a callback without any values"
+            )
+        return report
 
     def _sync_state(self) -> None:
         """Copies the state of the step into the variables on JAX, as Keras does for `model`."""
@@ -222,29 +276,22 @@ class JointLossCallback(keras.callbacks.Callback):
 
     def _write_train(self, readings: Readings, logs: dict, gradients: dict[str, float]) -> None:
         step = self._training_step()
-        tags = {**to_tags(readings, logs.get("loss", math.nan)), **gradients}
+        tags = {**self._readings.to_tags(readings, logs.get("loss", math.nan)), **gradients}
         self._summaries.scalars("train", tags, step)
         self._written_step = step
 
-    def _warn_of_standstill(self, epoch: int) -> None:
-        is_driven = self._is_training and self._terms.clock.driver is self
-        if is_driven and self._terms.clock.has_missed(self._batches):
-            self._warn_once(
-                "standstill",
-                "The weights of a schedule or weighting did not move in all of the "
-                f"{self._batches} batches of epoch {epoch}. Expected training of all layer terms "
-                "by `fit`, or by `train_on_batch` between the hooks of a "
-                "`keras.callbacks.CallbackList` without `reset_metrics` after "
-                "`on_train_batch_begin`.",
-            )
+    def _warn(self, epoch: int, step: int, logs: dict, statistics: Statistics) -> None:
+        if self._is_training and self._terms.clock.driver is self:
+            self._warnings.of_standstill(self._batches, epoch)
+        self._warnings.of_losses(self._readings, step)
+        # Loss scaling deliberately tries scales that are too large and skips these steps.
+        if not isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer):
+            self._warnings.of_gradients(self._gradients, statistics)
+        self._warnings.of_factors()
+        owner = enclosing_callbacks()
+        self._warnings.of_monitors([] if owner is None else owner.callbacks, logs)
 
-    def _warn_of_gradients(self, statistics) -> None:
-        if isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer):
-            return  # It deliberately tries scales that are too large and skips these steps.
-        for prefix, what in self._gradients.nonfinite_gradients(statistics):
-            self._warn_once(prefix, what)
 
-    def _warn_once(self, about: str, what: str) -> None:
-        if about not in self._warned:
-            self._warned.add(about)
-            warnings.warn(what, stacklevel=3)
+def _has_regularizers(model: keras.Model) -> bool:
+    variables = model.trainable_variables
+    return any(getattr(variable, "regularizer", None) is not None for variable in variables)

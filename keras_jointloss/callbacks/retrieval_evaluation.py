@@ -2,67 +2,122 @@
 
 import os
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_jointloss._validation import validate_count
-from keras_jointloss.layers import ContrastiveTerm
-from keras_jointloss.tensorboard import SummaryWriter, write_projector
+from keras_jointloss.callbacks._embeddings import (
+    Found,
+    embed_pairs,
+    embed_sides,
+    find_pairs,
+    find_sides,
+    validate_embeddings,
+)
+from keras_jointloss.callbacks._relevance import (
+    LabelRelevance,
+    Relevance,
+    expect_none,
+    validate_sets,
+)
+from keras_jointloss.callbacks._retrieval import retrieval_figures
+from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_on_log
+from keras_jointloss.tensorboard import write_projector
 from keras_jointloss.tensorboard.projector import validate_thumbnails
 from keras_jointloss.terms.clock import optimizer_step
 
+#: The TensorBoard run.
+_RUN = "validation"
+
 
 class RetrievalEvaluation(keras.callbacks.Callback):
-    """Measures at the end of an epoch how well the pairs of a whole data set retrieve each other.
+    """Measures at the end of an epoch how well a search of a whole data set finds what is right.
 
-    The callback predicts the embeddings `a` and `b` of all items. Each `a` is a query for its `b`
-    among the `b` of all items, by cosine, and vice versa. The rank of the right candidate is
+    The callback searches with each `a` among all `b`, by cosine, and vice versa. With `data`, `a`
+    and `b` are the two embeddings of each item, right for each other. With `queries`, `candidates`
+    and `relevant` they are two sets of any sizes, as with five captions an image: `a` embeds the
+    queries, `b` the candidates, and `relevant` tells which belong together.
 
-        1 + number of wrong candidates that are at least as similar
+    The position of a right candidate is its number among the right ones, the nearest first,
 
-    so that ties, including those within rounding, count against the model. The `logs` of the epoch,
-    and thus `History` and every later callback in the list, get
+        j + number of wrong candidates that are at least as similar as the j-th right candidate
+
+    so that ties, including those within rounding, count against the model. The rank of a query is
+    the position of its nearest right candidate. The `logs` of the epoch, and thus `History` and
+    every later callback in the list, get
 
     - `<name>_a_to_b_recall_at_<k>`: the share of queries with a rank of at most `k`,
     - `<name>_a_to_b_mean_reciprocal_rank`: the mean of one over the rank,
     - `<name>_a_to_b_median_rank`: the median of the ranks,
 
-    the same three with `b_to_a`, and, without either, the mean of both directions:
-    `<name>_recall_at_<k>`, `<name>_mean_reciprocal_rank`, `<name>_median_rank`.
+    and, with `labels` or `relevant`, for a query with `R` right candidates at the positions `p_j`
+
+    - `<name>_a_to_b_ndcg_at_<k>`: the normalized discounted cumulative gain, the mean of
+      `sum_{p_j <= k} 1 / log2(1 + p_j)`, divided by its value if the right candidates came first,
+    - `<name>_a_to_b_mean_average_precision`: the mean of `1/R sum_j j / p_j`.
+
+    The same follow with `b_to_a`, and, without either, the mean of both directions, such as
+    `<name>_recall_at_<k>`. A query without a right candidate counts in none of the means, but a
+    candidate that is right for no query counts as wrong for all.
+
+    `recall_at_<k>` is R@k as reported for CLIP: a query with several right candidates is a hit if
+    any of them is among the first `k`. (The share of the right ones that are found is lower.) With
+    images as `queries` and captions as `candidates`, `a_to_b` is text retrieval and `b_to_a` image
+    retrieval.
 
     To monitor one of them with `keras.callbacks.EarlyStopping` or `ModelCheckpoint`, put this
     callback before that one, and measure after every epoch. The similarities are computed in tiles
-    of rows: for `n` items memory holds a few times `n * dim` and `tile_size * n` numbers, never
-    `n * n`.
+    of rows: memory holds the embeddings and a few times `tile_size * n` numbers for `n` candidates,
+    never all similarities.
 
     With a `log_dir` the callback writes `retrieval/<name>/a_to_b_recall_at_<k>` and so on to the
     TensorBoard run `validation` over the training step. With `projector=True` it also writes the
     embeddings of the last evaluation for TensorBoard's projector when training ends.
 
     Args:
-        data: Inputs as accepted by `model.predict`.
+        data: Inputs as accepted by `model.predict`, or `None` with `queries`.
         k: One or several whole numbers >= 1.
         every: The number of epochs from one measurement to the next.
         embeddings: The embeddings to use: the name of an output of stacked views `(batch, 2, dim)`
             or of a `keras_jointloss.layers.ContrastiveTerm` in a Functional model (not inside a
             nested model), or two names of outputs `(batch, dim)`. `None` for the only stacked
-            output or `ContrastiveTerm`.
+            output or `ContrastiveTerm`. With `queries` also one or two names of nested models
+            (towers), or of one output `(batch, dim)` for both; `None` is also an only output.
         labels: `(items,)`, in the order of the data. Candidates with the query's label are also
             right, and the best of them determines the rank, so that duplicates are not errors.
+            Only with `data`.
         name: Prefix of the keys, by default the name of the embeddings.
         batch_size: Batch size of the prediction, as in `model.predict`.
         tile_size: The number of queries to compare with all candidates at once.
         log_dir: The folder for TensorBoard, or `None` to write nothing.
         projector: Whether to write the embeddings for TensorBoard's projector.
         thumbnails: `(items, height, width, 3)`, uint8: a picture of each item for the projector.
+            Only with `data`.
+        queries: Inputs as accepted by `predict` of what computes their embeddings: of a nested
+            model; of a Functional model those inputs on which the embedding depends (a dict, if
+            the model takes one); of another model all inputs.
+        candidates: The same for the candidates.
+        relevant: For each query the index of its right candidate, `(queries,)`, or the indices of
+            its right candidates, a list of lists of any lengths or `(queries, number)`; or
+            `(queries, candidates)`, bool.
+        on_log: Called as `on_log("validation", {tag: value}, step)` with the scalars above, with or
+            without a `log_dir`; for other trackers.
 
     Raises:
         ValueError: If an argument is invalid; at the start of `fit` (at the first evaluation for a
             model that is not Functional), if the embeddings are not found or are ambiguous; at an
-            evaluation, if the number of labels or thumbnails differs from that of the items.
+            evaluation, if the number of labels or thumbnails differs from that of the items, or
+            `relevant` does not fit the numbers of queries and candidates. If these are arrays, the
+            constructor raises.
         OSError: At the start of `fit`, if `log_dir` cannot be written.
+
+    References:
+        - Radford et al., 2021, Learning Transferable Visual Models From Natural Language
+          Supervision (CLIP); R@k as in `zeroshot_retrieval.py` of
+          https://github.com/LAION-AI/CLIP_benchmark
+        - Järvelin & Kekäläinen, 2002, Cumulated Gain-Based Evaluation of IR Techniques
 
     Example:
 
@@ -74,11 +129,23 @@ class RetrievalEvaluation(keras.callbacks.Callback):
     >>> result = callback.evaluate(model)
     >>> result["pair_recall_at_1"], result["pair_median_rank"]
     (0.0, 3.0)
+
+    Two images, the first with two captions, the second with one:
+
+    >>> image, text = keras.Input((2,)), keras.Input((2,))
+    >>> model = keras.Model([image, text], keras.ops.stack([image, text], axis=1))
+    >>> captions = np.array([[1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+    >>> callback = RetrievalEvaluation(
+    ...     queries=np.eye(2), candidates=captions, relevant=[[0, 1], [2]], k=1, name="images"
+    ... )
+    >>> result = callback.evaluate(model)
+    >>> result["images_a_to_b_recall_at_1"], round(result["images_b_to_a_recall_at_1"], 4)
+    (0.5, 0.6667)
     """
 
     def __init__(
         self,
-        data: Any,
+        data: Any = None,
         k: int | Iterable[int] = (1, 5, 10),
         every: int = 1,
         embeddings: str | Iterable[str] | None = None,
@@ -89,12 +156,16 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         log_dir: str | os.PathLike | None = None,
         projector: bool = False,
         thumbnails: np.ndarray | None = None,
+        queries: Any = None,
+        candidates: Any = None,
+        relevant: Any = None,
+        on_log: OnLog | None = None,
     ):
         super().__init__()
         self.data = data
         self.k = tuple(validate_count(n, "k") for n in (k if isinstance(k, Iterable) else [k]))
         self.every = validate_count(every, "every")
-        self.embeddings = _validate_embeddings(embeddings)
+        self.embeddings = validate_embeddings(embeddings)
         self.labels = None if labels is None else np.reshape(np.asarray(labels), (-1,))
         self.name = name
         self.batch_size = batch_size
@@ -110,36 +181,38 @@ class RetrievalEvaluation(keras.callbacks.Callback):
             validate_thumbnails(thumbnails, copies=2)
         self.projector = projector or thumbnails is not None
         self.thumbnails = thumbnails
-        self._found: _Found | None = None
-        self._writer: SummaryWriter | None = None
+        self.queries, self.candidates = queries, candidates
+        self._relevance = validate_sets(data, queries, candidates, relevant)
+        if self._relevance is not None:
+            expect_none({"labels": labels, "thumbnails": thumbnails}, "`queries` is given")
+        self._found: Found | None = None
+        self.on_log = validate_on_log(on_log)
+        self._summaries = Summaries(self.log_dir, on_log=self.on_log)
         self._latest: tuple[str, np.ndarray, np.ndarray] | None = None
 
     def set_model(self, model):
         super().set_model(model)
-        self._found = _find_in_graph(model, self.embeddings) if _is_functional(model) else None
+        find = find_pairs if self._relevance is None else find_sides
+        self._found = find(model, self.embeddings)
 
     def on_train_begin(self, logs=None):
         self._latest = None
-        if self.log_dir is not None:
-            self._writer = SummaryWriter(os.path.join(self.log_dir, "validation"))
+        self._summaries.open(_RUN)
 
     def on_epoch_end(self, epoch, logs=None):
         if (epoch + 1) % self.every:
             return
         name, results = self._measure()
         logs.update({f"{name}_{key}": value for key, value in results.items()})
-        if self._writer is not None:
-            tags = {f"retrieval/{name}/{key}": value for key, value in results.items()}
-            self._writer.scalars(tags, optimizer_step(self.model))
-            self._writer.flush()
+        tags = {f"retrieval/{name}/{key}": value for key, value in results.items()}
+        self._summaries.scalars(_RUN, tags, optimizer_step(self.model))
+        self._summaries.flush()
 
     def on_train_end(self, logs=None):
-        if self._writer is None:
-            return
-        if self.projector and self._latest is not None:
-            self._write_projector(self._writer.log_dir, *self._latest)
-        self._writer.close()
-        self._writer = self._latest = None
+        if self.log_dir is not None and self.projector and self._latest is not None:
+            self._write_projector(os.path.join(self.log_dir, _RUN), *self._latest)
+        self._summaries.close()
+        self._latest = None
 
     def evaluate(self, model: keras.Model | None = None) -> dict[str, float]:
         """Measures now.
@@ -165,135 +238,32 @@ class RetrievalEvaluation(keras.callbacks.Callback):
                     f"Invalid value for argument `{what}`. Expected one for each of the {len(a)} "
                     f"items of the data. Received: {len(values)} {what}"
                 )
-        results: dict[str, float] = {}
-        a, b = _unit(a), _unit(b)
-        for way, queries, candidates in (("a_to_b", a, b), ("b_to_a", b, a)):
-            ranks = _ranks(queries, candidates, self.labels, self.tile_size)
-            for k in self.k:
-                results[f"{way}_recall_at_{k}"] = float(np.mean(ranks <= k))
-            results[f"{way}_mean_reciprocal_rank"] = float(np.mean(1 / ranks))
-            results[f"{way}_median_rank"] = float(np.median(ranks))
-        for key in [key.removeprefix("a_to_b_") for key in results if key.startswith("a_to_b_")]:
-            results[key] = (results[f"a_to_b_{key}"] + results[f"b_to_a_{key}"]) / 2
-        return name, results
+        relevance: Relevance | LabelRelevance
+        if self._relevance is None:
+            labels = np.arange(len(a)) if self.labels is None else self.labels
+            relevance = LabelRelevance(labels)
+        else:
+            relevance = self._relevance.validated(len(a), len(b))
+        has_several = self._relevance is not None or self.labels is not None
+        return name, retrieval_figures(a, b, relevance, self.k, self.tile_size, has_several)
 
     def _embed(self):
-        """Returns the name of the embeddings and the two of each item, `(items, dim)`."""
+        """Returns the name of the embeddings and the two sets of them, `(items, dim)`."""
         model = self.model  # On JAX this copies the state of the step into the variables.
-        if self._found is not None:
-            model = self._found.model
-        outputs = model.predict(self.data, batch_size=self.batch_size, verbose=0)
-        if self._found is not None:
-            name = self._found.name
-            pair = outputs if isinstance(outputs, list | tuple) else [outputs]
+        arguments = (model, self._found, self.embeddings)
+        if self._relevance is None:
+            name, a, b = embed_pairs(*arguments, self.data, self.batch_size)
         else:
-            name, pair = _select(_by_name(outputs), {}, self.embeddings)
-        a, b = (pair[0][:, 0], pair[0][:, 1]) if len(pair) == 1 else pair
-        return self.name or name, np.asarray(a, "float32"), np.asarray(b, "float32")
+            sets = (self.queries, self.candidates)
+            name, a, b = embed_sides(*arguments, sets, self.batch_size)
+        return self.name or name, a, b
 
     def _write_projector(self, run, name, a, b):
-        items = len(a)
-        metadata = {"view": ["a"] * items + ["b"] * items, "item": [*range(items)] * 2}
+        metadata = {
+            "view": ["a"] * len(a) + ["b"] * len(b),
+            "item": [*range(len(a)), *range(len(b))],
+        }
         if self.labels is not None:
             metadata["label"] = [*self.labels] * 2
         thumbnails = None if self.thumbnails is None else np.concatenate([self.thumbnails] * 2)
         write_projector(run, name, np.concatenate([a, b]), metadata, thumbnails)
-
-
-class _Found(NamedTuple):
-    """Embeddings of a Functional model: their name, and the model that computes them."""
-
-    name: str
-    model: keras.Model
-
-
-def _validate_embeddings(embeddings):
-    if embeddings is None or isinstance(embeddings, str):
-        return embeddings
-    names = list(embeddings) if isinstance(embeddings, Iterable) else []
-    if len(names) != 2 or not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            "Invalid value for argument `embeddings`. Expected None, a name or two names. "
-            f"Received: embeddings={embeddings!r}"
-        )
-    return names
-
-
-def _is_functional(model) -> bool:
-    return hasattr(model, "output_names")
-
-
-def _find_in_graph(model, embeddings) -> _Found:
-    """Returns the embeddings of a Functional model."""
-    terms = [layer for layer in model.layers if isinstance(layer, ContrastiveTerm)]
-    pairs = {term.name: term.input[:2] for term in terms}
-    outputs = _by_name(model.output, model.output_names)
-    name, tensors = _select(outputs, pairs, embeddings)
-    return _Found(name, keras.Model(model.input, list(tensors)))
-
-
-def _by_name(outputs, names=()) -> dict[str, Any]:
-    """Returns the outputs of a model by name, or by number if they have none."""
-    if isinstance(outputs, dict):
-        return outputs
-    outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
-    names = names or [f"output_{i}" for i in range(len(outputs))]
-    return dict(zip(names, outputs, strict=True))
-
-
-def _select(outputs, pairs, embeddings):
-    """Returns the name of the embeddings, and one stacked tensor or two separate ones."""
-    if isinstance(embeddings, list):
-        single = {name: x for name, x in outputs.items() if len(x.shape) == 2}
-        if not set(embeddings) <= set(single):
-            raise ValueError(
-                "Invalid value for argument `embeddings`. Expected two names of the model's "
-                f"outputs (batch, dim), which are {sorted(single)}. "
-                f"Received: embeddings={embeddings!r}"
-            )
-        a, b = (single[name] for name in embeddings)
-        if a.shape[1] != b.shape[1]:
-            raise ValueError(
-                "Invalid value for argument `embeddings`. Expected two outputs of the same dim. "
-                f"Received: embeddings={embeddings!r} of shapes {tuple(a.shape)}, {tuple(b.shape)}"
-            )
-        return "_".join(embeddings), [a, b]
-    found = {**pairs, **{name: [x] for name, x in outputs.items() if _is_stacked(x)}}
-    if embeddings is None and len(found) == 1:
-        return next(iter(found.items()))
-    if embeddings in found:
-        return embeddings, found[embeddings]
-    raise ValueError(
-        "Invalid value for argument `embeddings`. Expected the name of one of the model's stacked "
-        "outputs (batch, 2, dim) and ContrastiveTerms (or None, if there is only one), which are "
-        f"{sorted(found)}. Received: embeddings={embeddings!r}"
-    )
-
-
-def _is_stacked(x) -> bool:
-    return len(x.shape) == 3 and x.shape[1] == 2
-
-
-def _unit(x):
-    """Scales the vectors to length 1; a zero vector stays zero."""
-    with np.errstate(invalid="ignore", over="ignore"):  # Infinite values become NaN.
-        length = np.linalg.norm(x, axis=1, keepdims=True)
-        return x / np.where(length == 0, 1, length)
-
-
-def _ranks(queries, candidates, labels, tile_size):
-    """Returns the rank of the best right candidate of each query: `(items,)`, int."""
-    items = len(queries)
-    labels = np.arange(items) if labels is None else labels
-    # Similarities of equal unit vectors differed by up to 2.5 roundings at dim 4,096.
-    rounding = 8 * np.finfo("float32").eps
-    ranks = np.empty(items, "int64")
-    for start in range(0, items, tile_size):
-        rows = slice(start, start + tile_size)
-        similarity = queries[rows] @ candidates.T  # (tile, items)
-        is_right = labels[rows, None] == labels[None, :]
-        best = np.max(np.where(is_right, similarity, -np.inf), axis=1, keepdims=True)
-        # NaN does not count as behind, so that a model that has diverged finds nothing.
-        is_behind = similarity < best - rounding
-        ranks[rows] = 1 + np.count_nonzero(~is_behind & ~is_right, axis=1)
-    return ranks

@@ -7,7 +7,7 @@ import keras
 
 from keras_jointloss import losses
 from keras_jointloss.layers._layer_term import validate_reduction
-from keras_jointloss.terms.loss import match_ranks
+from keras_jointloss.terms.missing import match_ranks
 
 
 def loss_function(loss: Any) -> Callable[[Any, Any], Any] | None:

@@ -52,8 +52,9 @@ class LayerTerm(keras.layers.Layer):
         # Without autocasting inputs pass through and labels arrive unchanged.
         super().__init__(name=name, autocast=False, **kwargs)
         self.supports_masking = True
-        # For each call in this step, the computation to run when the losses are requested.
-        self._deferred: list[Callable[[], tuple]] = []
+        # For each call in this step, the computation to run when the losses are requested, and the
+        # batch size.
+        self._deferred: list[tuple[Callable[[], tuple], Any]] = []
         self._get_scope: Callable[[], Any] = lambda: None
 
     def _create_weight(
@@ -79,22 +80,23 @@ class LayerTerm(keras.layers.Layer):
             for reading, read in tensors.items()
         ]
 
-    def _defer(self, compute: Callable[[], tuple]) -> None:
+    def _defer(self, compute: Callable[[], tuple], batch_size: Any = None) -> None:
         """Adds a loss as soon as the losses of the model are requested.
 
         Args:
             compute: Returns the loss of a call, its number of items, and whether the call trains.
+            batch_size: The number of items of the batch; `None` if all of them are in the mean.
         """
         if running_loop() != "predict_step":
             scope = enclosing_scope()
             self._get_scope = (lambda: None) if scope is None else weakref.ref(scope)
-            self._deferred.append(compute)
+            self._deferred.append((compute, batch_size))
 
     def _get_own_losses(self):
         # Keras requests the losses after the call, but not for prediction or export.
         calls, self._deferred = self._deferred, []
         if calls:
-            self._add_losses([compute() for compute in calls])
+            self._add_losses([compute() for compute, _ in calls], calls[0][1])
         return super()._get_own_losses()
 
     def _clear_losses(self):
@@ -103,14 +105,14 @@ class LayerTerm(keras.layers.Layer):
             self._deferred = []
         super()._clear_losses()
 
-    def _add_losses(self, calls):
+    def _add_losses(self, calls, batch_size):
         """Adds the weighted losses of the calls of a step, and counts the step."""
         losses, items, is_training = zip(*calls, strict=True)
         weight = self.weight.tensor()
         for loss in losses:
             # Keras can only sum losses of the same dtype.
             self.add_loss(ops.cast(ops.cast(weight, loss.dtype) * loss, keras.config.floatx()))
-        self.weight.record(sum(losses), items[0])
+        self.weight.record(sum(losses), items[0], batch_size=batch_size)
         if any(is_training):
             self.weight.advance()
 

@@ -161,7 +161,8 @@ class ContrastiveTerm(LayerTerm):
         embeddings, labels = split(inputs, self.loss)
         # Keras passes the masks as `inputs_mask` if `sample_weight` is a tensor, too.
         mask = inputs_mask if mask is None else mask
-        self._defer(partial(self._compute_loss, embeddings, labels, sample_weight, mask, training))
+        compute = partial(self._compute_loss, embeddings, labels, sample_weight, mask, training)
+        self._defer(compute, None if mask is None else ops.shape(embeddings[0])[0])
         return one_or_all(embeddings)
 
     def _compute_loss(self, embeddings, labels, sample_weight, mask, training):
@@ -197,7 +198,7 @@ class ContrastiveTerm(LayerTerm):
         counts = ops.ones_like(views[:, 0, 0])
         counts = counts if valid is None else ops.where(valid, counts, 0)
         if self._is_views_loss and self.loss.part_names:
-            for name, values in self.loss.parts(views, labels, valid).items():
+            for name, values in self.loss.part_values(views, labels, valid).items():
                 self.weight.record_mean(name, ops.sum(values * counts), ops.sum(counts))
         for metric in self._get_metrics():
             self.weight.record_mean(metric.name, *metric.sums(views, labels, valid))

@@ -143,7 +143,8 @@ class LossTerm(LayerTerm):
     ):
         self._validate(inputs, values, sample_weight)
         masks = (None if keras.tree.is_nested(inputs) else inputs_mask, values_mask)
-        self._defer(partial(self._compute_loss, inputs, values, sample_weight, masks, training))
+        compute = partial(self._compute_loss, inputs, values, sample_weight, masks, training)
+        self._defer(compute, _batch_size(inputs))
         return inputs
 
     def _validate(self, inputs, values, sample_weight) -> None:

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._labels import as_labels, check_labels, label_tensor, labelled
-from keras_jointloss._masks import stacked, valid_items
+from keras_jointloss._masks import reduce_values, stacked, valid_items
 
 
 class LearnedParameter(NamedTuple):
@@ -16,17 +16,6 @@ class LearnedParameter(NamedTuple):
     initial: float
     minimum: float
     maximum: float
-
-
-class _Reduction(keras.losses.Loss):
-    """Reduces precomputed values, as Keras does after the `call` of any loss."""
-
-    def __init__(self, values, reduction, dtype):
-        super().__init__(reduction=reduction, dtype=dtype)
-        self.values = values
-
-    def call(self, y_true, y_pred):
-        return self.values
 
 
 class ViewsLoss(keras.losses.Loss):
@@ -81,7 +70,7 @@ class ViewsLoss(keras.losses.Loss):
     max_views: float = 2
     #: Whether the function takes a `memory` of other items' views.
     has_memory = False
-    #: The names of the parts that `parts` returns.
+    #: The names of the parts that `part_values` returns.
     part_names: tuple[str, ...] = ()
     #: The label that marks items without one.
     unlabelled: int | None = None
@@ -121,7 +110,7 @@ class ViewsLoss(keras.losses.Loss):
         """Returns which valid items have a label: `(batch,)`, bool, or `None` if all items do."""
         return labelled(labels, valid, self.unlabelled)
 
-    def parts(self, views, labels=None, valid=None) -> dict[str, Any]:
+    def part_values(self, views, labels=None, valid=None) -> dict[str, Any]:
         """Returns the parts of the loss to log, by name, each `(batch,)`."""
         return {}
 
@@ -179,7 +168,7 @@ class ViewsLoss(keras.losses.Loss):
             self.validate_views(views.shape)
             values = self._values(y_true, views, valid_items(y_pred, sample_weight))
             # Keras reads the mask from the prediction.
-            return _Reduction(values, self.reduction, self.dtype)(y_pred, y_pred, sample_weight)
+            return reduce_values(values, y_pred, sample_weight, self.reduction, self.dtype)
 
     def _values(self, y_true, views, valid):
         self.validate_views(views.shape)

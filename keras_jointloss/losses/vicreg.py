@@ -128,6 +128,6 @@ class VICReg(ViewsLoss):
             epsilon=validate_number(epsilon, "epsilon", 0, exclusive=True),
         )
 
-    def parts(self, views, labels=None, valid=None):
+    def part_values(self, views, labels=None, valid=None):
         """Returns the unweighted invariance, variance and covariance."""
         return vicreg_parts(views, valid, self.epsilon)

@@ -8,17 +8,20 @@ from keras_jointloss.metrics.pairs import (
     PositiveSimilarity,
     SimilarityGap,
 )
-from keras_jointloss.metrics.retrieval import (
+from keras_jointloss.metrics.ranking import (
+    MeanAveragePrecision,
     MeanAveragePrecisionAtR,
-    MeanReciprocalRank,
-    RecallAtK,
+    NormalizedDiscountedCumulativeGain,
 )
+from keras_jointloss.metrics.retrieval import MeanReciprocalRank, RecallAtK
 
 __all__ = [
     "Alignment",
+    "MeanAveragePrecision",
     "MeanAveragePrecisionAtR",
     "MeanReciprocalRank",
     "NegativeSimilarity",
+    "NormalizedDiscountedCumulativeGain",
     "PairAccuracy",
     "PositiveSimilarity",
     "RecallAtK",

@@ -23,7 +23,7 @@ class RetrievalMetric(ViewsMetric):
     Ties, up to rounding, count against the model: a model that gives every item the same embedding
     finds nothing. The candidates are those of the batch, so compare values at the same batch size.
 
-    A subclass overrides `gain`.
+    A subclass overrides `gain`, or `score` if it depends on more than that rank.
 
     Args:
         direction: `"a_to_b"` to search the second views with the first views as queries, `"b_to_a"`
@@ -58,6 +58,20 @@ class RetrievalMetric(ViewsMetric):
         """Returns the gain for each rank of the right candidate: `(batch,)`."""
         raise NotImplementedError
 
+    def score(self, closeness, rounding, right, wrong):
+        """Returns the score of each query.
+
+        Args:
+            closeness: `(batch, batch)`, float: how close each candidate (axis 1) is to each query.
+            rounding: `(batch, batch)`, > 0: the rounding error of the closeness.
+            right: `(batch, batch)`, bool: the right candidates, one or more for each query.
+            wrong: `(batch, batch)`, bool: the wrong candidates. The others do not count.
+
+        Returns:
+            `(batch,)`.
+        """
+        return self.gain(_ranks(closeness, rounding, right, wrong))
+
     def values(self, views, labels=None, valid=None):
         valid = all_or(valid, views)
         others = other_pairs(views, valid)
@@ -66,13 +80,13 @@ class RetrievalMetric(ViewsMetric):
         if self.same_label == "positive":
             right = ops.logical_or(right, ops.logical_and(others, ops.logical_not(wrong)))
         closeness, rounding = closeness_matrix(views[:, 0], views[:, 1], self.similarity)
-        gains = []
+        scores = []
         if self.direction != "b_to_a":
-            gains.append(self.gain(_ranks(closeness, rounding, right, wrong)))
+            scores.append(self.score(closeness, rounding, right, wrong))
         if self.direction != "a_to_b":
             closeness, rounding = ops.transpose(closeness), ops.transpose(rounding)
-            gains.append(self.gain(_ranks(closeness, rounding, right, wrong)))
-        return sum(gains) / len(gains), ops.cast(valid, views.dtype)
+            scores.append(self.score(closeness, rounding, right, wrong))
+        return sum(scores) / len(scores), ops.cast(valid, views.dtype)
 
     def get_config(self) -> dict:
         return {
@@ -205,85 +219,3 @@ class MeanReciprocalRank(RetrievalMetric):
 
     def gain(self, ranks):
         return 1.0 / ranks
-
-
-@keras.saving.register_keras_serializable(package="keras_jointloss")
-class MeanAveragePrecisionAtR(ViewsMetric):
-    """The share of a query's nearest neighbours that have its label; the nearest count most.
-
-    Every view of every item is a query, and all other views in the batch are candidates, including
-    those of the same item. `R` candidates have the query's label and are right; `P(i)` is the share
-    of right candidates among the `i` nearest:
-
-        mean over queries of  1/R sum_{i=1..R} P(i) [the i-th nearest is right]
-
-    Among candidates that are equally near, up to rounding, the wrong ones count as nearer. A query
-    with `R = 0` does not count. The candidates are those of the batch, so compare values at the
-    same batch size.
-
-    Args:
-        similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
-        unlabelled: The label that marks items without one, which are excluded, or `None`.
-        name: Name of the metric.
-        dtype: As in `keras.metrics.Metric`.
-
-    Input shape:
-        `y_pred`: `(batch, views, dim)`, any number of views, or `(batch, dim)` for one view per
-        item. `y_true`: `(batch,)` or `(batch, 1)`, labels of any dtype.
-
-    Raises:
-        ValueError: If an argument is invalid or an input has the wrong shape.
-
-    References:
-        - Musgrave, Belongie, Lim, 2020, A Metric Learning Reality Check
-
-    Example:
-
-    >>> import numpy as np
-    >>> views = np.array([[[1.0, 0.0]], [[0.9, 0.1]], [[0.7, 0.2]], [[0.0, 1.0]]])  # one view
-    >>> float(MeanAveragePrecisionAtR()(np.array([0, 0, 1, 1]), views))
-    0.75
-    """
-
-    views = None
-    has_labels = True
-
-    def __init__(
-        self,
-        similarity: str = "cosine",
-        unlabelled: int | None = None,
-        name: str = "mean_average_precision_at_r",
-        dtype=None,
-    ):
-        super().__init__(name=name, dtype=dtype)
-        self.similarity = validate_choice(similarity, "similarity", SIMILARITIES)
-        self.unlabelled = validate_unlabelled(unlabelled)
-
-    def values(self, views, labels=None, valid=None):
-        number = views.shape[1]
-        samples = ops.reshape(views, (-1, 1, views.shape[2]))  # (batch * views, 1, dim)
-        labels = ops.repeat(labels, number, axis=0)
-        candidates = other_pairs(samples, ops.repeat(all_or(valid, views), number, axis=0))
-        right = ops.logical_and(candidates, labels[:, None] == labels[None, :])
-
-        closeness, rounding = closeness_matrix(samples[:, 0], samples[:, 0], self.similarity)
-        closeness = ops.where(right, closeness - rounding, closeness)
-        # NaN counts against the model, too.
-        worst = ops.where(right, -1e30, ops.full_like(closeness, 1e30))
-        closeness = ops.where(ops.isnan(closeness), worst, closeness)
-        order = ops.argsort(ops.where(candidates, -closeness, math.inf), axis=1)
-        right = ops.take_along_axis(ops.cast(right, views.dtype), order, axis=1)
-        position = ops.cast(1 + ops.arange(ops.shape(right)[1], dtype="int32"), views.dtype)
-        precision = ops.cumsum(right, axis=1) / position
-        number_right = ops.sum(right, axis=1, keepdims=True)
-        precision = ops.where(position <= number_right, right * precision, 0.0)
-        values = ops.sum(precision, axis=1) / ops.maximum(number_right[:, 0], 1.0)
-
-        # All views of an item have the same number of candidates with their label.
-        values = ops.sum(ops.reshape(values, (-1, number)), axis=1) / number
-        counts = ops.reshape(number_right, (-1, number))[:, 0] > 0
-        return values, ops.cast(counts, views.dtype)
-
-    def get_config(self) -> dict:
-        config = {"similarity": self.similarity, "unlabelled": self.unlabelled}
-        return {**super().get_config(), **config}

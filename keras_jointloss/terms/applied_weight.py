@@ -30,6 +30,18 @@ def offer(weight: Any, tensor: Any) -> None:
     _applied.weight, _applied.tensor = weight, tensor
 
 
+def take() -> Any:
+    """Returns the weight that was offered last, marked as applied; `None` if there is none.
+
+    Its value is a scalar tensor of `keras.config.floatx()`. Each weight can be taken once.
+    """
+    weight, tensor = _applied.weight, _applied.tensor
+    _applied.weight = _applied.tensor = None
+    if weight is not None:
+        weight.mark_applied()
+    return tensor
+
+
 _Number: Any = base_of_numbers()
 
 
@@ -48,14 +60,12 @@ class AppliedWeight(_Number):
     @property
     def value(self):
         """The weight of the term, a scalar tensor of `keras.config.floatx()`."""
-        weight, tensor = _applied.weight, _applied.tensor
-        if weight is None:
+        tensor = take()
+        if tensor is None:
             raise RuntimeError(
                 "Expected the losses and `loss_weights` that `keras_jointloss.joint_loss` returned "
                 "together. Received: `loss_weights` with other losses"
             )
-        _applied.weight = _applied.tensor = None
-        weight.mark_applied()
         return tensor
 
     @property

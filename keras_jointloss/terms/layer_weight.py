@@ -47,7 +47,7 @@ class LayerWeight(TermWeight):
             **readings,
             **{name: partial(self._mean, name, finish) for name, finish in means.items()},
         }
-        self.tensors = {"loss": self.loss_tensor, "weight": self.tensor, **self._readings}
+        self.tensors = {"loss": self.means.loss, "weight": self.tensor, **self._readings}
 
     @property
     def state(self) -> list:

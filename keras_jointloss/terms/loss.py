@@ -1,5 +1,6 @@
 """The loss of an output term: the user's loss, which also records its value in the weight."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,8 @@ import keras
 from keras import ops
 
 from keras_jointloss._backend import replica_count
+from keras_jointloss.terms.labelled_loss import LabelledLoss
+from keras_jointloss.terms.missing import deserialize_missing, match_ranks, serialize_missing
 from keras_jointloss.terms.output_weight import LossWeight, deserialize_term_weight
 
 # For these names Keras chooses the loss by the shapes in the first step.
@@ -24,30 +27,64 @@ class TermLoss(keras.losses.Loss):
             `keras.losses.Loss`.
         weight: The `LossWeight` of the term.
         name: The name of the term.
+        missing: The value of a target that is missing, NaN or a number; `None` if none is. See
+            `keras_jointloss.terms.labelled_loss.LabelledLoss`.
+
+    Raises:
+        ValueError: If the loss has no reduction, although targets may be missing.
     """
 
-    def __init__(self, loss: Any, weight: LossWeight, name: str | None = None):
+    def __init__(
+        self,
+        loss: Any,
+        weight: LossWeight,
+        name: str | None = None,
+        missing: float | None = None,
+    ):
         # Keras opens a name scope with the name of a loss, which must not contain a slash.
         super().__init__(name=name and name.replace("/", "_"))
         self.term = name
         self.loss = loss
         self.weight = weight
         self._resolved = None if loss in _CROSSENTROPY else keras.losses.get(loss)
+        self._labelled = None if missing is None else self._labelled_loss(missing)
+        weight.has_missing_targets = missing is not None
+
+    def _labelled_loss(self, missing: float) -> LabelledLoss:
+        loss = self._resolved
+        if not isinstance(loss, keras.losses.Loss):
+            return LabelledLoss(self._converted_call, self.reduction, self.dtype, missing)
+        unreduced = copy.copy(loss)
+        unreduced.reduction = "none"
+        return LabelledLoss(unreduced, loss.reduction, loss.dtype, missing)
+
+    def _converted_call(self, y_true, y_pred):
+        return self.call(*(ops.convert_to_tensor(y, dtype=self.dtype) for y in (y_true, y_pred)))
 
     def __call__(self, y_true, y_pred, sample_weight=None):
+        if self._labelled is not None:
+            return self._call_with_missing(self._labelled, y_true, y_pred, sample_weight)
         if isinstance(self._resolved, keras.losses.Loss):
             value = self._resolved(y_true, y_pred, sample_weight)
         else:
             value = super().__call__(y_true, y_pred, sample_weight)
         batch_size = ops.shape(keras.tree.flatten(y_pred)[0])[0]
-        # Under `tf.distribute` Keras divides a replica's loss by the number of replicas.
         mean = ops.mean(value) if len(value.shape) else value
-        replicas = replica_count()
         counts = None
         if sample_weight is not None and self.weight.observer is not None:
             counts = ops.any(ops.not_equal(ops.convert_to_tensor(sample_weight), 0))
-        self.weight.record(mean * replicas if replicas > 1 else mean, batch_size, counts)
+        self.weight.record(_unscaled(mean), batch_size, counts)
         return value
+
+    def _call_with_missing(self, labelled, y_true, y_pred, sample_weight):
+        value = labelled(y_true, y_pred, sample_weight)
+        counts = None
+        if sample_weight is not None and self.weight.observer is not None:
+            counts = labelled.has_weight(y_true, y_pred, sample_weight)
+        batch_size = ops.shape(keras.tree.flatten(y_pred)[0])[0]
+        loss = _unscaled(value.loss)
+        self.weight.record(loss, value.labelled, counts, batch_size, value.targets)
+        return value.loss
 
     def call(self, y_true, y_pred):
         """Computes a loss that was given as a function."""
@@ -59,7 +96,10 @@ class TermLoss(keras.losses.Loss):
 
     def get_config(self) -> dict:
         # The objects themselves: Keras then saves a weight that is used in several places once.
-        return {"loss": self.loss, "weight": self.weight, "name": self.term}
+        config = {"loss": self.loss, "weight": self.weight, "name": self.term}
+        if self._labelled is not None:
+            config["missing"] = serialize_missing(self._labelled.missing)
+        return config
 
     @classmethod
     def from_config(cls, config: dict) -> "TermLoss":
@@ -68,21 +108,14 @@ class TermLoss(keras.losses.Loss):
             # Not `keras.losses.deserialize`, which does not support lambdas.
             loss = keras.saving.deserialize_keras_object(loss)
         weight = deserialize_term_weight(config["weight"])
-        return cls(**{**config, "loss": loss, "weight": weight})
+        missing = deserialize_missing(config.get("missing"))
+        return cls(**{**config, "loss": loss, "weight": weight, "missing": missing})
 
 
-def match_ranks(y_true, y_pred):
-    """Gives targets and predictions the same rank if one has an extra last axis of size 1."""
-    true_rank, pred_rank = len(y_true.shape), len(y_pred.shape)
-    if true_rank == pred_rank + 1 and y_true.shape[-1] == 1:
-        if pred_rank == 1:
-            return y_true, ops.expand_dims(y_pred, -1)
-        return ops.squeeze(y_true, -1), y_pred
-    if pred_rank == true_rank + 1 and y_pred.shape[-1] == 1:
-        if true_rank == 1:
-            return ops.expand_dims(y_true, -1), y_pred
-        return y_true, ops.squeeze(y_pred, -1)
-    return y_true, y_pred
+def _unscaled(loss):
+    """Returns the loss of this replica: Keras divides it by the number of replicas."""
+    replicas = replica_count()
+    return loss * replicas if replicas > 1 else loss
 
 
 def _crossentropy_for(y_true, y_pred) -> Callable:

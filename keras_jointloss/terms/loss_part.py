@@ -26,7 +26,7 @@ class LossPart(keras.metrics.Mean):
     def update_state(self, y_true, y_pred, sample_weight=None) -> None:
         """Adds the items of a batch."""
         valid = valid_items(y_pred, sample_weight)
-        super().update_state(self.loss.parts(y_pred, None, valid)[self.part], sample_weight)
+        super().update_state(self.loss.part_values(y_pred, None, valid)[self.part], sample_weight)
 
     def get_config(self) -> dict:
         return {**super().get_config(), "loss": self.loss, "part": self.part}

@@ -19,31 +19,47 @@ class Means:
     """
 
     def __init__(self, add_variable: Callable[..., Any], dtype: str):
-        #: Sums over items of 1, the loss and the weighted loss.
-        self.sums = add_variable("sums", (3,), 0.0, dtype=dtype, aggregation="sum")
+        #: Sums over items of 1 and the loss; over whole batches of the weighted loss and of 1; the
+        #: number of targets, labelled or not.
+        self.sums = add_variable("sums", (5,), 0.0, dtype=dtype, aggregation="sum")
 
-    def record(self, loss, items, weight) -> None:
+    def record(self, loss, items, weight, batch_size=None, targets=None) -> None:
         """Adds a step, within the compiled step.
 
         Args:
             loss: The mean loss.
-            items: The number of items.
+            items: The number of items in the mean.
             weight: The weight of the step.
+            batch_size: The number of items of the batch, by which Keras weights the total; `None`
+                if all of them are in the mean.
+            targets: The number of targets, of which `items` are labelled; `None` if all are.
         """
         dtype = self.sums.dtype
         loss = ops.stop_gradient(ops.cast(loss, dtype))
-        one = ops.ones((), dtype=dtype)
-        self.sums.assign_add(ops.cast(items, dtype) * ops.stack([one, loss, loss * weight]))
+        items = ops.cast(items, dtype)
+        size = items if batch_size is None else ops.cast(batch_size, dtype)
+        targets = items if targets is None else ops.cast(targets, dtype)
+        sums = [items, items * loss, size * (loss * weight), size, targets]
+        self.sums.assign_add(ops.stack(sums))
 
     def loss(self):
         """Returns the mean raw loss as a scalar tensor."""
         return ops.divide_no_nan(self.sums[1], self.sums[0])
 
+    def labelled(self):
+        """Returns the share of the targets that are labelled as a scalar tensor."""
+        return ops.divide_no_nan(self.sums[0], self.sums[4])
+
     def reset(self) -> None:
         """Resets the means."""
-        self.sums.assign(np.zeros(3))
+        self.sums.assign(np.zeros(5))
 
     def read(self) -> dict[str, float]:
-        """Returns `loss` and `weighted`, or an empty dict if no step was recorded."""
-        items, loss, weighted = (float(x) for x in to_numpy(self.sums))
-        return {"loss": loss / items, "weighted": weighted / items} if items else {}
+        """Returns `loss` and `weighted`, or an empty dict if no item was recorded."""
+        items, loss, weighted, size, _ = (float(x) for x in to_numpy(self.sums))
+        return {"loss": loss / items, "weighted": weighted / size} if items else {}
+
+    @property
+    def size(self) -> float:
+        """The number of items of all recorded batches."""
+        return float(to_numpy(self.sums)[3])

@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_jointloss._math import float_dtype, to_numpy
 from keras_jointloss._state import constant
-from keras_jointloss._validation import validate_count, validate_number
+from keras_jointloss._validation import validate_bool, validate_count, validate_number
 from keras_jointloss.terms.applied_weight import offer
 from keras_jointloss.terms.given_weight import Weight, deserialize_weight
 from keras_jointloss.terms.weight import TermWeight
@@ -31,7 +31,8 @@ def deserialize_term_weight(config: Any) -> "LossWeight":
 
     Within a model file Keras itself tracks shared objects. Elsewhere, as in `clone_model` and
     `compile_from_config`, it deserializes first the losses and then the metrics, each separately. A
-    weight that is in both would become two objects.
+    weight that is in both would become two objects. So every copy of the config stands for the
+    same weight, until that records its first loss.
 
     Raises:
         ValueError: If `config` is not the config of a `LossWeight`.
@@ -115,12 +116,12 @@ class LossWeight(TermWeight, keras.metrics.Metric):
     def is_dynamic(self) -> bool:
         return super().is_dynamic or self.weighting is not None
 
-    def record(self, loss, batch_size, counts=None) -> None:
+    def record(self, loss, items, counts=None, batch_size=None, targets=None) -> None:
         # Read first, since the observer may move the weight for the next step.
         offer(self, ops.cast(self.tensor(), keras.config.floatx()))
         self._trace.is_recorded, self._trace.is_applied = True, False
         _sharing.weights.pop(self.key, None)  # No further copy is expected.
-        super().record(loss, batch_size, counts)
+        super().record(loss, items, counts, batch_size, targets)
 
     def mark_applied(self) -> None:
         """Records that Keras multiplies the loss of the step by the weight."""
@@ -160,6 +161,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
 
     def begin_anew(self) -> None:
         """Returns to the first step, as for a copy of a model; a constant keeps its value."""
+        self.switch_on()
         self._step.assign(0)
         if self.schedule is not None:
             self._value.assign(self._unassigned(0))
@@ -180,8 +182,9 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         config = {
             **super().get_config(),
             "weight": keras.saving.serialize_keras_object(self.initial),
-            "value": float(to_numpy(self._value)),
+            "value": self.value,
             "step": self.step,
+            "off": self.is_off,
             "key": self.key,
         }
         if self._factor is not None:
@@ -193,12 +196,13 @@ class LossWeight(TermWeight, keras.metrics.Metric):
     def from_config(cls, config: dict) -> "LossWeight":
         config = dict(config)
         key = config.pop("key", None)
-        reference = _sharing.weights.pop(str(key), None)
+        reference = _sharing.weights.get(str(key))
         shared = None if reference is None else reference()
         if shared is not None:
             shared.begin_anew()
             return shared
         value, step = config.pop("value", None), config.pop("step", 0)
+        is_off = validate_bool(config.pop("off", False), "off")
         factor, weighting = config.pop("factor", None), config.pop("weighting", None)
         config["weight"] = deserialize_weight(config["weight"])
         instance = cls(**config)
@@ -207,6 +211,8 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         if value is not None:
             instance.assign(value)
         instance._step.assign(validate_count(step, "step", minimum=0))
+        if is_off:
+            instance.switch_off()
         if factor is not None:
             instance.adapt(validate_number(factor, "factor", minimum=0))
         if isinstance(weighting, dict):

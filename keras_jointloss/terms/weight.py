@@ -16,6 +16,10 @@ from keras_jointloss._validation import validate_number
 from keras_jointloss.terms.given_weight import Weight, validate_schedule, validate_weight
 from keras_jointloss.terms.means import Means
 
+#: What `advance` does in a training step: nothing; count it and move the weight along its schedule;
+#: only count it, as the term is switched off.
+_STILL, _MOVING, _OFF = 0, 1, 2
+
 
 class TermWeight:
     """Base of the weights of output terms and layer terms.
@@ -30,12 +34,16 @@ class TermWeight:
     both inside the compiled step. From the host, the `Clock` of the model calls `start_annealing`.
     Keras calls `reset` at the start of each epoch, before the callbacks switch annealing on, and at
     the start of each evaluation, so that annealing is always off during evaluation.
+
+    A term that is switched off has weight 0, whatever its schedule or a weighting returns.
     """
 
     #: Called with the loss, the number of items and whether any of them counts (or `None`).
     observer: Callable[[Any, Any, Any], None] | None = None
     #: The `keras_jointloss.terms.clock.Clock` of the model whose callback moves the weight, if any.
     clock: Any = None
+    #: Whether the term has targets that may be missing, whose share is then logged.
+    has_missing_targets = False
 
     def _create_variables(
         self, weight: Weight, dtype: str, add_variable: Callable[..., Any]
@@ -46,13 +54,17 @@ class TermWeight:
         #: Whether the term counts training steps: its weight, or another value, has a schedule.
         self.counts_steps = self.schedule is not None
         self.annealing = False
+        #: Whether the term is switched off.
+        self.is_off = False
+        self._kept = start  # The constant weight with which a term is switched on again.
         self._has_warned = False
         replicated = {"dtype": dtype, "aggregation": "only_first_replica"}
         self._value = add_variable("value", (), start, **replicated)
         self._step = add_variable("step", (), 0, **{**replicated, "dtype": "int32"})
-        # Whether `advance` counts: part of the compiled step, unlike `annealing`.
-        self._advancing = add_variable("advancing", (), False, **{**replicated, "dtype": "bool"})
-        self._means = Means(add_variable, dtype)
+        # Part of the compiled step, unlike `annealing` and `is_off`.
+        self._mode = add_variable("mode", (), _STILL, **{**replicated, "dtype": "int32"})
+        #: The means since the last `reset`.
+        self.means = Means(add_variable, dtype)
         self._factor: Any = None
         self._add_factor = partial(add_variable, "factor", (), **replicated)
 
@@ -65,7 +77,7 @@ class TermWeight:
     def state(self) -> list:
         """The variables of the term."""
         factor = [] if self._factor is None else [self._factor]
-        return [self._value, self._step, self._advancing, self._means.sums, *factor]
+        return [self._value, self._step, self._mode, self.means.sums, *factor]
 
     @property
     def is_dynamic(self) -> bool:
@@ -85,21 +97,20 @@ class TermWeight:
         """Returns the current step of the schedules as an int32 scalar tensor."""
         return ops.convert_to_tensor(self._step)
 
-    def loss_tensor(self):
-        """Returns the mean loss since the last reset as a scalar tensor."""
-        return self._means.loss()
-
-    def record(self, loss, batch_size, counts=None) -> None:
-        """Records the term's raw loss (the mean over `batch_size` items) of this step.
+    def record(self, loss, items, counts=None, batch_size=None, targets=None) -> None:
+        """Records the term's raw loss of this step.
 
         Args:
             loss: The mean loss.
-            batch_size: The number of items.
+            items: The number of items in the mean.
             counts: Whether any of them has a weight other than 0; `None` if no check is needed.
+            batch_size: The number of items of the batch; `None` if all of them are in the mean.
+            targets: The number of targets, of which `items` are labelled; `None` if all are.
         """
-        self._means.record(loss, batch_size, self.tensor())
+        self.means.record(loss, items, self.tensor(), batch_size, targets)
         if self.observer is not None:
-            self.observer(loss, batch_size, counts)
+            is_on = ops.not_equal(ops.convert_to_tensor(self._mode), _OFF)
+            self.observer(loss, items, is_on if counts is None else ops.logical_and(counts, is_on))
 
     def advance(self) -> None:
         """Counts a training step and moves the weight along its schedule, if annealing is on."""
@@ -119,11 +130,11 @@ class TermWeight:
 
     def _next(self):
         """Returns the step and the value of the schedule after `advance`."""
-        is_on = ops.copy(self._advancing)  # TensorFlow would read the variable at each use.
-        step = self.step_tensor() + ops.cast(is_on, "int32")
+        mode = ops.copy(self._mode)  # TensorFlow would read the variable at each use.
+        step = self.step_tensor() + ops.cast(mode > _STILL, "int32")
         value = ops.copy(self._value)
         if self.schedule is not None:
-            value = ops.where(is_on, self._scheduled(step), value)
+            value = ops.where(ops.equal(mode, _MOVING), self._scheduled(step), value)
         return step, value
 
     def scale(self, factor) -> None:
@@ -145,25 +156,44 @@ class TermWeight:
     def start_annealing(self, step: int | None = None) -> None:
         """Lets `advance` move the weight, from `step` or from the current step of the schedule."""
         self.annealing = True
-        if not self.counts_steps:
-            return
-        if step is not None:
+        if self.counts_steps and step is not None:
             self._step.assign(step)
-        if self.schedule is not None:
+        if self.schedule is not None and not self.is_off:
             self._value.assign(self._scheduled(self.step_tensor()))
-        self._advancing.assign(True)
+        self._set_mode()
 
     def reset(self) -> None:
         """Resets the means and stops annealing; keeps the weight and the step."""
-        self._means.reset()
+        self.means.reset()
         if self.annealing and not (self.clock is not None and self.clock.outlasts_reset()):
             self.stop_annealing()
 
     def stop_annealing(self) -> None:
         """Stops `advance` from moving the weight."""
         self.annealing = False
-        if self.counts_steps:
-            self._advancing.assign(False)
+        self._set_mode()
+
+    def _set_mode(self) -> None:
+        on = _OFF if self.is_off else _MOVING
+        self._mode.assign(on if self.annealing else _STILL)
+
+    def switch_off(self) -> None:
+        """Sets the weight to 0 until `switch_on`, in later trainings and in the saved model, too.
+
+        A schedule still counts the steps. For a weighting the term is absent: it keeps its factor
+        and its state.
+        """
+        if not self.is_off:
+            self._kept, self.is_off = float(to_numpy(self._value)), True
+            self._value.assign(0.0)
+            self._set_mode()
+
+    def switch_on(self) -> None:
+        """Ends `switch_off`: a schedule continues at its step, a constant at its last value."""
+        if self.is_off:
+            self.is_off = False
+            self._value.assign(self._kept if self.schedule is None else self._unassigned(self.step))
+            self._set_mode()
 
     def warn_if_it_stands_still(self) -> None:
         """Warns if `fit` has trained an epoch without moving a weight that is meant to move.
@@ -186,9 +216,14 @@ class TermWeight:
 
         Returns:
             `weight`, the current weight, and, if the term was computed since the last `reset`,
-            `loss` and `weighted`, the means over its items of the raw and the weighted loss.
+            `loss`, the mean of the raw loss over its items, and `weighted`, the mean of the
+            weighted loss over the items of the batches. If its targets may be missing, also
+            `labelled`, the share of those that are not.
         """
-        return {**self._means.read(), "weight": float(self)}
+        readings = {**self.means.read(), "weight": float(self)}
+        if self.has_missing_targets:
+            readings["labelled"] = float(to_numpy(self.means.labelled()))
+        return readings
 
     @property
     def step(self) -> int:
@@ -199,7 +234,8 @@ class TermWeight:
         """Sets the weight; under a weighting, the value that the adapted weight is multiplied by.
 
         A constant weight keeps the value, also through saving and loading. A scheduled weight keeps
-        it until annealing continues.
+        it until annealing continues. For a term that is switched off, the value takes effect when
+        it is switched on again.
 
         Args:
             value: A finite number, 0 or more.
@@ -207,11 +243,26 @@ class TermWeight:
         Raises:
             ValueError: If `value` is not such a number.
         """
-        self._value.assign(validate_number(value, "value", minimum=0))
+        value = validate_number(value, "value", minimum=0)
+        if self.is_off:
+            self._kept = value
+        else:
+            self._value.assign(value)
+
+    @property
+    def value(self) -> float:
+        """The current weight without the factor of a weighting, as if the term were on."""
+        return self._kept if self.is_off else float(to_numpy(self._value))
+
+    @property
+    def at_start(self) -> float:
+        """The weight that the user gave: a number, or the value of a schedule at step 0."""
+        return self._unassigned(0)
 
     def save(self, store: Any) -> None:
         """Saves the values that training has changed to the store of a weights file."""
-        store["value"], store["step"] = to_numpy(self._value), to_numpy(self._step)
+        store["value"], store["step"] = np.array(self.value), to_numpy(self._step)
+        store["off"] = np.array(int(self.is_off))
         store["unassigned"] = np.array(self._unassigned(self.step))
         if self._factor is not None:
             store["factor"] = to_numpy(self._factor)
@@ -226,12 +277,15 @@ class TermWeight:
             return
         step = int(np.array(store["step"]))
         own, other = self._unassigned(step), float(np.array(store["unassigned"]))
+        self.switch_on()
         if self.counts_steps:
             self._step.assign(step)
         if self.schedule is not None:
             self._value.assign(own)
         if math.isclose(own, other, rel_tol=1e-5, abs_tol=1e-7):
             self.assign(float(np.array(store["value"])))
+            if "off" in store.keys() and np.array(store["off"]):  # noqa: SIM118
+                self.switch_off()
         if self._factor is not None and "factor" in store.keys():  # noqa: SIM118
             self.scale(float(np.array(store["factor"])))
 

@@ -30,6 +30,7 @@ class BoundRule(keras.metrics.Metric):
     minimum_loss: float
     needs_given_weights: bool
     by_term: ClassVar[Mapping[str, bool]]
+    widest_ratio: float
     update_every: int
     warmup_steps: int
     on_nonfinite: str
@@ -168,6 +169,13 @@ class BoundRule(keras.metrics.Metric):
     def step(self) -> int:
         """The number of training steps in which the rule was on."""
         return self.progress.step
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """The current weights by term; empty before the terms are known."""
+        if self.progress is None:
+            return {}
+        return dict(zip(self.terms, self.progress.arrays()["weight"].tolist(), strict=True))
 
     def read(self) -> dict[str, dict[str, float]]:
         """Returns the values to log besides weight and loss, by the name of the term."""

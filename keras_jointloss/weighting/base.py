@@ -87,6 +87,9 @@ class Weighting(BoundRule):
     corrects_bias = False
     #: Whether `update` needs `given_weights`, the user's weights of the next step.
     needs_given_weights = False
+    #: The callback warns if the largest weight is more than this many times the smallest: then one
+    #: term has practically all the weight. Infinite for a rule that returns 0 on purpose.
+    widest_ratio = 1e4
 
     def __init__(
         self,

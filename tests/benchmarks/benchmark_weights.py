@@ -2,8 +2,11 @@
 
 - `small_step`: four annealed terms in a model with a fast step, which exposes every operation,
 - `medium_step`: the same with a wider hidden layer and a step of about 2.5 ms,
+- `loss_term`: a `LossTerm` in place of the fourth output term of `medium_step`,
 - `emoji`: the model of examples/emoji.py,
 - `weighting_<rule>`: each rule on the four terms of `medium_step`, against constant weights,
+- `missing_targets`: `medium_step` with constant weights and targets of which half are missing, by
+  `missing`, against the same by a `sample_weight` of 0,
 - `loop`: examples/explicit_weights.py against a manual loop (TensorFlow only).
 
 Unless stated otherwise, the baseline is the same model with plain losses and numeric weights.
@@ -102,6 +105,50 @@ def weighting(log_dir, pairs, rule, width=2048):
     return compare(lambda: fit(adapted), lambda: fit(constant), pairs)
 
 
+def loss_term(log_dir, pairs, width=2048):
+    """Compares an epoch in which a `LossTerm` computes one of four losses to four output terms."""
+    x, y, losses, compiled = four_terms(width)
+    names = list(losses)[:-1]
+    inputs, target = keras.Input((64,)), keras.Input((4,))
+    hidden = keras.layers.Dense(width, activation="relu")(inputs)
+    heads = {name: keras.layers.Dense(4)(hidden) for name in losses}
+    term = kj.layers.LossTerm("mean_squared_error", name="d")
+    # In the path to an output, or the model would not contain the layer.
+    heads["c"] = keras.layers.Identity()([heads["c"], term(heads.pop("d"), target)])[0]
+    with_layer = keras.Model([inputs, target], heads)
+    with_layer.compile("adam", **kj.joint_loss({name: losses[name] for name in names}))
+    with_output = compiled(**kj.joint_loss(losses))
+
+    def fit(model, x, y):
+        options = {"batch_size": 32, "shuffle": False, "verbose": 0}
+        model.fit(x, y, callbacks=[kj.callbacks.JointLossCallback(log_dir)], **options)
+
+    return compare(
+        lambda: fit(with_layer, [x, y["d"]], {name: y[name] for name in names}),
+        lambda: fit(with_output, x, y),
+        pairs,
+    )
+
+
+def missing_targets(log_dir, pairs, width=2048):
+    """Compares an epoch with missing targets to one with sample weights of 0."""
+    x, y, losses, compiled = four_terms(width)
+    is_labelled = np.random.default_rng(1).random(len(x)) < 0.5
+    gaps = {name: np.where(is_labelled[:, None], y[name], np.float32(np.nan)) for name in y}
+    weights = dict.fromkeys(y, is_labelled.astype("float32"))
+    partial_model = compiled(**kj.joint_loss(losses, missing=float("nan")))
+    weighted_model = compiled(**kj.joint_loss(losses))
+    options = {"batch_size": 32, "shuffle": False, "verbose": 0}
+
+    def fit(model, y, sample_weight):
+        callbacks = [kj.callbacks.JointLossCallback()]
+        model.fit(x, y, sample_weight=sample_weight, callbacks=callbacks, **options)
+
+    return compare(
+        lambda: fit(partial_model, gaps, None), lambda: fit(weighted_model, y, weights), pairs
+    )
+
+
 class PlainTerm(keras.layers.Layer):
     """The plain Keras alternative to the layer term of the emoji model."""
 
@@ -196,8 +243,10 @@ class Benchmark(NamedTuple):
 BENCHMARKS = {
     "small_step": Benchmark(small_step, 1.12),
     "medium_step": Benchmark(partial(small_step, width=2048), 1.12),
+    "loss_term": Benchmark(loss_term, 1.0),
     "emoji": Benchmark(emoji, 1.03),
     **{f"weighting_{rule}": Benchmark(partial(weighting, rule=rule), 1.05) for rule in RULES},
+    "missing_targets": Benchmark(missing_targets, 1.02),
     "loop": Benchmark(loop, 1.05, ("tensorflow",)),
 }
 

@@ -1,0 +1,106 @@
+"""What the callback warns of during training, each once."""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+
+from keras_jointloss.callbacks._gradient_readings import GradientReadings, Statistics
+from keras_jointloss.callbacks._term_readings import TermReadings
+from keras_jointloss.model_terms import ModelTerms
+
+
+class TrainingWarnings:
+    """Warns once in a training of each thing that goes wrong.
+
+    Args:
+        terms: The terms of the model.
+    """
+
+    def __init__(self, terms: ModelTerms):
+        self._terms = terms
+        self._warned: set[str] = set()
+        self._weights_at_begin: dict[str, float] | None = None
+
+    def _once(self, about: str, what: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            warnings.warn(what, stacklevel=4)
+
+    def start_epoch(self) -> None:
+        """Records the weights with which the training begins, if this is its first epoch."""
+        if self._weights_at_begin is None:
+            self._weights_at_begin = self._weights()
+
+    def _weights(self) -> dict[str, float]:
+        return {name: float(weight) for name, weight in self._terms.items()}
+
+    def of_losses(self, readings: TermReadings, step: int) -> None:
+        """Warns of each term whose mean loss is not finite."""
+        for name, loss, run in readings.nonfinite_losses():
+            self._once(
+                f"loss of {name}", f"The loss of term {name!r} is {loss} ({run}, step {step})."
+            )
+
+    def of_standstill(self, batches: int, epoch: int) -> None:
+        """Warns if the weights did not move in all batches of an epoch."""
+        if self._terms.clock.has_missed(batches):
+            self._once(
+                "standstill",
+                "The weights of a schedule or weighting did not move in all of the "
+                f"{batches} batches of epoch {epoch}. Expected training of all layer terms "
+                "by `fit`, or by `train_on_batch` between the hooks of a "
+                "`keras.callbacks.CallbackList` without `reset_metrics` after "
+                "`on_train_batch_begin`.",
+            )
+
+    def of_gradients(self, readings: GradientReadings, statistics: Statistics) -> None:
+        """Warns of the terms whose gradients were the first to be non-finite."""
+        for prefix, what in readings.nonfinite_gradients(statistics):
+            self._once(prefix, what)
+
+    def of_factors(self) -> None:
+        """Warns if the weighting gives one term practically all the weight."""
+        rule = self._terms.weighting
+        factors = {} if rule is None else rule.factors
+        factors = {name: x for name, x in factors.items() if not self._terms[name].is_off}
+        if rule is None or len(factors) < 2:
+            return
+        least, most = min(factors, key=factors.__getitem__), max(factors, key=factors.__getitem__)
+        if factors[most] > rule.widest_ratio * factors[least]:
+            self._once(
+                "factors",
+                f"{type(rule).__name__} weights the term {most!r} with {factors[most]:.3g} and the "
+                f"term {least!r} with {factors[least]:.3g}: {least!r} is hardly trained any more. "
+                "A loss near 0 can cause this. Limit the weights with `min_weight` and "
+                "`max_weight`, or, in a rule with a `floor`, raise it.",
+            )
+
+    def of_monitors(self, callbacks: Iterable[Any], logs: Mapping[str, Any]) -> None:
+        """Warns of callbacks that compare a total from different weights.
+
+        Args:
+            callbacks: The callbacks of the training.
+            logs: The logs at the end of an epoch.
+        """
+        if self._weights() == self._weights_at_begin:
+            return
+        for callback in callbacks:
+            monitor = getattr(callback, "monitor", None)
+            if monitor in ("loss", "val_loss") and monitor in logs and _compares(callback):
+                name = type(callback).__name__
+                self._once(
+                    f"monitor {name}",
+                    f"{name} monitors {monitor!r} while the weights of the terms move: it compares "
+                    "different sums. Monitor 'val_joint_loss' (or 'joint_loss') with "
+                    "`mode='min'`, which `JointLossCallback(validation_weights=...)` logs at fixed "
+                    "weights.",
+                )
+
+
+def _compares(callback: Any) -> bool:
+    """Returns whether a callback of Keras compares the values of epochs."""
+    if isinstance(callback, keras.callbacks.ModelCheckpoint):
+        return bool(callback.save_best_only)
+    return isinstance(callback, keras.callbacks.EarlyStopping | keras.callbacks.ReduceLROnPlateau)

@@ -1,0 +1,80 @@
+"""Finds out by a trial how a loss or metric combines the elements of its targets."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+_TRUE = np.array([[0, 1, 0], [1, 0, 0], [0, 0, 1], [0, 1, 0]], "float32")
+_PREDICTED = np.array(
+    [[0.15, 0.55, 0.3], [0.35, 0.45, 0.2], [0.25, 0.65, 0.1], [0.05, 0.6, 0.35]], "float32"
+)
+_OTHER = np.array(
+    [[0.95, 0.03, 0.02], [0.2, 0.1, 0.7], [0.4, 0.55, 0.05], [0.6, 0.15, 0.25]], "float32"
+)
+
+
+def is_separable(compute: Callable[[Any, Any], Any]) -> bool:
+    """Returns whether a function is a mean over all elements of `(batch, k)` arrays.
+
+    Args:
+        compute: A function of targets and predictions.
+    """
+    column = _try(compute, _TRUE.reshape(-1, 1), _PREDICTED.reshape(-1, 1))
+    rows, other = _try(compute, _TRUE, _PREDICTED), _try(compute, _TRUE, _OTHER)
+    # A result that does not change with the prediction says nothing.
+    return _are_close(rows, column) and not _are_close(rows, other)
+
+
+def is_mean_over_elements(compute: Callable[[Any, Any], Any]) -> bool:
+    """Returns whether a function returns the mean over the last axis, `(batch,)`.
+
+    Args:
+        compute: A function of targets and predictions.
+    """
+
+    def mean(y_true, y_pred):
+        values = compute(y_true, y_pred)
+        return ops.mean(values) if tuple(values.shape) == (len(y_true),) else None
+
+    return is_separable(mean)
+
+
+def returns_scalar(compute: Callable[[Any, Any], Any]) -> bool:
+    """Returns whether a function returns one number for a batch.
+
+    Args:
+        compute: A function of targets and predictions.
+    """
+    value = _try(compute, _TRUE, _PREDICTED)
+    return value is not None and value.shape == ()
+
+
+def ignores_zeros(compute: Callable[[Any, Any], Any]) -> bool:
+    """Returns whether a function returns a number for a batch that rows of zeros do not change.
+
+    Args:
+        compute: A function of targets and predictions.
+    """
+    zeros = np.zeros_like(_TRUE)
+    padded = _try(compute, np.concatenate([_TRUE, zeros]), np.concatenate([_PREDICTED, zeros]))
+    return returns_scalar(compute) and _are_close(_try(compute, _TRUE, _PREDICTED), padded)
+
+
+def _try(compute: Callable[[Any, Any], Any], *batch: np.ndarray) -> np.ndarray | None:
+    """Returns the result as an array, or `None` if the function does not work."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = compute(*(ops.convert_to_tensor(values) for values in batch))
+            return None if result is None else ops.convert_to_numpy(result)
+    except Exception:  # It may require other shapes or values, whatever error that is.
+        return None
+
+
+def _are_close(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    if a is None or b is None:
+        return False
+    return a.shape == b.shape and bool(np.allclose(a, b, rtol=1e-4, atol=1e-6))

@@ -1,0 +1,170 @@
+"""A loss over the labelled targets of a batch."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from keras_jointloss._backend import replica_count, sum_over_replicas
+from keras_jointloss._masks import reduce_values
+from keras_jointloss._math import divide_or_0, upstream_of
+from keras_jointloss.terms._probe import ignores_zeros, is_mean_over_elements
+from keras_jointloss.terms.missing import elements, fill, items, validate_missing, with_rank
+
+
+class LabelledValue(NamedTuple):
+    """The loss of a batch.
+
+    Attributes:
+        loss: The loss as Keras expects it: under `tf.distribute`, divided by the number of
+            replicas.
+        labelled: The number of labelled targets.
+        targets: The number of targets, without those that Keras masks.
+    """
+
+    loss: Any
+    labelled: Any
+    targets: Any
+
+
+class LabelledLoss:
+    """Computes a loss over the labelled targets of a batch.
+
+        loss = sum_i w_i * loss_i / n
+
+    where `i` runs over the labelled targets, `w_i` is the sample weight and `n` the number of the
+    labelled targets, or, for the reduction `"mean_with_sample_weight"`, the sum of their weights.
+    Without labelled targets the loss is 0.
+
+    If the loss is a mean over the last axis, a target is an element of `(batch, ..., k)`. Otherwise
+    it is a row, which is labelled if all of its elements are. A trial in the constructor finds out.
+    A loss that returns a scalar for the batch, such as `keras.losses.Dice`, receives 0 for missing
+    targets and for their predictions, which must not change its value.
+
+    Args:
+        compute: Returns the unreduced loss of targets and predictions.
+        reduction: The reduction, as in `keras.losses.Loss`.
+        dtype: The dtype of the loss.
+        missing: The value of a missing target: NaN or a number.
+
+    Raises:
+        ValueError: If there is no reduction.
+    """
+
+    def __init__(
+        self, compute: Callable[[Any, Any], Any], reduction: Any, dtype: str, missing: float
+    ):
+        if reduction in (None, "none"):
+            raise ValueError(
+                "Invalid value for argument `missing`. Expected None for a loss without a "
+                f"reduction. Received: missing={missing!r}, reduction={reduction!r}"
+            )
+        self.missing = validate_missing(missing)
+        self._compute = compute
+        self._reduction = reduction
+        self.dtype = dtype
+        self._is_separable = is_mean_over_elements(compute)
+        self._ignores_zeros = not self._is_separable and ignores_zeros(compute)
+
+    def __call__(self, y_true, y_pred, sample_weight=None) -> LabelledValue:
+        if keras.tree.is_nested(y_pred) or keras.tree.is_nested(y_true):
+            raise ValueError(
+                "Expected one tensor as target and prediction of an output with missing targets. "
+                f"Received: y_true={y_true!r}, y_pred={y_pred!r}"
+            )
+        y_true, plain_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+        sums, labelled, targets = self._values(y_true, plain_pred)
+
+        # Keras returns the same tensor if there is no mask.
+        is_unmasked = reduce_values(targets, y_pred, None, "none", self.dtype) is targets
+
+        def total(values, weight=None):
+            if weight is None and is_unmasked:
+                return ops.sum(values)
+            return reduce_values(values, y_pred, weight, "sum", self.dtype)
+
+        loss, count = total(sums, sample_weight), total(labelled)
+        if self._reduction != "sum":
+            is_weighted = self._reduction == "mean_with_sample_weight" and sample_weight is not None
+            loss = _mean(loss, total(labelled, sample_weight) if is_weighted else count)
+        return LabelledValue(loss, count, total(targets))
+
+    def has_weight(self, y_true, y_pred, sample_weight):
+        """Returns whether any labelled target has a weight other than 0."""
+        y_true, plain_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+        labelled = self._labelled(y_true, plain_pred)
+        weighs = ops.not_equal(ops.convert_to_tensor(sample_weight), 0)
+        return reduce_values(labelled, y_pred, ops.cast(weighs, self.dtype)) > 0
+
+    def _values(self, y_true, y_pred) -> tuple[Any, Any, Any]:
+        """Returns sums of values, of labelled targets and of targets: each `(batch, ...)`."""
+        batch = elements(y_true, y_pred, self.missing) if self._is_separable else None
+        if batch is not None:
+            return self._sums_of_elements(*batch)
+        if self._ignores_zeros:
+            return self._scalar(y_true, y_pred)
+        mask = items(y_true, y_pred, self.missing)
+        values = self._compute(*fill(y_true, y_pred, mask))
+        if not len(values.shape):
+            raise ValueError(
+                "Expected a loss that returns one value for each item of an output with missing "
+                "targets, or a scalar that targets and predictions of 0 do not change. Received: a "
+                "loss that returns another scalar"
+            )
+        mask = with_rank(mask, len(values.shape))
+        labelled = ops.where(mask, ops.ones_like(values), 0)
+        return ops.where(mask, values, 0), labelled, ops.ones_like(values)
+
+    def _sums_of_elements(self, y_true, y_pred, mask) -> tuple[Any, Any, Any]:
+        y_true, y_pred = fill(y_true, y_pred, mask)
+        columns = [ops.reshape(y, (-1, 1)) for y in (y_true, y_pred)]
+        values = ops.reshape(self._compute(*columns), ops.shape(mask))
+        ones = ops.ones_like(values)
+        values, labelled = ops.where(mask, values, 0), ops.where(mask, ones, 0)
+        if mask.shape[-1] == 1:
+            values, labelled, ones = (ops.squeeze(x, -1) for x in (values, labelled, ones))
+            return values, labelled, ones
+        # The sum over items of a mean over elements counts missing elements as 0.
+        reduce = ops.mean if self._reduction == "sum" else ops.sum
+        return reduce(values, axis=-1), ops.sum(labelled, axis=-1), ops.sum(ones, axis=-1)
+
+    def _scalar(self, y_true, y_pred) -> tuple[Any, Any, Any]:
+        batch = elements(y_true, y_pred, self.missing)
+        if batch is None:
+            mask = items(y_true, y_pred, self.missing)
+        else:
+            y_true, y_pred, mask = batch
+        value = self._compute(*fill(y_true, y_pred, mask, prediction=0.0))
+        has_label = ops.any(mask, axis=tuple(range(1, len(mask.shape))))  # (batch,)
+        labelled = ops.cast(has_label, value.dtype)
+        if self._reduction == "sum":
+            value = divide_or_0(value, ops.sum(labelled))
+        return ops.where(has_label, value, 0), labelled, ops.ones_like(labelled)
+
+    def _labelled(self, y_true, y_pred):
+        """Returns 1 for each labelled target and 0 for others, without computing the loss."""
+        batch = elements(y_true, y_pred, self.missing) if self._is_separable else None
+        mask = items(y_true, y_pred, self.missing) if batch is None else ops.any(batch[2], axis=-1)
+        return ops.cast(mask, self.dtype)
+
+
+def _mean(total, divisor):
+    """Returns `total / divisor`, as one replica's part of the mean over all replicas.
+
+    The value is the mean of this replica, since TensorFlow would switch to another replica during
+    an exchange in the forward pass. The gradient is exact: a replica counts as much as it divides
+    by.
+    """
+    replicas = replica_count()
+    if replicas == 1:
+        return divide_or_0(total, divisor)
+
+    def compute(mean):
+        def gradient(*arguments, upstream=None):
+            share = divide_or_0(divisor, sum_over_replicas(divisor))
+            return upstream_of(arguments, upstream) * replicas * share
+
+        return ops.copy(mean), gradient
+
+    return ops.custom_gradient(compute)(divide_or_0(total, divisor) / replicas)

@@ -1,0 +1,62 @@
+"""Several losses of one output, each of which is a term."""
+
+from collections.abc import Mapping
+
+import keras
+from keras import ops
+
+from keras_jointloss.terms.applied_weight import take
+from keras_jointloss.terms.loss import TermLoss
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class LossSum(keras.losses.Loss):
+    """The weighted sum of several losses of one output, each of which is a term.
+
+        loss = sum_i weight_i * loss_i(y_true, y_pred)
+
+    Each part records its loss in its own `LossWeight` and has its own reduction. Keras multiplies
+    the sum by 1.
+
+    Args:
+        parts: The `TermLoss` of each part, by name.
+        name: Name of the loss.
+
+    Raises:
+        ValueError: If `parts` is empty or holds anything but a `TermLoss`.
+
+    Example:
+
+    >>> import keras_jointloss as kj
+    >>> joint = kj.joint_loss({"mask": {"dice": keras.losses.Dice(), "bce": "binary_crossentropy"}})
+    >>> float(joint["loss"]["mask"].parts["dice"].weight)
+    1.0
+    """
+
+    def __init__(self, parts: Mapping[str, TermLoss], name: str = "loss_sum"):
+        super().__init__(name=name)
+        if not parts or not all(isinstance(part, TermLoss) for part in parts.values()):
+            raise ValueError(
+                "Invalid value for argument `parts`. Expected a non-empty dict of name to "
+                f"`TermLoss`. Received: parts={parts!r}"
+            )
+        self.parts = dict(parts)
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        values = []
+        for part in self.parts.values():
+            value = ops.cast(part(y_true, y_pred, sample_weight), keras.config.floatx())
+            values.append(value * take())
+        return sum(values)
+
+    def get_config(self) -> dict:
+        # The objects themselves, as in `TermLoss`.
+        return {"parts": self.parts, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "LossSum":
+        parts = {
+            name: keras.saving.deserialize_keras_object(part) if isinstance(part, dict) else part
+            for name, part in config["parts"].items()
+        }
+        return cls(**{**config, "parts": parts})

@@ -1,0 +1,70 @@
+"""The metric that logs a value which the weight of an output term records."""
+
+from typing import Any
+
+import keras
+
+from keras_jointloss._validation import validate_choice
+from keras_jointloss.terms.output_weight import LossWeight
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class TermReading(keras.metrics.Metric):
+    """Logs a value that the weight of an output term records, for terms that Keras does not log.
+
+    It has no state: its name follows that of the weight, so `mask_dice_weight` is logged beside
+    `mask_dice_loss`.
+
+    Args:
+        weight: The `LossWeight` of the term, which must be among the metrics of the model, too.
+        value: What to log: `"loss"`, the mean loss of the term over its labelled items, or
+            `"labelled"`, the share of its targets that are labelled.
+        name: Ignored.
+        dtype: As in `keras.metrics.Metric`.
+
+    Raises:
+        ValueError: If `weight` is no `LossWeight`, or `value` does not exist.
+    """
+
+    def __init__(self, weight: LossWeight, value: str = "loss", name: Any = None, dtype=None):
+        if not isinstance(weight, LossWeight):
+            raise ValueError(
+                "Invalid value for argument `weight`. Expected a `LossWeight`. "
+                f"Received: weight={weight!r}"
+            )
+        # A function, as Keras would track the weight as a part of this metric, a second time.
+        self._get_weight = lambda: weight
+        self.value = validate_choice(value, "value", ("loss", "labelled"))
+        super().__init__(name=name, dtype=dtype)
+
+    @property
+    def name(self) -> str:
+        """The name of the weight with the value in place of `weight`."""
+        name = self._get_weight().name
+        is_usual = name == "weight" or name.endswith("_weight")
+        return f"{name.removesuffix('weight') if is_usual else f'{name}_'}{self.value}"
+
+    @name.setter
+    def name(self, name: Any) -> None:
+        """Does nothing: the callback may rename the weight later."""
+
+    def update_state(self, y_true=None, y_pred=None, sample_weight=None) -> None:
+        """Does nothing: the loss of the term updates the weight."""
+
+    def result(self):
+        """Returns the value, a scalar tensor."""
+        weight = self._get_weight()
+        return weight.means.loss() if self.value == "loss" else weight.means.labelled()
+
+    def reset_state(self) -> None:
+        """Does nothing: Keras resets the weight, too."""
+
+    def get_config(self) -> dict:
+        return {"weight": self._get_weight(), "value": self.value, "dtype": self.dtype}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "TermReading":
+        weight = config["weight"]
+        if isinstance(weight, dict):
+            weight = keras.saving.deserialize_keras_object(weight)
+        return cls(**{**config, "weight": weight})

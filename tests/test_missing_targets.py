@@ -1,0 +1,288 @@
+"""Missing targets: loss, gradient and metrics are those of the labelled targets alone."""
+
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_jointloss as kj
+from keras_jointloss.terms.labelled_metric import LabelledMetric
+from tests.gradients import COMPILES, compiled_value_and_gradient, value_and_gradient
+
+NAN = float("nan")
+ITEMS = 8
+GENERATOR = np.random.default_rng(3)
+LABELLED = np.array([1, 0, 0, 1, 1, 0, 1, 0], bool)
+ELEMENTS = GENERATOR.random((ITEMS, 3)) < 0.5
+PIXELS = GENERATOR.random((ITEMS, 4, 5)) < 0.6
+WEIGHT = np.linspace(0.5, 2, ITEMS).astype("float32")
+
+
+def probabilities(*shape):
+    return GENERATOR.uniform(0.1, 0.9, (ITEMS, *shape)).astype("float32")
+
+
+def integers(*shape):
+    return GENERATOR.integers(0, 3, (ITEMS, *shape)).astype("int32")
+
+
+def binary(*shape):
+    return GENERATOR.integers(0, 2, (ITEMS, *shape)).astype("float32")
+
+
+ONE_HOT = np.eye(3, dtype="float32")[integers()]
+
+
+class Case(NamedTuple):
+    """A loss with targets, of which some are missing.
+
+    Attributes:
+        loss: The loss.
+        y_true: The targets, complete.
+        y_pred: The predictions.
+        missing: The value of missing targets.
+        labelled: Which targets are not missing: items, elements or pixels.
+    """
+
+    loss: Any
+    y_true: np.ndarray
+    y_pred: np.ndarray
+    missing: float = NAN
+    labelled: np.ndarray = LABELLED
+
+
+sparse = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+CASES = {
+    "regression": Case("mse", probabilities(1), probabilities(1)),
+    "rank_1_targets": Case(keras.losses.Huber(), probabilities(), probabilities(1)),
+    "elements": Case("mse", probabilities(3), probabilities(3), -1, ELEMENTS),
+    "binary_elements": Case(
+        keras.losses.BinaryCrossentropy(from_logits=True),
+        binary(3),
+        probabilities(3),
+        NAN,
+        ELEMENTS,
+    ),
+    "function_of_elements": Case(
+        keras.losses.mean_absolute_error, probabilities(3), probabilities(3), NAN, ELEMENTS
+    ),
+    "poisson": Case("poisson", probabilities(1), probabilities(1)),
+    "kl_divergence": Case("kl_divergence", probabilities(3), probabilities(3)),
+    "hinge": Case("hinge", 2 * binary(1) - 1, probabilities(1), 0),
+    "sparse": Case(sparse, integers(), probabilities(3), -1),
+    "sparse_with_axis": Case(sparse, integers(1), probabilities(3), -1),
+    "sparse_name": Case("sparse_categorical_crossentropy", integers(), probabilities(3), -1),
+    "sparse_floats": Case(sparse, integers().astype("float32"), probabilities(3)),
+    "sparse_pixels": Case(sparse, integers(4, 5), probabilities(4, 5, 3), 255, PIXELS),
+    "one_hot": Case(keras.losses.CategoricalCrossentropy(), ONE_HOT, probabilities(3)),
+    "crossentropy": Case("crossentropy", integers(), probabilities(3), -1),
+    "binary_crossentropy_by_shape": Case("crossentropy", binary(1), probabilities(1), -1),
+    "cosine": Case(keras.losses.CosineSimilarity(), probabilities(3), probabilities(3)),
+    "dice": Case(keras.losses.Dice(), binary(4, 5, 1), probabilities(4, 5, 1)),
+    "dice_of_items": Case(
+        keras.losses.Dice(axis=(1, 2, 3)), binary(4, 5, 1), probabilities(4, 5, 1)
+    ),
+    "weighted_mean": Case(
+        keras.losses.MeanSquaredError(reduction="mean_with_sample_weight"),
+        probabilities(3),
+        probabilities(3),
+        NAN,
+        ELEMENTS,
+    ),
+    "sum": Case(keras.losses.MeanSquaredError(reduction="sum"), probabilities(2), probabilities(2)),
+}
+
+
+def with_gaps(case):
+    """Returns the targets with the missing ones replaced."""
+    axes = (1,) * (case.y_true.ndim - case.labelled.ndim)
+    labelled = case.labelled.reshape(*case.labelled.shape, *axes)
+    return np.where(labelled, case.y_true, np.asarray(case.missing, case.y_true.dtype))
+
+
+def labelled_only(case, values):
+    """Returns the labelled targets, or their predictions, as the items of a batch."""
+    chosen = values[case.labelled]
+    # Each labelled element becomes an item.
+    return chosen[:, None] if case.labelled.ndim == case.y_pred.ndim else chosen
+
+
+def weights_of(case):
+    """Returns sample weights of all items, and those of the labelled targets."""
+    weight = WEIGHT.reshape(-1, *(1,) * (case.labelled.ndim - 1))
+    labelled = np.broadcast_to(weight, case.labelled.shape)[case.labelled]
+    return (weight if case.labelled.ndim > 2 else WEIGHT), labelled
+
+
+def term_loss(loss, missing=None):
+    return kj.terms.TermLoss(loss, kj.LossWeight(), "term", missing)
+
+
+@pytest.mark.parametrize("is_weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("name", CASES)
+def test_value_and_gradient_are_those_of_the_labelled_targets(name, is_weighted):
+    case = CASES[name]
+    weight, labelled_weight = weights_of(case) if is_weighted else (None, None)
+    loss = term_loss(case.loss, case.missing)
+    value, gradient = value_and_gradient(
+        lambda y_pred: loss(with_gaps(case), y_pred, weight), case.y_pred
+    )
+    plain = term_loss(case.loss)
+    expected, labelled_gradient = value_and_gradient(
+        lambda y_pred: plain(labelled_only(case, case.y_true), y_pred, labelled_weight),
+        labelled_only(case, case.y_pred),
+    )
+    assert value == pytest.approx(expected, rel=1e-5)
+    expected_gradient = np.zeros_like(case.y_pred)
+    is_element = case.labelled.ndim == case.y_pred.ndim
+    expected_gradient[case.labelled] = labelled_gradient[:, 0] if is_element else labelled_gradient
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+    mask = (
+        case.labelled
+        if is_element
+        else case.labelled[(...,) + (None,) * (case.y_pred.ndim - case.labelled.ndim)]
+    )
+    assert np.all(np.where(mask, 0, gradient) == 0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_batch_without_labels_has_loss_and_gradient_0(name):
+    case = CASES[name]
+    loss = term_loss(case.loss, case.missing)
+    y_true = np.full_like(case.y_true, case.missing)
+    value, gradient = value_and_gradient(lambda y_pred: loss(y_true, y_pred), case.y_pred)
+    assert value == 0
+    assert np.all(gradient == 0)
+
+
+@pytest.mark.skipif(not COMPILES, reason="the backend does not compile")
+@pytest.mark.parametrize("name", ["elements", "sparse", "dice"])
+def test_compiled_loss_equals_the_eager_one(name):
+    case = CASES[name]
+    loss = term_loss(case.loss, case.missing)
+    compute = compiled_value_and_gradient(lambda y_pred, y_true: loss(y_true, y_pred))
+    value, gradient = compute(case.y_pred, with_gaps(case))
+    expected = value_and_gradient(lambda y_pred: loss(with_gaps(case), y_pred), case.y_pred)
+    assert value == pytest.approx(expected[0], rel=1e-5)
+    np.testing.assert_allclose(gradient, expected[1], rtol=1e-4, atol=1e-6)
+    value, gradient = compute(case.y_pred, np.full_like(case.y_true, case.missing))
+    assert value == 0
+    assert np.all(gradient == 0)
+
+
+def test_mean_over_elements_equals_its_formula():
+    case = CASES["elements"]
+    value = term_loss("mse", -1)(with_gaps(case), case.y_pred, WEIGHT)
+    square = WEIGHT[:, None] * (case.y_true - case.y_pred) ** 2
+    assert float(value) == pytest.approx(square[ELEMENTS].sum() / ELEMENTS.sum(), rel=1e-5)
+
+
+def test_row_with_a_missing_element_is_left_out_if_the_loss_needs_whole_rows():
+    case = CASES["cosine"]
+    y_true = np.where(ELEMENTS | LABELLED[:, None], case.y_true, NAN)
+    whole = ~np.isnan(y_true).any(axis=1)
+    assert 0 < whole.sum() < ITEMS
+    value = term_loss(case.loss, NAN)(y_true, case.y_pred)
+    assert float(value) == pytest.approx(float(case.loss(case.y_true[whole], case.y_pred[whole])))
+
+
+@pytest.mark.parametrize("missing", [300, 0.5, NAN])
+def test_value_that_a_target_cannot_have_marks_none(missing):
+    y_true = np.array([[0], [255], [1]], "uint8")
+    value = term_loss("mse", missing)(y_true, np.zeros((3, 1), "float32"))
+    assert float(value) == pytest.approx((255**2 + 1) / 3)
+
+
+METRICS = {
+    "name": ("mae", "regression"),
+    "function_of_elements": (keras.losses.huber, "elements"),
+    "mean_of_elements": (keras.metrics.MeanAbsoluteError(), "elements"),
+    "root_of_elements": (keras.metrics.RootMeanSquaredError(), "elements"),
+    "area": (keras.metrics.AUC(), "binary_elements"),
+    "precision": (keras.metrics.Precision(), "binary_elements"),
+    "sparse": (keras.metrics.SparseCategoricalAccuracy(), "sparse"),
+    "pixels": ("sparse_categorical_accuracy", "sparse_pixels"),
+    "top": (keras.metrics.TopKCategoricalAccuracy(2), "one_hot"),
+    "needs_rows": ("cosine_similarity", "cosine"),
+    "accuracy_sparse": ("accuracy", "sparse_with_axis"),
+    "accuracy_of_one_hot": ("acc", "one_hot"),
+    "accuracy_binary": ("accuracy", "binary_crossentropy_by_shape"),
+    "needs_columns": (keras.metrics.R2Score(), "regression"),
+}
+
+
+def plain_metric(metric, case):
+    """Returns the metric that Keras itself uses."""
+    if metric in ("accuracy", "acc"):
+        kinds = {
+            "one_hot": keras.metrics.CategoricalAccuracy,
+            "sparse_with_axis": keras.metrics.SparseCategoricalAccuracy,
+        }
+        return kinds.get(case, keras.metrics.BinaryAccuracy)()
+    found = keras.metrics.get(metric)
+    if isinstance(found, keras.metrics.Metric):
+        return type(found).from_config(found.get_config())
+    return keras.metrics.MeanMetricWrapper(found)
+
+
+@pytest.mark.parametrize("is_weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("name", METRICS)
+def test_metric_sees_the_labelled_targets_only(name, is_weighted):
+    metric, case_name = METRICS[name]
+    case = CASES[case_name]
+    weight, labelled_weight = weights_of(case) if is_weighted else (None, None)
+    if is_weighted and case.labelled.ndim > 2:
+        weight = np.broadcast_to(weight, case.labelled.shape)
+    labelled = LabelledMetric(metric, case.missing)
+    plain = plain_metric(metric, case_name)
+    for _ in range(2):  # The second time after a reset.
+        for half in (slice(0, 5), slice(5, ITEMS)):
+            labelled.update_state(
+                with_gaps(case)[half], case.y_pred[half], None if weight is None else weight[half]
+            )
+        plain.update_state(
+            labelled_only(case, case.y_true), labelled_only(case, case.y_pred), labelled_weight
+        )
+        assert float(labelled.result()) == pytest.approx(float(plain.result()), rel=1e-4)
+        labelled.reset_state()
+        plain.reset_state()
+    config = keras.saving.serialize_keras_object(labelled)
+    again = keras.saving.deserialize_keras_object(config)
+    assert again.get_config().keys() == labelled.get_config().keys()
+    assert again.name == labelled.name
+
+
+class Unweighted(keras.metrics.Mean):
+    def update_state(self, y_true, y_pred):
+        super().update_state(y_pred)
+
+
+def of_batch(y_true, y_pred):
+    return ops.mean(ops.abs(y_true - y_pred))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"missing": "nan"}, "`missing`.*NaN or a finite number.*'nan'"),
+        ({"missing": float("inf")}, "`missing`.*NaN or a finite number"),
+        ({"missing": {"b": 0}}, r"`missing`.*outputs with a loss, among \['a'\]"),
+        ({"losses": {"a": kj.losses.SupCon()}, "missing": -1}, "`missing`.*SupCon.*`unlabelled=`"),
+        (
+            {"losses": {"a": keras.losses.MeanSquaredError(reduction=None)}, "missing": 0},
+            "`missing`.*without a reduction",
+        ),
+        ({"metrics": {"a": Unweighted()}, "missing": 0}, "takes a `sample_weight`"),
+        ({"metrics": {"a": of_batch}, "missing": 0}, "one value for each item"),
+    ],
+)
+def test_invalid_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kj.joint_loss(**{"losses": {"a": "mse"}, **arguments})
+
+
+def test_loss_of_the_whole_batch_is_refused():
+    with pytest.raises(ValueError, match="one value for each item"):
+        term_loss(of_batch, NAN)(np.zeros((4, 1)), np.zeros((4, 1)))

@@ -1,0 +1,168 @@
+"""Missing targets in `fit` and `evaluate`: weights, logs, rules, masks and replicas."""
+
+import contextlib
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_jointloss as kj
+from keras_jointloss.find_terms import find_terms
+from tests.small_models import X, Y, build, fit
+from tests.summaries import read_scalars
+from tests.test_training import two_replicas
+
+NAN = float("nan")
+LABELLED = np.random.default_rng(5).random(len(X)) < 0.3
+LABELLED[20:30] = False  # One batch has no labels.
+LOSSES = {"a": "mse", "b": "sparse_categorical_crossentropy"}
+Y_MISSING = {
+    "a": np.where(LABELLED[:, None], Y["a"], np.float32(NAN)),
+    "b": np.where(LABELLED, Y["b"], -1),
+}
+MISSING = {"a": NAN, "b": -1}
+
+
+def with_one_output(loss, missing=None):
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((5,))
+    hidden = keras.layers.Dense(4, activation="tanh")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax", name="b")(hidden))
+    arguments = kj.joint_loss({"b": loss}, missing=missing, metrics="accuracy")
+    model.compile(keras.optimizers.Adam(0.05), **arguments)
+    return model
+
+
+def values(model):
+    return [ops.convert_to_numpy(variable) for variable in model.trainable_variables]
+
+
+def assert_equal_weights(model, other, tolerance=1e-4):
+    for value, expected in zip(values(model), values(other), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=tolerance, atol=tolerance / 100)
+
+
+def test_training_equals_that_on_the_labelled_items_alone():
+    options = {"batch_size": len(X), "epochs": 3, "class_weight": {0: 3.0, 1: 0.5, 2: 1.0}}
+    options = {**options, "verbose": 0, "callbacks": [kj.callbacks.JointLossCallback()]}
+    model = with_one_output(LOSSES["b"], -1)
+    history = model.fit(X, Y_MISSING["b"], **options).history
+    alone = with_one_output(LOSSES["b"])
+    expected = alone.fit(X[LABELLED], Y["b"][LABELLED], **options).history
+    assert_equal_weights(model, alone)
+    assert history.pop("b_labelled") == pytest.approx([LABELLED.mean()] * 3)
+    assert history == {key: pytest.approx(logs, 1e-4) for key, logs in expected.items()}
+
+
+def compiled(model, **options):
+    model.compile(keras.optimizers.SGD(0.0), **kj.joint_loss(LOSSES, missing=MISSING, **options))
+    return model
+
+
+def test_logs_are_means_over_labelled_targets(tmp_path):
+    metrics = {"a": "mae", "b": ["accuracy"]}
+    model = compiled(build(), metrics=metrics, weighted_metrics={"a": ["mae"]})
+    callback = kj.callbacks.JointLossCallback(str(tmp_path))
+    history = fit(model, [callback], y=Y_MISSING, validation_data=(X, Y_MISSING))
+    a, b = (np.asarray(model.predict(X, verbose=0)[name]) for name in ("a", "b"))
+    rows = np.flatnonzero(LABELLED)
+    expected = {
+        "a_loss": np.mean((a - Y["a"])[rows] ** 2),
+        "b_loss": -np.mean(np.log(b[rows, Y["b"][rows]])),
+        "a_labelled": LABELLED.mean(),
+        "b_labelled": LABELLED.mean(),
+        "a_mae": np.mean(np.abs(a - Y["a"])[rows]),
+        "a_weighted_mae": np.mean(np.abs(a - Y["a"])[rows]),
+        "b_accuracy": np.mean(np.argmax(b[rows], axis=1) == Y["b"][rows]),
+    }
+    for key, value in expected.items():
+        assert history[key] == pytest.approx([value], 1e-4), key
+        assert history[f"val_{key}"] == pytest.approx([value], 1e-4), key
+    scalars = read_scalars(tmp_path / "train")
+    assert scalars["joint_loss/a/raw"][4] == pytest.approx(expected["a_loss"], 1e-4)
+    assert scalars["joint_loss/b/labelled"][4] == pytest.approx(LABELLED.mean())
+    evaluated = model.evaluate(X, Y_MISSING, batch_size=len(X), verbose=0, return_dict=True)
+    assert evaluated == {
+        key: pytest.approx(history[key][0], 1e-4) for key in evaluated if key != "loss"
+    } | {"loss": pytest.approx(expected["a_loss"] + expected["b_loss"], 1e-4)}
+
+
+def test_metrics_and_shares_of_one_unnamed_output(tmp_path):
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(2)])
+    arguments = kj.joint_loss(["mse", "mae"], metrics=["mse"], missing=NAN)
+    model.compile(keras.optimizers.SGD(0.0), **arguments)
+    history = fit(model, y=Y_MISSING["a"])
+    assert history["mse_labelled"] == history["mae_labelled"] == pytest.approx([LABELLED.mean()])
+    assert history["mse"] == pytest.approx(history["mse_loss"], 1e-4)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert fit(loaded, y=Y_MISSING["a"]) == {
+        key: pytest.approx(logs, 1e-5) for key, logs in history.items()
+    }
+
+
+@pytest.mark.parametrize("rule", ["uncertainty", "famo"])
+def test_rule_does_not_move_for_a_term_without_labels(rule):
+    model = build()
+    arguments = kj.joint_loss(LOSSES, missing=MISSING, weighting=rule)
+    model.compile(keras.optimizers.SGD(0.05), **arguments)
+    y = {"a": np.full_like(Y["a"], NAN), "b": np.full_like(Y["b"], -1)}
+    before = values(model)
+    history = fit(model, y=y)
+    for value, initial in zip(values(model), before, strict=True):
+        np.testing.assert_array_equal(value, initial)
+    assert history["loss"] == [0.0]
+    initial = [float(weight) for weight in find_terms(model).values()]
+    weights = {"a": np.zeros(len(X)), "b": np.ones(len(X))}
+    fit(model, y=Y_MISSING, sample_weight=weights)
+    assert np.all(np.isfinite([value for array in values(model) for value in array.ravel()]))
+    fit(model, y=y, epochs=2)
+    resting = [float(weight) for weight in find_terms(model).values()]
+    fit(model, y=y)
+    assert [float(weight) for weight in find_terms(model).values()] == resting
+    assert initial != resting
+
+
+def test_masked_time_steps_are_left_out_too():
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(6, 4, 3)).astype("float32")
+    x[generator.random((6, 4)) < 0.3] = 0
+    y = generator.normal(size=(6, 4, 2)).astype("float32")
+    y[generator.random((6, 4, 2)) < 0.4] = NAN
+    inputs = keras.Input((4, 3))
+    masked = keras.layers.Masking()(inputs)
+    model = keras.Model(inputs, {"a": keras.layers.Dense(2)(masked)})
+    model.compile("sgd", **kj.joint_loss({"a": "mse"}, metrics="mae", missing=NAN))
+    logs = model.evaluate(x, {"a": y}, verbose=0, return_dict=True)
+    error = np.abs(np.asarray(model.predict(x, verbose=0)["a"]) - y)
+    valid = np.any(x != 0, axis=-1)
+    assert logs["loss"] == pytest.approx(np.nanmean(error[valid] ** 2), 1e-4)
+    assert logs["mae"] == pytest.approx(np.nanmean(error[valid]), 1e-4)
+    assert logs["a_labelled"] == pytest.approx(np.mean(~np.isnan(y[valid])))
+
+
+def mirrored_fit(is_mirrored, reduction):
+    with two_replicas().scope() if is_mirrored else contextlib.nullcontext():
+        model = build()
+        losses = {"a": keras.losses.MeanSquaredError(reduction=reduction), "b": LOSSES["b"]}
+        rule = "uncertainty" if reduction == "sum_over_batch_size" else None
+        arguments = kj.joint_loss(
+            losses, {"b": 0.5}, rule, metrics={"a": "mae", "b": "accuracy"}, missing=MISSING
+        )
+        model.compile(keras.optimizers.SGD(0.1), **arguments)
+    weight = np.linspace(0.5, 2, len(X)).astype("float32")
+    history = fit(model, y=Y_MISSING, sample_weight={"a": weight, "b": weight}, epochs=2)
+    return model, history
+
+
+@pytest.mark.backend("tensorflow")
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean_with_sample_weight", "sum"])
+def test_replicas_weigh_by_their_labelled_targets(reduction):
+    mirrored, history = mirrored_fit(True, reduction)
+    plain, expected = mirrored_fit(False, reduction)
+    halves = LABELLED.reshape(-1, 2, 5).sum(axis=2)
+    assert np.any(halves[:, 0] != halves[:, 1])
+    assert_equal_weights(mirrored, plain)
+    for key in ("b_loss", "b_weight", "a_labelled", "b_labelled", "a_mae", "b_accuracy"):
+        assert history[key] == pytest.approx(expected[key], 1e-4), key

@@ -1,0 +1,116 @@
+"""Several losses of one output: each is a term."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_jointloss as kj
+from keras_jointloss.find_terms import find_terms
+from tests.small_models import X, Y, build, fit, ramp
+from tests.summaries import read_scalars
+
+LOSSES = {
+    "a": {"square": "mse", "huber": keras.losses.Huber()},
+    "b": "sparse_categorical_crossentropy",
+}
+WEIGHTS = {"a_square": ramp(), "a_huber": 0.5}
+
+
+def reference(model, target):
+    """Returns the losses of `target` from their formulas."""
+    error = np.abs(target - np.asarray(model.predict(X, verbose=0)["a"]))
+    huber = np.where(error < 1, 0.5 * error**2, error - 0.5)
+    return {"a_square": float(np.mean(error**2)), "a_huber": float(np.mean(huber))}
+
+
+def with_one_output():
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((5,))
+    return keras.Model(inputs, keras.layers.Dense(2, name="a")(inputs))
+
+
+def test_each_loss_is_a_term_in_logs_and_summaries(tmp_path):
+    model = build()
+    model.compile(
+        keras.optimizers.SGD(0.0), **kj.joint_loss(LOSSES, WEIGHTS, metrics={"a": ["mae"]})
+    )
+    assert set(find_terms(model)) == {"a_square", "a_huber", "b"}
+    expected = reference(model, Y["a"])
+    evaluated = model.evaluate(X, Y, batch_size=10, verbose=0, return_dict=True)
+    assert {key: evaluated[f"{key}_loss"] for key in expected} == pytest.approx(expected, 1e-5)
+    assert set(evaluated) == {
+        "loss", "a_loss", "b_loss", "a_square_loss", "a_square_weight", "a_huber_loss",
+        "a_huber_weight", "b_weight", "a_mae",
+    }  # fmt: skip
+    # At the start of the schedule.
+    assert evaluated["a_loss"] == pytest.approx(0.5 * expected["a_huber"], 1e-5)
+    callback = kj.callbacks.JointLossCallback(str(tmp_path))
+    history = fit(model, [callback], validation_data=(X, Y))
+    assert history["a_square_weight"] == pytest.approx([0.4])
+    assert history["val_a_huber_loss"] == pytest.approx([expected["a_huber"]], 1e-5)
+    scalars = read_scalars(tmp_path / "train")
+    for term, raw in expected.items():
+        assert scalars[f"joint_loss/{term}/raw"][4] == pytest.approx(raw, 1e-5)
+    weighted = [scalars[f"joint_loss/{term}/weighted"][4] for term in ("a_square", "a_huber", "b")]
+    assert sum(weighted) == pytest.approx(history["loss"][0], 1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"weighting": "uncertainty"}])
+def test_copy_and_loaded_model_log_their_own_weights(options, tmp_path):
+    model = build()
+    model.compile(keras.optimizers.SGD(0.01), **kj.joint_loss(LOSSES, WEIGHTS, **options))
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    model.save(tmp_path / "model.keras")
+    expected = fit(model, epochs=2)
+    for other in (copy, keras.models.load_model(tmp_path / "model.keras")):
+        assert {id(other.loss["a"].parts[part].weight) for part in LOSSES["a"]} == {
+            id(find_terms(other)[f"a_{part}"]) for part in LOSSES["a"]
+        }
+        history = fit(other, epochs=2)
+        assert {key: history[key] for key in expected} == {
+            key: pytest.approx(values, 1e-4) for key, values in expected.items()
+        }
+
+
+LISTS = {
+    "named_output": ({"a": ["mse", keras.losses.Huber(name="h")]}, ("a_mse", "a_h")),
+    "unnamed_output": (["mse", keras.losses.huber], ("mse", "huber")),
+}
+
+
+@pytest.mark.parametrize(("losses", "terms"), LISTS.values(), ids=LISTS)
+def test_model_with_one_output_names_the_terms_after_the_losses(losses, terms):
+    model = with_one_output()
+    weights = {terms[0]: 0.25, terms[1]: kj.LossWeight(ramp())}
+    model.compile(keras.optimizers.SGD(0.0), **kj.joint_loss(losses, weights, metrics="mae"))
+    history = fit(model, y=Y["a"])
+    logged = {f"{term}_{value}" for term in terms for value in ("loss", "weight")}
+    assert set(history) == {"loss", "mae", *logged, *(f"{term}_share" for term in terms)}
+    assert history[f"{terms[0]}_weight"] == [0.25]
+    evaluated = model.evaluate(X, Y["a"], verbose=0, return_dict=True)
+    assert set(evaluated) == {"loss", "mae", *logged}
+    weighted = [evaluated[f"{term}_weight"] * evaluated[f"{term}_loss"] for term in terms]
+    assert evaluated["loss"] == pytest.approx(sum(weighted), 1e-5)
+
+
+def test_parts_of_a_contrastive_loss_are_logged_with_its_name():
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((5,))
+    views = keras.ops.stack([keras.layers.Dense(3)(inputs), keras.layers.Dense(3)(inputs)], axis=1)
+    model = keras.Model(inputs, {"pair": views, "views": views})
+    pair = {"vicreg": kj.losses.VICReg(), "nce": kj.losses.InfoNCE()}
+    model.compile("sgd", **kj.joint_loss({"pair": pair}))
+    history = fit(model, y=dict.fromkeys(("pair", "views"), np.zeros(len(X))))
+    parts = {f"pair_vicreg_{part}" for part in kj.losses.VICReg.part_names}
+    assert parts | {"pair_vicreg_loss", "pair_nce_loss", "pair_nce_weight"} <= set(history)
+
+
+def test_layer_term_named_like_the_output_is_refused():
+    inputs = keras.Input((5,))
+    pair = (keras.layers.Dense(2)(inputs), keras.layers.Dense(2)(inputs))
+    a, b = kj.layers.ContrastiveTerm("MeanSquaredError", name="a")(pair)
+    model = keras.Model(inputs, {"a": a + b})
+    model.compile("sgd", **kj.joint_loss({"a": ["mse", "mae"]}))
+    with pytest.raises(ValueError, match="two terms named 'a'"):
+        find_terms(model)
