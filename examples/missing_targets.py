@@ -72,7 +72,7 @@ def train(way, x, y, epochs, seed):
         missing = float("nan")
     losses = dict.fromkeys(TARGETS, "mean_squared_error")
     model.compile(keras.optimizers.Adam(0.01), **kj.joint_loss(losses, missing=missing))
-    model.fit(x, y, sample_weight=weights, batch_size=32, epochs=epochs, verbose=0)
+    model.fit(x, y, sample_weight=weights, batch_size=64, epochs=epochs, verbose=0)
     return model
 
 

@@ -43,8 +43,8 @@ RULES = {
     "RandomWeighting": kj.weighting.RandomWeighting,
     "Shares": lambda: kj.weighting.Shares(dict.fromkeys(TERMS, 0.5)),
     "Constraint": lambda: kj.weighting.Constraint({"edge": SOLVED}),
-    "GeometricMean, floor": lambda: kj.weighting.GeometricMean(floor={"edge": SOLVED}),
-    "FAMO, floor": lambda: kj.weighting.FAMO(floor={"edge": SOLVED}),
+    "GeometricMean, min_weight 0.1": lambda: kj.weighting.GeometricMean(min_weight=0.1),
+    "FAMO, min_weight 0.1": lambda: kj.weighting.FAMO(min_weight=0.1),
 }
 
 
@@ -171,7 +171,7 @@ def report(name, error, logs):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--weights", type=float, nargs="+", default=GRID, help="of the edge")
     parser.add_argument("--rules", nargs="*", choices=RULES, default=list(RULES))
     parser.add_argument("--seed", type=int, default=0)
