@@ -7,8 +7,9 @@ A network u(x, y) solves a Poisson equation on the unit square,
 whose solution is known: u = sin(pi x) sin(2 pi y). The loss has two terms of very different size,
 and how they are weighed decides the error of the solution. A table shows it under equal weights,
 under constant weights of the edge, the best of which only the known solution tells, and under every
-rule with its default settings. A loss that can reach 0, as that of the edge, takes all the weight
-of FAMO and GeometricMean; with a smallest weight they are in the table again.
+rule with its default settings. A loss that can reach 0, as that of the edge with u = 0, takes all
+the weight of FAMO, GeometricMean and Shares; with a smallest weight the first two are in the table
+again.
 
 Keras has no operation for derivatives, so the layers of this network carry them along: each maps
 the value, the gradient and the Laplacian of its inputs to those of its outputs (forward Laplacian;
