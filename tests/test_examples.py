@@ -101,12 +101,43 @@ def check_multi_digit(lines):
     assert len(list(Path("logs").glob("*/train/events*"))) == 4
 
 
+def check_vae(lines):
+    """Checks the bound of each training, and that the constraint holds its divergence."""
+    assert [line[:16].strip() for line in lines[1:]] == ["plain", "constraint"]
+    for line in lines[1:]:
+        training, validation, divergence, active = row([line], line[:16].strip())
+        # A code without information gives -27.
+        assert training > validation > -25
+        assert 0 < divergence < -training
+        assert 0 < active <= 16
+    assert divergence == pytest.approx(10, rel=0.02)
+
+
+def check_physics(lines):
+    """Checks that weights of the edge, constant or found by a rule, make the error smaller."""
+    errors = {line[:30].strip(): row([line], line[:30].strip())[0] for line in lines[1:]}
+    assert list(errors) == ["equal weights", "edge x 100", "Uncertainty", "Constraint"]
+    equal, tuned, *rules = errors.values()
+    assert tuned < equal < 1
+    assert min(rules) < 2 * tuned
+
+
+def check_missing_targets(lines):
+    """Checks that each way to train explains the target that is always there."""
+    assert row(lines, "labelled") == [100, 17.9]
+    for way in ("drop months", "fill, weight 0", "missing="):
+        microsoft, dell = row(lines, way)
+        assert 10 < microsoft < 100
+        assert -50 < dell < 100
+
+
 # The scripts by name: arguments that make them fast, and the check of their output.
 SCRIPTS = {
     "emoji": (
         ["--epochs", "1", "--log-dir", "logs", "--save", "models/emoji.keras"],
         check_emoji,
     ),
+    "missing_targets": (["--epochs", "10"], check_missing_targets),
     "momentum": (
         ["--epochs", "1", "--batch-size", "128", "--memory-sizes", "0", "64"],
         check_momentum,
@@ -115,6 +146,11 @@ SCRIPTS = {
         ["--epochs", "1", "--log-dir", "logs", "--weights", "0.001", "0.1", "--rules", "mgda"],
         check_multi_digit,
     ),
+    "physics": (
+        ["--epochs", "30", "--weights", "100", "--rules", "Uncertainty", "Constraint"],
+        check_physics,
+    ),
+    "vae": (["--epochs", "20", "--variants", "plain", "constraint"], check_vae),
     "weighting": (
         ["--epochs", "1", "--log-dir", "logs", "--weights", "1", "30", "--rules", "FAMO"],
         check_weighting,
@@ -122,8 +158,11 @@ SCRIPTS = {
 }
 
 
-# PyTorch is the fastest backend and runs all scripts.
-BACKENDS = {"emoji": ("tensorflow", "torch")}
+# PyTorch starts fastest and runs the scripts of few steps, JAX those of many small ones.
+BACKENDS = {
+    "emoji": ("tensorflow", "torch"),
+    **dict.fromkeys(("missing_targets", "physics", "vae"), ("jax",)),
+}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
