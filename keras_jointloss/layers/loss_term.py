@@ -42,8 +42,9 @@ class LossTerm(LayerTerm):
         target: |mean(values) - target(step)|           (capacity)
 
     The floor keeps dimensions from collapsing: the term has no gradient for a dimension `d` whose
-    mean over the items `i` is below it. It replaces the mean over dimensions by their sum. With
-    both, the floor applies first. The logs then also show the plain sum or mean as `<name>_value`.
+    mean over the items `i` is below it. It replaces the mean over dimensions by their sum: without
+    a floor, pass `keras.ops.sum(values, axis=-1)` for the same scale. With both, the floor applies
+    first. The logs then also show the plain sum or mean as `<name>_value`.
 
     The loss is computed when the losses of the model are requested, as in `fit` and `evaluate`.
     `predict` and an exported model do not compute it. If the layer is called several times in a

@@ -34,8 +34,9 @@ class FAMO(Weighting):
     Losses below `b + floor` count as that.
 
     A loss that can reach its bound, such as that of the boundary of a differential equation, takes
-    all the weight: its logarithm falls without end. Give such a term a `floor` below which it
-    counts as solved, or all terms a `min_weight`, such as 0.1.
+    all the weight: its logarithm falls without end. Give all terms a `min_weight`, such as
+    0.1, or that term a `floor` on the scale of the losses of the others, below which it counts as
+    solved.
 
     Args:
         learning_rate: The learning rate of Adam.

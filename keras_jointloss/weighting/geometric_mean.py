@@ -26,8 +26,9 @@ class GeometricMean(Weighting):
     share. Losses below `floor` count as that.
 
     A loss that can reach 0, such as that of the boundary of a differential equation, takes all the
-    weight: the geometric mean is 0 as soon as one loss is, whatever the others are. Give such a
-    term a `floor` below which it counts as solved, or all terms a `min_weight`.
+    weight: the geometric mean is 0 as soon as one loss is, whatever the others are. Give all
+    terms a `min_weight`, such as 0.1, or that term a `floor` on the scale of the losses of the
+    others, below which it counts as solved.
 
     Args:
         floor: The smallest loss that counts: a number > 0 for all terms, or a dict with a number or

@@ -33,7 +33,9 @@ class Shares(Weighting):
     the shares are exact from the second step on.
 
     The weight of a loss that approaches 0 grows, up to `max_weight`; from there on its share falls.
-    A term counts as no less than 1e-7 of `S`, whatever `max_weight` is.
+    A term counts as no less than 1e-7 of `S`, whatever `max_weight` is. A loss that can reach 0,
+    such as that of the boundary of a differential equation, thus takes nearly all the weight: give
+    a `max_weight`, such as 100.
 
     Args:
         shares: The share of each term by name, output terms and layer terms: a number > 0, or a
