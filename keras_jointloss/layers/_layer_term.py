@@ -89,7 +89,7 @@ class LayerTerm(keras.layers.Layer):
                 other than 0 (`None` if all have), and whether the call trains.
             batch_size: The number of items of the batch; `None` if all of them are in the mean.
         """
-        if running_loop() != "predict_step":
+        if running_loop() not in ("predict_step", "export"):
             scope = enclosing_scope()
             self._get_scope = (lambda: None) if scope is None else weakref.ref(scope)
             self._deferred.append((compute, batch_size))
