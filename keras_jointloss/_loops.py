@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
-#: The public methods of a model that reset its metrics.
-_LOOPS = frozenset({"fit", "evaluate", "train_on_batch", "test_on_batch"})
+#: The public methods of a model that reset its metrics, and the one that exports it.
+_LOOPS = frozenset({"fit", "evaluate", "train_on_batch", "test_on_batch", "export"})
 #: The methods they run for each batch, and the one that builds a model without running anything.
 _STEPS = frozenset({"train_step", "test_step", "predict_step", "compute_output_spec"})
 
@@ -24,8 +24,9 @@ def running_loop() -> str | None:
     """Returns the name of the innermost Keras loop that called this function.
 
     Returns:
-        `"fit"`, `"evaluate"`, `"train_on_batch"` or `"test_on_batch"`; inside the step of a
-        batch, which JAX and TensorFlow trace, the name of the step, like `"train_step"`; or `None`.
+        `"fit"`, `"evaluate"`, `"train_on_batch"`, `"test_on_batch"` or `"export"`; inside the step
+        of a batch, which JAX and TensorFlow trace, the name of the step, like `"train_step"`; or
+        `None`.
     """
     for frame in _callers():
         name = frame.f_code.co_name

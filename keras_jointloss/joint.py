@@ -54,11 +54,11 @@ def joint_loss(
     batch without labels has loss 0 and moves no rule. If the loss or metric is a mean over the
     last axis (squared errors, binary cross-entropy, ...), each element of a `(batch, ..., k)`
     target can be missing on its own; otherwise a row with a missing element is left out. Sums (the
-    reduction `"sum"`) run over the labelled targets. A loss that returns one number for a batch,
-    such as `keras.losses.Dice`, receives 0 for missing targets and their predictions. The logs
-    contain `<name>_labelled`, the share of labelled targets. With several outputs, Keras' own
-    `<name>_loss` in progress bar and `evaluate` counts a batch by its size; `History` and
-    TensorBoard count it by its labelled targets.
+    reduction `"sum"`) run over the labelled targets. A loss that returns one number for a batch or,
+    with axes, for an item, such as `keras.losses.Dice`, receives 0 for missing targets and their
+    predictions. The logs contain `<name>_labelled`, the share of labelled targets. With several
+    outputs, Keras' own `<name>_loss` in progress bar and `evaluate` counts a batch by its size;
+    `History` and TensorBoard count it by its labelled targets.
 
     Without `missing`, a `sample_weight` of 0 leaves items out, too, but Keras' default reduction
     divides by the number of all items: a term with a quarter of labels then weighs a quarter. The

@@ -67,9 +67,11 @@ def test_masks_and_sample_weights_select_elements(mask, weight):
         )
 
 
-def test_fully_masked_values_add_0():
+@pytest.mark.parametrize("options", [{}, {"target": 2.0}])
+def test_fully_masked_values_add_0(options):
     nothing = np.zeros((4, 3), "bool")
-    assert added(kj.layers.LossTerm(), VALUES, VALUES, values_mask=nothing) == 0.0
+    layer = kj.layers.LossTerm(**options)
+    assert added(layer, VALUES, VALUES, values_mask=nothing) == 0.0
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss_tests")
@@ -113,9 +115,10 @@ def test_floor_holds_the_mean_of_each_dimension():
     assert layer.weight.read()["value"] == pytest.approx(means.sum(), rel=1e-5)
     weighted = (values * ITEM_WEIGHT[:, None]).sum(0) / 4
     layer = kj.layers.LossTerm(floor=floor)
-    assert added(layer, values, values, sample_weight=ITEM_WEIGHT) == pytest.approx(
-        np.maximum(weighted, floor).sum(), rel=1e-5
-    )
+    for weight in (ITEM_WEIGHT, ITEM_WEIGHT[:, None]):
+        assert added(layer, values, values, sample_weight=weight) == pytest.approx(
+            np.maximum(weighted, floor).sum(), rel=1e-5
+        )
 
 
 def test_target_is_the_distance_from_a_number_or_schedule():
@@ -248,6 +251,61 @@ def test_config_round_trip(options):
     assert added(again, values, other) == pytest.approx(added(layer, values, other))
 
 
+@pytest.mark.parametrize("length", [5, None])
+def test_mask_of_inputs_does_not_apply_to_values_without_its_axes(length):
+    tokens = keras.Input((length,))
+    sequence = keras.layers.Embedding(4, 3, mask_zero=True)(tokens)
+    values = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling1D()(sequence))
+    code = kj.layers.LossTerm(name="kl")(sequence, values)
+    model = keras.Model(tokens, keras.layers.LSTM(1)(code))
+    model.compile("sgd")
+    x = np.array([[1, 2, 0, 0, 0], [3, 1, 1, 2, 0]])
+    expected = keras.Model(tokens, values).predict(x, verbose=0).mean()
+    logs = model.evaluate(x, verbose=0, return_dict=True)
+    assert logs["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_excluded_targets_may_be_nan(is_weighted):
+    x = VALUES[:, :, 0]
+    weight = ITEM_MASK.astype("float32")[:, None]
+    target = np.where(ITEM_MASK[:, None], TARGET[:, 0], np.nan)
+    inputs, given = keras.Input((3,)), keras.Input((2,))
+    sample_weight = keras.Input((1,))
+    dense = keras.layers.Dense(2, use_bias=False)
+    term = kj.layers.LossTerm("mse", metrics=["mae"], name="hint")
+    if is_weighted:
+        outputs = term(dense(inputs), given, sample_weight=sample_weight)
+    else:
+        outputs = term(dense(keras.layers.Masking()(inputs)), given)
+    model = keras.Model([inputs, given, sample_weight], outputs)
+    model.compile(keras.optimizers.SGD(1.0))
+    dense.set_weights([KERNEL])
+    x = x * weight
+    model.fit([x, target, weight], batch_size=4, verbose=0)
+    error = (x @ KERNEL - TARGET[:, 0])[ITEM_MASK]
+    items = 4 if is_weighted else 3
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(dense.kernel), KERNEL - x[ITEM_MASK].T @ error / items, rtol=1e-4
+    )
+    assert term.weight.read()["mean_absolute_error"] == pytest.approx(np.abs(error).mean(), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("loss", "target"),
+    [
+        ("sparse_categorical_crossentropy", np.array([0, 1, 1, 2])),
+        ("crossentropy", np.eye(3, dtype="float32")[[0, 1, 1, 2]]),
+    ],
+)
+def test_accuracy_is_chosen_by_the_shapes(loss, target):
+    probabilities = np.eye(3, dtype="float32")[[0, 1, 2, 2]] * 0.7 + 0.1
+    layer = kj.layers.LossTerm(loss, metrics=["accuracy"])
+    layer = kj.layers.LossTerm.from_config(layer.get_config())
+    assert added(layer, probabilities, target) == pytest.approx(-np.log(0.8**3 * 0.1) / 4)
+    assert layer.weight.read()["accuracy"] == 0.75
+
+
 def test_sum_of_several_calls():
     inputs = keras.Input((2,))
     term = kj.layers.LossTerm(weight=0.5, name="energy")
@@ -290,6 +348,14 @@ def test_values_that_do_not_fit_are_refused():
         kj.layers.LossTerm(floor=1.0)(batch, scalar)
     with pytest.raises(ValueError, match="one tensor as prediction"):
         kj.layers.LossTerm("mse")([batch, batch], batch)
+    with pytest.raises(ValueError, match="one tensor as values"):
+        kj.layers.LossTerm()(batch, [batch, batch])
+    with pytest.raises(ValueError, match="for its floor"):
+        kj.layers.LossTerm(floor=1.0)(batch, ops.ones((4, 3, 2)))
+    layer = kj.layers.LossTerm(floor=1.0)
+    layer(ops.ones((4, 2)), ops.ones((4, 2)), sample_weight=ops.ones((4, 2)))
+    with pytest.raises(ValueError, match="leading axes"):
+        _ = layer.losses
     layer = kj.layers.LossTerm("mse")
     layer(ops.ones((4, 2)), ops.ones((4, 2)), sample_weight=ops.ones((4, 2)))
     with pytest.raises(ValueError, match="leading axes"):

@@ -164,7 +164,8 @@ def test_compiled_loss_equals_the_eager_one(name):
     loss = term_loss(case.loss, case.missing)
     compute = compiled_value_and_gradient(lambda y_pred, y_true: loss(y_true, y_pred))
     value, gradient = compute(case.y_pred, with_gaps(case))
-    expected = value_and_gradient(lambda y_pred: loss(with_gaps(case), y_pred), case.y_pred)
+    eager = term_loss(case.loss, case.missing)  # The compiled one holds a tracer on JAX.
+    expected = value_and_gradient(lambda y_pred: eager(with_gaps(case), y_pred), case.y_pred)
     assert value == pytest.approx(expected[0], rel=1e-5)
     np.testing.assert_allclose(gradient, expected[1], rtol=1e-4, atol=1e-6)
     value, gradient = compute(case.y_pred, np.full_like(case.y_true, case.missing))
@@ -286,3 +287,23 @@ def test_invalid_arguments_are_refused(arguments, message):
 def test_loss_of_the_whole_batch_is_refused():
     with pytest.raises(ValueError, match="one value for each item"):
         term_loss(of_batch, NAN)(np.zeros((4, 1)), np.zeros((4, 1)))
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1)])
+def test_missing_pixels_leave_the_others_of_an_item_in_its_dice(shape):
+    y_true, y_pred = binary(*shape), probabilities(*shape)
+    labelled = (PIXELS & LABELLED[:, None, None]).reshape(ITEMS, *shape)
+    loss = keras.losses.Dice(axis=tuple(range(1, len(shape) + 1)))
+    value, gradient = value_and_gradient(
+        lambda x: term_loss(loss, NAN)(np.where(labelled, y_true, NAN), x), y_pred
+    )
+    expected = loss((y_true * labelled)[LABELLED], (y_pred * labelled)[LABELLED])
+    assert value == pytest.approx(float(expected), rel=1e-5)
+    assert np.all((gradient != 0) == labelled)
+
+
+@pytest.mark.parametrize("axis", [(1, 2), (0, 1, 2)])
+def test_loss_of_classes_in_place_of_items_is_refused(axis):
+    y = probabilities(4, 5, 2)
+    with pytest.raises(ValueError, match="one value for each item"):
+        term_loss(keras.losses.Dice(axis=axis), NAN)(y, y)

@@ -301,6 +301,39 @@ def test_term_without_labels_keeps_its_weight():
     assert history["label_weight"] == [1.0]
 
 
+def without_items(kind):
+    """Returns a model with the terms `"a"` and `"b"` and data in which half of the steps lack b."""
+    inputs, extra = keras.Input((FEATURES.shape[1],)), keras.Input((1,))
+    hidden = keras.layers.Dense(4)(inputs)
+    outputs, losses = {"a": hidden}, {"a": "mse"}
+    absent = np.arange(len(FEATURES)) >= len(FEATURES) // 2
+    given = 1.0 - absent[:, None]
+    targets = {"a": np.ones((len(FEATURES), 4))}
+    if kind == "values":
+        term = kj.layers.LossTerm(name="b")
+        outputs["a"] = term(hidden, ops.square(hidden), sample_weight=extra)
+    elif kind == "contrastive":
+        term = kj.layers.ContrastiveTerm("InfoNCE", name="b")
+        outputs["a"], _ = term((hidden, hidden + 1.0), sample_weight=extra)
+    elif kind == "labels":
+        term = kj.layers.ContrastiveTerm(kj.losses.SupCon(unlabelled=0), name="b")
+        outputs["a"] = term((hidden, extra))
+    else:
+        outputs["b"], losses["b"] = keras.layers.Dense(4)(hidden), kj.losses.SupCon(unlabelled=0)
+        targets["b"] = given
+    model = keras.Model([inputs, extra], outputs)
+    model.compile(keras.optimizers.SGD(0.0), **kj.joint_loss(losses, weighting=LastLoss()))
+    return model, [FEATURES, given], targets
+
+
+@pytest.mark.parametrize("kind", ["values", "contrastive", "labels", "output"])
+def test_step_without_items_does_not_count_for_the_term(kind):
+    model, x, y = without_items(kind)
+    options = {"batch_size": 8, "shuffle": False, "verbose": 0}
+    history = model.fit(x, y, callbacks=[kj.callbacks.JointLossCallback()], **options).history
+    assert (history["a_updates"], history["b_updates"]) == ([6.0], [3.0])
+
+
 def test_number_of_device_reads_is_independent_of_steps(monkeypatch):
     reads = []
     original = ops.convert_to_numpy

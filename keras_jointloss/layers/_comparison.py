@@ -7,6 +7,7 @@ import keras
 
 from keras_jointloss import losses
 from keras_jointloss.layers._layer_term import validate_reduction
+from keras_jointloss.terms.by_shape import get_loss, get_metric
 from keras_jointloss.terms.missing import match_ranks
 
 
@@ -25,7 +26,7 @@ def loss_function(loss: Any) -> Callable[[Any, Any], Any] | None:
             "Invalid value for argument `loss`. Expected a name, a function, a "
             f"`keras.losses.Loss` or None. Received: loss={loss!r}"
         )
-    found = keras.losses.get(loss)
+    found = get_loss(loss)
     validate_reduction(found, loss)
     if isinstance(found, keras.losses.Loss):
         return found.call
@@ -43,7 +44,7 @@ def mean_metrics(metrics: Sequence[Any], loss: Any) -> list[keras.metrics.MeanMe
     for metric in metrics:
         result = metric
         if isinstance(metric, str):
-            result = keras.metrics.get(metric)
+            result = get_metric(metric)
         elif callable(metric) and not isinstance(metric, keras.metrics.Metric):
             result = keras.metrics.MeanMetricWrapper(metric, name=metric.__name__)
         if not isinstance(result, keras.metrics.MeanMetricWrapper):

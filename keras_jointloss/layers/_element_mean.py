@@ -6,6 +6,7 @@ from functools import partial
 from keras import ops
 
 from keras_jointloss.layers._layer_term import mean_over_items
+from keras_jointloss.terms.missing import fill
 
 
 def mean_over_elements(values, masks, sample_weight, is_weighted_mean, keeps_dimensions):
@@ -22,7 +23,8 @@ def mean_over_elements(values, masks, sample_weight, is_weighted_mean, keeps_dim
         keeps_dimensions: Whether to return the mean of each of the other dimensions,
             `(dimensions,)`, in place of one for all, `()`.
     """
-    weights = [] if sample_weight is None else [_without_extra_axis(sample_weight, values)]
+    weights = [] if sample_weight is None else [leading_axes(sample_weight)]
+    masks = [leading_axes(mask) for mask in masks]
     rank = max([1, *(len(x.shape) for x in (*masks, *weights))])
     shape = ops.shape(values)[:rank]
     mask = weight = None
@@ -42,19 +44,47 @@ def mean_over_elements(values, masks, sample_weight, is_weighted_mean, keeps_dim
     return mean, items, None if valid is None else ops.reshape(valid, shape)
 
 
-def has_leading_axes(x, values) -> bool:
-    """Returns whether `x`, a mask or sample weights, can have the leading axes of `values`."""
-    return len(x.shape) <= len(values.shape) or _has_extra_axis(x, values)
+def without_excluded(target, prediction, masks, sample_weight):
+    """Returns target and prediction with constants in place of the excluded elements.
+
+    A loss is then finite for them, and so is its gradient, even if the target is NaN.
+
+    Args:
+        target: `(batch, ...)`.
+        prediction: `(batch, ...)`.
+        masks: A list of tensors with leading axes of target and prediction; others are ignored.
+        sample_weight: Likewise, or `None`.
+    """
+    included = [ops.cast(mask, "bool") for mask in masks]
+    if sample_weight is not None:
+        included.append(ops.not_equal(sample_weight, 0))
+    for mask in included:
+        if has_leading_axes(mask, target) and has_leading_axes(mask, prediction):
+            target, prediction = fill(target, prediction, leading_axes(mask))
+    return target, prediction
 
 
-def _has_extra_axis(x, values) -> bool:
-    return len(x.shape) == len(values.shape) + 1 and x.shape[-1] == 1
-
-
-def _without_extra_axis(x, values):
-    """Returns `x` without a last axis of size 1 that the values lack."""
+def leading_axes(x):
+    """Returns `x`, a mask or sample weights, without last axes of size 1 after the batch."""
     x = ops.convert_to_tensor(x)
-    return ops.squeeze(x, -1) if _has_extra_axis(x, values) else x
+    while len(x.shape) > 1 and x.shape[-1] == 1:
+        x = ops.squeeze(x, -1)
+    return x
+
+
+def has_leading_axes(x, values, unknown: bool = True) -> bool:
+    """Returns whether `x`, a mask or sample weights, can have the leading axes of `values`.
+
+    Args:
+        x: A tensor.
+        values: A tensor.
+        unknown: Whether an axis of `x` of unknown size can be one of known size.
+    """
+    shape = leading_axes(x).shape
+    sizes = zip(shape[1:], values.shape[1:], strict=False)
+    return len(shape) <= len(values.shape) and all(
+        a == 1 or a == b or b is None or (a is None and unknown) for a, b in sizes
+    )
 
 
 def _spread(x, shape):

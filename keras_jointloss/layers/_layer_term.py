@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
 from typing import Any
 
 import keras
@@ -84,10 +85,11 @@ class LayerTerm(keras.layers.Layer):
         """Adds a loss as soon as the losses of the model are requested.
 
         Args:
-            compute: Returns the loss of a call, its number of items, and whether the call trains.
+            compute: Returns the loss of a call, its number of items, which of them have a weight
+                other than 0 (`None` if all have), and whether the call trains.
             batch_size: The number of items of the batch; `None` if all of them are in the mean.
         """
-        if running_loop() != "predict_step":
+        if running_loop() not in ("predict_step", "export"):
             scope = enclosing_scope()
             self._get_scope = (lambda: None) if scope is None else weakref.ref(scope)
             self._deferred.append((compute, batch_size))
@@ -107,12 +109,15 @@ class LayerTerm(keras.layers.Layer):
 
     def _add_losses(self, calls, batch_size):
         """Adds the weighted losses of the calls of a step, and counts the step."""
-        losses, items, is_training = zip(*calls, strict=True)
+        losses, items, valid, is_training = zip(*calls, strict=True)
         weight = self.weight.tensor()
         for loss in losses:
             # Keras can only sum losses of the same dtype.
             self.add_loss(ops.cast(ops.cast(weight, loss.dtype) * loss, keras.config.floatx()))
-        self.weight.record(sum(losses), items[0], batch_size=batch_size)
+        counts = None
+        if self.weight.observer is not None and all(x is not None for x in valid):
+            counts = ops.any(ops.stack([ops.any(x) for x in valid]))
+        self.weight.record(sum(losses), reduce(ops.maximum, items), counts, batch_size)
         if any(is_training):
             self.weight.advance()
 

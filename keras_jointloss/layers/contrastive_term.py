@@ -166,7 +166,7 @@ class ContrastiveTerm(LayerTerm):
         return one_or_all(embeddings)
 
     def _compute_loss(self, embeddings, labels, sample_weight, mask, training):
-        """Returns the loss of a call, its number of items, and whether the call trains."""
+        """Returns the loss of a call, its items, the included ones, and whether it trains."""
         dtype = float_dtype(*(x.dtype for x in embeddings))
         views = ops.stack([ops.cast(x, dtype) for x in embeddings], axis=1)
         labels = None if labels is None else as_labels(label_tensor(labels))
@@ -179,10 +179,12 @@ class ContrastiveTerm(LayerTerm):
             is_weighted_mean=self.loss.reduction == "mean_with_sample_weight",
         )
         self._record_means(views, labels, valid)
+        if labels is not None:
+            valid = self.loss.labelled(labels, valid)
         if self._memory is not None:
             self._remember(self._memory, views, labels, valid, training)
         # `None` if the `call` of the model takes no `training`; evaluation stops annealing anyway.
-        return loss, items, training is not False
+        return loss, items, valid, training is not False
 
     def _values(self, views, labels, valid):
         """Returns the loss of each item, `(batch,)`."""
@@ -212,7 +214,6 @@ class ContrastiveTerm(LayerTerm):
                 stacklevel=2,
             )
         elif training:
-            valid = valid if labels is None else self.loss.labelled(labels, valid)
             memory.put(views, labels, valid)
 
     def compute_output_spec(self, inputs, *args, **kwargs):

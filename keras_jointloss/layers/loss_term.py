@@ -11,7 +11,11 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_jointloss._math import float_dtype
 from keras_jointloss._validation import validate_number
 from keras_jointloss.layers._comparison import loss_function, mean_metrics
-from keras_jointloss.layers._element_mean import has_leading_axes, mean_over_elements
+from keras_jointloss.layers._element_mean import (
+    has_leading_axes,
+    mean_over_elements,
+    without_excluded,
+)
 from keras_jointloss.layers._layer_term import LayerTerm
 from keras_jointloss.terms.given_weight import Weight, deserialize_weight, validate_schedule
 
@@ -59,7 +63,7 @@ class LossTerm(LayerTerm):
             in `fit`.
         metrics: Metrics of the target and the prediction that are means over items, such as
             `"mean_absolute_error"`: names, functions of both, or `keras.metrics.MeanMetricWrapper`
-            objects. Only with a `loss`.
+            objects. `"accuracy"` depends on the shapes, as in `compile`. Only with a `loss`.
         floor: The smallest mean of a dimension, a number, or `None`. Only without a `loss`, for
             values of shape `(batch, dim)`. With several replicas, each holds its own mean.
         target: The number that the mean should have, or a `LearningRateSchedule`, or `None`.
@@ -73,8 +77,10 @@ class LossTerm(LayerTerm):
             axes of the loss, such as `(batch, time)`. An element of weight 0 is excluded.
 
     Keras masks with the leading axes of the loss exclude elements in the same way: those of
-    `inputs`, if it is one tensor, and of `values`. The mean is over the elements that remain, and 0
-    if there are none.
+    `inputs`, if it is one tensor, and of `values`. Without a `loss`, a mask of other sizes does not
+    apply: to the values `(batch, dim)` of a masked sequence only if `dim` is by chance its length.
+    Sum such values to `(batch,)` first. The mean is over the elements that remain, and 0 if there
+    are none. A target that is excluded may be NaN.
 
     Output shape:
         That of `inputs`.
@@ -149,13 +155,17 @@ class LossTerm(LayerTerm):
         return inputs
 
     def _validate(self, inputs, values, sample_weight) -> None:
+        if keras.tree.is_nested(values):
+            raise ValueError(
+                f"{self.name!r} expects one tensor as values or target. Received: values={values}"
+            )
         rank = len(values.shape)
         if self.loss is None and rank == 0 and sample_weight is not None:
             raise ValueError(
                 f"{self.name!r} expects no `sample_weight` for values without items. "
                 "Received: values of shape ()"
             )
-        if self.floor is not None and (rank == 0 or None in values.shape[1:]):
+        if self.floor is not None and (rank != 2 or values.shape[1] is None):
             raise ValueError(
                 f"{self.name!r} expects values of shape (batch, dim) for its floor. "
                 f"Received: shape={tuple(values.shape)}"
@@ -166,15 +176,17 @@ class LossTerm(LayerTerm):
             )
 
     def _compute_loss(self, inputs, values, sample_weight, masks, training):
-        """Returns the loss of a call, its number of items, and whether the call trains."""
+        """Returns the loss of a call, its items, the included ones, and whether it trains."""
         values = _at_least_float32(values)
+        masks = [mask for mask in masks if mask is not None]
         if self._compare is None:
             raw, pair = ops.cast(values, float_dtype(values.dtype)), None
-            masks = [mask for mask in masks if mask is not None and has_leading_axes(mask, raw)]
+            # The values may lack the axes of `inputs`: a divergence of a sequence has no time.
+            axes = self._leading_axes_of(raw)
+            masks = [mask for mask in masks if has_leading_axes(mask, axes, unknown=False)]
         else:
-            pair = values, _at_least_float32(inputs)
+            pair = without_excluded(values, _at_least_float32(inputs), masks, sample_weight)
             raw = ops.convert_to_tensor(self._compare(*pair))
-            masks = [mask for mask in masks if mask is not None]
         self._validate_leading_axes(raw, masks, sample_weight)
         if raw.shape:
             loss, items, valid = mean_over_elements(
@@ -186,15 +198,20 @@ class LossTerm(LayerTerm):
             )
             self._record_metrics(pair, valid)
         else:
-            loss, items = raw, ops.cast(_batch_size(inputs), raw.dtype)
+            loss, items, valid = raw, ops.cast(_batch_size(inputs), raw.dtype), None
         if self._changes_mean:
             loss = self._changed(loss, items)
+            loss = loss if valid is None else ops.where(ops.any(valid), loss, 0)
         # `None` if the `call` of the model takes no `training`; evaluation stops annealing anyway.
-        return loss, items, training is not False
+        return loss, items, valid, training is not False
+
+    def _leading_axes_of(self, raw):
+        """Returns a tensor whose axes masks and sample weights may have."""
+        return raw if self.floor is None else raw[:, 0]
 
     def _validate_leading_axes(self, raw, masks, sample_weight) -> None:
         for x in (*masks, sample_weight):
-            if x is not None and not has_leading_axes(x, raw):
+            if x is not None and not has_leading_axes(x, self._leading_axes_of(raw)):
                 raise ValueError(
                     f"{self.name!r} expects masks and sample weights with the leading axes of the "
                     f"loss, which has the shape {tuple(raw.shape)}. "

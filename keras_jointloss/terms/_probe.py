@@ -53,14 +53,25 @@ def returns_scalar(compute: Callable[[Any, Any], Any]) -> bool:
 
 
 def ignores_zeros(compute: Callable[[Any, Any], Any]) -> bool:
-    """Returns whether a function returns a number for a batch that rows of zeros do not change.
+    """Returns whether zeros change nothing in what a function returns for a batch or its items.
+
+    Such a function returns one number for a batch, which rows of zeros do not change, or one for
+    each item, which zeros in any of several axes of the item do not change.
 
     Args:
         compute: A function of targets and predictions.
     """
-    zeros = np.zeros_like(_TRUE)
-    padded = _try(compute, np.concatenate([_TRUE, zeros]), np.concatenate([_PREDICTED, zeros]))
-    return returns_scalar(compute) and _are_close(_try(compute, _TRUE, _PREDICTED), padded)
+    batch = [x.reshape(2, 2, 3) for x in (_TRUE, _PREDICTED)]
+    for arrays, axis, shape in (
+        ((_TRUE, _PREDICTED), 0, ()),
+        (batch, 1, (2,)),
+        ([x[..., None] for x in batch], 1, (2,)),
+    ):
+        value = _try(compute, *arrays)
+        padded = _try(compute, *(np.concatenate([x, np.zeros_like(x)], axis) for x in arrays))
+        if value is not None and value.shape == shape and _are_close(value, padded):
+            return True
+    return False
 
 
 def _try(compute: Callable[[Any, Any], Any], *batch: np.ndarray) -> np.ndarray | None:

@@ -39,8 +39,8 @@ class LabelledLoss:
 
     If the loss is a mean over the last axis, a target is an element of `(batch, ..., k)`. Otherwise
     it is a row, which is labelled if all of its elements are. A trial in the constructor finds out.
-    A loss that returns a scalar for the batch, such as `keras.losses.Dice`, receives 0 for missing
-    targets and for their predictions, which must not change its value.
+    A loss that returns one number for a batch or an item, such as `keras.losses.Dice`, receives 0
+    for missing targets and for their predictions, which must not change its value.
 
     Args:
         compute: Returns the unreduced loss of targets and predictions.
@@ -103,7 +103,7 @@ class LabelledLoss:
         if batch is not None:
             return self._sums_of_elements(*batch)
         if self._ignores_zeros:
-            return self._scalar(y_true, y_pred)
+            return self._with_zeros(y_true, y_pred)
         mask = items(y_true, y_pred, self.missing)
         values = self._compute(*fill(y_true, y_pred, mask))
         if not len(values.shape):
@@ -113,6 +113,14 @@ class LabelledLoss:
                 "loss that returns another scalar"
             )
         mask = with_rank(mask, len(values.shape))
+        if any(
+            a != b and None not in (a, b) for a, b in zip(mask.shape, values.shape, strict=True)
+        ):
+            raise ValueError(
+                "Expected a loss that returns one value for each item of an output with missing "
+                f"targets. Received: a loss of the shape {tuple(values.shape)} for targets of the "
+                f"shape {tuple(y_true.shape)}"
+            )
         labelled = ops.where(mask, ops.ones_like(values), 0)
         return ops.where(mask, values, 0), labelled, ops.ones_like(values)
 
@@ -129,16 +137,21 @@ class LabelledLoss:
         reduce = ops.mean if self._reduction == "sum" else ops.sum
         return reduce(values, axis=-1), ops.sum(labelled, axis=-1), ops.sum(ones, axis=-1)
 
-    def _scalar(self, y_true, y_pred) -> tuple[Any, Any, Any]:
+    def _with_zeros(self, y_true, y_pred) -> tuple[Any, Any, Any]:
         batch = elements(y_true, y_pred, self.missing)
         if batch is None:
             mask = items(y_true, y_pred, self.missing)
         else:
             y_true, y_pred, mask = batch
         value = self._compute(*fill(y_true, y_pred, mask, prediction=0.0))
+        if len(value.shape) > 1:
+            raise ValueError(
+                "Expected a loss that returns one value for each item or for a batch of an output "
+                f"with missing targets. Received: a loss of the shape {tuple(value.shape)}"
+            )
         has_label = ops.any(mask, axis=tuple(range(1, len(mask.shape))))  # (batch,)
         labelled = ops.cast(has_label, value.dtype)
-        if self._reduction == "sum":
+        if self._reduction == "sum" and not len(value.shape):
             value = divide_or_0(value, ops.sum(labelled))
         return ops.where(has_label, value, 0), labelled, ops.ones_like(labelled)
 

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_jointloss._masks import reduce_values
 from keras_jointloss.terms._probe import is_mean_over_elements, is_separable, returns_scalar
+from keras_jointloss.terms.by_shape import get_metric
 from keras_jointloss.terms.missing import (
     deserialize_missing,
     elements,
@@ -17,9 +18,6 @@ from keras_jointloss.terms.missing import (
     serialize_missing,
     validate_missing,
 )
-
-# For these names Keras chooses the metric by the shapes in the first step.
-_ACCURACY = ("accuracy", "acc")
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -52,16 +50,11 @@ class LabelledMetric(keras.metrics.Metric):
         super().__init__(name=name or _name_of(metric), dtype=dtype)
         self.metric = metric
         self.missing = validate_missing(missing)
-        self._resolved: Any = None
-        self._is_separable = False
-        if str(metric).lower() not in _ACCURACY:
-            self._resolved, self._is_separable = _resolve(metric)
+        self._resolved, self._is_separable = _resolve(metric)
 
     def update_state(self, y_true, y_pred, sample_weight=None) -> None:
         """Adds the labelled targets of a batch."""
         y_true, plain_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
-        if self._resolved is None:
-            self._resolved = _accuracy_for(y_true, plain_pred)
         batch = elements(y_true, plain_pred, self.missing) if self._is_separable else None
         if batch is None:
             mask = items(y_true, plain_pred, self.missing)
@@ -77,12 +70,11 @@ class LabelledMetric(keras.metrics.Metric):
 
     def result(self):
         """Returns the result of the metric."""
-        return 0.0 if self._resolved is None else self._resolved.result()
+        return self._resolved.result()
 
     def reset_state(self) -> None:
         """Resets the metric."""
-        if self._resolved is not None:
-            self._resolved.reset_state()
+        self._resolved.reset_state()
 
     def get_config(self) -> dict:
         missing = serialize_missing(self.missing)
@@ -112,7 +104,7 @@ def _name_of(metric: Any) -> str:
 
 def _resolve(metric: Any) -> tuple[keras.metrics.Metric, bool]:
     """Returns a metric, and whether it is a mean over the last axis."""
-    found = keras.metrics.get(metric)
+    found = get_metric(metric)
     if not isinstance(found, keras.metrics.Metric):
         if returns_scalar(found):
             raise ValueError(
@@ -138,12 +130,3 @@ def _result_of_batch(metric: keras.metrics.Metric, y_true, y_pred):
     # Without assignment, which `tf.distribute` restricts.
     state = [ops.convert_to_tensor(variable) for variable in fresh.variables]
     return fresh.stateless_result(fresh.stateless_update_state(state, y_true, y_pred))
-
-
-def _accuracy_for(y_true, y_pred) -> keras.metrics.Metric:
-    """Chooses the accuracy by shapes, as Keras does for the metric `"accuracy"`."""
-    if y_pred.shape[-1] == 1:
-        return keras.metrics.BinaryAccuracy()
-    if len(y_true.shape) < len(y_pred.shape) or y_true.shape[-1] == 1:
-        return keras.metrics.SparseCategoricalAccuracy()
-    return keras.metrics.CategoricalAccuracy()

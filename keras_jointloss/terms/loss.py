@@ -1,19 +1,16 @@
 """The loss of an output term: the user's loss, which also records its value in the weight."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_jointloss._backend import replica_count
+from keras_jointloss.terms.by_shape import get_loss
 from keras_jointloss.terms.labelled_loss import LabelledLoss
 from keras_jointloss.terms.missing import deserialize_missing, match_ranks, serialize_missing
 from keras_jointloss.terms.output_weight import LossWeight, deserialize_term_weight
-
-# For these names Keras chooses the loss by the shapes in the first step.
-_CROSSENTROPY = ("crossentropy", "ce")
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -46,7 +43,7 @@ class TermLoss(keras.losses.Loss):
         self.term = name
         self.loss = loss
         self.weight = weight
-        self._resolved = None if loss in _CROSSENTROPY else keras.losses.get(loss)
+        self._resolved = get_loss(loss)
         self._labelled = None if missing is None else self._labelled_loss(missing)
         weight.has_missing_targets = missing is not None
 
@@ -70,11 +67,19 @@ class TermLoss(keras.losses.Loss):
             value = super().__call__(y_true, y_pred, sample_weight)
         batch_size = ops.shape(keras.tree.flatten(y_pred)[0])[0]
         mean = ops.mean(value) if len(value.shape) else value
-        counts = None
-        if sample_weight is not None and self.weight.observer is not None:
-            counts = ops.any(ops.not_equal(ops.convert_to_tensor(sample_weight), 0))
+        counts = None if self.weight.observer is None else self._counts(y_true, sample_weight)
         self.weight.record(_unscaled(mean), batch_size, counts)
         return value
+
+    def _counts(self, y_true, sample_weight):
+        """Returns whether any item has a weight other than 0 and a label; `None` if all do."""
+        counts = None
+        if sample_weight is not None:
+            counts = ops.not_equal(ops.convert_to_tensor(sample_weight), 0)
+        if getattr(self._resolved, "unlabelled", None) is not None:
+            counts = None if counts is None else ops.reshape(counts, (-1,))
+            counts = self._resolved.labelled(ops.convert_to_tensor(y_true), counts)
+        return None if counts is None else ops.any(counts)
 
     def _call_with_missing(self, labelled, y_true, y_pred, sample_weight):
         value = labelled(y_true, y_pred, sample_weight)
@@ -88,11 +93,10 @@ class TermLoss(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         """Computes a loss that was given as a function."""
-        function = self._resolved or _crossentropy_for(y_true, y_pred)
         pairs = keras.tree.map_structure(match_ranks, y_true, y_pred)
         y_true = keras.tree.map_structure_up_to(y_true, lambda pair: pair[0], pairs)
         y_pred = keras.tree.map_structure_up_to(y_pred, lambda pair: pair[1], pairs)
-        return function(y_true, y_pred)
+        return self._resolved(y_true, y_pred)
 
     def get_config(self) -> dict:
         # The objects themselves: Keras then saves a weight that is used in several places once.
@@ -116,12 +120,3 @@ def _unscaled(loss):
     """Returns the loss of this replica: Keras divides it by the number of replicas."""
     replicas = replica_count()
     return loss * replicas if replicas > 1 else loss
-
-
-def _crossentropy_for(y_true, y_pred) -> Callable:
-    """Chooses the cross-entropy by shapes, as Keras does for the loss `"crossentropy"`."""
-    if y_pred.shape[-1] == 1:
-        return keras.losses.binary_crossentropy
-    if len(y_true.shape) < len(y_pred.shape) or y_true.shape[-1] == 1:
-        return keras.losses.sparse_categorical_crossentropy
-    return keras.losses.categorical_crossentropy

@@ -1,0 +1,50 @@
+"""The losses and metrics that Keras chooses by the shapes of targets and predictions."""
+
+from typing import Any
+
+import keras
+
+#: The names for which Keras chooses a metric or a loss.
+_ACCURACY = ("accuracy", "acc")
+_CROSSENTROPY = ("crossentropy", "ce")
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+def accuracy(y_true, y_pred):
+    """Returns the accuracy of each item, binary, sparse or categorical."""
+    functions = (
+        keras.metrics.binary_accuracy,
+        keras.metrics.sparse_categorical_accuracy,
+        keras.metrics.categorical_accuracy,
+    )
+    return functions[_kind(y_true, y_pred)](y_true, y_pred)
+
+
+def crossentropy(y_true, y_pred):
+    """Returns the cross-entropy of each item, binary, sparse or categorical."""
+    functions = (
+        keras.losses.binary_crossentropy,
+        keras.losses.sparse_categorical_crossentropy,
+        keras.losses.categorical_crossentropy,
+    )
+    return functions[_kind(y_true, y_pred)](y_true, y_pred)
+
+
+def _kind(y_true, y_pred) -> int:
+    """Returns 0 for one probability, 1 for sparse labels and 2 for one-hot rows."""
+    if y_pred.shape[-1] == 1:
+        return 0
+    return 1 if len(y_true.shape) < len(y_pred.shape) or y_true.shape[-1] == 1 else 2
+
+
+def get_loss(identifier: Any) -> Any:
+    """Returns a loss as `keras.losses.get`, also for the names that depend on the shapes."""
+    is_by_shape = str(identifier).lower() in _CROSSENTROPY
+    return crossentropy if is_by_shape else keras.losses.get(identifier)
+
+
+def get_metric(identifier: Any) -> Any:
+    """Returns a metric as `keras.metrics.get`, also for the names that depend on the shapes."""
+    if str(identifier).lower() in _ACCURACY:
+        return keras.metrics.MeanMetricWrapper(accuracy, name=str(identifier))
+    return keras.metrics.get(identifier)
