@@ -31,6 +31,7 @@ class BoundRule(keras.metrics.Metric):
     needs_given_weights: bool
     by_term: ClassVar[Mapping[str, bool]]
     widest_ratio: float
+    intended_below: float
     update_every: int
     warmup_steps: int
     on_nonfinite: str
