@@ -270,7 +270,7 @@ def test_nonfinite_loss_names_the_term(on_nonfinite):
     model = build(kj.weighting.GeometricMean(on_nonfinite=on_nonfinite))
     options = {"batch_size": 8, "verbose": 0, "shuffle": False}
     callback = kj.callbacks.JointLossCallback()
-    message = r"GeometricMean cannot use .* less than 0, .* epoch 0: the loss of 'rating' in 1 steps"
+    message = r"GeometricMean cannot use .* epoch 0: the loss of 'rating' in 1 steps"
     outcome = (
         pytest.raises(FloatingPointError, match=message)
         if on_nonfinite == "raise"
@@ -326,7 +326,7 @@ def test_rule_reports_only_first_unusable_losses():
     model = build("uncertainty")
     targets = {name: target.copy() for name, target in TARGETS.items()}
     targets["rating"][8:10] = np.nan  # From the second step on, no loss is finite.
-    with pytest.raises(FloatingPointError, match=r"not finite, or .* 'rating' in 5 steps$"):
+    with pytest.raises(FloatingPointError, match=r"the loss of 'rating' in 5 steps$"):
         fit(model, 1, y=targets)
 
 

@@ -201,8 +201,9 @@ class BoundRule(keras.metrics.Metric):
         terms = ", ".join(f"{name!r} in {count} steps" for name, count in unusable.items())
         limit = f" or less than {self.minimum_loss:g}" if math.isfinite(self.minimum_loss) else ""
         message = (
-            f"{type(self).__name__} cannot use a loss that is not finite{limit}, or that leads to a "
-            f"weight or state that is not finite. Received in epoch {epoch}: the loss of {terms}"
+            f"{type(self).__name__} cannot use a loss that is not finite{limit}, or that leads to "
+            "a weight or state that is not finite. "
+            f"Received in epoch {epoch}: the loss of {terms}"
         )
         if self.on_nonfinite == "raise":
             raise FloatingPointError(message)
