@@ -62,6 +62,13 @@ def test_equals_the_reference(tile_size, labels):
     assert all(type(value) is float for value in figures.values())
 
 
+def test_item_whose_label_is_nan_is_right_for_its_pair_alone():
+    model = make_model()
+    figures = RetrievalEvaluation(X, labels=np.where(LABELS == 0, np.nan, LABELS)).evaluate(model)
+    labels = np.where(LABELS == 0, -1 - np.arange(len(X)), LABELS)
+    assert figures == RetrievalEvaluation(X, labels=labels).evaluate(model)
+
+
 def _collapsed(model):
     model.get_layer("b").set_weights([np.zeros((5, 3)), np.array([0.3, -0.7, 0.2])])
 

@@ -78,7 +78,7 @@ def test_equals_the_reference(tile_size, relevant):
 @pytest.mark.parametrize("most", [0, 10**9])
 def test_ties_count_against_the_model_however_they_are_ordered(identity, monkeypatch, most):
     monkeypatch.setattr(_retrieval, "MAX_COMPARISONS", most)
-    monkeypatch.setattr(_retrieval, "SORTED_AT_ONCE", 5 * CANDIDATES)
+    monkeypatch.setattr(_retrieval, "SIMILARITIES_AT_ONCE", 5 * CANDIDATES)
     a, b = RANDOM.integers(-1, 2, (QUERIES, 4)), RANDOM.integers(-1, 2, (CANDIDATES, 4))
     a[3] = b[5] = 0  # no direction
     figures = evaluation(RIGHT, a, b, k=(1, 7), name="x").evaluate(identity)

@@ -148,6 +148,17 @@ def test_constant_weight_stops_without_a_joint_loss_callback():
     assert float(weight) == 0.75
 
 
+def test_restored_weights_of_the_model_do_not_switch_a_term_on():
+    model = with_layer_term(0.25)
+    pair, best = find_terms(model)["pair"], [np.array(x) for x in model.get_weights()]
+    pair.switch_off()
+    model.set_weights(best)  # As `EarlyStopping(restore_best_weights=True)` does.
+    history = fit(model, epochs=1)
+    assert history["pair_weight"] == [0.0]
+    pair.switch_on()
+    assert float(pair) == 0.25
+
+
 def test_term_that_is_off_leaves_its_share_to_the_others():
     terms = Terms(kj.weighting.Shares({"term0": 0.5, "term1": 0.3, "term2": 0.2}), 3)
     losses = np.array([1.0, 2.0, 4.0])

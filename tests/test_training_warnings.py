@@ -26,6 +26,12 @@ class GivesZero(Gives):
     widest_ratio = float("inf")
 
 
+class IntendsBelow1(Gives):
+    """Returns weights below 1 on purpose."""
+
+    intended_below = 1.0
+
+
 class ModelTerms(dict):
     """Terms with a rule, without a model."""
 
@@ -58,12 +64,30 @@ def test_extreme_ratio_of_factors_warns_once(weights):
         Gives([1.0, 2.1e-4, 2.0]),
         Gives([1.0, 0.0, 2.0], min_weight=0.01),
         GivesZero([1.0, 0.0, 2.0]),
+        IntendsBelow1([1.0, 1e-6, 2.0]),
         Gives([0.0, 0.0, 0.0]),
     ],
-    ids=["below", "limited", "intended", "none"],
+    ids=["below", "limited", "intended", "intended below 1", "none"],
 )
 def test_factors_that_are_moderate_or_intended_do_not_warn(rule):
     TrainingWarnings(ModelTerms(rule, 3)).of_factors()
+
+
+def test_multiplier_of_a_constraint_that_holds_does_not_warn_but_a_large_one_does():
+    constraint = kj.weighting.Constraint({"term0": 1.0, "term1": 1.0}, 99.0, ema=0.0)
+    terms = ModelTerms(constraint, 3)
+
+    def multipliers_after(*losses):
+        for weight, loss in zip(terms.values(), losses, strict=True):
+            weight.record(ops.convert_to_tensor(loss), 4)
+        constraint.update_state()
+        return list(constraint.factors.values())
+
+    assert multipliers_after(0.9, 1.0, 5.0) == pytest.approx([5e-5, 1.0, 1.0], rel=0.1)
+    TrainingWarnings(terms).of_factors()  # Warnings are errors.
+    assert multipliers_after(0.9, 1.1, 5.0) == pytest.approx([1e-6, 2e4, 1.0], rel=0.1)
+    with pytest.warns(UserWarning, match=r"'term1' with 1.99e\+04 and the term 'term2' with 1:"):
+        TrainingWarnings(terms).of_factors()
 
 
 def test_callback_warns_at_the_end_of_an_epoch_and_says_what_to_do():

@@ -92,6 +92,11 @@ def test_validation_weights_must_fit_the_terms(weights):
         fit(model, [JointLossCallback(validation_weights=weights)])
 
 
+def test_total_must_not_have_the_name_of_a_loss():
+    with pytest.raises(ValueError, match=r"`validation_weights`.*'joint_loss' in the logs"):
+        FixedTotal("equal", {**terms(), "joint": kj.LossWeight()}, "validation_weights")
+
+
 STOPS = keras.callbacks.EarlyStopping
 COMPARING = {
     "stops": lambda path: STOPS("val_loss", patience=9),

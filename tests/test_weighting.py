@@ -223,6 +223,18 @@ def test_nonfinite_loss_is_ignored(name):
         assert terms.now() == pytest.approx(clean.now(), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "limit"), [("GeometricMean", " or less than 0, "), ("Constraint", ", ")]
+)
+def test_message_on_unusable_losses_names_the_limit_if_there_is_one(name, limit):
+    terms = Terms(make(name), 2)
+    terms.rule.start()
+    terms.step([1.0, np.nan])
+    message = f"a loss that is not finite{limit}or that .* epoch 3: the loss of 'term1' in 1 steps"
+    with pytest.raises(FloatingPointError, match=message):
+        terms.rule.report(3)
+
+
 def test_nonfinite_weight_is_reported_and_ignored():
     class Inverse(kj.weighting.Weighting):
         def update(self, losses, step):

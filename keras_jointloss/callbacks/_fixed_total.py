@@ -36,7 +36,8 @@ class FixedTotal:
         name: The name of the argument, for error messages.
 
     Raises:
-        ValueError: If `weights` are not those of all terms, or all are 0.
+        ValueError: If `weights` are not those of all terms, or all are 0, or if a term is named
+            `"joint"`.
     """
 
     def __init__(self, weights: Any, terms: Mapping[str, TermWeight], name: str):
@@ -50,6 +51,12 @@ class FixedTotal:
             raise ValueError(
                 f"Invalid value for argument `{name}`. Expected a number for each term of the "
                 f"model, {list(terms)}. Received: {name}={weights!r}"
+            )
+        if "joint" in terms:
+            raise ValueError(
+                f"Invalid value for argument `{name}`. Expected None, since the model has a term "
+                "named 'joint': 'joint_loss' in the logs is its loss. Received: "
+                f"{name}={weights!r}"
             )
         if self.weights and not any(self.weights.values()):
             raise ValueError(

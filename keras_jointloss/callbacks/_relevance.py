@@ -51,7 +51,7 @@ class Relevance(NamedTuple):
 
 
 class LabelRelevance(NamedTuple):
-    """Relevance of pairs: the candidates with the label of a query are right.
+    """Relevance of pairs: the other item of the pair and those with its label are right.
 
     Attributes:
         labels: `(items,)`.
@@ -61,7 +61,10 @@ class LabelRelevance(NamedTuple):
 
     def block(self, start: int, stop: int) -> np.ndarray:
         """Returns whether each candidate is right: `(stop - start, items)`, bool."""
-        return self.labels[start:stop, None] == self.labels[None, :]
+        right = self.labels[start:stop, None] == self.labels[None, :]
+        items = np.arange(start, stop)
+        right[items - start, items] = True  # A label that is NaN is not equal to itself.
+        return right
 
     def transposed(self) -> "LabelRelevance":
         """Returns the right queries of each candidate."""

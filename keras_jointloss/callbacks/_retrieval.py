@@ -6,8 +6,8 @@ import numpy as np
 #: than to sort the candidates.
 MAX_COMPARISONS = 16
 
-#: The number of similarities to sort at once: 16 MiB of keys stay near the processor.
-SORTED_AT_ONCE = 2**21
+#: The number of similarities to treat at once: a few MiB stay near the processor.
+SIMILARITIES_AT_ONCE = 2**20
 
 
 def retrieval_figures(a, b, relevance, k, tile_size, has_several) -> dict[str, float]:
@@ -89,47 +89,53 @@ def positions(similarity, right):
     rounding = 8 * np.finfo("float32").eps
     count = np.count_nonzero(right, axis=1)
     places = np.full((len(right), count.max()), np.inf)
-    if count.max() > MAX_COMPARISONS:
-        step = max(1, SORTED_AT_ONCE // right.shape[1])
-        for start in range(0, len(right), step):
-            part = slice(start, start + step)
-            values = np.where(right[part], similarity[part] - rounding, similarity[part])
-            is_nan = np.isnan(values)
-            if is_nan.any():
-                values[is_nan] = np.where(right[part][is_nan], -np.inf, np.inf)
-            in_order = _right_in_order(values, right[part])
-            rows, columns = np.nonzero(in_order)
-            places[part][rows, _slots(count[part])] = 1 + columns
-        return places
-    rows, columns = np.nonzero(right)
-    values = np.full(places.shape, -np.inf, similarity.dtype)
-    values[rows, _slots(count)] = np.nan_to_num(similarity[rows, columns], nan=-np.inf)
-    values = -np.sort(-values, axis=1)
-    wrong = ~right
-    for j in range(places.shape[1]):
-        is_behind = similarity < values[:, j, None] - rounding  # False for NaN
-        ahead = np.count_nonzero(~is_behind & wrong, axis=1)
-        places[:, j] = np.where(j < count, j + 1 + ahead, np.inf)
+    rows = max(1, SIMILARITIES_AT_ONCE // right.shape[1])
+    for start in range(0, len(right), rows):
+        part = slice(start, start + rows)
+        is_right, number = right[part], count[part]
+        # A wrong candidate is ahead of a right one if its value is not smaller.
+        values = np.where(is_right, similarity[part] - rounding, similarity[part])
+        is_nan = np.isnan(values)
+        if is_nan.any():
+            values[is_nan] = np.where(is_right[is_nan], -np.inf, np.inf)
+        find = _by_sorting if number.max() > MAX_COMPARISONS else _by_comparing
+        find(values, is_right, number, places[part])
     return places
+
+
+def _by_comparing(values, right, count, places) -> None:
+    """Sets the positions by comparing each right candidate with all the wrong ones."""
+    nearest = np.full((len(right), count.max()), -np.inf, values.dtype)
+    pairs = np.flatnonzero(right)
+    nearest[pairs // right.shape[1], _slots(count)] = values.ravel()[pairs]
+    nearest = -np.sort(-nearest, axis=1)
+    wrong = np.where(right, np.nan, values)  # NaN is not ahead.
+    for j in range(count.max()):
+        rows = np.flatnonzero(count > j)
+        ahead = wrong[rows] >= nearest[rows, j, None]
+        places[rows, j] = j + 1 + ahead.view("int8").sum(axis=1, dtype="int32")
+
+
+def _by_sorting(values, right, count, places) -> None:
+    """Sets the positions by sorting all candidates of a query.
+
+    The keys are whole numbers: the upper bits ascend as the similarity descends, and the lowest one
+    tells whether the candidate is right, so that a wrong one comes first in a tie.
+    """
+    # The bits of a float below 2 leave room for one more. Subtraction from 0 returns no -0.
+    keys = np.clip(0 - values, -1.5, 1.5).view("int32")
+    keys ^= (keys >> 31) & 0x7FFFFFFF  # The bits of a negative float descend.
+    keys <<= 1
+    keys |= right
+    keys.sort(axis=1)
+    pairs = np.flatnonzero(keys & 1)
+    columns = right.shape[1]
+    places[pairs // columns, _slots(count)] = 1 + pairs % columns
 
 
 def _slots(count):
     """Returns 0, 1, ... for the right candidates of each query: `(pairs,)`."""
     return np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-
-
-def _right_in_order(similarity, right):
-    """Returns `right` in descending order of the similarity, in ties the wrong candidates first.
-
-    One sort of whole numbers does it: the upper bits hold a number that descends with the
-    similarity, the lowest one tells whether the candidate is right.
-    """
-    bits = (similarity + np.float32(0)).view("uint32")  # Adding 0 gives -0 the bits of 0.
-    keys = np.where(bits >> 31, bits, bits ^ 0x7FFFFFFF).astype("uint64")  # descending
-    keys <<= np.uint64(1)
-    keys |= right
-    keys.sort(axis=1)
-    return (keys & np.uint64(1)).astype("bool")
 
 
 def _unit(x):

@@ -63,18 +63,24 @@ class TrainingWarnings:
     def of_factors(self) -> None:
         """Warns if the weighting gives one term practically all the weight."""
         rule = self._terms.weighting
-        factors = {} if rule is None else rule.factors
-        factors = {name: x for name, x in factors.items() if not self._terms[name].is_off}
-        if rule is None or len(factors) < 2:
+        if rule is None:
+            return
+        factors = {
+            name: x
+            for name, x in rule.factors.items()
+            if x >= rule.intended_below and not self._terms[name].is_off
+        }
+        if len(factors) < 2:
             return
         least, most = min(factors, key=factors.__getitem__), max(factors, key=factors.__getitem__)
         if factors[most] > rule.widest_ratio * factors[least]:
             self._once(
                 "factors",
                 f"{type(rule).__name__} weights the term {most!r} with {factors[most]:.3g} and the "
-                f"term {least!r} with {factors[least]:.3g}: {least!r} is hardly trained any more. "
-                "A loss near 0 can cause this. Limit the weights with `min_weight` and "
-                "`max_weight`, or, in a rule with a `floor`, raise it.",
+                f"term {least!r} with {factors[least]:.3g}: {least!r} is hardly trained any more, "
+                "unless its loss is larger by as much. A loss near 0 or a bound out of reach can "
+                "cause this. Limit the weights with `min_weight` and `max_weight`, or, in a rule "
+                "with a `floor`, raise it.",
             )
 
     def of_monitors(self, callbacks: Iterable[Any], logs: Mapping[str, Any]) -> None:

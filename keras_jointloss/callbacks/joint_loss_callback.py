@@ -94,8 +94,9 @@ class JointLossCallback(keras.callbacks.Callback):
         ValueError: If an argument is invalid; at the start of `fit`, if the model has no term and
             no layer that reports gradients, two terms of the same name, losses that do not match
             its outputs, or weights that belong to another model, or if `validation_weights` are not
-            those of its terms or all 0; after the first batch, if the model does not use the
-            weights, because it was not compiled with everything that `joint_loss` returned.
+            those of its terms or all 0, or a term is named `"joint"`; after the first batch, if the
+            model does not use the weights, because it was not compiled with everything that
+            `joint_loss` returned.
         FloatingPointError: At the end of an epoch, if a weighting with `on_nonfinite="raise"`
             received an unusable loss.
         OSError: At the start of `fit`, if `log_dir` cannot be written.

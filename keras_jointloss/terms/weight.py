@@ -158,7 +158,9 @@ class TermWeight:
         self.annealing = True
         if self.counts_steps and step is not None:
             self._step.assign(step)
-        if self.schedule is not None and not self.is_off:
+        if self.is_off:  # `set_weights`, as of `EarlyStopping`, changes the variables of layers.
+            self._value.assign(0.0)
+        elif self.schedule is not None:
             self._value.assign(self._scheduled(self.step_tensor()))
         self._set_mode()
 
@@ -174,8 +176,7 @@ class TermWeight:
         self._set_mode()
 
     def _set_mode(self) -> None:
-        on = _OFF if self.is_off else _MOVING
-        self._mode.assign(on if self.annealing else _STILL)
+        self._mode.assign((_OFF if self.is_off else _MOVING) if self.annealing else _STILL)
 
     def switch_off(self) -> None:
         """Sets the weight to 0 until `switch_on`, in later trainings and in the saved model, too.

@@ -1,5 +1,6 @@
 """Binds a rule to the terms of a model, runs it in the compiled step, and saves it."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -31,6 +32,7 @@ class BoundRule(keras.metrics.Metric):
     needs_given_weights: bool
     by_term: ClassVar[Mapping[str, bool]]
     widest_ratio: float
+    intended_below: float
     update_every: int
     warmup_steps: int
     on_nonfinite: str
@@ -197,9 +199,10 @@ class BoundRule(keras.metrics.Metric):
         if not unusable:
             return
         terms = ", ".join(f"{name!r} in {count} steps" for name, count in unusable.items())
+        limit = f" or less than {self.minimum_loss:g}" if math.isfinite(self.minimum_loss) else ""
         message = (
-            f"{type(self).__name__} cannot use a loss that is not finite or less than "
-            f"{self.minimum_loss:g}, or that leads to a weight or state that is not finite. "
+            f"{type(self).__name__} cannot use a loss that is not finite{limit}, or that leads to "
+            "a weight or state that is not finite. "
             f"Received in epoch {epoch}: the loss of {terms}"
         )
         if self.on_nonfinite == "raise":

@@ -90,6 +90,8 @@ class Weighting(BoundRule):
     #: The callback warns if the largest weight is more than this many times the smallest: then one
     #: term has practically all the weight. Infinite for a rule that returns 0 on purpose.
     widest_ratio = 1e4
+    #: This warning ignores smaller weights: the rule returns them on purpose.
+    intended_below = 0.0
 
     def __init__(
         self,

@@ -64,6 +64,8 @@ class Constraint(Weighting):
 
     initial_state: ClassVar = {"multiplier": 1.0}
     by_term: ClassVar = {"bounds": False}
+    # A multiplier falls where its constraint holds without it.
+    intended_below = 1.0
 
     def __init__(
         self,
