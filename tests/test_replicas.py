@@ -1,0 +1,81 @@
+"""Several replicas of `tf.distribute`: contrastive losses, memories and metrics of all of them."""
+
+import contextlib
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_jointloss as kj
+from tests.test_training import two_replicas
+
+pytestmark = pytest.mark.backend("tensorflow")
+
+BATCH = 8
+X = np.random.default_rng(1).normal(size=(21, 6))
+LABEL = np.random.default_rng(2).integers(0, 3, len(X))
+WEIGHT = np.random.default_rng(3).uniform(0.5, 2, len(X)) * (np.arange(len(X)) % 5 > 0)
+
+
+def trained(make, parts, is_mirrored):
+    """Returns the variables and logs of a model, on two replicas or one device.
+
+    Args:
+        make: Returns the model and the arguments of `compile`.
+        parts: For each call of `fit`, the inputs and targets.
+        is_mirrored: Whether two replicas train.
+    """
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(2)
+    keras.config.set_floatx("float64")
+    with two_replicas().scope() if is_mirrored else contextlib.nullcontext():
+        model, arguments = make()
+        model.compile(keras.optimizers.SGD(0.1, momentum=0.5), **arguments)
+    options = {"batch_size": BATCH, "verbose": 0}
+    found = {}
+    for i, (x, y) in enumerate(parts):
+        callbacks = [kj.callbacks.JointLossCallback()]
+        logs = model.fit(x, y, shuffle=False, callbacks=callbacks, **options).history
+        found |= {f"{i} {key}": value for key, value in logs.items()}
+    evaluated = model.evaluate(*parts[0], return_dict=True, **options)
+    found |= {f"evaluated {key}": value for key, value in evaluated.items()}
+    return found | {v.path: ops.convert_to_numpy(v) for v in [*model.variables]}
+
+
+def assert_like_one_device(make, parts):
+    actual, expected = (trained(make, parts, is_mirrored) for is_mirrored in (True, False))
+    assert actual.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_allclose(actual[key], value, rtol=1e-9, atol=1e-9, err_msg=key)
+
+
+def towers(x):
+    hidden = keras.layers.Dense(8, activation="tanh")(x)
+    return keras.layers.Dense(4)(hidden), keras.layers.Dense(4)(hidden)
+
+
+def contrastive():
+    """Returns a model with terms that use all options, and nothing else in the loss."""
+    x, label, weight = keras.Input((6,)), keras.Input((), dtype="int64"), keras.Input(())
+    early = kj.layers.ContrastiveTerm("MeanSquaredError", 0.1, name="early")
+    x_early, _ = early((keras.layers.Dense(5)(x), keras.layers.Dense(5)(x)))
+    # It exchanges statistics, so TensorFlow switches to the other replica after the first term.
+    a, b = towers(keras.layers.BatchNormalization(synchronized=True)(x_early))
+    a, b = kj.layers.ContrastiveTerm(
+        kj.losses.InfoNCE(same_label="ignore"),
+        weight=kj.schedules.Linear(0.1, 1.0, 6),
+        learn_temperature=True,
+        memory_size=10,
+        metrics=[kj.metrics.RecallAtK(1), kj.metrics.Uniformity()],
+        name="info_nce",
+    )((a, b, label), sample_weight=weight)
+    a, b = kj.layers.ContrastiveTerm("SigLIP", 0.2, learn_temperature=True, name="siglip")((a, b))
+    a, b = kj.layers.ContrastiveTerm("VICReg", 0.02, name="vicreg")((a, b))
+    return keras.Model([x, label, weight], [a, b]), {}
+
+
+def test_terms_see_all_replicas():
+    # The last batches have 5 and 1 items: the second replica gets 2 of them, and none.
+    parts = [([values[:items] for values in (X, LABEL, WEIGHT)], None) for items in (21, 17)]
+    assert_like_one_device(contrastive, parts)
