@@ -14,6 +14,7 @@ pytestmark = pytest.mark.backend("tensorflow")
 
 BATCH = 8
 X = np.random.default_rng(1).normal(size=(21, 6))
+X[[2, 9]] = 0.0  # Masked.
 LABEL = np.random.default_rng(2).integers(0, 3, len(X))
 WEIGHT = np.random.default_rng(3).uniform(0.5, 2, len(X)) * (np.arange(len(X)) % 5 > 0)
 
@@ -50,18 +51,14 @@ def assert_like_one_device(make, parts):
         np.testing.assert_allclose(actual[key], value, rtol=1e-9, atol=1e-9, err_msg=key)
 
 
-def towers(x):
-    hidden = keras.layers.Dense(8, activation="tanh")(x)
-    return keras.layers.Dense(4)(hidden), keras.layers.Dense(4)(hidden)
-
-
 def contrastive():
-    """Returns a model with terms that use all options, and nothing else in the loss."""
+    """Returns a model with terms that use all options, a mask, and nothing else in the loss."""
     x, label, weight = keras.Input((6,)), keras.Input((), dtype="int64"), keras.Input(())
     early = kj.layers.ContrastiveTerm("MeanSquaredError", 0.1, name="early")
     x_early, _ = early((keras.layers.Dense(5)(x), keras.layers.Dense(5)(x)))
     # It exchanges statistics, so TensorFlow switches to the other replica after the first term.
-    a, b = towers(keras.layers.BatchNormalization(synchronized=True)(x_early))
+    b = keras.layers.Dense(4)(keras.layers.BatchNormalization(synchronized=True)(x_early))
+    a = keras.layers.Dense(4)(keras.layers.Masking()(x))
     a, b = kj.layers.ContrastiveTerm(
         kj.losses.InfoNCE(same_label="ignore"),
         weight=kj.schedules.Linear(0.1, 1.0, 6),
@@ -79,3 +76,32 @@ def test_terms_see_all_replicas():
     # The last batches have 5 and 1 items: the second replica gets 2 of them, and none.
     parts = [([values[:items] for values in (X, LABEL, WEIGHT)], None) for items in (21, 17)]
     assert_like_one_device(contrastive, parts)
+
+
+class Penalty(keras.layers.Layer):
+    """Adds a loss in the forward pass, as users do."""
+
+    def call(self, x):
+        self.add_loss(0.1 * ops.mean(ops.square(x)))
+        return x
+
+
+def combined():
+    """Returns a model with all else that adds to the loss, a balancer and a rule."""
+    x = keras.Input((6,))
+    hidden = keras.layers.Dense(8, activation="tanh", activity_regularizer="l2")(x)
+    z = kj.layers.GradientBalancer(["pair", "classes", "rating"], "mgda")(hidden)
+    a, b = keras.layers.Dense(4)(z["pair"]), keras.layers.Dense(4)(z["pair"])
+    a, b = kj.layers.ContrastiveTerm("NTXent", name="pair")((a, b))
+    label = keras.Input((), dtype="int64")
+    classes = keras.layers.Dense(4)(Penalty()(z["classes"]))
+    classes = kj.layers.ContrastiveTerm("SupCon", name="classes")((classes, label))
+    late = keras.layers.Dense(3, activity_regularizer="l2", kernel_regularizer="l2")(classes)
+    late = kj.layers.LossTerm(weight=0.1, name="energy")(late, ops.square(late))
+    joint = kj.joint_loss({"rating": "mse"}, weighting=kj.weighting.FAMO())
+    rating = keras.layers.Dense(1, name="rating")(ops.concatenate([z["rating"], late, a, b]))
+    return keras.Model([x, label], {"rating": rating}), joint
+
+
+def test_terms_disturb_no_other_loss():
+    assert_like_one_device(combined, [([X[:16], LABEL[:16]], X[:16, :1])])

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_jointloss._labels import as_labels, check_labels, label_tensor, labelled
 from keras_jointloss._backend import in_replica
+from keras_jointloss._labels import as_labels, check_labels, label_tensor, labelled
 from keras_jointloss._masks import reduce_values, stacked, valid_items
 from keras_jointloss._replicas import warn_of_separate_items
 
