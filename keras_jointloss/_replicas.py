@@ -3,6 +3,7 @@
 import warnings
 from typing import Any, NamedTuple
 
+import keras
 from keras import ops
 
 from keras_jointloss._backend import replica_count, rows_of_replicas
@@ -43,18 +44,22 @@ def global_batch(own: Batch) -> Batch:
     TensorFlow switches to another replica meanwhile. Not to be called before Keras has collected
     the losses that layers have added: the forward pass of the other replica replaces them.
     """
-    fields = {name: x for name, x in own._asdict().items() if x is not None}
+    present = [x for x in own if x is not None]
     # Not every collective operation supports booleans.
-    is_bool = {name: "bool" in str(x.dtype) for name, x in fields.items()}
-    sent = [ops.cast(x, "int32") if is_bool[name] else x for name, x in fields.items()]
+    sent = [ops.cast(x, "int32") if _is_bool(x) else x for x in present]
     rows, start = rows_of_replicas(sent)
-    found = {}
-    for (name, x), all_rows in zip(fields.items(), rows, strict=True):
+    found = []
+    for x, all_rows in zip(present, rows, strict=True):
         all_rows = ops.reshape(all_rows, (-1, *x.shape[1:]))
-        found[name] = ops.cast(all_rows, "bool") if is_bool[name] else all_rows
+        found.append(ops.cast(all_rows, "bool") if _is_bool(x) else all_rows)
     end = start + ops.shape(own.views)[0]
-    views = [found["views"][:start], _amplified(own.views), found["views"][end:]]
-    return Batch(**{**found, "views": ops.concatenate(views)})
+    found[0] = ops.concatenate([found[0][:start], _amplified(own.views), found[0][end:]])
+    remaining = iter(found)
+    return Batch(*(None if x is None else next(remaining) for x in own))
+
+
+def _is_bool(x):
+    return keras.backend.standardize_dtype(x.dtype) == "bool"
 
 
 def _amplified(x):

@@ -105,3 +105,69 @@ def combined():
 
 def test_terms_disturb_no_other_loss():
     assert_like_one_device(combined, [([X[:16], LABEL[:16]], X[:16, :1])])
+
+
+def run(compute, *sizes):
+    """Returns what a function of embeddings, of the given sizes, returns in each replica."""
+    strategy = two_replicas()
+    parts = np.split(X[: sum(sizes)].reshape(-1, 2, 3), np.cumsum(sizes)[:-1])
+    parts = [ops.convert_to_tensor(part, dtype="float32") for part in parts]
+
+    def part(context):
+        return parts[context.replica_id_in_sync_group]
+
+    views = strategy.experimental_distribute_values_from_function(part)
+    return [float(x) for x in strategy.experimental_local_results(strategy.run(compute, (views,)))]
+
+
+def info_nce(start, end):
+    return kj.losses.InfoNCE()(np.zeros(end - start), X[start:end].reshape(-1, 2, 3))
+
+
+def test_output_loss_that_compares_items_warns_once():
+    loss = kj.losses.InfoNCE()
+
+    def compute(views):
+        return loss(ops.zeros(4), views)
+
+    with pytest.warns(UserWarning, match="InfoNCE compares.*ContrastiveTerm") as found:
+        run(compute, 4, 4)
+    assert len(found) == 1
+    # Keras divides by the number of replicas.
+    np.testing.assert_allclose(
+        run(compute, 4, 4), [info_nce(0, 4) / 2, info_nce(4, 8) / 2], rtol=1e-5
+    )
+    pairs = kj.losses.MarginContrastive()  # Does not compare items.
+    run(lambda views: pairs(ops.ones(4), views), 4, 4)
+
+
+@pytest.mark.parametrize("gather", [None, False])
+def test_replicas_gather_unless_told_otherwise(gather):
+    with two_replicas().scope():
+        layer = kj.layers.ContrastiveTerm("InfoNCE", 0.5, gather=gather)
+        layer.build(((None, 3), (None, 3)))
+
+    def compute(views):
+        layer((views[:, 0], views[:, 1]), training=True)
+        assert layer.losses == layer.losses
+        return 2 * sum(layer.losses)
+
+    expected = [info_nce(0, 8)] * 2 if gather is None else [info_nce(0, 5), info_nce(5, 8)]
+    np.testing.assert_allclose(run(compute, 5, 3), expected, rtol=1e-5)
+    mean = np.average(expected, weights=[5, 3])
+    assert layer.weight.read()["loss"] == pytest.approx(mean, 1e-5)
+
+
+def test_metrics_see_all_replicas():
+    with two_replicas().scope():
+        metric = kj.metrics.RecallAtK(1)
+    plain = kj.metrics.RecallAtK(1)
+
+    def compute(views):
+        metric.update_state(None, views)
+        return ops.zeros(())
+
+    run(compute, 7, 3)
+    plain.update_state(None, X[:10].reshape(-1, 2, 3))
+    assert 0 < float(plain.result()) < 1
+    assert ops.convert_to_numpy(metric.result()) == pytest.approx(float(plain.result()))
