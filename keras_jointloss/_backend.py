@@ -58,6 +58,35 @@ def sum_over_replicas(x):
     return x if context is None else context.all_reduce(tf.distribute.ReduceOp.SUM, x)
 
 
+def in_replica() -> bool:
+    """Returns whether this code runs in the step of one of several replicas.
+
+    It does not while Keras builds the model symbolically.
+    """
+    if replica_count() == 1:
+        return False
+    import tensorflow as tf
+
+    return tf.distribute.get_replica_context() is not None
+
+
+def rows_of_replicas(tensors: list) -> tuple[list, Any]:
+    """Returns the rows of all replicas for each tensor, and the index of the first own row.
+
+    To be called `in_replica`. The numbers of rows may differ. No gradient flows. TensorFlow
+    switches to another replica meanwhile, as in `sum_over_replicas`.
+
+    Args:
+        tensors: Tensors with the same number of rows.
+    """
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    *rows, counts = context.all_gather([*tensors, tf.shape(tensors[0])[:1]], axis=0)
+    start = tf.reduce_sum(counts[: context.replica_id_in_sync_group])
+    return [tf.stop_gradient(x) for x in rows], start
+
+
 def variable_scope(model: keras.Model):
     """Returns the context in which to create variables for a model."""
     strategy = getattr(model, "distribute_strategy", None)

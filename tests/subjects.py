@@ -353,7 +353,9 @@ class Subject(NamedTuple):
         make: Returns the model, the arguments of `compile` and the names of the targets.
         inputs: The names of the inputs.
         weights: The user's weight of each term: a number or a schedule.
-        couples_batch: Whether the loss of an item depends on the other items of its batch.
+        couples_own_items: Whether, under `MirroredStrategy`, the loss of an item depends on the
+            other items of its replica alone: the loss of an output compares items, or a layer keeps
+            batch statistics.
         factor_sum: The sum of the factors that the rule multiplies the weights by; `None` without
             a rule.
         has_statistics: Whether a layer keeps batch statistics. Under `MirroredStrategy`, each
@@ -363,7 +365,7 @@ class Subject(NamedTuple):
     make: Callable
     inputs: tuple[str, ...]
     weights: dict[str, Any]
-    couples_batch: bool = False
+    couples_own_items: bool = False
     factor_sum: float | None = None
     has_statistics: bool = False
 
@@ -386,7 +388,7 @@ SUBJECTS = {
             "label": 1.0,
             "align": PolynomialDecay(0.0, 10, 1.0),
         },
-        couples_batch=True,
+        couples_own_items=True,
     ),
     "layers": Subject(_layers, ("features", "match"), LAYER_WEIGHTS),
     "nested": Subject(_nested, ("features", "match"), LAYER_WEIGHTS),
@@ -414,14 +416,14 @@ SUBJECTS = {
         _shared,
         ("features",),
         {"label": 1.0, "rating": 1.0},
-        couples_batch=True,
+        couples_own_items=True,
         has_statistics=True,
     ),
     "family_outputs": Subject(
         _family_outputs,
         ("features",),
         {name.lower(): 0.02 for name in OF_OUTPUTS},
-        couples_batch=True,
+        couples_own_items=True,
     ),
     "family_layers": Subject(
         _family_layers,
@@ -430,7 +432,6 @@ SUBJECTS = {
             "rating": 0.7,
             **{name.lower(): kj.schedules.Linear(0.0, 0.02, 8) for name in OF_LAYERS},
         },
-        couples_batch=True,
     ),
     "subclassed": Subject(
         _subclassed,

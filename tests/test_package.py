@@ -34,7 +34,7 @@ LEVELS = (
         "reports",
         "tensorboard",
     },
-    {"_labels", "aggregators", "schedules", "terms"},
+    {"_labels", "_replicas", "aggregators", "schedules", "terms"},
     {"losses", "metrics", "weighting"},
     {"_joint_arguments"},
     {"joint", "layers"},

@@ -8,10 +8,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._backend import trains_functionally
+from keras_jointloss._backend import in_replica, trains_functionally
 from keras_jointloss._loops import enclosing_scope, running_loop
 from keras_jointloss._math import divide_or_0
 from keras_jointloss._state import as_state
+from keras_jointloss.layers._late_loss import LateLoss, Step
 from keras_jointloss.terms.given_weight import Weight
 from keras_jointloss.terms.layer_weight import LayerWeight
 
@@ -53,9 +54,7 @@ class LayerTerm(keras.layers.Layer):
         # Without autocasting inputs pass through and labels arrive unchanged.
         super().__init__(name=name, autocast=False, **kwargs)
         self.supports_masking = True
-        # For each call in this step, the computation to run when the losses are requested, and the
-        # batch size.
-        self._deferred: list[tuple[Callable[[], tuple], Any]] = []
+        self._running_step = Step()
         self._get_scope: Callable[[], Any] = lambda: None
 
     def _create_weight(
@@ -92,34 +91,41 @@ class LayerTerm(keras.layers.Layer):
         if running_loop() not in ("predict_step", "export"):
             scope = enclosing_scope()
             self._get_scope = (lambda: None) if scope is None else weakref.ref(scope)
-            self._deferred.append((compute, batch_size))
+            self._running_step.calls.append((compute, batch_size))
 
     def _get_own_losses(self):
         # Keras requests the losses after the call, but not for prediction or export.
-        calls, self._deferred = self._deferred, []
-        if calls:
-            self._add_losses([compute() for compute, _ in calls], calls[0][1])
-        return super()._get_own_losses()
+        step = self._running_step
+        calls, step.calls = step.calls, []
+        if calls and in_replica():
+            step.late_losses.append(LateLoss(lambda: sum(self._weighted_losses(calls))))
+        elif calls:
+            self.add_loss(self._weighted_losses(calls))
+        return [*super()._get_own_losses(), *step.late_losses]
 
     def _clear_losses(self):
         scope = enclosing_scope()
         if scope is None or self._get_scope() is not scope:
-            self._deferred = []
+            self._running_step.calls = []
+        self._running_step.late_losses = []
         super()._clear_losses()
 
-    def _add_losses(self, calls, batch_size):
-        """Adds the weighted losses of the calls of a step, and counts the step."""
-        losses, items, valid, is_training = zip(*calls, strict=True)
+    def _weighted_losses(self, calls):
+        """Returns the weighted losses of the calls of a step, and counts the step."""
+        results = [compute() for compute, _ in calls]
+        losses, items, valid, is_training = zip(*results, strict=True)
         weight = self.weight.tensor()
-        for loss in losses:
-            # Keras can only sum losses of the same dtype.
-            self.add_loss(ops.cast(ops.cast(weight, loss.dtype) * loss, keras.config.floatx()))
+        # Keras can only sum losses of the same dtype.
+        weighted = [
+            ops.cast(ops.cast(weight, loss.dtype) * loss, keras.config.floatx()) for loss in losses
+        ]
         counts = None
         if self.weight.observer is not None and all(x is not None for x in valid):
             counts = ops.any(ops.stack([ops.any(x) for x in valid]))
-        self.weight.record(sum(losses), reduce(ops.maximum, items), counts, batch_size)
+        self.weight.record(sum(losses), reduce(ops.maximum, items), counts, calls[0][1])
         if any(is_training):
             self.weight.advance()
+        return weighted
 
     def save_own_variables(self, store):
         super().save_own_variables(store)

@@ -9,10 +9,12 @@ import keras
 from keras import ops
 
 from keras_jointloss import losses
+from keras_jointloss._backend import in_replica
 from keras_jointloss._labels import as_labels, label_tensor
 from keras_jointloss._math import float_dtype
+from keras_jointloss._replicas import Batch, global_batch, own_share
 from keras_jointloss._state import as_state
-from keras_jointloss._validation import validate_bool, validate_count
+from keras_jointloss._validation import validate_bool, validate_choice, validate_count
 from keras_jointloss.layers._contrastive_inputs import (
     has_labels,
     one_or_all,
@@ -68,9 +70,14 @@ class ContrastiveTerm(LayerTerm):
             `optimizer.exclude_from_weight_decay(var_names=["log_scale", "bias"])`.
         memory_size: Number of items from earlier training steps to keep as further candidates,
             which receive no gradient; 0 to disable. The oldest are dropped first. Only for losses
-            whose `has_memory` is true. With several replicas, each keeps its own items; a saved
-            file holds those of the first.
+            whose `has_memory` is true.
         metrics: Metrics of `keras_jointloss.metrics` to compute on the embeddings.
+        gather: Whether each replica of `tf.distribute` sees the embeddings, labels, masks and
+            sample weights of all replicas, so that training, evaluation and memory are those of one
+            device with the same global batches, also if the replicas get unequal shares of a batch.
+            `None`, the default, and `True`: yes. `False`: each compares its own items alone, which
+            saves communication, and keeps a memory of its own; a saved file holds that of the
+            first. Without several replicas it changes nothing.
         name: Name of the layer and of the term.
         **kwargs: `trainable` and `dtype`, as in `keras.layers.Layer`.
 
@@ -111,6 +118,7 @@ class ContrastiveTerm(LayerTerm):
         learn_temperature: bool = False,
         memory_size: int = 0,
         metrics: Sequence[Any] = (),
+        gather: bool | None = None,
         name: str | None = None,
         **kwargs,
     ):
@@ -118,6 +126,7 @@ class ContrastiveTerm(LayerTerm):
         self.loss = losses.get(loss)
         self.learn_temperature = validate_bool(learn_temperature, "learn_temperature")
         self.memory_size = validate_count(memory_size, "memory_size", minimum=0)
+        self.gather = validate_choice(gather, "gather", (None, True, False))
         self._validate_loss(loss)
         self._learned = LearnedArguments(self.loss, self.learn_temperature)
         self._memory: EmbeddingMemory | None = None
@@ -171,19 +180,26 @@ class ContrastiveTerm(LayerTerm):
         views = ops.stack([ops.cast(x, dtype) for x in embeddings], axis=1)
         labels = None if labels is None else as_labels(label_tensor(labels))
         masks = () if mask is None else split(mask, self.loss)[0]
+        if sample_weight is not None:
+            sample_weight = ops.reshape(ops.cast(sample_weight, dtype), (-1,))
+            sample_weight = ops.broadcast_to(sample_weight, ops.shape(views)[:1])
+        own = Batch(views, labels, item_mask(masks), sample_weight)
+        is_gathered = self.gather is not False and in_replica()
+        batch = global_batch(own) if is_gathered else own
         loss, items, valid = mean_over_items(
-            partial(self._values, views, labels),
-            ops.cast(ops.shape(views)[0], dtype),
-            item_mask(masks),
-            sample_weight,
+            partial(self._values, batch.views, batch.labels),
+            batch.size(dtype),
+            batch.mask,
+            batch.sample_weight,
             is_weighted_mean=self.loss.reduction == "mean_with_sample_weight",
         )
-        self._record_means(views, labels, valid)
-        if labels is not None:
-            valid = self.loss.labelled(labels, valid)
+        self._record_means(batch.views, batch.labels, valid, is_gathered)
+        if batch.labels is not None:
+            valid = self.loss.labelled(batch.labels, valid)
         if self._memory is not None:
-            self._remember(self._memory, views, labels, valid, training)
+            self._remember(self._memory, batch.views, batch.labels, valid, training)
         # `None` if the `call` of the model takes no `training`; evaluation stops annealing anyway.
+        items = own.items(dtype) if is_gathered else items
         return loss, items, valid, training is not False
 
     def _values(self, views, labels, valid):
@@ -196,14 +212,17 @@ class ContrastiveTerm(LayerTerm):
             arguments["memory"] = self._memory.read(None if labels is None else labels.dtype)
         return self.loss.values(views, labels, valid, **arguments)
 
-    def _record_means(self, views, labels, valid):
+    def _record_means(self, views, labels, valid, is_gathered):
+        def record(name, *sums):
+            self.weight.record_mean(name, *(own_share(x) if is_gathered else x for x in sums))
+
         counts = ops.ones_like(views[:, 0, 0])
         counts = counts if valid is None else ops.where(valid, counts, 0)
         if self._is_views_loss and self.loss.part_names:
             for name, values in self.loss.part_values(views, labels, valid).items():
-                self.weight.record_mean(name, ops.sum(values * counts), ops.sum(counts))
+                record(name, ops.sum(values * counts), ops.sum(counts))
         for metric in self._get_metrics():
-            self.weight.record_mean(metric.name, *metric.sums(views, labels, valid))
+            record(metric.name, *metric.sums(views, labels, valid))
 
     def _remember(self, memory, views, labels, valid, training):
         """Puts the items of a training step into the memory."""
@@ -241,6 +260,7 @@ class ContrastiveTerm(LayerTerm):
             "learn_temperature": self.learn_temperature,
             "memory_size": self.memory_size,
             "metrics": [keras.saving.serialize_keras_object(x) for x in self._get_metrics()],
+            "gather": self.gather,
         }
 
     @classmethod

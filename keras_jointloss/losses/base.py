@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+from keras_jointloss._backend import in_replica
 from keras_jointloss._labels import as_labels, check_labels, label_tensor, labelled
 from keras_jointloss._masks import reduce_values, stacked, valid_items
+from keras_jointloss._replicas import warn_of_separate_items
 
 
 class LearnedParameter(NamedTuple):
@@ -24,11 +26,15 @@ class ViewsLoss(keras.losses.Loss):
     The views are two (or more) embeddings of the same item, stacked on axis 1. A subclass defines
 
     - `function`: the stateless function `(views, labels, valid, **arguments) -> (batch,)`,
-    - `label_kind`, `min_views`, `max_views`, `has_memory`: what the function accepts.
+    - `label_kind`, `min_views`, `max_views`, `has_memory`: what the function accepts,
+    - `compares_items`: false if the loss of an item does not depend on the other items.
 
     It validates the function's arguments and passes them to `__init__` as keyword arguments. They
     become attributes and part of the config. The base class itself handles one of them,
     `unlabelled`: the label that marks items without one.
+
+    Under `tf.distribute`, the loss of an output sees the items of one replica only. If it compares
+    items, a warning says so: use it in `keras_jointloss.layers.ContrastiveTerm` instead.
 
     An item is excluded from the batch (as anchor, positive and negative) if the Keras mask of
     `y_pred`, `(batch,)`, excludes it, if its sample weight is 0 or if its label is `unlabelled`.
@@ -70,6 +76,8 @@ class ViewsLoss(keras.losses.Loss):
     max_views: float = 2
     #: Whether the function takes a `memory` of other items' views.
     has_memory = False
+    #: Whether the loss of an item depends on the other items of the batch.
+    compares_items = True
     #: The names of the parts that `part_values` returns.
     part_names: tuple[str, ...] = ()
     #: The label that marks items without one.
@@ -78,6 +86,7 @@ class ViewsLoss(keras.losses.Loss):
     def __init__(self, name=None, reduction="sum_over_batch_size", dtype=None, **arguments):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self._argument_names = tuple(arguments)
+        self._has_warned_of_replicas = False
         for argument, value in arguments.items():
             setattr(self, argument, value)
 
@@ -172,6 +181,7 @@ class ViewsLoss(keras.losses.Loss):
 
     def _values(self, y_true, views, valid):
         self.validate_views(views.shape)
+        self._warn_of_replicas()
         views = stacked(views)
         if not self.has_labels:
             return self.values(views, None, valid)
@@ -180,6 +190,11 @@ class ViewsLoss(keras.losses.Loss):
         labels = label_tensor(y_true)
         self.validate_labels(labels.shape, views.shape[0])
         return self.values(views, as_labels(labels), valid)
+
+    def _warn_of_replicas(self):
+        if self.compares_items and not self._has_warned_of_replicas and in_replica():
+            self._has_warned_of_replicas = True
+            warn_of_separate_items(type(self).__name__)
 
 
 def get(identifier: Any) -> keras.losses.Loss:

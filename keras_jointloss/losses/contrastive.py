@@ -67,6 +67,7 @@ class Contrastive(ViewsLoss):
 
     function = staticmethod(contrastive)
     label_kind = "pair"
+    compares_items = False
 
     def __init__(
         self,

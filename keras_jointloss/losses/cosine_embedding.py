@@ -66,6 +66,7 @@ class CosineEmbedding(ViewsLoss):
 
     function = staticmethod(cosine_embedding)
     label_kind = "pair"
+    compares_items = False
 
     def __init__(
         self,

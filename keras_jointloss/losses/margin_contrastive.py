@@ -74,6 +74,7 @@ class MarginContrastive(ViewsLoss):
 
     function = staticmethod(margin_contrastive)
     label_kind = "pair"
+    compares_items = False
 
     def __init__(
         self,

@@ -83,6 +83,7 @@ class TripletMargin(ViewsLoss):
     function = staticmethod(triplet_margin)
     min_views = 3
     max_views = 3
+    compares_items = False
 
     def __init__(
         self,

@@ -3,9 +3,12 @@
 import keras
 from keras import ops
 
+from keras_jointloss._backend import in_replica
+from keras_jointloss._keras import outermost_layer
 from keras_jointloss._labels import as_labels, label_tensor, labelled
 from keras_jointloss._masks import stacked, valid_items
 from keras_jointloss._math import float_dtype
+from keras_jointloss._replicas import Batch, global_batch, own_share
 
 
 class ViewsMetric(keras.metrics.Metric):
@@ -17,7 +20,8 @@ class ViewsMetric(keras.metrics.Metric):
 
         finish( sum_i weight_i count_i value_i / sum_i weight_i count_i )
 
-    It is `finish(0)` before the first item.
+    It is `finish(0)` before the first item. Under `tf.distribute` the batch is that of all
+    replicas, except where a layer updates the metric in its `call`.
 
     A subclass overrides `values`, `finish` if the metric is not the mean itself, and `get_config`
     if it adds arguments. `values` and `finish` work on tensors alone and keep no state.
@@ -107,8 +111,11 @@ class ViewsMetric(keras.metrics.Metric):
             sample_weight = ops.broadcast_to(
                 ops.reshape(sample_weight, (-1,)), (ops.shape(views)[0],)
             )
-        valid = valid_items(y_pred, sample_weight)
-        total, weight = self.sums(views, labels, valid, sample_weight)
+        batch = Batch(views, labels, valid_items(y_pred, sample_weight), sample_weight)
+        # In the forward pass an exchange would disturb the losses of layers.
+        is_gathered = in_replica() and outermost_layer() is None
+        sums = self.sums(*(global_batch(batch) if is_gathered else batch))
+        total, weight = (own_share(x) for x in sums) if is_gathered else sums
         self._total.assign_add(ops.cast(total, self._total.dtype))
         self._weight.assign_add(ops.cast(weight, self._weight.dtype))
 

@@ -1,0 +1,91 @@
+"""The global batch of a step that several replicas compute together."""
+
+import warnings
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from keras_jointloss._backend import replica_count, rows_of_replicas
+from keras_jointloss._math import upstream_of
+
+
+class Batch(NamedTuple):
+    """What a loss or metric on views compares.
+
+    Attributes:
+        views: `(batch, views, dim)`, float.
+        labels: `(batch,)` or `(batch, classes)`, or `None`.
+        mask: `(batch,)`, bool: which items to include. `None` for all.
+        sample_weight: `(batch,)`, or `None`.
+    """
+
+    views: Any
+    labels: Any = None
+    mask: Any = None
+    sample_weight: Any = None
+
+    def size(self, dtype):
+        """Returns the number of items, those that the mask excludes too, as a scalar."""
+        return ops.cast(ops.shape(self.views)[0], dtype)
+
+    def items(self, dtype):
+        """Returns the number of items that the mask includes as a scalar."""
+        return self.size(dtype) if self.mask is None else ops.sum(ops.cast(self.mask, dtype))
+
+
+def global_batch(own: Batch) -> Batch:
+    """Returns the batch of all replicas, in their order, within the step of each of them.
+
+    The gradient of a loss of the global batch is exact if the loss is divided by the number of
+    replicas and the gradients are summed over them, as Keras does: every replica computes the same
+    loss, and the gradient for its own views is multiplied by the number of replicas.
+
+    TensorFlow switches to another replica meanwhile. Not to be called before Keras has collected
+    the losses that layers have added: the forward pass of the other replica replaces them.
+    """
+    present = [x for x in own if x is not None]
+    # Not every collective operation supports booleans.
+    sent = [ops.cast(x, "int32") if _is_bool(x) else x for x in present]
+    rows, start = rows_of_replicas(sent)
+    found = []
+    for x, all_rows in zip(present, rows, strict=True):
+        all_rows = ops.reshape(all_rows, (-1, *x.shape[1:]))
+        found.append(ops.cast(all_rows, "bool") if _is_bool(x) else all_rows)
+    end = start + ops.shape(own.views)[0]
+    found[0] = ops.concatenate([found[0][:start], _amplified(own.views), found[0][end:]])
+    remaining = iter(found)
+    return Batch(*(None if x is None else next(remaining) for x in own))
+
+
+def _is_bool(x):
+    return keras.backend.standardize_dtype(x.dtype) == "bool"
+
+
+def _amplified(x):
+    """Returns `x`, whose gradient is multiplied by the number of replicas."""
+    replicas = replica_count()
+
+    def compute(x):
+        def grad(*arguments, upstream=None):
+            return upstream_of(arguments, upstream) * replicas
+
+        return ops.copy(x), grad
+
+    return ops.custom_gradient(compute)(x)
+
+
+def own_share(x):
+    """Returns the share of one replica in a sum that each replica computes of the global batch."""
+    return x / replica_count()
+
+
+def warn_of_separate_items(name: str) -> None:
+    """Warns that a loss of several replicas compares the items of each replica alone."""
+    warnings.warn(
+        f"{name} compares the items of a batch with each other. As the loss of an output it sees, "
+        f"in each of {replica_count()} replicas, only the items of that replica, so the result "
+        "depends on the number of replicas. Use `keras_jointloss.layers.ContrastiveTerm`, which "
+        "compares the items of all replicas.",
+        stacklevel=2,
+    )

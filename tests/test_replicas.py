@@ -1,0 +1,173 @@
+"""Several replicas of `tf.distribute`: contrastive losses, memories and metrics of all of them."""
+
+import contextlib
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_jointloss as kj
+from tests.test_training import two_replicas
+
+pytestmark = pytest.mark.backend("tensorflow")
+
+BATCH = 8
+X = np.random.default_rng(1).normal(size=(21, 6))
+X[[2, 9]] = 0.0  # Masked.
+LABEL = np.random.default_rng(2).integers(0, 3, len(X))
+WEIGHT = np.random.default_rng(3).uniform(0.5, 2, len(X)) * (np.arange(len(X)) % 5 > 0)
+
+
+def trained(make, parts, is_mirrored):
+    """Returns the variables and logs of a model, on two replicas or one device.
+
+    Args:
+        make: Returns the model and the arguments of `compile`.
+        parts: For each call of `fit`, the inputs and targets.
+        is_mirrored: Whether two replicas train.
+    """
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(2)
+    keras.config.set_floatx("float64")
+    with two_replicas().scope() if is_mirrored else contextlib.nullcontext():
+        model, arguments = make()
+        model.compile(keras.optimizers.SGD(0.1, momentum=0.5), **arguments)
+    options = {"batch_size": BATCH, "verbose": 0}
+    found = {}
+    for i, (x, y) in enumerate(parts):
+        callbacks = [kj.callbacks.JointLossCallback()]
+        logs = model.fit(x, y, shuffle=False, callbacks=callbacks, **options).history
+        found |= {f"{i} {key}": value for key, value in logs.items()}
+    evaluated = model.evaluate(*parts[0], return_dict=True, **options)
+    found |= {f"evaluated {key}": value for key, value in evaluated.items()}
+    return found | {v.path: ops.convert_to_numpy(v) for v in [*model.variables]}
+
+
+def assert_like_one_device(make, parts):
+    actual, expected = (trained(make, parts, is_mirrored) for is_mirrored in (True, False))
+    assert actual.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_allclose(actual[key], value, rtol=1e-9, atol=1e-9, err_msg=key)
+
+
+def contrastive():
+    """Returns a model with terms that use all options, a mask, and nothing else in the loss."""
+    x, label, weight = keras.Input((6,)), keras.Input((), dtype="int64"), keras.Input(())
+    early = kj.layers.ContrastiveTerm("MeanSquaredError", 0.1, name="early")
+    x_early, _ = early((keras.layers.Dense(5)(x), keras.layers.Dense(5)(x)))
+    # It exchanges statistics, so TensorFlow switches to the other replica after the first term.
+    b = keras.layers.Dense(4)(keras.layers.BatchNormalization(synchronized=True)(x_early))
+    a = keras.layers.Dense(4)(keras.layers.Masking()(x))
+    a, b = kj.layers.ContrastiveTerm(
+        kj.losses.InfoNCE(same_label="ignore"),
+        weight=kj.schedules.Linear(0.1, 1.0, 6),
+        learn_temperature=True,
+        memory_size=10,
+        metrics=[kj.metrics.RecallAtK(1), kj.metrics.Uniformity()],
+        name="info_nce",
+    )((a, b, label), sample_weight=weight)
+    a, b = kj.layers.ContrastiveTerm("SigLIP", 0.2, learn_temperature=True, name="siglip")((a, b))
+    a, b = kj.layers.ContrastiveTerm("VICReg", 0.02, name="vicreg")((a, b))
+    return keras.Model([x, label, weight], [a, b]), {}
+
+
+def test_terms_see_all_replicas():
+    # The last batches have 5 and 1 items: the second replica gets 2 of them, and none.
+    parts = [([values[:items] for values in (X, LABEL, WEIGHT)], None) for items in (21, 17)]
+    assert_like_one_device(contrastive, parts)
+
+
+class Penalty(keras.layers.Layer):
+    """Adds a loss in the forward pass, as users do."""
+
+    def call(self, x):
+        self.add_loss(0.1 * ops.mean(ops.square(x)))
+        return x
+
+
+def combined():
+    """Returns a model with all else that adds to the loss, a balancer and a rule."""
+    x = keras.Input((6,))
+    hidden = keras.layers.Dense(8, activation="tanh", activity_regularizer="l2")(x)
+    z = kj.layers.GradientBalancer(["pair", "classes", "rating"], "mgda")(hidden)
+    a, b = keras.layers.Dense(4)(z["pair"]), keras.layers.Dense(4)(z["pair"])
+    a, b = kj.layers.ContrastiveTerm("NTXent", name="pair")((a, b))
+    label = keras.Input((), dtype="int64")
+    classes = keras.layers.Dense(4)(Penalty()(z["classes"]))
+    classes = kj.layers.ContrastiveTerm("SupCon", name="classes")((classes, label))
+    late = keras.layers.Dense(3, activity_regularizer="l2", kernel_regularizer="l2")(classes)
+    late = kj.layers.LossTerm(weight=0.1, name="energy")(late, ops.square(late))
+    joint = kj.joint_loss({"rating": "mse"}, weighting=kj.weighting.FAMO())
+    rating = keras.layers.Dense(1, name="rating")(ops.concatenate([z["rating"], late, a, b]))
+    return keras.Model([x, label], {"rating": rating}), joint
+
+
+def test_terms_disturb_no_other_loss():
+    assert_like_one_device(combined, [([X[:16], LABEL[:16]], X[:16, :1])])
+
+
+def run(compute, *sizes):
+    """Returns what a function of embeddings, of the given sizes, returns in each replica."""
+    strategy = two_replicas()
+    parts = np.split(X[: sum(sizes)].reshape(-1, 2, 3), np.cumsum(sizes)[:-1])
+    parts = [ops.convert_to_tensor(part, dtype="float32") for part in parts]
+
+    def part(context):
+        return parts[context.replica_id_in_sync_group]
+
+    views = strategy.experimental_distribute_values_from_function(part)
+    return [float(x) for x in strategy.experimental_local_results(strategy.run(compute, (views,)))]
+
+
+def info_nce(start, end):
+    return kj.losses.InfoNCE()(np.zeros(end - start), X[start:end].reshape(-1, 2, 3))
+
+
+def test_output_loss_that_compares_items_warns_once():
+    loss = kj.losses.InfoNCE()
+
+    def compute(views):
+        return loss(ops.zeros(4), views)
+
+    with pytest.warns(UserWarning, match="InfoNCE compares.*ContrastiveTerm") as found:
+        run(compute, 4, 4)
+    assert len(found) == 1
+    # Keras divides by the number of replicas.
+    np.testing.assert_allclose(
+        run(compute, 4, 4), [info_nce(0, 4) / 2, info_nce(4, 8) / 2], rtol=1e-5
+    )
+    pairs = kj.losses.MarginContrastive()  # Does not compare items.
+    run(lambda views: pairs(ops.ones(4), views), 4, 4)
+
+
+@pytest.mark.parametrize("gather", [None, False])
+def test_replicas_gather_unless_told_otherwise(gather):
+    with two_replicas().scope():
+        layer = kj.layers.ContrastiveTerm("InfoNCE", 0.5, gather=gather)
+        layer.build(((None, 3), (None, 3)))
+
+    def compute(views):
+        layer((views[:, 0], views[:, 1]), training=True)
+        assert layer.losses == layer.losses
+        return 2 * sum(layer.losses)
+
+    expected = [info_nce(0, 8)] * 2 if gather is None else [info_nce(0, 5), info_nce(5, 8)]
+    np.testing.assert_allclose(run(compute, 5, 3), expected, rtol=1e-5)
+    mean = np.average(expected, weights=[5, 3])
+    assert layer.weight.read()["loss"] == pytest.approx(mean, 1e-5)
+
+
+def test_metrics_see_all_replicas():
+    with two_replicas().scope():
+        metric = kj.metrics.RecallAtK(1)
+    plain = kj.metrics.RecallAtK(1)
+
+    def compute(views):
+        metric.update_state(None, views)
+        return ops.zeros(())
+
+    run(compute, 7, 3)
+    plain.update_state(None, X[:10].reshape(-1, 2, 3))
+    assert 0 < float(plain.result()) < 1
+    assert ops.convert_to_numpy(metric.result()) == pytest.approx(float(plain.result()))
