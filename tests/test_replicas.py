@@ -67,7 +67,9 @@ def contrastive():
         metrics=[kj.metrics.RecallAtK(1), kj.metrics.Uniformity()],
         name="info_nce",
     )((a, b, label), sample_weight=weight)
-    a, b = kj.layers.ContrastiveTerm("SigLIP", 0.2, learn_temperature=True, name="siglip")((a, b))
+    gate = keras.layers.Dense(1, activation="sigmoid")(x)  # Learned sample weights.
+    siglip = kj.layers.ContrastiveTerm("SigLIP", 0.2, learn_temperature=True, name="siglip")
+    a, b = siglip((a, b), sample_weight=gate)
     a, b = kj.layers.ContrastiveTerm("VICReg", 0.02, name="vicreg")((a, b))
     return keras.Model([x, label, weight], [a, b]), {}
 
@@ -147,6 +149,7 @@ def test_output_loss_that_compares_items_warns_once():
 def test_replicas_gather_unless_told_otherwise(gather):
     with two_replicas().scope():
         layer = kj.layers.ContrastiveTerm("InfoNCE", 0.5, gather=gather)
+        layer = kj.layers.ContrastiveTerm.from_config(layer.get_config())
         layer.build(((None, 3), (None, 3)))
 
     def compute(views):
