@@ -39,27 +39,30 @@ def global_batch(own: Batch) -> Batch:
 
     The gradient of a loss of the global batch is exact if the loss is divided by the number of
     replicas and the gradients are summed over them, as Keras does: every replica computes the same
-    loss, and the gradient for its own views is multiplied by the number of replicas.
+    loss, and the gradient for its own rows is multiplied by the number of replicas.
 
     TensorFlow switches to another replica meanwhile. Not to be called before Keras has collected
     the losses that layers have added: the forward pass of the other replica replaces them.
     """
     present = [x for x in own if x is not None]
     # Not every collective operation supports booleans.
-    sent = [ops.cast(x, "int32") if _is_bool(x) else x for x in present]
+    sent = [ops.cast(x, "int32") if _dtype(x) == "bool" else x for x in present]
     rows, start = rows_of_replicas(sent)
-    found = []
-    for x, all_rows in zip(present, rows, strict=True):
-        all_rows = ops.reshape(all_rows, (-1, *x.shape[1:]))
-        found.append(ops.cast(all_rows, "bool") if _is_bool(x) else all_rows)
-    end = start + ops.shape(own.views)[0]
-    found[0] = ops.concatenate([found[0][:start], _amplified(own.views), found[0][end:]])
-    remaining = iter(found)
-    return Batch(*(None if x is None else next(remaining) for x in own))
+    found = (_with_own_rows(*both, start) for both in zip(rows, present, strict=True))
+    return Batch(*(None if x is None else next(found) for x in own))
 
 
-def _is_bool(x):
-    return keras.backend.standardize_dtype(x.dtype) == "bool"
+def _with_own_rows(rows, own, start):
+    """Returns the rows of all replicas, with the gradient for the own ones, from row `start`."""
+    rows = ops.cast(ops.reshape(rows, (-1, *own.shape[1:])), own.dtype)
+    if not keras.backend.is_float_dtype(_dtype(own)):
+        return rows
+    end = start + ops.shape(own)[0]
+    return ops.concatenate([rows[:start], _amplified(own), rows[end:]])
+
+
+def _dtype(x):
+    return keras.backend.standardize_dtype(x.dtype)
 
 
 def _amplified(x):

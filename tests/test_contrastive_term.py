@@ -267,6 +267,7 @@ def test_prediction_computes_no_loss(monkeypatch):
     [
         ({"loss": "VICReg", "memory_size": 8}, "`memory_size`.*Expected 0.*VICReg"),
         ({"loss": "MeanSquaredError", "memory_size": 8}, "`memory_size`.*Expected 0"),
+        ({"loss": "InfoNCE", "gather": "all"}, "`gather`.*None, True, False"),
         ({"loss": "InfoNCE", "memory_size": -1}, "`memory_size`.*whole number >= 0"),
         ({"loss": "InfoNCE", "metrics": ["recall"]}, "`metrics`.*keras_jointloss.metrics"),
         (

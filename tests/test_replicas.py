@@ -67,7 +67,9 @@ def contrastive():
         metrics=[kj.metrics.RecallAtK(1), kj.metrics.Uniformity()],
         name="info_nce",
     )((a, b, label), sample_weight=weight)
-    a, b = kj.layers.ContrastiveTerm("SigLIP", 0.2, learn_temperature=True, name="siglip")((a, b))
+    gate = keras.layers.Dense(1, activation="sigmoid")(x)  # Learned sample weights.
+    siglip = kj.layers.ContrastiveTerm("SigLIP", 0.2, learn_temperature=True, name="siglip")
+    a, b = siglip((a, b), sample_weight=gate)
     a, b = kj.layers.ContrastiveTerm("VICReg", 0.02, name="vicreg")((a, b))
     return keras.Model([x, label, weight], [a, b]), {}
 
@@ -99,7 +101,9 @@ def combined():
     late = keras.layers.Dense(3, activity_regularizer="l2", kernel_regularizer="l2")(classes)
     late = kj.layers.LossTerm(weight=0.1, name="energy")(late, ops.square(late))
     joint = kj.joint_loss({"rating": "mse"}, weighting=kj.weighting.FAMO())
-    rating = keras.layers.Dense(1, name="rating")(ops.concatenate([z["rating"], late, a, b]))
+    rating = keras.layers.Dense(1, name="rating")(
+        ops.concatenate([z["rating"], late, a, b], axis=1)
+    )
     return keras.Model([x, label], {"rating": rating}), joint
 
 
@@ -145,11 +149,14 @@ def test_output_loss_that_compares_items_warns_once():
 def test_replicas_gather_unless_told_otherwise(gather):
     with two_replicas().scope():
         layer = kj.layers.ContrastiveTerm("InfoNCE", 0.5, gather=gather)
+        layer = kj.layers.ContrastiveTerm.from_config(layer.get_config())
         layer.build(((None, 3), (None, 3)))
 
     def compute(views):
         layer((views[:, 0], views[:, 1]), training=True)
-        assert layer.losses == layer.losses
+        if gather is None:
+            with pytest.raises(TypeError, match=r"Use `sum\(model.losses\)`"):
+                ops.sum([*layer.losses, ops.ones(())])
         return 2 * sum(layer.losses)
 
     expected = [info_nce(0, 8)] * 2 if gather is None else [info_nce(0, 5), info_nce(5, 8)]

@@ -16,8 +16,8 @@ class Step(threading.local):
     def __init__(self):
         #: For each call, the computation to run when the losses are requested, and the batch size.
         self.calls: list[tuple[Callable[[], tuple], Any]] = []
-        #: The losses to return until the next step.
-        self.late_losses: list[LateLoss] = []
+        #: The losses of one of several replicas, to return until the next step.
+        self.losses: list[Any] = []
 
 
 class LateLoss:
@@ -46,6 +46,12 @@ class LateLoss:
     def __tf_tensor__(self, dtype=None, name=None):
         value = self._tensor()
         return value if dtype is None else keras.ops.cast(value, dtype.name)
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError(
+            "The loss of a layer term is exchanged between replicas when it is used. Use "
+            "`sum(model.losses)` in place of an operation on the list."
+        )
 
     def __add__(self, other):
         return self._tensor() + other

@@ -49,6 +49,8 @@ class LayerTerm(keras.layers.Layer):
     """
 
     weight: LayerWeight
+    #: Whether the loss of a replica needs values of the others.
+    _is_gathered = False
 
     def __init__(self, name: str | None = None, **kwargs):
         # Without autocasting inputs pass through and labels arrive unchanged.
@@ -97,17 +99,19 @@ class LayerTerm(keras.layers.Layer):
         # Keras requests the losses after the call, but not for prediction or export.
         step = self._running_step
         calls, step.calls = step.calls, []
-        if calls and in_replica():
-            step.late_losses.append(LateLoss(lambda: sum(self._weighted_losses(calls))))
-        elif calls:
+        if calls and not in_replica():
             self.add_loss(self._weighted_losses(calls))
-        return [*super()._get_own_losses(), *step.late_losses]
+        elif calls and self._is_gathered:
+            step.losses.append(LateLoss(lambda: sum(self._weighted_losses(calls))))
+        elif calls:
+            step.losses += self._weighted_losses(calls)
+        return [*super()._get_own_losses(), *step.losses]
 
     def _clear_losses(self):
         scope = enclosing_scope()
         if scope is None or self._get_scope() is not scope:
             self._running_step.calls = []
-        self._running_step.late_losses = []
+        self._running_step.losses = []
         super()._clear_losses()
 
     def _weighted_losses(self, calls):

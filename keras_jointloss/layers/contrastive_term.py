@@ -127,6 +127,7 @@ class ContrastiveTerm(LayerTerm):
         self.learn_temperature = validate_bool(learn_temperature, "learn_temperature")
         self.memory_size = validate_count(memory_size, "memory_size", minimum=0)
         self.gather = validate_choice(gather, "gather", (None, True, False))
+        self._is_gathered = gather is not False
         self._validate_loss(loss)
         self._learned = LearnedArguments(self.loss, self.learn_temperature)
         self._memory: EmbeddingMemory | None = None
@@ -184,7 +185,7 @@ class ContrastiveTerm(LayerTerm):
             sample_weight = ops.reshape(ops.cast(sample_weight, dtype), (-1,))
             sample_weight = ops.broadcast_to(sample_weight, ops.shape(views)[:1])
         own = Batch(views, labels, item_mask(masks), sample_weight)
-        is_gathered = self.gather is not False and in_replica()
+        is_gathered = self._is_gathered and in_replica()
         batch = global_batch(own) if is_gathered else own
         loss, items, valid = mean_over_items(
             partial(self._values, batch.views, batch.labels),
