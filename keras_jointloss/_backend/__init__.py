@@ -7,6 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_jointloss._backend.chunks import for_chunks as for_chunks
+
 
 def name() -> str:
     """Returns the name of the backend, as Keras calls it."""
