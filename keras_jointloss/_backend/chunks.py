@@ -1,30 +1,10 @@
-"""Runs a function over chunks of rows, and again in the backward pass, in little memory."""
+"""The loops of `for_chunks` over chunks of rows, forward and backward, for each backend."""
 
 import keras
 
 
-def for_chunks(run, parameters: list, state: list, inputs: list, size: int) -> tuple[list, list]:
-    """Calls `run` for one chunk of rows after another, and again in the backward pass.
-
-    Only the inputs, the outputs and one chunk's activations are in memory at the same time. The
-    backward pass sums the gradients of the chunks with respect to `parameters`.
-
-    Args:
-        run: Called with the parameters, the state and the rows of a chunk; returns a list of
-            outputs with the same rows, and the next state. It depends on nothing that changes.
-        parameters: Tensors to differentiate with respect to.
-        state: Tensors that pass from chunk to chunk without a gradient.
-        inputs: Tensors with the same number of rows.
-        size: The number of rows in a chunk.
-
-    Returns:
-        The outputs of all rows and the last state.
-    """
-    compute = {"jax": _jax_chunks, "tensorflow": _tensorflow_chunks, "torch": _torch_chunks}
-    return compute[keras.backend.backend()](run, parameters, state, inputs, size)
-
-
-def _jax_chunks(run, parameters, state, inputs, size):
+def for_jax_chunks(run, parameters: list, state: list, inputs: list, size: int):
+    """`for_chunks` on JAX."""
     import jax
 
     # Gradients of the scan are sums over its steps, and a checkpoint stores only its inputs.
@@ -56,7 +36,8 @@ def _jax_chunks(run, parameters, state, inputs, size):
     return [jax.numpy.concatenate(x) for x in zip(*parts, strict=True)], state
 
 
-def _torch_chunks(run, parameters, state, inputs, size):
+def for_torch_chunks(run, parameters: list, state: list, inputs: list, size: int):
+    """`for_chunks` on PyTorch."""
     import torch
 
     count = len(parameters)
@@ -118,7 +99,8 @@ def _torch_chunks(run, parameters, state, inputs, size):
     return list(results[:end]), list(results[end:])
 
 
-def _tensorflow_chunks(run, parameters, state, inputs, size):
+def for_tensorflow_chunks(run, parameters: list, state: list, inputs: list, size: int):
+    """`for_chunks` on TensorFlow."""
     import tensorflow as tf
 
     # Outside of a graph, Keras leaves a variable what it is.
