@@ -62,7 +62,7 @@ def results(function, layer, x, compiled=False):
             with tf.GradientTape() as tape:
                 tape.watch(x)
                 z = function(x)
-                value = ops.sum(z * upstream)
+                value = ops.sum(ops.cast(z, DTYPE) * upstream)
             return z, tape.gradient(value, [x, *(v.value for v in variables)])
 
         if compiled:
@@ -78,7 +78,7 @@ def results(function, layer, x, compiled=False):
             with keras.StatelessScope(mapping) as scope:
                 z = function(x)
             states = [scope.get_current_value(variable) for variable in others]
-            return ops.sum(z * upstream), (z, states)
+            return ops.sum(ops.cast(z, DTYPE) * upstream), (z, states)
 
         compute = jax.value_and_grad(compute, argnums=(0, 1), has_aux=True)
         compute = jax.jit(compute) if compiled else compute
@@ -89,7 +89,7 @@ def results(function, layer, x, compiled=False):
         x = x.clone().requires_grad_()
         z = function(x)
         layer.zero_grad()
-        (z * upstream).sum().backward()
+        ops.sum(ops.cast(z, DTYPE) * upstream).backward()
         gradients, states = [x.grad, *(v.value.grad for v in variables)], others
     return [ops.convert_to_numpy(v) for v in (z, *gradients, *states)]
 

@@ -158,7 +158,7 @@ class _Chunks:
         others = [variable for variable in tower.variables if not variable.trainable]
         self.seeds = [variable for variable in others if variable.name == SEED]
         constants = [variable for variable in others if variable.name != SEED]
-        self.constants = [(variable, ops.convert_to_tensor(variable)) for variable in constants]
+        self.constants = [(variable, ops.stop_gradient(variable)) for variable in constants]
         if any(variable.overwrite_with_gradient for variable in self.parameters):
             raise self._changes_variables("scales of 8-bit floats")
 
