@@ -1,4 +1,4 @@
-"""Layers that add a term to the loss, or combine the gradients of several terms."""
+"""Layers that add a term to the loss, combine the gradients of terms, or save memory."""
 
 from keras_jointloss.layers.chunked_tower import ChunkedTower
 from keras_jointloss.layers.contrastive_term import ContrastiveTerm

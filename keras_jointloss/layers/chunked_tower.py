@@ -33,9 +33,9 @@ class ChunkedTower(keras.layers.Layer):
     chunk; only the inputs, the outputs and one gradient of the parameters are stored in full. A
     training step costs one more forward pass of the tower.
 
-    Both passes use the same random numbers; each chunk draws its own. A batch size that is not a
-    multiple of `chunk_size`, or smaller, changes nothing but the size of the last chunk. Unless
-    `training=True`, as in `fit`, the layer is the plain tower.
+    Both passes use the same random numbers; each chunk draws its own. The batch size can be
+    anything: it need not be a multiple of `chunk_size`. Unless `training=True`, as in `fit`, the
+    layer is the plain tower.
 
     The tower must encode each item independently of the other items in the batch. Batch
     normalization does not. The layer refuses a tower that adds to the loss, or that changes
@@ -65,6 +65,7 @@ class ChunkedTower(keras.layers.Layer):
     Example:
 
     >>> import keras
+    >>> import keras_jointloss as kj
     >>> image = keras.Input((32, 32, 3))
     >>> text = keras.Input((64,))
     >>> encoder = keras.Sequential(
@@ -76,7 +77,7 @@ class ChunkedTower(keras.layers.Layer):
     ... )
     >>> a = ChunkedTower(encoder, chunk_size=256)(image)
     >>> b = keras.layers.Dense(16)(text)
-    >>> a, b = ContrastiveTerm("InfoNCE")((a, b))
+    >>> a, b = kj.layers.ContrastiveTerm("InfoNCE")((a, b))
     >>> model = keras.Model([image, text], [a, b])
     """
 
