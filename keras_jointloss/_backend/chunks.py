@@ -70,7 +70,7 @@ def for_torch_chunks(run, parameters: list, state: list, inputs: list, size: int
         def backward(ctx, *upstream):
             tensors = ctx.saved_tensors
             needed = [i for i, is_needed in enumerate(ctx.needs_input_grad) if is_needed]
-            result = [torch.zeros_like(x) if i in needed else None for i, x in enumerate(tensors)]
+            totals = {i: torch.zeros_like(tensors[i]) for i in needed}
             latest = state
             with torch.random.fork_rng(devices), torch.enable_grad():
                 restore(ctx.generators)
@@ -81,8 +81,11 @@ def for_torch_chunks(run, parameters: list, state: list, inputs: list, size: int
                     for i in needed:
                         leaves[i].requires_grad_()
                     outputs, latest = run(leaves[:count], latest, leaves[count:])
-                    pairs = zip(outputs, upstream[: ctx.outputs], strict=True)
-                    pairs = [(y, g[rows]) for y, g in pairs if g is not None and y.requires_grad]
+                    pairs = [
+                        (y, g[rows])
+                        for y, g in zip(outputs, upstream[: ctx.outputs], strict=True)
+                        if g is not None and y.requires_grad
+                    ]
                     sources = [leaves[i] for i in needed]
                     if not pairs:
                         continue
@@ -90,9 +93,9 @@ def for_torch_chunks(run, parameters: list, state: list, inputs: list, size: int
                     found = torch.autograd.grad(ys, sources, gs, allow_unused=True)
                     for i, gradient in zip(needed, found, strict=True):
                         if gradient is not None:
-                            total = result[i] if i < count else result[i][rows]
+                            total = totals[i] if i < count else totals[i][rows]
                             total += gradient
-            return tuple(result)
+            return tuple(totals.get(i) for i in range(len(tensors)))
 
     results = Chunks.apply(*parameters, *inputs)
     end = len(results) - len(state)
