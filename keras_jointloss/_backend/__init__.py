@@ -7,6 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_jointloss._backend import chunks
+
 
 def name() -> str:
     """Returns the name of the backend, as Keras calls it."""
@@ -133,3 +135,28 @@ def host_values(x: Any) -> np.ndarray | None:
     else:
         is_readable = hasattr(x, "numpy")
     return ops.convert_to_numpy(x) if is_readable else None
+
+
+def for_chunks(run, parameters: list, state: list, inputs: list, size: int) -> tuple[list, list]:
+    """Calls `run` for one chunk of rows after another, and again in the backward pass.
+
+    Only the inputs, the outputs and one chunk's activations are in memory at the same time. The
+    backward pass sums the gradients of the chunks with respect to `parameters`.
+
+    Args:
+        run: Called with the parameters, the state and the rows of a chunk; returns a list of
+            outputs with the same rows, and the next state. It depends on nothing that changes.
+        parameters: Tensors to differentiate with respect to.
+        state: Tensors that pass from chunk to chunk without a gradient.
+        inputs: Tensors with the same number of rows.
+        size: The number of rows in a chunk.
+
+    Returns:
+        The outputs of all rows and the last state.
+    """
+    loops = {
+        "jax": chunks.for_jax_chunks,
+        "tensorflow": chunks.for_tensorflow_chunks,
+        "torch": chunks.for_torch_chunks,
+    }
+    return loops[name()](run, parameters, state, inputs, size)

@@ -1,0 +1,256 @@
+"""The layer that runs an encoder over large batches in little memory."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_jointloss import _keras
+from keras_jointloss._backend import for_chunks
+from keras_jointloss._validation import validate_count
+from keras_jointloss.layers._gradient_combination import GradientCombination
+from keras_jointloss.layers._layer_term import LayerTerm
+
+#: The name of the state of every `keras.random.SeedGenerator`.
+SEED = "seed_generator_state"
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class ChunkedTower(keras.layers.Layer):
+    """Runs an encoder over the batch in chunks, and once more in the backward pass.
+
+    A contrastive loss compares each item with the whole batch, whose size is limited by the
+    activations of the encoder. This layer encodes `chunk_size` items at a time,
+
+        z = concatenate([tower(x[:c]), tower(x[c:2c]), ...])
+
+    and stores no activations. The loss sees the embeddings `z` of the whole batch. The backward
+    pass encodes each chunk again, and sums the gradients of the parameters over the chunks:
+
+        dL / d theta = sum_j (d z_j / d theta)^T dL / d z_j
+
+    Values and gradients equal those of the plain tower. The activation memory is that of one
+    chunk; only the inputs, the outputs and one gradient of the parameters are stored in full. A
+    training step costs one more forward pass of the tower. With JAX on a CPU, XLA computes the
+    gradients of convolutions several times slower in such a loop than outside.
+
+    Both passes use the same random numbers; each chunk draws its own. The batch size can be
+    anything: it need not be a multiple of `chunk_size`. Unless `training=True`, as in `fit`, the
+    layer is the plain tower.
+
+    The tower must encode each item independently of the other items in the batch. Batch
+    normalization does not. The layer refuses a tower that adds to the loss, or that changes
+    variables in training; it cannot detect any other dependence between items. Frozen batch
+    normalization, layer normalization and group normalization are independent of the batch.
+
+    Args:
+        tower: A layer or model. Its input is a tensor or a structure of tensors.
+        chunk_size: The number of items to encode at a time.
+        name: Name of the layer.
+        **kwargs: `dtype`, as in `keras.layers.Layer`.
+
+    Input shape:
+        The input shape of the tower.
+
+    Output shape:
+        The output shape of the tower. Each output has one row per item.
+
+    Raises:
+        ValueError: If an argument is invalid, or the tower cannot run in chunks. The latter is
+            partly known only in training.
+
+    References:
+        - Gao et al., 2021, Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup
+        - Chen et al., 2016, Training Deep Nets with Sublinear Memory Cost
+
+    Example:
+
+    >>> import keras
+    >>> import keras_jointloss as kj
+    >>> image = keras.Input((32, 32, 3))
+    >>> text = keras.Input((64,))
+    >>> encoder = keras.Sequential(
+    ...     [
+    ...         keras.layers.Conv2D(8, 3, activation="relu"),
+    ...         keras.layers.GlobalAveragePooling2D(),
+    ...         keras.layers.Dense(16),
+    ...     ]
+    ... )
+    >>> a = ChunkedTower(encoder, chunk_size=256)(image)
+    >>> b = keras.layers.Dense(16)(text)
+    >>> a, b = kj.layers.ContrastiveTerm("InfoNCE")((a, b))
+    >>> model = keras.Model([image, text], [a, b])
+    """
+
+    def __init__(
+        self, tower: keras.layers.Layer, chunk_size: int, name: str | None = None, **kwargs
+    ):
+        # Without autocasting the tower gets its inputs and parameters unchanged.
+        super().__init__(name=name, autocast=False, **kwargs)
+        if not isinstance(tower, keras.layers.Layer):
+            raise ValueError(
+                "Invalid value for argument `tower`. Expected a layer or a model. "
+                f"Received: tower={tower!r}"
+            )
+        for layer in _keras.flatten_layers(tower):
+            adds_losses = isinstance(layer, LayerTerm | GradientCombination)
+            if adds_losses or layer.activity_regularizer is not None:
+                raise _adds_losses(layer)
+        self.tower = tower
+        self.chunk_size = validate_count(chunk_size, "chunk_size")
+        self.supports_masking = True
+
+    def build(self, input_shape=None):
+        if not self.tower.built:
+            self.tower.build(input_shape)
+
+    def call(self, inputs, mask=None, training=None):
+        if not training:
+            return self.tower(inputs, training=training)
+        chunks = _Chunks(self.tower, inputs, mask)
+        outputs, seeds = for_chunks(
+            chunks.run,
+            [ops.convert_to_tensor(variable) for variable in chunks.parameters],
+            [ops.copy(variable) for variable in chunks.seeds],
+            chunks.tensors,
+            self.chunk_size,
+        )
+        for variable, value in zip(chunks.seeds, seeds, strict=True):
+            variable.assign(value)
+        return chunks.structured(outputs)
+
+    def compute_output_spec(self, inputs, mask=None, training=None):
+        spec = self.tower.compute_output_spec(inputs)
+        return keras.tree.map_structure(lambda x: keras.KerasTensor(x.shape, dtype=x.dtype), spec)
+
+    def compute_mask(self, inputs, previous_mask=None):
+        # The tower attaches the masks to its outputs.
+        return None
+
+    def get_config(self) -> dict:
+        return {
+            **super().get_config(),
+            "tower": keras.saving.serialize_keras_object(self.tower),
+            "chunk_size": self.chunk_size,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict) -> "ChunkedTower":
+        tower = keras.saving.deserialize_keras_object(config["tower"])
+        return cls(**{**config, "tower": tower})
+
+
+class _Chunks:
+    """A tower as a function of tensors only.
+
+    Args:
+        tower: A layer or model.
+        inputs: A tensor or a structure of tensors.
+        mask: The masks of these tensors, or `None`.
+    """
+
+    def __init__(self, tower: keras.layers.Layer, inputs: Any, mask: Any):
+        self.tower, self.inputs = tower, inputs
+        tensors = keras.tree.flatten(inputs)
+        masks = [None] * len(tensors) if mask is None else keras.tree.flatten(mask)
+        self.count = len(tensors)
+        self.masked = [i for i, mask in enumerate(masks) if mask is not None]
+        self.tensors = [*tensors, *(masks[i] for i in self.masked)]
+        self.parameters = tower.trainable_variables
+        others = [variable for variable in tower.variables if not variable.trainable]
+        self.seeds = [variable for variable in others if variable.name == SEED]
+        constants = [variable for variable in others if variable.name != SEED]
+        self.constants = [(variable, ops.stop_gradient(variable)) for variable in constants]
+        if any(variable.overwrite_with_gradient for variable in self.parameters):
+            raise self._changes_variables("scales of 8-bit floats")
+
+    def run(self, parameters: list, seeds: list, tensors: list) -> tuple[list, list]:
+        """Returns the outputs and their masks for a chunk, and the next states of the generators.
+
+        Args:
+            parameters: The values of the parameters.
+            seeds: The states of the random generators.
+            tensors: The inputs and their masks.
+        """
+        inputs = list(tensors[: self.count])
+        for i, mask in zip(self.masked, tensors[self.count :], strict=True):
+            inputs[i] = _WITH_MASK(inputs[i], mask=mask)
+        values = [*zip(self.parameters, parameters, strict=True)]
+        values += [*zip(self.seeds, seeds, strict=True), *self.constants]
+        with keras.StatelessScope(values, collect_losses=True) as scope:
+            before = dict(scope.state_mapping)
+            outputs = self.tower(keras.tree.pack_sequence_as(self.inputs, inputs), training=True)
+        self._validate(outputs, inputs, before, scope)
+        self.outputs = keras.tree.map_structure(lambda _: None, outputs)
+        outputs = keras.tree.flatten(outputs)
+        masks = [_MASK_OF(x) for x in outputs]
+        self.output_masks = [i for i, mask in enumerate(masks) if mask is not None]
+        seeds = [scope.get_current_value(variable) for variable in self.seeds]
+        return [*outputs, *(masks[i] for i in self.output_masks)], seeds
+
+    def structured(self, tensors: list) -> Any:
+        """Returns the tensors of `run` in the structure of the tower's output, with their masks."""
+        count = len(tensors) - len(self.output_masks)
+        outputs = tensors[:count]
+        for i, mask in zip(self.output_masks, tensors[count:], strict=True):
+            outputs[i] = _WITH_MASK(outputs[i], mask=mask)
+        return keras.tree.pack_sequence_as(self.outputs, outputs)
+
+    def _validate(self, outputs, inputs, before, scope):
+        if scope.losses:
+            raise _adds_losses(self.tower)
+        seeds = {id(variable) for variable in self.seeds}
+        changed = {
+            key for key, value in scope.state_mapping.items() if value is not before.get(key)
+        } - seeds
+        if changed:
+            paths = [variable.path for variable in self.tower.variables if id(variable) in changed]
+            raise self._changes_variables(paths or "variables outside of the tower")
+        rows = inputs[0].shape[0]
+        for x in keras.tree.flatten(outputs):
+            if not len(x.shape) or (None not in (rows, x.shape[0]) and x.shape[0] != rows):
+                raise ValueError(
+                    "Invalid value for argument `tower`. Expected a tower with one output row for "
+                    f"each input row. Received: a tower {self.tower!r} that returns the shape "
+                    f"{tuple(x.shape)} for {rows} rows"
+                )
+
+    def _changes_variables(self, changed) -> ValueError:
+        return ValueError(
+            "Invalid value for argument `tower`. Expected a tower that encodes each item "
+            "independently of the batch and changes no variables in training. Batch normalization "
+            "would use the statistics of a chunk: freeze it with `trainable = False`, or use layer "
+            f"or group normalization. Received: a tower {self.tower!r} that changes {changed}"
+        )
+
+
+def _adds_losses(layer) -> ValueError:
+    return ValueError(
+        "Invalid value for argument `tower`. Expected a tower in which no layer adds to the "
+        "loss or combines gradients. Regularize weights in place of activities, and apply terms to "
+        f"the output of the tower. Received: a tower with {layer!r}"
+    )
+
+
+class _WithMask(keras.layers.Layer):
+    """Attaches a mask to a tensor."""
+
+    def __init__(self, name):
+        super().__init__(name=name, autocast=False)
+        self.supports_masking = True
+
+    def call(self, inputs, mask=None):
+        return inputs
+
+
+class _MaskOf(_WithMask):
+    """Returns the mask of a tensor, or `None`."""
+
+    def call(self, inputs, mask=None):
+        return mask
+
+    def compute_mask(self, inputs, previous_mask=None):
+        return None
+
+
+_WITH_MASK, _MASK_OF = _WithMask("with_mask"), _MaskOf("mask_of")

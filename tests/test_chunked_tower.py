@@ -1,0 +1,284 @@
+"""The chunked tower: values, gradients and training equal those of the plain tower."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_jointloss as kj
+from tests.gradients import dtypes
+
+BACKEND = keras.backend.backend()
+DTYPE = dtypes()[-1]
+EXACT = {"rtol": 1e-9, "atol": 1e-11} if DTYPE == "float64" else {"rtol": 2e-5, "atol": 1e-5}
+# On PyTorch, Keras multiplies matrices in float32, with rounding that depends on their size.
+TOLERANCE = EXACT if BACKEND == "tensorflow" else {"rtol": 2e-5, "atol": 1e-5}
+GENERATOR = np.random.default_rng(0)
+X = GENERATOR.normal(size=(10, 5))
+UPSTREAM = GENERATOR.normal(size=(10, 3))
+CHUNK = 4
+
+
+@pytest.fixture
+def widest():
+    """Makes new layers compute in the widest dtype."""
+    keras.config.set_floatx(DTYPE)
+    keras.config.set_dtype_policy(DTYPE)
+
+
+def encoder(dropout=0.0, seed=3):
+    keras.utils.set_random_seed(1)
+    layers = [
+        keras.Input((5,)),
+        keras.layers.Dense(7, activation="tanh", kernel_regularizer="l2"),
+        keras.layers.Dropout(dropout, seed=seed),
+        keras.layers.LayerNormalization(),
+        keras.layers.Dense(3),
+    ]
+    return keras.Sequential(layers)
+
+
+def in_loop(tower, x):
+    """Returns the output of a tower, applied in training to the same chunks as in the layer."""
+    rows = len(x)
+    size = min(CHUNK, rows)
+    parts = []
+    for start in range(0, rows, size):
+        # On TensorFlow the last chunk overlaps the one before it.
+        first = min(start, rows - size) if BACKEND == "tensorflow" else start
+        parts.append(tower(x[first : start + size], training=True)[start - first :])
+    return ops.concatenate(parts)
+
+
+def results(function, layer, x, compiled=False):
+    """Returns the output, its gradients for input and parameters, and the states afterwards."""
+    x, variables = ops.convert_to_tensor(x), layer.trainable_variables
+    others = layer.non_trainable_variables
+    upstream = ops.convert_to_tensor(UPSTREAM[: len(x)].astype(DTYPE))
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        def compute(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                z = function(x)
+                value = ops.sum(ops.cast(z, DTYPE) * upstream)
+            return z, tape.gradient(value, [x, *(v.value for v in variables)])
+
+        if compiled:
+            unknown = [tf.TensorSpec((None, *x.shape[1:]), x.dtype)]
+            compute = tf.function(compute, input_signature=unknown, jit_compile=True)
+        z, gradients = compute(x)
+        states = others
+    elif BACKEND == "jax":
+        import jax
+
+        def compute(x, values, states):
+            mapping = [*zip(variables, values, strict=True), *zip(others, states, strict=True)]
+            with keras.StatelessScope(mapping) as scope:
+                z = function(x)
+            states = [scope.get_current_value(variable) for variable in others]
+            return ops.sum(ops.cast(z, DTYPE) * upstream), (z, states)
+
+        compute = jax.value_and_grad(compute, argnums=(0, 1), has_aux=True)
+        compute = jax.jit(compute) if compiled else compute
+        values = [[v.value for v in vs] for vs in (variables, others)]
+        (_, (z, states)), gradients = compute(x, *values)
+        gradients = [gradients[0], *gradients[1]]
+    else:
+        x = x.clone().requires_grad_()
+        z = function(x)
+        layer.zero_grad()
+        ops.sum(ops.cast(z, DTYPE) * upstream).backward()
+        gradients, states = [x.grad, *(v.value.grad for v in variables)], others
+    return [ops.convert_to_numpy(v) for v in (z, *gradients, *states)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "compiled"),
+    [
+        (8, False),
+        (10, False),
+        (3, False),
+        pytest.param(10, True, marks=pytest.mark.backend("tensorflow", "jax")),
+    ],
+)
+def test_values_and_gradients_equal_those_of_the_plain_tower(rows, compiled, widest):
+    tower, x = encoder(), X[:rows].astype(DTYPE)
+    layer = kj.layers.ChunkedTower(tower, CHUNK)
+    expected = results(lambda x: tower(x, training=True), tower, x)
+    actual = results(lambda x: layer(x, training=True), tower, x, compiled)
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, **TOLERANCE)
+
+
+@pytest.mark.parametrize("seed", [3, None])
+def test_both_passes_use_the_same_random_numbers(seed, widest):
+    x = X.astype(DTYPE)
+    tower = encoder(0.5, seed)
+    expected = results(lambda x: in_loop(tower, x), tower, x)
+    tower = encoder(0.5, seed)
+    layer = kj.layers.ChunkedTower(tower, CHUNK)
+    actual = results(lambda x: layer(x, training=True), tower, x)
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, **EXACT)
+    assert not np.allclose(actual[0], results(lambda x: tower(x), tower, x)[0])
+
+
+def test_inference_is_the_plain_tower():
+    tower = encoder(0.5)
+    layer = kj.layers.ChunkedTower(tower, CHUNK)
+    for options in ({}, {"training": False}):
+        actual, expected = layer(X, **options), tower(X, training=False)
+        np.testing.assert_array_equal(ops.convert_to_numpy(actual), ops.convert_to_numpy(expected))
+
+
+class Pair(keras.layers.Layer):
+    """Encodes a dict of tokens and numbers; its `call` has no argument `training`."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = keras.layers.Embedding(6, 3, mask_zero=True)
+        self.dense, self.dropout = keras.layers.Dense(3), keras.layers.Dropout(0.5, seed=1)
+        self.lstm = keras.layers.LSTM(3, return_sequences=True)
+
+    def build(self, input_shape):
+        self.embedding.build(input_shape["tokens"])
+        self.lstm.build((*input_shape["tokens"], 3))
+        self.dense.build(input_shape["numbers"])
+
+    def call(self, inputs):
+        numbers = self.dropout(self.dense(inputs["numbers"]))
+        return {"sequence": self.lstm(self.embedding(inputs["tokens"])), "vector": numbers}
+
+
+def test_structures_integers_and_masks_pass_through():
+    keras.utils.set_random_seed(1)
+    tokens = np.array([[1, 2, 0], [3, 0, 0], [4, 5, 1], [2, 2, 2], [1, 0, 0]])
+    inputs = {"tokens": tokens, "numbers": X[:5].astype("float32")}
+    tower = Pair()
+    layer = kj.layers.ChunkedTower(tower, 5)
+    actual = layer(inputs, training=True)
+    state = [ops.convert_to_numpy(v) for v in tower.dropout.variables]
+    tower.dropout.seed_generator.state.assign([1, 0])
+    expected = tower(inputs, training=True)
+    for name, value in expected.items():
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(actual[name]), ops.convert_to_numpy(value), rtol=1e-5, atol=1e-6
+        )
+    assert state[0][1] == 1
+    pooled = keras.layers.GlobalAveragePooling1D()
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(pooled(kj.layers.ChunkedTower(tower, 2)(inputs)["sequence"])),
+        ops.convert_to_numpy(pooled(expected["sequence"])),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    chunked = kj.layers.ChunkedTower(tower, 2)(inputs, training=True)["sequence"]
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(pooled(chunked)),
+        ops.convert_to_numpy(pooled(expected["sequence"])),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def contrastive_model(is_chunked):
+    keras.utils.set_random_seed(2)
+    tower = encoder()
+    image, text = keras.Input((5,)), keras.Input((4,))
+    encode = kj.layers.ChunkedTower(tower, CHUNK, name="chunked") if is_chunked else tower
+    views = (encode(image), keras.layers.Dense(3, name="text")(text))
+    loss = kj.losses.InfoNCE(tile_size=3)
+    a, b = kj.layers.ContrastiveTerm(loss, name="pair")(views)
+    model = keras.Model([image, text], a + b)
+    model.compile(keras.optimizers.SGD(0.1))
+    return model
+
+
+def test_fit_equals_fit_of_the_plain_tower(tmp_path):
+    x = [X.astype("float32"), X[:, ::-1][:, :4].astype("float32")]
+    options = {"batch_size": 6, "epochs": 3, "shuffle": False, "verbose": 0}
+    plain, chunked = contrastive_model(False), contrastive_model(True)
+    expected = plain.fit(x, **options).history["loss"]
+    np.testing.assert_allclose(chunked.fit(x, **options).history["loss"], expected, rtol=1e-4)
+    for a, b in zip(chunked.trainable_variables, plain.trainable_variables, strict=True):
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(a), ops.convert_to_numpy(b), rtol=1e-3, atol=1e-5
+        )
+    chunked.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    clone = keras.models.clone_model(chunked)
+    clone.set_weights(chunked.get_weights())
+    assert loaded.get_layer("chunked").chunk_size == CHUNK
+    assert clone.get_layer("chunked").tower is not chunked.get_layer("chunked").tower
+    for copy in (loaded, clone):
+        outputs = [ops.convert_to_numpy(model(x)) for model in (copy, chunked)]
+        np.testing.assert_allclose(*outputs, rtol=1e-6)
+
+
+def test_frozen_parameters_and_mixed_precision():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    tower = encoder()
+    tower.layers[0].trainable = False
+    layer = kj.layers.ChunkedTower(tower, CHUNK)
+    x = X.astype("float32")
+    actual = results(lambda x: layer(x, training=True), tower, x)
+    expected = results(lambda x: tower(x, training=True), tower, x)
+    assert keras.backend.standardize_dtype(layer(x, training=True).dtype) == "bfloat16"
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(
+            np.asarray(a, "float32"), np.asarray(b, "float32"), rtol=3e-2, atol=3e-2
+        )
+
+
+@pytest.mark.parametrize("chunk_size", [0, 2.5, True, None])
+def test_invalid_arguments_are_refused(chunk_size):
+    with pytest.raises(ValueError, match=r"`chunk_size`.*Received"):
+        kj.layers.ChunkedTower(encoder(), chunk_size)
+    with pytest.raises(ValueError, match=r"`tower`.*Received: tower='dense'"):
+        kj.layers.ChunkedTower("dense", 4)
+
+
+def test_tower_that_adds_losses_is_refused():
+    inner = keras.Sequential([keras.layers.Dense(2, activity_regularizer="l2")])
+    with pytest.raises(ValueError, match="no layer adds to the loss"):
+        kj.layers.ChunkedTower(keras.Sequential([inner]), 4)
+    inputs = keras.Input((5,))
+    a, b = kj.layers.ContrastiveTerm("InfoNCE")((inputs, inputs))
+    with pytest.raises(ValueError, match="no layer adds to the loss"):
+        kj.layers.ChunkedTower(keras.Model(inputs, a + b), 4)
+
+    class AddsLoss(keras.layers.Layer):
+        def call(self, x):
+            self.add_loss(ops.mean(x))
+            return x
+
+    with pytest.raises(ValueError, match="no layer adds to the loss"):
+        kj.layers.ChunkedTower(AddsLoss(), 4)(X, training=True)
+
+
+@pytest.mark.parametrize(
+    "synchronized", [False, pytest.param(True, marks=pytest.mark.backend("tensorflow"))]
+)
+def test_batch_normalization_is_refused_unless_frozen(synchronized):
+    normalization = keras.layers.BatchNormalization(synchronized=synchronized)
+    inner = keras.Sequential([keras.layers.Dense(3), normalization])
+    tower = keras.Sequential([keras.Input((5,)), inner, keras.layers.Dense(2)])
+    layer = kj.layers.ChunkedTower(tower, 4)
+    with pytest.raises(ValueError, match=r"changes no variables.*moving_mean"):
+        layer(X, training=True)
+    layer(X, training=False)
+    normalization.trainable = False
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(layer(X, training=True)),
+        ops.convert_to_numpy(tower(X, training=False)),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_output_without_rows_is_refused():
+    layer = kj.layers.ChunkedTower(keras.layers.Lambda(lambda x: ops.sum(x, axis=0)), 4)
+    with pytest.raises(ValueError, match=r"one output row for each input row.*\(5,\)"):
+        layer(X, training=True)
