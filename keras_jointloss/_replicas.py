@@ -55,14 +55,14 @@ def global_batch(own: Batch) -> Batch:
 def _with_own_rows(rows, own, start):
     """Returns the rows of all replicas, with the gradient for the own ones, from row `start`."""
     rows = ops.cast(ops.reshape(rows, (-1, *own.shape[1:])), own.dtype)
-    if not keras.backend.is_float_name_of_dtype(_name_of_dtype(own)):
+    if not keras.backend.is_float_dtype(_name_of_dtype(own)):
         return rows
     end = start + ops.shape(own)[0]
     return ops.concatenate([rows[:start], _amplified(own), rows[end:]])
 
 
 def _name_of_dtype(x):
-    return keras.backend.standardize_name_of_dtype(x.dtype)
+    return keras.backend.standardize_dtype(x.dtype)
 
 
 def _amplified(x):
