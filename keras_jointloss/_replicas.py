@@ -46,7 +46,7 @@ def global_batch(own: Batch) -> Batch:
     """
     present = [x for x in own if x is not None]
     # Not every collective operation supports booleans.
-    sent = [ops.cast(x, "int32") if _dtype(x) == "bool" else x for x in present]
+    sent = [ops.cast(x, "int32") if _name_of_dtype(x) == "bool" else x for x in present]
     rows, start = rows_of_replicas(sent)
     found = (_with_own_rows(*both, start) for both in zip(rows, present, strict=True))
     return Batch(*(None if x is None else next(found) for x in own))
@@ -55,13 +55,13 @@ def global_batch(own: Batch) -> Batch:
 def _with_own_rows(rows, own, start):
     """Returns the rows of all replicas, with the gradient for the own ones, from row `start`."""
     rows = ops.cast(ops.reshape(rows, (-1, *own.shape[1:])), own.dtype)
-    if not keras.backend.is_float_dtype(_dtype(own)):
+    if not keras.backend.is_float_dtype(_name_of_dtype(own)):
         return rows
     end = start + ops.shape(own)[0]
     return ops.concatenate([rows[:start], _amplified(own), rows[end:]])
 
 
-def _dtype(x):
+def _name_of_dtype(x):
     return keras.backend.standardize_dtype(x.dtype)
 
 
