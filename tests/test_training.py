@@ -94,7 +94,7 @@ MODES = {
     "mirrored": Mode(
         mirrored=True,
         lacking=("jax", "torch"),
-        subjects=(*ESSENTIAL, "family_layers"),
+        subjects=ESSENTIAL,
         lives_on=("layers",),
     ),
 }
