@@ -79,7 +79,8 @@ def _pairs():
     inputs = keras.Input((6,), name="features")
     a, b = _trunk(inputs)
     a, b = kj.layers.ContrastiveTerm(
-        "InfoNCE",
+        # With a given size, only one of the two forms is compiled; a family has both.
+        kj.losses.InfoNCE(tile_size=64),
         weight=PolynomialDecay(0.0, 10, 1.0),
         learn_temperature=True,
         memory_size=12,

@@ -60,7 +60,7 @@ def contrastive():
     b = keras.layers.Dense(4)(keras.layers.BatchNormalization(synchronized=True)(x_early))
     a = keras.layers.Dense(4)(keras.layers.Masking()(x))
     a, b = kj.layers.ContrastiveTerm(
-        kj.losses.InfoNCE(same_label="ignore"),
+        kj.losses.InfoNCE(same_label="ignore", tile_size=64),  # One form compiles faster than both.
         weight=kj.schedules.Linear(0.1, 1.0, 6),
         learn_temperature=True,
         memory_size=10,
@@ -68,7 +68,9 @@ def contrastive():
         name="info_nce",
     )((a, b, label), sample_weight=weight)
     gate = keras.layers.Dense(1, activation="sigmoid")(x)  # Learned sample weights.
-    siglip = kj.layers.ContrastiveTerm("SigLIP", 0.2, learn_temperature=True, name="siglip")
+    siglip = kj.layers.ContrastiveTerm(
+        kj.losses.SigLIP(tile_size=64), 0.2, learn_temperature=True, name="siglip"
+    )
     a, b = siglip((a, b), sample_weight=gate)
     a, b = kj.layers.ContrastiveTerm("VICReg", 0.02, name="vicreg")((a, b))
     return keras.Model([x, label, weight], [a, b]), {}
@@ -94,7 +96,7 @@ def combined():
     hidden = keras.layers.Dense(8, activation="tanh", activity_regularizer="l2")(x)
     z = kj.layers.GradientBalancer(["pair", "classes", "rating"], "mgda")(hidden)
     a, b = keras.layers.Dense(4)(z["pair"]), keras.layers.Dense(4)(z["pair"])
-    a, b = kj.layers.ContrastiveTerm("NTXent", name="pair")((a, b))
+    a, b = kj.layers.ContrastiveTerm(kj.losses.NTXent(tile_size=64), name="pair")((a, b))
     label = keras.Input((), dtype="int64")
     classes = keras.layers.Dense(4)(Penalty()(z["classes"]))
     classes = kj.layers.ContrastiveTerm("SupCon", name="classes")((classes, label))
