@@ -36,8 +36,6 @@ def gaussian_kl(mean, log_variance):
     >>> [float(x) for x in kl[0]]
     [0.0, 2.0]
     """
-    dtype = float_dtype(mean.dtype, log_variance.dtype)
-    mean, log_variance = ops.cast(mean, dtype), ops.cast(log_variance, dtype)
     sizes = zip(mean.shape, log_variance.shape, strict=False)
     if len(mean.shape) != len(log_variance.shape) or any(
         a != b and None not in (a, b) for a, b in sizes
@@ -46,5 +44,7 @@ def gaussian_kl(mean, log_variance):
             "Expected `mean` and `log_variance` of the same shape. Received: shapes "
             f"{tuple(mean.shape)} and {tuple(log_variance.shape)}"
         )
+    dtype = float_dtype(mean.dtype, log_variance.dtype)
+    mean, log_variance = ops.cast(mean, dtype), ops.cast(log_variance, dtype)
     # Near the standard Gaussian, `exp` and 1 would cancel.
     return 0.5 * (ops.square(mean) + (ops.expm1(log_variance) - log_variance))
