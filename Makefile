@@ -15,7 +15,7 @@ export TF_CPP_MIN_LOG_LEVEL := 3
 PYTEST := python -m pytest -n $(WORKERS) --dist worksteal
 
 # What depends on a version of Keras: the numerics do not.
-LOWER_BOUNDS_TESTS := $(addprefix tests/,test_callbacks.py test_clock.py test_joint.py test_layers.py \
+LOWER_BOUNDS_TESTS := $(addprefix tests/,test_callbacks.py test_clock.py test_joint.py test_layers.py test_loss_term.py \
   test_output_weight.py test_ownership.py test_training.py)
 
 .PHONY: help demo test test-jax test-torch test-lower-bounds test-all environments coverage lint format bench bench-losses bench-gradients clean

@@ -271,18 +271,19 @@ def test_excluded_targets_may_be_nan(is_weighted):
     weight = ITEM_MASK.astype("float32")[:, None]
     target = np.where(ITEM_MASK[:, None], TARGET[:, 0], np.nan)
     inputs, given = keras.Input((3,)), keras.Input((2,))
-    sample_weight = keras.Input((1,))
     dense = keras.layers.Dense(2, use_bias=False)
     term = kj.layers.LossTerm("mse", metrics=["mae"], name="hint")
+    x = x * weight
     if is_weighted:
+        sample_weight = keras.Input((1,))
         outputs = term(dense(inputs), given, sample_weight=sample_weight)
+        model, data = keras.Model([inputs, given, sample_weight], outputs), [x, target, weight]
     else:
         outputs = term(dense(keras.layers.Masking()(inputs)), given)
-    model = keras.Model([inputs, given, sample_weight], outputs)
+        model, data = keras.Model([inputs, given], outputs), [x, target]
     model.compile(keras.optimizers.SGD(1.0))
     dense.set_weights([KERNEL])
-    x = x * weight
-    model.fit([x, target, weight], batch_size=4, verbose=0)
+    model.fit(data, batch_size=4, verbose=0)
     error = (x @ KERNEL - TARGET[:, 0])[ITEM_MASK]
     items = 4 if is_weighted else 3
     np.testing.assert_allclose(
