@@ -56,9 +56,10 @@ def joint_loss(
     target can be missing on its own; otherwise a row with a missing element is left out. Sums (the
     reduction `"sum"`) run over the labelled targets. A loss that returns one number for a batch or,
     with axes, for an item, such as `keras.losses.Dice`, receives 0 for missing targets and their
-    predictions. The logs contain `<name>_labelled`, the share of labelled targets. With several
-    outputs, Keras' own `<name>_loss` in progress bar and `evaluate` counts a batch by its size;
-    `History` and TensorBoard count it by its labelled targets.
+    predictions. The logs contain `<name>_labelled`, the share of labelled targets, and
+    `<name>_labelled_loss`, the mean over them. With several outputs, Keras' own `<name>_loss` in
+    progress bar and `evaluate` counts a batch by its size, a batch without labels as 0, too; in
+    `History` and TensorBoard it is the mean over the labelled targets.
 
     Without `missing`, a `sample_weight` of 0 leaves items out, too, but Keras' default reduction
     divides by the number of all items: a term with a quarter of labels then weighs a quarter. The
@@ -197,6 +198,8 @@ def _metrics_of(
             # Keras logs the loss of the output only.
             own.append(TermReading(weights[term]))
             prefix = f"{output.parts[term]}_"
+        elif has_missing:
+            own.append(TermReading(weights[term], "labelled_loss"))
         if has_missing:
             own.append(TermReading(weights[term], "labelled"))
         for part in getattr(loss, "part_names", ()):

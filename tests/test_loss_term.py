@@ -307,17 +307,19 @@ def test_accuracy_is_chosen_by_the_shapes(loss, target):
     assert layer.weight.read()["accuracy"] == 0.75
 
 
-def test_sum_of_several_calls():
+def test_refuses_several_calls_in_a_step():
     inputs = keras.Input((2,))
     term = kj.layers.LossTerm(weight=0.5, name="energy")
     first = term(inputs, ops.square(inputs))
-    second = term(first, ops.abs(first))
-    model = keras.Model(inputs, second)
+    model = keras.Model(inputs, term(first, ops.abs(first)))
     model.compile("sgd")
     x = VALUES.reshape(12, 2)
-    expected = 0.5 * (np.square(x).mean() + np.abs(x).mean())
-    logs = model.evaluate(x, batch_size=12, verbose=0, return_dict=True)
-    assert logs["loss"] == pytest.approx(expected, rel=1e-5)
+    assert model.predict(x, verbose=0) == pytest.approx(x)
+    with pytest.raises(ValueError, match="'energy' expects one call in a step"):
+        model.evaluate(x, verbose=0)
+    # What the refused call left behind disturbs no later step.
+    for _ in range(2):
+        assert added(term, x, np.square(x)) == pytest.approx(0.5 * np.square(x).mean())
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ def test_training_equals_that_on_the_labelled_items_alone():
     expected = alone.fit(X[LABELLED], Y["b"][LABELLED], **options).history
     assert_equal_weights(model, alone)
     assert history.pop("b_labelled") == pytest.approx([LABELLED.mean()] * 3)
+    assert history.pop("b_labelled_loss") == pytest.approx(history["b_loss"])
     assert history == {key: pytest.approx(logs, 1e-4) for key, logs in expected.items()}
 
 
@@ -86,6 +87,10 @@ def test_logs_are_means_over_labelled_targets(tmp_path):
     assert evaluated == {
         key: pytest.approx(history[key][0], 1e-4) for key in evaluated if key != "loss"
     } | {"loss": pytest.approx(expected["a_loss"] + expected["b_loss"], 1e-4)}
+    # Without a callback and in batches of unequal labels, Keras' own `a_loss` counts items.
+    evaluated = model.evaluate(X, Y_MISSING, batch_size=7, verbose=0, return_dict=True)
+    for name in "ab":
+        assert evaluated[f"{name}_labelled_loss"] == pytest.approx(expected[f"{name}_loss"], 1e-4)
 
 
 def test_metrics_and_shares_of_one_unnamed_output(tmp_path):

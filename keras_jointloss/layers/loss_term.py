@@ -51,8 +51,9 @@ class LossTerm(LayerTerm):
     first. The logs then also show the plain sum or mean as `<name>_value`.
 
     The loss is computed when the losses of the model are requested, as in `fit` and `evaluate`.
-    `predict` and an exported model do not compute it. If the layer is called several times in a
-    step, it adds a loss for each call, and the term is their sum.
+    `predict` and an exported model do not compute it. One layer is one term with one value in a
+    step: where a step needs several, as for two views, create a layer for each call, or add the
+    values first.
 
     Args:
         loss: A loss as Keras accepts it, by name, as a function or as a `keras.losses.Loss` whose
@@ -86,7 +87,8 @@ class LossTerm(LayerTerm):
         That of `inputs`.
 
     Raises:
-        ValueError: If an argument is invalid, or the values have no items to weight.
+        ValueError: If an argument is invalid, the values have no items to weight, or the layer is
+            called several times in a step.
 
     References:
         Kingma et al., "Improved Variational Inference with Inverse Autoregressive Flow", 2016
@@ -149,6 +151,12 @@ class LossTerm(LayerTerm):
         self, inputs, values, sample_weight=None, inputs_mask=None, values_mask=None, training=None
     ):
         self._validate(inputs, values, sample_weight)
+        if self._running_step.calls:
+            raise ValueError(
+                f"{self.name!r} expects one call in a step: floor, target and logs are of one "
+                "value. Create a LossTerm for each call, or add the values first. "
+                "Received: a second call"
+            )
         masks = (None if keras.tree.is_nested(inputs) else inputs_mask, values_mask)
         compute = partial(self._compute_loss, inputs, values, sample_weight, masks, training)
         self._defer(compute, _batch_size(inputs))

@@ -17,8 +17,9 @@ class TermReading(keras.metrics.Metric):
 
     Args:
         weight: The `LossWeight` of the term, which must be among the metrics of the model, too.
-        value: What to log: `"loss"`, the mean loss of the term over its labelled items, or
-            `"labelled"`, the share of its targets that are labelled.
+        value: What to log: `"loss"`, the mean loss of the term over its labelled targets;
+            `"labelled_loss"`, the same where Keras logs a `loss` of its own; or `"labelled"`, the
+            share of the targets that are labelled.
         name: Ignored.
         dtype: As in `keras.metrics.Metric`.
 
@@ -34,7 +35,7 @@ class TermReading(keras.metrics.Metric):
             )
         # A function, as Keras would track the weight as a part of this metric, a second time.
         self._get_weight = lambda: weight
-        self.value = validate_choice(value, "value", ("loss", "labelled"))
+        self.value = validate_choice(value, "value", ("loss", "labelled_loss", "labelled"))
         super().__init__(name=name, dtype=dtype)
 
     @property
@@ -53,8 +54,8 @@ class TermReading(keras.metrics.Metric):
 
     def result(self):
         """Returns the value, a scalar tensor."""
-        weight = self._get_weight()
-        return weight.means.loss() if self.value == "loss" else weight.means.labelled()
+        means = self._get_weight().means
+        return means.labelled() if self.value == "labelled" else means.loss()
 
     def reset_state(self) -> None:
         """Does nothing: Keras resets the weight, too."""
