@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_jointloss._backend import replica_count, rows_of_replicas
+from keras_jointloss._backend import replica_count, rows_of_replicas, sum_over_replicas
 from keras_jointloss._math import upstream_of
 
 
@@ -34,12 +34,31 @@ class Batch(NamedTuple):
         return self.size(dtype) if self.mask is None else ops.sum(ops.cast(self.mask, dtype))
 
 
-def global_batch(own: Batch) -> Batch:
-    """Returns the batch of all replicas, in their order, within the step of each of them.
+class Items(NamedTuple):
+    """Some successive items of a batch, whose losses are wanted; the others are candidates only.
 
-    The gradient of a loss of the global batch is exact if the loss is divided by the number of
-    replicas and the gradients are summed over them, as Keras does: every replica computes the same
-    loss, and the gradient for its own rows is multiplied by the number of replicas.
+    Attributes:
+        start: The index of the first.
+        size: How many.
+    """
+
+    start: Any
+    size: Any
+
+
+def rows_of(x, items: Items | None, count: int = 1):
+    """Returns the rows of some items, each of which has `count` rows; all if `items` is `None`."""
+    if x is None or items is None:
+        return x
+    return x[count * items.start : count * (items.start + items.size)]
+
+
+def global_batch(own: Batch) -> tuple[Batch, Items]:
+    """Returns the batch of all replicas, in their order, and the items of this one.
+
+    To be called within the step of each replica. Each computes the losses of its own items among
+    all, and `sum_of_replicas` adds them. The gradient for the rows of a replica is the sum over all
+    replicas, which exchange it in the backward pass.
 
     TensorFlow switches to another replica meanwhile. Not to be called before Keras has collected
     the losses that layers have added: the forward pass of the other replica replaces them.
@@ -48,32 +67,44 @@ def global_batch(own: Batch) -> Batch:
     # Not every collective operation supports booleans.
     sent = [ops.cast(x, "int32") if _name_of_dtype(x) == "bool" else x for x in present]
     rows, start = rows_of_replicas(sent)
-    found = (_with_own_rows(*both, start) for both in zip(rows, present, strict=True))
-    return Batch(*(None if x is None else next(found) for x in own))
+    found = (_with_gradient(*both, start) for both in zip(rows, present, strict=True))
+    batch = Batch(*(None if x is None else next(found) for x in own))
+    return batch, Items(start, ops.shape(own.views)[0])
 
 
-def _with_own_rows(rows, own, start):
-    """Returns the rows of all replicas, with the gradient for the own ones, from row `start`."""
+def _with_gradient(rows, own, start):
+    """Returns the rows of all replicas, with a gradient for the own ones, from row `start`."""
     rows = ops.cast(ops.reshape(rows, (-1, *own.shape[1:])), own.dtype)
     if not keras.backend.is_float_dtype(_name_of_dtype(own)):
         return rows
-    end = start + ops.shape(own)[0]
-    return ops.concatenate([rows[:start], _amplified(own), rows[end:]])
+
+    def compute(own):
+        def gradient(*arguments, upstream=None):
+            total = sum_over_replicas(upstream_of(arguments, upstream))
+            return total[start : start + ops.shape(own)[0]]
+
+        return ops.copy(rows), gradient
+
+    return ops.custom_gradient(compute)(own)
 
 
 def _name_of_dtype(x):
     return keras.backend.standardize_dtype(x.dtype)
 
 
-def _amplified(x):
-    """Returns `x`, whose gradient is multiplied by the number of replicas."""
+def sum_of_replicas(x):
+    """Returns the sum over the replicas for a loss that each of them computes from it.
+
+    The gradient is exact if the loss is divided by the number of replicas and the gradients are
+    summed over them, as Keras does. TensorFlow switches to another replica meanwhile.
+    """
     replicas = replica_count()
 
     def compute(x):
-        def grad(*arguments, upstream=None):
+        def gradient(*arguments, upstream=None):
             return upstream_of(arguments, upstream) * replicas
 
-        return ops.copy(x), grad
+        return sum_over_replicas(x), gradient
 
     return ops.custom_gradient(compute)(x)
 

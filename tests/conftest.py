@@ -1,4 +1,4 @@
-"""Shared setup: two devices, a fresh Keras state for each test, and backend-specific tests."""
+"""Shared setup: four devices, a fresh Keras state for each test, and backend-specific tests."""
 
 import gc
 import os
@@ -27,15 +27,15 @@ IS_ONE_OF_SEVERAL_PROCESSES = "PYTEST_XDIST_WORKER" in os.environ
 
 
 def configure_tensorflow():
-    """Splits the CPU into two devices, which is possible only before TensorFlow first computes."""
+    """Splits the CPU into four devices, which is possible only before TensorFlow first computes."""
     import tensorflow as tf
 
     (cpu,) = tf.config.list_physical_devices("CPU")
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
     if IS_ONE_OF_SEVERAL_PROCESSES:
         tf.config.threading.set_intra_op_parallelism_threads(1)
         # One thread for each device: in a collective operation, each device waits for the other.
-        tf.config.threading.set_inter_op_parallelism_threads(2)
+        tf.config.threading.set_inter_op_parallelism_threads(4)
 
 
 def configure_torch():

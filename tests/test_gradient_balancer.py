@@ -341,7 +341,7 @@ def test_heads_get_their_own_gradients():
 @pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["flatten", "sum"])
 def test_replicas_balance_like_one_device(reduction):
-    from tests.test_training import two_replicas
+    from tests.test_training import replicas
 
     def build_one():
         keras.utils.set_random_seed(2)
@@ -352,7 +352,7 @@ def test_replicas_balance_like_one_device(reduction):
 
     one = build_one()
     fit(one)
-    with two_replicas().scope():
+    with replicas().scope():
         two = build_one()
     fit(two)
     for expected, actual in zip(one.trainable_variables, two.trainable_variables, strict=True):

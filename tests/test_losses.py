@@ -10,8 +10,9 @@ from keras import ops
 from keras.src.backend import set_keras_mask  # Layers mark padded items with it.
 
 import keras_jointloss as kj
+from keras_jointloss._replicas import Items
 from tests import reference
-from tests.gradients import dtypes, value_and_gradient
+from tests.gradients import COMPILES, dtypes, value_and_gradient
 from tests.loss_cases import (
     CASES,
     CLASS_LABELS,
@@ -29,6 +30,7 @@ from tests.loss_cases import (
     labels_of,
     tensor,
     views_of,
+    weighted_value_and_gradient,
 )
 
 #: JAX compiles each operation for each shape, so it tests only the default arguments.
@@ -62,6 +64,24 @@ def test_class_equals_the_reference_for_other_shapes_and_labels(case):
         actual = case.make().call(tensor(column), tensor(case.given(views.astype("float32"))))
         assert tuple(actual.shape) == (batch,)
         assert_close(actual, expected, 1e-4, err_msg=f"batch={batch}, labels={labels}")
+
+
+@pytest.mark.parametrize("case", (DEFAULTS if COMPILES else [*CASES.values()]), ids=str)
+def test_losses_of_some_items_are_those_among_all(case):
+    views, labels = views_of(case).astype("float32"), labels_of(case) if case.labels else None
+    weight = np.linspace(0.5, 1.5, len(views))
+    loss = case.make()
+    for tile_size in (None, 2) if case.name in TILED and not case.arguments else (None,):
+        loss.tile_size = tile_size or getattr(loss, "tile_size", None)
+
+        def values(x, labels, valid, loss=loss):
+            parts = (Items(0, 2), Items(2, 3))
+            return ops.concatenate([loss.values(x, labels, valid, items) for items in parts])
+
+        expected = weighted_value_and_gradient(loss.values, views, labels, VALID, weight)
+        actual = weighted_value_and_gradient(values, views, labels, VALID, weight)
+        for x, y in zip(actual, expected, strict=True):
+            assert_close(x, y, 1e-5)
 
 
 # Weights, masks and types

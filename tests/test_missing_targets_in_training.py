@@ -11,7 +11,7 @@ import keras_jointloss as kj
 from keras_jointloss.find_terms import find_terms
 from tests.small_models import X, Y, build, fit
 from tests.summaries import read_scalars
-from tests.test_training import two_replicas
+from tests.test_training import replicas
 
 NAN = float("nan")
 LABELLED = np.random.default_rng(5).random(len(X)) < 0.3
@@ -148,7 +148,7 @@ def test_masked_time_steps_are_left_out_too():
 
 
 def mirrored_fit(is_mirrored, reduction):
-    with two_replicas().scope() if is_mirrored else contextlib.nullcontext():
+    with replicas().scope() if is_mirrored else contextlib.nullcontext():
         model = build()
         losses = {"a": keras.losses.MeanSquaredError(reduction=reduction), "b": LOSSES["b"]}
         rule = "uncertainty" if reduction == "sum_over_batch_size" else None

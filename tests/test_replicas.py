@@ -8,7 +8,8 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from tests.test_training import two_replicas
+from tests.loss_cases import DEFAULTS, labels_of, tensor, views_of
+from tests.test_training import replicas
 
 pytestmark = pytest.mark.backend("tensorflow")
 
@@ -30,7 +31,7 @@ def trained(make, parts, is_mirrored):
     keras.utils.clear_session()
     keras.utils.set_random_seed(2)
     keras.config.set_floatx("float64")
-    with two_replicas().scope() if is_mirrored else contextlib.nullcontext():
+    with replicas().scope() if is_mirrored else contextlib.nullcontext():
         model, arguments = make()
         model.compile(keras.optimizers.SGD(0.1, momentum=0.5), **arguments)
     options = {"batch_size": BATCH, "verbose": 0}
@@ -113,17 +114,53 @@ def test_terms_disturb_no_other_loss():
     assert_like_one_device(combined, [([X[:16], LABEL[:16]], X[:16, :1])])
 
 
+def distributed(strategy, x, sizes, dtype=None):
+    """Returns an array whose rows are split over the replicas."""
+    parts = np.split(x, np.cumsum(sizes)[:-1])
+    return strategy.experimental_distribute_values_from_function(
+        lambda context: ops.convert_to_tensor(parts[context.replica_id_in_sync_group], dtype=dtype)
+    )
+
+
 def run(compute, *sizes):
     """Returns what a function of embeddings, of the given sizes, returns in each replica."""
-    strategy = two_replicas()
-    parts = np.split(X[: sum(sizes)].reshape(-1, 2, 3), np.cumsum(sizes)[:-1])
-    parts = [ops.convert_to_tensor(part, dtype="float32") for part in parts]
-
-    def part(context):
-        return parts[context.replica_id_in_sync_group]
-
-    views = strategy.experimental_distribute_values_from_function(part)
+    strategy = replicas()
+    views = distributed(strategy, X[: sum(sizes)].reshape(-1, 2, 3), sizes, "float32")
     return [float(x) for x in strategy.experimental_local_results(strategy.run(compute, (views,)))]
+
+
+def loss_and_gradient(layer, views, labels):
+    """Returns the loss that a layer adds, and the gradient with respect to the views."""
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        tape.watch(views)
+        inputs = [views[:, i] for i in range(views.shape[1])]
+        layer((*inputs, labels) if layer.loss.has_labels else inputs, training=True)
+        loss = sum(layer.losses) / tf.distribute.get_strategy().num_replicas_in_sync  # As Keras.
+    return loss, tape.gradient(loss, views)
+
+
+def test_every_loss_sees_four_replicas():
+    keras.config.set_floatx("float64")
+    sizes, strategy = (3, 2, 1, 4), replicas(4)
+    batches = [(views_of(case, sum(sizes)), labels_of(case, sum(sizes))) for case in DEFAULTS]
+    with strategy.scope():
+        layers = [kj.layers.ContrastiveTerm(case.make()) for case in DEFAULTS]
+
+    def compute(*batches):
+        return [
+            loss_and_gradient(layer, *batch) for layer, batch in zip(layers, batches, strict=True)
+        ]
+
+    parts = [tuple(distributed(strategy, x, sizes) for x in batch) for batch in batches]
+    results = strategy.run(compute, parts)
+    expected = compute(*(tuple(map(tensor, batch)) for batch in batches))
+    for case, result, (loss, gradient) in zip(DEFAULTS, results, expected, strict=True):
+        losses, gradients = map(strategy.experimental_local_results, result)
+        np.testing.assert_allclose(sum(losses), loss, rtol=1e-9, err_msg=case.name)
+        gradients = np.concatenate(gradients)
+        np.testing.assert_allclose(gradients, gradient, rtol=1e-9, atol=1e-12, err_msg=case.name)
 
 
 def info_nce(start, end):
@@ -149,7 +186,7 @@ def test_output_loss_that_compares_items_warns_once():
 
 @pytest.mark.parametrize("gather", [None, False])
 def test_replicas_gather_unless_told_otherwise(gather):
-    with two_replicas().scope():
+    with replicas().scope():
         layer = kj.layers.ContrastiveTerm("InfoNCE", 0.5, gather=gather)
         layer = kj.layers.ContrastiveTerm.from_config(layer.get_config())
         layer.build(((None, 3), (None, 3)))
@@ -168,7 +205,7 @@ def test_replicas_gather_unless_told_otherwise(gather):
 
 
 def test_metrics_see_all_replicas():
-    with two_replicas().scope():
+    with replicas().scope():
         metric = kj.metrics.RecallAtK(1)
     plain = kj.metrics.RecallAtK(1)
 

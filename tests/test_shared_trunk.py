@@ -116,11 +116,11 @@ def test_frozen_trunk_is_unchanged():
 @pytest.mark.backend("tensorflow")
 @pytest.mark.slow
 def test_replicas_balance_like_one_device():
-    from tests.test_training import two_replicas
+    from tests.test_training import replicas
 
     one = build("mgda")
     fit(one)
-    with two_replicas().scope():
+    with replicas().scope():
         two = build("mgda")
     fit(two)
     for expected, actual in zip(one.trainable_variables, two.trainable_variables, strict=True):

@@ -101,18 +101,21 @@ MODES = {
 
 
 @functools.cache
-def two_replicas():
-    """Returns one strategy for all tests, because collective operations of two would clash."""
+def replicas(count=2):
+    """Returns one strategy of each size: the collective operations of two would clash."""
     import tensorflow as tf
 
+    class Strategy(tf.distribute.MirroredStrategy):
+        _collective_key_base = 1000 * count  # For tests: the strategies of two sizes do not clash.
+
     names = [device.name for device in tf.config.list_logical_devices("CPU")]
-    return tf.distribute.MirroredStrategy(names[:2])
+    return Strategy(names[:count])
 
 
 def compiled(subject: Subject, mode: Mode):
     keras.utils.set_random_seed(3)
     keras.config.set_dtype_policy(mode.policy)
-    with two_replicas().scope() if mode.mirrored else contextlib.nullcontext():
+    with replicas().scope() if mode.mirrored else contextlib.nullcontext():
         model, joint, targets = subject.make()
         model(_inputs(subject, 2))
         optimizer = keras.optimizers.SGD(0.05, gradient_accumulation_steps=mode.accumulated)

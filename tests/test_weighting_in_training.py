@@ -245,9 +245,9 @@ def test_rule_sees_the_losses_of_the_step(mode):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["FAMO", "Shares"])
 def test_replicas_hold_the_same_state(name):
-    from tests.test_training import two_replicas
+    from tests.test_training import replicas
 
-    with two_replicas().scope():
+    with replicas().scope():
         inputs = keras.Input((6,))
         outputs = {"rating": keras.layers.Dense(1)(inputs), "label": keras.layers.Dense(2)(inputs)}
         losses = {

@@ -12,7 +12,7 @@ from keras_jointloss import losses
 from keras_jointloss._backend import in_replica
 from keras_jointloss._labels import as_labels, label_tensor
 from keras_jointloss._math import float_dtype
-from keras_jointloss._replicas import Batch, global_batch, own_share
+from keras_jointloss._replicas import Batch, global_batch, own_share, rows_of
 from keras_jointloss._state import as_state
 from keras_jointloss._validation import validate_bool, validate_choice, validate_count
 from keras_jointloss.layers._contrastive_inputs import (
@@ -186,13 +186,16 @@ class ContrastiveTerm(LayerTerm):
             sample_weight = ops.broadcast_to(sample_weight, ops.shape(views)[:1])
         own = Batch(views, labels, item_mask(masks), sample_weight)
         is_gathered = self._is_gathered and in_replica()
-        batch = global_batch(own) if is_gathered else own
+        batch, own_items = own, None
+        if is_gathered:
+            batch, own_items = global_batch(own)
         loss, items, valid = mean_over_items(
-            partial(self._values, batch.views, batch.labels),
+            partial(self._values, batch.views, batch.labels, own_items),
             batch.size(dtype),
             batch.mask,
             batch.sample_weight,
             is_weighted_mean=self.loss.reduction == "mean_with_sample_weight",
+            own=own_items,
         )
         self._record_means(batch.views, batch.labels, valid, is_gathered)
         if batch.labels is not None:
@@ -203,15 +206,16 @@ class ContrastiveTerm(LayerTerm):
         items = own.items(dtype) if is_gathered else items
         return loss, items, valid, training is not False
 
-    def _values(self, views, labels, valid):
-        """Returns the loss of each item, `(batch,)`."""
+    def _values(self, views, labels, items, valid):
+        """Returns the loss of each item, `(batch,)`, or of some `Items`."""
         if not self._is_views_loss:
+            views, valid = rows_of(views, items), rows_of(valid, items)
             values = self.loss.call(views[:, 1], views[:, 0])
             return values if valid is None else ops.where(valid, values, 0)
         arguments = self._learned.arguments()
         if self._memory is not None:
             arguments["memory"] = self._memory.read(None if labels is None else labels.dtype)
-        return self.loss.values(views, labels, valid, **arguments)
+        return self.loss.values(views, labels, valid, items, **arguments)
 
     def _record_means(self, views, labels, valid, is_gathered):
         def record(name, *sums):

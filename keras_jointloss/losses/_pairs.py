@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_jointloss._labels import label_tensor
 from keras_jointloss._math import float_dtype, prepare
+from keras_jointloss._replicas import Items, rows_of
 
 #: The accepted values of `same_label`.
 SAME_LABEL = (None, "positive", "ignore")
@@ -60,6 +61,10 @@ class Samples(NamedTuple):
             valid,
         )
 
+    def of(self, items: Items | None, count: int = 1) -> "Samples":
+        """Returns the samples of some items; each has `count` of them."""
+        return Samples(*(rows_of(x, items, count) for x in self))
+
     def is_valid(self):
         """Returns the mask of valid samples, `(n,)`, bool."""
         return ops.ones_like(self.items, dtype="bool") if self.valid is None else self.valid
@@ -73,9 +78,9 @@ class Roles(NamedTuple):
         candidates: `Samples`.
         same_label: How to treat candidates of other items that share a label with the anchor:
             `"positive"`, `"ignore"` (exclude them) or `None`.
-        without_self: Whether the first candidates are the anchors themselves, each excluded from
-            its own candidates.
+        without_self: Whether the anchors are among the candidates, each excluded from its own.
         without_positives: Whether to exclude positives from the denominator.
+        first: The index of the first anchor among the candidates; the others follow it.
     """
 
     anchors: Samples
@@ -83,6 +88,7 @@ class Roles(NamedTuple):
     same_label: str | None = None
     without_self: bool = False
     without_positives: bool = False
+    first: Any = 0
 
     @property
     def trivial(self) -> bool:
@@ -119,7 +125,7 @@ class Roles(NamedTuple):
                 allowed = ops.logical_or(positive, ops.logical_not(same))
         if self.without_self:
             columns = ops.arange(ops.shape(candidates.items)[0], dtype="int32")
-            allowed = ops.logical_and(allowed, rows[:, None] != columns[None, :])
+            allowed = ops.logical_and(allowed, (self.first + rows)[:, None] != columns[None, :])
         if anchors.valid is not None:
             allowed = ops.logical_and(allowed, ops.take(anchors.valid, rows, axis=0)[:, None])
         if candidates.valid is not None:
@@ -197,11 +203,26 @@ def for_valid(values, valid):
     return values if valid is None else ops.where(valid, values, 0)
 
 
-def class_masks(samples):
-    """Returns which samples are positives and negatives of each other, by their labels."""
-    rows = ops.arange(ops.shape(samples.items)[0], dtype="int32")
-    positive, others = Roles(samples, samples, "positive", without_self=True).masks(rows)
-    return positive, ops.logical_and(others, ops.logical_not(positive))
+def class_roles(views, similarity, labels, valid=None, items=None):
+    """Returns the anchors and all candidates, prepared, and the anchors' positives and negatives.
+
+    Args:
+        views: `(batch, views, dim)`. Every view is a candidate.
+        similarity: The similarity to prepare the embeddings for.
+        labels: `(batch,)` or `(batch, classes)`. Samples that share one are positives.
+        valid: `(batch,)`, bool, or `None`.
+        items: The `Items` whose views are anchors; `None` for all.
+
+    Returns:
+        `(anchors, dim)`, `(candidates, dim)`, and two masks, `(anchors, candidates)`, bool.
+    """
+    candidates, count = samples_of(views, similarity, labels, valid), views.shape[1]
+    anchors, first = candidates.of(items, count), 0 if items is None else count * items.start
+    roles = Roles(anchors, candidates, "positive", without_self=True, first=first)
+    rows = ops.arange(ops.shape(anchors.items)[0], dtype="int32")
+    positive, others = roles.masks(rows)
+    negative = ops.logical_and(others, ops.logical_not(positive))
+    return anchors.embeddings, candidates.embeddings, positive, negative
 
 
 def moments(x, valid=None):

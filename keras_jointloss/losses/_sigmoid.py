@@ -88,8 +88,9 @@ def _tiled(x, y, scale, bias, roles, tile_size):
         def unequal():
             return for_rows(count, tile_size, weighted, (ops.zeros_like(y),))[0]
 
-        are_equal = ops.all(ops.equal(weights, weights[0]))
-        y_gradient = ops.cond(are_equal, lambda: weights[0] * against, unequal)
+        first = weights[:1]  # None if there are no anchors.
+        are_equal = ops.all(ops.equal(weights, first))
+        y_gradient = ops.cond(are_equal, lambda: ops.sum(first) * against, unequal)
         x_gradient = weights[:, None] * towards
         return (
             scale * x_gradient,

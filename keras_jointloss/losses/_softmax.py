@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_jointloss._math import paired_similarity
+from keras_jointloss._replicas import rows_of
 from keras_jointloss.losses._pairs import Roles, as_views, mean_of_views, remembered, samples_of
 from keras_jointloss.losses._softmax_matrix import Matrix
 from keras_jointloss.losses._softmax_tiles import tiled
@@ -37,19 +38,19 @@ class OwnPairs(NamedTuple):
     similarity: Any
 
 
-def own_pairs(views, similarity):
-    """Returns the `OwnPairs` if all views are anchors and are also the first candidates."""
+def own_pairs(views, similarity, items=None):
+    """Returns the `OwnPairs` if all views of `items` are anchors and all views candidates."""
     count = views.shape[1]
     others = [[j for j in range(count) if j != i] for i in range(count)]
-    items = ops.arange(ops.shape(views)[0], dtype="int32")
-    columns = count * items[:, None, None] + ops.convert_to_tensor(others, dtype="int32")
+    first = count * ops.arange(ops.shape(views)[0], dtype="int32")
+    columns = first[:, None, None] + ops.convert_to_tensor(others, dtype="int32")
     similarities = [
         sum(paired_similarity(views[:, i], views[:, j], similarity) for j in others[i])
         for i in range(count)
     ]
     return OwnPairs(
-        ops.reshape(columns, (-1, count - 1)),
-        ops.reshape(ops.stack(similarities, axis=1), (-1,)) / (count - 1),
+        rows_of(ops.reshape(columns, (-1, count - 1)), items, count),
+        rows_of(ops.reshape(ops.stack(similarities, axis=1), (-1,)), items, count) / (count - 1),
     )
 
 
@@ -110,6 +111,7 @@ def cross_entropy_among_views(
     tile_size=None,
     memory=None,
     without_positives=False,
+    items=None,
 ):
     """Returns the loss of each item if all views are anchors and candidates: `(batch,)`.
 
@@ -117,12 +119,14 @@ def cross_entropy_among_views(
     """
     views = as_views(views, valid)
     count = views.shape[1]
-    anchors = samples_of(views, similarity, None if same_label is None else labels, valid)
-    candidates = anchors
+    samples = samples_of(views, similarity, None if same_label is None else labels, valid)
+    candidates = samples
     if memory is not None:
-        candidates = anchors.join(remembered(memory, similarity))
-    own = None if same_label == "positive" else own_pairs(views, similarity)
-    roles = Roles(anchors, candidates, same_label, True, without_positives)
+        candidates = samples.join(remembered(memory, similarity))
+    own = None if same_label == "positive" else own_pairs(views, similarity, items)
+    first = 0 if items is None else count * items.start
+    anchors = samples.of(items, count)
+    roles = Roles(anchors, candidates, same_label, True, without_positives, first)
     scale = 1.0 / temperature
     losses = cross_entropy(roles, scale, similarity, label_smoothing, tile_size, own)
-    return mean_of_views(losses, count, valid)
+    return mean_of_views(losses, count, rows_of(valid, items))

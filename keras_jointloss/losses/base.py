@@ -9,7 +9,7 @@ from keras import ops
 from keras_jointloss._backend import in_replica
 from keras_jointloss._labels import as_labels, check_labels, label_tensor, labelled
 from keras_jointloss._masks import reduce_values, stacked, valid_items
-from keras_jointloss._replicas import warn_of_separate_items
+from keras_jointloss._replicas import rows_of, warn_of_separate_items
 
 
 class LearnedParameter(NamedTuple):
@@ -26,7 +26,7 @@ class ViewsLoss(keras.losses.Loss):
     The views are two (or more) embeddings of the same item, stacked on axis 1. A subclass defines
 
     - `function`: the stateless function `(views, labels, valid, **arguments) -> (batch,)`,
-    - `label_kind`, `min_views`, `max_views`, `has_memory`: what the function accepts,
+    - `label_kind`, `min_views`, `max_views`, `has_memory`, `takes_items`: what it accepts,
     - `compares_items`: false if the loss of an item does not depend on the other items.
 
     It validates the function's arguments and passes them to `__init__` as keyword arguments. They
@@ -76,6 +76,8 @@ class ViewsLoss(keras.losses.Loss):
     max_views: float = 2
     #: Whether the function takes a `memory` of other items' views.
     has_memory = False
+    #: Whether the function takes `items`, to compute the losses of some items among all.
+    takes_items = False
     #: Whether the loss of an item depends on the other items of the batch.
     compares_items = True
     #: The names of the parts that `part_values` returns.
@@ -95,17 +97,20 @@ class ViewsLoss(keras.losses.Loss):
         """Whether the loss needs labels."""
         return self.label_kind is not None or getattr(self, "same_label", None) is not None
 
-    def values(self, views, labels=None, valid=None, **parameters):
+    def values(self, views, labels=None, valid=None, items=None, **parameters):
         """Returns the loss of each item.
 
         Args:
             views: `(batch, views, dim)`, float.
             labels: `(batch,)` or `(batch, classes)`, or `None` if `has_labels` is false.
             valid: `(batch,)`, bool: which items to include. `None` for all.
+            items: `Items(start, size)`, the successive items whose losses to return, among the
+                others; `None` for all.
             **parameters: Arguments that replace those of the loss or add to them.
 
         Returns:
-            `(batch,)`, of the dtype of `views`, at least float32; 0 for excluded items.
+            `(batch,)`, of the dtype of `views`, at least float32; 0 for excluded items. With
+            `items`, one value for each of them.
         """
         if self.has_labels and labels is not None:
             labels = label_tensor(labels)
@@ -113,6 +118,13 @@ class ViewsLoss(keras.losses.Loss):
             check_labels(labels, valid, type(self).__name__, self.label_kind == "pair")
         arguments = {**self._arguments(), **parameters}
         arguments.pop("unlabelled", None)  # `valid` excludes them.
+        if items is None:
+            return type(self).function(views, labels, valid, **arguments)
+        if self.takes_items:
+            return type(self).function(views, labels, valid, items=items, **arguments)
+        if self.compares_items:
+            return rows_of(type(self).function(views, labels, valid, **arguments), items)
+        views, labels, valid = (rows_of(x, items) for x in (views, labels, valid))
         return type(self).function(views, labels, valid, **arguments)
 
     def labelled(self, labels, valid=None):

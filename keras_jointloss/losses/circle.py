@@ -7,8 +7,9 @@ from keras import ops
 
 from keras_jointloss._labels import validate_unlabelled
 from keras_jointloss._math import dot_matrix, logsumexp_where
+from keras_jointloss._replicas import rows_of
 from keras_jointloss._validation import validate_number
-from keras_jointloss.losses._pairs import as_views, class_masks, mean_of_views, samples_of
+from keras_jointloss.losses._pairs import as_views, class_roles, mean_of_views
 from keras_jointloss.losses.base import ViewsLoss
 
 
@@ -18,6 +19,7 @@ def circle(
     valid=None,
     margin=0.4,
     gamma=80.0,
+    items=None,
 ):
     """Returns the circle loss of each item. See `Circle`.
 
@@ -27,14 +29,14 @@ def circle(
         valid: `(batch,)`, bool: which items to include. `None` for all.
         margin: As in `Circle`.
         gamma: As in `Circle`.
+        items: The `Items` whose losses to return; `None` for all.
 
     Returns:
-        `(batch,)`.
+        `(batch,)`, or one value for each of `items`.
     """
     views = as_views(views, valid)
-    samples = samples_of(views, "cosine", labels, valid)
-    similarity = dot_matrix(samples.embeddings, samples.embeddings)
-    positive, negative = class_masks(samples)
+    anchors, candidates, positive, negative = class_roles(views, "cosine", labels, valid, items)
+    similarity = dot_matrix(anchors, candidates)
     detached = ops.stop_gradient(similarity)
     positive_weight = ops.relu(1 + margin - detached)
     negative_weight = ops.relu(detached + margin)
@@ -44,7 +46,7 @@ def circle(
         logsumexp_where(positive_logit, positive, 1) + logsumexp_where(negative_logit, negative, 1)
     )
     is_defined = ops.logical_and(ops.any(positive, axis=1), ops.any(negative, axis=1))
-    return mean_of_views(ops.where(is_defined, losses, 0), views.shape[1], valid)
+    return mean_of_views(ops.where(is_defined, losses, 0), views.shape[1], rows_of(valid, items))
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -98,6 +100,7 @@ class Circle(ViewsLoss):
     label_kind = "class"
     min_views = 1
     max_views = math.inf
+    takes_items = True
 
     def __init__(
         self,

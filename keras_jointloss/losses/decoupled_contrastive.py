@@ -22,6 +22,7 @@ def decoupled_contrastive(
     same_label=None,
     tile_size=None,
     memory=None,
+    items=None,
 ):
     """Returns the decoupled contrastive loss of each item. See `DecoupledContrastive`.
 
@@ -34,9 +35,10 @@ def decoupled_contrastive(
         same_label: As in `DecoupledContrastive`.
         tile_size: As in `DecoupledContrastive`.
         memory: A `Memory` of earlier items as additional candidates, or `None`.
+        items: The `Items` whose losses to return; `None` for all.
 
     Returns:
-        `(batch,)`.
+        `(batch,)`, or one value for each of `items`.
     """
     return cross_entropy_among_views(
         views,
@@ -48,6 +50,7 @@ def decoupled_contrastive(
         tile_size=tile_size,
         memory=memory,
         without_positives=True,
+        items=items,
     )
 
 
@@ -107,6 +110,7 @@ class DecoupledContrastive(ViewsLoss):
     function = staticmethod(decoupled_contrastive)
     max_views = math.inf
     has_memory = True
+    takes_items = True
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_jointloss._labels import validate_unlabelled
 from keras_jointloss._math import SIMILARITIES, paired_similarity
+from keras_jointloss._replicas import rows_of
 from keras_jointloss._validation import validate_choice, validate_number, validate_share
 from keras_jointloss.losses._pairs import (
     NEGATIVE,
@@ -32,6 +33,7 @@ def info_nce(
     label_smoothing=0.0,
     tile_size=None,
     memory=None,
+    items=None,
 ):
     """Returns the InfoNCE loss of each item. See `InfoNCE`.
 
@@ -46,9 +48,10 @@ def info_nce(
         label_smoothing: As in `InfoNCE`.
         tile_size: As in `InfoNCE`.
         memory: A `Memory` of earlier items as additional candidates, or `None`.
+        items: The `Items` whose losses to return; `None` for all.
 
     Returns:
-        `(batch,)`.
+        `(batch,)`, or one value for each of `items`.
     """
     views = as_views(views, valid)
     labels = None if same_label is None else labels
@@ -63,7 +66,7 @@ def info_nce(
     if same_label != "positive":
         columns = ops.arange(ops.shape(views)[0], dtype="int32")[:, None]
         own_similarity = paired_similarity(views[:, 0], views[:, 1], similarity)
-        options["own"] = OwnPairs(columns, own_similarity)
+        options["own"] = OwnPairs(rows_of(columns, items), rows_of(own_similarity, items))
     candidates_of_a, candidates_of_b = b, a
     if views.shape[1] > 2:
         hard = samples_of(views[:, 2:], similarity, labels, valid, NEGATIVE)
@@ -71,13 +74,14 @@ def info_nce(
     if memory is not None:
         candidates_of_a = candidates_of_a.join(remembered(memory, similarity, slice(1, 2)))
         candidates_of_b = candidates_of_b.join(remembered(memory, similarity, slice(0, 1)))
-    if symmetric and candidates_of_a is b and candidates_of_b is a:
+    if symmetric and items is None and candidates_of_a is b and candidates_of_b is a:
         # One matrix serves both directions.
         both = cross_entropy(Roles(a, b, same_label), **options, both_ways=True)
         return 0.5 * (both[0] + both[1])
-    loss = cross_entropy(Roles(a, candidates_of_a, same_label), **options)
+    loss = cross_entropy(Roles(a.of(items), candidates_of_a, same_label), **options)
     if symmetric:
-        loss = 0.5 * (loss + cross_entropy(Roles(b, candidates_of_b, same_label), **options))
+        other = cross_entropy(Roles(b.of(items), candidates_of_b, same_label), **options)
+        loss = 0.5 * (loss + other)
     return loss
 
 
@@ -149,6 +153,7 @@ class InfoNCE(ViewsLoss):
     function = staticmethod(info_nce)
     max_views = math.inf
     has_memory = True
+    takes_items = True
 
     def __init__(
         self,

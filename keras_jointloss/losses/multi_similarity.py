@@ -7,8 +7,9 @@ from keras import ops
 
 from keras_jointloss._labels import validate_unlabelled
 from keras_jointloss._math import dot_matrix, logsumexp_where
+from keras_jointloss._replicas import rows_of
 from keras_jointloss._validation import validate_number
-from keras_jointloss.losses._pairs import as_views, class_masks, mean_of_views, samples_of
+from keras_jointloss.losses._pairs import as_views, class_roles, mean_of_views
 from keras_jointloss.losses.base import ViewsLoss
 
 
@@ -20,6 +21,7 @@ def multi_similarity(
     beta=50.0,
     base=0.5,
     mining_margin=None,
+    items=None,
 ):
     """Returns the multi-similarity loss of each item. See `MultiSimilarity`.
 
@@ -31,14 +33,14 @@ def multi_similarity(
         beta: As in `MultiSimilarity`.
         base: As in `MultiSimilarity`.
         mining_margin: As in `MultiSimilarity`.
+        items: The `Items` whose losses to return; `None` for all.
 
     Returns:
-        `(batch,)`.
+        `(batch,)`, or one value for each of `items`.
     """
     views = as_views(views, valid)
-    samples = samples_of(views, "cosine", labels, valid)
-    similarity = dot_matrix(samples.embeddings, samples.embeddings)
-    positive, negative = class_masks(samples)
+    anchors, candidates, positive, negative = class_roles(views, "cosine", labels, valid, items)
+    similarity = dot_matrix(anchors, candidates)
     if mining_margin is not None:
         hardest_positive = _extreme(similarity, positive, ops.min, math.inf)
         hardest_negative = _extreme(similarity, negative, ops.max, -math.inf)
@@ -51,7 +53,7 @@ def multi_similarity(
         positive = positive & ~(easy_positive & has_negative)
     losses = _soft_sum(-alpha * (similarity - base), positive) / alpha
     losses = losses + _soft_sum(beta * (similarity - base), negative) / beta
-    return mean_of_views(losses, views.shape[1], valid)
+    return mean_of_views(losses, views.shape[1], rows_of(valid, items))
 
 
 def _extreme(x, mask, extreme, neutral):
@@ -122,6 +124,7 @@ class MultiSimilarity(ViewsLoss):
     label_kind = "class"
     min_views = 1
     max_views = math.inf
+    takes_items = True
 
     def __init__(
         self,

@@ -11,7 +11,15 @@ from keras_jointloss.losses._tiles import validate_tile_size
 from keras_jointloss.losses.base import ViewsLoss
 
 
-def n_pairs(views, labels, valid=None, similarity="dot", label_smoothing=0.0, tile_size=None):
+def n_pairs(
+    views,
+    labels,
+    valid=None,
+    similarity="dot",
+    label_smoothing=0.0,
+    tile_size=None,
+    items=None,
+):
     """Returns the N-pairs loss of each item. See `NPairs`.
 
     Args:
@@ -21,13 +29,14 @@ def n_pairs(views, labels, valid=None, similarity="dot", label_smoothing=0.0, ti
         similarity: As in `NPairs`.
         label_smoothing: As in `NPairs`.
         tile_size: As in `NPairs`.
+        items: The `Items` whose losses to return; `None` for all.
 
     Returns:
-        `(batch,)`.
+        `(batch,)`, or one value for each of `items`.
     """
     views = as_views(views, valid)
     a, b = (samples_of(views[:, i : i + 1], similarity, labels, valid) for i in (0, 1))
-    roles = Roles(a, b, same_label="positive")
+    roles = Roles(a.of(items), b, same_label="positive")
     return cross_entropy(roles, 1.0, similarity, label_smoothing, tile_size)
 
 
@@ -82,6 +91,7 @@ class NPairs(ViewsLoss):
 
     function = staticmethod(n_pairs)
     label_kind = "class"
+    takes_items = True
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ def nt_xent(
     label_smoothing=0.0,
     tile_size=None,
     memory=None,
+    items=None,
 ):
     """Returns the NT-Xent loss of each item. See `NTXent`.
 
@@ -36,9 +37,10 @@ def nt_xent(
         label_smoothing: As in `NTXent`.
         tile_size: As in `NTXent`.
         memory: A `Memory` of earlier items as additional candidates, or `None`.
+        items: The `Items` whose losses to return; `None` for all.
 
     Returns:
-        `(batch,)`.
+        `(batch,)`, or one value for each of `items`.
     """
     return cross_entropy_among_views(
         views,
@@ -50,6 +52,7 @@ def nt_xent(
         label_smoothing,
         tile_size,
         memory,
+        items=items,
     )
 
 
@@ -110,6 +113,7 @@ class NTXent(ViewsLoss):
     function = staticmethod(nt_xent)
     max_views = math.inf
     has_memory = True
+    takes_items = True
 
     def __init__(
         self,

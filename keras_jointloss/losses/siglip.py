@@ -23,6 +23,7 @@ def siglip(
     same_label=None,
     tile_size=None,
     memory=None,
+    items=None,
 ):
     """Returns the SigLIP loss of each item. See `SigLIP`.
 
@@ -36,16 +37,17 @@ def siglip(
         same_label: As in `SigLIP`.
         tile_size: As in `SigLIP`.
         memory: A `Memory` of earlier items as additional candidates, or `None`.
+        items: The `Items` whose losses to return; `None` for all.
 
     Returns:
-        `(batch,)`.
+        `(batch,)`, or one value for each of `items`.
     """
     views = as_views(views, valid)
     labels = None if same_label is None else labels
     a, b = (samples_of(views[:, i : i + 1], similarity, labels, valid) for i in (0, 1))
     if memory is not None:
         b = b.join(remembered(memory, similarity, slice(1, 2)))
-    roles = Roles(a, b, same_label)
+    roles = Roles(a.of(items), b, same_label)
     return pairwise_sigmoid(roles, 1.0 / temperature, bias, similarity, tile_size)
 
 
@@ -107,6 +109,7 @@ class SigLIP(ViewsLoss):
 
     function = staticmethod(siglip)
     has_memory = True
+    takes_items = True
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ def sup_con(
     label_smoothing=0.0,
     tile_size=None,
     memory=None,
+    items=None,
 ):
     """Returns the supervised contrastive loss of each item. See `SupCon`.
 
@@ -33,9 +34,10 @@ def sup_con(
         label_smoothing: As in `SupCon`.
         tile_size: As in `SupCon`.
         memory: A `Memory` of earlier items as additional candidates, or `None`.
+        items: The `Items` whose losses to return; `None` for all.
 
     Returns:
-        `(batch,)`.
+        `(batch,)`, or one value for each of `items`.
     """
     return cross_entropy_among_views(
         views,
@@ -47,6 +49,7 @@ def sup_con(
         label_smoothing,
         tile_size,
         memory,
+        items=items,
     )
 
 
@@ -105,6 +108,7 @@ class SupCon(ViewsLoss):
     min_views = 1
     max_views = math.inf
     has_memory = True
+    takes_items = True
 
     def __init__(
         self,

@@ -7,9 +7,10 @@ from keras import ops
 
 from keras_jointloss._labels import validate_unlabelled
 from keras_jointloss._math import SIMILARITIES, matrix_of_prepared, mean_where
+from keras_jointloss._replicas import rows_of
 from keras_jointloss._validation import validate_choice
 from keras_jointloss.losses._hinge import hinge, validate_margin
-from keras_jointloss.losses._pairs import as_views, class_masks, mean_of_views, samples_of
+from keras_jointloss.losses._pairs import as_views, class_roles, mean_of_views
 from keras_jointloss.losses.base import ViewsLoss
 
 
@@ -20,6 +21,7 @@ def triplet(
     margin=1.0,
     mining="semi_hard",
     similarity="euclidean",
+    items=None,
 ):
     """Returns the triplet loss of each item. See `Triplet`.
 
@@ -30,15 +32,15 @@ def triplet(
         margin: As in `Triplet`.
         mining: As in `Triplet`.
         similarity: As in `Triplet`.
+        items: The `Items` whose losses to return; `None` for all.
 
     Returns:
-        `(batch,)`.
+        `(batch,)`, or one value for each of `items`.
     """
     views = as_views(views, valid)
-    samples = samples_of(views, similarity, labels, valid)
+    anchors, candidates, positive, negative = class_roles(views, similarity, labels, valid, items)
     # A distance up to a constant, which is the same for positives and negatives.
-    distance = -matrix_of_prepared(samples.embeddings, samples.embeddings, similarity)
-    positive, negative = class_masks(samples)
+    distance = -matrix_of_prepared(anchors, candidates, similarity)
     if mining == "hard":
         farthest = ops.max(ops.where(positive, distance, -math.inf), axis=1)
         nearest = ops.min(ops.where(negative, distance, math.inf), axis=1)
@@ -57,7 +59,7 @@ def triplet(
         is_triplet = positive[:, :, None] & negative[:, None, :]
         losses = hinge(distance[:, :, None] - distance[:, None, :], margin)
         losses = mean_where(losses, is_triplet, (1, 2))
-    return mean_of_views(losses, views.shape[1], valid)
+    return mean_of_views(losses, views.shape[1], rows_of(valid, items))
 
 
 def _difference(positive, negative, is_triplet):
@@ -129,6 +131,7 @@ class Triplet(ViewsLoss):
     label_kind = "class"
     min_views = 1
     max_views = math.inf
+    takes_items = True
 
     def __init__(
         self,

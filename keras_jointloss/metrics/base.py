@@ -114,7 +114,7 @@ class ViewsMetric(keras.metrics.Metric):
         batch = Batch(views, labels, valid_items(y_pred, sample_weight), sample_weight)
         # In the forward pass an exchange would disturb the losses of layers.
         is_gathered = in_replica() and outermost_layer() is None
-        sums = self.sums(*(global_batch(batch) if is_gathered else batch))
+        sums = self.sums(*(global_batch(batch)[0] if is_gathered else batch))
         total, weight = (own_share(x) for x in sums) if is_gathered else sums
         self._total.assign_add(ops.cast(total, self._total.dtype))
         self._weight.assign_add(ops.cast(weight, self._weight.dtype))
