@@ -6,8 +6,13 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_jointloss._backend import replica_count, rows_of_replicas, sum_over_replicas
-from keras_jointloss._math import upstream_of
+from keras_jointloss._backend import (
+    in_replica,
+    replica_count,
+    rows_of_replicas,
+    sum_over_replicas,
+)
+from keras_jointloss._math import divide_or_0, upstream_of
 
 
 class Batch(NamedTuple):
@@ -29,9 +34,12 @@ class Batch(NamedTuple):
         """Returns the number of items, those that the mask excludes too, as a scalar."""
         return ops.cast(ops.shape(self.views)[0], dtype)
 
-    def items(self, dtype):
-        """Returns the number of items that the mask includes as a scalar."""
-        return self.size(dtype) if self.mask is None else ops.sum(ops.cast(self.mask, dtype))
+    def valid(self):
+        """Returns which items take part: the mask without those of weight 0; `None` for all."""
+        if self.sample_weight is None:
+            return self.mask
+        weighs = ops.not_equal(self.sample_weight, 0)
+        return weighs if self.mask is None else ops.logical_and(self.mask, weighs)
 
 
 class Items(NamedTuple):
@@ -107,6 +115,31 @@ def sum_of_replicas(x):
         return sum_over_replicas(x), gradient
 
     return ops.custom_gradient(compute)(x)
+
+
+def counted_by(mean, divisor):
+    """Returns the mean of this replica's part of a batch, with the gradient for the whole batch.
+
+    The mean over the whole batch counts each replica by what it divides by, whereas Keras counts
+    all replicas alike. The value remains the mean of this replica, since TensorFlow would switch to
+    another replica during an exchange in the forward pass.
+
+    Args:
+        mean: A tensor.
+        divisor: The scalar by which this replica has divided, such as its number of items.
+    """
+    if not in_replica():
+        return mean
+    replicas = replica_count()
+
+    def compute(mean):
+        def gradient(*arguments, upstream=None):
+            share = divide_or_0(divisor, sum_over_replicas(divisor))
+            return upstream_of(arguments, upstream) * replicas * share
+
+        return ops.copy(mean), gradient
+
+    return ops.custom_gradient(compute)(mean)
 
 
 def own_share(x):

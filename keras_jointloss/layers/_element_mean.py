@@ -9,7 +9,9 @@ from keras_jointloss.layers._layer_term import mean_over_items
 from keras_jointloss.terms.missing import fill
 
 
-def mean_over_elements(values, masks, sample_weight, is_weighted_mean, keeps_dimensions):
+def mean_over_elements(
+    values, masks, sample_weight, is_weighted_mean, keeps_dimensions, over_replicas=False
+):
     """Returns the mean, the number of elements in it, and which elements take part.
 
     Masks and sample weights have leading axes of the values: `(batch,)`, or `(batch, time)` for
@@ -22,6 +24,7 @@ def mean_over_elements(values, masks, sample_weight, is_weighted_mean, keeps_dim
         is_weighted_mean: Whether the sum is divided by the sum of the weights.
         keeps_dimensions: Whether to return the mean of each of the other dimensions,
             `(dimensions,)`, in place of one for all, `()`.
+        over_replicas: As in `mean_over_items`.
     """
     weights = [] if sample_weight is None else [leading_axes(sample_weight)]
     masks = [leading_axes(mask) for mask in masks]
@@ -40,7 +43,9 @@ def mean_over_elements(values, masks, sample_weight, is_weighted_mean, keeps_dim
         elements = ops.reshape(ops.mean(values, axis=axes) if axes else values, (-1,))
     count = ops.cast(ops.shape(elements)[0], values.dtype)
     where = partial(_where, elements)
-    mean, items, valid = mean_over_items(where, count, mask, weight, is_weighted_mean)
+    mean, items, valid = mean_over_items(
+        where, count, mask, weight, is_weighted_mean, over_replicas
+    )
     return mean, items, None if valid is None else ops.reshape(valid, shape)
 
 

@@ -11,7 +11,7 @@ from keras import ops
 from keras_jointloss._backend import in_replica, trains_functionally
 from keras_jointloss._loops import enclosing_scope, running_loop
 from keras_jointloss._math import divide_or_0
-from keras_jointloss._replicas import Items, rows_of, sum_of_replicas
+from keras_jointloss._replicas import sum_of_replicas
 from keras_jointloss._state import as_state
 from keras_jointloss.layers._late_loss import LateLoss, Step
 from keras_jointloss.terms.given_weight import Weight
@@ -159,7 +159,7 @@ def mean_over_items(
     mask,
     sample_weight,
     is_weighted_mean: bool,
-    own: Items | None = None,
+    over_replicas: bool = False,
 ) -> tuple[Any, Any, Any]:
     """Returns the mean loss, the number of items, and which items take part.
 
@@ -171,26 +171,29 @@ def mean_over_items(
         mask: Which items take part, `(batch,)`, or `None`.
         sample_weight: The weight of each item, or `None`. An item of weight 0 is excluded.
         is_weighted_mean: Whether the sum is divided by the sum of the weights.
-        own: With the batch of several replicas, the items of this one. `compute` then returns only
-            their losses, and the replicas add their sums.
+        over_replicas: Whether the mean is over the items of all replicas. Their numbers and which
+            take part are still those of this replica.
     """
 
-    def total(values):
-        result = ops.sum(values, axis=0)
-        return result if own is None else sum_of_replicas(result)
+    def mean(total, divisor):
+        if over_replicas:  # In one exchange.
+            sums = ops.append(total, divisor)
+            sums = sum_of_replicas(sums)
+            total, divisor = ops.reshape(sums[:-1], ops.shape(total)), sums[-1]
+        return divide_or_0(total, divisor)
 
     dtype = batch_size.dtype
     items = batch_size if mask is None else ops.sum(ops.cast(mask, dtype))
     if sample_weight is None:
-        return divide_or_0(total(compute(mask)), items), items, mask
+        return mean(ops.sum(compute(mask), axis=0), items), items, mask
     weights = ops.reshape(ops.cast(sample_weight, dtype), (-1,))
     weights = weights if mask is None else ops.where(mask, weights, 0)
     valid = ops.not_equal(weights, 0)
     divisor = ops.sum(weights) if is_weighted_mean else items
-    values, weights = compute(valid), rows_of(weights, own)
+    values = compute(valid)
     if len(values.shape) == 2:
         weights = weights[:, None]
-    return divide_or_0(total(weights * values), divisor), items, valid
+    return mean(ops.sum(weights * values, axis=0), divisor), items, valid
 
 
 def validate_reduction(loss: Any, given: Any) -> None:

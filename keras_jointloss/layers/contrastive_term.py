@@ -186,16 +186,15 @@ class ContrastiveTerm(LayerTerm):
             sample_weight = ops.broadcast_to(sample_weight, ops.shape(views)[:1])
         own = Batch(views, labels, item_mask(masks), sample_weight)
         is_gathered = self._is_gathered and in_replica()
-        batch, own_items = own, None
-        if is_gathered:
-            batch, own_items = global_batch(own)
-        loss, items, valid = mean_over_items(
-            partial(self._values, batch.views, batch.labels, own_items),
-            batch.size(dtype),
-            batch.mask,
-            batch.sample_weight,
+        batch, own_items = global_batch(own) if is_gathered else (own, None)
+        valid = batch.valid()
+        loss, items, _ = mean_over_items(
+            lambda _: self._values(batch.views, batch.labels, own_items, valid),
+            own.size(dtype),
+            own.mask,
+            own.sample_weight,
             is_weighted_mean=self.loss.reduction == "mean_with_sample_weight",
-            own=own_items,
+            over_replicas=is_gathered,
         )
         self._record_means(batch.views, batch.labels, valid, is_gathered)
         if batch.labels is not None:
@@ -203,7 +202,6 @@ class ContrastiveTerm(LayerTerm):
         if self._memory is not None:
             self._remember(self._memory, batch.views, batch.labels, valid, training)
         # `None` if the `call` of the model takes no `training`; evaluation stops annealing anyway.
-        items = own.items(dtype) if is_gathered else items
         return loss, items, valid, training is not False
 
     def _values(self, views, labels, items, valid):

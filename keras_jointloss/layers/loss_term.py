@@ -8,6 +8,7 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_jointloss._backend import in_replica, sum_over_replicas
 from keras_jointloss._math import float_dtype
 from keras_jointloss._validation import validate_number
 from keras_jointloss.layers._comparison import loss_function, mean_metrics
@@ -16,7 +17,7 @@ from keras_jointloss.layers._element_mean import (
     mean_over_elements,
     without_excluded,
 )
-from keras_jointloss.layers._layer_term import LayerTerm
+from keras_jointloss.layers._layer_term import LayerTerm, mean_over_items
 from keras_jointloss.terms.given_weight import Weight, deserialize_weight, validate_schedule
 
 
@@ -66,7 +67,7 @@ class LossTerm(LayerTerm):
             `"mean_absolute_error"`: names, functions of both, or `keras.metrics.MeanMetricWrapper`
             objects. `"accuracy"` depends on the shapes, as in `compile`. Only with a `loss`.
         floor: The smallest mean of a dimension, a number, or `None`. Only without a `loss`, for
-            values of shape `(batch, dim)`. With several replicas, each holds its own mean.
+            values of shape `(batch, dim)`.
         target: The number that the mean should have, or a `LearningRateSchedule`, or `None`.
         name: Name of the layer and of the term.
         **kwargs: `trainable` and `dtype`, as in `keras.layers.Layer`.
@@ -105,6 +106,8 @@ class LossTerm(LayerTerm):
     >>> float(model.get_layer("energy").weight)
     0.0
     """
+
+    _is_gathered = True
 
     def __init__(
         self,
@@ -196,22 +199,34 @@ class LossTerm(LayerTerm):
             pair = without_excluded(values, _at_least_float32(inputs), masks, sample_weight)
             raw = ops.convert_to_tensor(self._compare(*pair))
         self._validate_leading_axes(raw, masks, sample_weight)
-        if raw.shape:
+        if len(raw.shape):
             loss, items, valid = mean_over_elements(
                 raw,
                 masks,
                 sample_weight,
                 is_weighted_mean=getattr(self.loss, "reduction", None) == "mean_with_sample_weight",
                 keeps_dimensions=self.floor is not None,
+                over_replicas=in_replica(),
             )
             self._record_metrics(pair, valid)
         else:
-            loss, items, valid = raw, ops.cast(_batch_size(inputs), raw.dtype), None
+            loss, items, valid = self._mean_of_scalar(raw, inputs)
         if self._changes_mean:
             loss = self._changed(loss, items)
-            loss = loss if valid is None else ops.where(ops.any(valid), loss, 0)
+            if valid is not None:
+                is_any = ops.cast(ops.any(valid), loss.dtype)
+                loss = ops.where(sum_over_replicas(is_any) > 0, loss, 0)
         # `None` if the `call` of the model takes no `training`; evaluation stops annealing anyway.
         return loss, items, valid, training is not False
+
+    def _mean_of_scalar(self, raw, inputs):
+        """Returns a loss without items, the size of the batch that it stands for, and `None`."""
+        items = ops.cast(_batch_size(inputs), raw.dtype)
+        if not in_replica():
+            return raw, items, None
+        # The mean of no items may be NaN.
+        total = ops.where(items > 0, raw * items, 0)
+        return mean_over_items(lambda _: total[None], items, None, None, False, over_replicas=True)
 
     def _leading_axes_of(self, raw):
         """Returns a tensor whose axes masks and sample weights may have."""

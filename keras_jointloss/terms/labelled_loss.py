@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_jointloss._backend import replica_count, sum_over_replicas
+from keras_jointloss._backend import replica_count
 from keras_jointloss._masks import reduce_values
-from keras_jointloss._math import divide_or_0, upstream_of
+from keras_jointloss._math import divide_or_0
+from keras_jointloss._replicas import counted_by
 from keras_jointloss.terms._probe import ignores_zeros, is_mean_over_elements
 from keras_jointloss.terms.missing import elements, fill, items, validate_missing, with_rank
 
@@ -163,21 +164,5 @@ class LabelledLoss:
 
 
 def _mean(total, divisor):
-    """Returns `total / divisor`, as one replica's part of the mean over all replicas.
-
-    The value is the mean of this replica, since TensorFlow would switch to another replica during
-    an exchange in the forward pass. The gradient is exact: a replica counts as much as it divides
-    by.
-    """
-    replicas = replica_count()
-    if replicas == 1:
-        return divide_or_0(total, divisor)
-
-    def compute(mean):
-        def gradient(*arguments, upstream=None):
-            share = divide_or_0(divisor, sum_over_replicas(divisor))
-            return upstream_of(arguments, upstream) * replicas * share
-
-        return ops.copy(mean), gradient
-
-    return ops.custom_gradient(compute)(divide_or_0(total, divisor) / replicas)
+    """Returns `total / divisor`, as one replica's part of the mean over all replicas."""
+    return counted_by(divide_or_0(total, divisor) / replica_count(), divisor)

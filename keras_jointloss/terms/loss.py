@@ -6,7 +6,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._backend import replica_count
+from keras_jointloss._backend import in_replica, replica_count
+from keras_jointloss._masks import reduce_values
+from keras_jointloss._replicas import counted_by
 from keras_jointloss.terms.by_shape import get_loss
 from keras_jointloss.terms.labelled_loss import LabelledLoss
 from keras_jointloss.terms.missing import deserialize_missing, match_ranks, serialize_missing
@@ -68,8 +70,20 @@ class TermLoss(keras.losses.Loss):
         batch_size = ops.shape(keras.tree.flatten(y_pred)[0])[0]
         mean = ops.mean(value) if len(value.shape) else value
         counts = None if self.weight.observer is None else self._counts(y_true, sample_weight)
-        self.weight.record(_unscaled(mean), batch_size, counts)
-        return value
+        divisor = self._divisor(y_pred, sample_weight) if in_replica() else None
+        self.weight.record(_unscaled(mean), batch_size, counts, divisor=divisor)
+        return value if divisor is None else counted_by(value, divisor)
+
+    def _divisor(self, y_pred, sample_weight):
+        """Returns what the loss divides a sum by, up to a constant; `None` if it is no mean."""
+        reduction = getattr(self._resolved, "reduction", self.reduction)
+        if reduction in ("sum", "none", None):
+            return None
+        first = keras.tree.flatten(y_pred)[0]
+        ones = ops.ones_like(first[..., 0] if len(first.shape) > 1 else first)
+        weight = sample_weight if reduction == "mean_with_sample_weight" else None
+        # Keras divides the sum by the number of replicas, which are the same for all.
+        return reduce_values(ones, first, weight, "sum", self.dtype)
 
     def _counts(self, y_true, sample_weight):
         """Returns whether any item has a weight other than 0 and a label; `None` if all do."""

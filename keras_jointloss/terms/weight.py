@@ -97,7 +97,7 @@ class TermWeight:
         """Returns the current step of the schedules as an int32 scalar tensor."""
         return ops.convert_to_tensor(self._step)
 
-    def record(self, loss, items, counts=None, batch_size=None, targets=None) -> None:
+    def record(self, loss, items, counts=None, batch_size=None, targets=None, divisor=None) -> None:
         """Records the term's raw loss of this step.
 
         Args:
@@ -106,10 +106,12 @@ class TermWeight:
             counts: Whether any of them has a weight other than 0; `None` if no check is needed.
             batch_size: The number of items of the batch; `None` if all of them are in the mean.
             targets: The number of targets, of which `items` are labelled; `None` if all are.
+            divisor: What a weighting counts this replica by among others; `None` for `items`.
         """
         self.means.record(loss, items, self.tensor(), batch_size, targets)
         if self.observer is not None:
             is_on = ops.not_equal(ops.convert_to_tensor(self._mode), _OFF)
+            items = items if divisor is None else divisor
             self.observer(loss, items, is_on if counts is None else ops.logical_and(counts, is_on))
 
     def advance(self) -> None:
