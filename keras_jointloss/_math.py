@@ -158,14 +158,6 @@ def scramble(x):
     return x
 
 
-def upstream_of(arguments, upstream):
-    """Returns the upstream gradient passed to the gradient function of `ops.custom_gradient`.
-
-    PyTorch passes it by name, after the arguments of the forward pass.
-    """
-    return arguments[0] if upstream is None else upstream
-
-
 def to_numpy(variable) -> np.ndarray:
     """Returns the value of a variable under any distribution strategy."""
     x = ops.convert_to_tensor(variable)

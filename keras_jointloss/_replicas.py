@@ -7,12 +7,13 @@ import keras
 from keras import ops
 
 from keras_jointloss._backend import (
+    custom_gradient,
     in_replica,
     replica_count,
     rows_of_replicas,
     sum_over_replicas,
 )
-from keras_jointloss._math import divide_or_0, upstream_of
+from keras_jointloss._math import divide_or_0
 
 
 class Batch(NamedTuple):
@@ -87,13 +88,13 @@ def _with_gradient(rows, own, start):
         return rows
 
     def compute(own):
-        def gradient(*arguments, upstream=None):
-            total = sum_over_replicas(upstream_of(arguments, upstream))
+        def gradient(upstream):
+            total = sum_over_replicas(upstream)
             return total[start : start + ops.shape(own)[0]]
 
         return ops.copy(rows), gradient
 
-    return ops.custom_gradient(compute)(own)
+    return custom_gradient(compute, own)
 
 
 def _name_of_dtype(x):
@@ -109,12 +110,9 @@ def sum_of_replicas(x):
     replicas = replica_count()
 
     def compute(x):
-        def gradient(*arguments, upstream=None):
-            return upstream_of(arguments, upstream) * replicas
+        return sum_over_replicas(x), lambda upstream: upstream * replicas
 
-        return sum_over_replicas(x), gradient
-
-    return ops.custom_gradient(compute)(x)
+    return custom_gradient(compute, x)
 
 
 def counted_by(mean, divisor):
@@ -133,13 +131,13 @@ def counted_by(mean, divisor):
     replicas = replica_count()
 
     def compute(mean):
-        def gradient(*arguments, upstream=None):
+        def gradient(upstream):
             share = divide_or_0(divisor, sum_over_replicas(divisor))
-            return upstream_of(arguments, upstream) * replicas * share
+            return upstream * replicas * share
 
         return ops.copy(mean), gradient
 
-    return ops.custom_gradient(compute)(mean)
+    return custom_gradient(compute, mean)
 
 
 def own_share(x):

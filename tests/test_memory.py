@@ -3,9 +3,11 @@
 The shared suite checks its own models after training.
 """
 
+import gc
 import weakref
 
 import keras
+import numpy as np
 import pytest
 from keras import ops
 
@@ -13,8 +15,30 @@ import keras_jointloss as kj
 from tests.subjects import BATCH, DATA, DIM
 from tests.test_training import assert_freed, references
 
+BACKEND = keras.backend.backend()
+A = np.ones((4, 3), "float32")
 # One rule with its own state and one that reads gradients; the others differ only in the formula.
 WEIGHTINGS = ("famo", "grad_norm")
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Returns a function that counts the graphs of TensorFlow that are alive."""
+    if BACKEND != "tensorflow":
+        return lambda: 0
+    import tensorflow as tf
+
+    # With this function, which returns its argument if there is one replica, the optimizers of
+    # Keras keep the graph of every training step alive.
+    monkeypatch.setattr(tf.distribute.ReplicaContext, "all_reduce", lambda self, op, x: x)
+    tf.compat.v1.get_default_graph()  # There is one that lives forever.
+
+    def count():
+        keras.utils.clear_session()
+        gc.collect()
+        return sum(isinstance(value, tf.Graph) for value in gc.get_objects())
+
+    return count
 
 
 def trained(model, callbacks=(), **data):
@@ -35,13 +59,16 @@ def of_balanced(weighting):
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_model_with_a_rule_is_freed(weighting):
+def test_model_with_a_rule_is_freed(weighting, graphs):
+    before = graphs()
     assert_freed(of_balanced(weighting))
+    assert graphs() == before
 
 
 def of_tiles():
     inputs = keras.Input((6,))
-    views = ops.stack([keras.layers.Dense(DIM)(inputs), keras.layers.Dense(DIM)(inputs)], axis=1)
+    hidden = kj.layers.ChunkedTower(keras.Sequential([keras.layers.Dense(DIM)]), 4)(inputs)
+    views = ops.stack([hidden, keras.layers.Dense(DIM)(hidden)], axis=1)
     model = keras.Model(inputs, {"pair": views, "other": views})
     losses = {
         "pair": kj.losses.InfoNCE(tile_size=4),
@@ -53,5 +80,21 @@ def of_tiles():
     return trained(model, [retrieval], x=x, y=y)
 
 
-def test_model_with_tiled_losses_is_freed():
+def test_model_with_tiled_losses_is_freed(graphs):
+    before = graphs()
     assert_freed(of_tiles())
+    assert graphs() == before
+
+
+@pytest.mark.parametrize("release", [lambda layer: layer.losses, lambda layer: layer((A, A))])
+def test_inputs_of_a_direct_call_are_freed(release):
+    layer = kj.layers.ContrastiveTerm("MeanSquaredError")
+    a = ops.convert_to_tensor(A) + 1
+    layer((a, a))
+    reference = weakref.ref(a)
+    del a
+    gc.collect()
+    assert reference() is not None
+    release(layer)
+    gc.collect()
+    assert reference() is None

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_jointloss._backend import chunks
+from keras_jointloss._backend import chunks, gradients
 
 
 def name() -> str:
@@ -135,6 +135,22 @@ def host_values(x: Any) -> np.ndarray | None:
     else:
         is_readable = hasattr(x, "numpy")
     return ops.convert_to_numpy(x) if is_readable else None
+
+
+def custom_gradient(compute, *inputs):
+    """Returns the tensor that `compute` returns, differentiated with the function it returns.
+
+    Unlike with `keras.ops.custom_gradient`, that function has the same arguments on all backends,
+    and TensorFlow keeps no graph alive for it.
+
+    Args:
+        compute: Called with the inputs; returns a tensor and a function. The function maps the
+            gradient with respect to this tensor to the gradient with respect to the input, or to
+            a tuple with one for each of several inputs.
+        *inputs: Tensors.
+    """
+    of_backend = gradients.of_tensorflow if name() == "tensorflow" else gradients.of_keras
+    return of_backend(compute, inputs)
 
 
 def for_chunks(run, parameters: list, state: list, inputs: list, size: int) -> tuple[list, list]:

@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_jointloss._backend.gradients import of_tensorflow
+
 
 def for_jax_chunks(run, parameters: list, state: list, inputs: list, size: int):
     """`for_chunks` on JAX."""
@@ -116,7 +118,6 @@ def for_tensorflow_chunks(run, parameters: list, state: list, inputs: list, size
         tf.function(run, autograph=False).get_concrete_function(*specs, chunk).structured_outputs[0]
     )
 
-    @tf.custom_gradient
     def compute(*tensors):
         parameters, inputs = list(tensors[:count]), list(tensors[count:])
         floats = [x for x in inputs if x.dtype.is_floating]
@@ -153,7 +154,7 @@ def for_tensorflow_chunks(run, parameters: list, state: list, inputs: list, size
         latest, outputs = _tensorflow_loop(forward, state, likes, rows, size)
         return (*outputs, *latest), gradient
 
-    results = compute(*parameters, *inputs)
+    results = of_tensorflow(compute, [*parameters, *inputs])
     return list(results[: len(likes)]), list(results[len(likes) :])
 
 

@@ -9,8 +9,13 @@ import keras
 from keras import ops
 
 from keras_jointloss import _keras, aggregators
-from keras_jointloss._backend import replica_count, sum_over_replicas, trains_functionally
-from keras_jointloss._math import float_dtype, upstream_of
+from keras_jointloss._backend import (
+    custom_gradient,
+    replica_count,
+    sum_over_replicas,
+    trains_functionally,
+)
+from keras_jointloss._math import float_dtype
 from keras_jointloss._state import as_state, layer_state
 from keras_jointloss._validation import validate_choice
 from keras_jointloss.aggregators._gramian import correlation, nonzero
@@ -147,12 +152,11 @@ class GradientCombination(keras.layers.Layer):
             # There only gradients leave the backward pass.
             self._step.state.assign(step + 1)
         is_recorded = record is not None and record.begin()
-        # Backends keep the closures alive: TensorFlow forever, PyTorch in a cycle with the losses.
+        # PyTorch keeps the closure alive, in a cycle with the losses.
         backward = weakref.WeakMethod(self._backward)
 
         def compute(x, *state):
-            def gradient(*arguments, upstream=None):
-                upstream = upstream_of(arguments, upstream)
+            def gradient(upstream):
                 run = backward()
                 if run is None:
                     raise RuntimeError("The layer was deleted before the backward pass.")
@@ -162,7 +166,7 @@ class GradientCombination(keras.layers.Layer):
             return ops.stack([x] * count + [ops.zeros_like(x)]), gradient
 
         state = [] if record is None else [ops.copy(record.latest)]
-        *copies, probe = ops.unstack(ops.custom_gradient(compute)(x, *state), count + 1)
+        *copies, probe = ops.unstack(custom_gradient(compute, x, *state), count + 1)
         # Keras sums the losses of a model, and some backends can only sum losses of one dtype.
         self.add_loss(ops.cast(probe_loss(probe), keras.config.floatx()))
         return copies

@@ -13,7 +13,8 @@ import math
 
 from keras import ops
 
-from keras_jointloss._math import dot_matrix, matrix_of_prepared, matrix_product, upstream_of
+from keras_jointloss._backend import custom_gradient
+from keras_jointloss._math import dot_matrix, matrix_of_prepared, matrix_product
 from keras_jointloss.losses._tiles import choose, for_rows, put_rows
 
 
@@ -42,7 +43,7 @@ def pairwise_sigmoid(roles, scale, bias, similarity="cosine", tile_size=None):
         def compute(x, y, scale, bias):
             return _tiled(x, y, scale, bias, roles, tile_size)
 
-        return ops.custom_gradient(compute)(x, y, scale, bias)
+        return custom_gradient(compute, x, y, scale, bias)
 
     return choose(dense, tiled, x, y, math.inf if similarity == "euclidean" else tile_size)
 
@@ -77,9 +78,7 @@ def _tiled(x, y, scale, bias, roles, tile_size):
     carry = (zeros, ops.zeros_like(x), ops.zeros_like(y), zeros)
     losses, towards, against, slope_sums = for_rows(count, tile_size, forward, carry)
 
-    def gradient(*arguments, upstream=None):
-        weights = upstream_of(arguments, upstream)
-
+    def gradient(weights):
         def weighted(rows, fresh, against):
             x_tile, _, slope = slopes(rows)
             weight = fresh * ops.take(weights, rows, axis=0)

@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_jointloss._backend import decided
+from keras_jointloss._backend import custom_gradient, decided
 from keras_jointloss._math import (
     divide_or_0,
     dot_matrix,
     logsumexp_where,
     matrix_product,
-    upstream_of,
 )
 from keras_jointloss.losses._softmax_matrix import Matrix
 from keras_jointloss.losses._tiles import for_rows, put_rows
@@ -30,13 +29,9 @@ def tiled(matrix: Matrix, x, y, scale, tile_size):
     def compute(x, y, scale):
         tiles = _Tiles.of(matrix, x, y, scale, tile_size)
         sums = tiles.forward()
+        return tiles.statistics(sums), lambda upstream: tiles.backward(sums, upstream)
 
-        def gradient(*arguments, upstream=None):
-            return tiles.backward(sums, upstream_of(arguments, upstream))
-
-        return tiles.statistics(sums), gradient
-
-    return ops.custom_gradient(compute)(x, y, scale)
+    return custom_gradient(compute, x, y, scale)
 
 
 class _Sums(NamedTuple):
