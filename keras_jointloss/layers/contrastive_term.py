@@ -49,8 +49,8 @@ class ContrastiveTerm(LayerTerm):
     the `keras_jointloss.callbacks.JointLossCallback` adds them to the logs at the end of an epoch.
 
     The loss is computed when the losses of the model are requested, as in `fit` and `evaluate`.
-    `predict` and an exported model do not compute it. After a direct call of the model the layer
-    keeps the embeddings until the next call, in case the losses are requested.
+    `predict` and an exported model do not compute it, nor does a direct call of the model: the
+    layer keeps the embeddings until the losses are requested or the next call begins.
 
     A layer is one term. If it is called several times in a step, as in a siamese model, it adds a
     loss for each call, and the term is their sum. To weight or log pairs separately, use a separate

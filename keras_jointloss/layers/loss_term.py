@@ -52,9 +52,10 @@ class LossTerm(LayerTerm):
     first. The logs then also show the plain sum or mean as `<name>_value`.
 
     The loss is computed when the losses of the model are requested, as in `fit` and `evaluate`.
-    `predict` and an exported model do not compute it. One layer is one term with one value in a
-    step: where a step needs several, as for two views, create a layer for each call, or add the
-    values first.
+    `predict` and an exported model do not compute it. After a direct call of the model the layer
+    keeps its inputs until the losses are requested or the next call begins. One layer is one term
+    with one value in a step: where a step needs several, as for two views, create a layer for each
+    call, or add the values first.
 
     Args:
         loss: A loss as Keras accepts it, by name, as a function or as a `keras.losses.Loss` whose
