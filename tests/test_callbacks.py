@@ -8,6 +8,7 @@ from keras.optimizers.schedules import PolynomialDecay
 
 import keras_jointloss as kj
 from keras_jointloss.callbacks import JointLossCallback
+from tests.backends import once_compiled
 from tests.subjects import DATA
 from tests.summaries import read_layout, read_scalars
 
@@ -78,7 +79,10 @@ class RecordsRegularization(keras.callbacks.Callback):
         self.means[len(self.means) + 1] = self.sums[0] / self.sums[1]
 
 
-@pytest.mark.parametrize("update_freq", ["epoch", "batch", 4])
+@pytest.mark.parametrize(
+    "update_freq",
+    [pytest.param("epoch", marks=once_compiled), "batch", pytest.param(4, marks=once_compiled)],
+)
 def test_logged_values_are_consistent(update_freq, tmp_path):
     model, others = make_model(), RecordsRegularization()
     callback = JointLossCallback(tmp_path, update_freq)
@@ -122,6 +126,7 @@ def test_logged_values_are_consistent(update_freq, tmp_path):
     assert total == pytest.approx(history["val_loss"][-1], rel=1e-6)
 
 
+@once_compiled
 def test_raw_means_weight_items_equally(tmp_path):
     model = make_model(regularizer=None)
     callback = JointLossCallback(tmp_path)
@@ -146,6 +151,7 @@ def test_history_contains_every_term():
     assert history["rating_weight"] == [0.25, 0.25]
 
 
+@once_compiled
 def test_weights_stay_constant_without_callback():
     model = make_model()
     with pytest.warns(UserWarning, match="no `JointLossCallback` takes part"):
@@ -154,6 +160,7 @@ def test_weights_stay_constant_without_callback():
     assert float(model.get_layer("pair").weight) == 0.0
 
 
+@once_compiled
 def test_custom_scalars_show_all_terms_in_one_chart(tmp_path):
     import re
 
@@ -169,6 +176,7 @@ def test_custom_scalars_show_all_terms_in_one_chart(tmp_path):
         assert shown - {"joint_loss/total"} == expected | other.get(key, set())
 
 
+@once_compiled
 def test_works_with_keras_tensorboard_callback(tmp_path):
     keras_callback = keras.callbacks.TensorBoard(tmp_path)
     fit(make_model(), keras_callback, JointLossCallback(tmp_path), validation_data=(X, Y))
@@ -197,7 +205,7 @@ def uninterrupted(tmp_path_factory):
     return history, read_scalars(folder / "train")
 
 
-@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("order", ["before", pytest.param("after", marks=once_compiled)])
 def test_backup_and_restore_resumes_at_the_right_step(order, tmp_path, uninterrupted):
     def callbacks(run):
         backup = keras.callbacks.BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)
@@ -265,6 +273,7 @@ def test_evaluation_after_interrupted_fit_changes_no_weight():
     assert float(model.loss["label"].weight) == pytest.approx(0.0)
 
 
+@once_compiled
 def test_early_stopping_can_monitor_term_loss():
     model = make_model()
     stopping = keras.callbacks.EarlyStopping("val_pair_loss", mode="min", restore_best_weights=True)
