@@ -1,5 +1,7 @@
 """The callback: logged values, resumed training and errors."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -140,8 +142,17 @@ def test_raw_means_weight_items_equally(tmp_path):
     assert logs["loss"] == pytest.approx(scalars["joint_loss/total"][0], rel=1e-6)
 
 
-def test_history_contains_every_term():
-    history = fit(make_model(), JointLossCallback(), validation_data=(X, Y))
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory):
+    """Returns the history and the TensorBoard folder of two validated epochs."""
+    folder = tmp_path_factory.mktemp("validated")
+    stopping = keras.callbacks.EarlyStopping("val_pair_loss", mode="min", restore_best_weights=True)
+    callbacks = [keras.callbacks.TensorBoard(folder), JointLossCallback(folder), stopping]
+    return fit(make_model(), *callbacks, validation_data=(X, Y)), folder
+
+
+def test_history_contains_every_term(validated):
+    history, _ = validated
     for term in TERMS:
         for prefix in ("", "val_"):
             for key in ("loss", "weight", "share"):
@@ -161,12 +172,10 @@ def test_weights_stay_constant_without_callback():
 
 
 @once_compiled
-def test_custom_scalars_show_all_terms_in_one_chart(tmp_path):
-    import re
-
-    fit(make_model(), JointLossCallback(tmp_path), validation_data=(X, Y))
-    tags = [tag for tag in read_scalars(tmp_path / "train")]
-    (category,) = read_layout(tmp_path / "train").category
+def test_custom_scalars_show_all_terms_in_one_chart(validated):
+    _, folder = validated
+    tags = list(read_scalars(folder / "train"))
+    (category,) = read_layout(folder / "train").category
     charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
     assert set(charts) == {"weighted", "raw", "weight", "share"}
     for key, patterns in charts.items():
@@ -177,10 +186,9 @@ def test_custom_scalars_show_all_terms_in_one_chart(tmp_path):
 
 
 @once_compiled
-def test_works_with_keras_tensorboard_callback(tmp_path):
-    keras_callback = keras.callbacks.TensorBoard(tmp_path)
-    fit(make_model(), keras_callback, JointLossCallback(tmp_path), validation_data=(X, Y))
-    train = read_scalars(tmp_path / "train")
+def test_works_with_keras_tensorboard_callback(validated):
+    _, folder = validated
+    train = read_scalars(folder / "train")
     assert {"epoch_loss", "joint_loss/total"} <= set(train)
     assert list(train["epoch_loss"].values()) == pytest.approx(
         list(train["joint_loss/total"].values()), rel=1e-6
@@ -271,14 +279,6 @@ def test_evaluation_after_interrupted_fit_changes_no_weight():
     assert float(model.loss["label"].weight) == pytest.approx(3 / 15)
     fit(model, JointLossCallback(), epochs=1)
     assert float(model.loss["label"].weight) == pytest.approx(0.0)
-
-
-@once_compiled
-def test_early_stopping_can_monitor_term_loss():
-    model = make_model()
-    stopping = keras.callbacks.EarlyStopping("val_pair_loss", mode="min", restore_best_weights=True)
-    history = fit(model, JointLossCallback(), stopping, validation_data=(X, Y), epochs=2)
-    assert len(history["val_pair_loss"]) == 2
 
 
 def test_nonfinite_loss_is_reported_by_term():

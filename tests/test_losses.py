@@ -64,7 +64,7 @@ def test_class_equals_the_reference_for_other_shapes_and_labels(case):
         (5, 3, np.arange(5) if case.labels == "class" else np.zeros(5)),
         (9, 4, labels_of(case, 9)),
         (2, 1, np.array([1, 0])),
-    ][: 2 if IS_JAX else 4]:
+    ]:
         views = views_of(case, batch, dim, seed=batch)
         expected = case.naive(views, labels if case.labels else None, None, **case.arguments)
         column = labels[:, None] if batch == 9 else labels

@@ -97,9 +97,7 @@ MODES = {
     "run_eagerly": Mode(
         {"run_eagerly": True},
         lacking=("torch",),
-        subjects=("outputs", "adapted", "balanced")
-        if BACKEND == "jax"
-        else (*ESSENTIAL, "targets"),
+        subjects=("outputs", "adapted") if BACKEND == "jax" else (*ESSENTIAL, "targets"),
     ),
     "gradient_accumulation": Mode(accumulated=4, same_as_plain=False, subjects=STATEFUL),
     "mixed_float16": Mode(
