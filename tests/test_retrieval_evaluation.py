@@ -35,6 +35,11 @@ def make_model(term=False):
     return model
 
 
+@pytest.fixture(scope="module")
+def untrained():
+    return make_model()
+
+
 def fit(model, *callbacks, epochs=2, **arguments):
     y = {name: Y[name] for name in model.output}
     arguments = {"batch_size": 8, "verbose": 0, "shuffle": False, **arguments}
@@ -55,21 +60,21 @@ def expected(a, b, k, labels=None, name="pair"):
 @once_compiled
 @pytest.mark.parametrize("tile_size", [1, 5, 22, 100])
 @pytest.mark.parametrize("labels", [None, LABELS, LABELS[:, None], LABELS.astype(str)])
-def test_equals_the_reference(tile_size, labels):
-    model = make_model()
+def test_equals_the_reference(tile_size, labels, untrained):
     callback = RetrievalEvaluation(X, k=(1, 4), labels=labels, tile_size=tile_size)
     flat = None if labels is None else labels.reshape(-1)
-    figures = callback.evaluate(model)
-    assert figures == pytest.approx(expected(*embeddings(model), (1, 4), flat), rel=1e-6)
+    figures = callback.evaluate(untrained)
+    assert figures == pytest.approx(expected(*embeddings(untrained), (1, 4), flat), rel=1e-6)
     assert all(type(value) is float for value in figures.values())
 
 
 @once_compiled
-def test_item_whose_label_is_nan_is_right_for_its_pair_alone():
-    model = make_model()
-    figures = RetrievalEvaluation(X, labels=np.where(LABELS == 0, np.nan, LABELS)).evaluate(model)
+def test_item_whose_label_is_nan_is_right_for_its_pair_alone(untrained):
+    figures = RetrievalEvaluation(X, labels=np.where(LABELS == 0, np.nan, LABELS)).evaluate(
+        untrained
+    )
     labels = np.where(LABELS == 0, -1 - np.arange(len(X)), LABELS)
-    assert figures == RetrievalEvaluation(X, labels=labels).evaluate(model)
+    assert figures == RetrievalEvaluation(X, labels=labels).evaluate(untrained)
 
 
 def _collapsed(model):
@@ -97,11 +102,10 @@ def _dataset(batch_size=5):
 
 
 @once_compiled
-def test_accepts_the_same_data_as_predict():
-    model = make_model()
-    figures = RetrievalEvaluation(X).evaluate(model)
-    assert RetrievalEvaluation(_dataset()).evaluate(model) == pytest.approx(figures)
-    assert RetrievalEvaluation(X, batch_size=3).evaluate(model) == pytest.approx(figures)
+def test_accepts_the_same_data_as_predict(untrained):
+    figures = RetrievalEvaluation(X).evaluate(untrained)
+    assert RetrievalEvaluation(_dataset()).evaluate(untrained) == pytest.approx(figures)
+    assert RetrievalEvaluation(X, batch_size=3).evaluate(untrained) == pytest.approx(figures)
 
 
 class Subclassed(keras.Model):

@@ -60,6 +60,11 @@ def as_lists(right):
 
 
 @pytest.fixture(scope="module")
+def untrained():
+    return make_model()
+
+
+@pytest.fixture(scope="module")
 def identity():
     """A model that returns its input, so that a test gives the embeddings themselves."""
     x = keras.Input((4,))
@@ -69,10 +74,9 @@ def identity():
 @once_compiled
 @pytest.mark.parametrize("tile_size", [1, 5, 100])
 @pytest.mark.parametrize("relevant", [RIGHT, RIGHT.tolist(), as_lists(RIGHT)])
-def test_equals_the_reference(tile_size, relevant):
-    model = make_model()
-    figures = evaluation(relevant, k=(1, 4, 40), tile_size=tile_size).evaluate(model)
-    expected = reference.retrieval_figures(*embeddings(model), RIGHT, (1, 4, 40), "pair")
+def test_equals_the_reference(tile_size, relevant, untrained):
+    figures = evaluation(relevant, k=(1, 4, 40), tile_size=tile_size).evaluate(untrained)
+    expected = reference.retrieval_figures(*embeddings(untrained), RIGHT, (1, 4, 40), "pair")
     assert figures == pytest.approx(expected, rel=1e-6)
     assert all(type(value) is float for value in figures.values())
 
@@ -166,11 +170,10 @@ def test_one_right_candidate_by_index_or_list_or_row_is_the_same(identity):
 
 
 @once_compiled
-def test_pairs_of_items_give_the_same_as_data(identity):
-    model = make_model()
+def test_pairs_of_items_give_the_same_as_data(untrained):
     captions = CAPTIONS[:QUERIES]
-    pairs = RetrievalEvaluation([IMAGES, captions]).evaluate(model)
-    sets = evaluation(np.arange(QUERIES), candidates=captions).evaluate(model)
+    pairs = RetrievalEvaluation([IMAGES, captions]).evaluate(untrained)
+    sets = evaluation(np.arange(QUERIES), candidates=captions).evaluate(untrained)
     assert {key: sets[key] for key in pairs} == pytest.approx(pairs)
 
 
@@ -223,16 +226,15 @@ def test_finds_the_embeddings_of_a_subclassed_model(kind, embeddings, sign, name
 
 
 @once_compiled
-def test_accepts_the_same_data_as_predict():
+def test_accepts_the_same_data_as_predict(untrained):
     tf = pytest.importorskip("tensorflow")
-    model = make_model()
     data = [tf.data.Dataset.from_tensor_slices(x).batch(4) for x in (IMAGES, CAPTIONS)]
-    figures = evaluation(RIGHT, *data).evaluate(model)
-    assert figures == pytest.approx(evaluation(batch_size=3).evaluate(model))
+    figures = evaluation(RIGHT, *data).evaluate(untrained)
+    assert figures == pytest.approx(evaluation(batch_size=3).evaluate(untrained))
     with pytest.raises(ValueError, match=r"`relevant`.*each of the 13 queries.*Received: 12"):
-        evaluation(RIGHT[1:], *data).evaluate(model)
+        evaluation(RIGHT[1:], *data).evaluate(untrained)
     with pytest.raises(ValueError, match=r"`relevant`.*below 31.*Received: 31"):
-        evaluation([[31]] * QUERIES, *data).evaluate(model)
+        evaluation([[31]] * QUERIES, *data).evaluate(untrained)
 
 
 @pytest.mark.parametrize("names", ["pair", ("image_tower", "text_tower")])
