@@ -9,6 +9,7 @@ from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss.terms.labelled_metric import LabelledMetric
+from tests.backends import once_compiled
 from tests.gradients import COMPILES, compiled_value_and_gradient, value_and_gradient
 
 NAN = float("nan")
@@ -179,6 +180,7 @@ def test_compiled_loss_equals_the_eager_one(name):
     assert np.all(gradient == 0)
 
 
+@once_compiled
 def test_mean_over_elements_equals_its_formula():
     case = CASES["elements"]
     value = term_loss("mse", -1)(with_gaps(case), case.y_pred, WEIGHT)
@@ -186,6 +188,7 @@ def test_mean_over_elements_equals_its_formula():
     assert float(value) == pytest.approx(square[ELEMENTS].sum() / ELEMENTS.sum(), rel=1e-5)
 
 
+@once_compiled
 def test_row_with_a_missing_element_is_left_out_if_the_loss_needs_whole_rows():
     case = CASES["cosine"]
     y_true = np.where(ELEMENTS | LABELLED[:, None], case.y_true, NAN)
@@ -293,11 +296,13 @@ def test_invalid_arguments_are_refused(arguments, message):
         kj.joint_loss(**{"losses": {"a": "mse"}, **arguments})
 
 
+@once_compiled
 def test_loss_of_the_whole_batch_is_refused():
     with pytest.raises(ValueError, match="one value for each item"):
         term_loss(of_batch, NAN)(np.zeros((4, 1)), np.zeros((4, 1)))
 
 
+@once_compiled
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1)])
 def test_missing_pixels_leave_the_others_of_an_item_in_its_dice(shape):
     y_true, y_pred = binary(*shape), probabilities(*shape)
@@ -311,6 +316,7 @@ def test_missing_pixels_leave_the_others_of_an_item_in_its_dice(shape):
     assert np.all((gradient != 0) == labelled)
 
 
+@once_compiled
 @pytest.mark.parametrize("axis", [(1, 2), (0, 1, 2)])
 def test_loss_of_classes_in_place_of_items_is_refused(axis):
     y = probabilities(4, 5, 2)
