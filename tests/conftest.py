@@ -68,6 +68,30 @@ def fresh_keras():
     reset_keras()
 
 
+@pytest.fixture(autouse=True)
+def one_trace(request, fresh_keras):
+    """Halves the time in which TensorFlow traces a step of a model.
+
+    Keras creates the metrics of the losses in the first trace, so that TensorFlow traces again.
+    Here they are created outside of it, except in tests with the mark `traces_twice`.
+    """
+    if BACKEND != "tensorflow" or request.node.get_closest_marker("traces_twice"):
+        yield
+        return
+    import tensorflow as tf
+
+    variable_class = type(tf.Variable(0.0))
+
+    def create(next_creator, use_resource=None, **options):
+        if not tf.inside_function() or tf.distribute.has_strategy():
+            return next_creator(use_resource=use_resource, **options)
+        with tf.init_scope():
+            return variable_class(**options)
+
+    with tf.variable_creator_scope(create):
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def leftovers():
     """Frees the memory that the tests of a module leave behind, several GiB in a full run."""

@@ -107,6 +107,12 @@ class Case(NamedTuple):
 
 
 DEFAULTS = [Case(name, views=3 if name == "triplet_margin" else 2) for name in CLASSES]
+#: One loss of each kind: softmax, mining, labels of pairs and statistics of the batch.
+EACH_KIND = [
+    case
+    for case in DEFAULTS
+    if case.name in ("info_nce", "triplet", "margin_contrastive", "vicreg")
+]
 CASES = {
     f"{case.name}-{case.views}"
     + "".join(f"-{key}={value}" for key, value in case.arguments.items()): case

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_jointloss.aggregators import IMTLG, MGDA, AlignedMTL, CAGrad, NashMTL, PCGrad, UPGrad
 from keras_jointloss.aggregators.pcgrad import random_orders
+from tests.backends import once_compiled
 from tests.gradients import COMPILES
 from tests.jacobians import (
     REGULAR,
@@ -43,6 +44,7 @@ def optimality_tolerance(kind, dtype):
     return 1e-3 if kind is antiparallel and dtype == "float32" else 1e-5
 
 
+@once_compiled
 @all_dtypes
 @all_counts
 def test_mgda_is_optimal(count, dtype):
@@ -59,6 +61,7 @@ def test_mgda_is_optimal(count, dtype):
         assert np.all(np.abs(parts * surplus) <= tolerance), kind
 
 
+@once_compiled
 @all_dtypes
 @all_counts
 def test_upgrad_is_optimal(count, dtype):
@@ -74,6 +77,7 @@ def test_upgrad_is_optimal(count, dtype):
         assert np.all(np.abs((v - one_hot) * gain) <= tolerance * np.max(v)), kind
 
 
+@once_compiled
 @all_dtypes
 @pytest.mark.parametrize(
     ("c", "count"), [(0.5, 3)] if COMPILES else [(0.5, 2), (0.1, 3), (0.9, 3), (0.5, 32)]
@@ -101,6 +105,7 @@ def test_cagrad_is_optimal(count, dtype, c):
         assert np.all(gramian @ (mean + added) - dual >= -tolerance * sizes), kind
 
 
+@once_compiled
 @all_dtypes
 @all_counts
 def test_nash_mtl_is_stationary(count, dtype):
@@ -111,6 +116,7 @@ def test_nash_mtl_is_stationary(count, dtype):
         assert np.all(np.abs(w * (gramian @ w) - 1) <= 1e-5 * w * (np.abs(gramian) @ w)), kind
 
 
+@once_compiled
 @all_dtypes
 @all_counts
 def test_imtl_g_has_equal_projections(count, dtype):
@@ -128,6 +134,7 @@ def test_imtl_g_has_equal_projections(count, dtype):
             assert np.mean(projections) > 0 or not rescaled, kind
 
 
+@once_compiled
 @all_dtypes
 @pytest.mark.parametrize("count", [3] if COMPILES else [2, 3])
 def test_aligned_mtl_is_the_mean_of_orthogonal_gradients(count, dtype):
@@ -155,6 +162,7 @@ def naive_pcgrad(jacobian, orders):
     return result
 
 
+@once_compiled
 @all_dtypes
 @pytest.mark.parametrize("count", [3] if COMPILES else [2, 3, 8])
 def test_pcgrad_equals_sequential_projections(count, dtype):
@@ -185,6 +193,7 @@ def test_random_orders_are_uniform_and_reproducible():
     np.testing.assert_array_equal(ops.convert_to_numpy(random_orders(4, 1, step)), orders[99 + 5])
 
 
+@once_compiled
 @all_dtypes
 @pytest.mark.parametrize(
     ("aggregator", "counts"),

@@ -21,6 +21,7 @@ from keras_jointloss.aggregators import (
     Sum,
     UPGrad,
 )
+from tests.backends import once_compiled, values_only
 from tests.gradients import COMPILES, value_and_gradient
 from tests.jacobians import (
     CASES,
@@ -100,11 +101,13 @@ def test_xla_result_equals_graph_result(name):
 # Common properties of all aggregators.
 
 
+@values_only
 @all_aggregators
 def test_single_term_keeps_its_gradient(aggregator):
     np.testing.assert_allclose(combine(aggregator, np.array([[3.0, -4.0]])), [3, -4], rtol=1e-5)
 
 
+@values_only
 @all_aggregators
 def test_coefficients_are_scale_invariant(aggregator):
     for kind, jacobian in jacobians([well_conditioned, conflicting], 3):
@@ -119,6 +122,7 @@ def test_coefficients_are_scale_invariant(aggregator):
             assert_vectors_close(actual, expected, 1e-3, (kind, factor))
 
 
+@values_only
 def test_nash_mtl_length_is_scale_invariant_unless_rescaled():
     ((_, jacobian),) = jacobians([well_conditioned], 3, number=1)
     for factor in (1e-15, 1e-6, 1.0, 1e6):
@@ -126,6 +130,7 @@ def test_nash_mtl_length_is_scale_invariant_unless_rescaled():
         np.testing.assert_allclose(np.linalg.norm(result), np.sqrt(3), rtol=1e-5)
 
 
+@values_only
 @all_dtypes
 @all_aggregators
 def test_permuted_terms_permute_the_coefficients(aggregator, dtype):
@@ -142,6 +147,7 @@ def test_permuted_terms_permute_the_coefficients(aggregator, dtype):
             assert_vectors_close(permuted @ jacobian[order], expected, tolerance, kind)
 
 
+@once_compiled
 @all_aggregators
 def test_term_without_gradient_is_ignored(aggregator):
     kinds = [well_conditioned, conflicting, collinear]
@@ -211,6 +217,7 @@ def test_no_gradient_flows_through_coefficients(name):
 # Arguments.
 
 
+@once_compiled
 @all_dtypes
 @pytest.mark.parametrize(
     "aggregator",
@@ -228,6 +235,7 @@ def test_rescaled_result_has_length_of_mean(aggregator, dtype):
         np.testing.assert_allclose(np.linalg.norm(result), expected, rtol=1e-4)
 
 
+@once_compiled
 @pytest.mark.parametrize("cls", [NashMTL, IMTLG, MGDA, Shares])
 def test_rescaling_does_not_amplify_rounding(cls):
     ((_, jacobian),) = jacobians([antiparallel], 2, number=1)
@@ -235,6 +243,7 @@ def test_rescaling_does_not_amplify_rounding(cls):
     assert np.linalg.norm(combine(cls(rescale=True), cancelling)) <= 1e-2
 
 
+@once_compiled
 @pytest.mark.parametrize("cls", [Mean, CAGrad, UPGrad, AlignedMTL])
 def test_preference_weights_terms(cls):
     for _, jacobian in jacobians([well_conditioned], 2):
@@ -248,6 +257,7 @@ def test_preference_weights_terms(cls):
             assert_vectors_close(solve(cls(), twice) @ twice, preferred, 2e-3)
 
 
+@once_compiled
 def test_normalized_mgda_equals_mgda_of_normalized_gradients():
     for _, jacobian in jacobians([ill_scaled], 3):
         losses, lengths = losses_of(jacobian), np.linalg.norm(jacobian, axis=1)
@@ -261,6 +271,7 @@ def test_normalized_mgda_equals_mgda_of_normalized_gradients():
             np.testing.assert_allclose(actual, expected, atol=1e-4, err_msg=normalize)
 
 
+@once_compiled
 def test_contributions_have_the_asked_shares_of_the_length():
     for kind, jacobian in jacobians([ill_scaled, conflicting, antiparallel], 3):
         lengths = np.linalg.norm(jacobian, axis=1)

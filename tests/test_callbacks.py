@@ -1,5 +1,7 @@
 """The callback: logged values, resumed training and errors."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from keras.optimizers.schedules import PolynomialDecay
 
 import keras_jointloss as kj
 from keras_jointloss.callbacks import JointLossCallback
+from tests.backends import once_compiled
 from tests.subjects import DATA
 from tests.summaries import read_layout, read_scalars
 
@@ -78,7 +81,10 @@ class RecordsRegularization(keras.callbacks.Callback):
         self.means[len(self.means) + 1] = self.sums[0] / self.sums[1]
 
 
-@pytest.mark.parametrize("update_freq", ["epoch", "batch", 4])
+@pytest.mark.parametrize(
+    "update_freq",
+    [pytest.param("epoch", marks=once_compiled), "batch", pytest.param(4, marks=once_compiled)],
+)
 def test_logged_values_are_consistent(update_freq, tmp_path):
     model, others = make_model(), RecordsRegularization()
     callback = JointLossCallback(tmp_path, update_freq)
@@ -122,6 +128,7 @@ def test_logged_values_are_consistent(update_freq, tmp_path):
     assert total == pytest.approx(history["val_loss"][-1], rel=1e-6)
 
 
+@once_compiled
 def test_raw_means_weight_items_equally(tmp_path):
     model = make_model(regularizer=None)
     callback = JointLossCallback(tmp_path)
@@ -135,8 +142,17 @@ def test_raw_means_weight_items_equally(tmp_path):
     assert logs["loss"] == pytest.approx(scalars["joint_loss/total"][0], rel=1e-6)
 
 
-def test_history_contains_every_term():
-    history = fit(make_model(), JointLossCallback(), validation_data=(X, Y))
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory):
+    """Returns the history and the TensorBoard folder of two validated epochs."""
+    folder = tmp_path_factory.mktemp("validated")
+    stopping = keras.callbacks.EarlyStopping("val_pair_loss", mode="min", restore_best_weights=True)
+    callbacks = [keras.callbacks.TensorBoard(folder), JointLossCallback(folder), stopping]
+    return fit(make_model(), *callbacks, validation_data=(X, Y)), folder
+
+
+def test_history_contains_every_term(validated):
+    history, _ = validated
     for term in TERMS:
         for prefix in ("", "val_"):
             for key in ("loss", "weight", "share"):
@@ -146,6 +162,7 @@ def test_history_contains_every_term():
     assert history["rating_weight"] == [0.25, 0.25]
 
 
+@once_compiled
 def test_weights_stay_constant_without_callback():
     model = make_model()
     with pytest.warns(UserWarning, match="no `JointLossCallback` takes part"):
@@ -154,12 +171,11 @@ def test_weights_stay_constant_without_callback():
     assert float(model.get_layer("pair").weight) == 0.0
 
 
-def test_custom_scalars_show_all_terms_in_one_chart(tmp_path):
-    import re
-
-    fit(make_model(), JointLossCallback(tmp_path), validation_data=(X, Y))
-    tags = [tag for tag in read_scalars(tmp_path / "train")]
-    (category,) = read_layout(tmp_path / "train").category
+@once_compiled
+def test_custom_scalars_show_all_terms_in_one_chart(validated):
+    _, folder = validated
+    tags = list(read_scalars(folder / "train"))
+    (category,) = read_layout(folder / "train").category
     charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
     assert set(charts) == {"weighted", "raw", "weight", "share"}
     for key, patterns in charts.items():
@@ -169,10 +185,10 @@ def test_custom_scalars_show_all_terms_in_one_chart(tmp_path):
         assert shown - {"joint_loss/total"} == expected | other.get(key, set())
 
 
-def test_works_with_keras_tensorboard_callback(tmp_path):
-    keras_callback = keras.callbacks.TensorBoard(tmp_path)
-    fit(make_model(), keras_callback, JointLossCallback(tmp_path), validation_data=(X, Y))
-    train = read_scalars(tmp_path / "train")
+@once_compiled
+def test_works_with_keras_tensorboard_callback(validated):
+    _, folder = validated
+    train = read_scalars(folder / "train")
     assert {"epoch_loss", "joint_loss/total"} <= set(train)
     assert list(train["epoch_loss"].values()) == pytest.approx(
         list(train["joint_loss/total"].values()), rel=1e-6
@@ -197,7 +213,7 @@ def uninterrupted(tmp_path_factory):
     return history, read_scalars(folder / "train")
 
 
-@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("order", ["before", pytest.param("after", marks=once_compiled)])
 def test_backup_and_restore_resumes_at_the_right_step(order, tmp_path, uninterrupted):
     def callbacks(run):
         backup = keras.callbacks.BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)
@@ -263,13 +279,6 @@ def test_evaluation_after_interrupted_fit_changes_no_weight():
     assert float(model.loss["label"].weight) == pytest.approx(3 / 15)
     fit(model, JointLossCallback(), epochs=1)
     assert float(model.loss["label"].weight) == pytest.approx(0.0)
-
-
-def test_early_stopping_can_monitor_term_loss():
-    model = make_model()
-    stopping = keras.callbacks.EarlyStopping("val_pair_loss", mode="min", restore_best_weights=True)
-    history = fit(model, JointLossCallback(), stopping, validation_data=(X, Y), epochs=2)
-    assert len(history["val_pair_loss"]) == 2
 
 
 def test_nonfinite_loss_is_reported_by_term():

@@ -9,6 +9,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from tests.backends import once_compiled
 from tests.small_models import BATCHES, X, Y, build, compiled, fit, ramp, with_layer_term
 
 BACKEND = keras.backend.backend()
@@ -202,6 +203,7 @@ def test_two_callbacks_count_steps_and_epochs_once():
     assert weighting.step == 8
 
 
+@once_compiled
 def test_earlier_callbacks_find_the_values_in_the_logs(tmp_path):
     model = with_layer_term()
     stop = keras.callbacks.EarlyStopping("pair_weight", mode="min", patience=1)
@@ -239,6 +241,7 @@ def test_losses_are_empty_after_predict():
     assert model.losses == []
 
 
+@once_compiled
 def test_output_named_val_keeps_its_log_names_when_evaluated_first():
     inputs = keras.Input((5,))
     model = keras.Model(inputs, {"val": keras.layers.Dense(2)(inputs)})
@@ -250,6 +253,7 @@ def test_output_named_val_keeps_its_log_names_when_evaluated_first():
     assert set(history) == {"loss", *keys}
 
 
+@once_compiled
 def test_metric_named_weight_is_logged_next_to_the_weight():
     metric = keras.metrics.MeanAbsoluteError(name="weight")
     model = compiled(weights={"a": 0.25}, metrics={"a": metric})
@@ -285,6 +289,7 @@ def _squared_error(y_true, y_pred):
     return ops.mean(ops.square(y_true - y_pred), axis=-1)
 
 
+@once_compiled
 def test_unregistered_function_loads_with_custom_objects(tmp_path):
     model = build()
     model.compile("sgd", **kj.joint_loss({"a": _squared_error, "b": None}))
@@ -298,6 +303,7 @@ def test_unregistered_function_loads_with_custom_objects(tmp_path):
     assert loaded.evaluate(X, Y, verbose=0) == pytest.approx(expected)
 
 
+@once_compiled
 def test_lambda_loads_without_safe_mode(tmp_path):
     model = build()
     model.compile("sgd", **kj.joint_loss({"a": lambda y, p: (y - p) ** 2, "b": None}))

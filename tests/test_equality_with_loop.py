@@ -12,6 +12,7 @@ from keras import ops
 from keras.optimizers.schedules import PolynomialDecay
 
 import keras_jointloss as kj
+from tests.backends import once_compiled
 
 pytestmark = pytest.mark.slow
 
@@ -58,9 +59,9 @@ PAIRS = (None, ("polynomial", "sigmoid"), ("cyclical", "sequential"))
 # terms.
 CASES = [
     ("weighted_sum", None, "float64", "adam"),
-    ("explicit_weights", PAIRS[0], "float64", "adam"),
+    pytest.param("explicit_weights", PAIRS[0], "float64", "adam", marks=once_compiled),
     ("explicit_weights", PAIRS[2], "float64", "adam"),
-    ("add_loss", PAIRS[0], "float64", "adam"),
+    pytest.param("add_loss", PAIRS[0], "float64", "adam", marks=once_compiled),
     ("add_loss", PAIRS[1], "float64", "adam"),
     ("explicit_weights", PAIRS[1], "float32", "sgd"),
     ("add_loss", PAIRS[2], "float32", "sgd"),

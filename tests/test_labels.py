@@ -5,6 +5,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from tests.backends import once_compiled
 from tests.loss_cases import (
     CLASSES,
     PAIR_LABELS,
@@ -20,6 +21,7 @@ from tests.loss_cases import (
 MULTI_HOT = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 0], [0, 0, 1]])
 
 
+@once_compiled
 @pytest.mark.parametrize("case", WITH_LABELS.values(), ids=WITH_LABELS)
 def test_items_share_a_label_if_their_label_sets_intersect(case):
     views = views_of(case)
@@ -54,6 +56,7 @@ def test_large_class_labels_are_distinguished(case):
         assert_close(actual, expected, 1e-4, err_msg=f"tile_size={tile_size}")
 
 
+@once_compiled
 @pytest.mark.parametrize("case", WITH_LABELS.values(), ids=WITH_LABELS)
 def test_unlabelled_items_are_excluded(case):
     views, labels = views_of(case), labels_of(case)
@@ -109,6 +112,7 @@ def _term_losses(labels, steps=2, **arguments):
     return found
 
 
+@once_compiled
 @pytest.mark.parametrize(
     "labels",
     [

@@ -9,6 +9,7 @@ from keras import ops
 
 import keras_jointloss as kj
 from tests import reference_metrics as reference
+from tests.backends import once_compiled
 from tests.gradients import dtypes
 
 CASES = {
@@ -77,6 +78,9 @@ CASES = {
         {"same_label": "ignore", "similarity": "dot"},
     ),
 }
+#: One of each class: for JAX, which compiles each operation for each shape.
+OF_EACH_CLASS = {make: case for case, (make, _, _) in CASES.items()}.values()
+COMPARED = OF_EACH_CLASS if keras.backend.backend() == "jax" else CASES
 RANKED = {case for case, (make, _, _) in CASES.items() if hasattr(make, "score")}
 METRICS = sorted({make for make, _, _ in CASES.values()}, key=lambda make: make.__name__)
 
@@ -122,17 +126,19 @@ def _assert_equals_reference(case, views, labels, valid=None, weight=None, dtype
 
 @pytest.mark.parametrize("dtype", dtypes())
 @pytest.mark.parametrize(("batch", "dim"), [(1, 4), (8, 4)])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", COMPARED)
 def test_equals_the_reference(case, batch, dim, dtype):
     _assert_equals_reference(case, _views(batch, dim), _labels(batch), dtype=dtype)
 
 
+@once_compiled
 @pytest.mark.parametrize("case", CASES)
 def test_items_are_weighted_and_weight_zero_excludes(case):
     weight = np.array([0, 1, 2, 0.5, 0, 1, 3, 1])
     _assert_equals_reference(case, _views(8), _labels(8), weight != 0, weight)
 
 
+@once_compiled
 @pytest.mark.parametrize("case", CASES)
 def test_values_are_finite_and_change_no_state(case):
     make, naive, arguments = CASES[case]
@@ -154,7 +160,7 @@ def test_values_are_finite_and_change_no_state(case):
 
 
 @pytest.mark.parametrize("shape", ["items", "views"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", COMPARED)
 def test_masked_items_are_excluded(case, shape):
     make, naive, arguments = CASES[case]
     views, labels = _views(8), _labels(8)
@@ -168,6 +174,7 @@ def test_masked_items_are_excluded(case, shape):
     assert _number(metric.result()) == pytest.approx(expected, rel=2e-5, abs=2e-5)
 
 
+@once_compiled
 @pytest.mark.parametrize("case", CASES)
 def test_result_accumulates_over_batches(case):
     make, naive, arguments = CASES[case]
@@ -183,6 +190,7 @@ def test_result_accumulates_over_batches(case):
     assert _number(metric.result()) == 0.0
 
 
+@once_compiled
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
 @pytest.mark.parametrize(("batch", "dim"), [(4, 3), (100, 130)])
 def test_collapsed_model_retrieves_nothing(batch, dim, similarity):
@@ -201,6 +209,7 @@ def test_collapsed_model_retrieves_nothing(batch, dim, similarity):
     assert _number(precision(labels[:8], both_views[:8])) == pytest.approx(expected)
 
 
+@once_compiled
 @pytest.mark.parametrize("case", sorted(RANKED))
 def test_ties_count_against_the_model(case):
     views = np.random.default_rng(3).integers(-1, 2, size=(20, 2, 2)).astype("float64")
@@ -212,6 +221,7 @@ def test_ties_count_against_the_average_precision():
     _assert_equals_reference("precision", views, _labels(8))
 
 
+@once_compiled
 @pytest.mark.parametrize("views", [1, 3])
 @pytest.mark.parametrize("case", ["precision", "uniformity"])
 def test_any_number_of_views_equals_the_reference(case, views):
@@ -231,6 +241,7 @@ def test_one_view_need_not_be_stacked(case):
     assert _number(metric.result()) == pytest.approx(expected, rel=1e-5)
 
 
+@once_compiled
 def test_diverged_model_retrieves_nothing():
     views = np.full((8, 2, 4), np.nan, "float32")
     assert _number(kj.metrics.RecallAtK(7)(None, views)) == 0.0
@@ -269,7 +280,7 @@ def test_half_precision_is_computed_in_float32(make):
     assert _number(half.result()) == _number(single.result())
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", COMPARED)
 def test_config_round_trip(case):
     make, _, arguments = CASES[case]
     metric = make(**arguments, name="mine")
@@ -342,6 +353,7 @@ def test_all_metrics_equal_the_reference_in_a_model(tmp_path):
     _assert_evaluates(loaded, batch_size=7)
 
 
+@once_compiled
 def test_weighted_metrics_in_a_model_with_two_batch_sizes():
     weight = np.arange(14) % 3 / 2
     # No padding, because on PyTorch Keras applies the mask to the weights in place.

@@ -9,6 +9,7 @@ from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss.find_terms import find_terms
+from tests.backends import once_compiled
 from tests.small_models import X, Y, build, fit
 from tests.summaries import read_scalars
 from tests.test_training import replicas
@@ -93,6 +94,7 @@ def test_logs_are_means_over_labelled_targets(tmp_path):
         assert evaluated[f"{name}_labelled_loss"] == pytest.approx(expected[f"{name}_loss"], 1e-4)
 
 
+@once_compiled
 def test_metrics_and_shares_of_one_unnamed_output(tmp_path):
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(2)])
     arguments = kj.joint_loss(["mse", "mae"], metrics=["mse"], missing=NAN)
@@ -107,7 +109,7 @@ def test_metrics_and_shares_of_one_unnamed_output(tmp_path):
     }
 
 
-@pytest.mark.parametrize("rule", ["uncertainty", "famo"])
+@pytest.mark.parametrize("rule", [pytest.param("uncertainty", marks=once_compiled), "famo"])
 def test_rule_does_not_move_for_a_term_without_labels(rule):
     model = build()
     arguments = kj.joint_loss(LOSSES, missing=MISSING, weighting=rule)
@@ -129,6 +131,7 @@ def test_rule_does_not_move_for_a_term_without_labels(rule):
     assert initial != resting
 
 
+@once_compiled
 def test_masked_time_steps_are_left_out_too():
     generator = np.random.default_rng(0)
     x = generator.normal(size=(6, 4, 3)).astype("float32")

@@ -8,6 +8,7 @@ from keras import ops
 import keras_jointloss as kj
 from keras_jointloss.find_terms import find_terms
 from keras_jointloss.terms.loss import TermLoss
+from tests.backends import once_compiled
 from tests.small_models import LOSSES, X, Y, build, compiled, fit, ramp, with_layer_term
 
 BACKEND = keras.backend.backend()
@@ -46,6 +47,7 @@ def test_copied_model_anneals_its_own_weights(copy):
     assert float(model.loss["b"].weight) == 0.5
 
 
+@once_compiled
 @pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
 def test_rule_of_copied_model_starts_afresh(copy):
     options = {"optimizer": keras.optimizers.SGD(0.05), "weighting": "uncertainty"}
@@ -197,6 +199,7 @@ def test_weights_file_restores_terms_and_rule_of_untrained_model(tmp_path):
         assert values == pytest.approx(expected[name], rel=1e-5), name
 
 
+@once_compiled
 def test_loading_weights_keeps_a_newly_compiled_weight(tmp_path):
     model, other = compiled(weights={"a": 0.5, "b": 0.5}), compiled(weights={"a": 2.0, "b": 0.5})
     for weight in find_terms(model).values():

@@ -8,6 +8,7 @@ from keras import ops
 import keras_jointloss as kj
 from keras_jointloss.callbacks import JointLossCallback, RetrievalEvaluation
 from tests import reference_metrics as reference
+from tests.backends import once_compiled
 from tests.summaries import read_scalars
 
 ITEMS = 22
@@ -34,6 +35,11 @@ def make_model(term=False):
     return model
 
 
+@pytest.fixture(scope="module")
+def untrained():
+    return make_model()
+
+
 def fit(model, *callbacks, epochs=2, **arguments):
     y = {name: Y[name] for name in model.output}
     arguments = {"batch_size": 8, "verbose": 0, "shuffle": False, **arguments}
@@ -51,22 +57,24 @@ def expected(a, b, k, labels=None, name="pair"):
     return reference.retrieval_figures(a, b, right, k, name, has_labels)
 
 
+@once_compiled
 @pytest.mark.parametrize("tile_size", [1, 5, 22, 100])
 @pytest.mark.parametrize("labels", [None, LABELS, LABELS[:, None], LABELS.astype(str)])
-def test_equals_the_reference(tile_size, labels):
-    model = make_model()
+def test_equals_the_reference(tile_size, labels, untrained):
     callback = RetrievalEvaluation(X, k=(1, 4), labels=labels, tile_size=tile_size)
     flat = None if labels is None else labels.reshape(-1)
-    figures = callback.evaluate(model)
-    assert figures == pytest.approx(expected(*embeddings(model), (1, 4), flat), rel=1e-6)
+    figures = callback.evaluate(untrained)
+    assert figures == pytest.approx(expected(*embeddings(untrained), (1, 4), flat), rel=1e-6)
     assert all(type(value) is float for value in figures.values())
 
 
-def test_item_whose_label_is_nan_is_right_for_its_pair_alone():
-    model = make_model()
-    figures = RetrievalEvaluation(X, labels=np.where(LABELS == 0, np.nan, LABELS)).evaluate(model)
+@once_compiled
+def test_item_whose_label_is_nan_is_right_for_its_pair_alone(untrained):
+    figures = RetrievalEvaluation(X, labels=np.where(LABELS == 0, np.nan, LABELS)).evaluate(
+        untrained
+    )
     labels = np.where(LABELS == 0, -1 - np.arange(len(X)), LABELS)
-    assert figures == RetrievalEvaluation(X, labels=labels).evaluate(model)
+    assert figures == RetrievalEvaluation(X, labels=labels).evaluate(untrained)
 
 
 def _collapsed(model):
@@ -77,6 +85,7 @@ def _diverged(model):
     model.get_layer("b").set_weights([np.full((5, 3), np.nan), np.zeros(3)])
 
 
+@once_compiled
 @pytest.mark.parametrize("spoil", [_collapsed, _diverged])
 @pytest.mark.parametrize("tile_size", [7, 1000])
 def test_ties_and_nan_count_against_the_model(spoil, tile_size):
@@ -92,11 +101,11 @@ def _dataset(batch_size=5):
     return tf.data.Dataset.from_tensor_slices(X).batch(batch_size)
 
 
-def test_accepts_the_same_data_as_predict():
-    model = make_model()
-    figures = RetrievalEvaluation(X).evaluate(model)
-    assert RetrievalEvaluation(_dataset()).evaluate(model) == pytest.approx(figures)
-    assert RetrievalEvaluation(X, batch_size=3).evaluate(model) == pytest.approx(figures)
+@once_compiled
+def test_accepts_the_same_data_as_predict(untrained):
+    figures = RetrievalEvaluation(X).evaluate(untrained)
+    assert RetrievalEvaluation(_dataset()).evaluate(untrained) == pytest.approx(figures)
+    assert RetrievalEvaluation(X, batch_size=3).evaluate(untrained) == pytest.approx(figures)
 
 
 class Subclassed(keras.Model):
@@ -225,11 +234,13 @@ def test_prediction_through_a_term_keeps_its_readings():
     assert model.get_layer("term").weight.read() == before
 
 
+@once_compiled
 def test_evaluates_every_second_epoch():
     history = fit(make_model(), RetrievalEvaluation(X, every=2), epochs=5)
     assert len(history["pair_recall_at_5"]) == 2
 
 
+@once_compiled
 def test_early_stopping_and_checkpoints_can_monitor_recall(tmp_path):
     key = "pair_recall_at_1"
     stops = keras.callbacks.EarlyStopping(key, mode="max", patience=0, min_delta=2.0)
@@ -275,6 +286,7 @@ def _png(path):
     return pytest.importorskip("tensorflow").io.decode_png(path.read_bytes()).numpy()
 
 
+@once_compiled
 def test_writes_projector_files(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 256, (ITEMS, 4, 6, 3)).astype("uint8")
     labels = np.array([f"item\t{i} ü" for i in LABELS])
@@ -308,6 +320,7 @@ def test_writes_projector_files(tmp_path):
         np.testing.assert_array_equal(tile, pictures[point % ITEMS])
 
 
+@once_compiled
 def test_projector_needs_neither_labels_nor_thumbnails(tmp_path):
     fit(make_model(), RetrievalEvaluation(X, log_dir=tmp_path, projector=True), epochs=1)
     config, _ = _plugin(tmp_path / "validation")

@@ -9,6 +9,7 @@ from sklearn.metrics import average_precision_score, ndcg_score
 import keras_jointloss as kj
 from keras_jointloss.callbacks import RetrievalEvaluation, _retrieval
 from tests import reference_metrics as reference
+from tests.backends import once_compiled
 from tests.summaries import read_scalars
 
 QUERIES, CANDIDATES = 13, 31
@@ -59,22 +60,28 @@ def as_lists(right):
 
 
 @pytest.fixture(scope="module")
+def untrained():
+    return make_model()
+
+
+@pytest.fixture(scope="module")
 def identity():
     """A model that returns its input, so that a test gives the embeddings themselves."""
     x = keras.Input((4,))
     return keras.Model(x, keras.layers.Identity()(x))
 
 
+@once_compiled
 @pytest.mark.parametrize("tile_size", [1, 5, 100])
 @pytest.mark.parametrize("relevant", [RIGHT, RIGHT.tolist(), as_lists(RIGHT)])
-def test_equals_the_reference(tile_size, relevant):
-    model = make_model()
-    figures = evaluation(relevant, k=(1, 4, 40), tile_size=tile_size).evaluate(model)
-    expected = reference.retrieval_figures(*embeddings(model), RIGHT, (1, 4, 40), "pair")
+def test_equals_the_reference(tile_size, relevant, untrained):
+    figures = evaluation(relevant, k=(1, 4, 40), tile_size=tile_size).evaluate(untrained)
+    expected = reference.retrieval_figures(*embeddings(untrained), RIGHT, (1, 4, 40), "pair")
     assert figures == pytest.approx(expected, rel=1e-6)
     assert all(type(value) is float for value in figures.values())
 
 
+@once_compiled
 @pytest.mark.parametrize("most", [0, 10**9])
 def test_ties_count_against_the_model_however_they_are_ordered(identity, monkeypatch, most):
     monkeypatch.setattr(_retrieval, "MAX_COMPARISONS", most)
@@ -102,6 +109,7 @@ def _at(degrees):
     return np.stack([np.cos(x), np.sin(x), 0 * x, 0 * x], axis=1)
 
 
+@once_compiled
 def test_five_captions_an_image_count_as_in_the_benchmarks_of_clip(identity):
     images, captions = _at([0, 90]), _at([10, 20, 60, 70, 80, 30, 40, 50, 105, 175])
     relevant = np.arange(10).reshape(2, 5)
@@ -128,6 +136,7 @@ def test_five_captions_an_image_count_as_in_the_benchmarks_of_clip(identity):
     assert {key: figures[f"x_{key}"] for key in hand} == pytest.approx(hand)
 
 
+@once_compiled
 def test_equals_scikit_learn(identity):
     a, b = RANDOM.normal(size=(QUERIES, 4)), RANDOM.normal(size=(CANDIDATES, 4))
     figures = evaluation(RIGHT, a, b, k=(3, 10), name="x").evaluate(identity)
@@ -145,6 +154,7 @@ def test_equals_scikit_learn(identity):
             assert figures[f"x_{way}_ndcg_at_{k}"] == pytest.approx(ndcg)
 
 
+@once_compiled
 def test_one_right_candidate_by_index_or_list_or_row_is_the_same(identity):
     index = RANDOM.integers(0, QUERIES, CANDIDATES)
     a, b = RANDOM.normal(size=(CANDIDATES, 4)), RANDOM.normal(size=(QUERIES, 4))
@@ -159,11 +169,11 @@ def test_one_right_candidate_by_index_or_list_or_row_is_the_same(identity):
     assert all(result == results[0] for result in results)
 
 
-def test_pairs_of_items_give_the_same_as_data(identity):
-    model = make_model()
+@once_compiled
+def test_pairs_of_items_give_the_same_as_data(untrained):
     captions = CAPTIONS[:QUERIES]
-    pairs = RetrievalEvaluation([IMAGES, captions]).evaluate(model)
-    sets = evaluation(np.arange(QUERIES), candidates=captions).evaluate(model)
+    pairs = RetrievalEvaluation([IMAGES, captions]).evaluate(untrained)
+    sets = evaluation(np.arange(QUERIES), candidates=captions).evaluate(untrained)
     assert {key: sets[key] for key in pairs} == pytest.approx(pairs)
 
 
@@ -215,16 +225,16 @@ def test_finds_the_embeddings_of_a_subclassed_model(kind, embeddings, sign, name
     assert figures == pytest.approx(expected, rel=1e-6)
 
 
-def test_accepts_the_same_data_as_predict():
+@once_compiled
+def test_accepts_the_same_data_as_predict(untrained):
     tf = pytest.importorskip("tensorflow")
-    model = make_model()
     data = [tf.data.Dataset.from_tensor_slices(x).batch(4) for x in (IMAGES, CAPTIONS)]
-    figures = evaluation(RIGHT, *data).evaluate(model)
-    assert figures == pytest.approx(evaluation(batch_size=3).evaluate(model))
+    figures = evaluation(RIGHT, *data).evaluate(untrained)
+    assert figures == pytest.approx(evaluation(batch_size=3).evaluate(untrained))
     with pytest.raises(ValueError, match=r"`relevant`.*each of the 13 queries.*Received: 12"):
-        evaluation(RIGHT[1:], *data).evaluate(model)
+        evaluation(RIGHT[1:], *data).evaluate(untrained)
     with pytest.raises(ValueError, match=r"`relevant`.*below 31.*Received: 31"):
-        evaluation([[31]] * QUERIES, *data).evaluate(model)
+        evaluation([[31]] * QUERIES, *data).evaluate(untrained)
 
 
 @pytest.mark.parametrize("names", ["pair", ("image_tower", "text_tower")])

@@ -6,6 +6,7 @@ import pytest
 
 import keras_jointloss as kj
 from keras_jointloss.find_terms import find_terms
+from tests.backends import once_compiled
 from tests.small_models import X, Y, build, fit, ramp
 from tests.summaries import read_scalars
 
@@ -55,6 +56,7 @@ def test_each_loss_is_a_term_in_logs_and_summaries(tmp_path):
     assert sum(weighted) == pytest.approx(history["loss"][0], 1e-5)
 
 
+@once_compiled
 @pytest.mark.parametrize("options", [{}, {"weighting": "uncertainty"}])
 def test_copy_and_loaded_model_log_their_own_weights(options, tmp_path):
     model = build()
@@ -79,6 +81,7 @@ LISTS = {
 }
 
 
+@once_compiled
 @pytest.mark.parametrize(("losses", "terms"), LISTS.values(), ids=LISTS)
 def test_model_with_one_output_names_the_terms_after_the_losses(losses, terms):
     model = with_one_output()

@@ -9,6 +9,7 @@ import pytest
 import keras_jointloss as kj
 from keras_jointloss.callbacks import JointLossCallback, TermStopping
 from keras_jointloss.find_terms import find_terms
+from tests.backends import once_compiled
 from tests.small_models import X, Y, compiled, fit, ramp, with_layer_term
 from tests.terms import RULES, Terms, make
 
@@ -74,7 +75,7 @@ def test_mode_auto_goes_by_the_name(term, key, is_up):
     assert callback._is_up(term) is is_up
 
 
-@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("order", ["before", pytest.param("after", marks=once_compiled)])
 def test_weight_of_a_stopped_term_is_0_while_its_schedule_counts(order, tmp_path):
     model = with_layer_term(ramp(100))
     stopping = TermStopping({"a": "first", "pair": "second"}, patience=2)
@@ -133,6 +134,7 @@ def test_backup_restores_stopped_terms(tmp_path):
     assert not any(weight.is_off for weight in find_terms(restored).values())
 
 
+@once_compiled
 def test_constant_weight_stops_without_a_joint_loss_callback():
     model = compiled(weights={"a": 0.25, "b": 2.0})
     stopping = TermStopping({"a": "first"})
@@ -192,6 +194,7 @@ def test_rule_treats_a_term_that_is_off_as_absent(name):
     assert switched.now() == pytest.approx(expected)
 
 
+@once_compiled
 @pytest.mark.parametrize("key", ["val_b_accuracy", "nothing"])
 def test_missing_value_warns(key):
     # Without validation, only the end of training shows that there is none.

@@ -60,35 +60,51 @@ class Mode(NamedTuple):
     lives_on: tuple[str, ...] = ()
 
 
+def on_torch(*names, else_only) -> tuple[str, ...]:
+    """Returns subjects to train on PyTorch, or fewer on backends that compile.
+
+    There, those remain whose state or step depends on what the backend does in this mode.
+    """
+    return names if BACKEND == "torch" else else_only
+
+
 # Modes that cannot disturb each other are combined: compiling is what takes time.
 HAS_LONG_STEPS = BACKEND != "torch"
 MODES = {
-    "plain": Mode(lives_on=(*MOST, "family_layers")),
+    "plain": Mode(
+        lives_on=on_torch(*MOST, "family_layers", else_only=(*STATEFUL, "layers", "subclassed"))
+    ),
     # Inputs and targets of each structure, and several steps in one compiled function.
     "tf_data": Mode(
         {"steps_per_execution": 4} if HAS_LONG_STEPS else None,
         data="tf_data",
-        subjects=(*STATEFUL, "layers", "list_outputs", "subclassed"),
+        subjects=on_torch(
+            *STATEFUL,
+            "layers",
+            "list_outputs",
+            "subclassed",
+            else_only=("pairs", "adapted", "layers", "list_outputs"),
+        ),
     ),
     # On JAX, every mode except `run_eagerly` is compiled.
     "clone": Mode(
         {"jit_compile": True} if BACKEND == "tensorflow" else None,
         cloned=True,
-        subjects=(*STATEFUL, "list_outputs", "targets"),
+        subjects=on_torch(
+            *STATEFUL, "list_outputs", "targets", else_only=("pairs", "adapted", "balanced")
+        ),
     ),
     "run_eagerly": Mode(
         {"run_eagerly": True},
         lacking=("torch",),
-        subjects=("outputs", "adapted", "balanced")
-        if BACKEND == "jax"
-        else (*ESSENTIAL, "subclassed", "targets"),
+        subjects=("outputs", "adapted") if BACKEND == "jax" else (*ESSENTIAL, "targets"),
     ),
     "gradient_accumulation": Mode(accumulated=4, same_as_plain=False, subjects=STATEFUL),
     "mixed_float16": Mode(
         data="sample_weight",
         policy="mixed_float16",
         same_as_plain=False,
-        subjects=MOST,
+        subjects=on_torch(*MOST, else_only=(*ESSENTIAL, "targets")),
         lives_on=("pairs",),
     ),
     "mirrored": Mode(
@@ -228,6 +244,8 @@ def cases():
             if name in mode.subjects and BACKEND not in mode.lacking:
                 is_quick = mode_name == "plain" and name not in FAMILY
                 marks = [] if is_quick else [pytest.mark.slow]
+                if is_quick and name in STATEFUL:
+                    marks.append(pytest.mark.traces_twice)
                 if mode.mirrored:  # Losses of outputs warn that each replica sees its own items.
                     marks.append(pytest.mark.filterwarnings("ignore:.* compares the items"))
                 yield pytest.param(name, mode_name, id=f"{name}-{mode_name}", marks=marks)

@@ -6,6 +6,7 @@ from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss.callbacks._training_warnings import TrainingWarnings
+from tests.backends import once_compiled
 from tests.small_models import compiled, fit
 
 
@@ -90,6 +91,7 @@ def test_multiplier_of_a_constraint_that_holds_does_not_warn_but_a_large_one_doe
         TrainingWarnings(terms).of_factors()
 
 
+@once_compiled
 def test_callback_warns_at_the_end_of_an_epoch_and_says_what_to_do():
     message = r"(?s)'b'.*'a' is hardly trained.*`min_weight` and `max_weight`.*`floor`"
     with pytest.warns(UserWarning, match=message) as caught:

@@ -7,6 +7,7 @@ import pytest
 import keras_jointloss as kj
 from keras_jointloss.callbacks import JointLossCallback
 from keras_jointloss.callbacks._fixed_total import FixedTotal
+from tests.backends import once_compiled
 from tests.small_models import X, Y, compiled, fit, ramp, with_layer_term
 from tests.summaries import read_scalars
 
@@ -111,6 +112,7 @@ OTHERS = {
 }
 
 
+@once_compiled
 def test_comparing_a_moving_total_warns_once(tmp_path):
     callbacks = [make(tmp_path) for make in COMPARING.values()]
     with pytest.warns(UserWarning, match="while the weights of the terms move") as caught:
@@ -130,6 +132,7 @@ def test_comparing_a_moving_total_warns_once(tmp_path):
     assert all("'val_joint_loss'" in str(x.message) for x in caught)
 
 
+@once_compiled
 def test_what_compares_nothing_that_moves_does_not_warn(tmp_path):
     others = [make(tmp_path) for make in OTHERS.values()]
     joint = JointLossCallback(validation_weights="equal")

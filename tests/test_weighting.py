@@ -10,6 +10,7 @@ from keras import ops
 import keras_jointloss as kj
 from keras_jointloss.weighting.random_weighting import random_normal
 from tests import reference_weighting as reference
+from tests.backends import once_compiled
 from tests.terms import REQUIRED, RULES, Terms, make, recorded_losses
 
 EPOCHS = np.arange(40) // 10  # The epoch of each step.
@@ -73,7 +74,10 @@ SIMULATIONS = {
 }
 
 
-@pytest.mark.parametrize("case", SIMULATIONS)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=once_compiled) if "-" in case else case for case in SIMULATIONS],
+)
 def test_weights_follow_the_formula(case):
     arguments, simulate = SIMULATIONS[case]
     losses = recorded_losses()
@@ -248,6 +252,7 @@ def test_nonfinite_weight_is_reported_and_ignored():
     assert terms.rule.pop_invalid_counts() == {"term1": 1}
 
 
+@once_compiled
 @pytest.mark.parametrize(
     "name", ["DynamicWeightAverage", "FAMO", "GeometricMean", "Shares", "Uncertainty"]
 )
@@ -258,6 +263,7 @@ def test_negative_loss_is_reported_as_unusable(name):
     assert terms.rule.pop_invalid_counts() == {"term0": 1}
 
 
+@once_compiled
 @pytest.mark.parametrize("name", RULES)
 def test_zero_loss_keeps_weights_finite(name):
     trajectory = Terms(make(name), 2).run(np.array([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]))

@@ -18,6 +18,7 @@ from keras import ops
 import keras_jointloss as kj
 from keras_jointloss.find_terms import find_terms
 from tests import reference_weighting as reference
+from tests.backends import once_compiled
 from tests.summaries import read_scalars
 from tests.terms import Terms, Trajectory
 from tests.test_weighting import LastLoss
@@ -171,6 +172,7 @@ def test_killed_training_resumes_on_the_same_trajectory(tmp_path):
     np.testing.assert_allclose(weights, uninterrupted(STATEFUL)[12:], rtol=1e-6)
 
 
+@once_compiled
 def test_epoch_count_continues_across_fits():
     once = uninterrupted(STATEFUL)
     model = build(STATEFUL)
@@ -179,6 +181,7 @@ def test_epoch_count_continues_across_fits():
     assert not np.allclose(once[-1], 1)
 
 
+@once_compiled
 def test_rule_can_be_added_after_training():
     model = build(None)
     fit(model)
@@ -189,6 +192,7 @@ def test_rule_can_be_added_after_training():
     assert (trajectories(model, epochs=1)[-1] != 1.0).all()
 
 
+@once_compiled
 def test_rule_can_be_removed():
     model = build("geometric_mean")
     fit(model)
@@ -356,6 +360,7 @@ def test_number_of_device_reads_is_independent_of_steps(monkeypatch):
     assert reads_of(48) == reads_of(8) > 0
 
 
+@once_compiled
 @pytest.mark.filterwarnings("ignore:The loss of term:UserWarning")
 def test_rule_reports_only_first_unusable_losses():
     model = build("uncertainty")
@@ -379,6 +384,7 @@ def test_loss_rounded_below_0_counts_as_0(name):
     assert not usable(-1e-3)
 
 
+@once_compiled
 def test_preference_of_wrong_length_is_refused():
     model = build(kj.weighting.SmoothTchebycheff(preference=[1.0, 2.0]))
     with pytest.raises(ValueError, match=r"`preference`.*Expected 3 numbers"):
@@ -406,6 +412,7 @@ def test_rule_of_two_models_is_refused():
         )
 
 
+@once_compiled
 def test_tensorboard_shows_weights_and_noise(tmp_path):
     model = build("uncertainty")
     model.fit(
