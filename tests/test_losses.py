@@ -73,6 +73,7 @@ def test_class_equals_the_reference_for_other_shapes_and_labels(case):
         assert_close(actual, expected, 1e-4, err_msg=f"batch={batch}, labels={labels}")
 
 
+@once_compiled  # JAX has no replicas.
 @pytest.mark.parametrize("case", (DEFAULTS if COMPILES else [*CASES.values()]), ids=str)
 def test_losses_of_some_items_are_those_among_all(case):
     views, labels = views_of(case).astype("float32"), labels_of(case) if case.labels else None
@@ -212,7 +213,7 @@ def test_function_and_class_have_the_same_arguments(name):
 
     expected = defaults(CLASSES[name], "unlabelled", "name", "reduction", "dtype")
     function = getattr(kj.losses, name)
-    assert defaults(function, "views", "labels", "valid", "memory") == expected
+    assert defaults(function, "views", "labels", "valid", "memory", "items") == expected
     assert expected.keys() <= CLASSES[name]().get_config().keys()
     naive = defaults(getattr(reference, name), "views", "labels", "valid", "weights_at")
     assert naive == {key: value for key, value in expected.items() if key != "tile_size"}
