@@ -6,7 +6,12 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_jointloss._backend import replica_count, rows_of_replicas, sum_over_replicas
+from keras_jointloss._backend import (
+    replica_count,
+    rows_of_replicas,
+    sum_over_replicas,
+    summed_replicas,
+)
 from keras_jointloss._math import upstream_of
 
 
@@ -28,10 +33,6 @@ class Batch(NamedTuple):
     def size(self, dtype):
         """Returns the number of items, those that the mask excludes too, as a scalar."""
         return ops.cast(ops.shape(self.views)[0], dtype)
-
-    def items(self, dtype):
-        """Returns the number of items that the mask includes as a scalar."""
-        return self.size(dtype) if self.mask is None else ops.sum(ops.cast(self.mask, dtype))
 
 
 class Items(NamedTuple):
@@ -96,7 +97,8 @@ def sum_of_replicas(x):
     """Returns the sum over the replicas for a loss that each of them computes from it.
 
     The gradient is exact if the loss is divided by the number of replicas and the gradients are
-    summed over them, as Keras does. TensorFlow switches to another replica meanwhile.
+    summed over them, as Keras does, or if gradients are averaged, as PyTorch does. TensorFlow
+    switches to another replica meanwhile.
     """
     replicas = replica_count()
 
@@ -110,8 +112,8 @@ def sum_of_replicas(x):
 
 
 def own_share(x):
-    """Returns the share of one replica in a sum that each replica computes of the global batch."""
-    return x / replica_count()
+    """Returns what one replica adds to a sum that each replica computes of the global batch."""
+    return x / summed_replicas()
 
 
 def warn_of_separate_items(name: str) -> None:

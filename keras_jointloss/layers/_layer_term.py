@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._backend import in_replica, trains_functionally
+from keras_jointloss._backend import takes_turns, trains_functionally
 from keras_jointloss._loops import enclosing_scope, running_loop
 from keras_jointloss._math import divide_or_0
 from keras_jointloss._replicas import Items, rows_of, sum_of_replicas
@@ -100,7 +100,7 @@ class LayerTerm(keras.layers.Layer):
         # Keras requests the losses after the call, but not for prediction or export.
         step = self._running_step
         calls, step.calls = step.calls, []
-        if calls and not in_replica():
+        if calls and not takes_turns():
             self.add_loss(self._weighted_losses(calls))
         elif calls and self._is_gathered:
             step.losses.append(LateLoss(lambda: sum(self._weighted_losses(calls))))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_jointloss._backend import replica_count, sum_over_replicas
+from keras_jointloss._backend import replica_count, sum_over_replicas, summed_replicas
 from keras_jointloss._masks import reduce_values
 from keras_jointloss._math import divide_or_0, upstream_of
 from keras_jointloss.terms._probe import ignores_zeros, is_mean_over_elements
@@ -180,4 +180,4 @@ def _mean(total, divisor):
 
         return ops.copy(mean), gradient
 
-    return ops.custom_gradient(compute)(divide_or_0(total, divisor) / replicas)
+    return ops.custom_gradient(compute)(divide_or_0(total, divisor) / summed_replicas())

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._backend import replica_count
+from keras_jointloss._backend import summed_replicas
 from keras_jointloss.terms.by_shape import get_loss
 from keras_jointloss.terms.labelled_loss import LabelledLoss
 from keras_jointloss.terms.missing import deserialize_missing, match_ranks, serialize_missing
@@ -117,6 +117,6 @@ class TermLoss(keras.losses.Loss):
 
 
 def _unscaled(loss):
-    """Returns the loss of this replica: Keras divides it by the number of replicas."""
-    replicas = replica_count()
+    """Returns the loss of this replica: Keras may divide it by their number."""
+    replicas = summed_replicas()
     return loss * replicas if replicas > 1 else loss
