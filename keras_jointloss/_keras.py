@@ -118,13 +118,18 @@ def replace_in_trainer(fit: Callable, build: Callable, reduce: Callable) -> None
     Raises:
         ImportError: If Keras lacks one of them.
     """
-    names = "fit", "_maybe_symbolic_build", "reduce_per_replica"
-    trainer = next((x for x in keras.Model.__mro__ if names[1] in vars(x)), None)
-    owners = trainer, trainer, sys.modules[trainer.__module__] if trainer else None
-    missing = [name for x, name in zip(owners, names, strict=True) if not hasattr(x, name)]
-    if missing:
-        raise _unsupported(f"replaces `{missing[0]}`", "does not have")
-    for owner, name, new in zip(owners, names, (fit, build, reduce), strict=True):
+    build_name, reduce_name = "_maybe_symbolic_build", "reduce_per_replica"
+    trainer = next((x for x in keras.Model.__mro__ if build_name in vars(x)), None)
+    if trainer is None:
+        raise _unsupported(f"replaces `Model.{build_name}`", "does not have")
+    module = sys.modules[trainer.__module__]
+    if not hasattr(module, reduce_name):
+        raise _unsupported(f"replaces `{reduce_name}`", "does not have")
+    for owner, name, new in (
+        (trainer, "fit", fit),
+        (trainer, build_name, build),
+        (module, reduce_name, reduce),
+    ):
         setattr(owner, name, _replaced(getattr(owner, name), new))
 
 
