@@ -72,9 +72,11 @@ def train_jax():
 def train_tensorflow():
     import tensorflow as tf
 
-    options = tf.distribute.experimental.CommunicationOptions(
-        timeout_seconds=CONFIGURATION["timeout"]
-    )
+    addresses = [f"localhost:{PORT + rank}" for rank in range(PROCESSES)]
+    task = {"type": "worker", "index": RANK}
+    os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
+    timeout = CONFIGURATION["timeout"]
+    options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=timeout)
     strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     models.use_float64()
     with strategy.scope():
