@@ -9,11 +9,14 @@
   `training` argument.
 - `Layer._maybe_reset_call_context`: it ends the context that `_get_call_context` creates if there
   is none.
+- `Model._maybe_symbolic_build` and the function `reduce_per_replica` beside it, on TensorFlow:
+  `keras_jointloss.distribution.enable_multi_worker_fit` replaces them, and looks for them then.
 """
 
+import functools
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import keras
 
@@ -100,6 +103,42 @@ def outermost_layer() -> keras.layers.Layer | None:
 def takes_training(layer: keras.layers.Layer) -> bool:
     """Returns whether the `call` of a layer has an argument `training`."""
     return "training" in inspect.signature(layer.call).parameters
+
+
+def replace_in_trainer(fit: Callable, build: Callable, reduce: Callable) -> None:
+    """Replaces three functions with which Keras trains on TensorFlow, in all models.
+
+    Each replacement is called with the original, and its arguments.
+
+    Args:
+        fit: Replaces the method `fit`.
+        build: Replaces the method that builds a model before its first batch.
+        reduce: Replaces the function that reduces the logs of the replicas.
+
+    Raises:
+        ImportError: If Keras lacks one of them.
+    """
+    build_name, reduce_name = "_maybe_symbolic_build", "reduce_per_replica"
+    trainer = next((x for x in keras.Model.__mro__ if build_name in vars(x)), None)
+    if trainer is None:
+        raise _unsupported(f"replaces `Model.{build_name}`", "does not have")
+    module = sys.modules[trainer.__module__]
+    if not hasattr(module, reduce_name):
+        raise _unsupported(f"replaces `{reduce_name}`", "does not have")
+    for owner, name, new in (
+        (trainer, "fit", fit),
+        (trainer, build_name, build),
+        (module, reduce_name, reduce),
+    ):
+        setattr(owner, name, _replaced(getattr(owner, name), new))
+
+
+def _replaced(original, new):
+    @functools.wraps(original)
+    def call(*args, **kwargs):
+        return new(original, *args, **kwargs)
+
+    return call
 
 
 _PROBE = keras.layers.Layer(name="probe")

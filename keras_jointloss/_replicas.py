@@ -12,6 +12,7 @@ from keras_jointloss._backend import (
     replica_count,
     rows_of_replicas,
     sum_over_replicas,
+    summed_replicas,
 )
 from keras_jointloss._math import divide_or_0
 
@@ -105,7 +106,8 @@ def sum_of_replicas(x):
     """Returns the sum over the replicas for a loss that each of them computes from it.
 
     The gradient is exact if the loss is divided by the number of replicas and the gradients are
-    summed over them, as Keras does. TensorFlow switches to another replica meanwhile.
+    summed over them, as Keras does, or if gradients are averaged, as PyTorch does. TensorFlow
+    switches to another replica meanwhile.
     """
     replicas = replica_count()
 
@@ -141,8 +143,8 @@ def counted_by(mean, divisor):
 
 
 def own_share(x):
-    """Returns the share of one replica in a sum that each replica computes of the global batch."""
-    return x / replica_count()
+    """Returns what one replica adds to a sum that each replica computes of the global batch."""
+    return x / summed_replicas()
 
 
 def warn_of_separate_items(name: str) -> None:

@@ -38,6 +38,13 @@ def configure_tensorflow():
         tf.config.threading.set_inter_op_parallelism_threads(4)
 
 
+def configure_jax():
+    """Splits the CPU into four devices, which is possible only before JAX first computes."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 4)
+
+
 def configure_torch():
     """Limits PyTorch to one thread, to leave the other cores to the other test processes."""
     import torch
@@ -48,6 +55,8 @@ def configure_torch():
 
 if BACKEND == "tensorflow":
     configure_tensorflow()
+elif BACKEND == "jax":
+    configure_jax()
 elif BACKEND == "torch":
     configure_torch()
 

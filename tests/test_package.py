@@ -40,7 +40,7 @@ LEVELS = (
     {"joint", "layers"},
     {"find_terms"},
     {"model_terms"},
-    {"callbacks"},
+    {"callbacks", "distribution"},
 )
 LEVEL = {family: level for level, families in enumerate(LEVELS) for family in families}
 BACKENDS = {"jax", "tensorflow", "torch"}

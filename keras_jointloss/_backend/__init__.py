@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_jointloss._backend import chunks, gradients
+from keras_jointloss._backend import chunks, gradients, processes, ranks, workers
 
 
 def name() -> str:
@@ -36,8 +36,20 @@ def base_of_numbers() -> type:
 def replica_count() -> int:
     """Returns the number of replicas that compute one training step together.
 
-    Only `tf.distribute` splits a step over replicas that each see their own loss. On the other
-    backends a loss is always that of the global batch, and the count is 1.
+    These are the replicas of `tf.distribute`, or the processes of `torch.distributed`, that each
+    see their own loss. On JAX a loss is always that of the global batch, and the count is 1.
+    """
+    if keras.backend.backend() == "torch":
+        return ranks.count_ranks()
+    return summed_replicas()
+
+
+def summed_replicas() -> int:
+    """Returns over how many replicas Keras sums losses, gradients and the state of layers.
+
+    Keras does so under `tf.distribute`, and divides the loss of each replica by their number. With
+    `torch.distributed` the count is 1: `DistributedDataParallel` averages gradients, of losses that
+    are not divided, and each process has a state of its own.
     """
     if keras.backend.backend() != "tensorflow":
         return 1
@@ -53,6 +65,8 @@ def sum_over_replicas(x):
     """
     if replica_count() == 1:
         return x
+    if keras.backend.backend() == "torch":
+        return ranks.sum_of_ranks(x)
     import tensorflow as tf
 
     context = tf.distribute.get_replica_context()
@@ -65,7 +79,15 @@ def in_replica() -> bool:
 
     It does not while Keras builds the model symbolically.
     """
-    if replica_count() == 1:
+    return ranks.count_ranks() > 1 if keras.backend.backend() == "torch" else takes_turns()
+
+
+def takes_turns() -> bool:
+    """Returns whether this code runs in a replica that others interrupt at an exchange.
+
+    The replicas of `tf.distribute` in one process do, and share the layers of a model.
+    """
+    if summed_replicas() == 1:
         return False
     import tensorflow as tf
 
@@ -81,12 +103,45 @@ def rows_of_replicas(tensors: list) -> tuple[list, Any]:
     Args:
         tensors: Tensors with the same number of rows.
     """
+    if keras.backend.backend() == "torch":
+        return ranks.rows_of_ranks(tensors)
     import tensorflow as tf
 
     context = tf.distribute.get_replica_context()
     *rows, counts = context.all_gather([*tensors, tf.shape(tensors[0])[:1]], axis=0)
     start = tf.reduce_sum(counts[: context.replica_id_in_sync_group])
     return [tf.stop_gradient(x) for x in rows], start
+
+
+def is_chief(model: keras.Model) -> bool:
+    """Returns whether this process writes the logs of all processes that train a model together.
+
+    True if there are no others.
+    """
+    if name() == "jax":
+        import jax
+
+        return jax.process_index() == 0
+    if name() == "torch":
+        import torch
+
+        return ranks.count_ranks() == 1 or torch.distributed.get_rank() == 0
+    strategy = model.distribute_strategy
+    return not workers.is_one_of_workers(strategy) or workers.is_chief(strategy)
+
+
+def predict(model: keras.Model, x: Any, batch_size: int | None = None) -> Any:
+    """Returns what `model.predict` returns, on each of several processes.
+
+    On JAX, `model.predict` cannot return outputs that are split over processes. There each process
+    computes all of them. On TensorFlow, several workers share the work.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        if jax.process_count() > 1:
+            return processes.predict_on_jax_process(model, x, batch_size or 32)
+    return model.predict(x, batch_size=batch_size, verbose=0)
 
 
 def variable_scope(model: keras.Model):

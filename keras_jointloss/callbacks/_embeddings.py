@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from keras_jointloss._backend import predict
 from keras_jointloss.layers import ContrastiveTerm
 
 
@@ -51,7 +52,7 @@ def embed_pairs(model, found, embeddings, data, batch_size):
     """Returns the name of the embeddings and the two of each item, `(items, dim)`."""
     if found is not None:
         model = found.models[0]
-    outputs = model.predict(data, batch_size=batch_size, verbose=0)
+    outputs = predict(model, data, batch_size)
     if found is not None:
         name, pair = found.name, outputs if isinstance(outputs, list | tuple) else [outputs]
     else:
@@ -90,7 +91,7 @@ def embed_sides(model, found, embeddings, data, batch_size):
     sides = []
     for i, items in enumerate(data):
         part = model if found is None else found.models[i]
-        prediction = part.predict(items, batch_size=batch_size, verbose=0)
+        prediction = predict(part, items, batch_size)
         if found is not None:
             name = found.name
         else:

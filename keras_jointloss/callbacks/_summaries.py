@@ -4,6 +4,9 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import keras
+
+from keras_jointloss._backend import is_chief
 from keras_jointloss.tensorboard import SummaryWriter
 
 # The charts of the custom scalars dashboard, with the tags in each.
@@ -38,7 +41,10 @@ def validate_on_log(on_log: Any) -> OnLog | None:
 class Summaries:
     """Writes the runs `train` and `validation`, and passes their scalars on.
 
+    Of several processes that train together, only the chief does.
+
     Args:
+        model: The model that is trained.
         log_dir: The folder, or `None` to write nothing.
         has_terms: Whether there are terms to show.
         has_gradients: Whether there are gradients to show.
@@ -47,13 +53,15 @@ class Summaries:
 
     def __init__(
         self,
+        model: keras.Model,
         log_dir: str | None,
         has_terms: bool = False,
         has_gradients: bool = False,
         on_log: OnLog | None = None,
     ):
-        self._log_dir = log_dir
-        self._on_log = on_log
+        is_writer = is_chief(model)
+        self.log_dir = log_dir if is_writer else None
+        self._on_log = on_log if is_writer else None
         self._has_terms = has_terms
         self._has_gradients = has_gradients
         self._writers: dict[str, SummaryWriter] = {}
@@ -64,9 +72,9 @@ class Summaries:
         Raises:
             OSError: If the folder cannot be written.
         """
-        if self._log_dir is None or run in self._writers:
+        if self.log_dir is None or run in self._writers:
             return
-        self._writers[run] = writer = SummaryWriter(os.path.join(self._log_dir, run))
+        self._writers[run] = writer = SummaryWriter(os.path.join(self.log_dir, run))
         charts = _TERM_CHARTS if self._has_terms else {}
         if self._has_gradients and run == "train":
             charts = {**charts, **_GRADIENT_CHARTS}

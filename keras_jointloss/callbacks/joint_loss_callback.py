@@ -88,7 +88,7 @@ class JointLossCallback(keras.callbacks.Callback):
             value at step 0. A term that fades in from 0 then does not count.
         on_log: Called as `on_log(run, {tag: value}, step)` with all scalars above, wherever they
             are written, also without `log_dir`: for another tracker. `run` is `"train"` or
-            `"validation"`.
+            `"validation"`. Of several processes only the chief writes and calls.
 
     Raises:
         ValueError: If an argument is invalid; at the start of `fit`, if the model has no term and
@@ -152,7 +152,7 @@ class JointLossCallback(keras.callbacks.Callback):
         self._readings = TermReadings(terms, lambda: _has_regularizers(model), fixed_total)
         self._gradients = GradientReadings(terms.gradient_layers)
         self._summaries = Summaries(
-            self.log_dir, bool(terms), bool(terms.gradient_layers), self.on_log
+            model, self.log_dir, bool(terms), bool(terms.gradient_layers), self.on_log
         )
         self._warnings = TrainingWarnings(terms)
         self._get_metrics = lambda: model.metrics
@@ -208,7 +208,7 @@ class JointLossCallback(keras.callbacks.Callback):
         logs.update({tag.replace("/", "_"): value for tag, value in gradients.items()})
         if step > self._written_step:
             self._write_train(self._readings.kept["train"], logs, gradients)
-        if self.log_dir is not None:
+        if self._summaries.log_dir is not None:
             for tag, picture, description in self._gradients.heat_maps(statistics):
                 self._summaries.image("train", tag, picture, step, description)
         self._summaries.flush()

@@ -103,7 +103,8 @@ class RetrievalEvaluation(keras.callbacks.Callback):
             its right candidates, a list of lists of any lengths or `(queries, number)`; or
             `(queries, candidates)`, bool.
         on_log: Called as `on_log("validation", {tag: value}, step)` with the scalars above, with or
-            without a `log_dir`; for other trackers.
+            without a `log_dir`; for other trackers. Of several processes, all measure, and only the
+            chief writes and calls.
 
     Raises:
         ValueError: If an argument is invalid; at the start of `fit` (at the first evaluation for a
@@ -187,13 +188,15 @@ class RetrievalEvaluation(keras.callbacks.Callback):
             expect_none({"labels": labels, "thumbnails": thumbnails}, "`queries` is given")
         self._found: Found | None = None
         self.on_log = validate_on_log(on_log)
-        self._summaries = Summaries(self.log_dir, on_log=self.on_log)
+        self._summaries: Any = None  # Created for a model.
         self._latest: tuple[str, np.ndarray, np.ndarray] | None = None
 
     def set_model(self, model):
         super().set_model(model)
         find = find_pairs if self._relevance is None else find_sides
         self._found = find(model, self.embeddings)
+        if self._summaries is None:
+            self._summaries = Summaries(model, self.log_dir, on_log=self.on_log)
 
     def on_train_begin(self, logs=None):
         self._latest = None
@@ -209,8 +212,9 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         self._summaries.flush()
 
     def on_train_end(self, logs=None):
-        if self.log_dir is not None and self.projector and self._latest is not None:
-            self._write_projector(os.path.join(self.log_dir, _RUN), *self._latest)
+        log_dir = self._summaries.log_dir
+        if log_dir is not None and self.projector and self._latest is not None:
+            self._write_projector(os.path.join(log_dir, _RUN), *self._latest)
         self._summaries.close()
         self._latest = None
 

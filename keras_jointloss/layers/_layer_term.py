@@ -8,10 +8,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._backend import in_replica, trains_functionally
+from keras_jointloss._backend import takes_turns, trains_functionally
 from keras_jointloss._loops import enclosing_scope, running_loop
 from keras_jointloss._math import divide_or_0
-from keras_jointloss._replicas import sum_of_replicas
+from keras_jointloss._replicas import own_share, sum_of_replicas
 from keras_jointloss._state import as_state
 from keras_jointloss.layers._late_loss import LateLoss, Step
 from keras_jointloss.terms.given_weight import Weight
@@ -100,7 +100,7 @@ class LayerTerm(keras.layers.Layer):
         # Keras requests the losses after the call, but not for prediction or export.
         step = self._running_step
         calls, step.calls = step.calls, []
-        if calls and not in_replica():
+        if calls and not takes_turns():
             self.add_loss(self._weighted_losses(calls))
         elif calls and self._is_gathered:
             step.losses.append(LateLoss(lambda: sum(self._weighted_losses(calls))))
@@ -171,21 +171,21 @@ def mean_over_items(
         mask: Which items take part, `(batch,)`, or `None`.
         sample_weight: The weight of each item, or `None`. An item of weight 0 is excluded.
         is_weighted_mean: Whether the sum is divided by the sum of the weights.
-        over_replicas: Whether the mean is over the items of all replicas. Their numbers and which
-            take part are still those of this replica.
+        over_replicas: Whether the mean is over the items of all replicas. The number of items is
+            then what a replica adds to the sum that Keras keeps of it.
     """
 
-    def mean(total, divisor):
+    def mean(total, divisor, items):
         if over_replicas:  # In one exchange.
-            sums = ops.append(total, divisor)
-            sums = sum_of_replicas(sums)
-            total, divisor = ops.reshape(sums[:-1], ops.shape(total)), sums[-1]
-        return divide_or_0(total, divisor)
+            sums = sum_of_replicas(ops.append(total, ops.stack([divisor, items])))
+            total, divisor = ops.reshape(sums[:-2], ops.shape(total)), sums[-2]
+            items = own_share(sums[-1])
+        return divide_or_0(total, divisor), items
 
     dtype = batch_size.dtype
     items = batch_size if mask is None else ops.sum(ops.cast(mask, dtype))
     if sample_weight is None:
-        return mean(ops.sum(compute(mask), axis=0), items), items, mask
+        return *mean(ops.sum(compute(mask), axis=0), items, items), mask
     weights = ops.reshape(ops.cast(sample_weight, dtype), (-1,))
     weights = weights if mask is None else ops.where(mask, weights, 0)
     valid = ops.not_equal(weights, 0)
@@ -193,7 +193,7 @@ def mean_over_items(
     values = compute(valid)
     if len(values.shape) == 2:
         weights = weights[:, None]
-    return mean(ops.sum(weights * values, axis=0), divisor), items, valid
+    return *mean(ops.sum(weights * values, axis=0), divisor, items), valid
 
 
 def validate_reduction(loss: Any, given: Any) -> None:

@@ -72,12 +72,13 @@ class ContrastiveTerm(LayerTerm):
             which receive no gradient; 0 to disable. The oldest are dropped first. Only for losses
             whose `has_memory` is true.
         metrics: Metrics of `keras_jointloss.metrics` to compute on the embeddings.
-        gather: Whether each replica of `tf.distribute` sees the embeddings, labels, masks and
-            sample weights of all replicas, so that training, evaluation and memory are those of one
-            device with the same global batches, also if the replicas get unequal shares of a batch.
+        gather: Whether each replica of `tf.distribute`, or process of `torch.distributed`, sees the
+            embeddings, labels, masks and sample weights of all replicas, so that training,
+            evaluation and memory are those of one device with the same global batches, also if the
+            replicas get unequal shares of a batch. All replicas must then compute the loss.
             `None`, the default, and `True`: yes. `False`: each compares its own items alone, which
             saves communication, and keeps a memory of its own; a saved file holds that of the
-            first. Without several replicas it changes nothing.
+            first. Without several replicas, and on JAX, it changes nothing.
         name: Name of the layer and of the term.
         **kwargs: `trainable` and `dtype`, as in `keras.layers.Layer`.
 

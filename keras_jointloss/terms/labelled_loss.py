@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_jointloss._backend import replica_count
+from keras_jointloss._backend import summed_replicas
 from keras_jointloss._masks import reduce_values
 from keras_jointloss._math import divide_or_0
 from keras_jointloss._replicas import counted_by
@@ -165,4 +165,4 @@ class LabelledLoss:
 
 def _mean(total, divisor):
     """Returns `total / divisor`, as one replica's part of the mean over all replicas."""
-    return counted_by(divide_or_0(total, divisor) / replica_count(), divisor)
+    return counted_by(divide_or_0(total, divisor) / summed_replicas(), divisor)

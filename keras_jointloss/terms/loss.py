@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._backend import in_replica, replica_count
+from keras_jointloss._backend import in_replica, summed_replicas
 from keras_jointloss._masks import reduce_values
 from keras_jointloss._replicas import counted_by
 from keras_jointloss.terms.by_shape import get_loss
@@ -131,6 +131,6 @@ class TermLoss(keras.losses.Loss):
 
 
 def _unscaled(loss):
-    """Returns the loss of this replica: Keras divides it by the number of replicas."""
-    replicas = replica_count()
+    """Returns the loss of this replica: Keras may divide it by their number."""
+    replicas = summed_replicas()
     return loss * replicas if replicas > 1 else loss

@@ -1,0 +1,42 @@
+"""What the processes of PyTorch's `torch.distributed` exchange."""
+
+
+def count_ranks() -> int:
+    """Returns the number of processes; 1 without `torch.distributed`."""
+    from torch import distributed
+
+    is_on = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if is_on else 1
+
+
+def sum_of_ranks(x):
+    """Returns the sum of a tensor over the processes. No gradient flows."""
+    from torch import distributed
+
+    x = x.detach().clone()
+    if x.device.type != "meta":  # Without values, while Keras builds a model.
+        distributed.all_reduce(x)
+    return x
+
+
+def rows_of_ranks(tensors: list) -> tuple[list, int]:
+    """Returns the rows of all processes for each tensor, and the index of the first own row."""
+    import torch
+    from torch import distributed
+
+    rows = len(tensors[0])
+    if tensors[0].device.type == "meta":
+        return [x.detach() for x in tensors], 0
+    own = torch.tensor([rows], device=tensors[0].device)
+    counts = [torch.zeros_like(own) for _ in range(count_ranks())]
+    distributed.all_gather(counts, own)
+    numbers = [int(count) for count in counts]
+    results = []
+    for x in tensors:
+        # All processes send the same number of rows.
+        padded = x.new_zeros((max(numbers), *x.shape[1:]))
+        padded[:rows] = x.detach()
+        parts = [torch.empty_like(padded) for _ in numbers]
+        distributed.all_gather(parts, padded)
+        results.append(torch.cat([x[:n] for x, n in zip(parts, numbers, strict=True)]))
+    return results, sum(numbers[: distributed.get_rank()])

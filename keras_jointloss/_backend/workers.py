@@ -1,0 +1,48 @@
+"""What several workers of TensorFlow exchange around the training step."""
+
+import keras
+
+
+def is_one_of_workers(strategy) -> bool:
+    """Returns whether a strategy of `tf.distribute` trains with other processes."""
+    import tensorflow as tf
+
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return False
+    return bool(strategy.cluster_resolver.cluster_spec().as_dict())
+
+
+def is_chief(strategy) -> bool:
+    """Returns whether this worker is the one that writes the logs."""
+    resolver = strategy.cluster_resolver
+    chief = "chief" if "chief" in resolver.cluster_spec().as_dict() else "worker"
+    return resolver.task_type == chief and resolver.task_id == 0
+
+
+def local_batch(batch, strategy):
+    """Returns the part of a batch that the first replica of this process receives."""
+    import tensorflow as tf
+
+    def first(x):
+        is_split = isinstance(x, tf.distribute.DistributedValues)
+        return strategy.experimental_local_results(x)[0] if is_split else x
+
+    return keras.tree.map_structure(first, batch)
+
+
+def mean_of_workers(values, strategy):
+    """Returns the means over all replicas of all workers, for a structure of values."""
+    return keras.tree.map_structure(lambda x: strategy.reduce("MEAN", x, axis=None), values)
+
+
+def numbers_of_workers(numbers: list[int], strategy) -> list[list[int]]:
+    """Returns the numbers that each replica passes, in the order of the replicas."""
+    import tensorflow as tf
+
+    @tf.function
+    def gather():
+        context = tf.distribute.get_replica_context()
+        return context.all_gather(tf.constant([numbers], "int64"), axis=0)
+
+    rows = strategy.experimental_local_results(strategy.run(gather))[0]
+    return rows.numpy().tolist()

@@ -1,0 +1,188 @@
+"""Several devices and processes train as one device does with the same global batches."""
+
+import functools
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import keras_jointloss as kj
+from tests.workers import models
+
+BACKEND = keras.backend.backend()
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    models.use_float64()
+    yield
+    models.use_float64(False)
+
+
+@functools.cache
+def expected():
+    """Returns what one device finds."""
+    return models.fitted(models.compiled(), models.INPUTS, models.TARGETS, batch_size=models.BATCH)
+
+
+def assert_as_expected(found):
+    """Asserts that all that one device finds has been found."""
+    assert_equal(found, expected())
+
+
+def assert_equal(found, expected):
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+def distribution(layout):
+    """Returns a distribution over four devices."""
+    devices = keras.distribution.list_devices()
+    if layout == "data":
+        return keras.distribution.DataParallel(devices=devices)
+    mesh = keras.distribution.DeviceMesh((2, 2), ("batch", "model"), devices)
+    layouts = keras.distribution.LayoutMap(mesh)
+    layouts["trunk/kernel"] = (None, "model")
+    return keras.distribution.ModelParallel(layout_map=layouts)
+
+
+def record_shards(monkeypatch):
+    """Returns a list that receives the shape of a device's part of the views in a compiled step."""
+    import jax
+
+    shapes, values = [], kj.losses.InfoNCE.values
+
+    def recorded(loss, views, *args, **kwargs):
+        def record(sharding):
+            shapes.append(sharding.shard_shape(views.shape))
+
+        jax.debug.inspect_array_sharding(jax.lax.stop_gradient(views), callback=record)
+        return values(loss, views, *args, **kwargs)
+
+    monkeypatch.setattr(kj.losses.InfoNCE, "values", recorded)
+    return shapes
+
+
+@pytest.mark.backend("jax")
+@pytest.mark.parametrize(("layout", "rows"), [("data", 2), ("model", 4)])
+def test_jax_devices_equal_one(monkeypatch, layout, rows):
+    expected()
+    shapes = record_shards(monkeypatch)
+    models.use_float64()
+    with distribution(layout).scope():
+        model = models.compiled()
+        data = models.INPUTS, models.TARGETS
+        assert_as_expected(models.fitted(model, *data, batch_size=models.BATCH))
+    assert {shape[0] for shape in shapes} == {rows}
+    kernel = model.get_layer("trunk").kernel.value
+    assert kernel.sharding.shard_shape((6, 8)) == (6, 8 if layout == "data" else 4)
+
+
+@pytest.mark.backend("jax")
+@pytest.mark.parametrize("loss", [kj.losses.InfoNCE(), kj.losses.SigLIP()])
+def test_no_jax_device_holds_all_similarities(loss):
+    import jax
+
+    items = 512
+    with distribution("data").scope():
+        layout = keras.distribution.distribution().get_data_layout((items, 2, 8)).backend_layout
+        gradient = jax.grad(lambda views: loss.values(views).mean())
+        views = jax.ShapeDtypeStruct((items, 2, 8), "float32")
+        step = jax.jit(gradient, in_shardings=layout, out_shardings=layout)
+        compiled = step.lower(views).compile()
+    matrix = items * items
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * matrix
+    shapes = re.findall(r"f32\[([\d,]+)\]", compiled.as_text())
+    sizes = {np.prod([int(n) for n in shape.split(",")]) for shape in shapes}
+    assert max(sizes) == matrix / 4  # Rows of its own, all columns.
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def start(folder, processes=2, killed_at=None, timeout=120):
+    """Starts processes that train together, and returns them."""
+    configuration = {
+        "out": str(folder),
+        "processes": processes,
+        "port": free_port(),
+        "killed_at": killed_at,
+        "timeout": timeout,
+    }
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    workers = []
+    for rank in range(processes):
+        with (folder / f"output_{rank}").open("w") as output:
+            worker = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "tests.workers",
+                    json.dumps({**configuration, "rank": rank}),
+                ],
+                cwd=Path(__file__).parents[1],
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        workers.append(worker)
+    return workers
+
+
+def join(folder, workers):
+    """Waits for processes that train together, and returns what each found."""
+    for rank, worker in enumerate(workers):
+        worker.wait(300)
+        assert worker.returncode == 0, (folder / f"output_{rank}").read_text()[-3000:]
+    return [dict(np.load(folder / f"found_{rank}.npz")) for rank in range(len(workers))]
+
+
+def assert_chief_alone_logs(folder):
+    names = {"joint_loss/total", "retrieval/tiles/recall_at_1"}
+    assert all(name in (folder / "logged_0").read_text() for name in names)
+    assert {path.name for path in folder.glob("tensorboard_0/*")} == {"train", "validation"}
+    assert (folder / "tensorboard_0" / "validation" / "projector_config.pbtxt").exists()
+    assert not (folder / "logged_1").exists()
+    assert not (folder / "tensorboard_1").exists()
+
+
+@pytest.mark.backend("jax")
+def test_processes_equal_one(tmp_path):
+    workers = start(tmp_path)
+    expected()
+    for found in join(tmp_path, workers):
+        assert_as_expected(found)
+    assert_chief_alone_logs(tmp_path)
+
+
+@pytest.mark.backend("tensorflow")
+def test_workers_resume_after_one_has_died(tmp_path):
+    survivor, dead = start(tmp_path, killed_at=[1, 2], timeout=20)
+    expected()
+    assert dead.wait(300) == -signal.SIGKILL, (tmp_path / "output_1").read_text()[-3000:]
+    assert survivor.wait(60) != 0
+    assert "tensorflow.python.framework.errors_impl" in (tmp_path / "output_0").read_text()
+    workers = start(tmp_path)
+    for rank, found in enumerate(join(tmp_path, workers)):
+        assert_as_expected({**np.load(tmp_path / f"epochs_{rank}" / "epoch_0.npz"), **found})
+    assert_chief_alone_logs(tmp_path)
+
+
+@pytest.mark.backend("torch")
+def test_processes_in_a_loop_equal_one(tmp_path):
+    workers = start(tmp_path)
+    model = models.for_loop()
+    one = models.looped(model, model, lambda batch: batch)
+    for found in join(tmp_path, workers):
+        assert_equal(found, one)

@@ -1,0 +1,30 @@
+"""When `enable_multi_worker_fit` refuses; `tests/test_devices.py` trains with it."""
+
+import keras
+import pytest
+
+import keras_jointloss as kj
+
+
+@pytest.mark.backend("jax", "torch")
+def test_refuses_other_backends():
+    with pytest.raises(RuntimeError, match="Expected the TensorFlow backend"):
+        kj.distribution.enable_multi_worker_fit()
+
+
+@pytest.mark.backend("tensorflow")
+@pytest.mark.parametrize("version", ["3.11.9", "3.16.0", "4.0.0"])
+def test_refuses_unknown_versions_of_keras(monkeypatch, version):
+    monkeypatch.setattr(keras, "__version__", version)
+    with pytest.raises(RuntimeError, match=f"Keras 3.12 to 3.15. Received: Keras {version}"):
+        kj.distribution.enable_multi_worker_fit()
+
+
+@pytest.mark.backend("tensorflow")
+def test_refuses_keras_without_the_functions(monkeypatch):
+    trainer = next(x for x in keras.Model.__mro__ if "_maybe_symbolic_build" in vars(x))
+    fit = trainer.fit
+    monkeypatch.delattr(trainer, "_maybe_symbolic_build")
+    with pytest.raises(ImportError, match=r"replaces `Model\._maybe_symbolic_build`"):
+        kj.distribution.enable_multi_worker_fit()
+    assert trainer.fit is fit
