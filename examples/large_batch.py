@@ -30,9 +30,9 @@ def build_image_tower(dim=64):
     """Returns a model that encodes each image independently of the others in the batch."""
     tower = keras.Sequential([keras.Input((32, 32, 3), dtype="uint8")], name="image_tower")
     tower.add(layers.Rescaling(1 / 127.5, offset=-1))
-    for filters in (16, 32, 64):  # 32 -> 16 -> 8 -> 4 pixels
+    for filters in (8, 16, 32):  # 32 -> 16 -> 8 -> 4 pixels
         tower.add(layers.Conv2D(filters, 3, padding="same", use_bias=False))
-        tower.add(layers.GroupNormalization(8))  # Batch normalization would depend on the chunk.
+        tower.add(layers.GroupNormalization(4))  # Batch normalization would depend on the chunk.
         tower.add(layers.ReLU())
         tower.add(layers.MaxPooling2D())
     tower.add(layers.Flatten())

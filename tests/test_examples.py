@@ -58,6 +58,14 @@ def check_emoji(lines):
     assert lines[-1].endswith("tensorboard --logdir logs")
 
 
+def check_large_batch(lines):
+    """Checks that chunks give the same losses as the plain tower in a fraction of its memory."""
+    plain, chunked = (row(lines, way) for way in ("plain", "in chunks"))
+    assert chunked[0] < plain[0] / 4
+    assert chunked[2:4] == pytest.approx(plain[2:4], rel=1e-3)
+    assert plain[3] < plain[2]
+
+
 def check_momentum(lines):
     """Checks that retrieval beats chance with a memory of 64 emoji and without a memory."""
     retrieved = [line for line in lines if line.startswith("memory of")]
@@ -137,6 +145,7 @@ SCRIPTS = {
         ["--epochs", "1", "--log-dir", "logs", "--save", "models/emoji.keras"],
         check_emoji,
     ),
+    "large_batch": (["--steps", "2"], check_large_batch),
     "missing_targets": (["--epochs", "10"], check_missing_targets),
     "momentum": (
         ["--epochs", "1", "--batch-size", "128", "--memory-sizes", "0", "64"],
@@ -166,7 +175,7 @@ BACKENDS = {
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_example(name, tmp_path, monkeypatch, capsys):
+def test_example(name, tmp_path, monkeypatch, capfd):
     if keras.backend.backend() not in BACKENDS.get(name, ("torch",)):
         pytest.skip("what it uses of the package is trained on this backend by other tests")
     arguments, check = SCRIPTS[name]
@@ -175,4 +184,4 @@ def test_example(name, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.setattr("sys.argv", [script, *arguments])
     runpy.run_path(script, run_name="__main__")
-    check(capsys.readouterr().out.splitlines())
+    check(capfd.readouterr().out.splitlines())
