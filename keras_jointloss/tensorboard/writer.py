@@ -4,8 +4,14 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+
+from keras_jointloss.tensorboard.marker import EPOCHS_TAG, PLUGIN, TRAINING_TAG, format_training
+
+#: What has been written is on disk after this time at the latest, even if the process is killed.
+FLUSH_SECONDS = 10
 
 
 class SummaryWriter:
@@ -34,7 +40,9 @@ class SummaryWriter:
             os.makedirs(self.log_dir, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.log_dir):
                 pass
-        self._writer = EventFileWriter(self.log_dir)
+        self._writer = EventFileWriter(self.log_dir, flush_secs=FLUSH_SECONDS)
+        # The tags whose metadata is in the file: it need not follow with every value.
+        self._known: set[str] = set()
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Writes scalars by tag, all at the same step."""
@@ -86,17 +94,37 @@ class SummaryWriter:
         values = {metadata.CONFIG_SUMMARY_TAG: layout.SerializeToString()}
         self._write(values, metadata.create_summary_metadata(), step=0)
 
+    def training(
+        self, schedules: Mapping[str, tuple[Sequence[int], Sequence[float]]], step: int, end: int
+    ) -> None:
+        """Writes facts about the training for the "Joint loss" dashboard.
+
+        Args:
+            schedules: By term, the steps and the weights of its schedule.
+            step: The training step.
+            end: The step at which training is to end.
+        """
+        self._write({TRAINING_TAG: format_training(schedules, end)}, _own_metadata(), step)
+
+    def epochs(self, count: float, step: int) -> None:
+        """Writes for the "Joint loss" dashboard how many epochs have ended at a step."""
+        self._write({EPOCHS_TAG: np.float32(count)}, _own_metadata(), step)
+
     def _write(self, values, metadata, step: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.util.tensor_util import make_tensor_proto
 
-        summary = Summary(
-            value=[
-                Summary.Value(tag=tag, metadata=metadata, tensor=make_tensor_proto(value))
-                for tag, value in values.items()
-            ]
-        )
+        parts = []
+        for tag, value in values.items():
+            known = None if tag in self._known else metadata
+            parts.append(Summary.Value(tag=tag, metadata=known, tensor=make_tensor_proto(value)))
+        self._known.update(values)
+        self.summary(Summary(value=parts), step)
+
+    def summary(self, summary: Any, step: int) -> None:
+        """Writes a `Summary` message of TensorBoard."""
+        from tensorboard.compat.proto.event_pb2 import Event
+
         self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
 
     def flush(self) -> None:
@@ -106,3 +134,13 @@ class SummaryWriter:
     def close(self) -> None:
         """Flushes everything to disk and closes the file."""
         self._writer.close()
+
+
+def _own_metadata() -> Any:
+    """Returns the metadata of our own plugin, whose tab TensorBoard then shows."""
+    from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, SummaryMetadata
+
+    # Without the class, TensorBoard's default loader does not show the data to the plugin.
+    return SummaryMetadata(
+        plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN), data_class=DATA_CLASS_TENSOR
+    )
