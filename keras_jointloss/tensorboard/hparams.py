@@ -41,10 +41,12 @@ def write_hparams(
     ...     write_hparams(log_dir, {"weighting": "none", "weight/pair": 0.5}, {"val_loss": 1.2})
     """
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-    from tensorboard.plugins.hparams import api, api_pb2, metadata, plugin_data_pb2
+
+    # Not `api`, which imports TensorFlow.
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
 
     log_dir = os.fspath(log_dir)
-    start = api.hparams_pb(dict(hparams), trial_id=log_dir, start_time_secs=start_time)
+    start = summary_v2.hparams_pb(dict(hparams), trial_id=log_dir, start_time_secs=start_time)
     end = plugin_data_pb2.HParamsPluginData(
         version=metadata.PLUGIN_DATA_VERSION,
         session_end_info=plugin_data_pb2.SessionEndInfo(
