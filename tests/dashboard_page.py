@@ -52,9 +52,9 @@ def get(address):
             return error.code, error.read()
 
 
-def wait_for(condition, *errors):
+def wait_for(condition, *errors, seconds=SECONDS):
     """Returns what is true in the end, or fails."""
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         with contextlib.suppress(*errors):
             found = condition()

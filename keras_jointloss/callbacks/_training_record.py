@@ -1,7 +1,7 @@
 """What a training logs about itself: schedules, ends of epochs, hyperparameters and results."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -101,10 +101,21 @@ def follow_schedules(
         return {}
     steps = np.unique(np.linspace(begin, end, _POINTS).round().astype("int64")).tolist()
     return {
-        name: (steps, [max(0.0, float(weight.schedule(ops.cast(x, "int32")))) for x in steps])
+        name: (steps, [max(0.0, value) for value in _evaluate(weight.schedule, steps)])
         for name, weight in terms.items()
         if weight.schedule is not None
     }
+
+
+def _evaluate(schedule: Callable, steps: list[int]) -> list[float]:
+    """Returns the values of a schedule at steps, at once if it can."""
+    try:
+        values = ops.convert_to_numpy(schedule(ops.convert_to_tensor(steps, "int32")))
+    except Exception:  # A custom schedule need not take several steps, and may raise anything.
+        values = np.empty(0)
+    if values.shape == (len(steps),):
+        return values.tolist()
+    return [float(schedule(ops.convert_to_tensor(step, "int32"))) for step in steps]
 
 
 def hyperparameters(

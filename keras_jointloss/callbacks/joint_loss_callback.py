@@ -180,7 +180,7 @@ class JointLossCallback(keras.callbacks.Callback):
         self._warnings.start_epoch()
         self._begin_step = self._written_step = self._training_step()
         self._batches = 0
-        self._record.start_epoch(epoch, self._begin_step, self.params)
+        self._record.start_epoch(epoch, self._begin_step, self.params or {})
 
     def on_train_batch_begin(self, batch, logs=None):
         self._batches += 1

@@ -134,10 +134,10 @@ class JointLossPlugin(base_plugin.TBPlugin):
         """Returns sentences about what a reader may miss in a run."""
         notes = []
         if not self._logs.is_complete(run):
-            how = "start it with --samples_per_plugin scalars=0 for all of them, or read all with"
+            more = "Start TensorBoard with --samples_per_plugin scalars=0 for more points, or draw"
             notes.append(
-                f"{run.name}: TensorBoard has kept a sample of the points; {how} "
-                "kj.tensorboard.read(log_dir) or kj.plot(log_dir)."
+                f"{run.name}: points are left out, a line has {self._logs.limit:,} at most. "
+                f"{'Draw' if self._logs.keeps_more else more} all of them with kj.plot(log_dir)."
             )
         parts = {split: run.split(split) for split in ("train", "validation") if run.split(split)}
         ends = {split: tags.last_point() for split, tags in parts.items()}

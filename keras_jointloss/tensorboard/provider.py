@@ -15,8 +15,9 @@ from keras_jointloss.tensorboard.runs import Run, Series
 PREFIXES = ("joint_loss/", "gradients/", "retrieval/")
 #: The number of points of a tag that TensorBoard keeps by default.
 _DEFAULT_SAMPLES = 1000
-#: More points of a tag are not asked for: TensorBoard picks them at random, and the last one.
-MOST_POINTS = 20_000
+#: More points of a tag are not asked for, so that a figure takes a second: TensorBoard picks them
+#: at random, and the last one.
+MOST_POINTS = 5_000
 #: The number of points that are kept for the next request, about 100 MB.
 _MOST_CACHED = 4_000_000
 #: The number of points to read at once.
@@ -35,8 +36,11 @@ class Logs:
     def __init__(self, provider: Any, samples: int | None = None, root: str = "run"):
         self._provider = provider
         self._root = root
-        #: The number of points of a tag that TensorBoard keeps at most; 0 for all.
-        self.samples = _DEFAULT_SAMPLES if samples is None else samples
+        kept = _DEFAULT_SAMPLES if samples is None else samples
+        #: Whether TensorBoard keeps more points of a tag than a figure uses.
+        self.keeps_more = kept == 0 or kept > MOST_POINTS
+        #: The number of points of a tag that a figure uses at most.
+        self.limit = MOST_POINTS if self.keeps_more else kept
         self._cache: OrderedDict[tuple[str, str, str], tuple[Any, Series]] = OrderedDict()
         self._lock = threading.Lock()
         self._cached_points = 0
@@ -88,18 +92,17 @@ class Logs:
                     result[tag] = self._cache[key][1]
                     self._cache.move_to_end(key)
         missing = [tag for tag in versions if tag not in result]
-        limit = MOST_POINTS if not self.samples else min(self.samples, MOST_POINTS)
-        size = max(1, _READ_AT_ONCE // limit)
+        size = max(1, _READ_AT_ONCE // self.limit)
         for start in range(0, len(missing), size):
             part = missing[start : start + size]
-            new = self._fetch(context, experiment, run, part, limit)
+            new = self._fetch(context, experiment, run, part)
             result.update(new)
             with self._lock:
                 for tag, series in new.items():
                     self._keep((experiment, run, tag), versions[tag], series)
         return result
 
-    def _fetch(self, context, experiment, run, tags, limit) -> dict[str, Series]:
+    def _fetch(self, context, experiment, run, tags) -> dict[str, Series]:
         from tensorboard.data.provider import RunTagFilter
         from tensorboard.plugins.scalar import metadata
 
@@ -107,7 +110,7 @@ class Logs:
             context,
             experiment_id=experiment,
             plugin_name=metadata.PLUGIN_NAME,
-            downsample=limit,
+            downsample=self.limit,
             run_tag_filter=RunTagFilter(runs=[run], tags=tags),
         )
         return {
@@ -128,9 +131,8 @@ class Logs:
 
     def is_complete(self, run: Run) -> bool:
         """Returns whether no point is left out of the series of a run that have been used."""
-        limit = MOST_POINTS if not self.samples else min(self.samples, MOST_POINTS)
         parts = [part for part in (run.train, run.validation) if isinstance(part, _Tags)]
-        return all(len(x.steps) < limit for part in parts for x in part.used.values())
+        return all(len(x.steps) < self.limit for part in parts for x in part.used.values())
 
 
 class _Tags(Mapping[str, Series]):

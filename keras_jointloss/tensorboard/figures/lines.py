@@ -53,7 +53,7 @@ def weights(runs: Sequence[Run], view: View) -> go.Figure:
     has_train = any(tag.endswith("/weight") for run in runs for tag in run.train)
     panels = _panels(runs, view, names, quantities, ("train",) if has_train else view.splits)
     own = select_marks(runs, view)
-    for run in runs if "train" in view.splits else ():
+    for run in runs if has_train else ():
         panel = next((x for x in panels for line in x.lines if line.run is run), None)
         for term, schedule in run.schedules.items():
             tag = run.train.get(term_tag(term, "weight"))

@@ -347,6 +347,7 @@ async function refresh() {
     if (request === latest) {
       ui.main.removeAttribute("aria-busy");
       ui.main.dataset.drawn = String(request);
+      ui.main.dataset.first ??= String(performance.now());
     }
   }
 }
