@@ -49,7 +49,7 @@ class SummaryWriter:
         from tensorboard.plugins.scalar import metadata
 
         scalar = metadata.create_summary_metadata(display_name="", description="")
-        self._write({tag: np.float32(value) for tag, value in values.items()}, scalar, step)
+        self._write_numbers(values, scalar, step)
 
     def image(self, tag: str, image: np.ndarray, step: int, description: str = "") -> None:
         """Writes an image.
@@ -108,17 +108,38 @@ class SummaryWriter:
 
     def epochs(self, count: float, step: int) -> None:
         """Writes for the "Joint loss" dashboard how many epochs have ended at a step."""
-        self._write({EPOCHS_TAG: np.float32(count)}, _own_metadata(), step)
+        self._write_numbers({EPOCHS_TAG: count}, _own_metadata(), step)
 
-    def _write(self, values, metadata, step: int) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
+    def _write_numbers(self, values: Mapping[str, float], metadata, step: int) -> None:
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+        from tensorboard.compat.proto.types_pb2 import DT_FLOAT
+
+        # What `make_tensor_proto` returns, ten times as fast: each step may wait for it.
+        shape = TensorShapeProto()
+        self._write_tensors(
+            {
+                tag: TensorProto(dtype=DT_FLOAT, tensor_shape=shape, float_val=[float(value)])
+                for tag, value in values.items()
+            },
+            metadata,
+            step,
+        )
+
+    def _write(self, values: Mapping[str, Any], metadata, step: int) -> None:
         from tensorboard.util.tensor_util import make_tensor_proto
 
+        tensors = {tag: make_tensor_proto(value) for tag, value in values.items()}
+        self._write_tensors(tensors, metadata, step)
+
+    def _write_tensors(self, tensors: Mapping[str, Any], metadata, step: int) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
         parts = []
-        for tag, value in values.items():
+        for tag, tensor in tensors.items():
             known = None if tag in self._known else metadata
-            parts.append(Summary.Value(tag=tag, metadata=known, tensor=make_tensor_proto(value)))
-        self._known.update(values)
+            parts.append(Summary.Value(tag=tag, metadata=known, tensor=tensor))
+        self._known.update(tensors)
         self.summary(Summary(value=parts), step)
 
     def summary(self, summary: Any, step: int) -> None:
