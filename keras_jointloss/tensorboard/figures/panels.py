@@ -14,7 +14,7 @@ from keras_jointloss.tensorboard.runs import Run, Series
 
 _HEIGHT = 270
 #: The number of points that a page draws without delay.
-_MOST_POINTS = 60_000
+_MOST_POINTS = 30_000
 _FEWEST_POINTS = 60
 _TITLES = {"step": "step", "epoch": "epoch", "time": "minutes"}
 
@@ -76,6 +76,12 @@ def grid(view: View, titles: Sequence[str], columns: int, height: int = _HEIGHT)
     return figure
 
 
+def axes(index: int) -> dict[str, str]:
+    """Returns the names of the axes of a panel, for a trace."""
+    suffix = "" if index == 0 else str(index + 1)
+    return {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+
+
 def place(index: int, columns: int) -> dict[str, int]:
     """Returns the row and the column of a panel."""
     return {"row": index // columns + 1, "col": index % columns + 1}
@@ -95,20 +101,22 @@ def draw_panels(panels: Sequence[Panel], view: View, columns: int) -> go.Figure:
     limit = point_limit(view, sum(len(panel.lines) for panel in panels))
     named: set[str] = set()
     firsts: dict[str, str] = {}
+    traces = []
     for index, panel in enumerate(panels):
         at = place(index, columns)
         for line in panel.lines:
-            figure.add_trace(_trace(line, view, limit, line.name not in named), **at)
+            traces.append({**_trace(line, view, limit, line.name not in named), **axes(index)})
             named.add(line.name)
-        suffix = "" if index == 0 else str(index + 1)
-        match = firsts.setdefault(panel.group or str(index), f"y{suffix}")
+        own = axes(index)["yaxis"]
+        match = firsts.setdefault(panel.group or str(index), own)
         figure.update_yaxes(
             title_text=panel.y,
             type=panel.scale,
             dtick=_tick(panels, panel),
-            matches=None if match == f"y{suffix}" else match,
+            matches=None if match == own else match,
             **at,
         )
+    figure.add_traces(traces)
     finish_x_axes(figure, view)
     _add_key(figure, panels, view)
     return figure
@@ -146,13 +154,15 @@ def nothing(what: str) -> NothingToShowError:
     return NothingToShowError(f"The runs have no {what} to show with these settings.")
 
 
-def _trace(line: Line, view: View, limit: int, is_first: bool) -> go.Scatter:
+def _trace(line: Line, view: View, limit: int, is_first: bool) -> dict[str, Any]:
+    # Not a `Scatter`: Plotly would validate and copy it twice.
     series = line.series.without_restarts()
     values = smooth(series.values, view.smoothing)
     keep = thin(values[None], limit)
     x = line.run.positions(series.at(keep), view.x)
     mark, is_short = line.mark, len(keep) < 25
-    return go.Scatter(
+    return dict(
+        type="scatter",
         x=x,
         y=values[keep],
         name=text(f"{line.name}{f' ({line.note})' if line.note else ''}"),

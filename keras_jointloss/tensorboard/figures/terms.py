@@ -10,6 +10,7 @@ from keras_jointloss.tensorboard.figures.lines import select_marks
 from keras_jointloss.tensorboard.figures.panels import (
     Line,
     Panel,
+    axes,
     draw_panels,
     finish_x_axes,
     grid,
@@ -52,13 +53,15 @@ def terms(runs: Sequence[Run], view: View) -> go.Figure:
     figure = grid(view, titles, columns)
     limit = point_limit(view, sum(len(found) + 1 for _, _, found in cells))
     named: set[str] = set()
+    traces = []
     for index, (run, split, found) in enumerate(cells):
         at = place(index, columns)
         for trace in _stack(run, split, found, view, marks, limit, index):
-            trace.showlegend = trace.legendgroup not in named
-            named.add(trace.legendgroup)
-            figure.add_trace(trace, **at)
+            group = trace["legendgroup"]
+            traces.append({**trace, **axes(index), "showlegend": group not in named})
+            named.add(group)
         figure.update_yaxes(title_text=label, matches="y" if index else None, **at)
+    figure.add_traces(traces)
     figure.update_yaxes(tickformat=".0%" if view.share else None, type=view.scale or "linear")
     finish_x_axes(figure, view)
     return figure
@@ -91,7 +94,8 @@ def _stack(run, split, found, view, marks, limit, index):
         for part, stack in ((above, "above"), (below, "below")):
             if stack == "below" and not part.any():
                 continue
-            yield go.Scatter(
+            yield dict(
+                type="scatter",
                 x=x,
                 y=part,
                 name=text(name),
@@ -111,7 +115,8 @@ def _stack(run, split, found, view, marks, limit, index):
                 legendgroup=name,
                 meta={"run": run.name, "split": split, "term": name, "stack": stack},
             )
-    yield go.Scatter(
+    yield dict(
+        type="scatter",
         x=x,
         y=reference[keep],
         name="total",
