@@ -22,6 +22,8 @@ const RUNS_AT_FIRST = 4;
 let state = {...DEFAULTS};
 let index = {runs: [], terms: [], values: []};
 let latest = 0;
+let reloads = 0;
+let shownRows = "";
 const ui = {};
 
 function make(tag, attributes = {}, ...children) {
@@ -258,6 +260,12 @@ function clearChart() {
   ui.notes.replaceChildren();
 }
 
+function clearAll() {
+  clearChart();
+  ui.table.replaceChildren();
+  shownRows = "";
+}
+
 function number(value) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
@@ -354,8 +362,7 @@ async function refresh() {
 
 async function draw(request) {
   if (!index.runs.length) {
-    clearChart();
-    ui.table.replaceChildren();
+    clearAll();
     say("No values of a joint loss yet. Train with "
       + "keras_jointloss.callbacks.JointLossCallback(log_dir=...) and start TensorBoard on that "
       + "folder. Values appear at the end of the first epoch; then reload. A run whose event file "
@@ -363,17 +370,22 @@ async function draw(request) {
     return;
   }
   if (!shownRuns().length || (state.term !== null && !shownTerms().length)) {
-    clearChart();
-    ui.table.replaceChildren();
+    clearAll();
     say(`Choose a ${shownRuns().length ? "term" : "run"} on the left.`);
     return;
   }
   if (!ui.chart.data) say("Loading …");
+  // The table depends on less than the figure.
+  const rows = JSON.stringify([reloads, shownRuns(), shownTerms()]);
   const [answer, table] = await Promise.all([
-    index.plotly ? ask("figure?" + query()) : null, ask("table?" + query()),
+    index.plotly ? ask("figure?" + query()) : null,
+    rows === shownRows ? null : ask("table?" + query()),
   ]);
   if (request !== latest) return;
-  showTable(table.rows);
+  if (table !== null) {
+    showTable(table.rows);
+    shownRows = rows;
+  }
   if (answer === null) {
     say(`The figures need Plotly. Install it beside TensorBoard, then start it again: ${index.install}`);
     return;
@@ -400,6 +412,7 @@ async function draw(request) {
 async function reload() {
   try {
     index = await ask("runs");
+    reloads += 1;
   } catch (error) {
     say(error.message, true);
     return;
