@@ -99,13 +99,15 @@ def _add_weighted(tags: dict[str, Series], terms: list[str]) -> None:
         share = tags.get(f"joint_loss/{term}/share")
         if total is not None and share is not None and len(share.values) == len(total.values):
             values = share.values * total.values
-            tags[f"joint_loss/{term}/weighted"] = total._replace(values=values)
+            tags[f"joint_loss/{term}/weighted"] = Series(total.steps, total.wall_times, values)
             parts.append(values)
     if total is None or not parts:
         return
     other = total.values - np.sum(np.nan_to_num(parts), axis=0)
     size = np.abs([total.values, *parts]).max(axis=0)
     if np.nanmax(np.abs(other) / np.maximum(size, 1e-30)) > 1e-4:  # Not from rounding alone.
-        tags["joint_loss/other"] = total._replace(values=other)
+        tags["joint_loss/other"] = Series(total.steps, total.wall_times, other)
         with np.errstate(divide="ignore", invalid="ignore"):
-            tags["joint_loss/other/share"] = total._replace(values=other / total.values)
+            tags["joint_loss/other/share"] = Series(
+                total.steps, total.wall_times, other / total.values
+            )

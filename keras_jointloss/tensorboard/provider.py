@@ -42,7 +42,7 @@ class Logs:
         #: The number of points of a tag that a figure uses at most.
         self.limit = MOST_POINTS if self.keeps_more else kept
         self._cache: OrderedDict[tuple[str, str, str], tuple[Any, Series]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._cache_lock = threading.Lock()
         self._cached_points = 0
 
     def runs(self, context: Any, experiment: str) -> list[Run]:
@@ -85,7 +85,7 @@ class Logs:
             versions: By tag, what changes when there are new points.
         """
         result: dict[str, Series] = {}
-        with self._lock:
+        with self._cache_lock:
             for tag, version in versions.items():
                 key = experiment, run, tag
                 if key in self._cache and self._cache[key][0] == version:
@@ -97,7 +97,7 @@ class Logs:
             part = missing[start : start + size]
             new = self._fetch(context, experiment, run, part)
             result.update(new)
-            with self._lock:
+            with self._cache_lock:
                 for tag, series in new.items():
                     self._keep((experiment, run, tag), versions[tag], series)
         return result

@@ -101,7 +101,7 @@ def gradients(runs: Sequence[Run], view: View) -> go.Figure:
     }
     panels = _panels(runs, view, names, quantities, ("train",))
     panels = [
-        panel._replace(scale="log" if panel.y == "norm" and can_be_log([panel]) else "linear")
+        panel.changed(scale="log" if panel.y == "norm" and can_be_log([panel]) else "linear")
         for panel in panels
     ]
     conflict = Mark("#D55E00", "", "circle", False)
@@ -156,7 +156,7 @@ def retrieval(runs: Sequence[Run], view: View) -> go.Figure:
     quantities: dict[str, TagOf] = {words: partial(tag_of, way=way) for way, words in _WAYS.items()}
     own = marks(list(labels))
     panels = _panels(runs, view, list(labels), quantities, ("validation",), own)
-    panels = [panel._replace(y="recall", group="recall") for panel in panels]
+    panels = [panel.changed(y="recall", group="recall") for panel in panels]
     figure = draw_panels(_scaled(panels, view, "linear"), view, 2)
     figure.update_yaxes(tickformat=".0%")
     return figure
@@ -180,7 +180,7 @@ def _columns(panels: Sequence[Panel], quantities) -> int:
 def _scaled(panels: list[Panel], view: View, default: str | None) -> list[Panel]:
     """Returns the panels with the axes that the view asks for, or else the default ones."""
     scale = view.scale or (default if default != "log" or can_be_log(panels) else "linear")
-    return panels if scale is None else [panel._replace(scale=scale) for panel in panels]
+    return panels if scale is None else [panel.changed(scale=scale) for panel in panels]
 
 
 def _panels(

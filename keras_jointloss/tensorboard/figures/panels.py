@@ -58,6 +58,10 @@ class Panel(NamedTuple):
     scale: str = "linear"
     group: str = ""
 
+    def changed(self, **fields: Any) -> "Panel":
+        """Returns the panel with other values of some fields."""
+        return Panel(**{**dict(zip(Panel.__annotations__, self, strict=True)), **fields})
+
 
 def grid(view: View, titles: Sequence[str], columns: int, height: int = _HEIGHT) -> go.Figure:
     """Returns an empty figure with a pair of axes for each title."""
