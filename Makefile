@@ -18,7 +18,7 @@ PYTEST := python -m pytest -n $(WORKERS) --dist worksteal
 LOWER_BOUNDS_TESTS := $(addprefix tests/,test_callbacks.py test_clock.py test_joint.py test_layers.py test_loss_term.py \
   test_output_weight.py test_ownership.py test_training.py)
 
-.PHONY: help demo test test-jax test-torch test-lower-bounds test-all environments coverage lint format bench bench-losses bench-gradients clean
+.PHONY: help demo test test-jax test-torch test-lower-bounds test-all environments coverage lint format bench bench-losses bench-dashboard bench-gradients clean
 
 help:  ## Tell what there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -65,6 +65,10 @@ bench: .venv/package.stamp  ## Measure what the package costs in time, as ratios
 bench-losses: .venv/package.stamp  ## Measure time and memory of the contrastive losses at large batches.
 	.venv/bin/python -m tests.benchmarks.benchmark_contrastive $(ARGS)
 
+bench-dashboard: .venv/develop.stamp  ## Measure what logging costs, and how fast the dashboard is with large logs.
+	.venv/bin/python -m tests.benchmarks.benchmark_logging $(ARGS)
+	.venv/bin/python -m tests.benchmarks.benchmark_dashboard $(ARGS)
+
 bench-gradients: .venv/package.stamp  ## Measure what combining gradients costs in time, as ratios.
 	.venv/bin/python -m tests.benchmarks.benchmark_balancing $(ARGS)
 
@@ -78,7 +82,7 @@ share = .venv/bin/python -c "$(PURELIB)" > $$($(1)/bin/python -c "$(PURELIB)")/s
 
 .venv/package.stamp: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --editable .
+	.venv/bin/python -m pip install --quiet --editable ".[dashboard]"
 	touch $@
 
 .venv/develop.stamp: .venv/package.stamp

@@ -133,16 +133,13 @@ def pareto_front(points):
 
 def write_hparams(runs, grid, folder):
     """Writes the grid for the HParams dashboard of TensorBoard, a run for each weight."""
-    import tensorflow as tf
-    from tensorboard.plugins.hparams import api as hparams
-
     for weight in grid:
         accuracy, explained = runs[grid_name(weight)][0].mean(axis=0)
-        run = str(Path(folder) / f"weight_{weight:g}")
-        with tf.summary.create_file_writer(run).as_default():
-            hparams.hparams({"meaning_weight": weight}, trial_id=f"weight_{weight:g}")
-            tf.summary.scalar("held_out/category_accuracy", accuracy, step=0)
-            tf.summary.scalar("held_out/meaning_explained", explained, step=0)
+        kj.tensorboard.write_hparams(
+            Path(folder) / f"weight_{weight:g}",
+            {"meaning_weight": weight},
+            {"held_out/category_accuracy": accuracy, "held_out/meaning_explained": explained},
+        )
 
 
 def draw(runs, grid, path):

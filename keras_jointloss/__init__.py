@@ -19,10 +19,19 @@ _SUBMODULES = (
 _ATTRIBUTES = {
     "joint_loss": "joint",
     "LossWeight": "terms.output_weight",
+    "plot": "tensorboard.plot",
     "report": "reports",
 }
 
-__all__ = ["LossWeight", "__version__", "custom_objects", "joint_loss", "report", *_SUBMODULES]
+__all__ = [
+    "LossWeight",
+    "__version__",
+    "custom_objects",
+    "joint_loss",
+    "plot",
+    "report",
+    *_SUBMODULES,
+]
 
 
 def __getattr__(name):

@@ -1,12 +1,14 @@
 """The TensorBoard runs of training, and the charts that show all terms together."""
 
 import os
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import keras
 
 from keras_jointloss._backend import is_chief
+from keras_jointloss._loops import enclosing_callbacks
 from keras_jointloss.tensorboard import SummaryWriter
 
 # The charts of the custom scalars dashboard, with the tags in each.
@@ -26,6 +28,8 @@ _GRADIENT_CHARTS = {
 
 #: Called with the run, the scalars by tag, and the training step.
 OnLog: TypeAlias = Callable[[str, dict[str, float], int], Any]
+#: By term, the steps and the weights of its schedule.
+Schedules: TypeAlias = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 
 
 def validate_on_log(on_log: Any) -> OnLog | None:
@@ -75,6 +79,10 @@ class Summaries:
         if self.log_dir is None or run in self._writers:
             return
         self._writers[run] = writer = SummaryWriter(os.path.join(self.log_dir, run))
+        # `fit` calls no hook if it fails or is interrupted, but then its list of callbacks goes.
+        owner = enclosing_callbacks()
+        if owner is not None:
+            weakref.finalize(owner, writer.close)
         charts = _TERM_CHARTS if self._has_terms else {}
         if self._has_gradients and run == "train":
             charts = {**charts, **_GRADIENT_CHARTS}
@@ -89,11 +97,24 @@ class Summaries:
         if self._on_log is not None:
             self._on_log(run, dict(values), step)
 
-    def image(self, run: str, tag: str, picture: Any, step: int, description: str) -> None:
-        """Writes a picture."""
+    def images(self, run: str, images: Iterable[tuple[str, Any, str]], step: int) -> None:
+        """Writes images, given as tag, image and description. Without a folder, draws none."""
         self.open(run)
         if run in self._writers:
-            self._writers[run].image(tag, picture, step, description)
+            for tag, image, description in images:
+                self._writers[run].image(tag, image, step, description)
+
+    def start(self, run: str, epoch: int, step: int, end: int, schedules: Schedules) -> None:
+        """Writes where a training starts and is to end, and the schedules of its terms."""
+        if run in self._writers:
+            self._writers[run].training(schedules, step, end)
+            self._writers[run].epochs(epoch, step)
+
+    def end_epoch(self, run: str, epoch: int, step: int) -> None:
+        """Writes that an epoch has ended, and flushes all runs."""
+        if run in self._writers:
+            self._writers[run].epochs(epoch + 1, step)
+        self.flush()
 
     def flush(self) -> None:
         """Writes buffered data to the files."""

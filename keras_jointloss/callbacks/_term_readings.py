@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Iterator
 
+import keras
+
 from keras_jointloss.callbacks._fixed_total import FixedTotal
 from keras_jointloss.model_terms import ModelTerms
 from keras_jointloss.reports import Contribution, Report, RunReport, is_rounding, rest, share
@@ -154,6 +156,12 @@ class TermReadings:
             for name, reading in readings.items():
                 if not math.isfinite(reading.get("loss", 0.0)):
                     yield name, reading["loss"], run
+
+
+def has_regularizers(model: keras.Model) -> bool:
+    """Returns whether a trainable variable of the model has a regularizer."""
+    variables = model.trainable_variables
+    return any(getattr(variable, "regularizer", None) is not None for variable in variables)
 
 
 def _contribution(reading: dict[str, float], total: float) -> Contribution:

@@ -11,7 +11,8 @@ from keras_jointloss._loops import enclosing_callbacks, move_to_front, running_l
 from keras_jointloss.callbacks._fixed_total import FixedTotal, validate_fixed_weights
 from keras_jointloss.callbacks._gradient_readings import GradientReadings, Statistics
 from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_on_log
-from keras_jointloss.callbacks._term_readings import Readings, TermReadings
+from keras_jointloss.callbacks._term_readings import Readings, TermReadings, has_regularizers
+from keras_jointloss.callbacks._training_record import TrainingRecord, validate_hyperparameters
 from keras_jointloss.callbacks._training_warnings import TrainingWarnings
 from keras_jointloss.model_terms import ModelTerms
 from keras_jointloss.reports import Report
@@ -63,9 +64,8 @@ class JointLossCallback(keras.callbacks.Callback):
 
     Means run from the start of the epoch. `raw` weights the items that take part equally, the
     others weight each batch by its size, as Keras averages `loss`. (In Keras' own `<term>_loss` a
-    smaller last batch may count fully.) The custom scalars dashboard of TensorBoard shows all terms
-    in one chart. `log_dir` may be the same as that of a `keras.callbacks.TensorBoard` in the same
-    `fit`.
+    smaller last batch may count fully.) TensorBoard's tab "Joint loss" shows all of them.
+    `log_dir` may be that of a `keras.callbacks.TensorBoard` in the same `fit`.
 
     `History` contains `<term>_loss`, `<term>_weight` and `<term>_share` of every term, even where
     Keras does not show them itself, and the gradient statistics above, with underscores for
@@ -89,6 +89,9 @@ class JointLossCallback(keras.callbacks.Callback):
         on_log: Called as `on_log(run, {tag: value}, step)` with all scalars above, wherever they
             are written, also without `log_dir`: for another tracker. `run` is `"train"` or
             `"validation"`. Of several processes only the chief writes and calls.
+        hparams: Hyperparameters of the user for TensorBoard's HParams dashboard, or `{}`. `fit`
+            then writes them at its end to `log_dir/hparams`, with the weights, the weighting and
+            the aggregator, and as metrics the last losses and metrics in the `logs`.
 
     Raises:
         ValueError: If an argument is invalid; at the start of `fit`, if the model has no term and
@@ -112,6 +115,7 @@ class JointLossCallback(keras.callbacks.Callback):
         update_freq: str | int = "epoch",
         validation_weights: Mapping[str, float] | str | None = None,
         on_log: OnLog | None = None,
+        hparams: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         is_count = isinstance(update_freq, int) and not isinstance(update_freq, bool)
@@ -124,6 +128,7 @@ class JointLossCallback(keras.callbacks.Callback):
         self.update_freq = update_freq
         self.validation_weights = validate_fixed_weights(validation_weights, "validation_weights")
         self.on_log = validate_on_log(on_log)
+        self.hparams = validate_hyperparameters(hparams)
         has_logs = self.log_dir is not None or on_log is not None
         self._writes_batches = has_logs and update_freq != "epoch"
         # Keras runs batch hooks in the background if all are safe there. Empty hooks are.
@@ -133,6 +138,7 @@ class JointLossCallback(keras.callbacks.Callback):
         self._readings: Any = None
         self._gradients: Any = None
         self._summaries: Any = None
+        self._record: Any = None
         self._warnings: Any = None
         self._get_metrics: Any = list
         self._is_validated = False
@@ -149,11 +155,12 @@ class JointLossCallback(keras.callbacks.Callback):
         self._terms = terms = ModelTerms(model)
         fixed_weights, name = self.validation_weights, "validation_weights"
         fixed_total = None if fixed_weights is None else FixedTotal(fixed_weights, terms, name)
-        self._readings = TermReadings(terms, lambda: _has_regularizers(model), fixed_total)
+        self._readings = TermReadings(terms, lambda: has_regularizers(model), fixed_total)
         self._gradients = GradientReadings(terms.gradient_layers)
-        self._summaries = Summaries(
-            model, self.log_dir, bool(terms), bool(terms.gradient_layers), self.on_log
-        )
+        has = bool(terms), bool(terms.gradient_layers)
+        self._summaries = Summaries(model, self.log_dir, *has, self.on_log)
+        log_dir = self._summaries.log_dir
+        self._record = TrainingRecord(self._summaries, terms, log_dir, self.hparams)
         self._warnings = TrainingWarnings(terms)
         self._get_metrics = lambda: model.metrics
         self._is_validated = False
@@ -174,6 +181,7 @@ class JointLossCallback(keras.callbacks.Callback):
         self._warnings.start_epoch()
         self._begin_step = self._written_step = self._training_step()
         self._batches = 0
+        self._record.start_epoch(epoch, self._begin_step, self.params or {})
 
     def on_train_batch_begin(self, batch, logs=None):
         self._batches += 1
@@ -201,17 +209,16 @@ class JointLossCallback(keras.callbacks.Callback):
         step = self._training_step()
         statistics = self._gradients.read()
         self._warn(epoch, step, logs, statistics)
-        for key, value in self._readings.to_logs().items():
+        readings = self._readings.to_logs()
+        for key, value in readings.items():
             logs.setdefault(key, value)
         logs.update(self._readings.labelled_losses())
         gradients = self._gradients.to_tags(statistics)
         logs.update({tag.replace("/", "_"): value for tag, value in gradients.items()})
         if step > self._written_step:
             self._write_train(self._readings.kept["train"], logs, gradients)
-        if self._summaries.log_dir is not None:
-            for tag, picture, description in self._gradients.heat_maps(statistics):
-                self._summaries.image("train", tag, picture, step, description)
-        self._summaries.flush()
+        self._summaries.images("train", self._gradients.heat_maps(statistics), step)
+        self._record.end_epoch(epoch, step, logs, readings)
         if self._terms.weighting is not None:
             self._terms.weighting.report(epoch)
 
@@ -219,6 +226,7 @@ class JointLossCallback(keras.callbacks.Callback):
         self._is_training = False
         self._sync_state()
         self._terms.clock.end_training()
+        self._record.end()
         self._summaries.close()
 
     def on_test_begin(self, logs=None):
@@ -291,8 +299,3 @@ class JointLossCallback(keras.callbacks.Callback):
         self._warnings.of_factors()
         owner = enclosing_callbacks()
         self._warnings.of_monitors([] if owner is None else owner.callbacks, logs)
-
-
-def _has_regularizers(model: keras.Model) -> bool:
-    variables = model.trainable_variables
-    return any(getattr(variable, "regularizer", None) is not None for variable in variables)

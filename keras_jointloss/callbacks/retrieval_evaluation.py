@@ -209,7 +209,7 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         logs.update({f"{name}_{key}": value for key, value in results.items()})
         tags = {f"retrieval/{name}/{key}": value for key, value in results.items()}
         self._summaries.scalars(_RUN, tags, optimizer_step(self.model))
-        self._summaries.flush()
+        self._summaries.end_epoch(_RUN, epoch, optimizer_step(self.model))
 
     def on_train_end(self, logs=None):
         log_dir = self._summaries.log_dir

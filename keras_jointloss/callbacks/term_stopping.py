@@ -9,13 +9,8 @@ import keras
 
 from keras_jointloss._validation import validate_choice, validate_count, validate_number
 from keras_jointloss.find_terms import find_terms
+from keras_jointloss.tensorboard.runs import is_larger_better
 from keras_jointloss.terms.weight import TermWeight
-
-#: With mode "auto", a value is better when larger if its name has one of these words.
-_UP = frozenset(
-    {"acc", "accuracy", "auc", "f1", "fbeta", "gap", "iou", "ndcg", "precision", "r2"}
-    | {"recall", "reciprocal"}
-)
 
 
 class TermStopping(keras.callbacks.Callback):
@@ -154,8 +149,7 @@ class TermStopping(keras.callbacks.Callback):
         if self.mode[term] != "auto":
             return self.mode[term] == "max"
         name = self.monitor[term].removeprefix("val_").removeprefix(f"{term}_")
-        words = name.lower().split("_")
-        return words[-1] != "loss" and bool(_UP & set(words))
+        return is_larger_better(name)
 
     def _warn_of_missing(self, term: str, logs: Mapping[str, Any]) -> None:
         """Warns once that a term is monitored by a value that the logs do not contain."""

@@ -4,8 +4,14 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+
+from keras_jointloss.tensorboard.marker import EPOCHS_TAG, PLUGIN, TRAINING_TAG, format_training
+
+#: What has been written is on disk after this time at the latest, even if the process is killed.
+FLUSH_SECONDS = 10
 
 
 class SummaryWriter:
@@ -34,14 +40,16 @@ class SummaryWriter:
             os.makedirs(self.log_dir, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.log_dir):
                 pass
-        self._writer = EventFileWriter(self.log_dir)
+        self._writer = EventFileWriter(self.log_dir, flush_secs=FLUSH_SECONDS)
+        # The tags whose metadata is in the file: it need not follow with every value.
+        self._known: set[str] = set()
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Writes scalars by tag, all at the same step."""
         from tensorboard.plugins.scalar import metadata
 
         scalar = metadata.create_summary_metadata(display_name="", description="")
-        self._write({tag: np.float32(value) for tag, value in values.items()}, scalar, step)
+        self._write_numbers(values, scalar, step)
 
     def image(self, tag: str, image: np.ndarray, step: int, description: str = "") -> None:
         """Writes an image.
@@ -86,17 +94,58 @@ class SummaryWriter:
         values = {metadata.CONFIG_SUMMARY_TAG: layout.SerializeToString()}
         self._write(values, metadata.create_summary_metadata(), step=0)
 
-    def _write(self, values, metadata, step: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
+    def training(
+        self, schedules: Mapping[str, tuple[Sequence[int], Sequence[float]]], step: int, end: int
+    ) -> None:
+        """Writes facts about the training for the "Joint loss" dashboard.
+
+        Args:
+            schedules: By term, the steps and the weights of its schedule.
+            step: The training step.
+            end: The step at which training is to end.
+        """
+        self._write({TRAINING_TAG: format_training(schedules, end)}, _own_metadata(), step)
+
+    def epochs(self, count: float, step: int) -> None:
+        """Writes for the "Joint loss" dashboard how many epochs have ended at a step."""
+        self._write_numbers({EPOCHS_TAG: count}, _own_metadata(), step)
+
+    def _write_numbers(self, values: Mapping[str, float], metadata, step: int) -> None:
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+        from tensorboard.compat.proto.types_pb2 import DT_FLOAT
+
+        # What `make_tensor_proto` returns, ten times as fast: each step may wait for it.
+        shape = TensorShapeProto()
+        self._write_tensors(
+            {
+                tag: TensorProto(dtype=DT_FLOAT, tensor_shape=shape, float_val=[float(value)])
+                for tag, value in values.items()
+            },
+            metadata,
+            step,
+        )
+
+    def _write(self, values: Mapping[str, Any], metadata, step: int) -> None:
         from tensorboard.util.tensor_util import make_tensor_proto
 
-        summary = Summary(
-            value=[
-                Summary.Value(tag=tag, metadata=metadata, tensor=make_tensor_proto(value))
-                for tag, value in values.items()
-            ]
-        )
+        tensors = {tag: make_tensor_proto(value) for tag, value in values.items()}
+        self._write_tensors(tensors, metadata, step)
+
+    def _write_tensors(self, tensors: Mapping[str, Any], metadata, step: int) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        parts = []
+        for tag, tensor in tensors.items():
+            known = None if tag in self._known else metadata
+            parts.append(Summary.Value(tag=tag, metadata=known, tensor=tensor))
+        self._known.update(tensors)
+        self.summary(Summary(value=parts), step)
+
+    def summary(self, summary: Any, step: int) -> None:
+        """Writes a `Summary` message of TensorBoard."""
+        from tensorboard.compat.proto.event_pb2 import Event
+
         self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
 
     def flush(self) -> None:
@@ -106,3 +155,13 @@ class SummaryWriter:
     def close(self) -> None:
         """Flushes everything to disk and closes the file."""
         self._writer.close()
+
+
+def _own_metadata() -> Any:
+    """Returns the metadata of our own plugin, whose tab TensorBoard then shows."""
+    from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, SummaryMetadata
+
+    # Without the class, TensorBoard's default loader does not show the data to the plugin.
+    return SummaryMetadata(
+        plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN), data_class=DATA_CLASS_TENSOR
+    )

@@ -1,0 +1,53 @@
+"""Figures of a training, as pure functions from its values to figures of Plotly.
+
+Each takes a sequence of `keras_jointloss.tensorboard.runs.Run` and a `View`, and returns a
+`plotly.graph_objects.Figure`. They serve `keras_jointloss.plot` and the tab in TensorBoard.
+"""
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from keras_jointloss.tensorboard.figures.cosines import cosines
+from keras_jointloss.tensorboard.figures.lines import (
+    gradients,
+    losses,
+    readings,
+    retrieval,
+    weights,
+)
+from keras_jointloss.tensorboard.figures.panels import NothingToShowError
+from keras_jointloss.tensorboard.figures.pareto import pareto
+from keras_jointloss.tensorboard.figures.terms import terms
+from keras_jointloss.tensorboard.figures.view import View
+from keras_jointloss.tensorboard.runs import Run
+
+__all__ = ["KINDS", "NothingToShowError", "View", "draw"]
+
+#: The functions by kind.
+KINDS = {
+    "terms": terms,
+    "losses": losses,
+    "weights": weights,
+    "readings": readings,
+    "gradients": gradients,
+    "cosines": cosines,
+    "retrieval": retrieval,
+    "pareto": pareto,
+}
+
+
+def draw(kind: str, runs: Sequence[Run], view: View) -> go.Figure:
+    """Returns the figure of a kind.
+
+    Raises:
+        ValueError: If the kind is unknown, an argument is invalid, or there is nothing to show.
+    """
+    if kind not in KINDS:
+        raise ValueError(
+            f"Invalid value for argument `kind`. Expected one of {tuple(KINDS)}. "
+            f"Received: kind={kind!r}"
+        )
+    if not runs:
+        raise ValueError("There is no run to show.")
+    return KINDS[kind](runs, view)

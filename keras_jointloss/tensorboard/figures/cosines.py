@@ -1,0 +1,101 @@
+"""The figure of the angles between gradients."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from keras_jointloss.tensorboard._sampling import thin
+from keras_jointloss.tensorboard.figures.panels import finish_x_axes, grid, nothing, place
+from keras_jointloss.tensorboard.figures.style import DIVERGING, text
+from keras_jointloss.tensorboard.figures.view import View
+from keras_jointloss.tensorboard.runs import Run, find_pairs
+
+# A heat map cannot show more columns.
+_COLUMNS = 400
+
+
+def cosines(runs: Sequence[Run], view: View) -> go.Figure:
+    """Returns the cosines of all pairs of gradients over time, and the latest as a matrix.
+
+    Raises:
+        ValueError: If there is nothing to show.
+    """
+    found = [(run, pairs) for run in runs if (pairs := _pairs(run, view))]
+    if not found:
+        raise nothing("cosines: they come from a layer that combines gradients of several terms")
+    titles = []
+    for run, _ in found:
+        name = f"{run.name} · " if len(runs) > 1 else ""
+        titles += [text(f"{name}cosines over time"), text(f"{name}latest")]
+    most = max(max(len(pairs), 4) for _, pairs in found)
+    figure = grid(view, titles, 2, height=min(600, max(270, 24 * most + 90)))
+    for index, (run, pairs) in enumerate(found):
+        figure.add_trace(_over_time(run, pairs, view), **place(2 * index, 2))
+        figure.update_yaxes(autorange="reversed", **place(2 * index, 2))
+        figure.add_trace(_latest(run, pairs), **place(2 * index + 1, 2))
+        figure.update_yaxes(autorange="reversed", **place(2 * index + 1, 2))
+    figure.update_layout(
+        coloraxis={
+            "colorscale": DIVERGING,
+            "cmin": -1,
+            "cmax": 1,
+            "colorbar": {"title": {"text": "cosine"}, "thickness": 12, "len": 0.8},
+        },
+        hovermode="closest",
+    )
+    finish_x_axes(figure, view)
+    for index in range(len(found)):
+        figure.update_xaxes(matches=None, title_text="", type="category", **place(2 * index + 1, 2))
+    return figure
+
+
+def _pairs(run: Run, view: View) -> dict[str, tuple[str, str]]:
+    pairs = find_pairs(run.train)
+    if view.terms is None:
+        return pairs
+    ends = tuple(view.terms)
+    return {
+        tag: pair
+        for tag, pair in pairs.items()
+        if all(any(x == end or x.endswith((f"/{end}", f"_{end}")) for end in ends) for x in pair)
+    }
+
+
+def _over_time(run: Run, pairs: dict[str, tuple[str, str]], view: View) -> go.Heatmap:
+    series = {tag: run.train[f"{tag}/cosine"].without_restarts() for tag in pairs}
+    longest = max(series.values(), key=lambda x: len(x.steps))
+    rows = np.full((len(pairs), len(longest.steps)), np.nan)
+    for row, values in zip(rows, series.values(), strict=True):
+        at = np.searchsorted(longest.steps, values.steps).clip(max=len(longest.steps) - 1)
+        same = longest.steps[at] == values.steps
+        row[at[same]] = values.values[same]
+    keep = thin(rows, _COLUMNS)
+    return go.Heatmap(
+        x=run.positions(longest.at(keep), view.x),
+        y=[f"{text(a)} ~ {text(b)}" for a, b in pairs.values()],
+        z=rows[:, keep],
+        coloraxis="coloraxis",
+        hovertemplate="%{y}<br>%{x:.4g}: %{z:.3f}<extra></extra>",
+        meta={"run": run.name, "pairs": [list(pair) for pair in pairs.values()]},
+    )
+
+
+def _latest(run: Run, pairs: dict[str, tuple[str, str]]) -> go.Heatmap:
+    names = list(dict.fromkeys(name for pair in pairs.values() for name in pair))
+    matrix = np.full((len(names), len(names)), np.nan)
+    np.fill_diagonal(matrix, 1)
+    for tag, pair in pairs.items():
+        i, j = (names.index(name) for name in pair)
+        matrix[i, j] = matrix[j, i] = run.train[f"{tag}/cosine"].values[-1]
+    labels = [text(name) for name in names]
+    return go.Heatmap(
+        x=labels,
+        y=labels,
+        z=matrix,
+        text=np.where(np.isnan(matrix), "", np.char.mod("%.2f", matrix)),
+        texttemplate="%{text}" if len(names) <= 12 else None,
+        coloraxis="coloraxis",
+        hovertemplate="%{y} ~ %{x}: %{z:.3f}<extra></extra>",
+        meta={"run": run.name, "terms": names},
+    )

@@ -1,0 +1,222 @@
+"""Arranges the axes of a figure, and draws lines into them."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from keras_jointloss.tensorboard._sampling import smooth, thin
+from keras_jointloss.tensorboard.figures.style import DASHES, THEMES, Mark, layout, text
+from keras_jointloss.tensorboard.figures.view import View
+from keras_jointloss.tensorboard.runs import Run, Series
+
+_HEIGHT = 270
+#: The number of points that a page draws without delay.
+_MOST_POINTS = 30_000
+_FEWEST_POINTS = 60
+_TITLES = {"step": "step", "epoch": "epoch", "time": "minutes"}
+
+
+class Line(NamedTuple):
+    """A line of a panel.
+
+    Attributes:
+        run: The run.
+        series: The points.
+        name: The name of the term, or of what else it shows.
+        mark: How it is drawn.
+        note: What tells it from a line of the same name in the same panel.
+        dash: The dash of the line.
+        extra: Facts for programs that read the figure.
+    """
+
+    run: Run
+    series: Series
+    name: str
+    mark: Mark
+    note: str = ""
+    dash: str = "solid"
+    extra: dict[str, Any] = {}  # noqa: RUF012
+
+
+class Panel(NamedTuple):
+    """The content of a pair of axes.
+
+    Attributes:
+        title: The words above it.
+        lines: The lines.
+        y: The title of the y axis.
+        scale: `"linear"` or `"log"`.
+        group: Panels of the same group have the same range of y.
+    """
+
+    title: str
+    lines: list[Line]
+    y: str = ""
+    scale: str = "linear"
+    group: str = ""
+
+    def changed(self, **fields: Any) -> "Panel":
+        """Returns the panel with other values of some fields."""
+        return Panel(**{**dict(zip(Panel.__annotations__, self, strict=True)), **fields})
+
+
+def grid(view: View, titles: Sequence[str], columns: int, height: int = _HEIGHT) -> go.Figure:
+    """Returns an empty figure with a pair of axes for each title."""
+    rows = max(1, -(-len(titles) // columns))
+    total = rows * height + 110
+    figure = make_subplots(
+        rows=rows,
+        cols=columns,
+        subplot_titles=[f"<b>{title}</b>" if title else "" for title in titles],
+        horizontal_spacing=0.09 if columns > 1 else 0,
+        vertical_spacing=min(82 / total, 0.9 / rows) if rows > 1 else 0,
+    )
+    theme = THEMES[view.theme]
+    figure.update_layout(layout(theme, total))
+    figure.update_annotations(font={"size": 13, "color": theme.ink})
+    return figure
+
+
+def axes(index: int) -> dict[str, str]:
+    """Returns the names of the axes of a panel, for a trace."""
+    suffix = "" if index == 0 else str(index + 1)
+    return {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+
+
+def place(index: int, columns: int) -> dict[str, int]:
+    """Returns the row and the column of a panel."""
+    return {"row": index // columns + 1, "col": index % columns + 1}
+
+
+def draw_panels(panels: Sequence[Panel], view: View, columns: int) -> go.Figure:
+    """Returns a figure of panels of lines.
+
+    Raises:
+        ValueError: If no panel has a line.
+    """
+    panels = [panel for panel in panels if panel.lines]
+    if not panels:
+        raise nothing("such values")
+    columns = min(columns, view.columns, len(panels))
+    figure = grid(view, [panel.title for panel in panels], columns)
+    limit = point_limit(view, sum(len(panel.lines) for panel in panels))
+    named: set[str] = set()
+    firsts: dict[str, str] = {}
+    traces = []
+    for index, panel in enumerate(panels):
+        at = place(index, columns)
+        for line in panel.lines:
+            traces.append({**_trace(line, view, limit, line.name not in named), **axes(index)})
+            named.add(line.name)
+        own = axes(index)["yaxis"]
+        match = firsts.setdefault(panel.group or str(index), own)
+        figure.update_yaxes(
+            title_text=panel.y,
+            type=panel.scale,
+            dtick=_tick(panels, panel),
+            matches=None if match == own else match,
+            **at,
+        )
+    figure.add_traces(traces)
+    finish_x_axes(figure, view)
+    _add_key(figure, panels, view)
+    return figure
+
+
+def finish_x_axes(figure: go.Figure, view: View) -> None:
+    """Names the x axes and lets them move together."""
+    figure.update_xaxes(matches="x")
+    bottom: dict[Any, Any] = {}
+    for axis in figure.select_xaxes():
+        # The first domain of the y axes counts from the bottom.
+        side, height = tuple(axis.domain), figure.layout[_long(axis.anchor)].domain[0]
+        if side not in bottom or height < bottom[side][0]:
+            bottom[side] = height, axis
+    for _, axis in bottom.values():
+        axis.title.text = _TITLES[view.x]
+
+
+def _long(name: str) -> str:
+    """Returns the name in the layout of an axis that is called `y2`."""
+    return f"{name[0]}axis{name[1:]}"
+
+
+def point_limit(view: View, lines: int) -> int:
+    """Returns how many points to draw of each of so many lines."""
+    return max(_FEWEST_POINTS, min(view.points, _MOST_POINTS // max(lines, 1)))
+
+
+class NothingToShowError(ValueError):
+    """The runs have no values of the kind that a figure shows."""
+
+
+def nothing(what: str) -> NothingToShowError:
+    """Returns the error for runs that have nothing to draw."""
+    return NothingToShowError(f"The runs have no {what} to show with these settings.")
+
+
+def _trace(line: Line, view: View, limit: int, is_first: bool) -> dict[str, Any]:
+    # Not a `Scatter`: Plotly would validate and copy it twice.
+    series = line.series.without_restarts()
+    values = smooth(series.values, view.smoothing)
+    keep = thin(values[None], limit)
+    x = line.run.positions(series.at(keep), view.x)
+    mark, is_short = line.mark, len(keep) < 25
+    return dict(
+        type="scatter",
+        x=x,
+        y=values[keep],
+        name=text(f"{line.name}{f' ({line.note})' if line.note else ''}"),
+        mode="lines+markers" if is_short or mark.is_repeated else "lines",
+        line={"color": mark.color, "width": 2, "dash": line.dash},
+        marker={"size": 6, "symbol": mark.symbol, "maxdisplayed": 0 if is_short else 12},
+        legendgroup=line.name,
+        showlegend=is_first,
+        hovertemplate="%{y:.4g}",
+        meta={"run": line.run.name, "term": line.name, **line.extra},
+    )
+
+
+def _add_key(figure: go.Figure, panels: Sequence[Panel], view: View) -> None:
+    """Says in the legend what the dashes of the lines mean."""
+    dashes = {line.dash: line.note for panel in panels for line in panel.lines if line.note}
+    if len({line.dash for panel in panels for line in panel.lines}) < 2 and not dashes:
+        return
+    color = THEMES[view.theme].faint
+    for dash, note in dashes.items():
+        figure.add_trace(
+            go.Scatter(
+                x=[None],
+                y=[None],
+                mode="lines",
+                name=text(note),
+                line={"color": color, "dash": dash, "width": 2},
+                hoverinfo="skip",
+                legendgroup=f"key {dash}",
+                meta={"key": note},
+            )
+        )
+
+
+def _tick(panels: Sequence[Panel], panel: Panel) -> Any:
+    """Returns the distance of the ticks of a logarithmic axis: decades, or digits 1, 2 and 5."""
+    if panel.scale != "log":
+        return None
+    same = [x for x in panels if x.group == panel.group]
+    values = np.concatenate([line.series.values for x in same for line in x.lines])
+    values = values[np.isfinite(values) & (values > 0)]
+    return 1 if values.size and values.max() > 2000 * values.min() else "D2"
+
+
+def run_dashes(runs: Iterable[Run]) -> dict[str, str]:
+    """Returns the dash of each run for figures in which runs share their axes."""
+    return {run.name: DASHES[i % len(DASHES)] for i, run in enumerate(runs)}
+
+
+def can_be_log(panels: Iterable[Panel]) -> bool:
+    """Returns whether all values are positive."""
+    values = [line.series.values for panel in panels for line in panel.lines]
+    return all(not np.any(x <= 0) for x in values)

@@ -1,0 +1,166 @@
+"""The figure of the weighted losses, which add up to the loss that training minimizes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from keras_jointloss.tensorboard._sampling import smooth, thin
+from keras_jointloss.tensorboard.figures.lines import select_marks
+from keras_jointloss.tensorboard.figures.panels import (
+    Line,
+    Panel,
+    axes,
+    draw_panels,
+    finish_x_axes,
+    grid,
+    nothing,
+    place,
+    point_limit,
+    run_dashes,
+)
+from keras_jointloss.tensorboard.figures.style import THEMES, Mark, text
+from keras_jointloss.tensorboard.figures.view import View
+from keras_jointloss.tensorboard.runs import OTHER, Run, Series, term_tag
+
+_TOTAL = "joint_loss/total"
+
+
+def terms(runs: Sequence[Run], view: View) -> go.Figure:
+    """Returns the stacked weighted losses of the terms, with the total as a line.
+
+    With `compare="overlay"` and several runs, lines that are not stacked.
+
+    Raises:
+        ValueError: If there is nothing to show.
+    """
+    names = view.shown_terms(runs)
+    marks = select_marks(runs, view)
+    marks[OTHER] = Mark(THEMES[view.theme].faint, "", "circle", False)
+    key, label = ("share", "share of the total") if view.share else ("weighted", "weighted loss")
+    if view.compare == "overlay" and len(runs) > 1:
+        return _overlay(runs, view, [*names, OTHER], marks, key, label)
+    cells = [
+        (run, split, found)
+        for run in runs
+        for split in view.splits
+        if (found := _parts(run, split, [*names, OTHER], key))
+    ]
+    if not cells:
+        raise nothing("weighted losses")
+    columns = min(len(view.splits), view.columns, len(cells))
+    titles = [text(f"{r.name} · {s}" if len(runs) > 1 else s) for r, s, _ in cells]
+    figure = grid(view, titles, columns)
+    limit = point_limit(view, sum(len(found) + 1 for _, _, found in cells))
+    named: set[str] = set()
+    traces = []
+    for index, (run, split, found) in enumerate(cells):
+        at = place(index, columns)
+        for trace in _stack(run, split, found, view, marks, limit, index):
+            group = trace["legendgroup"]
+            traces.append({**trace, **axes(index), "showlegend": group not in named})
+            named.add(group)
+        figure.update_yaxes(title_text=label, matches="y" if index else None, **at)
+    figure.add_traces(traces)
+    figure.update_yaxes(tickformat=".0%" if view.share else None, type=view.scale or "linear")
+    finish_x_axes(figure, view)
+    return figure
+
+
+def _parts(run: Run, split: str, names: Sequence[str], key: str) -> dict[str, Series]:
+    """Returns the series of the terms that a run has."""
+    tags = run.split(split)
+    found = {name: tags[term_tag(name, key)] for name in names if term_tag(name, key) in tags}
+    return found if _TOTAL in tags and found else {}
+
+
+def _stack(run, split, found, view, marks, limit, index):
+    """Yields the areas of the terms, and the line of the total."""
+    total = run.split(split)[_TOTAL].without_restarts()
+    rows = {
+        name: smooth(_at_steps(series.without_restarts(), total.steps), view.smoothing)
+        for name, series in found.items()
+    }
+    sums = smooth(total.values, view.smoothing)
+    reference = np.ones_like(sums) if view.share else sums
+    keep = thin(np.stack([*rows.values(), sums]), limit)
+    x = run.positions(total.at(keep), view.x)
+    for name, values in rows.items():
+        mark, values = marks[name], values[keep]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shares = values if view.share else values / sums[keep]
+        # Values above and below 0 are stacked apart: else a loss below 0 would hide others.
+        above, below = np.nan_to_num(np.maximum(values, 0)), np.nan_to_num(np.minimum(values, 0))
+        for part, stack in ((above, "above"), (below, "below")):
+            if stack == "below" and not part.any():
+                continue
+            yield dict(
+                type="scatter",
+                x=x,
+                y=part,
+                name=text(name),
+                mode="lines",
+                stackgroup=f"{stack} {index}",
+                line={"color": mark.color, "width": 0.8},
+                fillpattern={
+                    "shape": mark.pattern,
+                    "fgcolor": mark.color,
+                    "fillmode": "overlay",
+                    "size": 7,
+                    "solidity": 0.35,
+                },
+                customdata=np.stack([values, shares], axis=1),
+                hovertemplate="%{customdata[0]:.4g} (%{customdata[1]:.1%})",
+                hoverinfo="skip" if stack == "below" else None,
+                legendgroup=name,
+                meta={"run": run.name, "split": split, "term": name, "stack": stack},
+            )
+    yield dict(
+        type="scatter",
+        x=x,
+        y=reference[keep],
+        name="total",
+        mode="lines+markers" if len(keep) < 25 else "lines",
+        line={"color": THEMES[view.theme].total, "width": 1.8},
+        marker={"size": 4},
+        customdata=sums[keep],
+        hovertemplate="%{customdata:.4g}",
+        legendgroup=_TOTAL,
+        meta={"run": run.name, "split": split, "term": None},
+    )
+
+
+def _at_steps(series: Series, steps: np.ndarray) -> np.ndarray:
+    """Returns the values at steps, interpolated where TensorBoard has kept other ones."""
+    if np.array_equal(series.steps, steps):
+        return series.values
+    return np.interp(steps, series.steps, series.values, left=np.nan, right=np.nan)
+
+
+def _overlay(runs, view, names, marks, key, label):
+    dashes = run_dashes(runs)
+    mark = Mark(THEMES[view.theme].total, "", "circle", False)
+    panels = []
+    for split in view.splits:
+        lines = []
+        for run in runs:
+            found = _parts(run, split, names, key)
+            if found and not view.share:
+                found = {**found, "total": run.split(split)[_TOTAL]}
+            lines += [
+                Line(
+                    run,
+                    x,
+                    name,
+                    marks.get(name, mark),
+                    run.name,
+                    dashes[run.name],
+                    {"split": split},
+                )
+                for name, x in found.items()
+            ]
+        panels.append(Panel(split, lines, label, view.scale or "linear", "terms"))
+    figure = draw_panels(panels, view, len(panels))
+    if view.share:
+        figure.update_yaxes(tickformat=".0%")
+    return figure

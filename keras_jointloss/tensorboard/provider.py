@@ -1,0 +1,175 @@
+"""Reads runs through TensorBoard's data provider, each series when it is needed."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from keras_jointloss.tensorboard.marker import EPOCHS_TAG, PLUGIN, TRAINING_TAG, parse_training
+from keras_jointloss.tensorboard.read import group
+from keras_jointloss.tensorboard.runs import Run, Series
+
+#: The prefixes of the tags of the callbacks.
+PREFIXES = ("joint_loss/", "gradients/", "retrieval/")
+#: The number of points of a tag that TensorBoard keeps by default.
+_DEFAULT_SAMPLES = 1000
+#: More points of a tag are not asked for, so that a figure takes a second: TensorBoard picks them
+#: at random, and the last one.
+MOST_POINTS = 5_000
+#: The number of points that are kept for the next request, about 100 MB.
+_MOST_CACHED = 4_000_000
+#: The number of points to read at once.
+_READ_AT_ONCE = 500_000
+
+
+class Logs:
+    """The runs of a TensorBoard server.
+
+    Args:
+        provider: TensorBoard's data provider.
+        samples: The value of `--samples_per_plugin` for scalars; 0 for all, `None` if not given.
+        root: The name of a training whose runs are not in a folder of their own.
+    """
+
+    def __init__(self, provider: Any, samples: int | None = None, root: str = "run"):
+        self._provider = provider
+        self._root = root
+        kept = _DEFAULT_SAMPLES if samples is None else samples
+        #: Whether TensorBoard keeps more points of a tag than a figure uses.
+        self.keeps_more = kept == 0 or kept > MOST_POINTS
+        #: The number of points of a tag that a figure uses at most.
+        self.limit = MOST_POINTS if self.keeps_more else kept
+        self._cache: OrderedDict[tuple[str, str, str], tuple[Any, Series]] = OrderedDict()
+        self._cache_lock = threading.Lock()
+        self._cached_points = 0
+
+    def runs(self, context: Any, experiment: str) -> list[Run]:
+        """Returns the runs that the callbacks wrote, by name; their series are read when used."""
+        from tensorboard.plugins.scalar import metadata
+
+        scalars = self._provider.list_scalars(
+            context, experiment_id=experiment, plugin_name=metadata.PLUGIN_NAME
+        )
+        found = {
+            run: _Tags(self, context, experiment, run, tags)
+            for run, tags in scalars.items()
+            if any(tag.startswith(PREFIXES) for tag in tags)
+        }
+        return group(found, self._markers(context, experiment), self._root)
+
+    def _markers(self, context: Any, experiment: str) -> dict[str, dict[str, Any]]:
+        read = self._provider.read_tensors(
+            context, experiment_id=experiment, plugin_name=PLUGIN, downsample=1000
+        )
+        markers: dict[str, dict[str, Any]] = {}
+        for run, tags in (read or {}).items():
+            found = markers.setdefault(run, {})
+            if tags.get(TRAINING_TAG):
+                found["training"] = parse_training(tags[TRAINING_TAG][-1].numpy.item())
+            if tags.get(EPOCHS_TAG):
+                points = [(x.step, x.wall_time, x.numpy.item()) for x in tags[EPOCHS_TAG]]
+                found["epochs"] = _series(points).without_restarts()
+        return markers
+
+    def read(
+        self, context: Any, experiment: str, run: str, versions: Mapping[str, Any]
+    ) -> dict[str, Series]:
+        """Returns series of a run by tag.
+
+        Args:
+            context: The context of the request.
+            experiment: The name of the experiment.
+            run: The name of the run in TensorBoard.
+            versions: By tag, what changes when there are new points.
+        """
+        result: dict[str, Series] = {}
+        with self._cache_lock:
+            for tag, version in versions.items():
+                key = experiment, run, tag
+                if key in self._cache and self._cache[key][0] == version:
+                    result[tag] = self._cache[key][1]
+                    self._cache.move_to_end(key)
+        missing = [tag for tag in versions if tag not in result]
+        size = max(1, _READ_AT_ONCE // self.limit)
+        for start in range(0, len(missing), size):
+            part = missing[start : start + size]
+            new = self._fetch(context, experiment, run, part)
+            result.update(new)
+            with self._cache_lock:
+                for tag, series in new.items():
+                    self._keep((experiment, run, tag), versions[tag], series)
+        return result
+
+    def _fetch(self, context, experiment, run, tags) -> dict[str, Series]:
+        from tensorboard.data.provider import RunTagFilter
+        from tensorboard.plugins.scalar import metadata
+
+        read = self._provider.read_scalars(
+            context,
+            experiment_id=experiment,
+            plugin_name=metadata.PLUGIN_NAME,
+            downsample=self.limit,
+            run_tag_filter=RunTagFilter(runs=[run], tags=tags),
+        )
+        return {
+            tag: _series([(x.step, x.wall_time, x.value) for x in points])
+            for tag, points in read.get(run, {}).items()
+        }
+
+    def _keep(self, key: tuple[str, str, str], version: Any, series: Series) -> None:
+        """Keeps a series for the next request, and drops those not used for longest."""
+        old = self._cache.pop(key, None)
+        if old is not None:
+            self._cached_points -= len(old[1].steps)
+        self._cache[key] = version, series
+        self._cached_points += len(series.steps)
+        while self._cached_points > _MOST_CACHED:
+            _, (_, dropped) = self._cache.popitem(last=False)
+            self._cached_points -= len(dropped.steps)
+
+    def is_complete(self, run: Run) -> bool:
+        """Returns whether no point is left out of the series of a run that have been used."""
+        parts = [part for part in (run.train, run.validation) if isinstance(part, _Tags)]
+        return all(len(x.steps) < self.limit for part in parts for x in part.used.values())
+
+
+class _Tags(Mapping[str, Series]):
+    """The series of a run by tag, which are read when they are used."""
+
+    def __init__(self, logs: Logs, context: Any, experiment: str, run: str, found: Mapping):
+        self._read = lambda versions: logs.read(context, experiment, run, versions)
+        self._versions = {tag: (x.max_step, x.max_wall_time) for tag, x in found.items()}
+        #: What has been read.
+        self.used: dict[str, Series] = {}
+
+    def __getitem__(self, tag: str) -> Series:
+        if tag not in self.used:
+            if tag not in self._versions:
+                raise KeyError(tag)
+            # A figure shows the same value of all terms: they come in one request.
+            key = tag.rpartition("/")[2]
+            same = {t: v for t, v in self._versions.items() if t.rpartition("/")[2] == key}
+            self.used.update(self._read(same))
+        return self.used[tag]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._versions)
+
+    def __len__(self) -> int:
+        return len(self._versions)
+
+    def __contains__(self, tag: object) -> bool:
+        return tag in self._versions
+
+    def last_point(self) -> tuple[int, float]:
+        """Returns the latest step and wall time of all series."""
+        return max(step for step, _ in self._versions.values()), max(
+            time for _, time in self._versions.values()
+        )
+
+
+def _series(points: list[tuple[int, float, float]]) -> Series:
+    array = np.array(points, "float64").reshape(-1, 3)
+    return Series(array[:, 0].astype("int64"), array[:, 1], array[:, 2])

@@ -1,0 +1,182 @@
+"""Reads the event files of TensorBoard into arrays."""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from keras_jointloss.tensorboard.marker import EPOCHS_TAG, TRAINING_TAG, parse_training
+from keras_jointloss.tensorboard.runs import SPLITS, Run, Series
+
+
+def read(log_dir: str | os.PathLike) -> dict[str, dict[str, Series]]:
+    """Reads all scalars of all runs below a folder, every point of them.
+
+    Args:
+        log_dir: A folder of TensorBoard's event files, with runs at any depth.
+
+    Returns:
+        By run and tag, a `Series` with the arrays `steps`, `wall_times` and `values`, in the order
+        in which they were written. A run is named by its path below `log_dir`, or `"."`, as in
+        TensorBoard. A file that ends in the middle of a record, or is damaged there, counts up to
+        that point.
+
+    Raises:
+        ValueError: If `log_dir` has no event file.
+
+    Example:
+
+    >>> import tempfile
+    >>> from keras_jointloss.tensorboard import SummaryWriter
+    >>> with tempfile.TemporaryDirectory() as log_dir:
+    ...     writer = SummaryWriter(f"{log_dir}/train")
+    ...     writer.scalars({"joint_loss/total": 0.5}, step=10)
+    ...     writer.close()
+    ...     read(log_dir)["train"]["joint_loss/total"].steps
+    array([10])
+    """
+    scalars, _ = read_events(os.fspath(log_dir))
+    return scalars
+
+
+def read_runs(log_dir: str | os.PathLike) -> list[Run]:
+    """Returns the trainings below a folder, by name."""
+    log_dir = os.fspath(log_dir)
+    scalars, markers = read_events(log_dir)
+    root = os.path.basename(os.path.normpath(log_dir)) or log_dir
+    return group(scalars, markers, root)
+
+
+def group(
+    scalars: Mapping[str, Mapping[str, Series]],
+    markers: Mapping[str, Mapping[str, Any]],
+    root: str,
+) -> list[Run]:
+    """Returns the trainings that runs named `train` and `validation` belong to, by name.
+
+    Args:
+        scalars: The series by the name of the run in TensorBoard and tag.
+        markers: By run, `epochs` and `training` as far as they were logged.
+        root: The name of a training whose runs are not in a folder of their own.
+    """
+    parts: dict[str, dict[str, str]] = {}
+    for run in scalars:
+        name, split = split_name(run)
+        parts.setdefault(name, {})[split] = run
+    runs = []
+    for name in sorted(parts):
+        splits = {split: scalars[parts[name][split]] for split in SPLITS if split in parts[name]}
+        found = [markers[parts[name][s]] for s in SPLITS if markers.get(parts[name].get(s, ""))]
+        epochs = next((x["epochs"] for x in found if "epochs" in x), None)
+        training: dict[str, Any] = next((x["training"] for x in found if "training" in x), {})
+        schedules = {
+            term: Series(np.array(steps), np.full(len(steps), np.nan), np.array(values))
+            for term, (steps, values) in training.get("schedules", {}).items()
+        }
+        runs.append(
+            Run(name or root, **splits, epochs=epochs, schedules=schedules, end=training.get("end"))
+        )
+    return runs
+
+
+def split_name(run: str) -> tuple[str, str]:
+    """Returns the name of the training that a run of TensorBoard belongs to, and its split."""
+    head, _, tail = run.rpartition("/")
+    if tail in SPLITS:
+        return head, tail
+    return ("" if run == "." else run), "train"
+
+
+def read_events(log_dir: str) -> tuple[dict[str, dict[str, Series]], dict[str, dict[str, Any]]]:
+    """Returns the scalars by run and tag, and what our own plugin logged by run.
+
+    Raises:
+        ValueError: If there is no event file.
+    """
+    from tensorboard.plugins.scalar import metadata
+    from tensorboard.util.tensor_util import make_ndarray
+
+    scalars: dict[str, dict[str, Series]] = {}
+    markers: dict[str, dict[str, Any]] = {}
+    runs = dict(_event_files(log_dir))
+    if not runs:
+        raise ValueError(
+            "Invalid value for argument `log_dir`. Expected a folder with event files of "
+            f"TensorBoard, at any depth. Received: log_dir={log_dir!r}"
+        )
+    for run, files in runs.items():
+        points: dict[str, list[tuple[int, float, float]]] = {}
+        plugins: dict[str, str] = {}
+        for event in (event for path in files for event in _events(path)):
+            for value in event.summary.value:
+                tag, plugin = value.tag, value.metadata.plugin_data.plugin_name
+                # Only the first value of a tag has to have metadata.
+                plugin = plugins.setdefault(tag, plugin)
+                if tag == TRAINING_TAG:
+                    text = make_ndarray(value.tensor).item()
+                    markers.setdefault(run, {})["training"] = parse_training(text)
+                    continue
+                if value.HasField("simple_value"):
+                    number = value.simple_value
+                elif plugin == metadata.PLUGIN_NAME or tag == EPOCHS_TAG:
+                    tensor = value.tensor
+                    number = (tensor.float_val or make_ndarray(tensor).reshape(-1))[0]
+                else:
+                    continue
+                points.setdefault(tag, []).append((event.step, event.wall_time, number))
+        series = {tag: to_series(rows) for tag, rows in points.items()}
+        if EPOCHS_TAG in series:
+            epochs = series.pop(EPOCHS_TAG).without_restarts()
+            markers.setdefault(run, {})["epochs"] = epochs
+        if series:
+            scalars[run] = series
+    return scalars, markers
+
+
+def to_series(rows: list[tuple[int, float, float]]) -> Series:
+    """Returns a series from rows of step, wall time and value."""
+    steps, wall_times, values = zip(*rows, strict=True) if rows else ((), (), ())
+    return Series(
+        np.array(steps, "int64"), np.array(wall_times, "float64"), np.array(values, "float64")
+    )
+
+
+def _event_files(log_dir: str) -> Iterator[tuple[str, list[str]]]:
+    """Yields the runs below a folder and their files, the oldest first."""
+    # Not through what looks for TensorFlow first, which takes seconds to import.
+    from tensorboard.compat.tensorflow_stub.io import gfile
+
+    for folder, _, names in gfile.walk(log_dir):
+        events = [os.path.join(folder, name) for name in sorted(names) if "tfevents" in name]
+        if events:
+            yield os.path.relpath(folder, log_dir).replace(os.sep, "/"), events
+
+
+def _events(path: str) -> Iterator[Any]:
+    """Yields the events of a file up to the first record that is cut off or damaged.
+
+    The checksum of the content is not compared: TensorBoard's own in Python takes minutes for a
+    long training.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.tensorflow_stub.io import gfile
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+    with gfile.GFile(path, "rb") as file:
+        while True:
+            # Length, its checksum, content, checksum of the content.
+            header = file.read(12)
+            if len(header) < 12 or masked_crc32c(header[:8]) != int.from_bytes(
+                header[8:], "little"
+            ):
+                return
+            length = int.from_bytes(header[:8], "little")
+            record = file.read(length + 4)
+            if len(record) < length + 4:
+                return
+            try:
+                yield Event.FromString(record[:length])
+            except DecodeError:
+                return

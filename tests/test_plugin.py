@@ -1,0 +1,183 @@
+"""What the plugin answers, without a browser, on TensorBoard's own data provider."""
+
+import importlib.util
+import json
+import time
+
+import pytest
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.plugins.base_plugin import TBContext
+from werkzeug.test import Client
+
+from keras_jointloss.tensorboard import SummaryWriter, provider
+from keras_jointloss.tensorboard.plugin import JointLossPlugin
+from tests.training_logs import write
+
+# TensorBoard's own, on the import of what finds the context of a request.
+pytestmark = pytest.mark.filterwarnings("ignore:html5lib's sanitizer is:DeprecationWarning")
+
+
+class Server:
+    """The plugin over a folder.
+
+    Args:
+        log_dir: The folder.
+        samples: As `--samples_per_plugin scalars=`, or `None` if it is not given.
+    """
+
+    def __init__(self, log_dir, samples=None):
+        self.multiplexer = EventMultiplexer(
+            tensor_size_guidance={"scalars": 1000 if samples is None else samples}
+        )
+        self.multiplexer.AddRunsFromDirectory(str(log_dir))
+        self.multiplexer.Reload()
+        self.provider = MultiplexerDataProvider(self.multiplexer, str(log_dir))
+        hints = None if samples is None else {"scalars": samples}
+        context = TBContext(data_provider=self.provider, logdir=str(log_dir), sampling_hints=hints)
+        self.plugin = JointLossPlugin(context)
+        self.apps = self.plugin.get_plugin_apps()
+
+    def get(self, route, **arguments):
+        """Returns the status and the answer of a route."""
+        response = Client(self.apps[route]).get(route, query_string=arguments)
+        return response.status_code, response.get_data()
+
+    def json(self, route, **arguments):
+        """Returns the answer of a route, which has to be valid."""
+        status, content = self.get(route, **arguments)
+        assert status == 200, content
+        return json.loads(content)
+
+
+def test_left_out_points_are_named(tmp_path):
+    write(tmp_path, ["a"], steps=60)
+    answer = Server(tmp_path, samples=50).json("/figure", kind="losses")
+    (note,) = answer["notes"]
+    assert "50 at most" in note
+    assert "--samples_per_plugin scalars=0" in note
+    assert Server(tmp_path, samples=0).json("/figure", kind="losses")["notes"] == []
+    assert Server(tmp_path).json("/figure", kind="losses")["notes"] == []
+
+
+def test_most_points_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(provider, "MOST_POINTS", 40)
+    write(tmp_path, ["a"], steps=60)
+    (note,) = Server(tmp_path, samples=0).json("/figure", kind="losses")["notes"]
+    assert "40 at most. Draw all" in note
+
+
+def test_silent_training_is_named(tmp_path, monkeypatch):
+    write(tmp_path, ["a"], steps=5, end=10)
+    server = Server(tmp_path)
+    assert server.json("/figure")["notes"] == []
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3600)
+    (note,) = server.json("/figure")["notes"]
+    assert "of step 5 of 10, is 60 minutes old" in note
+
+
+def test_series_are_read_once_until_they_grow(tmp_path, monkeypatch):
+    write(tmp_path, ["a", "b"], steps=5)
+    server = Server(tmp_path)
+    calls = []
+    read = server.provider.read_scalars
+
+    def count(*arguments, **options):
+        calls.append(options["run_tag_filter"].tags)
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(server.provider, "read_scalars", count)
+    server.json("/figure", kind="losses")
+    assert sorted(map(sorted, calls)) == [["joint_loss/a/raw", "joint_loss/b/raw"]] * 2
+    server.json("/figure", kind="losses", x="epoch")
+    assert len(calls) == 2
+    writer = SummaryWriter(tmp_path / "train")
+    writer.scalars({"joint_loss/a/raw": 7.0}, 6)
+    writer.close()
+    server.multiplexer.Reload()
+    figure = server.json("/figure", kind="losses", split="train")["figure"]
+    assert [tag for tags in calls[2:] for tag in tags] == ["joint_loss/a/raw"]
+    assert figure["data"][0]["meta"]["term"] == "a"
+
+
+def test_memory_of_the_server_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(provider, "_MOST_CACHED", 100)
+    write(tmp_path, [f"term {i}" for i in range(6)], steps=30)
+    server = Server(tmp_path)
+    for kind in ("terms", "losses", "weights"):
+        server.json("/figure", kind=kind)
+        logs = server.plugin._logs
+        cached = sum(len(series.steps) for _, series in logs._cache.values())
+        assert cached == logs._cached_points <= 100
+
+
+def test_page_says_what_to_install_without_plotly(tmp_path, monkeypatch):
+    write(tmp_path, ["a"])
+    server = Server(tmp_path)
+    assert server.json("/runs")["plotly"]
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "plotly" else found(name)
+    )
+    answer = server.json("/runs")
+    assert (answer["plotly"], answer["install"]) == (
+        False,
+        "pip install 'keras-jointloss[dashboard]'",
+    )
+    for route in ("/figure", "/csv", "/plotly.min.js"):
+        status, content = server.get(route)
+        assert status in (400, 404)
+        assert b"keras-jointloss[dashboard]" in content
+    assert server.json("/table")["rows"][0]["term"] == "a"
+
+
+def test_other_logs_do_not_count(tmp_path):
+    writer = SummaryWriter(tmp_path / "other")
+    writer.scalars({"loss": 1.0}, 1)
+    writer.close()
+    write(tmp_path / "mine", ["a"])
+    assert [run["name"] for run in Server(tmp_path).json("/runs")["runs"]] == ["mine"]
+
+
+def test_run_in_the_folder_itself_is_named_by_it(tmp_path):
+    write(tmp_path / "emoji", ["a"])
+    server = Server(tmp_path / "emoji")
+    assert [run["name"] for run in server.json("/runs")["runs"]] == ["emoji"]
+    assert server.json("/figure", run="emoji", kind="losses")["figure"]["data"]
+
+
+def test_missing_values_are_null_in_the_table(tmp_path):
+    writer = SummaryWriter(tmp_path / "train")
+    for step, raw in ((1, 2.0), (2, float("nan"))):
+        writer.scalars({"joint_loss/a/raw": raw, "joint_loss/a/weight": 1.0}, step)
+    writer.close()
+    (row,) = Server(tmp_path).json("/table")["rows"]
+    assert row["train"]["raw"] is None
+    assert row["train"]["trend"] == [2.0, None]
+    assert row["validation"] is None
+
+
+def test_nothing_to_show_is_a_sentence(tmp_path):
+    write(tmp_path, ["a"])
+    answer = Server(tmp_path).json("/figure", kind="retrieval")
+    assert "RetrievalEvaluation" in answer["figure"]["message"]
+
+
+def test_page_is_part_of_the_package(tmp_path):
+    server = Server(tmp_path)
+    for route, words in (
+        ("/index.js", b"export async function render"),
+        ("/page.css", b"--paper"),
+        ("/plotly.min.js", b"plotly.js"),
+    ):
+        status, content = server.get(route)
+        assert status == 200
+        assert words in content
+    assert server.plugin.frontend_metadata().es_module_path in server.apps
+
+
+@pytest.mark.parametrize("route", ["/figure", "/table", "/csv"])
+def test_empty_folder_is_answered_with_a_sentence(tmp_path, route):
+    status, content = Server(tmp_path).get(route)
+    assert (status, json.loads(content)["error"]) == (404, "There is no run yet.")

@@ -1,0 +1,198 @@
+"""Reading event files, and what the callbacks write for the dashboard."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+import keras_jointloss as kj
+from keras_jointloss.tensorboard import SummaryWriter
+from keras_jointloss.tensorboard.read import read_runs
+from tests.small_models import compiled, fit
+from tests.training_logs import STEPS, TERMS, train, write
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    """Returns a folder with the logs of a training, and its history."""
+    log_dir = tmp_path_factory.mktemp("logs") / "one"
+    return log_dir, train(log_dir)
+
+
+def test_read_equals_history(logs):
+    log_dir, history = logs
+    readings = kj.tensorboard.read(log_dir)
+    assert set(readings) == {"train", "validation"}
+    for run, prefix in (("train", ""), ("validation", "val_")):
+        total = readings[run]["joint_loss/total"]
+        assert total.steps.tolist() == [STEPS, 2 * STEPS, 3 * STEPS]
+        assert total.values == pytest.approx(history.history[f"{prefix}loss"], rel=1e-6)
+        for term in TERMS:
+            for key, name in (("raw", "loss"), ("weight", "weight"), ("share", "share")):
+                values = readings[run][f"joint_loss/{term}/{key}"].values
+                assert values == pytest.approx(history.history[f"{prefix}{term}_{name}"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind", ["terms", "losses", "weights", "gradients", "cosines", "retrieval"]
+)
+def test_figures_of_logs_and_history_agree(logs, kind):
+    log_dir, history = logs
+    drawn = kj.plot(log_dir, kind, x="epoch")
+    expected = kj.plot(history, kind)
+    pairs = 0
+    for trace in expected.data:
+        meta = dict(trace.meta, run="one") if trace.meta and "run" in trace.meta else None
+        if meta is None:
+            continue
+        key = (meta, trace.yaxis, trace.name)
+        (same,) = [x for x in drawn.data if (x.meta, x.yaxis, x.name) == key]
+        what = "z" if trace.type == "heatmap" else "y"
+        assert np.allclose(
+            np.array(same[what], "float64"), np.array(trace[what], "float64"), rtol=1e-4, atol=1e-6
+        )
+        if trace.type != "heatmap":
+            assert np.allclose(same.x, trace.x)
+        pairs += 1
+    assert pairs >= 2
+
+
+def test_schedules_are_drawn_ahead(tmp_path):
+    writer = SummaryWriter(tmp_path / "train")
+    writer.training({"a": ([0, 10, 20], [0.0, 0.5, 1.0])}, step=0, end=20)
+    writer.scalars({"joint_loss/a/weight": 0.5, "joint_loss/total": 1.0}, step=10)
+    writer.close()
+    (ahead,) = [x for x in kj.plot(tmp_path, "weights").data if x.meta.get("ahead")]
+    assert (list(ahead.x), list(ahead.y)) == ([10, 20], [0.5, 1.0])
+    assert ahead.line.dash == "dash"
+
+
+def test_callback_logs_schedules_and_epochs(logs):
+    (run,) = read_runs(logs[0])
+    assert run.epochs.steps.tolist() == [0, STEPS, 2 * STEPS, 3 * STEPS]
+    assert run.epochs.values.tolist() == [0, 1, 2, 3]
+    assert run.end == 3 * STEPS
+    assert set(run.schedules) == {"pair"}
+    schedule = run.schedules["pair"]
+    assert schedule.values == pytest.approx(0.5 * schedule.steps / 20)
+    assert schedule.steps[-1] == 3 * STEPS
+
+
+def test_axes_of_logs(logs):
+    by_epoch = kj.plot(logs[0], x="epoch").data[0]
+    assert list(by_epoch.x) == [1, 2, 3]
+    by_time = kj.plot(logs[0], x="time").data[0]
+    assert 0 <= by_time.x[0] < by_time.x[1] < by_time.x[2] < 60
+
+
+def test_runs_are_named_by_their_folders(tmp_path):
+    write(tmp_path / "a" / "x", ["one"])
+    write(tmp_path / "b", ["one"], offset=1.0)
+    assert [run.name for run in read_runs(tmp_path)] == ["a/x", "b"]
+    figure = kj.plot([tmp_path / "b", tmp_path / "a"], "losses")
+    assert {x.meta["run"] for x in figure.data if "run" in x.meta} == {"b", "x"}
+
+
+def test_hostile_names_are_read_as_they_are(tmp_path):
+    names = ["a/b/c", "<script>", "ü'\"", "y" * 300, "total", "other"]
+    write(tmp_path, names)
+    figure = kj.plot(tmp_path, "losses", splits=["train"])
+    values = {x.meta["term"]: list(x.y) for x in figure.data if "term" in x.meta}
+    assert values == {name: [1.0 + i, 2.0 + i, 3.0 + i] for i, name in enumerate(names)}
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_damaged_files_count_up_to_the_damage(tmp_path, damage):
+    write(tmp_path, ["a"], steps=50)
+    (path,) = (tmp_path / "train").iterdir()
+    content = path.read_bytes()
+    middle = len(content) // 2
+    if damage == "cut":
+        path.write_bytes(content[:middle])
+    elif damage == "flipped":
+        path.write_bytes(content[:middle] + bytes(64) + content[middle + 64 :])
+    else:
+        path.write_bytes(b"")
+    readings = kj.tensorboard.read(tmp_path)
+    assert len(readings["validation"]["joint_loss/a/raw"].steps) == 50
+    if damage != "empty":
+        series = readings["train"]["joint_loss/a/raw"]
+        assert 5 < len(series.steps) < 50
+        assert series.values.tolist() == series.steps.tolist()
+    assert kj.plot(tmp_path, "losses").data
+
+
+def test_folder_without_event_files_is_refused(tmp_path):
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(ValueError, match="Expected a folder with event files"):
+            kj.tensorboard.read(folder)
+
+
+class Interrupts(keras.callbacks.Callback):
+    """Raises in the middle of an epoch."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 2:
+            raise self.error("stop")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_writers_are_closed_on_error_and_interrupt(tmp_path, error):
+    callback = kj.callbacks.JointLossCallback(tmp_path, "batch")
+    with pytest.raises(error, match="stop"):
+        fit(compiled(), [callback, Interrupts(error)])
+    gc.collect()
+    assert kj.tensorboard.read(tmp_path)["train"]["joint_loss/total"].steps.tolist() == [1, 2, 3]
+    (writer,) = callback._summaries._writers.values()
+    with pytest.raises(OSError, match="closed"):
+        writer.flush()
+
+
+CHILD = """
+import sys, time
+# Neither Keras nor TensorFlow is needed to write.
+sys.modules["tensorboard.program"] = sys.modules["tensorboard.compat.notf"] = sys
+from keras_jointloss.tensorboard import SummaryWriter
+writer = SummaryWriter(sys.argv[1])
+for step in range(100):
+    writer.scalars({"joint_loss/total": float(step)}, step)
+writer.flush()
+writer.scalars({"joint_loss/total": 100.0}, 100)
+print("flushed", flush=True)
+time.sleep(60)
+"""
+
+
+def test_logs_of_a_killed_process_are_readable_up_to_the_last_flush(tmp_path):
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tmp_path / "train")],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert child.stdout.readline() == b"flushed\n"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    series = kj.tensorboard.read(tmp_path)["train"]["joint_loss/total"]
+    assert series.values.tolist()[:100] == list(range(100))
+
+
+def test_what_is_written_is_flushed_without_being_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr("keras_jointloss.tensorboard.writer.FLUSH_SECONDS", 0.2)
+    writer = SummaryWriter(tmp_path / "train")
+    writer.scalars({"joint_loss/total": 1.0}, 1)
+    end = time.monotonic() + 20
+    while "train" not in kj.tensorboard.read(tmp_path) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert kj.tensorboard.read(tmp_path)["train"]["joint_loss/total"].values.tolist() == [1.0]
+    writer.close()
