@@ -34,8 +34,8 @@ def enable_multi_worker_fit() -> None:
 
     They call the original functions in all other cases. Nothing changes before the call.
 
-    Give each worker its own folder for `BackupAndRestore`. Set the timeout of the strategy, as in
-    the example: without it, TensorFlow waits forever for a worker that is stuck. If a worker ends,
+    Give each worker its own folder for `BackupAndRestore`. Set the timeout of the strategy, as
+    below: without it, TensorFlow waits forever for a worker that is stuck. If a worker ends,
     the others raise a `tf.errors.OpError` within seconds. Start all of them again to resume.
 
     Raises:
@@ -43,18 +43,15 @@ def enable_multi_worker_fit() -> None:
             for which the replacements are tested.
         ImportError: If Keras lacks one of the functions.
 
-    Example:
+    In the script that each worker runs, with its own `TF_CONFIG`:
 
-    ```python
-    kj.distribution.enable_multi_worker_fit()
-    strategy = tf.distribute.MultiWorkerMirroredStrategy(  # Reads TF_CONFIG.
-        communication_options=tf.distribute.experimental.CommunicationOptions(timeout_seconds=300)
-    )
-    with strategy.scope():
-        model = build_and_compile()
-    backup = keras.callbacks.BackupAndRestore(f"backup_{strategy.cluster_resolver.task_id}")
-    model.fit(dataset, epochs=10, callbacks=[backup, kj.callbacks.JointLossCallback()])
-    ```
+        kj.distribution.enable_multi_worker_fit()
+        options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=300)
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        with strategy.scope():
+            model = build_and_compile()
+        backup = keras.callbacks.BackupAndRestore(f"backup_{strategy.cluster_resolver.task_id}")
+        model.fit(dataset, epochs=10, callbacks=[backup, kj.callbacks.JointLossCallback()])
     """
     global _is_enabled
     if name() != "tensorflow":

@@ -58,6 +58,15 @@ def check_emoji(lines):
     assert lines[-1].endswith("tensorboard --logdir logs")
 
 
+def check_several_devices(lines):
+    """Checks that chunks change nothing, and a row of the table against the figures by hand."""
+    plain, chunked = (row(lines, way) for way in ("plain:", "in chunks:"))
+    assert chunked == pytest.approx(plain, abs=2e-4)
+    cells = next(line.split() for line in lines if line.split()[:2] == ["32768", "8"])
+    # 32,768 pairs of 2 x 512 floats take 128 MiB, of which 7/8 are received once and then twice.
+    assert cells[2:] == ["336M", "256M", "32M", "512M"]
+
+
 def check_large_batch(lines):
     """Checks that chunks give the same losses as the plain tower in a fraction of its memory."""
     plain, chunked = (row(lines, way) for way in ("plain", "in chunks"))
@@ -145,6 +154,7 @@ SCRIPTS = {
         ["--epochs", "1", "--log-dir", "logs", "--save", "models/emoji.keras"],
         check_emoji,
     ),
+    "guides/several_devices": ([], check_several_devices),
     "large_batch": (["--steps", "2"], check_large_batch),
     "missing_targets": (["--epochs", "10"], check_missing_targets),
     "momentum": (

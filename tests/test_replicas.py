@@ -198,6 +198,39 @@ def test_every_loss_sees_four_replicas():
         np.testing.assert_allclose(gradients, gradient, rtol=1e-9, atol=1e-12, err_msg=case.name)
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_exchanges_what_the_guide_says(monkeypatch, count):
+    from keras_jointloss import _replicas
+
+    gathered, summed = [], []
+    rows_of_replicas, sum_over_replicas = _replicas.rows_of_replicas, _replicas.sum_over_replicas
+
+    def size(x):
+        return int(ops.size(x))
+
+    def rows(tensors):
+        found, start = rows_of_replicas(tensors)
+        gathered.append([size(x) for x in found])
+        return found, start
+
+    def total(x):
+        summed.append(size(x))
+        return sum_over_replicas(x)
+
+    monkeypatch.setattr(_replicas, "rows_of_replicas", rows)
+    monkeypatch.setattr(_replicas, "sum_over_replicas", total)
+    strategy, sizes = replicas(count), (3,) * count
+    with strategy.scope():
+        layer = kj.layers.ContrastiveTerm("InfoNCE")
+    views = distributed(strategy, X[: 3 * count].reshape(-1, 2, 3), sizes, "float32")
+    strategy.run(lambda views: loss_and_gradient(layer, views, None)[0], (views,))
+    # On each replica once all embeddings, and the sums of losses, divisors and items; backward once
+    # the gradient of all embeddings.
+    embeddings = 3 * count * 2 * 3
+    assert gathered == [[embeddings]] * count
+    assert sorted(summed) == [3] * count + [embeddings] * count
+
+
 def info_nce(start, end):
     return kj.losses.InfoNCE()(np.zeros(end - start), X[start:end].reshape(-1, 2, 3))
 

@@ -1,0 +1,116 @@
+"""
+# Large batches and several devices
+
+A contrastive loss learns from what does not belong together: from the other items of the batch. Two
+things limit the batch: the activations of the encoders, and the similarities of all items with all
+others. This guide shows what holds each of them down, what several devices send each other, and
+what that means for batches of up to a million pairs.
+"""
+
+import keras
+import numpy as np
+
+import keras_jointloss as kj
+
+"""
+## One device
+
+`tile_size` bounds the similarities: a loss holds that many rows of the matrix at a time and
+computes them again in the backward pass. With more than 2,048 items it does so by itself.
+`ChunkedTower` does the same for the activations of an encoder. Neither changes values or gradients.
+"""
+
+rng = np.random.default_rng(0)
+images = rng.integers(0, 256, size=(512, 16, 16, 3)).astype("uint8")
+texts = rng.normal(size=(512, 32)).astype("float32")
+
+
+def build(chunk_size=None):
+    """Returns the compiled model of two towers."""
+    tower = keras.Sequential(
+        [
+            keras.Input((16, 16, 3)),
+            keras.layers.Rescaling(1 / 255),
+            keras.layers.Conv2D(8, 3, activation="relu"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(32),
+        ]
+    )
+    image, text = keras.Input((16, 16, 3)), keras.Input((32,))
+    encode = tower if chunk_size is None else kj.layers.ChunkedTower(tower, chunk_size)
+    loss = kj.losses.InfoNCE(tile_size=64)
+    pair = kj.layers.ContrastiveTerm(loss, name="pair")((encode(image), text))
+    model = keras.Model([image, text], pair)
+    model.compile("sgd")
+    return model
+
+
+histories = []
+for chunk_size in (None, 64):
+    keras.utils.set_random_seed(0)
+    fitted = build(chunk_size).fit([images, texts], batch_size=512, epochs=2, verbose=0)
+    histories.append(fitted.history["loss"])
+print("plain:     ", *np.round(histories[0], 4))
+print("in chunks: ", *np.round(histories[1], 4))
+
+"""
+Beside this, [large_batch.py](../large_batch.py) trains on a whole training set as one batch, and
+prints the memory that it takes with and without chunks.
+
+## Several devices
+
+Under `tf.distribute`, and in the processes of PyTorch, each device encodes its share of the batch.
+Then a `ContrastiveTerm`
+
+1. gathers the embeddings of all devices (and labels, masks and weights, which are small),
+2. compares its own rows with all columns, in tiles,
+3. adds up the gradients of the gathered embeddings over the devices and keeps its own rows.
+
+So each device computes its share of the matrix and no more, and weights and logs are those of one
+device with the whole batch. On JAX, XLA finds the same division from the sharding of the data. The
+same idea is behind DisCo-CLIP and the local loss of open_clip; there it is one loss, here it is all
+that compare items.
+
+What a device receives in a step, and what it holds for the loss, in bytes:
+"""
+
+
+def received(batch, devices, dim, views=2, size=4):
+    """Returns the bytes that a device receives, with exchanges in a ring: forward and backward."""
+    embeddings = batch * views * dim * size
+    others = (devices - 1) / devices
+    return others * embeddings, 2 * others * embeddings
+
+
+def held(batch, devices, dim, views=2, size=4, tile_size=256):
+    """Returns the bytes for embeddings and their gradient, for a tile, and for all own rows."""
+    embeddings = 2 * batch * views * dim * size
+    tile, rows = min(tile_size, batch // devices), batch // devices
+    return embeddings, tile * batch * size, rows * batch * size
+
+
+print(f"{'batch':>9} {'devices':>8} {'received':>10} {'embeddings':>11} {'tile':>9} {'dense':>9}")
+for batch in (2**15, 2**18, 2**20):
+    for devices in (8, 64, 512):
+        embeddings, tile, dense = held(batch, devices, dim=512)
+        cells = [sum(received(batch, devices, dim=512)), embeddings, tile, dense]
+        row = " ".join(f"{cell / 2**20:>9.0f}M" for cell in cells)
+        print(f"{batch:>9} {devices:>8} {row}")
+
+"""
+The embeddings of a million pairs of dimension 512, with their gradient, take 8 GiB on each device,
+however many there are: from there on, a ring that passes on one share after the other would be the
+next step, which this package does not have. A tile takes 1 GiB then; a smaller `tile_size` halves
+it. The matrix of own rows alone would take 8 GiB even on 512 devices, so that tiles are what makes
+such batches possible. What gradient balancing and rules exchange does not depend on the batch: one
+number for each pair of terms, and one for each term.
+
+Published figures, for comparison:
+
+- DisCo-CLIP (Chen et al., 2023) divides the matrix over the devices as above, from O(B^2) to
+  O(B^2 / N) in memory. ViT-B/32 trains with a batch of 32K on 8, or 196K on 64 A100 with 40 GB; the
+  original CLIP needed 128 of them for 32K.
+- Inf-CL (Cheng et al., 2024) computes tiles in fused kernels and passes columns on in a ring:
+  CLIP-ViT-L/14 with a batch of 4M on 8, or 12M on 32 A800 with 80 GB.
+- open_clip's `--local-loss --gather-with-grad` divides the matrix likewise and holds its rows.
+"""
