@@ -95,7 +95,7 @@ def check_weighting(lines):
         assert deviation == 0  # There is only one seed.
         assert explained < 100
     assert Path("logs/weighting.png").stat().st_size > 10000
-    assert len(list(Path("logs").glob("weight_*/events*"))) == 2
+    assert len(list(Path("logs").glob("weight_*/hparams/events*"))) == 2
 
 
 def check_multi_digit(lines):
