@@ -18,7 +18,7 @@ PYTEST := python -m pytest -n $(WORKERS) --dist worksteal
 LOWER_BOUNDS_TESTS := $(addprefix tests/,test_callbacks.py test_clock.py test_joint.py test_layers.py test_loss_term.py \
   test_output_weight.py test_ownership.py test_training.py)
 
-.PHONY: help demo test test-jax test-torch test-lower-bounds test-all environments coverage lint format bench bench-losses bench-dashboard bench-gradients clean
+.PHONY: help demo test test-jax test-torch test-lower-bounds test-all environments coverage lint format bench bench-losses bench-dashboard bench-scale bench-gradients clean
 
 help:  ## Tell what there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -68,6 +68,10 @@ bench-losses: .venv/package.stamp  ## Measure time and memory of the contrastive
 bench-dashboard: .venv/develop.stamp  ## Measure what logging costs, and how fast the dashboard is with large logs.
 	.venv/bin/python -m tests.benchmarks.benchmark_logging $(ARGS)
 	.venv/bin/python -m tests.benchmarks.benchmark_dashboard $(ARGS)
+
+bench-scale: .venv/package.stamp  ## Measure what replicas cost that see all items, and towers in chunks.
+	.venv/bin/python -m tests.benchmarks.benchmark_replicas
+	.venv/bin/python -m tests.benchmarks.benchmark_chunked $(ARGS)
 
 bench-gradients: .venv/package.stamp  ## Measure what combining gradients costs in time, as ratios.
 	.venv/bin/python -m tests.benchmarks.benchmark_balancing $(ARGS)

@@ -3,7 +3,8 @@
 Each emoji is contrasted with all 1,524 others in every step. A plain image tower would store its
 activations for the whole batch; `ChunkedTower` stores those of one chunk and computes each chunk
 once more in the backward pass. Both give the same gradients, so the losses agree. Each way trains
-in a process of its own, for which the growth of the largest memory use is printed.
+in a process of its own, for which the growth of the largest memory use is printed; on TensorFlow it
+contains some 300 MiB in which the step is compiled.
 
     python examples/large_batch.py
 
@@ -36,7 +37,6 @@ def build_image_tower(dim=64):
         tower.add(layers.ReLU())
         tower.add(layers.MaxPooling2D())
     tower.add(layers.Flatten())
-    tower.add(layers.Dropout(0.3))
     tower.add(layers.Dense(dim))
     return tower
 
