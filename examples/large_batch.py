@@ -3,8 +3,8 @@
 Each emoji is contrasted with all 1,524 others in every step. A plain image tower would store its
 activations for the whole batch; `ChunkedTower` stores those of one chunk and computes each chunk
 once more in the backward pass. Both give the same gradients, so the losses agree. Each way trains
-in a process of its own, for which the growth of the largest memory use is printed; on TensorFlow it
-contains some 300 MiB in which the step is compiled.
+in a process of its own, for which the growth of the largest memory use is printed. On two CPU cores
+it is 751 MiB and 157 MiB on PyTorch, 677 MiB and 431 MiB on TensorFlow, which compiles the step.
 
     python examples/large_batch.py
 
