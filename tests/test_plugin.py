@@ -1,5 +1,6 @@
 """What the plugin answers, without a browser, on TensorBoard's own data provider."""
 
+import contextlib
 import importlib.util
 import json
 import time
@@ -156,6 +157,13 @@ def test_missing_values_are_null_in_the_table(tmp_path):
     assert row["train"]["raw"] is None
     assert row["train"]["trend"] == [2.0, None]
     assert row["validation"] is None
+
+
+def test_term_that_was_never_computed_has_a_weight_only(tmp_path):
+    with contextlib.closing(SummaryWriter(tmp_path / "train")) as writer:
+        writer.scalars({"joint_loss/a/weight": 0.5}, 1)
+    (row,) = Server(tmp_path).json("/table")["rows"]
+    assert row["train"] == {"weight": 0.5, "change": None, "trend": [], "step": 1}
 
 
 def test_nothing_to_show_is_a_sentence(tmp_path):

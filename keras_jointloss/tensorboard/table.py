@@ -45,13 +45,14 @@ def _values(run: Run, split: str, term: str) -> dict[str, Any] | None:
     if not any(len(series.steps) for series in found.values()):
         return None
     values: dict[str, Any] = {key: number(x.values[-1]) for key, x in found.items()}
+    values.update(change=None, trend=[])
     trend = found.get("raw", found.get("weighted"))
-    assert trend is not None
-    before = _epoch_before(run, trend)
-    now = float(trend.values[-1])
-    values["change"] = None if before in (None, 0) else number((now - before) / abs(before))
-    at = np.unique(np.linspace(0, len(trend.values) - 1, 40).round().astype("int64"))
-    values["trend"] = [number(x) for x in trend.values[at]]
+    if trend is not None:  # A term that was never computed has a weight only.
+        before = _epoch_before(run, trend)
+        now = float(trend.values[-1])
+        values["change"] = None if before in (None, 0) else number((now - before) / abs(before))
+        at = np.unique(np.linspace(0, len(trend.values) - 1, 40).round().astype("int64"))
+        values["trend"] = [number(x) for x in trend.values[at]]
     values["step"] = int(max(series.steps[-1] for series in found.values()))
     return values
 
