@@ -352,7 +352,7 @@ def test_replicas_balance_like_one_device(reduction):
 
     one = build_one()
     fit(one)
-    with replicas().scope():
+    with replicas(2).scope():
         two = build_one()
     fit(two)
     for expected, actual in zip(one.trainable_variables, two.trainable_variables, strict=True):

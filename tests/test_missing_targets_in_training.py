@@ -151,7 +151,7 @@ def test_masked_time_steps_are_left_out_too():
 
 
 def mirrored_fit(is_mirrored, reduction):
-    with replicas().scope() if is_mirrored else contextlib.nullcontext():
+    with replicas(2).scope() if is_mirrored else contextlib.nullcontext():
         model = build()
         losses = {"a": keras.losses.MeanSquaredError(reduction=reduction), "b": LOSSES["b"]}
         rule = "uncertainty" if reduction == "sum_over_batch_size" else None

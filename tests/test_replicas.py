@@ -32,7 +32,7 @@ def trained(make, parts, is_mirrored):
     keras.utils.clear_session()
     keras.utils.set_random_seed(2)
     keras.config.set_floatx("float64")
-    with replicas().scope() if is_mirrored else contextlib.nullcontext():
+    with replicas(2).scope() if is_mirrored else contextlib.nullcontext():
         model, arguments = make()
         model.compile(keras.optimizers.SGD(0.1, momentum=0.5), **arguments)
     options = {"batch_size": BATCH, "verbose": 0}
@@ -159,7 +159,7 @@ def distributed(strategy, x, sizes, dtype=None):
 
 def run(compute, *sizes):
     """Returns what a function of embeddings, of the given sizes, returns in each replica."""
-    strategy = replicas()
+    strategy = replicas(2)
     views = distributed(strategy, X[: sum(sizes)].reshape(-1, 2, 3), sizes, "float32")
     return [float(x) for x in strategy.experimental_local_results(strategy.run(compute, (views,)))]
 
@@ -254,7 +254,7 @@ def test_output_loss_that_compares_items_warns_once():
 
 @pytest.mark.parametrize("gather", [None, False])
 def test_replicas_gather_unless_told_otherwise(gather):
-    with replicas().scope():
+    with replicas(2).scope():
         layer = kj.layers.ContrastiveTerm("InfoNCE", 0.5, gather=gather)
         layer = kj.layers.ContrastiveTerm.from_config(layer.get_config())
         layer.build(((None, 3), (None, 3)))
@@ -273,7 +273,7 @@ def test_replicas_gather_unless_told_otherwise(gather):
 
 
 def test_metrics_see_all_replicas():
-    with replicas().scope():
+    with replicas(2).scope():
         metric = kj.metrics.RecallAtK(1)
     plain = kj.metrics.RecallAtK(1)
 

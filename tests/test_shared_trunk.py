@@ -120,7 +120,7 @@ def test_replicas_balance_like_one_device():
 
     one = build("mgda")
     fit(one)
-    with replicas().scope():
+    with replicas(2).scope():
         two = build("mgda")
     fit(two)
     for expected, actual in zip(one.trainable_variables, two.trainable_variables, strict=True):

@@ -117,7 +117,7 @@ MODES = {
 
 
 @functools.cache
-def replicas(count=2):
+def replicas(count, /):
     """Returns one strategy of each size: the collective operations of two would clash."""
     import tensorflow as tf
 
@@ -131,7 +131,7 @@ def replicas(count=2):
 def compiled(subject: Subject, mode: Mode):
     keras.utils.set_random_seed(3)
     keras.config.set_dtype_policy(mode.policy)
-    with replicas().scope() if mode.mirrored else contextlib.nullcontext():
+    with replicas(2).scope() if mode.mirrored else contextlib.nullcontext():
         model, joint, targets = subject.make()
         model(_inputs(subject, 2))
         optimizer = keras.optimizers.SGD(0.05, gradient_accumulation_steps=mode.accumulated)

@@ -251,7 +251,7 @@ def test_rule_sees_the_losses_of_the_step(mode):
 def test_replicas_hold_the_same_state(name):
     from tests.test_training import replicas
 
-    with replicas().scope():
+    with replicas(2).scope():
         inputs = keras.Input((6,))
         outputs = {"rating": keras.layers.Dense(1)(inputs), "label": keras.layers.Dense(2)(inputs)}
         losses = {
