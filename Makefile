@@ -18,7 +18,7 @@ PYTEST := python -m pytest -n $(WORKERS) --dist worksteal
 LOWER_BOUNDS_TESTS := $(addprefix tests/,test_callbacks.py test_clock.py test_joint.py test_layers.py test_loss_term.py \
   test_output_weight.py test_ownership.py test_training.py)
 
-.PHONY: help demo test test-jax test-torch test-lower-bounds test-all environments coverage lint format bench bench-losses bench-dashboard bench-scale bench-gradients clean
+.PHONY: help demo test test-jax test-torch test-lower-bounds test-all environments coverage lint format bench bench-losses bench-dashboard bench-scale bench-gradients docs clean
 
 help:  ## Tell what there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -76,9 +76,13 @@ bench-scale: .venv/package.stamp  ## Measure what replicas cost that see all ite
 bench-gradients: .venv/package.stamp  ## Measure what combining gradients costs in time, as ratios.
 	.venv/bin/python -m tests.benchmarks.benchmark_balancing $(ARGS)
 
-clean:  ## Remove the environments and caches.
-	rm -rf .venv .venv-jax .venv-torch .venv-lower-bounds .mypy_cache .pytest_cache .ruff_cache \
-	  .coverage build *.egg-info
+docs: .venv-docs/docs.stamp  ## Run the guides and build the site in build/docs.
+	.venv-docs/bin/python -m sphinx -E -W --keep-going -q docs build/docs
+	.venv-docs/bin/python docs/check_links.py build/docs
+
+clean:  ## Remove the environments, the site and caches.
+	rm -rf .venv .venv-jax .venv-torch .venv-lower-bounds .venv-docs .mypy_cache .pytest_cache .ruff_cache \
+	  .coverage build docs/api docs/guides *.egg-info
 
 # Lets an environment use what is in `.venv`, too, so that it installs TensorFlow only once.
 PURELIB := import sysconfig; print(sysconfig.get_path('purelib'))
@@ -110,4 +114,10 @@ share = .venv/bin/python -c "$(PURELIB)" > $$($(1)/bin/python -c "$(PURELIB)")/s
 	$(PYTHON) -m venv .venv-lower-bounds
 	$(PYTHON) .ci/lower_bounds.py > .venv-lower-bounds/bounds.txt
 	.venv-lower-bounds/bin/python -m pip install --quiet -r .venv-lower-bounds/bounds.txt ".[test]"
+	touch $@
+
+.venv-docs/docs.stamp: .venv/package.stamp
+	$(PYTHON) -m venv .venv-docs
+	$(call share,.venv-docs)
+	.venv-docs/bin/python -m pip install --quiet --editable ".[docs]"
 	touch $@

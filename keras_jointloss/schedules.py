@@ -13,6 +13,8 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_jointloss._validation import MAX_COUNT, validate_number
 
+__all__ = ["Cyclical", "Linear", "Sequential", "Sigmoid"]
+
 
 def _invalid(value: Any, name: str, expected: str) -> ValueError:
     return ValueError(

@@ -1,0 +1,120 @@
+"""Builds the documentation: `make docs`."""
+
+import re
+import sys
+from pathlib import Path
+
+import plotly
+from docutils import nodes
+from latex2mathml.converter import convert
+from sphinx import addnodes
+
+import keras_jointloss as kj
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import api_pages  # noqa: E402
+import formulas  # noqa: E402
+import guides  # noqa: E402
+
+project = "keras_jointloss"
+version = release = kj.__version__
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+]
+exclude_patterns = ["*.py"]
+default_role = "literal"
+smartquotes = False
+
+html_theme = "furo"
+html_title = "keras_jointloss"
+html_static_path = ["style.css", str(Path(plotly.__file__).parent / "package_data/plotly.min.js")]
+html_css_files = ["style.css"]
+html_copy_source = False
+html_math_renderer = "mathml"
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # `guides.run` has run them.
+
+autodoc_inherit_docstrings = False  # Those of Keras stand in Keras.
+autodoc_member_order = "bysource"
+autosummary_generate = False
+napoleon_custom_sections = [("Call arguments", "params_style"), "Input shape", "Output shape"]
+napoleon_use_ivar = True
+
+PUBLIC_CLASSES = [x for module in api_pages.public_modules() for x in api_pages.names_of(module)]
+PUBLIC = {
+    spelling: name.full
+    for module in api_pages.public_modules()
+    for name in api_pages.names_of(module)
+    for spelling in (name.full, name.full.replace("keras_jointloss", "kj", 1))
+}
+
+
+def draw_formulas(app, what, name, obj, options, lines):
+    """Turns the formulas of a docstring into directives."""
+    text = "\n".join(lines)
+    for block in reversed(formulas.formulas_of(text)):
+        directive = f".. math::\n\n   {formulas.to_latex(block[0])}\n"
+        text = text[: block.start()] + directive + text[block.end() :]
+    lines[:] = text.split("\n")
+
+
+def name_bases(app, name, obj, options, bases):
+    """Names base classes as they are public."""
+    for position, base in enumerate(bases):
+        public = next((x.full for x in PUBLIC_CLASSES if x.value is base), None)
+        if public:
+            bases[position] = f":py:class:`~{public}`"
+
+
+def link_names(app, doctree):
+    """Makes links of the public names in the text."""
+    for literal in list(doctree.findall(nodes.literal)):
+        full = PUBLIC.get(re.sub(r"\(.*\)$", "", literal.astext()))
+        if full and not isinstance(literal.parent, nodes.title | nodes.reference | addnodes.pending_xref):
+            link = addnodes.pending_xref(
+                "", refdomain="py", reftype="obj", reftarget=full, refexplicit=True, refwarn=True
+            )
+            link["refdoc"] = app.env.docname
+            literal.replace_self(link)
+            link += literal
+
+
+def visit_math(self, node):
+    """Writes MathML, which browsers draw by themselves."""
+    is_block = isinstance(node, nodes.math_block)
+    latex = node.astext()
+    if r"\\" in latex and r"\begin" not in latex:
+        latex = rf"\begin{{split}} {latex} \end{{split}}"
+    mathml = convert(latex, display="block" if is_block else "inline")
+    if "<mi>&</mi>" in mathml or "\\" in mathml:
+        raise ValueError(f"latex2mathml does not know a command of this formula: {latex!r}")
+    self.body.append(f'<div class="formula">{mathml}</div>' if is_block else mathml)
+    raise nodes.SkipNode
+
+
+def add_plotly(app, page, template, context, doctree):
+    """Loads Plotly where there are figures."""
+    if doctree is not None and "Plotly.newPlot" in context.get("body", ""):
+        app.add_js_file("plotly.min.js")
+
+
+def write_pages(app):
+    guides.write(HERE / "guides", HERE.parent / "build" / "notebooks")
+    api_pages.write(HERE / "api")
+
+
+def setup(app):
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
+    app.connect("builder-inited", write_pages, priority=100)
+    # Before napoleon.
+    app.connect("autodoc-process-docstring", draw_formulas, priority=100)
+    app.connect("autodoc-process-bases", name_bases)
+    app.connect("doctree-read", link_names)
+    app.connect("html-page-context", add_plotly)

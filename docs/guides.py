@@ -1,0 +1,177 @@
+"""Makes notebooks of the guides in `examples/guides`, runs them, and keeps what they print."""
+
+import ast
+import json
+import os
+import re
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "examples" / "guides"
+#: The order of the guides on the site.
+ORDER = (
+    "first_steps",
+    "weighting",
+    "missing_targets",
+    "pairs",
+    "vae",
+    "physics",
+    "recommender",
+    "conflicts",
+    "dashboard",
+    "several_devices",
+    "extending",
+    "coming_from",
+    "pitfalls",
+)
+LINK = re.compile(r"\[(?P<title>[^\]]*)\]\((?P<path>[^):#\s]+)(?P<anchor>#[^)\s]*)?\)")
+
+
+def write(pages: Path, downloads: Path) -> None:
+    """Runs all guides and writes their pages, with output, and their notebooks, without.
+
+    Args:
+        pages: The folder for the pages, which is emptied first.
+        downloads: The folder for the notebooks.
+    """
+    found = {path.stem for path in SCRIPTS.glob("*.py")}
+    if found != set(ORDER):
+        raise ValueError(
+            f"Expected the guides of `ORDER` in {Path(__file__).name}. "
+            f"Missing: {sorted(set(ORDER) - found)}. Not in `ORDER`: {sorted(found - set(ORDER))}"
+        )
+    for folder in (pages, downloads):
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.iterdir():
+            old.unlink()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        notebooks = list(pool.map(lambda name: _write_guide(name, pages, downloads), ORDER))
+    entries = [
+        f"- [{_title(notebook)}]({name}.ipynb): {_summary(notebook)}"
+        for name, notebook in zip(ORDER, notebooks, strict=True)
+    ]
+    toctree = ["```{toctree}", ":hidden:", "", *ORDER, "```"]
+    (pages / "index.md").write_text("\n".join(["# Guides", "", *entries, "", *toctree, ""]))
+
+
+def _write_guide(name: str, pages: Path, downloads: Path) -> dict:
+    script = SCRIPTS / f"{name}.py"
+    notebook = to_notebook(script.read_text(encoding="utf-8"))
+    (downloads / f"{name}.ipynb").write_text(json.dumps(notebook, indent=1), encoding="utf-8")
+    notebook = run(notebook)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = link_pages(cell["source"], script.parent, pages)
+    title, _, text = notebook["cells"][0]["source"].partition("\n")
+    files = [
+        f"{{download}}`{path.name} <{os.path.relpath(path, pages)}>`"
+        for path in (script, downloads / f"{name}.ipynb")
+    ]
+    notebook["cells"][0]["source"] = f"{title}\n\nDownload: {', '.join(files)}\n{text}"
+    (pages / f"{name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    return notebook
+
+
+def to_notebook(source: str) -> dict:
+    """Returns the notebook of a script: strings at the top level are text, all else is code."""
+    lines = source.splitlines()
+    cells, code_start = [], 0
+
+    def add(kind, text):
+        if text.strip():
+            cell = {"cell_type": kind, "id": f"cell-{len(cells)}", "metadata": {}}
+            output = {"execution_count": None, "outputs": []} if kind == "code" else {}
+            cells.append({**cell, **output, "source": text.strip("\n")})
+
+    for statement in ast.parse(source).body:
+        value = getattr(statement, "value", None)
+        if isinstance(statement, ast.Expr) and isinstance(getattr(value, "value", None), str):
+            add("code", "\n".join(lines[code_start : statement.lineno - 1]))
+            add("markdown", value.value)
+            code_start = statement.end_lineno
+    add("code", "\n".join(lines[code_start:]))
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    metadata = {"kernelspec": kernel}
+    return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+
+
+def link_pages(text: str, folder: Path, pages: Path) -> str:
+    """Rewrites the links of a guide to files of the repository for the site.
+
+    Links to guides and to pages in `docs` become links between pages, others downloads.
+
+    Args:
+        text: Markdown.
+        folder: The folder that links are relative to.
+        pages: The folder of the page that the text goes to.
+    """
+
+    def rewrite(link: re.Match) -> str:
+        path = Path(os.path.normpath(folder / link["path"]))
+        if not path.exists():
+            raise ValueError(f"A guide links to {link['path']!r}, which does not exist.")
+        title, anchor = link["title"], link["anchor"] or ""
+        if path.parent == SCRIPTS and path.stem in ORDER:
+            return f"[{title}]({path.stem}.ipynb{anchor})"
+        target = os.path.relpath(path, pages)
+        is_page = path.parent == ROOT / "docs" and path.suffix == ".md"
+        if is_page or text[: link.start()].endswith("!"):
+            return f"[{title}]({target}{anchor})"
+        return f"{{download}}`{title.replace('`', '')} <{target}>`"
+
+    return LINK.sub(rewrite, text)
+
+
+def run(notebook: dict) -> dict:
+    """Returns the notebook with its output, run in a folder with the repository's `examples`."""
+    # The tests of this file do without them.
+    import nbformat
+    from nbclient import NotebookClient
+    from traitlets.config import Config
+
+    notebook = nbformat.from_dict(notebook)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "examples").symlink_to(SCRIPTS.parent)
+        client = NotebookClient(
+            notebook,
+            timeout=600,
+            resources={"metadata": {"path": folder}},
+            config=Config({"KernelManager": {"transport": "ipc"}}),
+        )
+        client.execute(env={**os.environ, "PLOTLY_RENDERER": "plotly_mimetype"})
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
+    for number, output in enumerate(outputs):
+        if "text" in output:
+            output["text"] = as_displayed(output["text"])
+        figure = output.get("data", {}).get("application/vnd.plotly.v1+json")
+        if figure:
+            output["data"] = {"text/html": to_html(figure, f"figure-{number}")}
+    return notebook
+
+
+def as_displayed(text: str) -> str:
+    """Returns the last state of lines that overwrite themselves, as progress bars do."""
+    lines = text.replace("\b", "").split("\n")
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
+
+
+def to_html(figure: dict, name: str) -> str:
+    """Returns the HTML of a Plotly figure, without Plotly itself."""
+    data, layout = (json.dumps(figure[key]).replace("</", r"<\/") for key in ("data", "layout"))
+    options = "{responsive: true}"
+    return (
+        f'<div id="{name}"></div>'
+        f'<script>Plotly.newPlot("{name}", {data}, {layout}, {options})</script>'
+    )
+
+
+def _title(notebook: dict) -> str:
+    return notebook["cells"][0]["source"].partition("\n")[0].lstrip("# ")
+
+
+def _summary(notebook: dict) -> str:
+    """Returns the first sentence below the title and the downloads."""
+    paragraph = notebook["cells"][0]["source"].split("\n\n")[2]
+    return re.split(r"(?<=[.:])\s", paragraph.strip(), maxsplit=1)[0]
