@@ -48,7 +48,9 @@ def names_of(module: ModuleType) -> Iterator[Name]:
 def pages_of(module: ModuleType) -> dict[str, list[Name]]:
     """Returns the names by the page they are on: a class has its function with it."""
     names = list(names_of(module))
-    functions = {getattr(x.value, "function", None): x.full for x in names if inspect.isclass(x.value)}
+    functions = {
+        getattr(x.value, "function", None): x.full for x in names if inspect.isclass(x.value)
+    }
     pages: dict[str, list[Name]] = {}
     for name in sorted(names, key=lambda x: not inspect.isclass(x.value)):
         pages.setdefault(functions.get(name.value, name.full), []).append(name)
@@ -63,14 +65,15 @@ def write(folder: Path) -> None:
     overview = []
     for module in public_modules():
         pages = pages_of(module)
+        title = module.__name__.removeprefix(f"{kj.__name__}.")
         for page, names in pages.items():
             _write(folder / f"{page}.rst", _heading(names[0].name), *map(_entry, names))
         module_page = f"{module.__name__}.module"
         summary = (module.__doc__ or "").partition("\n")[0]
-        overview.append((module_page, f"- :doc:`{module.__name__} <{module_page}>`: {summary}"))
+        overview.append((module_page, f"- :doc:`{title} <{module_page}>`: {summary}"))
         _write(
             folder / f"{module_page}.rst",
-            _heading(module.__name__),
+            _heading(title),
             f".. automodule:: {module.__name__}\n",
             *_tables(list(names_of(module))),
             _toctree(pages),
@@ -93,7 +96,8 @@ def _entry(name: Name) -> str:
 
 
 def _options(name: Name) -> str:
-    return "   :members:\n   :show-inheritance:\n" if inspect.isclass(name.value) else ""
+    options = "   :members:\n   :exclude-members: function\n   :show-inheritance:\n"
+    return options if inspect.isclass(name.value) else ""
 
 
 def _tables(names: list[Name]) -> Iterator[str]:

@@ -28,13 +28,14 @@ extensions = [
 ]
 exclude_patterns = ["*.py"]
 default_role = "literal"
-smartquotes = False
+smartquotes_action = "D"  # Dashes only.
 
 html_theme = "furo"
 html_title = "keras_jointloss"
 html_static_path = ["style.css", str(Path(plotly.__file__).parent / "package_data/plotly.min.js")]
 html_css_files = ["style.css"]
 html_copy_source = False
+html_show_copyright = False
 html_math_renderer = "mathml"
 
 myst_enable_extensions = ["dollarmath"]
@@ -47,28 +48,34 @@ autosummary_generate = False
 napoleon_custom_sections = [("Call arguments", "params_style"), "Input shape", "Output shape"]
 napoleon_use_ivar = True
 
-PUBLIC_CLASSES = [x for module in api_pages.public_modules() for x in api_pages.names_of(module)]
-PUBLIC = {
-    spelling: name.full
-    for module in api_pages.public_modules()
-    for name in api_pages.names_of(module)
-    for spelling in (name.full, name.full.replace("keras_jointloss", "kj", 1))
-}
+NAMES = [name for module in api_pages.public_modules() for name in api_pages.names_of(module)]
+
+
+def spellings_of(name):
+    """Returns what a public name is called in texts, if nothing else is called so."""
+    yield name.full
+    yield name.full.replace("keras_jointloss", "kj", 1)
+    is_unique = sum(other.name == name.name for other in NAMES) == 1
+    if is_unique and re.search("^[A-Z]|_", name.name):
+        yield name.name
+
+
+PUBLIC = {spelling: name.full for name in NAMES for spelling in spellings_of(name)}
 
 
 def draw_formulas(app, what, name, obj, options, lines):
-    """Turns the formulas of a docstring into directives."""
+    """Turns the formulas of a docstring, and the heading of its example, into directives."""
     text = "\n".join(lines)
     for block in reversed(formulas.formulas_of(text)):
         directive = f".. math::\n\n   {formulas.to_latex(block[0])}\n"
         text = text[: block.start()] + directive + text[block.end() :]
-    lines[:] = text.split("\n")
+    lines[:] = text.replace("\nExample:\n", "\n.. rubric:: Example\n").split("\n")
 
 
 def name_bases(app, name, obj, options, bases):
     """Names base classes as they are public."""
     for position, base in enumerate(bases):
-        public = next((x.full for x in PUBLIC_CLASSES if x.value is base), None)
+        public = next((x.full for x in NAMES if x.value is base), None)
         if public:
             bases[position] = f":py:class:`~{public}`"
 
@@ -77,7 +84,9 @@ def link_names(app, doctree):
     """Makes links of the public names in the text."""
     for literal in list(doctree.findall(nodes.literal)):
         full = PUBLIC.get(re.sub(r"\(.*\)$", "", literal.astext()))
-        if full and not isinstance(literal.parent, nodes.title | nodes.reference | addnodes.pending_xref):
+        if full and not isinstance(
+            literal.parent, nodes.title | nodes.reference | addnodes.pending_xref
+        ):
             link = addnodes.pending_xref(
                 "", refdomain="py", reftype="obj", reftarget=full, refexplicit=True, refwarn=True
             )

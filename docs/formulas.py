@@ -11,7 +11,7 @@ import re
 COMMANDS = {
     **{name: rf"\{name}" for name in ("alpha", "beta", "gamma", "epsilon", "lambda", "theta")},
     **{name: rf"\{name}" for name in ("exp", "log", "max", "min", "prod", "sum")},
-    "argmin": r"\arg\min",
+    "argmin": r"\operatorname{argmin}",
     "in": r"\in",
     "log2": r"\log_2",
 }

@@ -43,7 +43,7 @@ def enable_multi_worker_fit() -> None:
             for which the replacements are tested.
         ImportError: If Keras lacks one of the functions.
 
-    In the script that each worker runs, with its own `TF_CONFIG`:
+    In the script that each worker runs, with its own `TF_CONFIG`::
 
         kj.distribution.enable_multi_worker_fit()
         options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=300)

@@ -201,8 +201,8 @@ class Sequential(_Schedule):
     began there.
 
     Args:
-        schedules: One or more `keras.optimizers.schedules.LearningRateSchedule`s; a finite number
-            is a constant schedule.
+        schedules: One or more `keras.optimizers.schedules.LearningRateSchedule` objects; a finite
+            number is a constant schedule.
         boundaries: The training steps at which the second, third, ... schedule takes over:
             integers >= 0, strictly increasing, one fewer than `schedules`.
 

@@ -16,7 +16,7 @@ from keras_jointloss.aggregators.base import PreferenceAggregator
 class AlignedMTL(PreferenceAggregator):
     """Aligns the principal components of the gradients before averaging.
 
-    `w = sqrt(lambda_min) V L^(-1/2) V^T p`
+        w = sqrt(lambda_min) V L^(-1/2) V^T p
 
     with the eigenvalues `L` and eigenvectors `V` of `G`, and `p_i = 1 / k`. The result is the mean
     of the orthogonal gradients that are nearest to the given ones, each as long as the shortest

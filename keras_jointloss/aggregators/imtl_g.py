@@ -17,7 +17,7 @@ from keras_jointloss.aggregators.base import Aggregator
 class IMTLG(Aggregator):
     """Impartial learning: the result has equal projections on all gradients.
 
-    `w = v / sum_i v_i`, `v = G^+ sqrt(diag G)`
+        w = v / sum_i v_i,    v = G^+ sqrt(diag G)
 
     with the pseudo-inverse `G^+`. If the gradients are linearly independent,
     `g_i . J^T v / |g_i|` is the same for all `i`. Otherwise `v` is the least-squares solution in

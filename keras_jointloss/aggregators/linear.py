@@ -10,7 +10,7 @@ from keras_jointloss.aggregators.base import Aggregator, PreferenceAggregator
 class Sum(Aggregator):
     """Sums the gradients, as training on the sum of the losses does.
 
-    `w_i = 1`
+        w_i = 1
 
     Args:
         rescale: As in `Aggregator`.
@@ -39,7 +39,7 @@ class Sum(Aggregator):
 class Mean(PreferenceAggregator):
     """Averages the gradients.
 
-    `w_i = 1 / k`, or with a preference `w_i = p_i / sum_j p_j`
+        w_i = 1/k    or, with a preference,    w_i = p_i / sum_j p_j
 
     Args:
         preference: As in `PreferenceAggregator`.

@@ -20,7 +20,7 @@ _NORMALIZATIONS = (None, "l2", "loss", "loss+")
 class MGDA(Aggregator):
     """Multiple-gradient descent: the shortest convex combination of the gradients.
 
-    `w = argmin w^T G w` over `w >= 0`, `sum_i w_i = 1`
+        w = argmin w^T G w    over    w >= 0,    sum_i w_i = 1
 
     The result conflicts with no gradient: `g_i . J^T w >= |J^T w|^2`. It is 0 where no direction
     improves all terms. Short gradients dominate it unless they are normalized.

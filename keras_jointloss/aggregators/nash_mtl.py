@@ -18,7 +18,9 @@ _MOST_ITERATIONS = 50  # Ten suffice, except for gradients that nearly cancel.
 class NashMTL(Aggregator):
     """Nash bargaining solution between the terms.
 
-    `G w = 1 / w`, `w > 0`: the minimum of `1/2 w^T G w - sum_i log w_i`
+        G w = 1 / w    where    w > 0
+
+    which is the minimum of `1/2 w^T G w - sum_i log w_i`.
 
     Among all `d` of its length, the combined gradient maximizes the product of the gains
     `g_i . d`, so it conflicts with no gradient. It is short or 0 where the gradients cancel in

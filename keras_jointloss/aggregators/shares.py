@@ -17,9 +17,9 @@ from keras_jointloss.aggregators.base import PreferenceAggregator
 class Shares(PreferenceAggregator):
     """Scales each gradient to the asked share of the length, then sums them.
 
-    `w_i = share_i R / |g_i|`, where `R` is the mean of the lengths `|g_i|`
+        w_i = share_i R / |g_i|
 
-    so that `|w_i g_i| = share_i R`, whatever the scales of the terms. It is the balancer of EnCodec
+    where `R` is the mean of the lengths `|g_i|`, so that `|w_i g_i| = share_i R`, whatever the scales of the terms. It is the balancer of EnCodec
     with two differences: its `R` is a constant, by default 1, and its lengths are running means.
     Here the combined gradient keeps the scale of the gradients, and each step has lengths of its
     own; `ema` smooths the coefficients. The rule does not look at the angles of the gradients, so

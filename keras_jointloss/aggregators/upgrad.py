@@ -11,7 +11,7 @@ from keras_jointloss.aggregators.base import PreferenceAggregator
 class UPGrad(PreferenceAggregator):
     """Projects each gradient onto the directions without conflict, then averages.
 
-    `w = sum_i p_i v_i`, where `v_i = argmin v^T G v` over `v >= e_i`
+        w = sum_i p_i v_i    where    v_i = argmin v^T G v    over    v >= e_i
 
     with `p_i = 1 / k` and the unit vector `e_i`. `J^T v_i` is the vector nearest to `g_i` that
     conflicts with no gradient, so the result conflicts with none either.

@@ -27,7 +27,7 @@ class ChunkedTower(keras.layers.Layer):
     and stores no activations. The loss sees the embeddings `z` of the whole batch. The backward
     pass encodes each chunk again, and sums the gradients of the parameters over the chunks:
 
-        dL / d theta = sum_j (d z_j / d theta)^T dL / d z_j
+        d L / d theta = sum_j (d z_j / d theta)^T d L / d z_j
 
     Values and gradients equal those of the plain tower. The activation memory is that of one
     chunk; only the inputs, the outputs and one gradient of the parameters are stored in full. A

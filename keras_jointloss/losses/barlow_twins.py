@@ -51,13 +51,13 @@ class BarlowTwins(ViewsLoss):
     With the correlation `C_ij` over the batch between feature `i` of the first view and feature `j`
     of the second:
 
-        loss = sum_i (1 - C_ii)^2 + la sum_{i != j} C_ij^2
+        loss = sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2
 
     Every item gets the loss of the whole batch. A feature that does not vary, as in a batch of 1,
     has correlation 0.
 
     Args:
-        off_diagonal_weight: The weight `la`, 0 or more.
+        off_diagonal_weight: The weight `lambda`, 0 or more.
         name: Name of the loss.
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
