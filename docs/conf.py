@@ -12,11 +12,9 @@ from sphinx import addnodes
 import keras_jointloss as kj
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(HERE.parent))
 
-import api_pages  # noqa: E402
-import formulas  # noqa: E402
-import guides  # noqa: E402
+from docs import api_pages, formulas, guides  # noqa: E402
 
 project = "keras_jointloss"
 version = release = kj.__version__
@@ -115,11 +113,13 @@ def add_plotly(app, page, template, context, doctree):
 
 
 def write_pages(app):
+    """Writes the pages that are made of guides and docstrings."""
     guides.write(HERE / "guides", HERE.parent / "build" / "notebooks")
     api_pages.write(HERE / "api")
 
 
 def setup(app):
+    """Extends Sphinx by all of this."""
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
     app.connect("builder-inited", write_pages, priority=100)
     # Before napoleon.

@@ -8,9 +8,12 @@ assignment, Greek letters by name. Other words are text, and two spaces are a ga
 
 import re
 
+GREEK = (
+    *("alpha", "beta", "gamma", "delta", "epsilon", "eta", "theta", "kappa", "lambda", "mu", "nu"),
+    *("pi", "rho", "sigma", "tau", "phi", "psi", "omega"),
+)
 COMMANDS = {
-    **{name: rf"\{name}" for name in ("alpha", "beta", "gamma", "epsilon", "lambda", "theta")},
-    **{name: rf"\{name}" for name in ("exp", "log", "max", "min", "prod", "sum")},
+    **{name: rf"\{name}" for name in (*GREEK, "exp", "log", "max", "min", "prod", "sum")},
     "argmin": r"\operatorname{argmin}",
     "in": r"\in",
     "log2": r"\log_2",

@@ -1,7 +1,9 @@
-"""All code in README.md and in docstrings runs."""
+"""All code in README.md and in docstrings runs, and every public name is documented."""
 
+import ast
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import NamedTuple
 import pytest
 
 import keras_jointloss as kj
+from docs import api_pages, formulas
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -131,3 +134,79 @@ def test_errors_name_the_line():
     with pytest.raises(ZeroDivisionError) as error:
         blocks("text\n```python\nx = 1\nx / 0\n```\n")[0].run({}, "README.md")
     assert error.traceback[-1].lineno == 3  # Counted from 0.
+
+
+PUBLIC = [name for module in api_pages.public_modules() for name in api_pages.names_of(module)]
+CLASSES = [name for name in PUBLIC if inspect.isclass(name.value)]
+# What their functions say of arguments is short: the class has formula, example and reference.
+FUNCTIONS_OF_CLASSES = {getattr(name.value, "function", None) for name in CLASSES}
+BASES = (kj.losses.ViewsLoss, kj.weighting.Weighting, kj.aggregators.Aggregator)
+METHODS = [
+    name
+    for name in CLASSES
+    if issubclass(name.value, BASES)
+    and name.value not in (*BASES, kj.aggregators.PreferenceAggregator)
+]
+# They go back to no paper.
+WITHOUT_REFERENCE = {
+    kj.aggregators.Mean,
+    kj.aggregators.Sum,
+    kj.losses.CosineEmbedding,
+    kj.weighting.Shares,
+}
+
+
+def section(docstring: str, *titles: str) -> str:
+    """Returns the text of the first section with one of the titles, empty if there is none."""
+    found = re.search(
+        rf"^(?:{'|'.join(titles)}):\n((?: {{4}}.*\n|\n)+)", docstring + "\n", re.MULTILINE
+    )
+    return found[1] if found else ""
+
+
+def full_name(name):
+    return name.full
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize("name", PUBLIC, ids=full_name)
+def test_public_name_is_documented(name):
+    docstring = inspect.getdoc(name.value)
+    assert docstring.partition("\n")[0].endswith(".")
+    described = re.findall(
+        r"^ {4}\**(\w+):", section(docstring, "Args", "Attributes"), re.MULTILINE
+    )
+    assert described == list(inspect.signature(name.value).parameters)
+    if name.value in FUNCTIONS_OF_CLASSES:
+        assert re.search(r"See `\w+`", docstring)
+    else:
+        assert ">>>" in docstring or "::\n" in docstring
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize("name", METHODS, ids=full_name)
+def test_method_has_formula_and_reference(name):
+    docstring = inspect.getdoc(name.value)
+    assert formulas.formulas_of(docstring)
+    if name.value not in WITHOUT_REFERENCE:
+        assert re.search(r"\b(19|20)\d\d\b", section(docstring, "References"))
+
+
+def docstrings_of_package() -> list[str]:
+    """Returns the docstrings of all modules, classes and functions."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    nodes = [
+        node
+        for path in sorted((ROOT / kj.__name__).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, kinds)
+    ]
+    return [docstring for node in nodes if (docstring := ast.get_docstring(node))]
+
+
+@pytest.mark.backend("torch")
+def test_site_can_draw_all_formulas():
+    found = [block[0] for text in docstrings_of_package() for block in formulas.formulas_of(text)]
+    assert len(found) > 50
+    for formula in found:
+        assert formulas.to_latex(formula)

@@ -231,6 +231,12 @@ class PreferenceAggregator(Aggregator):
     Raises:
         ValueError: If `preference` is anything else or `ema` is not a number >= 0 and < 1; when
             called, if the number of terms differs.
+
+    Example:
+
+    >>> from keras_jointloss.aggregators import Mean
+    >>> [float(x) for x in Mean(preference=[3.0, 1.0])([[1.0, 0.0], [0.0, 1.0]])]
+    [0.75, 0.25]
     """
 
     #: The name of the argument, for the error messages.

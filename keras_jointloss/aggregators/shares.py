@@ -19,11 +19,12 @@ class Shares(PreferenceAggregator):
 
         w_i = share_i R / |g_i|
 
-    where `R` is the mean of the lengths `|g_i|`, so that `|w_i g_i| = share_i R`, whatever the scales of the terms. It is the balancer of EnCodec
-    with two differences: its `R` is a constant, by default 1, and its lengths are running means.
-    Here the combined gradient keeps the scale of the gradients, and each step has lengths of its
-    own; `ema` smooths the coefficients. The rule does not look at the angles of the gradients, so
-    the result can conflict with some of them. It lengthens a gradient however short it is.
+    where `R` is the mean of the lengths `|g_i|`, so that `|w_i g_i| = share_i R`, whatever the
+    scales of the terms. It is the balancer of EnCodec with two differences: its `R` is a constant,
+    by default 1, and its lengths are running means. Here the combined gradient keeps the scale of
+    the gradients, and each step has lengths of its own; `ema` smooths the coefficients. The rule
+    does not look at the angles of the gradients, so the result can conflict with some of them. It
+    lengthens a gradient however short it is.
 
     Args:
         shares: A number >= 0 for each term, not all 0: a list in the order of the terms, or, in a

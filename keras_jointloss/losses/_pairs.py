@@ -143,6 +143,14 @@ class Memory(NamedTuple):
         views: `(size, views, dim)`.
         labels: `(size,)` or `(size, classes)`, or `None`.
         valid: `(size,)`, bool: which slots are filled.
+
+    Example:
+
+    >>> from keras_jointloss.losses import info_nce
+    >>> views = ops.stack([ops.eye(3), ops.eye(3)], axis=1)
+    >>> memory = Memory(views, None, ops.array([True, True, False]))
+    >>> [round(float(loss), 4) for loss in info_nce(views, temperature=1.0, memory=memory)]
+    [1.1326, 1.1326, 0.9048]
     """
 
     views: Any

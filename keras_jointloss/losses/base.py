@@ -13,7 +13,19 @@ from keras_jointloss._replicas import rows_of, warn_of_separate_items
 
 
 class LearnedParameter(NamedTuple):
-    """A parameter of a loss that `ContrastiveTerm` can train, within closed bounds."""
+    """A parameter of a loss that `ContrastiveTerm` can train, within closed bounds.
+
+    Attributes:
+        initial: The value at the start of training.
+        minimum: The lower bound.
+        maximum: The upper bound.
+
+    Example:
+
+    >>> from keras_jointloss.losses import SigLIP
+    >>> SigLIP(bias=-10.0).learned_parameters()["bias"].initial
+    -10.0
+    """
 
     initial: float
     minimum: float
@@ -63,6 +75,15 @@ class ViewsLoss(keras.losses.Loss):
     Raises:
         ValueError: If `y_pred` or the labels have the wrong shape, or if a label is invalid: that
             of a pair, or an entry of a class row, that is not in [0, 1].
+
+    Example:
+
+    >>> def absolute_difference(views, labels=None, valid=None):
+    ...     return ops.mean(ops.abs(views[:, 0] - views[:, 1]), axis=-1)
+    >>> class AbsoluteDifference(ViewsLoss):
+    ...     function = staticmethod(absolute_difference)
+    >>> float(AbsoluteDifference()(ops.zeros(1), ops.array([[[1.0, 2.0], [3.0, 5.0]]])))
+    2.5
     """
 
     #: The function that computes the values.

@@ -39,6 +39,15 @@ class ViewsMetric(keras.metrics.Metric):
 
     Raises:
         ValueError: If `y_pred`, the labels or the weights have the wrong shape.
+
+    Example:
+
+    >>> class MeanNorm(ViewsMetric):
+    ...     def values(self, views, labels=None, valid=None):
+    ...         norms = ops.mean(ops.norm(views, axis=-1), axis=-1)
+    ...         return norms, ops.ones_like(norms)
+    >>> float(MeanNorm()(ops.zeros(1), ops.array([[[3.0, 4.0], [0.0, 1.0]]])))
+    3.0
     """
 
     #: The number of views per item; `None` for any number.

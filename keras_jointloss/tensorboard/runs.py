@@ -30,6 +30,12 @@ class Series(NamedTuple):
         steps: `(points,)`, int64.
         wall_times: `(points,)`, float64: seconds since 1970; NaN if unknown.
         values: `(points,)`, float64.
+
+    Example:
+
+    >>> loss = Series(np.array([10, 20]), np.array([0.0, 1.5]), np.array([0.9, 0.7]))
+    >>> loss.at(loss.steps > 10).values
+    array([0.7])
     """
 
     steps: np.ndarray

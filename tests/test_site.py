@@ -1,0 +1,138 @@
+"""What makes the site: formulas, notebooks of the guides, links."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from docs import check_links, formulas, guides
+
+pytestmark = pytest.mark.backend("torch")
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("plain", "latex"),
+    [
+        ("s_ij / t", r"s_{ij} / t"),
+        ("sum_{j != i} x_j^2", r"\sum _{j \ne  i}\,x_{j}^2"),
+        ("1/2 [m - d]+", r"\tfrac{1}{2}\,[m - d]_{+} "),
+        ("(prod_j loss_j)^(1/k)", r"(\prod _{j}\,\text{loss}_{j})^{1/k}"),
+        ("w^T G w", r"w^{\top} \,G\,w"),
+        (
+            "learning_rate * sqrt(v + epsilon)",
+            r"\mathrm{learning\_rate} \cdot  \sqrt{v + \epsilon }",
+        ),
+        ("mean over queries of  P(i)", r"\text{mean over queries of}\quad P(i)"),
+        ("mean_{p in P} a . b", r"\text{mean}_{p \in  P}\,a \cdot  b"),
+        ("x_i <- x_i + 1", r"x_{i} \leftarrow  x_{i} + 1"),
+    ],
+)
+def test_formula(plain, latex):
+    assert formulas.to_latex(f"    {plain}\n") == latex
+
+
+def test_formula_of_several_lines():
+    block = "    a = b\n      + c\n    d <- e\n"
+    assert formulas.to_latex(block) == (
+        r"\begin{split} a & = b \\  & \quad + c \\ d & \leftarrow  e \end{split}"
+    )
+
+
+@pytest.mark.parametrize("plain", ["x ~ y", r"\alpha", "sum_{i x"])
+def test_unknown_notation_is_refused(plain):
+    with pytest.raises(ValueError, match="formula"):
+        formulas.to_latex(plain)
+
+
+def test_formulas_are_indented_blocks_above_the_sections():
+    docstring = "Title.\n\n    a = b\n\nCode::\n\n    f(x)\n\nArgs:\n    x: One.\n\n    Two.\n"
+    assert [block[0].strip() for block in formulas.formulas_of(docstring)] == ["a = b"]
+
+
+SCRIPT = '''"""
+# Title
+
+Text.
+"""
+
+import math
+
+x = """a string
+"""
+
+"""
+## Section
+"""
+
+print(x)
+'''
+
+
+def test_notebook_of_a_script():
+    cells = guides.to_notebook(SCRIPT)["cells"]
+    assert [(cell["cell_type"], cell["source"]) for cell in cells] == [
+        ("markdown", "# Title\n\nText."),
+        ("code", 'import math\n\nx = """a string\n"""'),
+        ("markdown", "## Section"),
+        ("code", "print(x)"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("link", "expected"),
+    [
+        ("[a](vae.py)", "[a](vae.ipynb)"),
+        ("[a](vae.py#data)", "[a](vae.ipynb#data)"),
+        ("[b](../../docs/benchmarks.md)", "[b](../benchmarks.md)"),
+        ("[c](../emoji.py)", "{download}`c <../../examples/emoji.py>`"),
+        ("![d](../images/weighting.png)", "![d](../../examples/images/weighting.png)"),
+        ("[e](https://keras.io)", "[e](https://keras.io)"),
+    ],
+)
+def test_links_of_guides(link, expected):
+    found = guides.link_pages(f"See {link}.", guides.SCRIPTS, ROOT / "docs" / "guides")
+    assert found == f"See {expected}."
+
+
+def test_dead_link_of_a_guide_is_refused():
+    with pytest.raises(ValueError, match="missing"):
+        guides.link_pages("[a](missing.py)", guides.SCRIPTS, ROOT / "docs" / "guides")
+
+
+def test_progress_bars_are_shown_in_their_last_state():
+    assert guides.as_displayed("Epoch 1\n\r1/2\b\b\b\r2/2\nend") == "Epoch 1\n2/2\nend"
+
+
+def test_figures_are_drawn_by_a_script_that_ends_where_it_should():
+    figure = {"data": [{"name": "</script>"}], "layout": {}}
+    text = guides.to_html(figure, "figure-0")
+    assert text.count("</script>") == 1
+    data = re.search(r"newPlot\(\"figure-0\", (.*), {}, ", text)[1]
+    assert json.loads(data.replace(r"<\/", "</")) == figure["data"]
+
+
+def test_dead_links_and_loads_from_outside_are_found(tmp_path):
+    (tmp_path / "a.html").write_text(
+        '<a href="b.html#there">1</a><a href="b.html#x">2</a><a href="c.html">3</a>'
+        '<a href="https://keras.io">4</a><img src="https://keras.io/logo.png">'
+        '<script src="data:text/javascript,"></script>'
+    )
+    (tmp_path / "b.html").write_text('<p id="there"></p>')
+    assert check_links.faults_of(tmp_path) == [
+        "a.html links to b.html#x, which has no such place",
+        "a.html links to c.html, which does not exist",
+        "a.html loads https://keras.io/logo.png",
+    ]
+
+
+def test_promises_name_tests_that_exist():
+    text = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", text)
+    assert len(named) > 20
+    for file, test in named:
+        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+        assert test in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
