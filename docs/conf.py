@@ -93,6 +93,12 @@ def link_names(app, doctree):
             link += literal
 
 
+def link_files(app, name, source):
+    """Makes the links of the pages written by hand lead to pages and downloads."""
+    if "/" not in name:
+        source[0] = guides.link_pages(source[0], HERE, HERE)
+
+
 def visit_math(self, node):
     """Writes MathML, which browsers draw by themselves."""
     is_block = isinstance(node, nodes.math_block)
@@ -114,7 +120,7 @@ def add_plotly(app, page, template, context, doctree):
 
 def write_pages(app):
     """Writes the pages that are made of guides and docstrings."""
-    guides.write(HERE / "guides", HERE.parent / "build" / "notebooks")
+    guides.write()
     api_pages.write(HERE / "api")
 
 
@@ -125,5 +131,6 @@ def setup(app):
     # Before napoleon.
     app.connect("autodoc-process-docstring", draw_formulas, priority=100)
     app.connect("autodoc-process-bases", name_bases)
+    app.connect("source-read", link_files)
     app.connect("doctree-read", link_names)
     app.connect("html-page-context", add_plotly)

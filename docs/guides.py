@@ -12,6 +12,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "examples" / "guides"
+#: The pages of the guides, and their notebooks without output.
+PAGES = ROOT / "docs" / "guides"
+NOTEBOOKS = ROOT / "build" / "notebooks"
 #: The order of the guides on the site.
 ORDER = (
     "first_steps",
@@ -31,48 +34,43 @@ ORDER = (
 LINK = re.compile(r"\[(?P<title>[^\]]*)\]\((?P<path>[^):#\s]+)(?P<anchor>#[^)\s]*)?\)")
 
 
-def write(pages: Path, downloads: Path) -> None:
-    """Runs all guides and writes their pages, with output, and their notebooks, without.
-
-    Args:
-        pages: The folder for the pages, which is emptied first.
-        downloads: The folder for the notebooks.
-    """
+def write() -> None:
+    """Runs all guides and writes their pages, with output, and their notebooks, without."""
     found = {path.stem for path in SCRIPTS.glob("*.py")}
     if found != set(ORDER):
         raise ValueError(
             f"Expected the guides of `ORDER` in {Path(__file__).name}. "
             f"Missing: {sorted(set(ORDER) - found)}. Not in `ORDER`: {sorted(found - set(ORDER))}"
         )
-    for folder in (pages, downloads):
+    for folder in (PAGES, NOTEBOOKS):
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.iterdir():
             old.unlink()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        notebooks = list(pool.map(lambda name: _write_guide(name, pages, downloads), ORDER))
+        notebooks = list(pool.map(_write_guide, ORDER))
     entries = [
         f"- [{_title(notebook)}]({name}.ipynb): {_summary(notebook)}"
         for name, notebook in zip(ORDER, notebooks, strict=True)
     ]
     toctree = ["```{toctree}", ":hidden:", "", *ORDER, "```"]
-    (pages / "index.md").write_text("\n".join(["# Guides", "", *entries, "", *toctree, ""]))
+    (PAGES / "index.md").write_text("\n".join(["# Guides", "", *entries, "", *toctree, ""]))
 
 
-def _write_guide(name: str, pages: Path, downloads: Path) -> dict:
+def _write_guide(name: str) -> dict:
     script = SCRIPTS / f"{name}.py"
     notebook = to_notebook(script.read_text(encoding="utf-8"))
-    (downloads / f"{name}.ipynb").write_text(json.dumps(notebook, indent=1), encoding="utf-8")
+    (NOTEBOOKS / f"{name}.ipynb").write_text(json.dumps(notebook, indent=1), encoding="utf-8")
     notebook = run(notebook)
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
-            cell["source"] = link_pages(cell["source"], script.parent, pages)
+            cell["source"] = link_pages(cell["source"], SCRIPTS, PAGES)
     title, _, text = notebook["cells"][0]["source"].partition("\n")
     files = [
-        f"{{download}}`{path.name} <{os.path.relpath(path, pages)}>`"
-        for path in (script, downloads / f"{name}.ipynb")
+        f"{{download}}`{path.name} <{os.path.relpath(path, PAGES)}>`"
+        for path in (script, NOTEBOOKS / f"{name}.ipynb")
     ]
     notebook["cells"][0]["source"] = f"{title}\n\nDownload: {', '.join(files)}\n{text}"
-    (pages / f"{name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    (PAGES / f"{name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     return notebook
 
 
@@ -100,9 +98,9 @@ def to_notebook(source: str) -> dict:
 
 
 def link_pages(text: str, folder: Path, pages: Path) -> str:
-    """Rewrites the links of a guide to files of the repository for the site.
+    """Rewrites the links to files of the repository for the site.
 
-    Links to guides and to pages in `docs` become links between pages, others downloads.
+    Links to guides and to what is in `docs` become links between pages, others downloads.
 
     Args:
         text: Markdown.
@@ -113,13 +111,12 @@ def link_pages(text: str, folder: Path, pages: Path) -> str:
     def rewrite(link: re.Match) -> str:
         path = Path(os.path.normpath(folder / link["path"]))
         if not path.exists():
-            raise ValueError(f"A guide links to {link['path']!r}, which does not exist.")
+            raise ValueError(f"A link leads to {link['path']!r}, which does not exist.")
         title, anchor = link["title"], link["anchor"] or ""
         if path.parent == SCRIPTS and path.stem in ORDER:
-            return f"[{title}]({path.stem}.ipynb{anchor})"
+            path = PAGES / f"{path.stem}.ipynb"
         target = os.path.relpath(path, pages)
-        is_page = path.parent == ROOT / "docs" and path.suffix == ".md"
-        if is_page or text[: link.start()].endswith("!"):
+        if path.is_relative_to(PAGES.parent) or text[: link.start()].endswith("!"):
             return f"[{title}]({target}{anchor})"
         return f"{{download}}`{title.replace('`', '')} <{target}>`"
 

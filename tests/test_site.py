@@ -85,8 +85,8 @@ def test_notebook_of_a_script():
 @pytest.mark.parametrize(
     ("link", "expected"),
     [
-        ("[a](vae.py)", "[a](vae.ipynb)"),
-        ("[a](vae.py#data)", "[a](vae.ipynb#data)"),
+        ("[a](several_devices.py)", "[a](several_devices.ipynb)"),
+        ("[a](several_devices.py#one-device)", "[a](several_devices.ipynb#one-device)"),
         ("[b](../../docs/benchmarks.md)", "[b](../benchmarks.md)"),
         ("[c](../emoji.py)", "{download}`c <../../examples/emoji.py>`"),
         ("![d](../images/weighting.png)", "![d](../../examples/images/weighting.png)"),
@@ -94,13 +94,19 @@ def test_notebook_of_a_script():
     ],
 )
 def test_links_of_guides(link, expected):
-    found = guides.link_pages(f"See {link}.", guides.SCRIPTS, ROOT / "docs" / "guides")
+    found = guides.link_pages(f"See {link}.", guides.SCRIPTS, guides.PAGES)
     assert found == f"See {expected}."
+
+
+def test_pages_link_to_guides():
+    link = "[a](../examples/guides/several_devices.py)"
+    docs = guides.PAGES.parent
+    assert guides.link_pages(link, docs, docs) == "[a](guides/several_devices.ipynb)"
 
 
 def test_dead_link_of_a_guide_is_refused():
     with pytest.raises(ValueError, match="missing"):
-        guides.link_pages("[a](missing.py)", guides.SCRIPTS, ROOT / "docs" / "guides")
+        guides.link_pages("[a](missing.py)", guides.SCRIPTS, guides.PAGES)
 
 
 def test_progress_bars_are_shown_in_their_last_state():
