@@ -30,6 +30,7 @@ smartquotes_action = "D"  # Dashes only.
 
 html_theme = "furo"
 html_title = "keras_jointloss"
+pygments_dark_style = "monokai"
 html_static_path = ["style.css", str(Path(plotly.__file__).parent / "package_data/plotly.min.js")]
 html_css_files = ["style.css"]
 html_copy_source = False

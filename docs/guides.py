@@ -1,12 +1,14 @@
 """Makes notebooks of the guides in `examples/guides`, runs them, and keeps what they print."""
 
 import ast
+import hashlib
 import json
 import logging
 import os
 import re
 import subprocess
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,7 +37,10 @@ LINK = re.compile(r"\[(?P<title>[^\]]*)\]\((?P<path>[^):#\s]+)(?P<anchor>#[^)\s]
 
 
 def write() -> None:
-    """Runs all guides and writes their pages, with output, and their notebooks, without."""
+    """Runs all guides and writes their pages, with output, and their notebooks, without.
+
+    A page stays as it is while neither its guide nor the package changes.
+    """
     found = {path.stem for path in SCRIPTS.glob("*.py")}
     if found != set(ORDER):
         raise ValueError(
@@ -44,8 +49,9 @@ def write() -> None:
         )
     for folder in (PAGES, NOTEBOOKS):
         folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.iterdir():
-            old.unlink()
+        for path in folder.iterdir():
+            if path.stem not in ORDER:
+                path.unlink()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         notebooks = list(pool.map(_write_guide, ORDER))
     entries = [
@@ -57,21 +63,37 @@ def write() -> None:
 
 
 def _write_guide(name: str) -> dict:
-    script = SCRIPTS / f"{name}.py"
-    notebook = to_notebook(script.read_text(encoding="utf-8"))
-    (NOTEBOOKS / f"{name}.ipynb").write_text(json.dumps(notebook, indent=1), encoding="utf-8")
+    script, page = SCRIPTS / f"{name}.py", PAGES / f"{name}.ipynb"
+    source = script.read_text(encoding="utf-8")
+    key = _key(source)
+    if page.exists():
+        notebook = json.loads(page.read_text(encoding="utf-8"))
+        if notebook["metadata"]["key"] == key:
+            return notebook
+    notebook = to_notebook(source)
+    download = NOTEBOOKS / f"{name}.ipynb"
+    download.write_text(json.dumps(notebook, indent=1), encoding="utf-8")
+    start = time.perf_counter()
     notebook = run(notebook)
+    print(f"The guide {name} took {time.perf_counter() - start:.0f} s.", flush=True)
+    notebook["metadata"]["key"] = key
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             cell["source"] = link_pages(cell["source"], SCRIPTS, PAGES)
     title, _, text = notebook["cells"][0]["source"].partition("\n")
     files = [
-        f"{{download}}`{path.name} <{os.path.relpath(path, PAGES)}>`"
-        for path in (script, NOTEBOOKS / f"{name}.ipynb")
+        f"{{download}}`{path.name} <{os.path.relpath(path, PAGES)}>`" for path in (script, download)
     ]
     notebook["cells"][0]["source"] = f"{title}\n\nDownload: {', '.join(files)}\n{text}"
-    (PAGES / f"{name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    page.write_text(json.dumps(notebook), encoding="utf-8")
     return notebook
+
+
+def _key(source: str) -> str:
+    """Returns what the output of a guide depends on, as a hash."""
+    package = sorted((ROOT / "keras_jointloss").rglob("*.py"))
+    texts = [source.encode(), Path(__file__).read_bytes(), *(path.read_bytes() for path in package)]
+    return hashlib.sha256(b"".join(texts)).hexdigest()
 
 
 def to_notebook(source: str) -> dict:

@@ -104,6 +104,25 @@ def test_pages_link_to_guides():
     assert guides.link_pages(link, docs, docs) == "[a](guides/several_devices.ipynb)"
 
 
+def test_every_guide_is_on_the_site():
+    assert {path.stem for path in guides.SCRIPTS.glob("*.py")} == set(guides.ORDER)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ROOT / "README.md",
+        ROOT / "docs" / "benchmarks.md",
+        ROOT / "docs" / "promises.md",
+        *sorted(guides.SCRIPTS.glob("*.py")),
+    ],
+    ids=lambda path: path.name,
+)
+def test_links_to_files_lead_to_files(path):
+    # It raises otherwise.
+    assert guides.link_pages(path.read_text(encoding="utf-8"), path.parent, guides.PAGES)
+
+
 def test_dead_link_of_a_guide_is_refused():
     with pytest.raises(ValueError, match="missing"):
         guides.link_pages("[a](missing.py)", guides.SCRIPTS, guides.PAGES)
