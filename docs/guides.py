@@ -68,7 +68,7 @@ def _write_guide(name: str) -> dict:
     key = _key(source)
     if page.exists():
         notebook = json.loads(page.read_text(encoding="utf-8"))
-        if notebook["metadata"]["key"] == key:
+        if notebook["metadata"].get("key") == key:
             return notebook
     notebook = to_notebook(source)
     download = NOTEBOOKS / f"{name}.ipynb"
