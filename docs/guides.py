@@ -64,14 +64,14 @@ def write() -> None:
 
 def _write_guide(name: str) -> dict:
     script, page = SCRIPTS / f"{name}.py", PAGES / f"{name}.ipynb"
+    download = NOTEBOOKS / f"{name}.ipynb"
     source = script.read_text(encoding="utf-8")
     key = _key(source)
-    if page.exists():
+    if page.exists() and download.exists():
         notebook = json.loads(page.read_text(encoding="utf-8"))
         if notebook["metadata"].get("key") == key:
             return notebook
     notebook = to_notebook(source)
-    download = NOTEBOOKS / f"{name}.ipynb"
     download.write_text(json.dumps(notebook, indent=1), encoding="utf-8")
     start = time.perf_counter()
     notebook = run(notebook)
