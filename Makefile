@@ -77,7 +77,8 @@ bench-gradients: .venv/package.stamp  ## Measure what combining gradients costs 
 	.venv/bin/python -m tests.benchmarks.benchmark_balancing $(ARGS)
 
 docs: .venv-docs/docs.stamp  ## Run the guides and build the site in build/docs.
-	.venv-docs/bin/python -m sphinx -E -W --keep-going -q docs build/docs
+	rm -rf build/docs
+	.venv-docs/bin/python -m sphinx -E -W --keep-going -q -d build/doctrees docs build/docs
 	.venv-docs/bin/python docs/check_links.py build/docs
 
 clean:  ## Remove the environments, the site and caches.
