@@ -40,6 +40,7 @@ html_math_renderer = "mathml"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # `guides.run` has run them.
+nb_merge_streams = True
 
 autodoc_inherit_docstrings = False  # Those of Keras stand in Keras.
 autodoc_member_order = "bysource"

@@ -164,6 +164,9 @@ def run(notebook: dict) -> dict:
         )
         environment = {**os.environ, "PLOTLY_RENDERER": "plotly_mimetype"}
         client.execute(env=environment, stderr=subprocess.DEVNULL)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [output for output in cell["outputs"] if is_shown(output)]
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
     for number, output in enumerate(outputs):
         if "text" in output:
@@ -172,6 +175,16 @@ def run(notebook: dict) -> dict:
         if figure:
             output["data"] = {"text/html": to_html(figure, f"figure-{number}")}
     return notebook
+
+
+def is_shown(output: dict) -> bool:
+    """Returns whether an output is on the page.
+
+    What TensorFlow logs is not, nor is a value that is plain text: the script prints none.
+    """
+    if output["output_type"] == "stream":
+        return not output["text"].startswith("WARNING:tensorflow:")
+    return set(output["data"]) != {"text/plain"}
 
 
 def as_displayed(text: str) -> str:
@@ -195,4 +208,5 @@ def _title(notebook: dict) -> str:
 def _summary(notebook: dict) -> str:
     """Returns the first sentence below the title and the downloads."""
     paragraph = notebook["cells"][0]["source"].split("\n\n")[2]
-    return re.split(r"(?<=\.)\s", paragraph.strip(), maxsplit=1)[0]
+    sentence = re.split(r"(?<=\.)\s", paragraph.strip(), maxsplit=1)[0]
+    return sentence.rstrip(".,:") + "."

@@ -132,6 +132,19 @@ def test_progress_bars_are_shown_in_their_last_state():
     assert guides.as_displayed("Epoch 1\n\r1/2\b\b\b\r2/2\nend") == "Epoch 1\n2/2\nend"
 
 
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ({"output_type": "stream", "text": "0.5\n"}, True),
+        ({"output_type": "stream", "text": "WARNING:tensorflow:5 out of the last 13\n"}, False),
+        ({"output_type": "execute_result", "data": {"text/plain": "<History>"}}, False),
+        ({"output_type": "display_data", "data": {"text/plain": "", "text/html": "<b>"}}, True),
+    ],
+)
+def test_page_shows_what_the_script_prints_and_figures(output, expected):
+    assert guides.is_shown(output) is expected
+
+
 def test_figures_are_drawn_by_a_script_that_ends_where_it_should():
     figure = {"data": [{"name": "</script>"}], "layout": {}}
     text = guides.to_html(figure, "figure-0")
