@@ -24,7 +24,6 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
 ]
-exclude_patterns = ["*.py"]
 default_role = "literal"
 smartquotes_action = "D"  # Dashes only.
 
