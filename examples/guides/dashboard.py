@@ -9,11 +9,14 @@ The figures need Plotly: `pip install "keras-jointloss[dashboard]"`. Run the gui
 repository.
 """
 
+import time
+
 import keras
 import numpy as np
 
 import keras_jointloss as kj
 
+LOGS = time.strftime("logs/dashboard/%Y%m%d-%H%M%S")
 with np.load("examples/data/emoji_pairs.npz") as file:
     order = np.random.default_rng(0).permutation(len(file["category"]))[:1000]
     names = ("google", "twitter", "category", "subcategory")
@@ -50,7 +53,7 @@ values, the weights, the weighting and the aggregator, beside the last losses an
 histories = {}
 targets = {"category": category, "subcategory": subcategory}
 for name, weight in (("pair x 0.1", 0.1), ("pair x 1", 1.0)):
-    folder = f"logs/dashboard/{name}"
+    folder = f"{LOGS}/{name}"
     logger = kj.callbacks.JointLossCallback(folder, update_freq=10, hparams={"optimizer": "adam"})
     search = kj.callbacks.RetrievalEvaluation([google[800:], twitter[800:]], log_dir=folder)
     options = {"batch_size": 64, "epochs": 6, "validation_split": 0.2, "verbose": 0}
@@ -80,14 +83,14 @@ kj.plot(histories["pair x 1"], "losses")
 schedule goes from here.
 """
 
-kj.plot("logs/dashboard/pair x 1", "weights")
+kj.plot(f"{LOGS}/pair x 1", "weights")
 
 """
 **What else do terms report?** The learned temperature here; a bias, `noise` of `Uncertainty`,
 `multiplier` of `Constraint`.
 """
 
-kj.plot("logs/dashboard", "readings")
+kj.plot(LOGS, "readings")
 
 """
 **How long are the gradients, and how often do two of them conflict?** A gradient many times as long
@@ -106,7 +109,7 @@ kj.plot(histories["pair x 1"], "cosines")
 **Would a search find the pairs?** The recalls of `RetrievalEvaluation`.
 """
 
-kj.plot("logs/dashboard", "retrieval")
+kj.plot(LOGS, "retrieval")
 
 """
 **Which training is the best compromise?** A final value of each run against another, with the Pareto
@@ -132,7 +135,7 @@ at most. Without Plotly, the tab "Custom scalars" has all terms in one chart.
 `kj.tensorboard.read` returns every point by run and tag.
 """
 
-runs = kj.tensorboard.read("logs/dashboard/pair x 1")
+runs = kj.tensorboard.read(f"{LOGS}/pair x 1")
 for tag, series in runs["train"].items():
     if tag.startswith(("joint_loss/pair/", "gradients/")):
         print(f"{tag:<46}{len(series.values):>4} points, the last {series.values[-1]:.3f}")
