@@ -54,7 +54,8 @@ print("recall at 1 in the batch: ", *np.round(history["recall_at_1"], 3))
 `ContrastiveTerm` is a layer that adds the loss to that of the model. It needs neither an output nor
 a target and can learn the temperature. It returns the embeddings unchanged: use what it returns, or
 the layer is no part of the model. It computes its loss in `fit` and `evaluate`, not in `predict` or
-in an exported model. One layer is one term: called twice, its term is the sum of both losses.
+in an exported model. One layer is one term: called twice, its term is the sum of both losses. For
+SigLIP `learn_temperature=True` trains the bias, too.
 
 An optimizer with weight decay decays a learned temperature, too. Exclude it before the first step
 (for SigLIP also `"bias"`, which excludes the biases of all other layers, too).
@@ -81,7 +82,8 @@ for key in ("pair_temperature", "pair_loss", "label_loss", "pair_recall_at_1", "
 
 """
 List `RetrievalEvaluation` before an `EarlyStopping` or `ModelCheckpoint` that monitors its values,
-such as `monitor="pair_recall_at_10", mode="max"`. With `log_dir=` it writes them to TensorBoard,
+such as `monitor="pair_recall_at_10", mode="max"`. (`JointLossCallback` moves to the front by itself.)
+With `log_dir=` it writes them to TensorBoard,
 with `projector=True` and `thumbnails=` the embeddings as well.
 
 Two sets of different sizes with several right candidates, as five captions of an image, are
@@ -132,22 +134,29 @@ print("same category, MAP@R:     ", *np.round(history.history["same_map_at_r"], 
 | pairs that match or do not | 1 or 0 | `CosineEmbedding`, `Contrastive`, `MarginContrastive` | `term((a, b, labels))` |
 | labels for some items | -1 for the others | any with labels, `unlabelled=-1` | as above |
 
+- *One view.* `NTXent` and `DecoupledContrastive` take single items with classes, too, with
+  `same_label="positive"`.
 - *Pair labels* are 1 for views that belong together. Where they are the other way round, as in
   keras.io's siamese example, pass `1 - y`.
+- *Ids.* Keras on JAX cuts integers to 32 bits: replace larger ids by
+  `np.unique(ids, return_inverse=True)[1]`.
 - *Masks.* `term((a, b), sample_weight=w)`, or a Keras mask: an item of weight 0 is neither an
   anchor nor a candidate.
 - *Small batches.* Negatives are the other items of the batch. `memory_size=4096` keeps the
   embeddings of earlier steps as further candidates (InfoNCE, SigLIP, NTXent, SupCon and
   DecoupledContrastive). [momentum.py](../momentum.py) combines it with a momentum tower.
 - *Large batches.* Above 2,048 items InfoNCE, SigLIP, NTXent, SupCon, DecoupledContrastive and
-  NPairs compute the similarities in tiles, with the same values: see
+  NPairs compute the similarities in tiles, with the same values; `MultiSimilarity`, `Circle` and
+  `Triplet` hold the whole matrix. `tile_size` sets the number of rows. See
   [Large batches and several devices](several_devices.py).
 
 ## The losses compared
 
 `python examples/emoji.py --loss NAME` trains images against texts. R@10 in % for 381 held-out emoji
 (both -> text), TensorFlow, 15 epochs, one seed, the papers' default settings (InfoNCE: temperature
-0.1), a learned temperature where there is one. Another run may differ by a point.
+0.1), a learned temperature where there is one. For losses of classes each emoji is a class of its own;
+those of pairs and triplets see each image with its own text and another one. Another run may differ
+by a point.
 
 | loss | source | R@10 | | loss | source | R@10 |
 |---|---|---|---|---|---|---|

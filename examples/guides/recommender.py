@@ -63,7 +63,7 @@ def build(weights):
     x = keras.layers.Dense(32, activation="relu")(keras_rs.layers.FeatureCross()(x, x))
     model = keras.Model(inputs, {"rating": keras.layers.Dense(1, name="rating")(x)})
     weight = {"rating": weights["rating"]}
-    model.compile(keras.optimizers.Adam(0.005), **kj.joint_loss({"rating": "mse"}, weight))
+    model.compile(keras.optimizers.Adam(0.01), **kj.joint_loss({"rating": "mse"}, weight))
     return model
 
 
@@ -114,7 +114,7 @@ for name, weights in trainings.items():
     keras.utils.set_random_seed(0)
     model = build(weights)
     callback = kj.callbacks.JointLossCallback()
-    options = {"batch_size": 512, "epochs": 12, "verbose": 0, "callbacks": [callback]}
+    options = {"batch_size": 512, "epochs": 6, "verbose": 0, "callbacks": [callback]}
     history = model.fit(inputs_of(train), {"rating": rating[train]}, **options)
     found = search.evaluate(model)
     recalls = [found[f"emoji_a_to_b_recall_at_{k}"] for k in (10, 50)]
