@@ -66,7 +66,7 @@ before.fit([google, twitter], y, **options)
 
 """
 With `joint_loss`, the losses are a dict, the fade is a schedule, and the model is any Keras model.
-`evaluate`, mixed precision, gradient accumulation, several devices and saving work as in any `fit`.
+`evaluate`, mixed precision, gradient accumulation, callbacks and saving work as in any `fit`.
 """
 
 after = build(keras.Model)

@@ -101,7 +101,9 @@ as another is a matter of weights.
 kj.plot(histories["pair x 1"], "gradients")
 
 """
-**Which terms pull apart?** Cosines far below 0 are a conflict: see [Conflicts](conflicts.py).
+**Which terms pull apart?** The share of conflicts above counts every cosine below 0. Here they are
+near 0, so nothing has to be done. Cosines far below 0 are worth a look at
+[Conflicts](conflicts.py).
 """
 
 kj.plot(histories["pair x 1"], "cosines")

@@ -33,9 +33,9 @@ dimension in nats:
 
 $$\\text{KL}(N(m, v) \\,\\|\\, N(0, 1)) = \\tfrac{1}{2} (m^2 + v - \\log v - 1)$$
 
-Two means would change the balance of the two parts without a word: the ELBO of an image is a *sum*
-over pixels and a *sum* over dimensions. So the loss below sums over the pixels, and the divergence
-is summed over dimensions before it reaches the term. `LossTerm` returns its first argument
+The ELBO of an image is a *sum* over pixels and a *sum* over dimensions; a mean in place of either would
+change the balance of the two parts. So the loss below sums over the pixels, and the divergence is
+summed over dimensions before it reaches the term. `LossTerm` returns its first argument
 unchanged. Use what it returns, or the layer is no part of the model.
 """
 
