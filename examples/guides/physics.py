@@ -8,8 +8,8 @@ $$u_{xx} + u_{yy} = f \\text{ inside}, \\qquad u = 0 \\text{ on the edge},$$
 from points alone (a physics-informed network). The loss has two terms, the squared residual of the
 equation inside and the squared value on the edge. The mean of $f^2$ is 97, so that is about where the
 residual of a new network starts, far above the values on the edge. How the terms are weighed decides
-the error. Here the solution is known, $\\sin(\\pi x) \\sin(\\pi y)$, so that
-the guide can print the error of each weighting.
+the error. Here the solution is known, $\\sin(\\pi x) \\sin(\\pi y)$, so that the guide can print the
+error of each weighting.
 """
 
 import keras
