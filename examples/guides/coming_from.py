@@ -127,7 +127,7 @@ A loss there takes `(embeddings, labels)`; here the embeddings of an item are it
 | pytorch-metric-learning | here |
 |---|---|
 | `SupConLoss`, `MultiSimilarityLoss`, `CircleLoss`, `VICRegLoss` | `SupCon`, `MultiSimilarity`, `Circle`, `VICReg`: equal |
-| `NTXentLoss` of two views an item | `NTXent`: equal; `SelfSupervisedLoss(NTXentLoss())` likewise |
+| `NTXentLoss` of two views an item | `NTXent`: equal; `SelfSupervisedLoss(NTXentLoss())` computes the same |
 | `TripletMarginLoss` | `Triplet(margin, mining="all")`: equal with `LpDistance(normalize_embeddings=False)` or `CosineSimilarity` |
 | the same with `BatchHardMiner` | `Triplet(mining="hard")`: equal |
 | `MultiSimilarityMiner(epsilon)` | `MultiSimilarity(mining_margin=epsilon)`: equal |
