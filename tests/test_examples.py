@@ -77,6 +77,15 @@ def check_large_batch(lines):
     assert plain[3] < plain[2]
 
 
+def check_distributed(lines):
+    """Checks that two processes have the losses of one."""
+    losses = [line.split() for line in lines if re.match(r" +\d", line)]
+    assert [epoch for epoch, *_ in losses] == ["1", "2"]
+    for _, alone, several in losses:
+        assert float(several) == pytest.approx(float(alone), abs=1e-4)
+    assert float(lines[-1].split()[-1]) < 1e-4
+
+
 def check_momentum(lines):
     """Checks that retrieval beats chance with a memory of 64 emoji and without a memory."""
     retrieved = [line for line in lines if line.startswith("memory of")]
@@ -229,6 +238,7 @@ GUIDES = {
 # The scripts by name: arguments that make them fast, and the check of their output.
 SCRIPTS = {
     **GUIDES,
+    "distributed": (["--epochs", "2", "--items", "256"], check_distributed),
     "emoji": (
         ["--epochs", "1", "--log-dir", "logs", "--save", "models/emoji.keras"],
         check_emoji,
@@ -265,6 +275,7 @@ SCRIPTS = {
 
 # PyTorch starts fastest and runs the scripts of few steps, JAX those of many small ones.
 BACKENDS = {
+    "distributed": ("tensorflow",),
     "emoji": ("tensorflow", "torch"),
     "guides/coming_from": ("tensorflow",),
     **dict.fromkeys(("missing_targets", "physics", "vae"), ("jax",)),
