@@ -50,15 +50,15 @@ The callback logs each term. It also moves the weights, once there is something 
 LOSSES = {"digit": "sparse_categorical_crossentropy", "image": "mean_squared_error"}
 
 
-def train(model, epochs=5, **options):
+def train(model, losses=LOSSES, **options):
     """Compiles the model with a joint loss and trains it."""
-    model.compile("adam", **kj.joint_loss(LOSSES, metrics={"digit": "accuracy"}, **options))
+    model.compile("adam", **kj.joint_loss(losses, metrics={"digit": "accuracy"}, **options))
     return model.fit(
         x,
         y,
         validation_data=(x_test, y_test),
         batch_size=64,
-        epochs=epochs,
+        epochs=5,
         verbose=0,
         callbacks=[kj.callbacks.JointLossCallback(log_dir="logs/first_steps")],
     )
@@ -110,6 +110,18 @@ print("weight of the drawing:", np.round(history.history["image_weight"], 2))
 Only the callback moves weights. Without it in `fit`, every weight stays where it is, and a warning
 says so. Evaluation moves nothing.
 
+## Several losses for one output
+
+A dict in place of the loss of an output gives it several terms. They share the target, and each has
+its own weight and logs: here `image_squared` and `image_absolute`.
+"""
+
+parts = {"squared": "mean_squared_error", "absolute": "mean_absolute_error"}
+losses = {"digit": LOSSES["digit"], "image": parts}
+history = train(build(), losses, weights={"image_squared": 20.0})
+print(kj.report(history))
+
+"""
 ## A term inside the model
 
 A loss need not belong to an output. `LossTerm` is a layer that adds the mean of any tensor to the
