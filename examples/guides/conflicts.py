@@ -44,7 +44,7 @@ def run(title, combine, weights=None):
     model = keras.Model(inputs, outputs)
     model.compile(keras.optimizers.Adam(0.003), **kj.joint_loss(LOSSES, weights))
     callbacks = [kj.callbacks.JointLossCallback()]
-    history = model.fit(x, y, batch_size=64, epochs=12, verbose=0, callbacks=callbacks).history
+    history = model.fit(x, y, batch_size=64, epochs=8, verbose=0, callbacks=callbacks).history
     predicted = model.predict(x_test, verbose=0)
     accuracy = np.mean(np.argmax(predicted["digit"], axis=1) == digits[1400:])
     explained = 1 - np.mean((predicted["image"] - x_test) ** 2) / np.var(x_test)
