@@ -107,11 +107,9 @@ def check_conflicts(lines):
     assert image > 50 * digit
     assert abs(numbers(lines, "digit~image_cosine ")[0][0]) < 0.1
     ways = ("plain sum", "sum, image x 0.01", "pcgrad", "imtl_g  ", "mgda")
-    results = [numbers(lines, way)[0] for way in ways]
-    plain, weighted, pcgrad, imtl, mgda = (accuracy for accuracy, _ in results)
+    plain, weighted, pcgrad, imtl, mgda = (numbers(lines, way)[0][0] for way in ways)
     assert abs(pcgrad - plain) < 3
     assert min(weighted, imtl, mgda) > plain + 3
-    assert results[-1][1] < results[0][1]
 
 
 def check_pitfalls(lines):

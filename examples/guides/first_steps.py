@@ -98,8 +98,9 @@ subject of [weighting](weighting.py).
 ## Move a weight
 
 A weight can be a schedule instead of a number: any `LearningRateSchedule` of Keras, or one of
-`kj.schedules`. It is a function of the training step, and one step is one batch. Here the drawing
-fades in over the first three epochs, 22 batches each:
+`kj.schedules`: `Linear`, `Sigmoid`, `Cyclical`, and `Sequential`, which puts others one after the
+other. It is a function of the training step, and one step is one batch. Here the drawing fades in
+over the first three epochs, 22 batches each:
 """
 
 fade_in = kj.schedules.Linear(0.0, 20.0, steps=66)

@@ -141,4 +141,6 @@ drawing, and the meaning of its group. Unseen emoji, 12 epochs, mean ± deviatio
 The share is that of the meaning's weight in the sum of the weights at the end. `Uncertainty` finds
 a compromise like the best of the grid, and `GeometricMean`, `FAMO` and `GradNorm` are near its
 front. `DynamicWeightAverage` and `SmoothTchebycheff` do not make up for the difference in size.
+
+![Left: the share of the meaning's weight over the epochs for each rule. Right: results on unseen emoji, with the Pareto front of the grid](../images/weighting.png)
 """
