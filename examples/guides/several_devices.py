@@ -97,6 +97,9 @@ device with the whole batch. On JAX, XLA finds the same division from the shardi
 same idea is behind DisCo-CLIP and the local loss of open_clip; there it is one loss, here it is all
 that compare items.
 
+[distributed.py](../distributed.py) trains on several processes of one computer, on TensorFlow and
+JAX, and prints that their losses are those of one process.
+
 What a device receives in a step, and what it holds for the loss, in bytes:
 """
 
