@@ -122,8 +122,8 @@ def check_pitfalls(lines):
     plain, floored = numbers(lines, "{'digit_weight'")
     assert plain[1] > 1000 * plain[0]
     assert floored[1] < 100 * floored[0]
-    (small,), (medium,), (large,) = numbers(lines, "InfoNCE of the same")
-    assert small < medium < large
+    (small,), (large,) = numbers(lines, "InfoNCE of the same")
+    assert small < large
 
 
 def check_several_devices(lines):
