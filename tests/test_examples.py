@@ -20,6 +20,12 @@ def row(lines, label):
     return [float(cell.rstrip("%")) for cell in line[len(label) :].split()]
 
 
+def numbers(lines, start):
+    """Returns the decimal numbers of the lines that start like this, line by line."""
+    found = [line for line in lines if line.startswith(start)]
+    return [[float(x) for x in re.findall(r"-?\d+\.\d+", line[len(start) :])] for line in found]
+
+
 def check_emoji(lines):
     """Checks the four tables: terms and retrieval, before and after loading."""
     terms = {
@@ -58,6 +64,66 @@ def check_emoji(lines):
     assert any(line.startswith("loss  ") for line in compared)
 
     assert lines[-1].endswith("tensorboard --logdir logs")
+
+
+def check_first_steps(lines):
+    """Checks the tables, the schedule, and that the loaded model is the saved one."""
+    raw, weight, weighted = np.transpose([x[:3] for x in numbers(lines, "image  ")])
+    assert weight.tolist() == [1, 20, 20]
+    assert raw * weight == pytest.approx(weighted, rel=0.05)  # As printed.
+    assert raw[1] < raw[0]
+    assert numbers(lines, "weight of the drawing: [ ") == [[6.67, 13.33]]
+    saved, loaded = (numbers(lines, f"loss of the {kind} model")[0] for kind in ("saved", "loaded"))
+    assert saved == pytest.approx(loaded, abs=1e-3)
+    assert lines[-1] == "weight of the digit: 0.5"
+
+
+def check_missing_targets_guide(lines):
+    """Checks that Keras' mean divides by all items, and that the other two ways do not."""
+    assert lines[0] == "items with a label and all rows: 7"
+    (missing, _), (trap, _), (weighted, _) = numbers(lines, "accuracy of the digit")
+    assert trap < min(missing, weighted)
+    assert numbers(lines, "digit_labelled  ") == [[pytest.approx(0.1, abs=0.01)]]
+    (spoiled,), (right,) = numbers(lines, "loss of the digit at the end")
+    assert spoiled < 0.2 * right
+
+
+def check_weighting_guide(lines):
+    """Checks that one result rises as the other falls, and that rules lie between."""
+    rows = dict(zip(("x1", "x10", "x100"), numbers(lines, "right x "), strict=True))
+    shares, accuracies, explained = np.transpose([x[-3:] for x in rows.values()])
+    assert np.all(np.diff(shares) > 0)
+    assert np.all(np.diff(accuracies) < 0)
+    assert np.all(np.diff(explained) > 0)
+    for rule in ("uncertainty", "geometric_mean"):
+        _, share, accuracy, part = row(lines, rule)
+        assert shares[0] < share < shares[2]
+        assert accuracy > accuracies[2]
+        assert part > explained[0]
+
+
+def check_conflicts(lines):
+    """Checks that the image's gradient dominates, and what that does to the digit."""
+    (digit,), (image,) = (numbers(lines, f"{term}_norm ")[0] for term in ("digit", "image"))
+    assert image > 50 * digit
+    assert abs(numbers(lines, "digit~image_cosine ")[0][0]) < 0.1
+    ways = ("plain sum", "sum, image x 0.01", "pcgrad", "imtl_g  ", "mgda")
+    plain, weighted, pcgrad, imtl, mgda = (numbers(lines, way)[0][0] for way in ways)
+    assert abs(pcgrad - plain) < 3
+    assert min(weighted, imtl, mgda) > plain + 3
+
+
+def check_pitfalls(lines):
+    """Checks the warnings and errors, and the weights with and without the mend."""
+    assert sum(line.startswith("warning: ") for line in lines) == 2
+    assert sum(line.startswith("error: ") for line in lines) == 1
+    weights = ("without", "with", "new optimizer", "new optimizer, old step", "weight of the clone")
+    assert [numbers(lines, f"{name}:")[0][0] for name in weights] == [0, 0.46, 0.46, 0.92, 0]
+    plain, floored = numbers(lines, "{'digit_weight'")
+    assert plain[1] > 1000 * plain[0]
+    assert floored[1] < 100 * floored[0]
+    (small,), (large,) = numbers(lines, "InfoNCE of the same")
+    assert small < large
 
 
 def check_several_devices(lines):
@@ -244,13 +310,18 @@ SCRIPTS = {
         check_emoji,
     ),
     "guides/coming_from": ([], check_coming_from),
+    "guides/conflicts": ([], check_conflicts),
     "guides/dashboard": ([], check_dashboard),
     "guides/extending": ([], check_extending),
+    "guides/first_steps": ([], check_first_steps),
+    "guides/missing_targets": ([], check_missing_targets_guide),
     "guides/pairs": ([], check_pairs),
     "guides/physics": ([], check_physics_guide),
+    "guides/pitfalls": ([], check_pitfalls),
     "guides/recommender": ([], check_recommender),
     "guides/several_devices": ([], check_several_devices),
     "guides/vae": ([], check_vae_guide),
+    "guides/weighting": ([], check_weighting_guide),
     "large_batch": (["--steps", "2"], check_large_batch),
     "missing_targets": (["--epochs", "10"], check_missing_targets),
     "momentum": (
