@@ -93,7 +93,7 @@ def _latest(run: Run, pairs: dict[str, tuple[str, str]]) -> go.Heatmap:
         x=labels,
         y=labels,
         z=matrix,
-        text=np.where(np.isnan(matrix), "", np.char.mod("%.2f", matrix)),
+        text=np.where(np.isnan(matrix), "", np.char.mod("%.2f", matrix.round(2) + 0.0)),
         texttemplate="%{text}" if len(names) <= 12 else None,
         coloraxis="coloraxis",
         hovertemplate="%{y} ~ %{x}: %{z:.3f}<extra></extra>",
