@@ -4,7 +4,7 @@ A network u(x, y) solves a Poisson equation on the unit square,
 
     u_xx + u_yy = f  inside,  u = 0  on the edge,
 
-whose solution is known: u = sin(pi x) sin(2 pi y). The loss has two terms of very different size,
+whose solution is known: u = sin(pi x) sin(pi y). The loss has two terms of very different size,
 and how they are weighed decides the error of the solution. A table shows it under equal weights,
 under constant weights of the edge, the best of which only the known solution tells, and under every
 rule with its default settings. A loss that can reach 0, as that of the edge with u = 0, takes all

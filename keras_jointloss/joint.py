@@ -56,9 +56,9 @@ def joint_loss(
     target can be missing on its own; otherwise a row with a missing element is left out. Sums (the
     reduction `"sum"`) run over the labelled targets. A loss that returns one number for a batch or,
     with axes, for an item, such as `keras.losses.Dice`, receives 0 for missing targets and their
-    predictions. The logs contain `<name>_labelled`, the share of labelled targets, and
-    `<name>_labelled_loss`, the mean over them. With several outputs, Keras' own `<name>_loss` in
-    progress bar and `evaluate` counts a batch by its size, a batch without labels as 0, too; in
+    predictions. The logs contain `<name>_labelled_loss`, the mean over the labelled targets, and
+    with the callback `<name>_labelled`, their share. With several outputs, Keras' own `<name>_loss`
+    in progress bar and `evaluate` counts a batch by its size, a batch without labels as 0, too; in
     `History` and TensorBoard it is the mean over the labelled targets.
 
     Without `missing`, a `sample_weight` of 0 leaves items out, too, but Keras' default reduction
@@ -200,8 +200,6 @@ def _metrics_of(
             prefix = f"{output.parts[term]}_"
         elif has_missing:
             own.append(TermReading(weights[term], "labelled_loss"))
-        if has_missing:
-            own.append(TermReading(weights[term], "labelled"))
         for part in getattr(loss, "part_names", ()):
             parts.append(LossPart(loss, part, f"{prefix}{part}"))
     return own, parts

@@ -200,5 +200,6 @@ def _cell(x: float | None) -> str:
         return ""
     if math.isnan(x):
         return "-"
-    is_fixed = x == 0 or 0.01 <= abs(x) < 1e5
+    # As printed: a weight of 0.01 in float32 is a little less.
+    is_fixed = x == 0 or 0.01 <= round(abs(x), 6) < 1e5
     return f"{x:.3f}" if is_fixed else f"{x:.2e}"

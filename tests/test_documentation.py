@@ -82,6 +82,20 @@ def test_readme(title, tmp_path, monkeypatch):
         block.run(namespace, str(README))
 
 
+@pytest.mark.backend("tensorflow")  # Other backends draw other random numbers.
+def test_readme_shows_what_its_first_example_prints(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    section = README.read_text(encoding="utf-8").partition("## First example\n")[2]
+    for block in SECTIONS["First example"]:
+        block.run({}, str(README))
+    shown = re.search(r"^```\n(.*?)^```", BLOCK.sub("", section), re.MULTILINE | re.DOTALL)[1]
+    printed = capsys.readouterr().out
+    number = re.compile(r"\d+\.\d+")
+    assert number.sub("", printed).split() == number.sub("", shown).split()
+    values, expected = ([float(x) for x in number.findall(text)] for text in (printed, shown))
+    assert values == pytest.approx(expected, rel=0.1)
+
+
 def with_examples(name: str) -> list[doctest.DocTest]:
     """Returns the docstrings of a module that contain examples of either kind."""
     docstrings = doctest.DocTestFinder(exclude_empty=False).find(importlib.import_module(name))

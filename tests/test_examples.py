@@ -1,5 +1,6 @@
-"""The example scripts run end to end, and their output is consistent."""
+"""The example scripts and the guides run end to end, and their output is consistent."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -9,13 +10,20 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 
 
 def row(lines, label):
     """Returns the numbers in the first row with this label; percentages as printed."""
     line = next(line for line in lines if line.startswith(f"{label}  "))
     return [float(cell.rstrip("%")) for cell in line[len(label) :].split()]
+
+
+def numbers(lines, start):
+    """Returns the decimal numbers of the lines that start like this, line by line."""
+    found = [line for line in lines if line.startswith(start)]
+    return [[float(x) for x in re.findall(r"-?\d+\.\d+", line[len(start) :])] for line in found]
 
 
 def check_emoji(lines):
@@ -58,6 +66,66 @@ def check_emoji(lines):
     assert lines[-1].endswith("tensorboard --logdir logs")
 
 
+def check_first_steps(lines):
+    """Checks the tables, the schedule, and that the loaded model is the saved one."""
+    raw, weight, weighted = np.transpose([x[:3] for x in numbers(lines, "image  ")])
+    assert weight.tolist() == [1, 20, 20]
+    assert raw * weight == pytest.approx(weighted, rel=0.05)  # As printed.
+    assert raw[1] < raw[0]
+    assert numbers(lines, "weight of the drawing: [ ") == [[6.67, 13.33]]
+    saved, loaded = (numbers(lines, f"loss of the {kind} model")[0] for kind in ("saved", "loaded"))
+    assert saved == pytest.approx(loaded, abs=1e-3)
+    assert lines[-1] == "weight of the digit: 0.5"
+
+
+def check_missing_targets_guide(lines):
+    """Checks that Keras' mean divides by all items, and that the other two ways do not."""
+    assert lines[0] == "items with a label and all rows: 7"
+    (missing, _), (trap, _), (weighted, _) = numbers(lines, "accuracy of the digit")
+    assert trap < min(missing, weighted)
+    assert numbers(lines, "digit_labelled  ") == [[pytest.approx(0.1, abs=0.01)]]
+    (spoiled,), (right,) = numbers(lines, "loss of the digit at the end")
+    assert spoiled < 0.2 * right
+
+
+def check_weighting_guide(lines):
+    """Checks that one result rises as the other falls, and that rules lie between."""
+    rows = dict(zip(("x1", "x10", "x100"), numbers(lines, "right x "), strict=True))
+    shares, accuracies, explained = np.transpose([x[-3:] for x in rows.values()])
+    assert np.all(np.diff(shares) > 0)
+    assert np.all(np.diff(accuracies) < 0)
+    assert np.all(np.diff(explained) > 0)
+    for rule in ("uncertainty", "geometric_mean"):
+        _, share, accuracy, part = row(lines, rule)
+        assert shares[0] < share < shares[2]
+        assert accuracy > accuracies[2]
+        assert part > explained[0]
+
+
+def check_conflicts(lines):
+    """Checks that the image's gradient dominates, and what that does to the digit."""
+    (digit,), (image,) = (numbers(lines, f"{term}_norm ")[0] for term in ("digit", "image"))
+    assert image > 50 * digit
+    assert abs(numbers(lines, "digit~image_cosine ")[0][0]) < 0.1
+    ways = ("plain sum", "sum, image x 0.01", "pcgrad", "imtl_g  ", "mgda")
+    plain, weighted, pcgrad, imtl, mgda = (numbers(lines, way)[0][0] for way in ways)
+    assert abs(pcgrad - plain) < 3
+    assert min(weighted, imtl, mgda) > plain + 3
+
+
+def check_pitfalls(lines):
+    """Checks the warnings and errors, and the weights with and without the mend."""
+    assert sum(line.startswith("warning: ") for line in lines) == 2
+    assert sum(line.startswith("error: ") for line in lines) == 1
+    weights = ("without", "with", "new optimizer", "new optimizer, old step", "weight of the clone")
+    assert [numbers(lines, f"{name}:")[0][0] for name in weights] == [0, 0.46, 0.46, 0.92, 0]
+    plain, floored = numbers(lines, "{'digit_weight'")
+    assert plain[1] > 1000 * plain[0]
+    assert floored[1] < 100 * floored[0]
+    (small,), (large,) = numbers(lines, "InfoNCE of the same")
+    assert small < large
+
+
 def check_several_devices(lines):
     """Checks that chunks change nothing, and a row of the table against the figures by hand."""
     plain, chunked = (row(lines, way) for way in ("plain:", "in chunks:"))
@@ -73,6 +141,15 @@ def check_large_batch(lines):
     assert chunked[0] < plain[0] / 4
     assert chunked[2:4] == pytest.approx(plain[2:4], rel=1e-3)
     assert plain[3] < plain[2]
+
+
+def check_distributed(lines):
+    """Checks that two processes have the losses of one."""
+    losses = [line.split() for line in lines if re.match(r" +\d", line)]
+    assert [epoch for epoch, *_ in losses] == ["1", "2"]
+    for _, alone, several in losses:
+        assert float(several) == pytest.approx(float(alone), abs=1e-4)
+    assert float(lines[-1].split()[-1]) < 1e-4
 
 
 def check_momentum(lines):
@@ -148,13 +225,103 @@ def check_missing_targets(lines):
         assert -50 < dell < 100
 
 
+def check_printed(lines):
+    """Checks that a guide shows an outcome."""
+    assert any(lines)
+
+
+def check_pairs(lines):
+    """Checks that training improves the search, in the batch and in the whole set."""
+    recalls = row(lines, "recall at 1 in the batch:")
+    assert recalls[-1] > recalls[0]
+    before = float(next(line for line in lines if line.startswith("before:")).split()[-1])
+    assert row(lines, "pair_recall_at_1")[-1] > before
+    temperatures = row(lines, "pair_temperature")
+    assert len(set(temperatures)) > 1
+    precisions = row(lines, "same category, MAP@R:")
+    assert precisions[-1] > precisions[0]
+
+
+def check_vae_guide(lines):
+    """Checks that target and constraint hold the divergence, and that a floor wakes units."""
+    results = {line[:16].strip(): row([line], line[:16].strip()) for line in lines[1:]}
+    assert list(results) == ["plain", "annealed", "free bits", "capacity", "constraint"]
+    assert all(elbo > -25 for elbo, *_ in results.values())
+    assert results["capacity"][1] == pytest.approx(10, rel=0.05)
+    assert results["constraint"][1] == pytest.approx(10, rel=0.05)
+    assert results["free bits"][2] >= results["plain"][2]
+
+
+def check_physics_guide(lines):
+    """Checks that equal weights have the largest error."""
+    errors = {line[:22].strip(): row([line], line[:22].strip())[0] for line in lines[1:]}
+    assert list(errors) == ["equal weights", "edge x 100", "Uncertainty", "Constraint"]
+    assert max(errors, key=errors.get) == "equal weights"
+    assert errors["Constraint"] < 0.05
+
+
+def check_recommender(lines):
+    """Checks that both tasks are learned, together as well."""
+    alone = row(lines, "rating alone")
+    retrieval = next(line for line in lines if line.startswith("retrieval alone")).split()[2]
+    both = row(lines, "both")
+    assert float(retrieval.rstrip("%")) > 10 * alone[0]
+    assert both[0] > 10 * alone[0]
+    assert both[2] > alone[2] > 0
+    assert sum(line.startswith(("fruit", "music", "winter", "cat")) for line in lines) == 4
+
+
+def check_dashboard(lines):
+    """Checks that all logged points are read, and that another tracker receives the logs."""
+    points = [line.split()[-5] for line in lines if " points, the last " in line]
+    assert len(points) > 5
+    assert set(points) == {"13"}  # 78 batches: every tenth, and the end of each epoch.
+    assert lines[-1].startswith("received: [('train', ")
+
+
+def check_extending(lines):
+    """Checks that the loaded model is the trained one, and that the map names existing files."""
+    trained = next(line for line in lines if line.startswith("trained:")).split()
+    assert trained[1] == trained[3]
+    text = (EXAMPLES / "guides" / "extending.py").read_text(encoding="utf-8")
+    files = set(re.findall(r"`([\w/]+\.py)`", text))
+    assert len(files) > 10
+    for file in files:
+        assert (ROOT / file).exists() or (ROOT / "keras_jointloss" / file).exists(), file
+
+
+def check_coming_from(lines):
+    """Checks that the loop and `fit` reach the same losses."""
+    loop, fit = (next(line for line in lines if line.startswith(x)) for x in ("train_", "joint_"))
+    assert loop.partition(":")[2] == fit.partition(":")[2]
+
+
+# The guides by name: arguments and check, as for the scripts below.
+GUIDES = {
+    f"guides/{path.stem}": ([], check_printed) for path in sorted(EXAMPLES.glob("guides/*.py"))
+}
+
 # The scripts by name: arguments that make them fast, and the check of their output.
 SCRIPTS = {
+    **GUIDES,
+    "distributed": (["--epochs", "2", "--items", "256"], check_distributed),
     "emoji": (
         ["--epochs", "1", "--log-dir", "logs", "--save", "models/emoji.keras"],
         check_emoji,
     ),
+    "guides/coming_from": ([], check_coming_from),
+    "guides/conflicts": ([], check_conflicts),
+    "guides/dashboard": ([], check_dashboard),
+    "guides/extending": ([], check_extending),
+    "guides/first_steps": ([], check_first_steps),
+    "guides/missing_targets": ([], check_missing_targets_guide),
+    "guides/pairs": ([], check_pairs),
+    "guides/physics": ([], check_physics_guide),
+    "guides/pitfalls": ([], check_pitfalls),
+    "guides/recommender": ([], check_recommender),
     "guides/several_devices": ([], check_several_devices),
+    "guides/vae": ([], check_vae_guide),
+    "guides/weighting": ([], check_weighting_guide),
     "large_batch": (["--steps", "2"], check_large_batch),
     "missing_targets": (["--epochs", "10"], check_missing_targets),
     "momentum": (
@@ -179,8 +346,11 @@ SCRIPTS = {
 
 # PyTorch starts fastest and runs the scripts of few steps, JAX those of many small ones.
 BACKENDS = {
+    "distributed": ("tensorflow",),
     "emoji": ("tensorflow", "torch"),
+    "guides/coming_from": ("tensorflow",),
     **dict.fromkeys(("missing_targets", "physics", "vae"), ("jax",)),
+    **dict.fromkeys(("guides/physics", "guides/vae"), ("jax",)),
 }
 
 
@@ -190,6 +360,8 @@ def test_example(name, tmp_path, monkeypatch, capfd):
         pytest.skip("what it uses of the package is trained on this backend by other tests")
     arguments, check = SCRIPTS[name]
     script = str(EXAMPLES / f"{name}.py")
+    # They find the files that they read, and write to the folder of the test.
+    (tmp_path / "examples").symlink_to(EXAMPLES)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.setattr("sys.argv", [script, *arguments])

@@ -111,6 +111,8 @@ def test_cosines():
     assert np.allclose(over_time.z, [[-0.5, 0.25]])
     assert list(over_time.y) == ["a ~ a_b"]
     assert np.allclose(latest.z, [[1, 0.25], [0.25, 1]])
+    nearly_0 = {**HISTORY, "gradients_a~a_b_cosine": [-0.5, -0.001]}
+    assert kj.plot(nearly_0, "cosines").data[1].text[0].tolist() == ["1.00", "0.00"]
     assert list(latest.x) == list(latest.y) == ["a", "a_b"]
     assert latest.coloraxis == "coloraxis"
 

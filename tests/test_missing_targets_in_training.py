@@ -147,7 +147,9 @@ def test_masked_time_steps_are_left_out_too():
     valid = np.any(x != 0, axis=-1)
     assert logs["loss"] == pytest.approx(np.nanmean(error[valid] ** 2), 1e-4)
     assert logs["mae"] == pytest.approx(np.nanmean(error[valid]), 1e-4)
-    assert logs["a_labelled"] == pytest.approx(np.mean(~np.isnan(y[valid])))
+    assert logs["a_labelled_loss"] == pytest.approx(logs["loss"])
+    labelled = find_terms(model)["a"].read()["labelled"]
+    assert labelled == pytest.approx(np.mean(~np.isnan(y[valid])))
 
 
 def mirrored_fit(is_mirrored, reduction):

@@ -21,13 +21,14 @@ LABEL = np.random.default_rng(2).integers(0, 3, len(X))
 WEIGHT = np.random.default_rng(3).uniform(0.5, 2, len(X)) * (np.arange(len(X)) % 5 > 0)
 
 
-def trained(make, parts, is_mirrored):
+def trained(make, parts, is_mirrored, epochs=1):
     """Returns the variables and logs of a model, on two replicas or one device.
 
     Args:
         make: Returns the model and the arguments of `compile`.
         parts: For each call of `fit`, the inputs and targets.
         is_mirrored: Whether two replicas train.
+        epochs: The number of epochs of each call.
     """
     keras.utils.clear_session()
     keras.utils.set_random_seed(2)
@@ -39,15 +40,15 @@ def trained(make, parts, is_mirrored):
     found = {}
     for i, (x, y) in enumerate(parts):
         callbacks = [kj.callbacks.JointLossCallback()]
-        logs = model.fit(x, y, shuffle=False, callbacks=callbacks, **options).history
+        logs = model.fit(x, y, epochs=epochs, shuffle=False, callbacks=callbacks, **options).history
         found |= {f"{i} {key}": value for key, value in logs.items()}
     evaluated = model.evaluate(*parts[0], return_dict=True, **options)
     found |= {f"evaluated {key}": value for key, value in evaluated.items()}
     return found | {v.path: ops.convert_to_numpy(v) for v in [*model.variables]}
 
 
-def assert_like_one_device(make, parts, unequal="nothing"):
-    actual, expected = (trained(make, parts, is_mirrored) for is_mirrored in (True, False))
+def assert_like_one_device(make, parts, unequal="nothing", epochs=1):
+    actual, expected = (trained(make, parts, is_mirrored, epochs) for is_mirrored in (True, False))
     assert actual.keys() == expected.keys()
     for key, value in expected.items():
         if re.search(unequal, key):
@@ -196,6 +197,79 @@ def test_every_loss_sees_four_replicas():
         np.testing.assert_allclose(sum(losses), loss, rtol=1e-9, err_msg=case.name)
         gradients = np.concatenate(gradients)
         np.testing.assert_allclose(gradients, gradient, rtol=1e-9, atol=1e-12, err_msg=case.name)
+
+
+AGGREGATORS = {
+    "AlignedMTL": {},
+    "CAGrad": {},
+    "IMTLG": {},
+    "MGDA": {"normalize": "l2"},
+    "Mean": {"ema": 0.5},
+    "NashMTL": {},
+    "PCGrad": {},
+    "Shares": {"shares": {"a": 0.5, "b": 0.3, "c": 0.2}},
+    "Sum": {},
+    "UPGrad": {"ema": 0.5},
+}
+
+
+def test_every_aggregator_sees_four_replicas():
+    import tensorflow as tf
+
+    keras.config.set_floatx("float64")
+    sizes, strategy = (3, 2, 1, 4), replicas(4)
+    factors = np.random.default_rng(4).normal(size=(3, 10, 6))
+
+    def balancers():
+        aggregators = [getattr(kj.aggregators, x)(**options) for x, options in AGGREGATORS.items()]
+        return [kj.layers.GradientBalancer(list("abc"), x) for x in aggregators]
+
+    def gradients(layers, x, factors):
+        """Returns the gradient that comes out of each layer in the last of two steps."""
+        found = []
+        for layer in layers * 2:
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                z = layer(x, training=True)
+                loss = sum(
+                    ops.sum(ops.square(z[name] - factors[:, i])) for i, name in enumerate("abc")
+                )
+            found.append(tape.gradient(loss, x))
+        return found[len(layers) :]
+
+    with strategy.scope():
+        layers = balancers()
+    data = X[:10], factors.transpose(1, 0, 2)
+    parts = tuple(distributed(strategy, x, sizes) for x in data)
+    results = strategy.run(lambda *data: gradients(layers, *data), parts)
+    expected = gradients(balancers(), *map(tensor, data))
+    for name, result, gradient in zip(AGGREGATORS, results, expected, strict=True):
+        found = np.concatenate(strategy.experimental_local_results(result))
+        np.testing.assert_allclose(found, gradient, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+# Each takes what it sees from the same sums over replicas; FAMO and Uncertainty stand above.
+RULES = {
+    "Constraint": {"bounds": {"b": 0.5}},
+    "DynamicWeightAverage": {},
+    "Shares": {"shares": {"a": 0.5, "b": 0.3, "c": 0.2}},
+    "SmoothTchebycheff": {},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RULES)
+def test_rule_equals_one_device(name):
+    def make():
+        x = keras.Input((6,))
+        hidden = keras.layers.Dense(5, activation="tanh")(x)
+        outputs = {term: keras.layers.Dense(1)(hidden) for term in "abc"}
+        rule = getattr(kj.weighting, name)(**RULES[name])
+        return keras.Model(x, outputs), kj.joint_loss(dict.fromkeys("abc", "mse"), weighting=rule)
+
+    parts = [(X, {term: X[:, i : i + 1] for i, term in enumerate("abc")})]
+    # Keras logs the mean of a replica by its items.
+    assert_like_one_device(make, parts, unequal=r"loss$|_share|sums_\d", epochs=4)
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -121,6 +121,18 @@ def test_term_that_was_not_computed_has_empty_cells():
     ]
 
 
+def test_weight_in_float32_is_printed_as_it_was_given():
+    weight = float(np.float32(0.01))
+    logs = {"loss": [0.02], "a_loss": [2.0], "a_weight": [weight], "a_share": [1.0]}
+    assert str(kj.report(logs)).splitlines()[2].split() == [
+        "a",
+        "2.000",
+        "0.010",
+        "0.020",
+        "100.0%",
+    ]
+
+
 @pytest.mark.parametrize("history", [{}, {"loss": [1.0], "a_weight": [1.0]}, None, [1.0]])
 def test_history_without_the_callback_is_refused(history):
     with pytest.raises(ValueError, match=r"`history`.*`JointLossCallback`"):

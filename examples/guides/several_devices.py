@@ -57,7 +57,33 @@ print("in chunks: ", *np.round(histories[1], 4))
 Beside this, [large_batch.py](../large_batch.py) trains on a whole training set as one batch, and
 prints the memory that it takes with and without chunks.
 
-## Several devices
+## How to start
+
+| | TensorFlow | JAX | PyTorch |
+|---|---|---|---|
+| several devices of one process | `tf.distribute.MirroredStrategy` | `keras.distribution` | |
+| several processes | `MultiWorkerMirroredStrategy` | `keras.distribution` | `DistributedDataParallel`, in a custom loop |
+| `steps_per_execution` on one device | yes | yes | no: Keras has none there |
+
+- **`MirroredStrategy`**: build and compile the model in the scope of the strategy. `gather=False`
+  in a `ContrastiveTerm` leaves each device to its own share of the batch. A loss of an *output* that
+  compares items, such as `InfoNCE`, sees the items of its own replica alone, and a warning says so:
+  use a `ContrastiveTerm`. Keras' `BatchNormalization(synchronized=True)` ignores masks, and spoils
+  the losses that layers other than `ContrastiveTerm` and `LossTerm` add.
+- **JAX**: `keras.distribution.DataParallel` and `ModelParallel`. For several processes pass each its
+  own rows with `DataParallel(auto_shard_dataset=False)`, or a `tf.data.Dataset`.
+- **`MultiWorkerMirroredStrategy`**: Keras 3 itself fails there in `fit`. Call
+  `kj.distribution.enable_multi_worker_fit()` first; its documentation lists what it replaces.
+- **`DistributedDataParallel`**: wrap the model as in Keras' guide, and add `sum(model.losses)`, or
+  `model.compute_loss`, to the loss. All processes compute the losses in the same steps, in
+  evaluation, too.
+
+If the last batch is divided unevenly, terms count each replica by its items, and what else is added
+to the loss counts all alike, as does Keras' own `<term>_loss`. Of several processes only the first
+writes TensorBoard files and calls `on_log`. On a busy CPU, PyTorch's threads wait for each other:
+`OMP_NUM_THREADS=1` is faster there.
+
+## What devices exchange
 
 Under `tf.distribute`, and in the processes of PyTorch, each device encodes its share of the batch.
 Then a `ContrastiveTerm`
@@ -70,6 +96,9 @@ So each device computes its share of the matrix and no more, and weights and log
 device with the whole batch. On JAX, XLA finds the same division from the sharding of the data. The
 same idea is behind DisCo-CLIP and the local loss of open_clip; there it is one loss, here it is all
 that compare items.
+
+[distributed.py](../distributed.py) trains on several processes of one computer, on TensorFlow and
+JAX, and prints that their losses are those of one process.
 
 What a device receives in a step, and what it holds for the loss, in bytes:
 """

@@ -1,5 +1,7 @@
 """Smooths series and leaves out points that a screen cannot show."""
 
+import math
+
 import numpy as np
 
 
@@ -18,15 +20,16 @@ def smooth(values: np.ndarray, factor: float) -> np.ndarray:
     >>> smooth(np.array([1.0, 3.0]), 0.5).round(3)
     array([1.   , 2.333])
     """
-    if not factor or not len(values):
+    known = np.isfinite(values)
+    finite = values[known]
+    if not factor or not len(finite):
         return values
+    # What is older counts less than 1e-12.
+    length = min(len(finite), 1 + math.ceil(math.log(1e-12) / math.log(factor)))
+    weights = factor ** np.arange(length)
+    sums, totals = (np.convolve(x, weights)[: len(x)] for x in (finite, np.ones(len(finite))))
     result = np.array(values, "float64")
-    mean = weight = 0.0
-    for i, value in enumerate(result.tolist()):
-        if np.isfinite(value):
-            mean = factor * mean + (1 - factor) * value
-            weight = factor * weight + (1 - factor)
-            result[i] = mean / weight
+    result[known] = sums / totals
     return result
 
 

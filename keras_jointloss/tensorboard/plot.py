@@ -75,7 +75,7 @@ def plot(source: Any, kind: str = "terms", **options: Any) -> Any:
             f"Invalid value for argument `options`. Expected some of {known}. "
             f"Received: {sorted(options)}"
         ) from None
-    return draw(kind, runs, view)
+    return draw(kind, runs, view).figure()
 
 
 def _collect(source: Any) -> tuple[list[Run], bool]:

@@ -1,4 +1,4 @@
-"""The metric that logs a value which the weight of an output term records."""
+"""The metric that logs the mean loss of an output term."""
 
 from typing import Any
 
@@ -10,16 +10,15 @@ from keras_jointloss.terms.output_weight import LossWeight
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class TermReading(keras.metrics.Metric):
-    """Logs a value that the weight of an output term records, for terms that Keras does not log.
+    """Logs the mean loss that the weight of an output term records, where Keras does not log it.
 
     It has no state: its name follows that of the weight, so `mask_dice_weight` is logged beside
     `mask_dice_loss`.
 
     Args:
         weight: The `LossWeight` of the term, which must be among the metrics of the model, too.
-        value: What to log: `"loss"`, the mean loss of the term over its labelled targets;
-            `"labelled_loss"`, the same where Keras logs a `loss` of its own; or `"labelled"`, the
-            share of the targets that are labelled.
+        value: What the name ends in: `"loss"`, or `"labelled_loss"` where Keras logs a `loss` of
+            its own, which counts missing targets.
         name: Ignored.
         dtype: As in `keras.metrics.Metric`.
 
@@ -35,7 +34,7 @@ class TermReading(keras.metrics.Metric):
             )
         # A function, as Keras would track the weight as a part of this metric, a second time.
         self._get_weight = lambda: weight
-        self.value = validate_choice(value, "value", ("loss", "labelled_loss", "labelled"))
+        self.value = validate_choice(value, "value", ("loss", "labelled_loss"))
         super().__init__(name=name, dtype=dtype)
 
     @property
@@ -53,9 +52,8 @@ class TermReading(keras.metrics.Metric):
         """Does nothing: the loss of the term updates the weight."""
 
     def result(self):
-        """Returns the value, a scalar tensor."""
-        means = self._get_weight().means
-        return means.labelled() if self.value == "labelled" else means.loss()
+        """Returns the mean loss, a scalar tensor."""
+        return self._get_weight().means.loss()
 
     def reset_state(self) -> None:
         """Does nothing: Keras resets the weight, too."""

@@ -53,7 +53,7 @@ def values(step):
     scalars = {"joint_loss/total": 1.0}
     for term in range(TERMS):
         for key in ("raw", "weight", "weighted", "share"):
-            scalars[f"joint_loss/term_{term:02}/{key}"] = np.sin(step + term)
+            scalars[f"joint_loss/term_{term:02}/{key}"] = 2 + np.sin(step + term)
     return scalars
 
 

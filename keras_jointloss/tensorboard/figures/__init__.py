@@ -1,12 +1,11 @@
 """Figures of a training, as pure functions from its values to figures of Plotly.
 
 Each takes a sequence of `keras_jointloss.tensorboard.runs.Run` and a `View`, and returns a
-`plotly.graph_objects.Figure`. They serve `keras_jointloss.plot` and the tab in TensorBoard.
+`Drawing`: on demand a `plotly.graph_objects.Figure` or its JSON. They serve `keras_jointloss.plot`
+and the tab in TensorBoard.
 """
 
 from collections.abc import Sequence
-
-import plotly.graph_objects as go
 
 from keras_jointloss.tensorboard.figures.cosines import cosines
 from keras_jointloss.tensorboard.figures.lines import (
@@ -16,13 +15,13 @@ from keras_jointloss.tensorboard.figures.lines import (
     retrieval,
     weights,
 )
-from keras_jointloss.tensorboard.figures.panels import NothingToShowError
+from keras_jointloss.tensorboard.figures.panels import Drawing, NothingToShowError
 from keras_jointloss.tensorboard.figures.pareto import pareto
 from keras_jointloss.tensorboard.figures.terms import terms
 from keras_jointloss.tensorboard.figures.view import View
 from keras_jointloss.tensorboard.runs import Run
 
-__all__ = ["KINDS", "NothingToShowError", "View", "draw"]
+__all__ = ["KINDS", "Drawing", "NothingToShowError", "View", "draw"]
 
 #: The functions by kind.
 KINDS = {
@@ -37,7 +36,7 @@ KINDS = {
 }
 
 
-def draw(kind: str, runs: Sequence[Run], view: View) -> go.Figure:
+def draw(kind: str, runs: Sequence[Run], view: View) -> Drawing:
     """Returns the figure of a kind.
 
     Raises:

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from keras_jointloss.tensorboard._sampling import thin
-from keras_jointloss.tensorboard.figures.panels import finish_x_axes, grid, nothing, place
+from keras_jointloss.tensorboard.figures.panels import Drawing, finish_x_axes, grid, nothing, place
 from keras_jointloss.tensorboard.figures.style import DIVERGING, text
 from keras_jointloss.tensorboard.figures.view import View
 from keras_jointloss.tensorboard.runs import Run, find_pairs
@@ -15,7 +15,7 @@ from keras_jointloss.tensorboard.runs import Run, find_pairs
 _COLUMNS = 400
 
 
-def cosines(runs: Sequence[Run], view: View) -> go.Figure:
+def cosines(runs: Sequence[Run], view: View) -> Drawing:
     """Returns the cosines of all pairs of gradients over time, and the latest as a matrix.
 
     Raises:
@@ -47,7 +47,7 @@ def cosines(runs: Sequence[Run], view: View) -> go.Figure:
     finish_x_axes(figure, view)
     for index in range(len(found)):
         figure.update_xaxes(matches=None, title_text="", type="category", **place(2 * index + 1, 2))
-    return figure
+    return Drawing(figure, [])
 
 
 def _pairs(run: Run, view: View) -> dict[str, tuple[str, str]]:
@@ -93,7 +93,7 @@ def _latest(run: Run, pairs: dict[str, tuple[str, str]]) -> go.Heatmap:
         x=labels,
         y=labels,
         z=matrix,
-        text=np.where(np.isnan(matrix), "", np.char.mod("%.2f", matrix)),
+        text=np.where(np.isnan(matrix), "", np.char.mod("%.2f", matrix.round(2) + 0.0)),
         texttemplate="%{text}" if len(names) <= 12 else None,
         coloraxis="coloraxis",
         hovertemplate="%{y} ~ %{x}: %{z:.3f}<extra></extra>",

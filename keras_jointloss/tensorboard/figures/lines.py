@@ -4,9 +4,8 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import plotly.graph_objects as go
-
 from keras_jointloss.tensorboard.figures.panels import (
+    Drawing,
     Line,
     Panel,
     can_be_log,
@@ -31,7 +30,7 @@ _RECALL = re.compile(r"retrieval/(?P<name>.+)/(?P<way>a_to_b|b_to_a)_recall_at_(
 _WAYS = {"a_to_b": "a → b", "b_to_a": "b → a"}
 
 
-def losses(runs: Sequence[Run], view: View) -> go.Figure:
+def losses(runs: Sequence[Run], view: View) -> Drawing:
     """Returns the raw losses of the terms, on a logarithmic axis if all are positive.
 
     Raises:
@@ -41,7 +40,7 @@ def losses(runs: Sequence[Run], view: View) -> go.Figure:
     return _figure(runs, view, view.shown_terms(runs), quantities, default="log")
 
 
-def weights(runs: Sequence[Run], view: View) -> go.Figure:
+def weights(runs: Sequence[Run], view: View) -> Drawing:
     """Returns the weights of the terms, with the rest of their schedules as dashed lines.
 
     Raises:
@@ -68,7 +67,7 @@ def weights(runs: Sequence[Run], view: View) -> go.Figure:
     return draw_panels(_scaled(panels, view, "linear"), view, _columns(panels, quantities))
 
 
-def readings(runs: Sequence[Run], view: View) -> go.Figure:
+def readings(runs: Sequence[Run], view: View) -> Drawing:
     """Returns what else layers and rules report of terms: temperature, bias, noise and others.
 
     Raises:
@@ -82,7 +81,7 @@ def readings(runs: Sequence[Run], view: View) -> go.Figure:
     return _figure(runs, view, names, quantities, default="linear")
 
 
-def gradients(runs: Sequence[Run], view: View) -> go.Figure:
+def gradients(runs: Sequence[Run], view: View) -> Drawing:
     """Returns norms, coefficients and conflicts of the gradients of the terms.
 
     Raises:
@@ -126,14 +125,14 @@ def gradients(runs: Sequence[Run], view: View) -> go.Figure:
         title = text(group[0].name) + " · " if len(runs) > 1 and not is_overlay else ""
         panel = Panel(f"{title}steps in conflict", lines, "conflict", "linear", "conflict")
         panels.insert(position * 3 + 2, panel)
-    figure = draw_panels(_scaled(panels, view, None), view, 3)
-    for axis in figure.select_yaxes():
+    drawing = draw_panels(_scaled(panels, view, None), view, 3)
+    for axis in drawing.frame.select_yaxes():
         if axis.title.text == "conflict" and axis.type == "linear":
             axis.update(range=[-0.02, 1.02], tickformat=".0%")
-    return figure
+    return drawing
 
 
-def retrieval(runs: Sequence[Run], view: View) -> go.Figure:
+def retrieval(runs: Sequence[Run], view: View) -> Drawing:
     """Returns the recalls of `RetrievalEvaluation` in both directions.
 
     Raises:
@@ -157,9 +156,9 @@ def retrieval(runs: Sequence[Run], view: View) -> go.Figure:
     own = marks(list(labels))
     panels = _panels(runs, view, list(labels), quantities, ("validation",), own)
     panels = [panel.changed(y="recall", group="recall") for panel in panels]
-    figure = draw_panels(_scaled(panels, view, "linear"), view, 2)
-    figure.update_yaxes(tickformat=".0%")
-    return figure
+    drawing = draw_panels(_scaled(panels, view, "linear"), view, 2)
+    drawing.frame.update_yaxes(tickformat=".0%")
+    return drawing
 
 
 def select_marks(runs: Sequence[Run], view: View) -> dict[str, Mark]:
@@ -167,7 +166,7 @@ def select_marks(runs: Sequence[Run], view: View) -> dict[str, Mark]:
     return marks([*(find_terms(runs) if view.palette is None else view.palette)])
 
 
-def _figure(runs, view, names, quantities, default) -> go.Figure:
+def _figure(runs, view, names, quantities, default) -> Drawing:
     panels = _panels(runs, view, names, quantities, view.splits)
     return draw_panels(_scaled(panels, view, default), view, _columns(panels, quantities))
 

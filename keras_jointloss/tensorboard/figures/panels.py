@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
+import plotly.io
 from plotly.subplots import make_subplots
 
 from keras_jointloss.tensorboard._sampling import smooth, thin
@@ -14,7 +15,7 @@ from keras_jointloss.tensorboard.runs import Run, Series
 
 _HEIGHT = 270
 #: The number of points that a page draws without delay.
-_MOST_POINTS = 30_000
+_MOST_POINTS = 16_000
 _FEWEST_POINTS = 60
 _TITLES = {"step": "step", "epoch": "epoch", "time": "minutes"}
 
@@ -63,6 +64,28 @@ class Panel(NamedTuple):
         return Panel(**{**dict(zip(Panel.__annotations__, self, strict=True)), **fields})
 
 
+class Drawing(NamedTuple):
+    """A figure whose lines Plotly has not validated yet, which takes longer than to make them.
+
+    Attributes:
+        frame: The axes, and traces that are few.
+        traces: The lines and areas.
+    """
+
+    frame: go.Figure
+    traces: list[dict[str, Any]]
+
+    def figure(self) -> go.Figure:
+        """Returns the figure."""
+        return self.frame.add_traces(self.traces)
+
+    def to_json(self) -> str:
+        """Returns the JSON of the figure, for the script of Plotly."""
+        content = self.frame.to_dict()
+        content["data"] = [*content["data"], *self.traces]
+        return plotly.io.to_json(content, validate=False)
+
+
 def grid(view: View, titles: Sequence[str], columns: int, height: int = _HEIGHT) -> go.Figure:
     """Returns an empty figure with a pair of axes for each title."""
     rows = max(1, -(-len(titles) // columns))
@@ -91,7 +114,7 @@ def place(index: int, columns: int) -> dict[str, int]:
     return {"row": index // columns + 1, "col": index % columns + 1}
 
 
-def draw_panels(panels: Sequence[Panel], view: View, columns: int) -> go.Figure:
+def draw_panels(panels: Sequence[Panel], view: View, columns: int) -> Drawing:
     """Returns a figure of panels of lines.
 
     Raises:
@@ -120,10 +143,8 @@ def draw_panels(panels: Sequence[Panel], view: View, columns: int) -> go.Figure:
             matches=None if match == own else match,
             **at,
         )
-    figure.add_traces(traces)
     finish_x_axes(figure, view)
-    _add_key(figure, panels, view)
-    return figure
+    return Drawing(figure, [*traces, *_key(panels, view)])
 
 
 def finish_x_axes(figure: go.Figure, view: View) -> None:
@@ -159,7 +180,6 @@ def nothing(what: str) -> NothingToShowError:
 
 
 def _trace(line: Line, view: View, limit: int, is_first: bool) -> dict[str, Any]:
-    # Not a `Scatter`: Plotly would validate and copy it twice.
     series = line.series.without_restarts()
     values = smooth(series.values, view.smoothing)
     keep = thin(values[None], limit)
@@ -180,25 +200,23 @@ def _trace(line: Line, view: View, limit: int, is_first: bool) -> dict[str, Any]
     )
 
 
-def _add_key(figure: go.Figure, panels: Sequence[Panel], view: View) -> None:
-    """Says in the legend what the dashes of the lines mean."""
+def _key(panels: Sequence[Panel], view: View) -> list[dict[str, Any]]:
+    """Returns entries of the legend that say what the dashes of the lines mean."""
     dashes = {line.dash: line.note for panel in panels for line in panel.lines if line.note}
-    if len({line.dash for panel in panels for line in panel.lines}) < 2 and not dashes:
-        return
-    color = THEMES[view.theme].faint
-    for dash, note in dashes.items():
-        figure.add_trace(
-            go.Scatter(
-                x=[None],
-                y=[None],
-                mode="lines",
-                name=text(note),
-                line={"color": color, "dash": dash, "width": 2},
-                hoverinfo="skip",
-                legendgroup=f"key {dash}",
-                meta={"key": note},
-            )
+    return [
+        dict(
+            type="scatter",
+            x=[None],
+            y=[None],
+            mode="lines",
+            name=text(note),
+            line={"color": THEMES[view.theme].faint, "dash": dash, "width": 2},
+            hoverinfo="skip",
+            legendgroup=f"key {dash}",
+            meta={"key": note},
         )
+        for dash, note in dashes.items()
+    ]
 
 
 def _tick(panels: Sequence[Panel], panel: Panel) -> Any:

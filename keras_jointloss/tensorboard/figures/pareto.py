@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from keras_jointloss.tensorboard.figures.panels import grid, nothing
+from keras_jointloss.tensorboard.figures.panels import Drawing, grid, nothing
 from keras_jointloss.tensorboard.figures.style import THEMES, marks, text
 from keras_jointloss.tensorboard.figures.view import View
 from keras_jointloss.tensorboard.runs import (
@@ -17,7 +17,7 @@ from keras_jointloss.tensorboard.runs import (
 )
 
 
-def pareto(runs: Sequence[Run], view: View) -> go.Figure:
+def pareto(runs: Sequence[Run], view: View) -> Drawing:
     """Returns the final value `a` against `b` of each run, with the Pareto front.
 
     Raises:
@@ -79,7 +79,7 @@ def pareto(runs: Sequence[Run], view: View) -> go.Figure:
     figure.update_xaxes(title_text=names[0], type=scale)
     figure.update_yaxes(title_text=names[1], type=scale)
     figure.update_layout(hovermode="closest")
-    return figure
+    return Drawing(figure, [])
 
 
 def pareto_front(points: np.ndarray) -> list[int]:

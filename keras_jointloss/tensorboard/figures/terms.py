@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-import plotly.graph_objects as go
 
 from keras_jointloss.tensorboard._sampling import smooth, thin
 from keras_jointloss.tensorboard.figures.lines import select_marks
 from keras_jointloss.tensorboard.figures.panels import (
+    Drawing,
     Line,
     Panel,
     axes,
@@ -26,7 +26,7 @@ from keras_jointloss.tensorboard.runs import OTHER, Run, Series, term_tag
 _TOTAL = "joint_loss/total"
 
 
-def terms(runs: Sequence[Run], view: View) -> go.Figure:
+def terms(runs: Sequence[Run], view: View) -> Drawing:
     """Returns the stacked weighted losses of the terms, with the total as a line.
 
     With `compare="overlay"` and several runs, lines that are not stacked.
@@ -61,10 +61,9 @@ def terms(runs: Sequence[Run], view: View) -> go.Figure:
             traces.append({**trace, **axes(index), "showlegend": group not in named})
             named.add(group)
         figure.update_yaxes(title_text=label, matches="y" if index else None, **at)
-    figure.add_traces(traces)
     figure.update_yaxes(tickformat=".0%" if view.share else None, type=view.scale or "linear")
     finish_x_axes(figure, view)
-    return figure
+    return Drawing(figure, traces)
 
 
 def _parts(run: Run, split: str, names: Sequence[str], key: str) -> dict[str, Series]:
@@ -160,7 +159,7 @@ def _overlay(runs, view, names, marks, key, label):
                 for name, x in found.items()
             ]
         panels.append(Panel(split, lines, label, view.scale or "linear", "terms"))
-    figure = draw_panels(panels, view, len(panels))
+    drawing = draw_panels(panels, view, len(panels))
     if view.share:
-        figure.update_yaxes(tickformat=".0%")
-    return figure
+        drawing.frame.update_yaxes(tickformat=".0%")
+    return drawing

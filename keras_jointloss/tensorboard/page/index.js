@@ -355,7 +355,6 @@ async function refresh() {
     if (request === latest) {
       ui.main.removeAttribute("aria-busy");
       ui.main.dataset.drawn = String(request);
-      ui.main.dataset.first ??= String(performance.now());
     }
   }
 }
@@ -375,28 +374,25 @@ async function draw(request) {
     return;
   }
   if (!ui.chart.data) say("Loading …");
-  // The table depends on less than the figure.
+  if (index.plotly) await drawFigure(request);
+  else say(`The figures need Plotly. Install it beside TensorBoard, then start it again: ${index.install}`);
+  // The table depends on less than the figure, and comes after it.
   const rows = JSON.stringify([reloads, shownRuns(), shownTerms()]);
-  const [answer, table] = await Promise.all([
-    index.plotly ? ask("figure?" + query()) : null,
-    rows === shownRows ? null : ask("table?" + query()),
-  ]);
+  if (request !== latest || rows === shownRows) return;
+  const table = await ask("table?" + query());
   if (request !== latest) return;
-  if (table !== null) {
-    showTable(table.rows);
-    shownRows = rows;
-  }
-  if (answer === null) {
-    say(`The figures need Plotly. Install it beside TensorBoard, then start it again: ${index.install}`);
-    return;
-  }
+  showTable(table.rows);
+  shownRows = rows;
+}
+
+async function drawFigure(request) {
+  const [answer] = await Promise.all([ask("figure?" + query()), loadPlotly()]);
+  if (request !== latest) return;
   showLists(answer.colors);
   if (answer.figure.message) {
     clearChart();
     say(answer.figure.message);
   } else {
-    await loadPlotly();
-    if (request !== latest) return;
     const {data, layout} = answer.figure;
     ui.chart.style.height = `${layout.height}px`;
     await window.Plotly.react(ui.chart, data, layout, {
@@ -405,6 +401,7 @@ async function draw(request) {
       modeBarButtonsToRemove: ["lasso2d", "select2d"],
     });
     say("");
+    ui.main.dataset.first ??= String(performance.now());
   }
   ui.notes.replaceChildren(...answer.notes.map((note) => make("li", {}, note)));
 }

@@ -1,0 +1,171 @@
+"""
+# Reading the dashboard
+
+With several terms, a total that falls says little: one term may drown the others, a schedule may not
+have begun, two tasks may work against each other. The logs have each term apart. This guide trains
+a model with three terms twice and shows which figure answers which question.
+
+The figures need Plotly: `pip install "keras-jointloss[dashboard]"`. Run the guide in the root of the
+repository.
+"""
+
+import time
+
+import keras
+import numpy as np
+
+import keras_jointloss as kj
+
+LOGS = time.strftime("logs/dashboard/%Y%m%d-%H%M%S")
+with np.load("examples/data/emoji_pairs.npz") as file:
+    order = np.random.default_rng(0).permutation(len(file["category"]))[:1000]
+    names = ("google", "twitter", "category", "subcategory")
+    google, twitter, category, subcategory = (file[name][order] for name in names)
+
+
+def build(weight):
+    """Returns a model of emoji: category, subcategory, and pairs of drawings."""
+    keras.utils.set_random_seed(0)
+    images = [keras.Input((32, 32, 3), dtype="uint8") for _ in range(2)]
+    tower = keras.Sequential([keras.layers.Rescaling(1 / 255), keras.layers.Flatten()])
+    tower.add(keras.layers.Dense(64, activation="relu"))
+    pair = kj.layers.ContrastiveTerm("InfoNCE", weight, learn_temperature=True, name="pair")
+    a, b = pair([tower(image) for image in images])
+    # Changes nothing in training, and logs how the gradients of the two heads stand.
+    z = kj.layers.GradientBalancer(["category", "subcategory"], aggregator=None)(a + b)
+    model = keras.Model(images, {name: keras.layers.Dense(98, name=name)(z[name]) for name in z})
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    fade = kj.schedules.Linear(1.0, 0.2, steps=40)
+    model.compile("adam", **kj.joint_loss(dict.fromkeys(z, loss), {"category": fade}))
+    return model
+
+
+"""
+## Log a training
+
+`JointLossCallback("logs/NAME")` writes the runs `train` and `validation` of that folder, once an
+epoch or, with `update_freq=10`, every ten batches. They are on the disk ten seconds later at most,
+also if training is stopped; 100,000 steps of 20 terms with `update_freq="batch"` take about 330 MB.
+With `hparams=` the training is a row in TensorBoard's HParams tab: your values, the weights, the
+weighting and the aggregator, beside the last losses and metrics. `RetrievalEvaluation` adds its
+recalls to the same folder.
+"""
+
+histories = {}
+targets = {"category": category, "subcategory": subcategory}
+for name, weight in (("pair x 0.1", 0.1), ("pair x 1", 1.0)):
+    folder = f"{LOGS}/{name}"
+    logger = kj.callbacks.JointLossCallback(folder, update_freq=10, hparams={"optimizer": "adam"})
+    search = kj.callbacks.RetrievalEvaluation([google[800:], twitter[800:]], log_dir=folder)
+    options = {"batch_size": 64, "epochs": 6, "validation_split": 0.2, "verbose": 0}
+    model = build(weight)
+    histories[name] = model.fit([google, twitter], targets, callbacks=[logger, search], **options)
+    print(f"{name}\n{kj.report(histories[name])}")
+
+"""
+The table (also `logger.summary()`) shows the last epoch: `weighted` is the mean of weight times loss,
+and the shares add up to 100 % of what is minimized. `kj.plot` draws the same and more, of what `fit`
+returned, of a folder, or of several of them to compare.
+
+**Which term drives training?** The weighted losses, stacked, and the total; `share=True` draws shares.
+"""
+
+kj.plot(histories)
+
+"""
+**Does each term learn, and does validation follow?** The raw losses, free of weights. A validation
+loss that turns upward belongs to one term, which the total hides.
+"""
+
+kj.plot(histories["pair x 1"], "losses")
+
+"""
+**What did a schedule or a rule do to the weights?** From a folder of logs, dashed, also where a
+schedule goes from here.
+"""
+
+kj.plot(f"{LOGS}/pair x 1", "weights")
+
+"""
+**What else do terms report?** The learned temperature here; a bias, `noise` of `Uncertainty`,
+`multiplier` of `Constraint`.
+"""
+
+kj.plot(LOGS, "readings")
+
+"""
+**How long are the gradients, and how often do two of them conflict?** A gradient many times as long
+as another is a matter of weights.
+"""
+
+kj.plot(histories["pair x 1"], "gradients")
+
+"""
+**Which terms pull apart?** The share of conflicts above counts every cosine below 0. Here they are
+near 0, so nothing has to be done. Cosines far below 0 are worth a look at
+[Conflicts](conflicts.py).
+"""
+
+kj.plot(histories["pair x 1"], "cosines")
+
+"""
+**Would a search find the pairs?** The recalls of `RetrievalEvaluation`.
+"""
+
+kj.plot(LOGS, "retrieval")
+
+"""
+**Which training is the best compromise?** A final value of each run against another, with the Pareto
+front. `a` and `b` are terms, for their raw loss, or any logged values.
+"""
+
+kj.plot(histories, "pareto", a="pair", b="category")
+
+"""
+A figure is a `plotly.graph_objects.Figure`: its method `write_html("pareto.html")` makes a file of it.
+
+## TensorBoard
+
+`tensorboard --logdir logs` has the tab "Joint loss" with these figures for one run or several, over
+steps, epochs or minutes, smoothed or not, and a table of the latest values. A term keeps its color
+everywhere. The address holds the view, so that a link shares it, and "Download CSV" has the numbers
+that are drawn. TensorBoard keeps 1,000 points of a line unless started with
+`--samples_per_plugin scalars=0`; the page says so where points are left out, and draws 5,000 of a line
+at most. Without Plotly, the tab "Custom scalars" has all terms in one chart.
+
+## All points, as arrays
+
+`kj.tensorboard.read` returns every point by run and tag.
+"""
+
+runs = kj.tensorboard.read(f"{LOGS}/pair x 1")
+for tag, series in runs["train"].items():
+    if tag.startswith(("joint_loss/pair/", "gradients/")):
+        print(f"{tag:<46}{len(series.values):>4} points, the last {series.values[-1]:.3f}")
+
+"""
+| tag | what it holds |
+|---|---|
+| `joint_loss/<term>/raw`, `weight`, `weighted`, `share` | mean loss, weight now, mean of weight times loss, its share |
+| `joint_loss/<term>/<reading>` | temperature, noise, multiplier and so on |
+| `joint_loss/total` | what is minimized |
+| `joint_loss/other`, `joint_loss/other/share` | what layers and regularizers add without being a term |
+| `joint_loss/fixed_total` | the total at `validation_weights`, which do not move |
+| `gradients/<term>/norm`, `coefficient`; `gradients/<a>~<b>/cosine`, `conflict`; `gradients/conflict` | of layers that combine or watch gradients |
+| `retrieval/<name>/...` | of `RetrievalEvaluation` |
+
+## Another tracker
+
+`on_log=` receives the same numbers, with or without a folder. For Weights & Biases it is one line,
+`wandb.log({f"{run}/{tag}": x for tag, x in values.items()}, step)`. Here it fills a list.
+"""
+
+rows = []
+logger = kj.callbacks.JointLossCallback(on_log=lambda run, values, step: rows.append((run, step)))
+model.fit([google, twitter], targets, epochs=1, batch_size=64, verbose=0, callbacks=[logger])
+print("received:", rows)
+
+"""
+`kj.tensorboard.write_hparams` writes hyperparameters and results of any other training,
+`kj.tensorboard.SummaryWriter` scalars, and `write_projector` embeddings, all without TensorFlow.
+"""

@@ -1,0 +1,171 @@
+"""
+# Pairs: contrastive losses and retrieval
+
+An image and its caption, two drawings of one thing, a question and its answer: such *views* of one
+item shall have similar embeddings, and views of different items shall not. This guide trains pairs
+as an output and as a layer, measures a search with them, and says which loss fits which data.
+
+The data: 1,906 emoji, each drawn by Google and by Twitter (`examples/data/README.md` names sources
+and licences). Run the guide in the root of the repository.
+"""
+
+import keras
+import numpy as np
+
+import keras_jointloss as kj
+
+keras.utils.set_random_seed(0)
+with np.load("examples/data/emoji_pairs.npz") as file:
+    order = np.random.default_rng(0).permutation(len(file["category"]))
+    google, twitter, category = (file[key][order] for key in ("google", "twitter", "category"))
+train, test = slice(1500), slice(1500, None)
+
+
+def build_tower():
+    """Returns a model from images to embeddings of dimension 64."""
+    image = keras.Input((32, 32, 3), dtype="uint8")
+    x = keras.layers.Conv2D(32, 4, 4, activation="relu")(keras.layers.Rescaling(1 / 255)(image))
+    return keras.Model(image, keras.layers.Dense(64)(keras.layers.Flatten()(x)))
+
+
+"""
+## Views as an output
+
+Stack the embeddings to one output of shape `(batch, views, dim)`. A loss of `kj.losses` takes it
+like any Keras loss, and `kj.metrics` measure a search of the batch. InfoNCE does not use a target,
+but Keras requires one for each output: pass anything of the right length.
+"""
+
+images = [keras.Input((32, 32, 3), dtype="uint8", name=name) for name in ("google", "twitter")]
+tower = build_tower()
+views = keras.ops.stack([tower(image) for image in images], axis=1)
+model = keras.Model(images, {"pair": views})
+loss = kj.losses.InfoNCE(temperature=0.1)
+metrics = {"pair": [kj.metrics.RecallAtK(1), kj.metrics.Uniformity()]}
+model.compile("adam", **kj.joint_loss({"pair": loss}, metrics=metrics))
+x, y = [google[train], twitter[train]], {"pair": np.zeros(1500)}
+callback = kj.callbacks.JointLossCallback()
+history = model.fit(x, y, batch_size=128, epochs=3, verbose=0, callbacks=[callback]).history
+print("recall at 1 in the batch: ", *np.round(history["recall_at_1"], 3))
+
+"""
+## Views inside the model
+
+`ContrastiveTerm` is a layer that adds the loss to that of the model. It needs neither an output nor
+a target and can learn the temperature. It returns the embeddings unchanged: use what it returns, or
+the layer is no part of the model. It computes its loss in `fit` and `evaluate`, not in `predict` or
+in an exported model. One layer is one term: called twice, its term is the sum of both losses. For
+SigLIP `learn_temperature=True` trains the bias, too.
+
+An optimizer with weight decay decays a learned temperature, too. Exclude it before the first step
+(for SigLIP also `"bias"`, which excludes the biases of all other layers, too).
+
+`RetrievalEvaluation` searches a whole set after each epoch, in both directions and in little
+memory. Its values do not depend on temperature and batch size, and ties count against the model.
+"""
+
+tower = build_tower()
+pair = kj.layers.ContrastiveTerm("InfoNCE", weight=0.5, learn_temperature=True, name="pair")
+a, b = pair([tower(image) for image in images])
+label = keras.layers.Dense(9, activation="softmax", name="label")(keras.layers.ReLU()(a + b))
+model = keras.Model(images, {"label": label})
+optimizer = keras.optimizers.AdamW(0.002, weight_decay=0.01)
+optimizer.exclude_from_weight_decay(var_names=["log_scale"])
+model.compile(optimizer, **kj.joint_loss({"label": "sparse_categorical_crossentropy"}))
+search = kj.callbacks.RetrievalEvaluation([google[test], twitter[test]], k=(1, 10))
+print(f"before: R@1 of {len(google[test])} emoji {search.evaluate(model)['pair_recall_at_1']:.3f}")
+history = model.fit(
+    x, category[train], batch_size=128, epochs=4, verbose=0, callbacks=[callback, search]
+).history
+for key in ("pair_temperature", "pair_loss", "label_loss", "pair_recall_at_1", "pair_median_rank"):
+    print(f"{key:<26}", *np.round(history[key], 3))
+
+"""
+List `RetrievalEvaluation` before an `EarlyStopping` or `ModelCheckpoint` that monitors its values,
+such as `monitor="pair_recall_at_10", mode="max"`. (`JointLossCallback` moves to the front by itself.)
+With `log_dir=` it writes them to TensorBoard,
+with `projector=True` and `thumbnails=` the embeddings as well.
+
+Two sets of different sizes with several right candidates, as five captions of an image, are
+passed separately. `relevant` has for each query an index, a list of indices, or a row of booleans.
+Recall counts a query as a hit if any right candidate is among the first `k`, as CLIP reports R@k;
+nDCG and mean average precision count all right candidates.
+"""
+
+sets = kj.callbacks.RetrievalEvaluation(
+    queries=google[test],
+    candidates=twitter[train],
+    relevant=category[test][:, None] == category[train][None, :],
+    k=10,
+    name="category",
+)
+found = sets.evaluate(model)
+for key in ("recall_at_10", "ndcg_at_10", "mean_average_precision"):
+    print(f"category_a_to_b_{key:<26}{found[f'category_a_to_b_{key}']:.3f}")
+
+"""
+## Labels
+
+Labels come last in the call of the layer, or as the target of an output. Integers stay integers.
+Here each emoji has one view, and emoji of the same category are positives of each other. (Do not
+stack a view twice: an item would be its own positive.)
+"""
+
+image, kind = keras.Input((32, 32, 3), dtype="uint8"), keras.Input((), dtype="int32")
+precision = kj.metrics.MeanAveragePrecisionAtR(name="map_at_r")
+term = kj.layers.ContrastiveTerm(kj.losses.SupCon(0.1), metrics=[precision], name="same")
+model = keras.Model([image, kind], term((build_tower()(image), kind)))
+model.compile("adam")
+options = {"batch_size": 128, "verbose": 0}
+history = model.fit([google[train], category[train]], epochs=4, callbacks=[callback], **options)
+print("same category, MAP@R:     ", *np.round(history.history["same_map_at_r"], 3))
+
+"""
+| your data | your labels | take | call of the layer |
+|---|---|---|---|
+| two views of an item | none | `InfoNCE`, `SigLIP` | `term((a, b))` |
+| the same, with duplicates in a batch | an id for each item | `InfoNCE(same_label="ignore")`, or `"positive"` | `term((a, b, ids))` |
+| two views, no use of negatives | none | `VICReg`, `BarlowTwins` | `term((a, b))` |
+| three or more views | none | `NTXent`, `DecoupledContrastive` | `term((a, b, c))` |
+| two views and a hard negative | none | `InfoNCE` | `term((a, b, negative))` |
+| anchor, positive, negative | none | `TripletMargin` | `term((a, p, n))` |
+| single items | classes, `(batch,)` or rows of 0 and 1 | `SupCon`, `MultiSimilarity`, `Circle`, `Triplet` | `term((a, labels))` |
+| two views | classes | `SupCon`, `NPairs` | `term((a, b, labels))` |
+| pairs that match or do not | 1 or 0 | `CosineEmbedding`, `Contrastive`, `MarginContrastive` | `term((a, b, labels))` |
+| labels for some items | -1 for the others | any with labels, `unlabelled=-1` | as above |
+
+- *One view.* `NTXent` and `DecoupledContrastive` take single items with classes, too, with
+  `same_label="positive"`.
+- *Pair labels* are 1 for views that belong together. Where they are the other way round, as in
+  keras.io's siamese example, pass `1 - y`.
+- *Ids.* Keras on JAX cuts integers to 32 bits: replace larger ids by
+  `np.unique(ids, return_inverse=True)[1]`.
+- *Masks.* `term((a, b), sample_weight=w)`, or a Keras mask: an item of weight 0 is neither an
+  anchor nor a candidate.
+- *Small batches.* Negatives are the other items of the batch. `memory_size=4096` keeps the
+  embeddings of earlier steps as further candidates (InfoNCE, SigLIP, NTXent, SupCon and
+  DecoupledContrastive). [momentum.py](../momentum.py) combines it with a momentum tower.
+- *Large batches.* Above 2,048 items InfoNCE, SigLIP, NTXent, SupCon, DecoupledContrastive and
+  NPairs compute the similarities in tiles, with the same values; `MultiSimilarity`, `Circle` and
+  `Triplet` hold the whole matrix. `tile_size` sets the number of rows. See
+  [Large batches and several devices](several_devices.py).
+
+## The losses compared
+
+`python examples/emoji.py --loss NAME` trains images against texts. R@10 in % for 381 held-out emoji
+(both -> text), TensorFlow, 15 epochs, one seed, the papers' default settings (InfoNCE: temperature
+0.1), a learned temperature where there is one. For losses of classes each emoji is a class of its own;
+those of pairs and triplets see each image with its own text and another one. Another run may differ
+by a point.
+
+| loss | source | R@10 | | loss | source | R@10 |
+|---|---|---|---|---|---|---|
+| `InfoNCE` | van den Oord 2018, Radford 2021 (CLIP) | 52.8 | | `Triplet` | Schroff 2015, Hermans 2017 | 43.3 |
+| `NTXent` | Chen 2020 (SimCLR) | 52.2 | | `CosineEmbedding` | | 42.8 |
+| `DecoupledContrastive` | Yeh 2022 | 50.9 | | `VICReg` | Bardes 2022 | 39.4 |
+| `SupCon` | Khosla 2020 | 50.7 | | `MarginContrastive` | | 33.3 |
+| `SigLIP` | Zhai 2023 | 50.1 | | `BarlowTwins` | Zbontar 2021 | 32.0 |
+| `Circle` | Sun 2020 | 48.3 | | `TripletMargin` | Balntas 2016 | 32.0 |
+| `NPairs` | Sohn 2016 | 48.0 | | `Contrastive` | Hadsell 2006 | 22.0 |
+| `MultiSimilarity` | Wang 2019 | 44.6 | | | | |
+"""

@@ -1,0 +1,146 @@
+"""
+# Which weighting?
+
+The weights of a joint loss decide between its terms. They can be numbers that you choose, or
+schedules, or come from a rule. This guide says when to take which, how each fails, and compares
+some of them.
+
+| you know | take |
+|---|---|
+| nothing yet, and the losses are of similar size | equal weights: look at the shares first |
+| which result matters, and there is time for several trainings | constant weights from a grid such as 0.1, 1, 10, 100, compared by validation |
+| when a term should begin or end to count | a [schedule](first_steps.py) |
+| what share of the total each term should have | `Shares({"label": 0.8, "pair": 0.2})` |
+| what a loss may be at most | `Constraint({"kl": 10.0})` |
+| only that the losses differ in size, and there is time for one training | `Uncertainty()`, or `GeometricMean()` |
+| that the gradients differ in length, in a shared trunk | `GradNorm()`, or an [aggregator](conflicts.py) |
+| that a rule is better than chance | compare it with a grid and `RandomWeighting()` |
+
+The data are 1,797 scanned digits from scikit-learn (`pip install scikit-learn`). From the left half
+of an image, one network recognizes the digit and draws the right half. The second loss is much smaller
+than the first.
+"""
+
+import keras
+import numpy as np
+from sklearn.datasets import load_digits
+
+import keras_jointloss as kj
+
+images, digits = load_digits(return_X_y=True)
+halves = np.split((images / 16).reshape(-1, 8, 8).astype("float32"), 2, axis=2)
+left, right = (half.reshape(-1, 32) for half in halves)
+x, y = left[:1400], {"digit": digits[:1400], "right": right[:1400]}
+
+LOSSES = {"digit": "sparse_categorical_crossentropy", "right": "mean_squared_error"}
+
+
+def run(title, weights=None, weighting=None):
+    """Trains the network and prints the weight, and how well it does on unseen images."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((32,))
+    hidden = keras.layers.Dense(32, activation="relu")(inputs)
+    outputs = {
+        "digit": keras.layers.Dense(10, activation="softmax")(hidden),
+        "right": keras.layers.Dense(32)(hidden),
+    }
+    model = keras.Model(inputs, outputs)
+    joint = kj.joint_loss(LOSSES, weights, weighting)
+    model.compile(keras.optimizers.Adam(0.003), **joint)
+    callbacks = [kj.callbacks.JointLossCallback()]
+    logs = model.fit(x, y, batch_size=64, epochs=12, verbose=0, callbacks=callbacks).history
+    predicted = model.predict(left[1400:], verbose=0)
+    accuracy = np.mean(np.argmax(predicted["digit"], axis=1) == digits[1400:])
+    explained = 1 - np.mean((predicted["right"] - right[1400:]) ** 2) / np.var(right[1400:])
+    ratio = logs["right_weight"][-1] / logs["digit_weight"][-1]
+    print(f"{title:20}{ratio:8.1f}{logs['right_share'][-1]:9.1%}{accuracy:9.1%}{explained:9.1%}")
+
+
+"""
+## Constant weights
+
+The table shows the last weight of the right half (that of the digit is 1, or the ratio of the two),
+its share in the total, and two results on unseen images: the accuracy of the digit, and how much of
+the right half is explained.
+"""
+
+print(f"{'':20}{'ratio':>8}{'share':>9}{'digit':>9}{'right':>9}")
+for weight in (1.0, 10.0, 100.0):
+    run(f"right x {weight:g}", {"right": weight})
+
+"""
+One result rises as the other falls: no weight is best for both. A grid shows the choice, at the
+price of one training for each weight. Larger weights also make larger gradients, which matters for
+SGD and hardly for Adam.
+
+## Rules
+
+A rule computes the weights of a step from the losses of the steps before it. It sets all weights,
+those of layer terms included, and moves in `fit` with the callback only. Given `weights` multiply
+those of the rule.
+"""
+
+for rule in ("uncertainty", "geometric_mean", "dynamic_weight_average"):
+    run(rule, weighting=rule)
+
+"""
+In one training, `Uncertainty` and `GeometricMean` find a compromise between those of the grid: both
+divide, in effect, by the size of a loss. `DynamicWeightAverage` looks at how fast losses fall, not
+at their size: here it does as equal weights do.
+
+| rule | paper | the weight follows | what to know, and how it fails |
+|---|---|---|---|
+| `Uncertainty` | Kendall 2018 | the noise of the task, learned along | takes some hundred steps to settle; grows without bound for a loss near 0: set `max_weight` |
+| `GeometricMean` | Chennupati 2019 | 1 / loss | a loss that reaches 0 takes all the weight: set `min_weight`, or a `floor` |
+| `FAMO` | Liu 2023 | equal relative rates of fall | as `GeometricMean`; the weights sum to 1 |
+| `DynamicWeightAverage` | Liu 2019 | how little a loss fell from epoch to epoch | ignores the size of a loss; weights stay 1 for two epochs |
+| `SmoothTchebycheff` | Lin 2024 | how far a loss is above its best so far | depends on the size of a loss: scale losses first, or give a `preference` |
+| `GradNorm` | Chen 2018 | lengths of gradients, and what learned less | needs a `GradientBalancer` or `SharedTrunk` in the model |
+| `Shares` | | the asked share of the total | a loss near 0 takes nearly all the weight: set `max_weight` |
+| `Constraint` | Rezende 2018 | how far a loss is above its bound | a bound that cannot be reached drives the weight to `max_weight` |
+| `RandomWeighting` | Lin 2022 | chance | is there to compare with |
+
+A negative loss is an error at the end of the epoch, except with `SmoothTchebycheff`, `Constraint` and
+`RandomWeighting`; `FAMO(minimum_loss=...)` sets another limit. The callback warns if a rule gives one term more than 10,000 times the weight of
+another. All rules take `warmup_steps`, `ema`, `min_weight`, `max_weight`, `update_every` and
+`on_nonfinite`.
+
+No rule needs a further forward or backward pass. [Benchmarks](../../docs/benchmarks.md) has the time
+that a rule adds to a step. Its state is in the model's file, and a training that was interrupted
+continues with it. A rule of your own is one method: see [extending](extending.py).
+
+## Do you need a rule?
+
+Kurin et al. (2022, *In Defense of the Unitary Scalarization for Deep Multi-Task Learning*) found
+that the plain sum of the losses, regularized and tuned as well as its rivals, does as well as the
+methods for multi-task learning that they tested. Xin et al. (2022, *Do Current Multi-Task
+Optimization Methods in Deep Learning Even Help?*) found that such methods do not get beyond what
+tuned constant weights reach. So a rule saves a search; do not expect a better optimum from it.
+
+[weighting.py](../weighting.py) compares all rules with a grid on emoji: the category from a
+drawing, and the meaning of its group. Unseen emoji, 12 epochs, mean ± deviation over three seeds
+(`python examples/weighting.py --seeds 3`):
+
+| weights | share of the meaning | accuracy of the category | meaning explained |
+|---|---|---|---|
+| meaning x 0.3 | 23.1% | 61.7% ± 2.3% | -11.1% ± 6.6% |
+| meaning x 1 | 50.0% | 62.9% ± 1.7% | 13.3% ± 3.3% |
+| meaning x 3 | 75.0% | 60.9% ± 1.0% | 25.2% ± 0.9% |
+| meaning x 10 | 90.9% | 58.7% ± 1.1% | 34.5% ± 1.2% |
+| meaning x 30 | 96.8% | 57.9% ± 1.5% | 37.8% ± 1.6% |
+| meaning x 100 | 99.0% | 57.9% ± 1.0% | 38.8% ± 2.1% |
+| meaning x 300 | 99.7% | 55.8% ± 1.9% | 40.0% ± 1.6% |
+| `Uncertainty` | 89.5% | 61.1% ± 0.4% | 33.2% ± 1.0% |
+| `DynamicWeightAverage` | 50.5% | 62.4% ± 1.5% | 8.9% ± 0.6% |
+| `GeometricMean` | 92.8% | 59.1% ± 1.5% | 35.0% ± 0.5% |
+| `SmoothTchebycheff` | 45.2% | 61.3% ± 2.0% | 10.1% ± 3.7% |
+| `FAMO` | 92.0% | 59.2% ± 0.9% | 34.2% ± 0.3% |
+| `GradNorm` | 86.7% | 59.6% ± 0.8% | 31.6% ± 3.1% |
+| `RandomWeighting` | 9.0% | 61.3% ± 1.1% | 14.1% ± 3.0% |
+
+The share is that of the meaning's weight in the sum of the weights at the end. `Uncertainty` finds
+a compromise like the best of the grid, and `GeometricMean`, `FAMO` and `GradNorm` are near its
+front. `DynamicWeightAverage` and `SmoothTchebycheff` do not make up for the difference in size.
+
+![Left: the share of the meaning's weight over the epochs for each rule. Right: results on unseen emoji, with the Pareto front of the grid](../images/weighting.png)
+"""
