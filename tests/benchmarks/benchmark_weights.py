@@ -61,7 +61,7 @@ def compare_annealing(annealed, plain, x, y, batch_size, log_dir, pairs):
     return compare(fit_annealed, lambda: fit(plain), pairs)
 
 
-def four_terms(width, steps=400, batch_size=32):
+def four_terms(width, steps=100, batch_size=32):
     """Returns data, losses, and a function that compiles a model with four heads."""
     names = ["a", "b", "c", "d"]
     generator = np.random.default_rng(0)
