@@ -115,13 +115,15 @@ def check_conflicts(lines):
 
 def check_pitfalls(lines):
     """Checks the warnings and errors, and the weights with and without the mend."""
-    assert sum(line.startswith("warning: ") for line in lines) == 2
+    assert sum(line.startswith("warning: ") for line in lines) == 3
     assert sum(line.startswith("error: ") for line in lines) == 1
-    weights = ("without", "with", "new optimizer", "new optimizer, old step", "weight of the clone")
+    again = ("compiled again, from step 0", "compiled again, from old step")
+    weights = ("without", "with", *again, "weight of the clone")
     assert [numbers(lines, f"{name}:")[0][0] for name in weights] == [0, 0.46, 0.46, 0.92, 0]
     plain, floored = numbers(lines, "{'digit_weight'")
     assert plain[1] > 1000 * plain[0]
     assert floored[1] < 100 * floored[0]
+    assert numbers(lines, "mean of one item of loss 1") == [[0.25]]
     (small,), (large,) = numbers(lines, "InfoNCE of the same")
     assert small < large
 
