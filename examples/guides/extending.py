@@ -41,8 +41,8 @@ class AbsoluteDifference(kj.losses.ViewsLoss):
 """
 ## A metric of views
 
-`values` returns the value of each item and how much it counts. Override `finish` to change the mean,
-such as to its root.
+`values` returns the value of each item and how much it counts. Override `finish` to change the
+mean, such as to its root.
 """
 
 
@@ -59,7 +59,8 @@ class MeanNorm(kj.metrics.ViewsMetric):
 ## A rule
 
 `update` receives the losses of a step, `(terms,)`, and returns the weights of the next one.
-`initial_state` names what to keep, with the first value for each term; `readout` may log some of it.
+`initial_state` names what to keep, with the first value for each term; `readout` may log some of
+it.
 """
 
 
