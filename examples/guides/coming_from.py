@@ -78,8 +78,8 @@ for name, model in (("train_step", before), ("joint_loss", after)):
 print(kj.report(history))
 
 """
-Both models have the same losses after 40 steps. To keep a `train_step`, call `self.compute_loss`
-and `self.compute_metrics` in it.
+Both models have the same losses after 40 steps. A `train_step` that has to stay works with
+`joint_loss`, too, if it calls `self.compute_loss` and `self.compute_metrics`.
 
 | your own code | here |
 |---|---|
@@ -109,8 +109,8 @@ A loss there takes `(embeddings, labels)`; here the embeddings are views, `(batc
 
 | pytorch-metric-learning | here |
 |---|---|
-| `SupConLoss`, `CircleLoss`, `VICRegLoss`, `MultiSimilarityLoss` with `MultiSimilarityMiner(epsilon)` | `SupCon`, `Circle`, `VICReg`, `MultiSimilarity(mining_margin=epsilon)`: equal |
-| `NTXentLoss` of two views an item, `SelfSupervisedLoss(NTXentLoss())`; `NPairsLoss` | `NTXent`: equal; `NPairs` |
+| `SupConLoss`, `CircleLoss`, `VICRegLoss`, `MultiSimilarityLoss`, also with `MultiSimilarityMiner(epsilon)` | `SupCon`, `Circle`, `VICReg`, `MultiSimilarity`, also with `mining_margin=epsilon`: equal |
+| `NTXentLoss` of two views an item; `SelfSupervisedLoss(NTXentLoss())`, `NPairsLoss` | `NTXent`: equal; `NTXent`, `NPairs` |
 | `TripletMarginLoss`; with `BatchHardMiner` | `Triplet(margin, mining="all")`; `mining="hard"`: equal with `LpDistance(normalize_embeddings=False)` or `CosineSimilarity` |
 | `CrossBatchMemory(loss, memory_size=n)`; `MultipleLosses` | `ContrastiveTerm(loss, memory_size=n)`; several terms |
 | `AccuracyCalculator`: `precision_at_1`, `mean_average_precision_at_r` | `RecallAtK(1, same_label="positive")` of two views, `MeanAveragePrecisionAtR` |
