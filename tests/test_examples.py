@@ -282,14 +282,9 @@ def check_dashboard(lines):
 
 
 def check_extending(lines):
-    """Checks that the loaded model is the trained one, and that the map names existing files."""
+    """Checks that the loaded model is the trained one."""
     trained = next(line for line in lines if line.startswith("trained:")).split()
     assert trained[1] == trained[3]
-    text = (EXAMPLES / "guides" / "extending.py").read_text(encoding="utf-8")
-    files = set(re.findall(r"`([\w/]+\.py)`", text))
-    assert len(files) > 10
-    for file in files:
-        assert (ROOT / file).exists() or (ROOT / "keras_jointloss" / file).exists(), file
 
 
 def check_coming_from(lines):

@@ -346,6 +346,34 @@ def test_replicas_gather_unless_told_otherwise(gather):
     assert layer.weight.read()["loss"] == pytest.approx(mean, 1e-5)
 
 
+def test_models_load_inside_and_outside_of_the_scope(tmp_path):
+    def scope(is_mirrored):
+        return replicas(2).scope() if is_mirrored else contextlib.nullcontext()
+
+    def build():
+        x = keras.Input((6,))
+        embeddings = [keras.layers.Dense(4)(x) for _ in range(2)]
+        term = kj.layers.ContrastiveTerm(
+            kj.losses.InfoNCE(tile_size=64), 0.5, learn_temperature=True, memory_size=4, gather=True
+        )
+        rating = keras.layers.Dense(1)(ops.concatenate(term(embeddings), axis=1))
+        model = keras.Model(x, {"rating": rating})
+        model.compile("sgd", **kj.joint_loss({"rating": "mse"}, weighting="uncertainty"))
+        return model
+
+    data = X[:8].astype("float32"), {"rating": X[:8, :1].astype("float32")}
+    options = {"batch_size": 8, "verbose": 0}
+    for is_mirrored in (True, False):
+        with scope(is_mirrored):
+            model = build()
+        expected = model.evaluate(*data, return_dict=True, **options)
+        model.save(tmp_path / "model.keras")
+        with scope(not is_mirrored):
+            loaded = keras.models.load_model(tmp_path / "model.keras")
+        found = loaded.evaluate(*data, return_dict=True, **options)
+        assert found == {key: pytest.approx(value, 1e-5) for key, value in expected.items()}
+
+
 def test_metrics_see_all_replicas():
     with replicas(2).scope():
         metric = kj.metrics.RecallAtK(1)

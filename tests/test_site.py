@@ -114,6 +114,7 @@ def test_every_guide_is_on_the_site():
         ROOT / "README.md",
         ROOT / "docs" / "benchmarks.md",
         ROOT / "docs" / "promises.md",
+        ROOT / "docs" / "source.md",
         *sorted(guides.SCRIPTS.glob("*.py")),
     ],
     ids=lambda path: path.name,
@@ -165,6 +166,14 @@ def test_dead_links_and_loads_from_outside_are_found(tmp_path):
         "a.html links to c.html, which does not exist",
         "a.html loads https://keras.io/logo.png",
     ]
+
+
+def test_map_of_the_source_names_files_that_exist():
+    text = (ROOT / "docs" / "source.md").read_text(encoding="utf-8")
+    files = set(re.findall(r"`([\w/]+(?:\.py|/))`", text)) - {"keras_jointloss/"}
+    assert len(files) > 20
+    for file in files:
+        assert (ROOT / file).exists() or (ROOT / "keras_jointloss" / file).exists(), file
 
 
 def test_promises_name_tests_that_exist():

@@ -1,12 +1,10 @@
 """
 # Coming from another library or a loop of your own
 
-What you have, and its name here. First a training loop that becomes `compile` and `fit`, then tables
-for other libraries. "Equal" means that a test compares values with that library:
-`tests/test_peer_parity.py` (losses, values and gradients) and `tests/test_aggregators.py`
-(aggregators). The others compute the same formula or serve the same purpose, as the table says.
-
-The loop is one of TensorFlow, so this guide runs on TensorFlow, in the root of the repository.
+What you have, and what takes its place here: first a training loop, then tables for libraries.
+*Equal* means that a test compares values (`tests/test_peer_parity.py`, with gradients, and
+`tests/test_aggregators.py`); the rest has the same formula or purpose. The loop is one of
+TensorFlow, so this guide runs on TensorFlow, in the root of the repository.
 """
 
 import keras
@@ -33,8 +31,7 @@ def build(model_class):
 """
 ## A custom `train_step`
 
-Two losses, the second faded in over 30 steps: without a line that logs them, only their sum would be
-seen.
+Two losses, the second faded in over 30 steps:
 """
 
 to_label = keras.losses.SparseCategoricalCrossentropy()
@@ -65,8 +62,7 @@ before.compile(keras.optimizers.Adam(0.001))
 before.fit([google, twitter], y, **options)
 
 """
-With `joint_loss`, the losses are a dict, the fade is a schedule, and the model is any Keras model.
-`evaluate`, mixed precision, gradient accumulation, callbacks and saving work as in any `fit`.
+With `joint_loss`, the losses are a dict, the fade is a schedule, and the model is any Keras model:
 """
 
 after = build(keras.Model)
@@ -82,58 +78,41 @@ for name, model in (("train_step", before), ("joint_loss", after)):
 print(kj.report(history))
 
 """
-Both models have the same losses after 40 steps. A model with a `train_step` that must stay has to call
-`self.compute_loss` and `self.compute_metrics`; then `joint_loss` works with it as well.
-[weighted_sum.py](../weighted_sum.py), [explicit_weights.py](../explicit_weights.py) and
-[add_loss.py](../add_loss.py) replace three more loops.
+Both models have the same losses after 40 steps. A `train_step` that has to stay works with
+`joint_loss`, too, if it calls `self.compute_loss` and `self.compute_metrics`.
 
 | your own code | here |
 |---|---|
 | `loss = a * loss_a + b * loss_b` | `kj.joint_loss({"a": ..., "b": ...}, weights={"a": a, "b": b})` |
 | `self.add_loss(w * value)` in a layer | `kj.layers.LossTerm(weight=w)(x, value)` |
-| a callback that assigns `alpha` and `beta` of `loss_weights` each epoch | a schedule as weight; for steps of your own `model.loss["a"].weight.assign(value)` between two calls of `fit`. (Plain variables as `loss_weights` do not move on JAX.) |
+| a callback that swaps `loss_weights` each epoch; `if epoch < warmup` | a schedule as weight, such as `kj.schedules.Sequential`; between two calls of `fit`, `model.loss["a"].weight.assign(value)`. (Plain variables as `loss_weights` do not move on JAX.) |
 | a callback that logs each loss | `JointLossCallback("logs")` |
-| `if epoch < warmup` | `kj.schedules.Sequential`, or `warmup_steps=` of a rule |
 
-## LibMTL
+## LibMTL, TorchJD, softadapt
 
-| LibMTL | here |
-|---|---|
-| `Trainer(task_dict, ...)` | `compile(**kj.joint_loss(...))` and `fit` |
-| `EW`; `UW`; `DWA`; `GLS`; `RLW`; `STCH`; `FAMO` | no `weighting`; `Uncertainty`; `DynamicWeightAverage`; `GeometricMean`; `RandomWeighting`; `SmoothTchebycheff`; `FAMO` |
-| `GradNorm` | `kj.weighting.GradNorm`, with a `GradientBalancer` or `SharedTrunk` |
-| `PCGrad`, `MGDA`, `CAGrad`, `Nash_MTL`, `Aligned_MTL`, `UPGrad` | aggregators `pcgrad`, `mgda`, `cagrad`, `nash_mtl`, `aligned_mtl`, `upgrad` |
-| `IMTL` | `imtl_g` (the part of gradients; not that of losses) |
-| `rep_grad=True`; `False` | `GradientBalancer(terms, aggregator)`; `SharedTrunk(trunk, terms, aggregator)` |
-| `GradVac`, `GradDrop`, `MoCo`, `MoDo`, `SDMGrad`, `FairGrad`, `DB_MTL`, `ExcessMTL` | none; see [Extending](extending.py) |
-| architectures (`HPS`, `MMoE`, ...) | a Keras model |
+| LibMTL | TorchJD | here |
+|---|---|---|
+| `Trainer`; architectures (`HPS`, `MMoE`, ...) | a loop | `compile(**kj.joint_loss(...))` and `fit`; a Keras model |
+| `UW`, `DWA`, `GLS`, `RLW`, `STCH`, `FAMO` (`EW`: no rule) | `UW`, `DWA`, `GeometricMean`, `Random`, `STCH`, `FAMO` | `Uncertainty`, `DynamicWeightAverage`, `GeometricMean`, `RandomWeighting`, `SmoothTchebycheff`, `FAMO` |
+| `GradNorm` | | `kj.weighting.GradNorm`, with a `GradientBalancer` or `SharedTrunk` |
+| `PCGrad`, `MGDA`, `CAGrad`, `UPGrad`, `Aligned_MTL`, `Nash_MTL`, `IMTL` (the part of gradients) | `PCGrad`, `MGDA`, `CAGrad`, `UPGrad`, `AlignedMTL`, `NashMTL`, `IMTLG`, `Sum`, `Mean`: equal; `Constant(w)`; `CRMOGMWeighting` | aggregators `PCGrad`, `MGDA`, `CAGrad`, `UPGrad`, `AlignedMTL`, `NashMTL(rescale=False)`, `IMTLG(rescale=False)`, `Sum`, `Mean`; `Mean(preference=w)`, scaled; `ema=` |
+| `rep_grad=True`; `rep_grad=False` | `autogram.Engine` and a weighting; `mtl_backward` and `jac_to_grad` | `GradientBalancer(terms, aggregator)`: from the gradients of the features, one backward pass; `SharedTrunk(trunk, terms, aggregator)` around the shared layers |
+| `GradVac`, `GradDrop`, `MoCo`, `MoDo`, `SDMGrad`, `FairGrad`, `DB_MTL`, `ExcessMTL` | `GradVac`, `GradDrop`, `DualProj`, `ConFIG`, `FairGrad`, `Krum`, `TrimmedMean` | none; [write one](extending.py) |
 
-## TorchJD
-
-| TorchJD | here |
-|---|---|
-| `mtl_backward(losses, features)` and `jac_to_grad` | `SharedTrunk(trunk, terms, aggregator)` around the shared layers |
-| `autogram.Engine` and a weighting | `GradientBalancer(terms, aggregator)`: from the gradients of the features, one backward pass |
-| `Sum`, `Mean`, `Constant`, `PCGrad`, `MGDA`, `CAGrad`, `AlignedMTL`, `IMTLG`, `NashMTL`, `UPGrad` | equal; `Constant(w)` is `Mean(preference=w)` scaled; `IMTLG(rescale=False)`, `NashMTL(rescale=False)` |
-| `CRMOGMWeighting` | `ema=` of an aggregator |
-| scalarizers `UW`, `DWA`, `FAMO`, `GeometricMean`, `STCH`, `Random` | rules as for LibMTL |
-| `GradVac`, `GradDrop`, `DualProj`, `ConFIG`, `FairGrad`, `Krum`, `TrimmedMean` | none |
+`SoftAdapt` turns the slopes of the losses into weights by a softmax. The nearest rule is
+`DynamicWeightAverage`: a softmax of the ratios of the last two losses, which it keeps itself.
 
 ## pytorch-metric-learning
 
-A loss there takes `(embeddings, labels)`; here the embeddings of an item are its views, `(batch, dim)` or
+A loss there takes `(embeddings, labels)`; here the embeddings are views, `(batch, dim)` or
 `(batch, views, dim)`. Means run over all items, as with its `MeanReducer`.
 
 | pytorch-metric-learning | here |
 |---|---|
-| `SupConLoss`, `MultiSimilarityLoss`, `CircleLoss`, `VICRegLoss` | `SupCon`, `MultiSimilarity`, `Circle`, `VICReg`: equal |
-| `NTXentLoss` of two views an item | `NTXent`: equal; `SelfSupervisedLoss(NTXentLoss())` computes the same |
-| `TripletMarginLoss` | `Triplet(margin, mining="all")`: equal with `LpDistance(normalize_embeddings=False)` or `CosineSimilarity` |
-| the same with `BatchHardMiner` | `Triplet(mining="hard")`: equal |
-| `MultiSimilarityMiner(epsilon)` | `MultiSimilarity(mining_margin=epsilon)`: equal |
-| `NPairsLoss` | `NPairs` |
-| `CrossBatchMemory(loss, memory_size=n)` | `ContrastiveTerm(loss, memory_size=n)` |
-| `MultipleLosses` | several terms |
+| `SupConLoss`, `CircleLoss`, `VICRegLoss`, `MultiSimilarityLoss`, also with `MultiSimilarityMiner(epsilon)` | `SupCon`, `Circle`, `VICReg`, `MultiSimilarity`, also with `mining_margin=epsilon`: equal |
+| `NTXentLoss` of two views an item; `SelfSupervisedLoss(NTXentLoss())`, `NPairsLoss` | `NTXent`: equal; `NTXent`, `NPairs` |
+| `TripletMarginLoss`; with `BatchHardMiner` | `Triplet(margin, mining="all")`; `mining="hard"`: equal with `LpDistance(normalize_embeddings=False)` or `CosineSimilarity` |
+| `CrossBatchMemory(loss, memory_size=n)`; `MultipleLosses` | `ContrastiveTerm(loss, memory_size=n)`; several terms |
 | `AccuracyCalculator`: `precision_at_1`, `mean_average_precision_at_r` | `RecallAtK(1, same_label="positive")` of two views, `MeanAveragePrecisionAtR` |
 | `ArcFaceLoss`, `CosFaceLoss`, `ProxyAnchorLoss`, other proxies | none |
 
@@ -141,56 +120,31 @@ A loss there takes `(embeddings, labels)`; here the embeddings of an item are it
 
 | sentence-transformers | here |
 |---|---|
-| `MultipleNegativesRankingLoss(scale=20)` | `InfoNCE(temperature=0.05, symmetric=False)`; a third view for hard negatives |
-| `MultipleNegativesSymmetricRankingLoss` | `InfoNCE(temperature=0.05)` |
-| `CachedMultipleNegativesRankingLoss(mini_batch_size=n)` | the same loss behind `ChunkedTower(tower, n)` |
-| `TripletLoss` | `TripletMargin` |
-| `BatchAllTripletLoss`, `BatchSemiHardTripletLoss`, `BatchHardTripletLoss` | `Triplet(mining="all")`, `"semi_hard"`, `"hard"` |
-| `BatchHardSoftMarginTripletLoss` | `Triplet("soft", mining="hard")` |
-| `ContrastiveLoss` | `Contrastive` (Euclidean distance; there 1 - cosine by default) |
-| `CosineSimilarityLoss` | `LossTerm("mse")(cosine, score)` |
+| `MultipleNegativesRankingLoss(scale=20)`; `MultipleNegativesSymmetricRankingLoss` | `InfoNCE(temperature=0.05, symmetric=False)`, a third view for hard negatives; `InfoNCE(temperature=0.05)` |
+| `CachedMultipleNegativesRankingLoss(mini_batch_size=n)`; `gather_across_devices=True` | the same loss behind `ChunkedTower(tower, n)`; the default of `ContrastiveTerm` |
+| `TripletLoss`; `BatchAllTripletLoss`, `BatchSemiHardTripletLoss`, `BatchHardTripletLoss`, `BatchHardSoftMarginTripletLoss` | `TripletMargin`; `Triplet(mining="all")`, `"semi_hard"`, `"hard"`, `Triplet("soft", mining="hard")` |
+| `ContrastiveLoss`; `CosineSimilarityLoss` | `Contrastive` (Euclidean distance; there 1 - cosine by default); `LossTerm("mse")(cosine, score)` |
 | `MatryoshkaLoss` | a `ContrastiveTerm` for each size, of `a[:, :size]` and `b[:, :size]` |
 | `InformationRetrievalEvaluator` | `RetrievalEvaluation(queries=..., candidates=..., relevant=...)` |
-| `gather_across_devices=True` | what `ContrastiveTerm` does by default |
 
 ## TensorFlow Recommenders
 
-| TensorFlow Recommenders | here |
+| TensorFlow Recommenders | here (see [A recommender](recommender.py)) |
 |---|---|
-| `tfrs.Model` with `compute_loss` | a Keras model with `joint_loss` |
-| `tasks.Retrieval(temperature=t)` | `ContrastiveTerm(InfoNCE(t, similarity="dot", symmetric=False))`; a mean over the batch, there a sum |
-| `remove_accidental_hits=True`, `candidate_ids` | `InfoNCE(same_label="ignore")`, ids as labels |
-| `tasks.Ranking(loss)` | the loss of an output |
-| `metrics.FactorizedTopK` | `RetrievalEvaluation` |
+| `tfrs.Model` with `compute_loss`; `tasks.Ranking(loss)` | a Keras model with `joint_loss`; the loss of an output |
+| `tasks.Retrieval(temperature=t)`; with `remove_accidental_hits=True`, `candidate_ids` | `ContrastiveTerm(InfoNCE(t, similarity="dot", symmetric=False))`, a mean over the batch, there a sum; `same_label="ignore"`, ids as labels |
+| `metrics.FactorizedTopK`; `layers.factorized_top_k.BruteForce` | `RetrievalEvaluation`; `keras_rs.layers.BruteForceRetrieval` |
 | `num_hard_negatives`, `candidate_sampling_probability` | none |
-| `layers.factorized_top_k.BruteForce` | `keras_rs.layers.BruteForceRetrieval`: see [A recommender](recommender.py) |
 
-## TensorFlow Similarity
+## TensorFlow Similarity, lightly
 
-| TensorFlow Similarity | here |
-|---|---|
-| `TripletLoss`, `MultiSimilarityLoss`, `CircleLoss` | `Triplet`, `MultiSimilarity`, `Circle` |
-| `SimCLRLoss`, `Barlow`, `VicReg`, `MultiNegativesRankLoss(scale=20)` | `NTXent`, `BarlowTwins`, `VICReg`, `InfoNCE(0.05, similarity="dot", symmetric=False)` |
-| `XBM(loss, memory_size=n)` | `ContrastiveTerm(loss, memory_size=n)` |
-| `ContrastiveModel`, `SimilarityModel` | any Keras model |
-| `EvalCallback` | `RetrievalEvaluation` |
-| `PNLoss`, `SoftNearestNeighborLoss`, `LiftedStructLoss`; samplers; indexing | none |
-
-## lightly
-
-| lightly | here |
-|---|---|
-| `NTXentLoss(temperature, memory_bank_size=n)` | `NTXent(temperature)`; MoCo: `ContrastiveTerm("InfoNCE", memory_size=n)`, [momentum.py](../momentum.py) |
-| `BarlowTwinsLoss(lambda_param)`, `VICRegLoss(lambda_param, mu_param, nu_param)` | `BarlowTwins(off_diagonal_weight)`, `VICReg(invariance_weight, variance_weight, covariance_weight)` |
-| `DCLLoss`, `SupConLoss` | `DecoupledContrastive`, `SupCon` (there times the temperature, unless `rescale=False`) |
-| `NegativeCosineSimilarity` | `LossTerm("cosine_similarity")(prediction, keras.ops.stop_gradient(target))` |
-| `gather_distributed=True` | what `ContrastiveTerm` does by default |
-| `DINOLoss`, `SwaVLoss`, `MSNLoss`; transforms | none |
-
-## softadapt
-
-`SoftAdapt(beta).get_component_weights(...)` turns the slopes of the losses into weights by a softmax, from
-lists that the loop keeps. The nearest rule is `DynamicWeightAverage(temperature)`, a softmax of the ratios
-of the last two epochs' losses, which keeps them itself. A rule with its exact formula is one method: see
-[Extending](extending.py).
+| TensorFlow Similarity | lightly | here |
+|---|---|---|
+| `SimilarityModel`, `ContrastiveModel`; `EvalCallback` | a loop | any Keras model; `RetrievalEvaluation` |
+| `SimCLRLoss`, `Barlow`, `VicReg` | `NTXentLoss(temperature)`, `BarlowTwinsLoss(lambda_param)`, `VICRegLoss(lambda_param, mu_param, nu_param)` | `NTXent(temperature)`, `BarlowTwins(off_diagonal_weight)`, `VICReg(invariance_weight, variance_weight, covariance_weight)` |
+| `TripletLoss`, `MultiSimilarityLoss`, `CircleLoss` | `DCLLoss`, `SupConLoss` | `Triplet`, `MultiSimilarity`, `Circle`; `DecoupledContrastive`, `SupCon` (there times the temperature, unless `rescale=False`) |
+| `MultiNegativesRankLoss(scale=20)` | | `InfoNCE(0.05, similarity="dot", symmetric=False)` |
+| `SimSiamLoss` (half of it) | `NegativeCosineSimilarity` | `LossTerm("cosine_similarity")(prediction, keras.ops.stop_gradient(target))` |
+| `XBM(loss, memory_size=n)` | `memory_bank_size=n`; `gather_distributed=True` | `ContrastiveTerm(loss, memory_size=n)`, [momentum.py](../momentum.py); the default of `ContrastiveTerm` |
+| `PNLoss`, `SoftNearestNeighborLoss`, `LiftedStructLoss`; samplers; indexing | `DINOLoss`, `SwaVLoss`, `MSNLoss`; transforms | none |
 """

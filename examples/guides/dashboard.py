@@ -1,12 +1,10 @@
 """
 # Reading the dashboard
 
-With several terms, a total that falls says little: one term may drown the others, a schedule may not
-have begun, two tasks may work against each other. The logs have each term apart. This guide trains
-a model with three terms twice and shows which figure answers which question.
-
-The figures need Plotly: `pip install "keras-jointloss[dashboard]"`. Run the guide in the root of the
-repository.
+With several terms, a total that falls says little: one term may outweigh the others, a schedule may
+not have begun, two tasks may conflict. The logs have each term apart. This guide trains a model
+with three terms twice and shows which figure answers which question. The figures need Plotly:
+`pip install "keras-jointloss[dashboard]"`. Run the guide in the root of the repository.
 """
 
 import time
@@ -43,12 +41,11 @@ def build(weight):
 """
 ## Log a training
 
-`JointLossCallback("logs/NAME")` writes the runs `train` and `validation` of that folder, once an
-epoch or, with `update_freq=10`, every ten batches. They are on the disk ten seconds later at most,
-also if training is stopped; 100,000 steps of 20 terms with `update_freq="batch"` take about 330 MB.
-With `hparams=` the training is a row in TensorBoard's HParams tab: your values, the weights, the
-weighting and the aggregator, beside the last losses and metrics. `RetrievalEvaluation` adds its
-recalls to the same folder.
+`JointLossCallback("logs/NAME")` writes the runs `train` and `validation` to that folder, once an
+epoch or, with `update_freq=10`, every ten batches. They are on the disk ten seconds later at most.
+With `hparams=` the training is a row in TensorBoard's HParams tab: your values, weights, weighting
+and aggregator, beside the last losses and metrics. `RetrievalEvaluation` adds its recalls to the
+same folder.
 """
 
 histories = {}
@@ -63,47 +60,38 @@ for name, weight in (("pair x 0.1", 0.1), ("pair x 1", 1.0)):
     print(f"{name}\n{kj.report(histories[name])}")
 
 """
-The table (also `logger.summary()`) shows the last epoch: `weighted` is the mean of weight times loss,
-and the shares add up to 100 % of what is minimized. `kj.plot` draws the same and more, of what `fit`
-returned, of a folder, or of several of them to compare.
+The table, explained in [first steps](first_steps.py), is that of the last epoch. `kj.plot` draws
+what `fit` returned, a folder, or several of them to compare, and returns a Plotly figure, which
+`write_html("figure.html")` saves.
 
-**Which term drives training?** The weighted losses, stacked, and the total; `share=True` draws shares.
+**Which term drives training?** The weighted losses, stacked; `share=True` draws shares.
 """
 
 kj.plot(histories)
 
 """
-**Does each term learn, and does validation follow?** The raw losses, free of weights. A validation
-loss that turns upward belongs to one term, which the total hides.
+**Does each term learn, and does validation follow?** The raw losses, without weights.
 """
 
 kj.plot(histories["pair x 1"], "losses")
 
 """
-**What did a schedule or a rule do to the weights?** From a folder of logs, dashed, also where a
-schedule goes from here.
+**What did a schedule or a rule do to the weights?** From a folder, the figure also has the rest of
+a schedule, dashed. Other values of terms, such as the learned temperature, are in `"readings"`.
 """
 
 kj.plot(f"{LOGS}/pair x 1", "weights")
 
 """
-**What else do terms report?** The learned temperature here; a bias, `noise` of `Uncertainty`,
-`multiplier` of `Constraint`.
-"""
-
-kj.plot(LOGS, "readings")
-
-"""
-**How long are the gradients, and how often do two of them conflict?** A gradient many times as long
-as another is a matter of weights.
+**How long are the gradients, and how often do two of them conflict?** If one is many times as long
+as another, change the weights.
 """
 
 kj.plot(histories["pair x 1"], "gradients")
 
 """
-**Which terms pull apart?** The share of conflicts above counts every cosine below 0. Here they are
-near 0, so nothing has to be done. Cosines far below 0 are worth a look at
-[Conflicts](conflicts.py).
+**Which terms conflict?** The share above counts every cosine below 0. Here the cosines are near 0,
+so nothing has to be done. If they are far below 0, see [Conflicts](conflicts.py).
 """
 
 kj.plot(histories["pair x 1"], "cosines")
@@ -115,27 +103,24 @@ kj.plot(histories["pair x 1"], "cosines")
 kj.plot(LOGS, "retrieval")
 
 """
-**Which training is the best compromise?** A final value of each run against another, with the Pareto
-front. `a` and `b` are terms, for their raw loss, or any logged values.
+**Which training is the best compromise?** The final losses of two terms, or any two logged values,
+with the Pareto front.
 """
 
 kj.plot(histories, "pareto", a="pair", b="category")
 
 """
-A figure is a `plotly.graph_objects.Figure`: its method `write_html("pareto.html")` makes a file of it.
-
 ## TensorBoard
 
 `tensorboard --logdir logs` has the tab "Joint loss" with these figures for one run or several, over
-steps, epochs or minutes, smoothed or not, and a table of the latest values. A term keeps its color
-everywhere. The address holds the view, so that a link shares it, and "Download CSV" has the numbers
-that are drawn. TensorBoard keeps 1,000 points of a line unless started with
-`--samples_per_plugin scalars=0`; the page says so where points are left out, and draws 5,000 of a line
-at most. Without Plotly, the tab "Custom scalars" has all terms in one chart.
+steps, epochs or minutes, and a table of the latest values. The address holds the view: a link
+shares it. TensorBoard keeps 1,000 points of a line unless started with
+`--samples_per_plugin scalars=0`; the page says where points are left out. Without Plotly, the tab
+"Custom scalars" has all terms in one chart.
 
 ## All points, as arrays
 
-`kj.tensorboard.read` returns every point by run and tag.
+`kj.tensorboard.read` returns every point by run and tag:
 """
 
 runs = kj.tensorboard.read(f"{LOGS}/pair x 1")
@@ -146,26 +131,19 @@ for tag, series in runs["train"].items():
 """
 | tag | what it holds |
 |---|---|
-| `joint_loss/<term>/raw`, `weight`, `weighted`, `share` | mean loss, weight now, mean of weight times loss, its share |
-| `joint_loss/<term>/<reading>` | temperature, noise, multiplier and so on |
-| `joint_loss/total` | what is minimized |
-| `joint_loss/other`, `joint_loss/other/share` | what layers and regularizers add without being a term |
-| `joint_loss/fixed_total` | the total at `validation_weights`, which do not move |
-| `gradients/<term>/norm`, `coefficient`; `gradients/<a>~<b>/cosine`, `conflict`; `gradients/conflict` | of layers that combine or watch gradients |
-| `retrieval/<name>/...` | of `RetrievalEvaluation` |
+| `joint_loss/<term>/raw`, `weight`, `weighted`, `share`, `<reading>` | mean loss, weight now, mean of weight times loss, its share of the total, temperature and so on |
+| `joint_loss/total`, `other`, `fixed_total` | what is minimized, what is added to it without being a term, the total at `validation_weights` |
+| `gradients/<term>/norm`, `coefficient`; `gradients/<a>~<b>/cosine`, `conflict`; `retrieval/<name>/...` | of layers that combine or watch gradients; of `RetrievalEvaluation` |
 
 ## Another tracker
 
-`on_log=` receives the same numbers, with or without a folder. For Weights & Biases it is one line,
-`wandb.log({f"{run}/{tag}": x for tag, x in values.items()}, step)`. Here it fills a list.
+`on_log=` receives the same numbers, with or without a folder. For Weights & Biases let it call
+`wandb.log({f"{run}/{tag}": x for tag, x in values.items()}, step)`. Here it fills a list. (To log
+trainings of another kind, take `write_hparams`, `write_projector` or `SummaryWriter` of
+`kj.tensorboard`. They need no TensorFlow.)
 """
 
 rows = []
 logger = kj.callbacks.JointLossCallback(on_log=lambda run, values, step: rows.append((run, step)))
 model.fit([google, twitter], targets, epochs=1, batch_size=64, verbose=0, callbacks=[logger])
 print("received:", rows)
-
-"""
-`kj.tensorboard.write_hparams` writes hyperparameters and results of any other training,
-`kj.tensorboard.SummaryWriter` scalars, and `write_projector` embeddings, all without TensorFlow.
-"""

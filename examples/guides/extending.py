@@ -1,9 +1,9 @@
 """
 # Extending: your own loss, metric, rule, aggregator, schedule
 
-Each family of the package has a base class that validates, masks, logs and saves. What you write is
-one function or method. This guide writes one of each, tests them as the package tests its own, trains
-with them, and loads the saved model. The last part is a map for those who read or change the source.
+Each family of the package has a base class that validates, masks, logs and saves. You write one
+function or method. This guide writes one of each, tests them, trains with them, and loads the saved
+model. To add one to the package itself, see [Source](../../docs/source.md).
 """
 
 import keras
@@ -15,10 +15,9 @@ import keras_jointloss as kj
 """
 ## A loss of views
 
-`function` receives the stacked views `(batch, views, dim)`, labels if `label_kind` is `"class"` or
-`"pair"`, and `valid`, which items to include (`None` for all), and returns `(batch,)`. Arguments that
-`__init__` passes to `super().__init__` become arguments of the function and part of the config, beside
-`name`, `reduction` and `dtype`.
+`function` returns `(batch,)`. It receives the stacked views `(batch, views, dim)`, labels if
+`label_kind` is `"class"` or `"pair"`, and `valid`: which items to include (`None` for all). Keyword
+arguments of `super().__init__` become arguments of the function and part of the config.
 """
 
 
@@ -42,8 +41,8 @@ class AbsoluteDifference(kj.losses.ViewsLoss):
 """
 ## A metric of views
 
-`values` returns for each item its value and how much it counts; `finish` may turn the mean into
-something else, such as a root.
+`values` returns the value of each item and how much it counts. Override `finish` to change the
+mean, such as to its root.
 """
 
 
@@ -59,8 +58,9 @@ class MeanNorm(kj.metrics.ViewsMetric):
 """
 ## A rule
 
-`update` receives the losses of a step, `(terms,)`, and returns the weights of the next one. Values to
-keep are in `initial_state`, a number for each term; `readout` may log some of them.
+`update` receives the losses of a step, `(terms,)`, and returns the weights of the next one.
+`initial_state` names what to keep, with the first value for each term; `readout` may log some of
+it.
 """
 
 
@@ -78,8 +78,8 @@ class Inverse(kj.weighting.Weighting):
 """
 ## An aggregator and a schedule
 
-`coefficients` receives the Gramian of the gradients, `(terms, terms)`, at a scale of 1, and returns
-the coefficients of the gradients.
+`coefficients` maps the Gramian of the gradients, `(terms, terms)`, with a mean diagonal of 1, to a
+coefficient for each gradient. A schedule is a `LearningRateSchedule` of Keras.
 """
 
 
@@ -105,9 +105,9 @@ class Halving(keras.optimizers.schedules.LearningRateSchedule):
 """
 ## Test them
 
-The package tests a loss against a loop in NumPy, and checks that an item that is left out changes
-nothing; an aggregator against gradients whose combination is known; and every class by a trip through
-its config, a `fit`, and a saved model that goes on.
+Compare a loss with a loop in NumPy, and check that an item of weight 0 changes nothing. Compare an
+aggregator with gradients whose combination is known. Send every class through its config, a `fit`,
+and a saved model that trains on.
 """
 
 views = np.random.default_rng(0).normal(size=(5, 2, 3)).astype("float32")
@@ -144,45 +144,6 @@ print("trained:", float(model.loss["label"].weight), "loaded:", float(loaded.los
 loaded.fit([google, twitter], y, epochs=3, initial_epoch=2, **options)
 
 """
-A registered class can be named: `weighting="inverse"`. Import the module that registers your classes
+A registered class has a name: `weighting="inverse"`. Import the module that registers your classes
 before you load a model.
-
-## Public names
-
-| module | holds |
-|---|---|
-| `keras_jointloss` | `joint_loss`, `LossWeight`, `report`, `plot`, `custom_objects` |
-| `.losses` | the contrastive losses, each with a function (`InfoNCE`, `info_nce`), `gaussian_kl`; `ViewsLoss`, `LearnedParameter`, `Memory`, `get` |
-| `.layers` | `LossTerm`, `ContrastiveTerm`, `GradientBalancer`, `SharedTrunk`, `ChunkedTower` |
-| `.metrics` | ranking (`RecallAtK`, `MeanReciprocalRank`, `MeanAveragePrecision`, `MeanAveragePrecisionAtR`, `NormalizedDiscountedCumulativeGain`), similarity (`PairAccuracy`, `PositiveSimilarity`, `NegativeSimilarity`, `SimilarityGap`), geometry (`Alignment`, `Uniformity`); `ViewsMetric` |
-| `.weighting`, `.aggregators`, `.schedules` | rules, with the base `Weighting`; aggregators, with `Aggregator` and `PreferenceAggregator`; schedules |
-| `.callbacks` | `JointLossCallback`, `TermStopping`, `RetrievalEvaluation` |
-| `.tensorboard` | `read`, `Series`, `plot`, `SummaryWriter`, `write_hparams`, `write_projector`, `heat_map` |
-| `.distribution` | `enable_multi_worker_fit` |
-
-## Where things are
-
-To add a member to the package: one file in its family (`losses/`, `weighting/`, `aggregators/`,
-`metrics/`; schedules are in `schedules.py`) with a docstring of formula, source and example, an entry
-in the family's `__init__.py`, and a row in the tests' tables. Four walks through `keras_jointloss/`:
-
-- **The losses that a user gives**: `_joint_arguments.py` validates them and their weights, and
-  `joint.py` wraps each in the `TermLoss` of `terms/loss.py` and puts the term's `LossWeight`, from
-  `terms/output_weight.py`, among the metrics.
-- **The value of a loss in a training step**: `TermLoss.__call__` in `terms/loss.py` computes it and
-  calls `record` in `terms/output_weight.py`. From there `terms/weight.py` adds it to the running means
-  of `terms/means.py` and passes it on to the rule, if the model has one. Keras multiplies the loss by
-  the `AppliedWeight` of `terms/applied_weight.py`.
-- **An upstream gradient**: `layers/gradient_balancer.py` hands a copy of the trunk's output to each
-  term. In the backward pass `layers/_gradient_combination.py` collects the gradients, the aggregator,
-  as in `aggregators/mgda.py`, combines them, and `layers/_gradient_record.py` records their lengths
-  and cosines.
-- **A schedule**: `joint.py` hands it to the weight of the term, `terms/weight.py`, whose `advance`
-  moves it in each training step while the clock of the model, `terms/clock.py`, is on, which
-  `callbacks/joint_loss_callback.py` starts and stops.
-
-`model_terms.py` finds and connects what a model has as a whole: its terms, its clock, its rule and its
-layers that combine gradients. Modules import from lower levels only; `tests/test_package.py` lists the
-levels. What depends on the backend is in `_backend/`, the private names of Keras in `_keras.py`, and
-nowhere else.
 """

@@ -2,11 +2,11 @@
 # Pairs: contrastive losses and retrieval
 
 An image and its caption, two drawings of one thing, a question and its answer: such *views* of one
-item shall have similar embeddings, and views of different items shall not. This guide trains pairs
-as an output and as a layer, measures a search with them, and says which loss fits which data.
+item should have similar embeddings, and views of different items should not. This guide trains
+pairs as an output and as a layer, measures a search with them, and says which loss fits which data.
 
-The data: 1,906 emoji, each drawn by Google and by Twitter (`examples/data/README.md` names sources
-and licences). Run the guide in the root of the repository.
+The data are 1,906 emoji, drawn by Google and by Twitter (sources and licences:
+`examples/data/README.md`). Run the guide in the root of the repository.
 """
 
 import keras
@@ -33,7 +33,7 @@ def build_tower():
 
 Stack the embeddings to one output of shape `(batch, views, dim)`. A loss of `kj.losses` takes it
 like any Keras loss, and `kj.metrics` measure a search of the batch. InfoNCE does not use a target,
-but Keras requires one for each output: pass anything of the right length.
+but Keras requires one for each output: pass zeros.
 """
 
 images = [keras.Input((32, 32, 3), dtype="uint8", name=name) for name in ("google", "twitter")]
@@ -51,17 +51,15 @@ print("recall at 1 in the batch: ", *np.round(history["recall_at_1"], 3))
 """
 ## Views inside the model
 
-`ContrastiveTerm` is a layer that adds the loss to that of the model. It needs neither an output nor
-a target and can learn the temperature. It returns the embeddings unchanged: use what it returns, or
-the layer is no part of the model. It computes its loss in `fit` and `evaluate`, not in `predict` or
-in an exported model. One layer is one term: called twice, its term is the sum of both losses. For
-SigLIP `learn_temperature=True` trains the bias, too.
+`ContrastiveTerm` is a layer that adds a loss, as `LossTerm` of the [first steps](first_steps.py).
+It needs neither an output nor a target, and computes the loss in `fit` and `evaluate` only. Use the
+embeddings that it returns, which are unchanged, or the layer is not part of the model.
 
-An optimizer with weight decay decays a learned temperature, too. Exclude it before the first step
-(for SigLIP also `"bias"`, which excludes the biases of all other layers, too).
+It can learn the temperature, and the bias of SigLIP. Weight decay would shrink a learned
+temperature: exclude it before the first step (for SigLIP also `"bias"`, the biases of all layers).
 
 `RetrievalEvaluation` searches a whole set after each epoch, in both directions and in little
-memory. Its values do not depend on temperature and batch size, and ties count against the model.
+memory. Its values do not depend on temperature and batch size. Ties count against the model.
 """
 
 tower = build_tower()
@@ -81,15 +79,14 @@ for key in ("pair_temperature", "pair_loss", "label_loss", "pair_recall_at_1", "
     print(f"{key:<26}", *np.round(history[key], 3))
 
 """
-List `RetrievalEvaluation` before an `EarlyStopping` or `ModelCheckpoint` that monitors its values,
-such as `monitor="pair_recall_at_10", mode="max"`. (`JointLossCallback` moves to the front by itself.)
-With `log_dir=` it writes them to TensorBoard,
-with `projector=True` and `thumbnails=` the embeddings as well.
+List `RetrievalEvaluation` before callbacks that monitor its values, as with
+`monitor="pair_recall_at_10", mode="max"`. With `log_dir=` it writes to TensorBoard, with
+`projector=True` and `thumbnails=` also the embeddings.
 
-Two sets of different sizes with several right candidates, as five captions of an image, are
-passed separately. `relevant` has for each query an index, a list of indices, or a row of booleans.
-Recall counts a query as a hit if any right candidate is among the first `k`, as CLIP reports R@k;
-nDCG and mean average precision count all right candidates.
+A query can have several right candidates, as an image has five captions. Then pass both sets, and
+in `relevant` for each query an index, a list of indices, or a row of booleans. Recall counts a
+query as a hit if any right candidate is among the first `k`, as CLIP reports R@k; nDCG and mean
+average precision count all right candidates.
 """
 
 sets = kj.callbacks.RetrievalEvaluation(
@@ -106,9 +103,9 @@ for key in ("recall_at_10", "ndcg_at_10", "mean_average_precision"):
 """
 ## Labels
 
-Labels come last in the call of the layer, or as the target of an output. Integers stay integers.
-Here each emoji has one view, and emoji of the same category are positives of each other. (Do not
-stack a view twice: an item would be its own positive.)
+Labels come last in the call of the layer, or as the target of an output. Here each emoji has one
+view, and emoji of the same category are positives of each other. (Do not stack a view twice: an
+item would be its own positive.)
 """
 
 image, kind = keras.Input((32, 32, 3), dtype="uint8"), keras.Input((), dtype="int32")
@@ -136,8 +133,7 @@ print("same category, MAP@R:     ", *np.round(history.history["same_map_at_r"], 
 
 - *One view.* `NTXent` and `DecoupledContrastive` take single items with classes, too, with
   `same_label="positive"`.
-- *Pair labels* are 1 for views that belong together. Where they are the other way round, as in
-  keras.io's siamese example, pass `1 - y`.
+- *Pair labels* are 1 for views that belong together. Some data have 0 for these: pass `1 - y`.
 - *Ids.* Keras on JAX cuts integers to 32 bits: replace larger ids by
   `np.unique(ids, return_inverse=True)[1]`.
 - *Masks.* `term((a, b), sample_weight=w)`, or a Keras mask: an item of weight 0 is neither an
@@ -145,27 +141,8 @@ print("same category, MAP@R:     ", *np.round(history.history["same_map_at_r"], 
 - *Small batches.* Negatives are the other items of the batch. `memory_size=4096` keeps the
   embeddings of earlier steps as further candidates (InfoNCE, SigLIP, NTXent, SupCon and
   DecoupledContrastive). [momentum.py](../momentum.py) combines it with a momentum tower.
-- *Large batches.* Above 2,048 items InfoNCE, SigLIP, NTXent, SupCon, DecoupledContrastive and
-  NPairs compute the similarities in tiles, with the same values; `MultiSimilarity`, `Circle` and
-  `Triplet` hold the whole matrix. `tile_size` sets the number of rows. See
-  [Large batches and several devices](several_devices.py).
+- *Large batches* are computed [in tiles](several_devices.py), except by `MultiSimilarity`, `Circle`
+  and `Triplet`, which hold the matrix of all similarities.
 
-## The losses compared
-
-`python examples/emoji.py --loss NAME` trains images against texts. R@10 in % for 381 held-out emoji
-(both -> text), TensorFlow, 15 epochs, one seed, the papers' default settings (InfoNCE: temperature
-0.1), a learned temperature where there is one. For losses of classes each emoji is a class of its own;
-those of pairs and triplets see each image with its own text and another one. Another run may differ
-by a point.
-
-| loss | source | R@10 | | loss | source | R@10 |
-|---|---|---|---|---|---|---|
-| `InfoNCE` | van den Oord 2018, Radford 2021 (CLIP) | 52.8 | | `Triplet` | Schroff 2015, Hermans 2017 | 43.3 |
-| `NTXent` | Chen 2020 (SimCLR) | 52.2 | | `CosineEmbedding` | | 42.8 |
-| `DecoupledContrastive` | Yeh 2022 | 50.9 | | `VICReg` | Bardes 2022 | 39.4 |
-| `SupCon` | Khosla 2020 | 50.7 | | `MarginContrastive` | | 33.3 |
-| `SigLIP` | Zhai 2023 | 50.1 | | `BarlowTwins` | Zbontar 2021 | 32.0 |
-| `Circle` | Sun 2020 | 48.3 | | `TripletMargin` | Balntas 2016 | 32.0 |
-| `NPairs` | Sohn 2016 | 48.0 | | `Contrastive` | Hadsell 2006 | 22.0 |
-| `MultiSimilarity` | Wang 2019 | 44.6 | | | | |
+[Benchmarks](../../docs/benchmarks.md) compare the losses on one task, and name their papers.
 """
