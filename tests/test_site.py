@@ -113,6 +113,7 @@ def test_every_guide_is_on_the_site():
     [
         ROOT / "README.md",
         ROOT / "docs" / "benchmarks.md",
+        ROOT / "docs" / "limits.md",
         ROOT / "docs" / "promises.md",
         ROOT / "docs" / "source.md",
         *sorted(guides.SCRIPTS.glob("*.py")),

@@ -1,9 +1,8 @@
 """
 # Conflicting gradients
 
-Terms that share a trunk each move its parameters their own way. Their gradients can point in
-opposite directions, or one can be so long that it decides alone. Look which of the two you have
-before you do anything about it. This guide measures the gradients, combines them, and compares.
+The gradients of terms that share a trunk can point in opposite directions, or one can be so long
+that it decides alone. This guide measures which of the two it is, and then does something about it.
 
 The data are 1,797 scanned digits from scikit-learn (`pip install scikit-learn`). A trunk serves
 two terms: the digit, and the image itself, drawn again in grey levels.
@@ -70,8 +69,8 @@ for key in ("digit_norm", "image_norm", "digit~image_cosine", "digit~image_confl
     print(f"{key:22} {history[f'gradients_{key}'][0]:.3f} in the first epoch")
 
 """
-`History` has the mean length of each gradient (`norm`), the mean cosine of the angle between two,
-and the share of the steps in which it was negative (`conflict`). TensorBoard shows them, too.
+`History` and TensorBoard have the mean length of each gradient (`norm`), the mean cosine of the
+angle between two, and the share of the steps in which it was negative (`conflict`).
 
 Read the cosine and not only the share of conflicts. Here the gradients conflict in most steps,
 but the cosine is near 0: they are almost at right angles, and a step for one hardly changes the
@@ -112,9 +111,8 @@ digits are recognized, as with the weight.
 | `shares` | Defossez 2022 | each gradient at an asked share of the length |
 
 All but `pcgrad` and `sum` give a gradient of the size of the mean: the learning rate may have to
-grow. All cost one backward pass through the trunk and some small operations. With two or three
-terms these took 4 to 12 % of the time of the trunk on PyTorch, which runs them one by one; see
-[benchmarks](../../docs/benchmarks.md).
+grow. All cost one backward pass through the trunk and some small operations
+([benchmarks](../../docs/benchmarks.md#time-of-combining-gradients)).
 
 ## At the level of parameters
 
@@ -131,28 +129,17 @@ history = run(
 """
 ## Does it help?
 
-One seed on small data decides nothing. [multi_digit.py](../multi_digit.py) trains over three seeds
-(`python examples/multi_digit.py --seeds 3`): two overlapping digits, left and right, and their
-drawing in grey levels, whose gradient is 770 times as long as that of the left digit.
+One seed on small data decides nothing. [multi_digit.py](../multi_digit.py) trains over three seeds:
+two overlapping digits, and their drawing in grey levels, whose gradient is 770 times as long as
+that of the left digit. The table is in the [benchmarks](../../docs/benchmarks.md#aggregators).
 
-| the terms combined by | accuracy left | accuracy right | drawing explained | conflict in |
-|---|---|---|---|---|
-| plain sum | 87.0% ± 2.3% | 87.1% ± 1.8% | 73.8% ± 2.1% | 89% |
-| sum, drawing x 0.001 (tuned) | 97.5% ± 0.8% | 96.7% ± 0.6% | 69.2% ± 3.3% | 97% |
-| `mean` | 86.4% ± 2.2% | 87.4% ± 1.5% | 73.6% ± 1.9% | 89% |
-| `pcgrad` | 86.9% ± 1.7% | 87.1% ± 1.7% | 72.9% ± 2.8% | 90% |
-| `mgda` | 97.8% ± 0.2% | 98.1% ± 0.2% | 58.7% ± 1.9% | 98% |
-| `cagrad` | 94.9% ± 1.4% | 94.2% ± 0.9% | 71.8% ± 2.5% | 96% |
-| `nash_mtl` | 98.0% ± 0.9% | 97.2% ± 0.6% | 67.8% ± 1.4% | 98% |
-| `aligned_mtl` | 97.8% ± 0.8% | 97.1% ± 0.5% | 68.7% ± 3.5% | 98% |
-| `imtl_g` | 97.8% ± 1.1% | 97.1% ± 0.5% | 67.9% ± 2.0% | 97% |
-| `upgrad` | 86.5% ± 2.3% | 87.2% ± 1.7% | 73.1% ± 3.0% | 89% |
+![Left: accuracy of the digits and explained variance of the drawing for each way to combine the
+terms. Middle: the drawing's share in what the trunk gets. Right: the share of steps in conflict,
+over the epochs](../images/multi_digit.png)
 
 The cosines lie within ±0.03 there, so lengths matter. `nash_mtl`, `imtl_g`, `aligned_mtl` and, in
-part, `cagrad` make up for them and do as well as the best of five weights, without a search.
-`pcgrad` and `upgrad` remove conflicts and do as the sum does. At the level of parameters cosines
-reach 0.25 (`--level parameters`): `pcgrad` (88.2 %, 88.9 %) and `upgrad` (89.2 %, 89.6 %) recognize
-a few more digits than the sum there (86.8 %, 87.5 %), `cagrad` many more (97.9 %, 96.6 %).
-
-![Left: accuracy of the digits and explained variance of the drawing for each way to combine the terms. Middle: the drawing's share in what the trunk gets. Right: the share of steps in conflict, over the epochs](../images/multi_digit.png)
+part, `cagrad` make up for them and do as well as the best of five constant weights, without a
+search. `pcgrad` and `upgrad` remove conflicts and do as the sum does. At the level of parameters
+cosines reach 0.25 (`--level parameters`): there `pcgrad` and `upgrad` recognize a few more digits
+than the sum, and `cagrad` many more.
 """

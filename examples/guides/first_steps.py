@@ -1,12 +1,11 @@
 """
 # First steps
 
-A model with two outputs has two losses, and Keras minimizes their weighted sum. This guide trains
-such a model with `compile` and `fit`, shows what each loss contributes, moves a weight during
-training, adds a loss from inside the model, and saves everything.
+A model with two outputs has two losses, and Keras minimizes their weighted sum. This guide shows
+what each contributes, moves a weight during training, adds a loss inside the model, and saves all.
 
 The data are 1,797 scanned digits of 8 x 8 pixels from scikit-learn (`pip install scikit-learn`).
-One network recognizes the digit, and draws the image again from 16 numbers.
+One network recognizes the digit, and draws the image again from a code of 16 numbers.
 """
 
 import keras
@@ -40,11 +39,9 @@ def build(term=None):
 """
 ## Two losses
 
-`joint_loss` takes a dict of losses, as `compile` does, and returns the arguments for `compile`:
-`loss`, `loss_weights` and `metrics`. Each entry is a *term* of the joint loss. A weight that is not
-given is 1. Metrics go to `joint_loss` as well.
-
-The callback logs each term. It also moves the weights, once there is something that moves them.
+`joint_loss` takes losses, weights and metrics as `compile` does, and returns the arguments for
+`compile`. Each loss is a *term* of the joint loss; its weight is 1 unless given. A model with one
+output takes a loss without the dict: `kj.joint_loss("mse")`. The callback logs each term.
 """
 
 LOSSES = {"digit": "sparse_categorical_crossentropy", "image": "mean_squared_error"}
@@ -53,15 +50,9 @@ LOSSES = {"digit": "sparse_categorical_crossentropy", "image": "mean_squared_err
 def train(model, losses=LOSSES, **options):
     """Compiles the model with a joint loss and trains it."""
     model.compile("adam", **kj.joint_loss(losses, metrics={"digit": "accuracy"}, **options))
-    return model.fit(
-        x,
-        y,
-        validation_data=(x_test, y_test),
-        batch_size=64,
-        epochs=5,
-        verbose=0,
-        callbacks=[kj.callbacks.JointLossCallback(log_dir="logs/first_steps")],
-    )
+    callbacks = [kj.callbacks.JointLossCallback(log_dir="logs/first_steps")]
+    validation = {"validation_data": (x_test, y_test), "callbacks": callbacks}
+    return model.fit(x, y, batch_size=64, epochs=5, verbose=0, **validation)
 
 
 history = train(build())
@@ -69,13 +60,11 @@ print(kj.report(history))
 
 """
 The table shows the last epoch: the mean loss of a term (raw), its weight, their product, and its
-share of the total. Here the drawing has a small share: nearly the whole total is the loss of the
-digit. `callback.summary()` returns the same table, after `evaluate` as well.
+share of the total. Nearly the whole total here is the loss of the digit. `callback.summary()`
+returns the same table, after `evaluate` as well.
 
-`History` and the progress bar have the raw losses and weights, under Keras' names and
-`<term>_weight`; `History` also has `<term>_share`. With a `log_dir`, the callback writes the same
-numbers for TensorBoard: `pip install plotly`, then `tensorboard --logdir logs`, tab *Joint loss*.
-The guide to the [dashboard](dashboard.py) shows its figures.
+`History` has the same numbers. With a `log_dir`, the callback writes them for TensorBoard, too: see
+[the dashboard](dashboard.py).
 """
 
 print({key: round(values[-1], 4) for key, values in history.history.items() if "image" in key})
@@ -83,24 +72,21 @@ print({key: round(values[-1], 4) for key, values in history.history.items() if "
 """
 ## Choose the weights
 
-A weight multiplies a loss, and what trains the model is the product. To give the drawing a weight
-of 20:
+Give the drawing a weight of 20:
 """
 
 history = train(build(), weights={"image": 20.0})
 print(kj.report(history))
 
 """
-The raw loss of the drawing is smaller now, and that of the digit larger: with one network for two
-terms, weights decide between them. Which weights, and whether a rule should set them, is the
-subject of [weighting](weighting.py).
+The raw loss of the drawing is smaller now, and that of the digit larger: weights decide between
+terms. [Which weighting?](weighting.py) helps to find weights, by hand or by a rule.
 
 ## Move a weight
 
 A weight can be a schedule instead of a number: any `LearningRateSchedule` of Keras, or one of
 `kj.schedules`: `Linear`, `Sigmoid`, `Cyclical`, and `Sequential`, which puts others one after the
-other. It is a function of the training step, and one step is one batch. Here the drawing fades in
-over the first three epochs, 22 batches each:
+other. It counts batches. Here the drawing fades in over the first three epochs of 22 batches:
 """
 
 fade_in = kj.schedules.Linear(0.0, 20.0, steps=66)
@@ -108,13 +94,13 @@ history = train(build(), weights={"image": fade_in})
 print("weight of the drawing:", np.round(history.history["image_weight"], 2))
 
 """
-Only the callback moves weights. Without it in `fit`, every weight stays where it is, and a warning
-says so. Evaluation moves nothing.
+The callback moves the weights, in `fit` alone: evaluation moves nothing. Before you stop such a
+training with `EarlyStopping`, read [what trips people](pitfalls.py).
 
 ## Several losses for one output
 
-A dict in place of the loss of an output gives it several terms. They share the target, and each has
-its own weight and logs: here `image_squared` and `image_absolute`.
+A dict in place of a loss makes several terms, which share the target. Each has its own weight and
+logs: here `image_squared` and `image_absolute`.
 """
 
 parts = {"squared": "mean_squared_error", "absolute": "mean_absolute_error"}
@@ -125,9 +111,9 @@ print(kj.report(history))
 """
 ## A term inside the model
 
-A loss need not belong to an output. `LossTerm` is a layer that adds the mean of any tensor to the
-loss of the model, and returns its first argument unchanged: use the result, or the layer is not
-part of the model. This one keeps the numbers of the code small:
+`LossTerm` is a layer that adds the mean of a tensor, its second argument, to the loss of the
+model. It returns the first argument unchanged: use that, or the layer is not part of the model.
+This one keeps the numbers of the code small:
 """
 
 penalty = kj.layers.LossTerm(weight=0.02, name="penalty")
@@ -136,14 +122,13 @@ history = train(model, weights={"image": fade_in})
 print(kj.report(history))
 
 """
-The term needs no target, and it appears in all logs under the layer's name. `ContrastiveTerm` does
-the same for a contrastive loss between two embeddings: see [pairs](pairs.py).
+The term needs no target, and the logs show it under the layer's name. `ContrastiveTerm` does the
+same for [pairs](pairs.py).
 
 ## Save, load, continue
 
 A `.keras` file holds the weights of the terms, their schedules and their steps. Import
-`keras_jointloss` before you load it. The loaded model is compiled, and training continues where it
-stopped.
+`keras_jointloss` before you load it, and continue where training stopped.
 """
 
 model.save("first_steps.keras")
@@ -156,8 +141,8 @@ history = loaded.fit(x, y, epochs=6, initial_epoch=5, verbose=0, callbacks=callb
 print("weight of the drawing:", history.history["image_weight"])
 
 """
-Between two calls of `fit` you can read and set a weight that is a number. An output term has it at
-`model.loss["digit"].weight`, a layer term at `model.get_layer("penalty").weight`.
+Between two calls of `fit` you can read and set a weight that is a number: of an output at
+`model.loss["digit"].weight`, of a layer at `model.get_layer("penalty").weight`.
 """
 
 weight = loaded.loss["digit"].weight

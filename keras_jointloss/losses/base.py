@@ -45,6 +45,9 @@ class ViewsLoss(keras.losses.Loss):
     become attributes and part of the config. The base class itself handles one of them,
     `unlabelled`: the label that marks items without one.
 
+    The config also has `name`, `reduction` and `dtype`. An `__init__` of the subclass must accept
+    these three and pass them on, or Keras cannot load the loss.
+
     Under `tf.distribute`, the loss of an output sees the items of one replica only. If it compares
     items, a warning says so: use it in `keras_jointloss.layers.ContrastiveTerm` instead.
 
