@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,8 +69,8 @@ class Logs:
             if tags.get(TRAINING_TAG):
                 found["training"] = parse_training(tags[TRAINING_TAG][-1].numpy.item())
             if tags.get(EPOCHS_TAG):
-                points = [(x.step, x.wall_time, x.numpy.item()) for x in tags[EPOCHS_TAG]]
-                found["epochs"] = _series(points).without_restarts()
+                series = _series(tags[EPOCHS_TAG], lambda x: x.numpy.item())
+                found["epochs"] = series.without_restarts()
         return markers
 
     def read(
@@ -114,8 +114,7 @@ class Logs:
             run_tag_filter=RunTagFilter(runs=[run], tags=tags),
         )
         return {
-            tag: _series([(x.step, x.wall_time, x.value) for x in points])
-            for tag, points in read.get(run, {}).items()
+            tag: _series(points, lambda x: x.value) for tag, points in read.get(run, {}).items()
         }
 
     def _keep(self, key: tuple[str, str, str], version: Any, series: Series) -> None:
@@ -170,6 +169,10 @@ class _Tags(Mapping[str, Series]):
         )
 
 
-def _series(points: list[tuple[int, float, float]]) -> Series:
-    array = np.array(points, "float64").reshape(-1, 3)
-    return Series(array[:, 0].astype("int64"), array[:, 1], array[:, 2])
+def _series(points: Sequence[Any], value: Callable[[Any], float]) -> Series:
+    size = len(points)
+    return Series(
+        np.fromiter((x.step for x in points), "int64", size),
+        np.fromiter((x.wall_time for x in points), "float64", size),
+        np.fromiter((value(x) for x in points), "float64", size),
+    )

@@ -29,7 +29,9 @@ def cosines(runs: Sequence[Run], view: View) -> Drawing:
         name = f"{run.name} · " if len(runs) > 1 else ""
         titles += [text(f"{name}cosines over time"), text(f"{name}latest")]
     most = max(max(len(pairs), 4) for _, pairs in found)
-    figure = grid(view, titles, 2, height=min(600, max(270, 24 * most + 90)))
+    height = min(600, max(270, 24 * most + 90))
+    longest = max(len(name) for _, pairs in found for pair in pairs.values() for name in pair)
+    figure = grid(view, titles, 2, height, spacing=min(0.3, 0.03 + 0.008 * longest))
     for index, (run, pairs) in enumerate(found):
         figure.add_trace(_over_time(run, pairs, view), **place(2 * index, 2))
         figure.update_yaxes(autorange="reversed", **place(2 * index, 2))
@@ -44,6 +46,9 @@ def cosines(runs: Sequence[Run], view: View) -> Drawing:
         },
         hovermode="closest",
     )
+    # Names are longer than numbers. Plotly draws twice to make room for them.
+    figure.update_xaxes(automargin=True)
+    figure.update_yaxes(automargin=True)
     finish_x_axes(figure, view)
     for index in range(len(found)):
         figure.update_xaxes(matches=None, title_text="", type="category", **place(2 * index + 1, 2))

@@ -15,7 +15,7 @@ from keras_jointloss.tensorboard.runs import Run, Series
 
 _HEIGHT = 270
 #: The number of points that a page draws without delay.
-_MOST_POINTS = 16_000
+_MOST_POINTS = 12_000
 _FEWEST_POINTS = 60
 _TITLES = {"step": "step", "epoch": "epoch", "time": "minutes"}
 
@@ -86,15 +86,17 @@ class Drawing(NamedTuple):
         return plotly.io.to_json(content, validate=False)
 
 
-def grid(view: View, titles: Sequence[str], columns: int, height: int = _HEIGHT) -> go.Figure:
-    """Returns an empty figure with a pair of axes for each title."""
+def grid(
+    view: View, titles: Sequence[str], columns: int, height: int = _HEIGHT, spacing: float = 0.09
+) -> go.Figure:
+    """Returns an empty figure with a pair of axes for each title, `spacing` of its width apart."""
     rows = max(1, -(-len(titles) // columns))
     total = rows * height + 110
     figure = make_subplots(
         rows=rows,
         cols=columns,
         subplot_titles=[f"<b>{title}</b>" if title else "" for title in titles],
-        horizontal_spacing=0.09 if columns > 1 else 0,
+        horizontal_spacing=spacing if columns > 1 else 0,
         vertical_spacing=min(82 / total, 0.9 / rows) if rows > 1 else 0,
     )
     theme = THEMES[view.theme]

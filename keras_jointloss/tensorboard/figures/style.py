@@ -75,7 +75,6 @@ def layout(theme: Theme, height: int, title: str | None = None) -> dict[str, Any
         "linecolor": theme.faint,
         "tickfont": {"color": theme.faint},
         "title": {"font": {"color": theme.faint, "size": 12}, "standoff": 8},
-        "automargin": True,
         "exponentformat": "e",
     }
     template = go.layout.Template(
@@ -96,7 +95,7 @@ def layout(theme: Theme, height: int, title: str | None = None) -> dict[str, Any
     return {
         "template": template,
         "height": height,
-        "margin": {"l": 64, "r": 24, "t": 44, "b": 48},
+        "margin": {"l": 84, "r": 24, "t": 44, "b": 48},
         "hovermode": "x unified",
         "title": {"text": title} if title else None,
         "legend": {
