@@ -93,6 +93,7 @@ def test_series_are_read_once_until_they_grow(tmp_path, monkeypatch):
     assert sorted(map(sorted, calls)) == [["joint_loss/a/raw", "joint_loss/b/raw"]] * 2
     server.json("/figure", kind="losses", x="epoch")
     assert len(calls) == 2
+    time.sleep(1)  # TensorBoard takes the files of a second in the order of their names.
     writer = SummaryWriter(tmp_path / "train")
     writer.scalars({"joint_loss/a/raw": 7.0}, 6)
     writer.close()
