@@ -119,18 +119,17 @@ class LayerTerm(keras.layers.Layer):
         """Returns the weighted losses of the calls of a step, and counts the step."""
         results = [compute() for compute, _ in calls]
         losses, items, valid, is_training = zip(*results, strict=True)
-        weight = self.weight.tensor()
-        # Keras can only sum losses of the same dtype.
-        weighted = [
-            ops.cast(ops.cast(weight, loss.dtype) * loss, keras.config.floatx()) for loss in losses
-        ]
         counts = None
         if self.weight.observer is not None and all(x is not None for x in valid):
             counts = ops.any(ops.stack([ops.any(x) for x in valid]))
-        self.weight.record(sum(losses), reduce(ops.maximum, items), counts, calls[0][1])
+        items = reduce(ops.maximum, items)
+        weight = self.weight.record(sum(losses), items, counts, calls[0][1])
         if any(is_training):
             self.weight.advance()
-        return weighted
+        # Keras can only sum losses of the same dtype.
+        return [
+            ops.cast(loss * ops.cast(weight, loss.dtype), keras.config.floatx()) for loss in losses
+        ]
 
     def save_own_variables(self, store):
         super().save_own_variables(store)

@@ -75,21 +75,24 @@ class LabelledLoss:
                 f"Received: y_true={y_true!r}, y_pred={y_pred!r}"
             )
         y_true, plain_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
-        sums, labelled, targets = self._values(y_true, plain_pred)
-
+        values, labelled, has_element_axis = self._values(y_true, plain_pred)
+        ones = ops.ones_like(values)
+        first = values[..., 0] if has_element_axis else values
         # Keras returns the same tensor if there is no mask.
-        is_unmasked = reduce_values(targets, y_pred, None, "none", self.dtype) is targets
+        is_unmasked = reduce_values(first, y_pred, None, "none", self.dtype) is first
+        if has_element_axis and not (is_unmasked and sample_weight is None):
+            values, labelled, ones = (ops.sum(x, axis=-1) for x in (values, labelled, ones))
 
         def total(values, weight=None):
             if weight is None and is_unmasked:
                 return ops.sum(values)
             return reduce_values(values, y_pred, weight, "sum", self.dtype)
 
-        loss, count = total(sums, sample_weight), total(labelled)
+        loss, count = total(values, sample_weight), total(labelled)
         if self._reduction != "sum":
             is_weighted = self._reduction == "mean_with_sample_weight" and sample_weight is not None
             loss = _mean(loss, total(labelled, sample_weight) if is_weighted else count)
-        return LabelledValue(loss, count, total(targets))
+        return LabelledValue(loss, count, total(ones))
 
     def has_weight(self, y_true, y_pred, sample_weight):
         """Returns whether any labelled target has a weight other than 0."""
@@ -98,13 +101,17 @@ class LabelledLoss:
         weighs = ops.not_equal(ops.convert_to_tensor(sample_weight), 0)
         return reduce_values(labelled, y_pred, ops.cast(weighs, self.dtype)) > 0
 
-    def _values(self, y_true, y_pred) -> tuple[Any, Any, Any]:
-        """Returns sums of values, of labelled targets and of targets: each `(batch, ...)`."""
+    def _values(self, y_true, y_pred) -> tuple[Any, Any, bool]:
+        """Returns the values, which targets are labelled, and whether these are elements.
+
+        Of the shape `(batch, ...)`, with a last axis of elements if there are any. The value of a
+        target that is not labelled is 0.
+        """
         batch = elements(y_true, y_pred, self.missing) if self._is_separable else None
         if batch is not None:
-            return self._sums_of_elements(*batch)
+            return *self._values_of_elements(*batch), True
         if self._ignores_zeros:
-            return self._with_zeros(y_true, y_pred)
+            return *self._with_zeros(y_true, y_pred), False
         mask = items(y_true, y_pred, self.missing)
         values = self._compute(*fill(y_true, y_pred, mask))
         if not len(values.shape):
@@ -122,23 +129,21 @@ class LabelledLoss:
                 f"targets. Received: a loss of the shape {tuple(values.shape)} for targets of the "
                 f"shape {tuple(y_true.shape)}"
             )
-        labelled = ops.where(mask, ops.ones_like(values), 0)
-        return ops.where(mask, values, 0), labelled, ops.ones_like(values)
+        # Of the shape of the values, whose axes the mask may have with size 1.
+        mask = ops.broadcast_to(mask, ops.shape(values))
+        return ops.where(mask, values, 0), ops.cast(mask, values.dtype), False
 
-    def _sums_of_elements(self, y_true, y_pred, mask) -> tuple[Any, Any, Any]:
+    def _values_of_elements(self, y_true, y_pred, mask) -> tuple[Any, Any]:
         y_true, y_pred = fill(y_true, y_pred, mask)
         columns = [ops.reshape(y, (-1, 1)) for y in (y_true, y_pred)]
         values = ops.reshape(self._compute(*columns), ops.shape(mask))
-        ones = ops.ones_like(values)
-        values, labelled = ops.where(mask, values, 0), ops.where(mask, ones, 0)
-        if mask.shape[-1] == 1:
-            values, labelled, ones = (ops.squeeze(x, -1) for x in (values, labelled, ones))
-            return values, labelled, ones
-        # The sum over items of a mean over elements counts missing elements as 0.
-        reduce = ops.mean if self._reduction == "sum" else ops.sum
-        return reduce(values, axis=-1), ops.sum(labelled, axis=-1), ops.sum(ones, axis=-1)
+        values, labelled = ops.where(mask, values, 0), ops.cast(mask, values.dtype)
+        if self._reduction == "sum":
+            # The loss of an item is a mean over its elements. Missing ones count as 0.
+            values = ops.divide(values, ops.shape(mask)[-1])
+        return values, labelled
 
-    def _with_zeros(self, y_true, y_pred) -> tuple[Any, Any, Any]:
+    def _with_zeros(self, y_true, y_pred) -> tuple[Any, Any]:
         batch = elements(y_true, y_pred, self.missing)
         if batch is None:
             mask = items(y_true, y_pred, self.missing)
@@ -154,7 +159,7 @@ class LabelledLoss:
         labelled = ops.cast(has_label, value.dtype)
         if self._reduction == "sum" and not len(value.shape):
             value = divide_or_0(value, ops.sum(labelled))
-        return ops.where(has_label, value, 0), labelled, ops.ones_like(labelled)
+        return ops.where(has_label, value, 0), labelled
 
     def _labelled(self, y_true, y_pred):
         """Returns 1 for each labelled target and 0 for others, without computing the loss."""

@@ -44,11 +44,13 @@ class Means:
 
     def loss(self):
         """Returns the mean raw loss as a scalar tensor."""
-        return ops.divide_no_nan(self.sums[1], self.sums[0])
+        items, loss, *_ = ops.unstack(self.sums)  # In one operation.
+        return ops.divide_no_nan(loss, items)
 
     def labelled(self):
         """Returns the share of the targets that are labelled as a scalar tensor."""
-        return ops.divide_no_nan(self.sums[0], self.sums[4])
+        items, _, _, _, targets = ops.unstack(self.sums)
+        return ops.divide_no_nan(items, targets)
 
     def reset(self) -> None:
         """Resets the means."""

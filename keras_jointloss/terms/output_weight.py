@@ -116,12 +116,12 @@ class LossWeight(TermWeight, keras.metrics.Metric):
     def is_dynamic(self) -> bool:
         return super().is_dynamic or self.weighting is not None
 
-    def record(self, loss, items, counts=None, batch_size=None, targets=None, divisor=None) -> None:
-        # Read first, since the observer may move the weight for the next step.
-        offer(self, ops.cast(self.tensor(), keras.config.floatx()))
+    def record(self, loss, items, counts=None, batch_size=None, targets=None, divisor=None):
+        weight = super().record(loss, items, counts, batch_size, targets, divisor)
+        offer(self, ops.cast(weight, keras.config.floatx()))
         self._trace.is_recorded, self._trace.is_applied = True, False
         _sharing.weights.pop(self.key, None)  # No further copy is expected.
-        super().record(loss, items, counts, batch_size, targets, divisor)
+        return weight
 
     def mark_applied(self) -> None:
         """Records that Keras multiplies the loss of the step by the weight."""

@@ -97,8 +97,8 @@ class TermWeight:
         """Returns the current step of the schedules as an int32 scalar tensor."""
         return ops.convert_to_tensor(self._step)
 
-    def record(self, loss, items, counts=None, batch_size=None, targets=None, divisor=None) -> None:
-        """Records the term's raw loss of this step.
+    def record(self, loss, items, counts=None, batch_size=None, targets=None, divisor=None):
+        """Records the term's raw loss of this step, and returns the weight of this step.
 
         Args:
             loss: The mean loss.
@@ -108,11 +108,13 @@ class TermWeight:
             targets: The number of targets, of which `items` are labelled; `None` if all are.
             divisor: What a weighting counts this replica by among others; `None` for `items`.
         """
-        self.means.record(loss, items, self.tensor(), batch_size, targets)
+        weight = self.tensor()  # Read first, since the observer may move it for the next step.
+        self.means.record(loss, items, weight, batch_size, targets)
         if self.observer is not None:
             is_on = ops.not_equal(ops.convert_to_tensor(self._mode), _OFF)
             items = items if divisor is None else divisor
             self.observer(loss, items, is_on if counts is None else ops.logical_and(counts, is_on))
+        return weight
 
     def advance(self) -> None:
         """Counts a training step and moves the weight along its schedule, if annealing is on."""
