@@ -44,12 +44,12 @@ class Means:
 
     def loss(self):
         """Returns the mean raw loss as a scalar tensor."""
-        items, loss, *_ = ops.unstack(self.sums)  # In one operation.
+        items, loss, *_ = ops.unstack(ops.convert_to_tensor(self.sums))
         return ops.divide_no_nan(loss, items)
 
     def labelled(self):
         """Returns the share of the targets that are labelled as a scalar tensor."""
-        items, _, _, _, targets = ops.unstack(self.sums)
+        items, *_, targets = ops.unstack(ops.convert_to_tensor(self.sums))
         return ops.divide_no_nan(items, targets)
 
     def reset(self) -> None:

@@ -1,12 +1,12 @@
 """The figure of the angles between gradients."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from keras_jointloss.tensorboard._sampling import thin
-from keras_jointloss.tensorboard.figures.panels import Drawing, finish_x_axes, grid, nothing, place
+from keras_jointloss.tensorboard.figures.panels import Drawing, axes, finish_x_axes, grid, nothing
 from keras_jointloss.tensorboard.figures.style import DIVERGING, text
 from keras_jointloss.tensorboard.figures.view import View
 from keras_jointloss.tensorboard.runs import Run, find_pairs
@@ -31,28 +31,31 @@ def cosines(runs: Sequence[Run], view: View) -> Drawing:
     most = max(max(len(pairs), 4) for _, pairs in found)
     height = min(600, max(270, 24 * most + 90))
     longest = max(len(name) for _, pairs in found for pair in pairs.values() for name in pair)
-    figure = grid(view, titles, 2, height, spacing=min(0.3, 0.03 + 0.008 * longest))
+    drawing = grid(view, titles, 2, height, spacing=min(0.3, 0.03 + 0.008 * longest))
     for index, (run, pairs) in enumerate(found):
-        figure.add_trace(_over_time(run, pairs, view), **place(2 * index, 2))
-        figure.update_yaxes(autorange="reversed", **place(2 * index, 2))
-        figure.add_trace(_latest(run, pairs), **place(2 * index + 1, 2))
-        figure.update_yaxes(autorange="reversed", **place(2 * index + 1, 2))
-    figure.update_layout(
-        coloraxis={
-            "colorscale": DIVERGING,
-            "cmin": -1,
-            "cmax": 1,
-            "colorbar": {"title": {"text": "cosine"}, "thickness": 12, "len": 0.8},
-        },
-        hovermode="closest",
-    )
+        for at, trace in (
+            (2 * index, _over_time(run, pairs, view)),
+            (2 * index + 1, _latest(run, pairs)),
+        ):
+            drawing.traces.append({**trace, **axes(at)})
+    finish_x_axes(drawing, view)
     # Names are longer than numbers. Plotly draws twice to make room for them.
-    figure.update_xaxes(automargin=True)
-    figure.update_yaxes(automargin=True)
-    finish_x_axes(figure, view)
+    for axis in drawing.all_axes("x"):
+        axis["automargin"] = True
+    for axis in drawing.all_axes("y"):
+        axis |= {"automargin": True, "autorange": "reversed"}
     for index in range(len(found)):
-        figure.update_xaxes(matches=None, title_text="", type="category", **place(2 * index + 1, 2))
-    return Drawing(figure, [])
+        axis = drawing.axis("x", 2 * index + 1)
+        axis |= {"title": {"text": ""}, "type": "category"}
+        del axis["matches"]
+    drawing.layout["hovermode"] = "closest"
+    drawing.layout["coloraxis"] = {
+        "colorscale": DIVERGING,
+        "cmin": -1,
+        "cmax": 1,
+        "colorbar": {"title": {"text": "cosine"}, "thickness": 12, "len": 0.8},
+    }
+    return drawing
 
 
 def _pairs(run: Run, view: View) -> dict[str, tuple[str, str]]:
@@ -67,7 +70,7 @@ def _pairs(run: Run, view: View) -> dict[str, tuple[str, str]]:
     }
 
 
-def _over_time(run: Run, pairs: dict[str, tuple[str, str]], view: View) -> go.Heatmap:
+def _over_time(run: Run, pairs: dict[str, tuple[str, str]], view: View) -> dict[str, Any]:
     series = {tag: run.train[f"{tag}/cosine"].without_restarts() for tag in pairs}
     longest = max(series.values(), key=lambda x: len(x.steps))
     rows = np.full((len(pairs), len(longest.steps)), np.nan)
@@ -76,7 +79,8 @@ def _over_time(run: Run, pairs: dict[str, tuple[str, str]], view: View) -> go.He
         same = longest.steps[at] == values.steps
         row[at[same]] = values.values[same]
     keep = thin(rows, _COLUMNS)
-    return go.Heatmap(
+    return dict(
+        type="heatmap",
         x=run.positions(longest.at(keep), view.x),
         y=[f"{text(a)} ~ {text(b)}" for a, b in pairs.values()],
         z=rows[:, keep],
@@ -86,7 +90,7 @@ def _over_time(run: Run, pairs: dict[str, tuple[str, str]], view: View) -> go.He
     )
 
 
-def _latest(run: Run, pairs: dict[str, tuple[str, str]]) -> go.Heatmap:
+def _latest(run: Run, pairs: dict[str, tuple[str, str]]) -> dict[str, Any]:
     names = list(dict.fromkeys(name for pair in pairs.values() for name in pair))
     matrix = np.full((len(names), len(names)), np.nan)
     np.fill_diagonal(matrix, 1)
@@ -94,12 +98,13 @@ def _latest(run: Run, pairs: dict[str, tuple[str, str]]) -> go.Heatmap:
         i, j = (names.index(name) for name in pair)
         matrix[i, j] = matrix[j, i] = run.train[f"{tag}/cosine"].values[-1]
     labels = [text(name) for name in names]
-    return go.Heatmap(
+    return dict(
+        type="heatmap",
         x=labels,
         y=labels,
         z=matrix,
         text=np.where(np.isnan(matrix), "", np.char.mod("%.2f", matrix.round(2) + 0.0)),
-        texttemplate="%{text}" if len(names) <= 12 else None,
+        texttemplate="%{text}" if len(names) <= 12 else "",
         coloraxis="coloraxis",
         hovertemplate="%{y} ~ %{x}: %{z:.3f}<extra></extra>",
         meta={"run": run.name, "terms": names},

@@ -126,9 +126,9 @@ def gradients(runs: Sequence[Run], view: View) -> Drawing:
         panel = Panel(f"{title}steps in conflict", lines, "conflict", "linear", "conflict")
         panels.insert(position * 3 + 2, panel)
     drawing = draw_panels(_scaled(panels, view, None), view, 3)
-    for axis in drawing.frame.select_yaxes():
-        if axis.title.text == "conflict" and axis.type == "linear":
-            axis.update(range=[-0.02, 1.02], tickformat=".0%")
+    for axis in drawing.all_axes("y"):
+        if axis.get("title") == {"text": "conflict"} and axis["type"] == "linear":
+            axis |= {"range": [-0.02, 1.02], "tickformat": ".0%"}
     return drawing
 
 
@@ -157,7 +157,8 @@ def retrieval(runs: Sequence[Run], view: View) -> Drawing:
     panels = _panels(runs, view, list(labels), quantities, ("validation",), own)
     panels = [panel.changed(y="recall", group="recall") for panel in panels]
     drawing = draw_panels(_scaled(panels, view, "linear"), view, 2)
-    drawing.frame.update_yaxes(tickformat=".0%")
+    for axis in drawing.all_axes("y"):
+        axis["tickformat"] = ".0%"
     return drawing
 
 

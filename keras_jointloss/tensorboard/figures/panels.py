@@ -1,5 +1,7 @@
 """Arranges the axes of a figure, and draws lines into them."""
 
+import copy
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -65,55 +67,70 @@ class Panel(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """A figure whose lines Plotly has not validated yet, which takes longer than to make them.
+    """A figure as Plotly's script reads it: to validate it takes longer than to make it.
 
     Attributes:
-        frame: The axes, and traces that are few.
-        traces: The lines and areas.
+        layout: The axes, titles and colors.
+        traces: The lines, areas and heat maps.
     """
 
-    frame: go.Figure
+    layout: dict[str, Any]
     traces: list[dict[str, Any]]
 
+    def axis(self, letter: str, index: int) -> dict[str, Any]:
+        """Returns the x or y axis of a panel."""
+        return self.layout[f"{letter}axis{_suffix(index)}"]
+
+    def all_axes(self, letter: str) -> list[dict[str, Any]]:
+        """Returns all x or y axes."""
+        return [axis for name, axis in self.layout.items() if name.startswith(f"{letter}axis")]
+
     def figure(self) -> go.Figure:
-        """Returns the figure."""
-        return self.frame.add_traces(self.traces)
+        """Returns the figure, validated."""
+        return go.Figure(self.traces, self.layout)
 
     def to_json(self) -> str:
-        """Returns the JSON of the figure, for the script of Plotly."""
-        content = self.frame.to_dict()
-        content["data"] = [*content["data"], *self.traces]
+        """Returns the JSON of the figure."""
+        content = {"data": self.traces, "layout": self.layout}
         return plotly.io.to_json(content, validate=False)
 
 
 def grid(
     view: View, titles: Sequence[str], columns: int, height: int = _HEIGHT, spacing: float = 0.09
-) -> go.Figure:
+) -> Drawing:
     """Returns an empty figure with a pair of axes for each title, `spacing` of its width apart."""
     rows = max(1, -(-len(titles) // columns))
     total = rows * height + 110
+    places = copy.deepcopy(_places(rows, columns, spacing, total))
+    theme = THEMES[view.theme]
+    named = [
+        {**place, "text": f"<b>{title}</b>", "font": {"size": 13, "color": theme.ink}}
+        for place, title in zip(places.pop("annotations"), titles, strict=False)
+        if title
+    ]
+    return Drawing({**places, **layout(theme, total), "annotations": named}, [])
+
+
+@functools.lru_cache(maxsize=64)
+def _places(rows: int, columns: int, spacing: float, height: int) -> dict[str, Any]:
+    """Returns the layout of a grid of axes with empty titles."""
     figure = make_subplots(
         rows=rows,
         cols=columns,
-        subplot_titles=[f"<b>{title}</b>" if title else "" for title in titles],
+        subplot_titles=["title"] * rows * columns,
         horizontal_spacing=spacing if columns > 1 else 0,
-        vertical_spacing=min(82 / total, 0.9 / rows) if rows > 1 else 0,
+        vertical_spacing=min(82 / height, 0.9 / rows) if rows > 1 else 0,
     )
-    theme = THEMES[view.theme]
-    figure.update_layout(layout(theme, total))
-    figure.update_annotations(font={"size": 13, "color": theme.ink})
-    return figure
+    return figure.to_dict()["layout"]
 
 
 def axes(index: int) -> dict[str, str]:
     """Returns the names of the axes of a panel, for a trace."""
-    suffix = "" if index == 0 else str(index + 1)
-    return {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+    return {"xaxis": f"x{_suffix(index)}", "yaxis": f"y{_suffix(index)}"}
 
 
-def place(index: int, columns: int) -> dict[str, int]:
-    """Returns the row and the column of a panel."""
-    return {"row": index // columns + 1, "col": index % columns + 1}
+def _suffix(index: int) -> str:
+    return "" if index == 0 else str(index + 1)
 
 
 def draw_panels(panels: Sequence[Panel], view: View, columns: int) -> Drawing:
@@ -126,45 +143,39 @@ def draw_panels(panels: Sequence[Panel], view: View, columns: int) -> Drawing:
     if not panels:
         raise nothing("such values")
     columns = min(columns, view.columns, len(panels))
-    figure = grid(view, [panel.title for panel in panels], columns)
+    drawing = grid(view, [panel.title for panel in panels], columns)
     limit = point_limit(view, sum(len(panel.lines) for panel in panels))
     named: set[str] = set()
     firsts: dict[str, str] = {}
-    traces = []
     for index, panel in enumerate(panels):
-        at = place(index, columns)
         for line in panel.lines:
-            traces.append({**_trace(line, view, limit, line.name not in named), **axes(index)})
+            trace = _trace(line, view, limit, line.name not in named)
+            drawing.traces.append({**trace, **axes(index)})
             named.add(line.name)
-        own = axes(index)["yaxis"]
+        axis, own = drawing.axis("y", index), axes(index)["yaxis"]
+        axis |= {"title": {"text": panel.y}, "type": panel.scale}
         match = firsts.setdefault(panel.group or str(index), own)
-        figure.update_yaxes(
-            title_text=panel.y,
-            type=panel.scale,
-            dtick=_tick(panels, panel),
-            matches=None if match == own else match,
-            **at,
-        )
-    finish_x_axes(figure, view)
-    return Drawing(figure, [*traces, *_key(panels, view)])
+        if match != own:
+            axis["matches"] = match
+        if panel.scale == "log":
+            axis["dtick"] = _log_tick(panels, panel)
+    finish_x_axes(drawing, view)
+    drawing.traces.extend(_key(panels, view))
+    return drawing
 
 
-def finish_x_axes(figure: go.Figure, view: View) -> None:
+def finish_x_axes(drawing: Drawing, view: View) -> None:
     """Names the x axes and lets them move together."""
-    figure.update_xaxes(matches="x")
     bottom: dict[Any, Any] = {}
-    for axis in figure.select_xaxes():
+    for axis in drawing.all_axes("x"):
+        axis["matches"] = "x"
         # The first domain of the y axes counts from the bottom.
-        side, height = tuple(axis.domain), figure.layout[_long(axis.anchor)].domain[0]
+        side = tuple(axis["domain"])
+        height = drawing.layout[f"yaxis{axis['anchor'][1:]}"]["domain"][0]
         if side not in bottom or height < bottom[side][0]:
             bottom[side] = height, axis
     for _, axis in bottom.values():
-        axis.title.text = _TITLES[view.x]
-
-
-def _long(name: str) -> str:
-    """Returns the name in the layout of an axis that is called `y2`."""
-    return f"{name[0]}axis{name[1:]}"
+        axis["title"] = {"text": _TITLES[view.x]}
 
 
 def point_limit(view: View, lines: int) -> int:
@@ -221,10 +232,8 @@ def _key(panels: Sequence[Panel], view: View) -> list[dict[str, Any]]:
     ]
 
 
-def _tick(panels: Sequence[Panel], panel: Panel) -> Any:
+def _log_tick(panels: Sequence[Panel], panel: Panel) -> Any:
     """Returns the distance of the ticks of a logarithmic axis: decades, or digits 1, 2 and 5."""
-    if panel.scale != "log":
-        return None
     same = [x for x in panels if x.group == panel.group]
     values = np.concatenate([line.series.values for x in same for line in x.lines])
     values = values[np.isfinite(values) & (values > 0)]

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-import plotly.graph_objects as go
 
 from keras_jointloss.tensorboard.figures.panels import Drawing, grid, nothing
 from keras_jointloss.tensorboard.figures.style import THEMES, marks, text
@@ -39,10 +38,11 @@ def pareto(runs: Sequence[Run], view: View) -> Drawing:
     points = np.array([pair for _, pair in shown])
     larger = [is_larger_better(name) for _, name in tags]
     front = pareto_front(np.where(larger, -points, points))
-    figure = grid(view, [""], 1, height=460)
+    drawing = grid(view, [""], 1, height=460)
     theme = THEMES[view.theme]
-    figure.add_trace(
-        go.Scatter(
+    drawing.traces.append(
+        dict(
+            type="scatter",
             x=points[front, 0],
             y=points[front, 1],
             mode="lines",
@@ -55,8 +55,9 @@ def pareto(runs: Sequence[Run], view: View) -> Drawing:
     own = marks([run.name for run in runs])
     for run, pair in shown:
         mark = own[run.name]
-        figure.add_trace(
-            go.Scatter(
+        drawing.traces.append(
+            dict(
+                type="scatter",
                 x=[pair[0]],
                 y=[pair[1]],
                 mode="markers",
@@ -71,15 +72,12 @@ def pareto(runs: Sequence[Run], view: View) -> Drawing:
                 meta={"run": run.name},
             )
         )
-    names = [
-        text(f"{_words(*tag)}{' (larger is better)' if up else ''}")
-        for tag, up in zip(tags, larger, strict=True)
-    ]
-    scale = view.scale or "linear"
-    figure.update_xaxes(title_text=names[0], type=scale)
-    figure.update_yaxes(title_text=names[1], type=scale)
-    figure.update_layout(hovermode="closest")
-    return Drawing(figure, [])
+    for letter, tag, is_up in zip("xy", tags, larger, strict=True):
+        name = text(f"{_words(*tag)}{' (larger is better)' if is_up else ''}")
+        axis = drawing.axis(letter, 0)
+        axis |= {"title": {"text": name}, "type": view.scale or "linear"}
+    drawing.layout["hovermode"] = "closest"
+    return drawing
 
 
 def pareto_front(points: np.ndarray) -> list[int]:

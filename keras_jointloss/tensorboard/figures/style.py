@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import plotly.graph_objects as go
-
 # Okabe & Ito, 2008, Color Universal Design, with the yellow darker so that a line shows on white.
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8A400")
 # What tells terms of the same color apart: patterns of areas and symbols of lines.
@@ -67,7 +65,7 @@ THEMES = {
 }
 
 
-def layout(theme: Theme, height: int, title: str | None = None) -> dict[str, Any]:
+def layout(theme: Theme, height: int) -> dict[str, Any]:
     """Returns the layout that all figures share."""
     axis = {
         "gridcolor": theme.grid,
@@ -76,9 +74,10 @@ def layout(theme: Theme, height: int, title: str | None = None) -> dict[str, Any
         "tickfont": {"color": theme.faint},
         "title": {"font": {"color": theme.faint, "size": 12}, "standoff": 8},
         "exponentformat": "e",
+        "ticklabeloverflow": "allow",  # Else Plotly measures each label, and lays out anew for it.
     }
-    template = go.layout.Template(
-        layout={
+    template = {
+        "layout": {
             "font": {"family": "Roboto, system-ui, sans-serif", "size": 12, "color": theme.ink},
             "paper_bgcolor": theme.paper,
             "plot_bgcolor": theme.paper,
@@ -91,13 +90,12 @@ def layout(theme: Theme, height: int, title: str | None = None) -> dict[str, Any
                 "namelength": -1,
             },
         }
-    )
+    }
     return {
         "template": template,
         "height": height,
         "margin": {"l": 84, "r": 24, "t": 44, "b": 48},
         "hovermode": "x unified",
-        "title": {"text": title} if title else None,
         "legend": {
             "orientation": "h",
             "x": 0,

@@ -15,7 +15,6 @@ from keras_jointloss.tensorboard.figures.panels import (
     finish_x_axes,
     grid,
     nothing,
-    place,
     point_limit,
     run_dashes,
 )
@@ -50,20 +49,27 @@ def terms(runs: Sequence[Run], view: View) -> Drawing:
         raise nothing("weighted losses")
     columns = min(len(view.splits), view.columns, len(cells))
     titles = [text(f"{r.name} · {s}" if len(runs) > 1 else s) for r, s, _ in cells]
-    figure = grid(view, titles, columns)
+    drawing = grid(view, titles, columns)
     limit = point_limit(view, sum(len(found) + 1 for _, _, found in cells))
     named: set[str] = set()
-    traces = []
     for index, (run, split, found) in enumerate(cells):
-        at = place(index, columns)
         for trace in _stack(run, split, found, view, marks, limit, index):
             group = trace["legendgroup"]
-            traces.append({**trace, **axes(index), "showlegend": group not in named})
+            shown = {"showlegend": group not in named}
+            drawing.traces.append({**trace, **axes(index), **shown})
             named.add(group)
-        figure.update_yaxes(title_text=label, matches="y" if index else None, **at)
-    figure.update_yaxes(tickformat=".0%" if view.share else None, type=view.scale or "linear")
-    finish_x_axes(figure, view)
-    return Drawing(figure, traces)
+        axis = drawing.axis("y", index)
+        axis |= {"title": {"text": label}, "type": view.scale or "linear"}
+        if index:
+            axis["matches"] = "y"
+    finish_x_axes(drawing, view)
+    return _as_percent(drawing) if view.share else drawing
+
+
+def _as_percent(drawing: Drawing) -> Drawing:
+    for axis in drawing.all_axes("y"):
+        axis["tickformat"] = ".0%"
+    return drawing
 
 
 def _parts(run: Run, split: str, names: Sequence[str], key: str) -> dict[str, Series]:
@@ -93,7 +99,7 @@ def _stack(run, split, found, view, marks, limit, index):
         for part, stack in ((above, "above"), (below, "below")):
             if stack == "below" and not part.any():
                 continue
-            yield dict(
+            area = dict(
                 type="scatter",
                 x=x,
                 y=part,
@@ -101,19 +107,22 @@ def _stack(run, split, found, view, marks, limit, index):
                 mode="lines",
                 stackgroup=f"{stack} {index}",
                 line={"color": mark.color, "width": 0.8},
-                fillpattern={
+                customdata=np.stack([values, shares], axis=1),
+                hovertemplate="%{customdata[0]:.4g} (%{customdata[1]:.1%})",
+                legendgroup=name,
+                meta={"run": run.name, "split": split, "term": name, "stack": stack},
+            )
+            if mark.pattern:
+                area["fillpattern"] = {
                     "shape": mark.pattern,
                     "fgcolor": mark.color,
                     "fillmode": "overlay",
                     "size": 7,
                     "solidity": 0.35,
-                },
-                customdata=np.stack([values, shares], axis=1),
-                hovertemplate="%{customdata[0]:.4g} (%{customdata[1]:.1%})",
-                hoverinfo="skip" if stack == "below" else None,
-                legendgroup=name,
-                meta={"run": run.name, "split": split, "term": name, "stack": stack},
-            )
+                }
+            if stack == "below":
+                area["hoverinfo"] = "skip"
+            yield area
     yield dict(
         type="scatter",
         x=x,
@@ -160,6 +169,4 @@ def _overlay(runs, view, names, marks, key, label):
             ]
         panels.append(Panel(split, lines, label, view.scale or "linear", "terms"))
     drawing = draw_panels(panels, view, len(panels))
-    if view.share:
-        drawing.frame.update_yaxes(tickformat=".0%")
-    return drawing
+    return _as_percent(drawing) if view.share else drawing
