@@ -87,6 +87,14 @@ def test_losses_are_logarithmic_where_they_can_be():
     assert kj.plot(HISTORY, "losses", scale="linear").layout.yaxis.type == "linear"
 
 
+def test_ticks_of_logarithmic_axes_are_whole_numbers():
+    few = kj.plot(HISTORY, "losses").layout.yaxis  # 1 to 10.
+    texts = dict(zip(few.tickvals, few.ticktext, strict=True))
+    assert {1.0: "1", 2.0: "2", 5.0: "5", 0.2: "0.2", 20.0: "20"}.items() <= texts.items()
+    many = kj.plot({**HISTORY, "a_loss": [1.5, 1e-5]}, "losses").layout.yaxis
+    assert (many.tickvals, many.dtick) == (None, 1)
+
+
 def test_weights_and_readings():
     assert list(trace(kj.plot(HISTORY, "weights"), term="a_b").y) == [0.1, 0.1]
     figure = kj.plot(HISTORY, "readings", terms=["a_b"])

@@ -33,11 +33,8 @@ def cosines(runs: Sequence[Run], view: View) -> Drawing:
     longest = max(len(name) for _, pairs in found for pair in pairs.values() for name in pair)
     drawing = grid(view, titles, 2, height, spacing=min(0.3, 0.03 + 0.008 * longest))
     for index, (run, pairs) in enumerate(found):
-        for at, trace in (
-            (2 * index, _over_time(run, pairs, view)),
-            (2 * index + 1, _latest(run, pairs)),
-        ):
-            drawing.traces.append({**trace, **axes(at)})
+        drawing.traces.append({**_over_time(run, pairs, view), **axes(2 * index)})
+        drawing.traces.append({**_latest(run, pairs), **axes(2 * index + 1)})
     finish_x_axes(drawing, view)
     # Names are longer than numbers. Plotly draws twice to make room for them.
     for axis in drawing.all_axes("x"):
@@ -48,7 +45,7 @@ def cosines(runs: Sequence[Run], view: View) -> Drawing:
         axis = drawing.axis("x", 2 * index + 1)
         axis |= {"title": {"text": ""}, "type": "category"}
         del axis["matches"]
-    drawing.layout["hovermode"] = "closest"
+    drawing.layout.update(hovermode="closest", modebar={"orientation": "h"})
     drawing.layout["coloraxis"] = {
         "colorscale": DIVERGING,
         "cmin": -1,

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -158,7 +159,7 @@ def draw_panels(panels: Sequence[Panel], view: View, columns: int) -> Drawing:
         if match != own:
             axis["matches"] = match
         if panel.scale == "log":
-            axis["dtick"] = _log_tick(panels, panel)
+            axis |= _log_ticks(panels, panel)
     finish_x_axes(drawing, view)
     drawing.traces.extend(_key(panels, view))
     return drawing
@@ -232,12 +233,24 @@ def _key(panels: Sequence[Panel], view: View) -> list[dict[str, Any]]:
     ]
 
 
-def _log_tick(panels: Sequence[Panel], panel: Panel) -> Any:
-    """Returns the distance of the ticks of a logarithmic axis: decades, or digits 1, 2 and 5."""
+def _log_ticks(panels: Sequence[Panel], panel: Panel) -> dict[str, Any]:
+    """Returns the ticks of a logarithmic axis: decades, or 1, 2 and 5 within each if they are few.
+
+    Plotly would write the latter as single digits, 2 and 5 between 0.1 and 1.
+    """
     same = [x for x in panels if x.group == panel.group]
     values = np.concatenate([line.series.values for x in same for line in x.lines])
     values = values[np.isfinite(values) & (values > 0)]
-    return 1 if values.size and values.max() > 2000 * values.min() else "D2"
+    if not values.size or values.max() > 2000 * values.min():
+        return {"dtick": 1}
+    decades = range(
+        math.floor(math.log10(values.min())) - 1, math.ceil(math.log10(values.max())) + 2
+    )
+    texts = [f"{digit}e{decade}" for decade in decades for digit in (1, 2, 5)]
+    return {
+        "tickvals": [float(x) for x in texts],
+        "ticktext": [f"{float(x):g}" for x in texts],
+    }
 
 
 def run_dashes(runs: Iterable[Run]) -> dict[str, str]:

@@ -94,7 +94,8 @@ def layout(theme: Theme, height: int) -> dict[str, Any]:
     return {
         "template": template,
         "height": height,
-        "margin": {"l": 84, "r": 24, "t": 44, "b": 48},
+        "margin": {"l": 84, "r": 44, "t": 44, "b": 48},
+        "modebar": {"orientation": "v"},  # Beside the axes, so that it covers no legend.
         "hovermode": "x unified",
         "legend": {
             "orientation": "h",
