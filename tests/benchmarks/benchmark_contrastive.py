@@ -55,19 +55,23 @@ def dense(name, two_matrices=False):
 
 
 def loss_of(name, form, labels):
-    """Returns the loss as a function of the views."""
+    """Returns the loss as a function of the views, which may be those of the first items only."""
+    import keras
+
     import keras_jointloss as kj
 
     if form in ("tiled", "default"):
         loss = getattr(kj.losses, name)(tile_size=256 if form == "tiled" else None)
-        return lambda views: loss(labels, views)
+        return lambda views: loss(labels[: keras.ops.shape(views)[0]], views)
     if form == "peer":
         import torch
         from pytorch_metric_learning import losses
 
         loss = {"NTXent": losses.NTXentLoss(0.1), "SupCon": losses.SupConLoss(0.07)}[name]
         ids = labels if name == "SupCon" else torch.arange(len(labels))
-        return lambda views: loss(views.transpose(0, 1).flatten(0, 1), torch.cat([ids, ids]))
+        return lambda views: loss(
+            views.transpose(0, 1).flatten(0, 1), ids[: len(views)].repeat(views.shape[1])
+        )
     return dense(name, two_matrices=form == "two_matrices")
 
 
@@ -86,7 +90,7 @@ def measure(name, form, batch, repetitions):
     backend = keras.backend.backend()
     step = _compiled(function, backend, value_and_gradient)
     if backend != "jax":  # JAX compiles for fixed shapes.
-        step(views[:256]) if name not in ("SupCon",) and form != "peer" else None
+        step(views[: min(256, batch // 16)])
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = []
     for _ in range(repetitions):
