@@ -7,7 +7,8 @@ time and the increase of the process memory. Cases:
 - `default`: the loss of the package with its default settings, dense up to a size limit,
 - `dense`: a straightforward implementation that stores the full similarity matrix,
 - `two_matrices`: the common implementation of InfoNCE with one matrix for each direction,
-- `peer`: pytorch-metric-learning (PyTorch only, if installed, up to 4,096 items).
+- `peer`: pytorch-metric-learning (PyTorch only, if installed, up to 4,096 items; its NTXentLoss up
+  to 256, as it holds every pair of positives with every negative).
 
 Run: python -m tests.benchmarks.benchmark_contrastive [losses] --batches 4096 16384 65536
 """
@@ -23,6 +24,8 @@ import time
 
 DIM = 256
 LOSSES = ("InfoNCE", "SigLIP", "NTXent", "SupCon")
+# The losses that pytorch-metric-learning has, and for how many items.
+PEER_LIMITS = {"NTXent": 256, "SupCon": 4096}
 
 
 def dense(name, two_matrices=False):
@@ -175,7 +178,7 @@ def main(argv=None):
             forms = ["tiled"]
             if batch <= 16384 and name in ("InfoNCE", "SigLIP"):
                 forms += ["dense", "two_matrices"] if name == "InfoNCE" else ["dense"]
-            if batch <= 4096 and name in ("NTXent", "SupCon") and _has_peer():
+            if batch <= PEER_LIMITS.get(name, 0) and _has_peer():
                 forms = ["default", "peer"]
             compare(name, batch, forms, arguments.pairs, arguments.repetitions)
 

@@ -63,9 +63,6 @@ LOSSES = {
         *views.unbind(1)
     ),
     "VICReg": lambda views, labels, x: losses.VICRegLoss()(views[:, 0], ref_emb=views[:, 1]),
-    "CosineEmbedding": lambda views, labels, x: torch.nn.CosineEmbeddingLoss(x["margin"])(
-        *views.unbind(1), 2 * labels - 1
-    ),
 }
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 SQUARED_ERROR = keras.losses.MeanSquaredError()
