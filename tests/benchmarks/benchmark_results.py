@@ -9,7 +9,8 @@ PyTorch only. Both trainings of a pair have the same seed, initial weights and b
 - `rules`: the network of examples/weighting.py with a rule of the package, and with that of LibMTL
   (`pip install --no-deps LibMTL`).
 
-All have their default settings, and mean +- deviation are over the seeds.
+All have their default settings, except that the losses of a pair share those of ours. Mean +-
+deviation are over the seeds.
 
 Run: KERAS_BACKEND=torch python -m tests.benchmarks.benchmark_results losses [names] --seeds 3
 """
