@@ -18,7 +18,7 @@ PYTEST := python -m pytest -n $(WORKERS) --dist worksteal
 LOWER_BOUNDS_TESTS := $(addprefix tests/,test_callbacks.py test_clock.py test_joint.py test_layers.py test_loss_term.py \
   test_output_weight.py test_ownership.py test_training.py)
 
-.PHONY: help demo test test-jax test-torch test-lower-bounds test-all environments coverage lint format bench bench-losses bench-dashboard bench-scale bench-gradients docs clean
+.PHONY: help demo test test-jax test-torch test-lower-bounds test-all environments coverage lint format bench bench-losses bench-dashboard bench-scale bench-gradients bench-peers docs clean
 
 help:  ## Tell what there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -75,6 +75,10 @@ bench-scale: .venv/package.stamp  ## Measure what replicas cost that see all ite
 
 bench-gradients: .venv/package.stamp  ## Measure what combining gradients costs in time, as ratios.
 	.venv/bin/python -m tests.benchmarks.benchmark_balancing $(ARGS)
+
+bench-peers: .venv-torch/test.stamp  ## Train examples with losses and aggregators of other libraries, and compare the results.
+	KERAS_BACKEND=torch .venv-torch/bin/python -m tests.benchmarks.benchmark_results losses $(ARGS)
+	KERAS_BACKEND=torch .venv-torch/bin/python -m tests.benchmarks.benchmark_results aggregators $(ARGS)
 
 docs: .venv-docs/docs.stamp  ## Run the guides and build the site in build/docs.
 	rm -rf build/docs

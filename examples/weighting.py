@@ -60,6 +60,15 @@ class Trajectory(keras.callbacks.Callback):
         self.shares.append(meaning / (category + meaning))
 
 
+def scores(model, held_out):
+    """Returns the accuracy of the category and the explained variance of the meaning."""
+    predicted = model.predict(held_out["image"], verbose=0)
+    error = np.mean(np.square(predicted["meaning"] - held_out["target"]))
+    variance = np.mean(np.square(held_out["target"] - held_out["target"].mean(axis=0)))
+    accuracy = np.mean(predicted["category"].argmax(axis=1) == held_out["category"])
+    return float(accuracy), float(1 - error / variance)
+
+
 def train(data, epochs, seed, weights=None, weighting=None):
     """Trains a network; returns its results on held-out emoji and the trajectory of the weights."""
     keras.utils.set_random_seed(seed)
@@ -80,11 +89,7 @@ def train(data, epochs, seed, weights=None, weighting=None):
         verbose=0,
         callbacks=[kj.callbacks.JointLossCallback(), trajectory],
     )
-    predicted = model.predict(held_out["image"], verbose=0)
-    error = np.mean(np.square(predicted["meaning"] - held_out["target"]))
-    variance = np.mean(np.square(held_out["target"] - held_out["target"].mean(axis=0)))
-    accuracy = np.mean(predicted["category"].argmax(axis=1) == held_out["category"])
-    return (float(accuracy), float(1 - error / variance)), trajectory.shares
+    return scores(model, held_out), trajectory.shares
 
 
 def grid_name(weight):

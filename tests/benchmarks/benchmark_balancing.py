@@ -30,6 +30,8 @@ RULES = (
     "sum",
     "upgrad",
 )
+# Those that torchjd has.
+PEERS = tuple(rule for rule in RULES if rule != "shares")
 # The maximum median for each number of terms.
 TARGETS = {2: 1.05, 3: 1.05, 8: 1.15}
 STEPS, BATCH_SIZE, FILTERS = 20, 64, (32, 64, 64)
@@ -70,16 +72,22 @@ def ratio(rule, terms, width, pairs):
     return compare(lambda: fit(balanced), lambda: fit(plain), pairs)
 
 
+def peer_aggregator(rule, terms):
+    """Returns the aggregator of torchjd with its default settings."""
+    from torchjd import aggregation
+
+    name = rule.replace("_", "")
+    name = next(x for x in aggregation.__all__ if x.lower() == name)
+    arguments = {"NashMTL": {"n_tasks": terms}, "CAGrad": {"c": 0.5}}.get(name, {})
+    return getattr(aggregation, name)(**arguments)
+
+
 def peer_ratio(rule, terms, width, pairs):
     """Measures torchjd's `mtl_backward` relative to a plain backward pass, both in a loop."""
     import torch
-    from torchjd import aggregation
     from torchjd.autojac import jac_to_grad, mtl_backward
 
-    name = "".join(part.capitalize() for part in rule.split("_"))
-    name = next(x for x in aggregation.__all__ if x.lower() == name.lower())
-    arguments = {"NashMTL": {"n_tasks": terms}, "CAGrad": {"c": 0.5}}.get(name, {})
-    aggregator = getattr(aggregation, name)(**arguments)
+    aggregator = peer_aggregator(rule, terms)
 
     def run(is_combined):
         layers, channels = [], 3
@@ -128,7 +136,7 @@ def main(argv=None):
         for rule in arguments.names or RULES:
             measured = ratio(rule, terms, arguments.width, arguments.pairs)
             peer = ""
-            if arguments.peer:
+            if arguments.peer and rule in PEERS:
                 peer = peer_ratio(rule, terms, arguments.width, arguments.pairs)
                 peer = f"; mtl_backward: {peer}"
             print(f"{rule}, {terms} terms: {measured}, target {TARGETS[terms]}{peer}", flush=True)

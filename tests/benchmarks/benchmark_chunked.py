@@ -1,13 +1,16 @@
-"""Measures memory and time of a convolutional tower in chunks, and of the plain tower, in `fit`.
+"""Measures memory and time of a convolutional tower in `fit`: plain, and in chunks.
 
-Each case runs in a separate process: three steps on one batch with an InfoNCE term. It reports the
-increase of the process memory over that of the data and a model trained on a small batch (on JAX:
-that was built), and the time of the fastest step.
+`ChunkedTower` is compared with the plain tower and with a layer written by hand that applies the
+backend's own recomputation to each chunk: `torch.utils.checkpoint`, `tf.recompute_grad` or
+`jax.checkpoint`. Each case runs in a separate process: three steps on one batch with an InfoNCE
+term. It reports the increase of the process memory over that of the data and a model trained on a
+small batch (on JAX: that was built), and the time of the fastest step.
 
 Run: python -m tests.benchmarks.benchmark_chunked --batches 4096 --chunk 256
 """
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -15,9 +18,44 @@ import subprocess
 import sys
 import time
 
+WAYS = ("plain", "ChunkedTower", "by hand")
 
-def build(chunk):
-    """Returns a compiled model; a `chunk` of 0 stands for the plain tower."""
+
+def by_hand(tower, chunk, chunks):
+    """Returns a layer that recomputes each chunk in the backward pass."""
+    import keras
+
+    backend = keras.backend.backend()
+    if backend == "torch":
+        from torch.utils.checkpoint import checkpoint
+
+        recomputed = functools.partial(checkpoint, tower, use_reentrant=False)
+    elif backend == "jax":
+        import jax
+
+        recomputed = jax.checkpoint(tower)
+    else:
+        import tensorflow as tf
+
+        recomputed = tf.recompute_grad(tower)
+
+    class ByHand(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.tower = tower
+
+        def call(self, x):
+            parts = [x[i * chunk : (i + 1) * chunk] for i in range(chunks)]
+            return keras.ops.concatenate([recomputed(part) for part in parts])
+
+        def compute_output_shape(self, shape):
+            return tower.compute_output_shape(shape)
+
+    return ByHand()
+
+
+def build(way, batch, chunk):
+    """Returns a compiled model."""
     import keras
     from keras import layers
 
@@ -37,19 +75,23 @@ def build(chunk):
         ]
     )
     image, text = keras.Input((28, 28, 1)), keras.Input((8,))
-    encode = kj.layers.ChunkedTower(tower, chunk) if chunk else tower
+    encode = {
+        "plain": lambda: tower,
+        "ChunkedTower": lambda: kj.layers.ChunkedTower(tower, chunk),
+        "by hand": lambda: by_hand(tower, chunk, -(-batch // chunk)),
+    }[way]()
     a, b = kj.layers.ContrastiveTerm("InfoNCE")((encode(image), layers.Dense(32)(text)))
     model = keras.Model([image, text], a + b)
     model.compile("sgd")
     return model
 
 
-def measure(batch, chunk, steps=3):
+def measure(way, batch, chunk, steps=3):
     """Runs a case in this process and prints seconds and MiB as JSON."""
     import keras
     import numpy as np
 
-    model = build(chunk)
+    model = build(way, batch, chunk)
     generator = np.random.default_rng(0)
     x = [generator.normal(size=(batch, *shape)).astype("float32") for shape in ((28, 28, 1), (8,))]
     if keras.backend.backend() != "jax":  # JAX compiles for fixed shapes.
@@ -64,9 +106,9 @@ def measure(batch, chunk, steps=3):
     print(json.dumps({"seconds": min(seconds), "mib": (peak - base) / 1024}))
 
 
-def run(batch, chunk):
+def run(way, batch, chunk):
     """Runs a case in a separate process."""
-    command = [sys.executable, "-m", __spec__.name, "--case", str(batch), str(chunk)]
+    command = [sys.executable, "-m", __spec__.name, "--case", way, str(batch), str(chunk)]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return json.loads(output.stdout.strip().splitlines()[-1])
@@ -76,19 +118,22 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[4096])
     parser.add_argument("--chunk", type=int, default=256)
-    parser.add_argument("--case", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.case:
-        measure(*arguments.case)
+        way, batch, chunk = arguments.case
+        measure(way, int(batch), int(chunk))
         return
     for batch in arguments.batches:
-        plain, chunked = run(batch, 0), run(batch, arguments.chunk)
-        print(
-            f"batch {batch}: plain {plain['mib']:.0f} MiB, {plain['seconds']:.2f} s; chunks of "
-            f"{arguments.chunk} {chunked['mib']:.0f} MiB, {chunked['seconds']:.2f} s; ratios "
-            f"{chunked['mib'] / plain['mib']:.2f} and {chunked['seconds'] / plain['seconds']:.2f}",
-            flush=True,
-        )
+        print(f"batch {batch}, chunks of {arguments.chunk}", flush=True)
+        rows = {way: run(way, batch, arguments.chunk) for way in WAYS}
+        for way, row in rows.items():
+            memory, duration = (row[key] / rows["plain"][key] for key in ("mib", "seconds"))
+            print(
+                f"  {way:<14}{row['mib']:8.0f} MiB{row['seconds']:8.2f} s   "
+                f"of plain: memory {memory:.2f}, time {duration:.2f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

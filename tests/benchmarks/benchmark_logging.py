@@ -3,12 +3,14 @@
 - `epoch`, `batch`: an epoch of the model of examples/emoji.py with `update_freq` of that name,
   against the same without `log_dir`; targets 1.01 and 1.05,
 - `disk`: the bytes of the logs of 100,000 steps with 20 terms and `update_freq="batch"`, as
-  2,000 of them have.
+  2,000 of them have, and the time of writing a step, beside those of the same scalars written by
+  `tf.summary`, as `keras.callbacks.TensorBoard` does (if TensorFlow is installed).
 
 Run: python -m tests.benchmarks.benchmark_logging [names]
 """
 
 import argparse
+import importlib.util
 import tempfile
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import numpy as np
 
 import keras_jointloss as kj
 from tests.benchmarks.benchmark_weights import import_example
-from tests.benchmarks.timing import compare
+from tests.benchmarks.timing import compare, seconds
 
 BATCHES, TERMS, STEPS = 12, 20, 100_000
 WRITTEN = 2_000
@@ -57,15 +59,30 @@ def values(step):
     return scalars
 
 
-def measure_disk():
-    """Returns the bytes of the logs of a whole training."""
-    with tempfile.TemporaryDirectory() as log_dir:
-        writer = kj.tensorboard.SummaryWriter(log_dir)
+def write(log_dir):
+    writer = kj.tensorboard.SummaryWriter(log_dir)
+    for step in range(WRITTEN):
+        writer.scalars(values(step), step)
+    writer.close()
+
+
+def write_with_tensorflow(log_dir):
+    import tensorflow as tf
+
+    writer = tf.summary.create_file_writer(log_dir)
+    with writer.as_default():
         for step in range(WRITTEN):
-            writer.scalars(values(step), step)
-        writer.close()
+            for name, value in values(step).items():
+                tf.summary.scalar(name, value, step)
+    writer.close()
+
+
+def measure_disk(write):
+    """Returns the bytes of the logs of a whole training, and the seconds of writing a step."""
+    with tempfile.TemporaryDirectory() as log_dir:
+        duration = seconds(lambda: write(log_dir))
         size = sum(path.stat().st_size for path in Path(log_dir).iterdir())
-    return size * STEPS // WRITTEN
+    return size * STEPS // WRITTEN, duration / WRITTEN
 
 
 def main():
@@ -75,7 +92,16 @@ def main():
     arguments = parser.parse_args()
     for name in arguments.names:
         if name == "disk":
-            print(f"disk: {measure_disk() / 1e6:.0f} MB for {STEPS} steps with {TERMS} terms")
+            ways = {"SummaryWriter": write}
+            if importlib.util.find_spec("tensorflow"):
+                ways["tf.summary"] = write_with_tensorflow
+            for way, function in ways.items():
+                size, duration = measure_disk(function)
+                print(
+                    f"disk: {size / 1e6:.0f} MB for {STEPS} steps with {TERMS} terms, "
+                    f"{1000 * duration:.2f} ms a step, {way}",
+                    flush=True,
+                )
         else:
             ratio = measure_time(name, arguments.pairs)
             print(f"{name}: {ratio}, target {TARGETS[name]}", flush=True)
