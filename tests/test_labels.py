@@ -1,5 +1,6 @@
 """The valid labels of losses and metrics."""
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -154,6 +155,27 @@ def test_pair_labels_other_than_0_and_1_are_refused(name):
     assert np.isfinite(float(CLASSES[name]()(labels, views, labels > 0)))
     with pytest.raises(ValueError, match=message):
         kj.metrics.PairAccuracy()(labels, views)
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize("name", sorted(PAIR_LABELS))
+def test_values_without_meaning_are_no_wrong_labels(name, monkeypatch):
+    import torch
+
+    def loss(y_true, y_pred):
+        if y_pred.device.type == "meta":
+            raise NotImplementedError("The loss needs values.")
+        return ops.square(y_true - y_pred)
+
+    # Keras then builds the model with what the memory holds, mostly 0.
+    monkeypatch.setattr(torch, "empty_like", lambda x, **options: torch.full_like(x, 7, **options))
+    x, index = keras.Input((3,)), keras.Input((), dtype="int32")
+    a, b = keras.layers.Dense(2)(x), keras.layers.Dense(2)(x)
+    a, _ = kj.layers.ContrastiveTerm(Case(name).make())((a, b, ops.zeros_like(index)))
+    model = keras.Model([x, index], keras.layers.Dense(1)(a))
+    model.compile("sgd", loss)
+    history = model.fit([np.eye(6, 3), np.arange(6)], np.ones(6), batch_size=3, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
 
 
 @pytest.mark.parametrize("case", WITH_LABELS.values(), ids=WITH_LABELS)

@@ -1,7 +1,5 @@
 """Arranges the axes of a figure, and draws lines into them."""
 
-import copy
-import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 import plotly.io
-from plotly.subplots import make_subplots
 
 from keras_jointloss.tensorboard._sampling import smooth, thin
 from keras_jointloss.tensorboard.figures.style import DASHES, THEMES, Mark, layout, text
@@ -80,7 +77,7 @@ class Drawing(NamedTuple):
 
     def axis(self, letter: str, index: int) -> dict[str, Any]:
         """Returns the x or y axis of a panel."""
-        return self.layout[f"{letter}axis{_suffix(index)}"]
+        return self.layout[_long(axes(index)[f"{letter}axis"])]
 
     def all_axes(self, letter: str) -> list[dict[str, Any]]:
         """Returns all x or y axes."""
@@ -102,36 +99,43 @@ def grid(
     """Returns an empty figure with a pair of axes for each title, `spacing` of its width apart."""
     rows = max(1, -(-len(titles) // columns))
     total = rows * height + 110
-    places = copy.deepcopy(_places(rows, columns, spacing, total))
     theme = THEMES[view.theme]
-    named = [
-        {**place, "text": f"<b>{title}</b>", "font": {"size": 13, "color": theme.ink}}
-        for place, title in zip(places.pop("annotations"), titles, strict=False)
-        if title
-    ]
-    return Drawing({**places, **layout(theme, total), "annotations": named}, [])
-
-
-@functools.lru_cache(maxsize=64)
-def _places(rows: int, columns: int, spacing: float, height: int) -> dict[str, Any]:
-    """Returns the layout of a grid of axes with empty titles."""
-    figure = make_subplots(
-        rows=rows,
-        cols=columns,
-        subplot_titles=["title"] * rows * columns,
-        horizontal_spacing=spacing if columns > 1 else 0,
-        vertical_spacing=min(82 / height, 0.9 / rows) if rows > 1 else 0,
-    )
-    return figure.to_dict()["layout"]
+    right = spacing if columns > 1 else 0.0
+    below = min(82 / total, 0.9 / rows) if rows > 1 else 0.0
+    width, depth = (1 - right * (columns - 1)) / columns, (1 - below * (rows - 1)) / rows
+    drawing = Drawing({**layout(theme, total), "annotations": []}, [])
+    for index, title in enumerate(titles):
+        row, column = divmod(index, columns)
+        left, top = column * (width + right), 1 - row * (depth + below)
+        x, y = axes(index).values()
+        sides, ends = (left, left + width), (top - depth, top)
+        drawing.layout[_long(x)] = {"anchor": y, "domain": [round(side, 6) for side in sides]}
+        drawing.layout[_long(y)] = {"anchor": x, "domain": [round(end, 6) for end in ends]}
+        drawing.layout["annotations"].append(
+            {
+                "text": f"<b>{title}</b>" if title else "",
+                "font": {"size": 13, "color": theme.ink},
+                "x": left + width / 2,
+                "y": top,
+                "xref": "paper",
+                "yref": "paper",
+                "xanchor": "center",
+                "yanchor": "bottom",
+                "showarrow": False,
+            }
+        )
+    return drawing
 
 
 def axes(index: int) -> dict[str, str]:
     """Returns the names of the axes of a panel, for a trace."""
-    return {"xaxis": f"x{_suffix(index)}", "yaxis": f"y{_suffix(index)}"}
+    suffix = "" if index == 0 else str(index + 1)
+    return {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
 
 
-def _suffix(index: int) -> str:
-    return "" if index == 0 else str(index + 1)
+def _long(name: str) -> str:
+    """Returns the name in the layout of an axis that is called `y2`."""
+    return f"{name[0]}axis{name[1:]}"
 
 
 def draw_panels(panels: Sequence[Panel], view: View, columns: int) -> Drawing:
@@ -172,7 +176,7 @@ def finish_x_axes(drawing: Drawing, view: View) -> None:
         axis["matches"] = "x"
         # The first domain of the y axes counts from the bottom.
         side = tuple(axis["domain"])
-        height = drawing.layout[f"yaxis{axis['anchor'][1:]}"]["domain"][0]
+        height = drawing.layout[_long(axis["anchor"])]["domain"][0]
         if side not in bottom or height < bottom[side][0]:
             bottom[side] = height, axis
     for _, axis in bottom.values():
