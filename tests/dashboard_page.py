@@ -52,6 +52,16 @@ def get(address):
             return error.code, error.read()
 
 
+#: Hands Selenium the seconds until the page has drawn what a script changes.
+WATCH = """
+const done = arguments[arguments.length - 1], start = performance.now();
+new MutationObserver((_, observer) => {
+  observer.disconnect();
+  done((performance.now() - start) / 1000);
+}).observe(document.querySelector("main"), {attributeFilter: ["data-drawn"]});
+"""
+
+
 def wait_for(condition, *errors, seconds=SECONDS):
     """Returns what is true in the end, or fails."""
     end = time.monotonic() + seconds
@@ -96,6 +106,7 @@ class Page:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self.address = None
         self.driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+        self.driver.set_script_timeout(SECONDS)
 
     def open(self, address, **state):
         """Opens the tab with a state, and waits until it is drawn."""
@@ -137,14 +148,12 @@ class Page:
         return self.driver.execute_script(script, *arguments)
 
     def act(self, script, *arguments):
-        """Runs a script that changes the view, and waits until it is drawn."""
-        before = self.run("return document.querySelector('main').dataset.drawn")
-        self.run(script, *arguments)
-        wait_for(lambda: self.run("return document.querySelector('main').dataset.drawn") != before)
+        """Runs a script that changes the view, and returns the seconds until it is drawn."""
+        return self.driver.execute_async_script(WATCH + script, *arguments)
 
     def choose(self, control, value):
-        """Chooses an option of a control."""
-        self.act(
+        """Chooses an option of a control, and returns the seconds until the view is drawn."""
+        return self.act(
             "const x = document.getElementById(arguments[0]); x.value = arguments[1];"
             "x.dispatchEvent(new Event('input')); x.dispatchEvent(new Event('change'))",
             control,
@@ -152,8 +161,8 @@ class Page:
         )
 
     def click(self, selector):
-        """Clicks on an element."""
-        self.act("document.querySelector(arguments[0]).click()", selector)
+        """Clicks on an element, and returns the seconds until the view is drawn."""
+        return self.act("document.querySelector(arguments[0]).click()", selector)
 
     def traces(self):
         """Returns the traces that are drawn, with their data."""

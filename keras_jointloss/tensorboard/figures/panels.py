@@ -210,7 +210,7 @@ def _trace(line: Line, view: View, limit: int, is_first: bool) -> dict[str, Any]
         name=text(f"{line.name}{f' ({line.note})' if line.note else ''}"),
         mode="lines+markers" if is_short or mark.is_repeated else "lines",
         line={"color": mark.color, "width": 2, "dash": line.dash},
-        marker={"size": 6, "symbol": mark.symbol, "maxdisplayed": 0 if is_short else 12},
+        marker={"size": 6, "symbol": mark.symbol, "maxdisplayed": 0 if is_short else 8},
         legendgroup=line.name,
         showlegend=is_first,
         hovertemplate="%{y:.4g}",
