@@ -20,6 +20,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import keras
+import numpy as np
 import pytest
 
 BACKEND = keras.backend.backend()
@@ -98,6 +99,41 @@ def one_trace(request, fresh_keras):
             return variable_class(**options)
 
     with tf.variable_creator_scope(create):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def short_pipelines():
+    """Saves most of the time in which TensorFlow prepares to read a few arrays, for each `fit`.
+
+    Keras builds a pipeline for large arrays. Here arrays that are not split over replicas become
+    the shortest pipeline with the same batches, in another random order if they are shuffled.
+    """
+    if BACKEND != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+    from keras.src.trainers.data_adapters import array_slicing
+    from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
+
+    original = ArrayDataAdapter.get_tf_dataset
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.experimental_optimization.apply_default_optimizations = False
+
+    def get_tf_dataset(adapter):
+        inputs = array_slicing.convert_to_sliceable(adapter._inputs, target_backend="tensorflow")
+        kinds = {type(x) for x in keras.tree.flatten(inputs)}
+        is_dense = all(issubclass(kind, np.ndarray | tf.Tensor) for kind in kinds)
+        if not is_dense or adapter._shuffle == "batch" or tf.distribute.has_strategy():
+            return original(adapter)
+        dataset = tf.data.Dataset.from_tensor_slices(keras.tree.lists_to_tuples(inputs))
+        if adapter._shuffle:
+            dataset = dataset.shuffle(adapter._num_samples)
+        return dataset.batch(adapter._batch_size).with_options(options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ArrayDataAdapter, "get_tf_dataset", get_tf_dataset)
         yield
 
 
