@@ -82,12 +82,16 @@ def train_tensorflow():
     with strategy.scope():
         model = models.compiled()
     data = models.INPUTS, models.TARGETS
-    for part in ("fit", "reduce"):
+    is_first = CONFIGURATION["killed_at"] is not None  # Else it goes on where another has died.
+    for part in ("fit", "reduce") if is_first else ():
         found = failure_of_keras(model, part, strategy, data)
         assert found is not None, f"Keras no longer needs the replacement of `{part}`"
     kj.distribution.enable_multi_worker_fit()
-    with pytest.raises(RuntimeError, match=r"same epoch.*epoch 0, step 0 on replica 0, epoch 1"):
-        model.fit(*data, batch_size=models.BATCH, initial_epoch=RANK, epochs=2, verbose=0)
+    if is_first:
+        with pytest.raises(
+            RuntimeError, match=r"same epoch.*epoch 0, step 0 on replica 0, epoch 1"
+        ):
+            model.fit(*data, batch_size=models.BATCH, initial_epoch=RANK, epochs=2, verbose=0)
     backup = keras.callbacks.BackupAndRestore(OUT / f"backup_{RANK}")
     callbacks = [backup, *logging_callbacks(), DieAt()]
     return models.fitted(model, *data, batch_size=models.BATCH, callbacks=callbacks, folder=EPOCHS)
