@@ -156,10 +156,7 @@ def retrieval(runs: Sequence[Run], view: View) -> Drawing:
     own = marks(list(labels))
     panels = _panels(runs, view, list(labels), quantities, ("validation",), own)
     panels = [panel.changed(y="recall", group="recall") for panel in panels]
-    drawing = draw_panels(_scaled(panels, view, "linear"), view, 2)
-    for axis in drawing.all_axes("y"):
-        axis["tickformat"] = ".0%"
-    return drawing
+    return draw_panels(_scaled(panels, view, "linear"), view, 2).as_percent()
 
 
 def select_marks(runs: Sequence[Run], view: View) -> dict[str, Mark]:

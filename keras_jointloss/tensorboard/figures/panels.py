@@ -83,6 +83,12 @@ class Drawing(NamedTuple):
         """Returns all x or y axes."""
         return [axis for name, axis in self.layout.items() if name.startswith(f"{letter}axis")]
 
+    def as_percent(self) -> "Drawing":
+        """Returns the figure with y axes in percent."""
+        for axis in self.all_axes("y"):
+            axis["tickformat"] = ".0%"
+        return self
+
     def figure(self) -> go.Figure:
         """Returns the figure, validated."""
         return go.Figure(self.traces, self.layout)

@@ -63,13 +63,7 @@ def terms(runs: Sequence[Run], view: View) -> Drawing:
         if index:
             axis["matches"] = "y"
     finish_x_axes(drawing, view)
-    return _as_percent(drawing) if view.share else drawing
-
-
-def _as_percent(drawing: Drawing) -> Drawing:
-    for axis in drawing.all_axes("y"):
-        axis["tickformat"] = ".0%"
-    return drawing
+    return drawing.as_percent() if view.share else drawing
 
 
 def _parts(run: Run, split: str, names: Sequence[str], key: str) -> dict[str, Series]:
@@ -169,4 +163,4 @@ def _overlay(runs, view, names, marks, key, label):
             ]
         panels.append(Panel(split, lines, label, view.scale or "linear", "terms"))
     drawing = draw_panels(panels, view, len(panels))
-    return _as_percent(drawing) if view.share else drawing
+    return drawing.as_percent() if view.share else drawing
