@@ -11,6 +11,8 @@ import keras_jointloss as kj
 from tests.reference import info_nce
 from tests.test_gradient_balancer import X, Y, by_hand_step
 
+# The dtypes of one to three steps: TensorFlow would trace them longer than it computes.
+IS_EAGER = keras.backend.backend() == "tensorflow"
 # JAX has no float64 by default.
 WIDE = [] if keras.backend.backend() == "jax" else [("float32", "float64"), ("float64", "float32")]
 DTYPES = [
@@ -53,7 +55,8 @@ def test_gradient_statistics_are_correct_in_every_dtype(floatx, policy):
         if kind == "shared":
             at_z = [np.concatenate([(X[:8].T @ g).ravel(), g.sum(axis=0)]) for g in at_z]
         expected[kind] = [np.linalg.norm(g) for g in at_z]
-    model.compile("sgd", loss=dict.fromkeys(outputs, "mean_squared_error"))
+    losses = dict.fromkeys(outputs, "mean_squared_error")
+    model.compile("sgd", loss=losses, run_eagerly=IS_EAGER)
     y = {f"{kind}_{term}": Y[term][:8] for kind, term in heads}
     model.fit(X[:8], y, batch_size=8, verbose=0)
     tolerance = 1e-4 if policy.startswith("float") and "16" not in policy else 0.05
@@ -76,7 +79,8 @@ def test_terms_and_rule_are_correct_in_every_dtype(floatx, policy):
     a, b = term((a, b))
     model = keras.Model(inputs, {"a": keras.layers.Dense(2)(a + b)})
     famo = kj.weighting.FAMO(learning_rate=0.5)
-    model.compile(keras.optimizers.SGD(0.0), **kj.joint_loss({"a": "mse"}, weighting=famo))
+    joint = kj.joint_loss({"a": "mse"}, weighting=famo)
+    model.compile(keras.optimizers.SGD(0.0), **joint, run_eagerly=IS_EAGER)
     embeddings = [np.asarray(x, "float64") for x in views.predict(X, verbose=0)]
     history = model.fit(
         X,

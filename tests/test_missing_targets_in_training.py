@@ -160,7 +160,7 @@ def mirrored_fit(is_mirrored, reduction):
         arguments = kj.joint_loss(
             losses, {"b": 0.5}, rule, metrics={"a": "mae", "b": "accuracy"}, missing=MISSING
         )
-        model.compile(keras.optimizers.SGD(0.1), **arguments)
+        model.compile(keras.optimizers.SGD(0.1), **arguments, run_eagerly=not is_mirrored)
     weight = np.linspace(0.5, 2, len(X)).astype("float32")
     history = fit(model, y=Y_MISSING, sample_weight={"a": weight, "b": weight}, epochs=2)
     return model, history

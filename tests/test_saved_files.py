@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import keras_jointloss as kj
+from tests.backends import once_compiled
 
 FOLDER = Path(__file__).parent / "data" / "saved_2026_11"
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())
@@ -37,9 +38,10 @@ def assert_equal_logs(actual, expected):
     assert shared == {key: pytest.approx(expected[key], 1e-4, 1e-5) for key in shared}
 
 
-@pytest.mark.parametrize("load", [loaded_model, loaded_weights])
+@pytest.mark.parametrize("load", [loaded_model, pytest.param(loaded_weights, marks=once_compiled)])
 def test_file_of_earlier_commit_resumes_identically(load):
     model = load()
+    model.run_eagerly = keras.backend.backend() == "tensorflow"  # For three steps.
     evaluated = model.evaluate(X, Y, batch_size=8, verbose=0, return_dict=True)
     assert_equal_logs(evaluated, EXPECTED["evaluate"])
     history = model.fit(

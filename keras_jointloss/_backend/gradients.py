@@ -48,6 +48,8 @@ def of_tensorflow(compute, inputs):
     """
     import tensorflow as tf
 
+    # Outside of a graph, Keras leaves a variable what it is.
+    inputs = [tf.convert_to_tensor(x) for x in inputs]
     results: list[_Result] = []
 
     @tf.custom_gradient
