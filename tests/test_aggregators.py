@@ -163,6 +163,7 @@ def test_term_without_gradient_is_ignored(aggregator):
             assert_vectors_close(w @ with_zero, expected, 2e-3, kind)
 
 
+@once_compiled
 @all_aggregators
 def test_all_zero_gradients_give_zero(aggregator):
     np.testing.assert_array_equal(combine(aggregator, np.zeros((3, 64))), np.zeros(64))
@@ -189,6 +190,7 @@ def test_float32_is_close_to_float64(aggregator):
             assert_vectors_close(combine(aggregator, jacobian, "float32"), expected, 1e-3, kind)
 
 
+@once_compiled
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"][: 1 if COMPILES else 2])
 @of_each_sort
 def test_half_precision_is_computed_in_float32(name, dtype):

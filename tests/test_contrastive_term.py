@@ -7,6 +7,7 @@ from keras import ops
 
 import keras_jointloss as kj
 from tests import reference
+from tests.backends import once_compiled
 
 BACKEND = keras.backend.backend()
 GENERATOR = np.random.default_rng(4)
@@ -25,6 +26,7 @@ def embeddings(views=VIEWS, count=2):
     return [views[:, i] for i in range(count)]
 
 
+@once_compiled
 def test_extra_views_are_hard_negatives_or_additional_positives():
     for name, naive in (("InfoNCE", reference.info_nce), ("NTXent", reference.nt_xent)):
         layer = kj.layers.ContrastiveTerm(name)
@@ -37,6 +39,7 @@ def test_labels_come_last():
     assert called(layer, *embeddings(count=3), LABELS) == pytest.approx(expected, rel=1e-5)
 
 
+@once_compiled
 @pytest.mark.parametrize("name", ["SupCon", "Triplet", "MultiSimilarity", "Circle"])
 def test_one_embedding_with_labels(name):
     mask, weight = np.arange(6) != 3, np.array([1, 0, 2, 1, 0.5, 1], "float32")
@@ -162,6 +165,7 @@ def test_memory_may_be_smaller_than_the_batch():
     assert called(layer, *embeddings()) == pytest.approx(expected, rel=1e-5)
 
 
+@once_compiled
 def test_memory_keeps_labels_and_skips_excluded_items():
     layer = kj.layers.ContrastiveTerm("SupCon", memory_size=6)
     weight = np.array([1, 1, 0, 1, 1, 1], "float32")
@@ -176,6 +180,7 @@ def test_memory_keeps_labels_and_skips_excluded_items():
     assert called(layer, *embeddings(views), labels) == pytest.approx(expected, rel=1e-5)
 
 
+@once_compiled
 def test_memory_of_one_embedding_keeps_its_labels():
     layer = kj.layers.ContrastiveTerm("SupCon", memory_size=6)
     called(layer, VIEWS[:, 0], LABELS)
@@ -288,6 +293,7 @@ def test_too_large_memory_is_refused_by_name():
         layer.build([(None, 4), (None, 4)])
 
 
+@once_compiled
 def test_excluded_parameters_have_no_weight_decay():
     # This is the example in the docstring.
     optimizer = keras.optimizers.AdamW(1e-12, weight_decay=1e9)

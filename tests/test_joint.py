@@ -8,6 +8,7 @@ from keras.optimizers.schedules import PolynomialDecay
 
 import keras_jointloss as kj
 from keras_jointloss.find_terms import find_terms
+from tests.backends import once_compiled
 from tests.subjects import DATA
 
 ITEMS = 20
@@ -55,6 +56,7 @@ FORMS = {
 }
 
 
+@once_compiled
 @pytest.mark.parametrize("sample_weight", [None, np.linspace(0, 1, ITEMS)])
 def test_every_form_of_loss_equals_plain_keras(sample_weight):
     inputs = keras.Input((6,))

@@ -81,6 +81,7 @@ def test_negative_unlabelled_never_matches_unsigned_labels():
     assert_close(actual, case.naive(views, labels), 1e-4)
 
 
+@once_compiled
 @pytest.mark.parametrize(
     "metric",
     [
@@ -128,6 +129,7 @@ def test_memory_keeps_soft_and_fractional_labels(labels):
     assert _term_losses(labels) == pytest.approx(expected, rel=1e-6)
 
 
+@once_compiled
 def test_memory_skips_unlabelled_items():
     views = views_of(Case("sup_con")).astype("float32")
     labels = np.array([0, -1, 0, 2, 2])

@@ -237,11 +237,9 @@ def plain_metric(metric, case):
     return keras.metrics.MeanMetricWrapper(found)
 
 
-FEW_METRICS = ("mean_of_elements", "precision", "accuracy_sparse")
-
-
+@once_compiled
 @pytest.mark.parametrize("is_weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize("name", FEW_METRICS if IS_JAX else METRICS)
+@pytest.mark.parametrize("name", METRICS)
 def test_metric_sees_the_labelled_targets_only(name, is_weighted):
     metric, case_name = METRICS[name]
     case = CASES[case_name]

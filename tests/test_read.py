@@ -14,8 +14,11 @@ import pytest
 import keras_jointloss as kj
 from keras_jointloss.tensorboard import SummaryWriter
 from keras_jointloss.tensorboard.read import read_runs
+from tests.backends import once_compiled
 from tests.small_models import compiled, fit
 from tests.training_logs import STEPS, TERMS, train, write
+
+pytestmark = once_compiled
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 
 import keras_jointloss as kj
 from keras_jointloss.callbacks import JointLossCallback
+from tests.backends import once_compiled
 from tests.small_models import X, Y, ramp
 
 NAMES = ("a>b", "val_x", "pair")
@@ -63,6 +64,7 @@ class Cells(HTMLParser):
         self.rows[-1][-1] += data
 
 
+@once_compiled
 def test_table_of_history_equals_that_of_the_callback():
     model, callback = make_model(), JointLossCallback()
     y = {"a>b": Y["a"], "val_x": Y["a"]}

@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from tests.backends import once_compiled
 from tests.summaries import read_scalars
 from tests.terms import Terms, recorded_losses
 
@@ -60,6 +61,7 @@ def test_term_without_a_loss_so_far_does_not_change_the_total():
     np.testing.assert_allclose(terms.now(), [2.0, 1.0, 0.5], rtol=1e-5)
 
 
+@once_compiled
 def test_mean_is_not_dominated_by_the_first_loss():
     terms = Terms(kj.weighting.Shares({"term0": 1, "term1": 1}), 2)
     terms.run(np.array([[1000.0, 1.0]] + [[1.0, 1.0]] * 99))
@@ -242,6 +244,7 @@ def test_model_trains_with_the_asked_shares_and_resumes(tmp_path):
     np.testing.assert_allclose(weights[1], weights[0], rtol=1e-5)
 
 
+@once_compiled
 def test_constrained_term_ends_at_its_bound():
     x = np.ones((400, 1), "float32")
     inputs = keras.Input((1,))
