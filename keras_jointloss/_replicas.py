@@ -142,6 +142,14 @@ def counted_by(mean, divisor):
     return custom_gradient(compute, mean)
 
 
+def recorded_sum(x):
+    """Returns what one replica adds to its state for a sum of which it has computed its own part.
+
+    Keras adds up the states of the replicas, but each process of PyTorch keeps the whole sum.
+    """
+    return x if summed_replicas() > 1 else sum_over_replicas(x)
+
+
 def own_share(x):
     """Returns what one replica adds to a sum that each replica computes of the global batch."""
     return x / summed_replicas()

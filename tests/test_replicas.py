@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import sys
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ from keras import ops
 
 import keras_jointloss as kj
 from tests.loss_cases import DEFAULTS, labels_of, tensor, views_of
+from tests.test_metrics import CASES, OF_EACH_CLASS
 from tests.test_training import replicas
 
 pytestmark = pytest.mark.backend("tensorflow")
@@ -374,16 +376,73 @@ def test_models_load_inside_and_outside_of_the_scope(tmp_path):
         assert found == {key: pytest.approx(value, 1e-5) for key, value in expected.items()}
 
 
+class _PairNorm(kj.metrics.ViewsMetric):
+    """A metric of a user, without `items`: the mean length of the sum of an item's views."""
+
+    def values(self, views, labels=None, valid=None):
+        norms = ops.norm(ops.sum(views, axis=1), axis=-1)
+        return norms, ops.ones_like(norms) if valid is None else ops.cast(valid, norms.dtype)
+
+
 def test_metrics_see_all_replicas():
-    with replicas(2).scope():
-        metric = kj.metrics.RecallAtK(1)
-    plain = kj.metrics.RecallAtK(1)
+    def make():
+        return kj.metrics.RecallAtK(1), _PairNorm()
 
     def compute(views):
-        metric.update_state(None, views)
+        for metric in several:
+            metric.update_state(None, views)
         return ops.zeros(())
 
+    with replicas(2).scope():
+        several = make()
     run(compute, 7, 3)
-    plain.update_state(None, X[:10].reshape(-1, 2, 3))
-    assert 0 < float(plain.result()) < 1
-    assert ops.convert_to_numpy(metric.result()) == pytest.approx(float(plain.result()))
+    for metric, plain in zip(several, make(), strict=True):
+        expected = float(plain(None, X[:10].reshape(-1, 2, 3)))
+        assert expected > 0
+        assert ops.convert_to_numpy(metric.result()) == pytest.approx(expected)
+
+
+def recorded_shapes(monkeypatch):
+    """Returns a set that receives the shapes of the similarities that metrics compute."""
+    shapes = set()
+
+    def recorded(compute):
+        def record(a, b, *args):
+            shapes.add((len(a), len(b)))
+            return compute(a, b, *args)
+
+        return record
+
+    functions = {"similarity": "dot_matrix", "geometry": "dot_matrix", "pairs": "similarity_matrix"}
+    for name, function in functions.items():
+        module = sys.modules[f"keras_jointloss.metrics.{name}"]
+        monkeypatch.setattr(module, function, recorded(getattr(module, function)))
+    return shapes
+
+
+def test_every_metric_sees_both_replicas(monkeypatch):
+    keras.config.set_floatx("float64")
+    sizes, strategy, shapes = (5, 3), replicas(2), recorded_shapes(monkeypatch)
+
+    def make():
+        metrics = [CASES[name][0](**CASES[name][2], name=name) for name in OF_EACH_CLASS]
+        loss = kj.losses.SigLIP(same_label="ignore")
+        return kj.layers.ContrastiveTerm(loss, metrics=[*metrics, _PairNorm("norm")])
+
+    def compute(layer, views, labels, weight):
+        layer((views[:, 0], views[:, 1], labels), sample_weight=weight)
+        return sum(layer.losses)
+
+    items, labels = sum(sizes), np.array([0, 1, 1, 0, 1, 0, 0, 1])
+    data = X[: 2 * items].reshape(-1, 2, 6), labels, np.array([1, 0.5, 0, 2, 1, 0, 1.5, 1])
+    with strategy.scope():
+        layer, plain = make(), make()
+    parts = tuple(distributed(strategy, x, sizes) for x in data)
+    strategy.run(lambda *data: compute(layer, *data), parts)
+    # A replica compares its own items, or each of their views, with those of all replicas.
+    assert shapes == {(views * rows, views * items) for rows in sizes for views in (1, 2)}
+    compute(plain, *map(tensor, data))
+    expected = plain.weight.read()
+    assert {*OF_EACH_CLASS, "norm"} < {*expected}
+    for name, value in layer.weight.read().items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-9, err_msg=name)

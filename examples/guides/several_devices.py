@@ -89,7 +89,7 @@ Under `tf.distribute`, and in the processes of PyTorch, each device encodes its 
 Then a `ContrastiveTerm`
 
 1. gathers the embeddings of all devices (and labels, masks and weights, which are small),
-2. compares its own rows with all columns, in tiles,
+2. compares its own rows with all columns, in tiles; metrics do so, too, without tiles,
 3. adds up the gradients of the gathered embeddings over the devices and keeps its own rows.
 
 So each device computes its share of the matrix and no more, and weights and logs are those of one

@@ -12,7 +12,7 @@ from keras_jointloss import losses
 from keras_jointloss._backend import in_replica
 from keras_jointloss._labels import as_labels, label_tensor
 from keras_jointloss._math import float_dtype
-from keras_jointloss._replicas import Batch, global_batch, own_share, rows_of
+from keras_jointloss._replicas import Batch, global_batch, recorded_sum, rows_of
 from keras_jointloss._state import as_state
 from keras_jointloss._validation import validate_bool, validate_choice, validate_count
 from keras_jointloss.layers._contrastive_inputs import (
@@ -197,7 +197,7 @@ class ContrastiveTerm(LayerTerm):
             is_weighted_mean=self.loss.reduction == "mean_with_sample_weight",
             over_replicas=is_gathered,
         )
-        self._record_means(batch.views, batch.labels, valid, is_gathered)
+        self._record_means(batch.views, batch.labels, valid, own_items)
         if batch.labels is not None:
             valid = self.loss.labelled(batch.labels, valid)
         if self._memory is not None:
@@ -216,17 +216,21 @@ class ContrastiveTerm(LayerTerm):
             arguments["memory"] = self._memory.read(None if labels is None else labels.dtype)
         return self.loss.values(views, labels, valid, items, **arguments)
 
-    def _record_means(self, views, labels, valid, is_gathered):
-        def record(name, *sums):
-            self.weight.record_mean(name, *(own_share(x) if is_gathered else x for x in sums))
+    def _record_means(self, views, labels, valid, items):
+        """Records the sums, over all items or over some `Items`, whose quotients are the means."""
 
-        counts = ops.ones_like(views[:, 0, 0])
-        counts = counts if valid is None else ops.where(valid, counts, 0)
+        def record(name, total, count):
+            if items is not None:
+                total, count = ops.unstack(recorded_sum(ops.stack([total, count])))
+            self.weight.record_mean(name, total, count)
+
         if self._is_views_loss and self.loss.part_names:
+            counts = ops.ones_like(views[:, 0, 0])
+            counts = rows_of(counts if valid is None else ops.where(valid, counts, 0), items)
             for name, values in self.loss.part_values(views, labels, valid).items():
-                record(name, ops.sum(values * counts), ops.sum(counts))
+                record(name, ops.sum(rows_of(values, items) * counts), ops.sum(counts))
         for metric in self._get_metrics():
-            record(metric.name, *metric.sums(views, labels, valid))
+            record(metric.name, *metric.sums(views, labels, valid, items=items))
 
     def _remember(self, memory, views, labels, valid, training):
         """Puts the items of a training step into the memory."""
