@@ -10,6 +10,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from keras_jointloss import _replicas
 from tests.loss_cases import DEFAULTS, labels_of, tensor, views_of
 from tests.test_metrics import CASES, OF_EACH_CLASS
 from tests.test_training import replicas
@@ -274,37 +275,100 @@ def test_rule_equals_one_device(name):
     assert_like_one_device(make, parts, unequal=r"loss$|_share|sums_\d", epochs=4)
 
 
+def recorded_exchanges(monkeypatch):
+    """Returns lists that receive the sizes of what each replica gathers, receives and adds up."""
+    found = {"rows_of_replicas": [], "tensor_of_replica": [], "sum_over_replicas": []}
+
+    def recorded(name, exchange):
+        def record(*args, **kwargs):
+            result = exchange(*args, **kwargs)
+            is_gathered = name == "rows_of_replicas"
+            sizes = [int(ops.size(x)) for x in (result[0] if is_gathered else [result])]
+            found[name].append(sizes if is_gathered else sizes[0])
+            return result
+
+        return record
+
+    for name in found:
+        monkeypatch.setattr(_replicas, name, recorded(name, getattr(_replicas, name)))
+    return found.values()
+
+
 @pytest.mark.parametrize("count", [2, 4])
 def test_exchanges_what_the_guide_says(monkeypatch, count):
-    from keras_jointloss import _replicas
-
-    gathered, summed = [], []
-    rows_of_replicas, sum_over_replicas = _replicas.rows_of_replicas, _replicas.sum_over_replicas
-
-    def size(x):
-        return int(ops.size(x))
-
-    def rows(tensors):
-        found, start = rows_of_replicas(tensors)
-        gathered.append([size(x) for x in found])
-        return found, start
-
-    def total(x):
-        summed.append(size(x))
-        return sum_over_replicas(x)
-
-    monkeypatch.setattr(_replicas, "rows_of_replicas", rows)
-    monkeypatch.setattr(_replicas, "sum_over_replicas", total)
+    gathered, received, summed = recorded_exchanges(monkeypatch)
     strategy, sizes = replicas(count), (3,) * count
     with strategy.scope():
-        layer = kj.layers.ContrastiveTerm("InfoNCE")
+        layer, siglip = (kj.layers.ContrastiveTerm(loss) for loss in ("InfoNCE", "SigLIP"))
     views = distributed(strategy, X[: 3 * count].reshape(-1, 2, 3), sizes, "float32")
     strategy.run(lambda views: loss_and_gradient(layer, views, None)[0], (views,))
     # On each replica once all embeddings, and the sums of losses, divisors and items; backward once
     # the gradient of all embeddings.
     embeddings = 3 * count * 2 * 3
-    assert gathered == [[embeddings]] * count
+    assert (gathered, received) == ([[embeddings]] * count, [])
     assert sorted(summed) == [3] * count + [embeddings] * count
+    gathered.clear()
+    summed.clear()
+    strategy.run(lambda views: loss_and_gradient(siglip, views, None)[0], (views,))
+    # Of each replica the second views, forward and backward, and backward their gradient.
+    views = 3 * 3
+    assert (gathered, received) == ([[]] * count, [views] * (2 * count**2))
+    assert sorted(summed) == [3] * count + [views] * count**2
+
+
+@pytest.mark.parametrize("sizes", [(5, 3), (3, 0, 1, 4)])
+def test_siglip_sees_the_views_of_one_replica_at_a_time(monkeypatch, sizes):
+    import tensorflow as tf
+
+    keras.config.set_floatx("float64")
+    strategy = replicas(len(sizes))
+    losses = [
+        kj.losses.SigLIP(
+            0.7, -1.0, "dot", "positive", unlabelled=2, reduction="mean_with_sample_weight"
+        ),
+        kj.losses.SigLIP(same_label="ignore", unlabelled=0, tile_size=3),
+    ]
+
+    def make():
+        layers = [kj.layers.ContrastiveTerm(loss, 0.5, learn_temperature=True) for loss in losses]
+        for layer in layers:
+            layer.build([(None, 3)] * 2 + [(None,)] * layer.loss.has_labels)
+        return layers
+
+    def compute(layers, views, labels, weight, mask):
+        """Returns for each layer its loss and the gradients with respect to all that it sees."""
+        found = []
+        for layer in layers:
+            with tf.GradientTape() as tape:
+                tape.watch([views, weight])
+                others = [labels] * layer.loss.has_labels
+                masks = [mask, None] + [None] * len(others)
+                layer([views[:, 0], views[:, 1], *others], sample_weight=weight, mask=masks)
+                loss = sum(layer.losses) / tf.distribute.get_strategy().num_replicas_in_sync
+            sources = [views, weight, *(x.value for x in layer.trainable_variables)]
+            found.append((loss, *tape.gradient(loss, sources)))
+        return found
+
+    with strategy.scope():
+        several, plain = make(), make()
+    items = sum(sizes)
+    labels = np.array([0, 1, 2, 0, 1, 1, 0, 3])
+    weight, mask = np.array([1, 0.5, 2, 0, 1, 3, 1.5, 1]), np.arange(8) != 5
+    data = X[3 : 3 + items].reshape(-1, 2, 3), labels, weight, mask
+    gathered, received, _ = recorded_exchanges(monkeypatch)
+    parts = tuple(distributed(strategy, x, sizes) for x in data)
+    results = strategy.run(lambda *data: compute(several, *data), parts)
+    assert {size for sizes in gathered for size in sizes} == {items}  # Labels and masks.
+    assert set(received) == {3 * max(sizes)}
+    for loss, result, expected in zip(
+        losses, results, compute(plain, *map(tensor, data)), strict=True
+    ):
+        found = [np.array(strategy.experimental_local_results(x), "object") for x in result]
+        for i, (parts, value) in enumerate(zip(found, expected, strict=True)):
+            total = np.concatenate([*parts]) if i in (1, 2) else sum(parts)
+            np.testing.assert_allclose(
+                np.asarray(total, "float64"), value, 1e-9, 1e-12, err_msg=f"{loss.name} {i}"
+            )
 
 
 def info_nce(start, end):
