@@ -7,12 +7,14 @@ import keras
 from keras import ops
 
 from keras_jointloss._backend import (
+    Shares,
     custom_gradient,
     in_replica,
     replica_count,
     rows_of_replicas,
     sum_over_replicas,
     summed_replicas,
+    tensor_of_replica,
 )
 from keras_jointloss._math import divide_or_0
 
@@ -73,19 +75,27 @@ def global_batch(own: Batch) -> tuple[Batch, Items]:
     TensorFlow switches to another replica meanwhile. Not to be called before Keras has collected
     the losses that layers have added: the forward pass of the other replica replaces them.
     """
+    batch, shares = _gathered(own, own.views)
+    rows = (_with_gradient(*both, shares.start) for both in zip(batch, own, strict=True))
+    return Batch(*rows), Items(shares.start, ops.shape(own.views)[0])
+
+
+def _gathered(own: Batch, views) -> tuple[Batch, Shares]:
+    """Returns the rows of all replicas, without a gradient, and their shares."""
     present = [x for x in own if x is not None]
     # Not every collective operation supports booleans.
     sent = [ops.cast(x, "int32") if _name_of_dtype(x) == "bool" else x for x in present]
-    rows, start = rows_of_replicas(sent)
-    found = (_with_gradient(*both, start) for both in zip(rows, present, strict=True))
-    batch = Batch(*(None if x is None else next(found) for x in own))
-    return batch, Items(start, ops.shape(own.views)[0])
+    rows, shares = rows_of_replicas(sent, views)
+    found = (
+        ops.cast(ops.reshape(x, (-1, *like.shape[1:])), like.dtype)
+        for x, like in zip(rows, present, strict=True)
+    )
+    return Batch(*(None if x is None else next(found) for x in own)), shares
 
 
 def _with_gradient(rows, own, start):
     """Returns the rows of all replicas, with a gradient for the own ones, from row `start`."""
-    rows = ops.cast(ops.reshape(rows, (-1, *own.shape[1:])), own.dtype)
-    if not keras.backend.is_float_dtype(_name_of_dtype(own)):
+    if own is None or not keras.backend.is_float_dtype(_name_of_dtype(own)):
         return rows
 
     def compute(own):
@@ -96,6 +106,71 @@ def _with_gradient(rows, own, start):
         return ops.copy(rows), gradient
 
     return custom_gradient(compute, own)
+
+
+class Exchange(NamedTuple):
+    """Passes the embeddings of each replica to all, those of one replica after the other.
+
+    A replica so holds the embeddings of one other replica at a time. All replicas call the methods
+    in the same order. No gradient flows. TensorFlow switches to another replica meanwhile.
+
+    Attributes:
+        shares: The items of each replica.
+        own: The `Items` of this one.
+    """
+
+    shares: Shares
+    own: Items
+
+    def parts(self) -> list[Items]:
+        """Returns the items of each replica."""
+        counts = self.shares.counts
+        return [Items(sum(counts[:i]), count) for i, count in enumerate(counts)]
+
+    def size(self):
+        """Returns the number of items of all replicas."""
+        return sum(self.shares.counts)
+
+    def rows_of(self, replica: int, own, after):
+        """Returns the rows of one replica, on each.
+
+        Args:
+            replica: The index of the replica.
+            own: `(items, dim)`, the rows of this replica.
+            after: A tensor to compute before the exchange.
+        """
+        rows = tensor_of_replica(self._padded(own), replica, after)
+        return rows[: self.shares.counts[replica]]
+
+    def sum_for(self, replica: int, rows):
+        """Returns the sum over all replicas of their `rows` for one replica, or 0 on the others.
+
+        Args:
+            replica: The index of the replica.
+            rows: `(items of that replica, dim)`.
+
+        Returns:
+            `(own items, dim)`.
+        """
+        total = sum_over_replicas(self._padded(rows))
+        return ops.where(ops.equal(self.shares.index, replica), total, 0)[: self.own.size]
+
+    def _padded(self, rows):
+        """Returns rows with zeros below, so that all replicas have the same number."""
+        largest = self.shares.counts[0]
+        for count in self.shares.counts[1:]:
+            largest = max(largest, count) if isinstance(count, int) else ops.maximum(largest, count)
+        return ops.pad(rows, ((0, largest - ops.shape(rows)[0]), (0, 0)))
+
+
+def exchanged_batch(own: Batch) -> tuple[Batch, Exchange]:
+    """Returns the own views, with labels and mask of all replicas, and the exchange of views.
+
+    The mask excludes items of weight 0, too. To be called where `global_batch` may be.
+    """
+    others, shares = _gathered(Batch(None, own.labels, own.valid()), own.views)
+    items = Items(shares.start, ops.shape(own.views)[0])
+    return Batch(own.views, others.labels, others.mask), Exchange(shares, items)
 
 
 def _name_of_dtype(x):
@@ -140,6 +215,14 @@ def counted_by(mean, divisor):
         return ops.copy(mean), gradient
 
     return custom_gradient(compute, mean)
+
+
+def recorded_sum(x):
+    """Returns what one replica adds to its state for a sum of which it has computed its own part.
+
+    Keras adds up the states of the replicas, but each process of PyTorch keeps the whole sum.
+    """
+    return x if summed_replicas() > 1 else sum_over_replicas(x)
 
 
 def own_share(x):

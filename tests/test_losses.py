@@ -213,7 +213,8 @@ def test_function_and_class_have_the_same_arguments(name):
 
     expected = defaults(CLASSES[name], "unlabelled", "name", "reduction", "dtype")
     function = getattr(kj.losses, name)
-    assert defaults(function, "views", "labels", "valid", "memory", "items") == expected
+    given = "views", "labels", "valid", "memory", "items", "exchange"
+    assert defaults(function, *given) == expected
     assert expected.keys() <= CLASSES[name]().get_config().keys()
     naive = defaults(getattr(reference, name), "views", "labels", "valid", "weights_at")
     assert naive == {key: value for key, value in expected.items() if key != "tile_size"}

@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from keras_jointloss._replicas import Items, rows_of
 from tests import reference_metrics as reference
 from tests.backends import once_compiled
 from tests.gradients import dtypes
@@ -157,6 +158,21 @@ def test_values_are_finite_and_change_no_state(case):
         ops.convert_to_numpy(values)[counted], np.array(expected)[counted], rtol=1e-4, atol=1e-5
     )
     assert [_number(v) for v in metric.variables] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("case", COMPARED)
+def test_values_of_some_items_are_those_among_all(case):
+    make, _, arguments = CASES[case]
+    metric, dtype = make(**arguments), dtypes()[-1]
+    views, valid = _views(8, dim=5).astype(dtype), np.array([1, 0, 1, 1, 1, 0, 1, 1], "bool")
+    inputs = [ops.convert_to_tensor(x) for x in (views, _labels(8), valid)]
+    expected = [ops.convert_to_numpy(x) for x in metric.values(*inputs)]
+    tolerance = 1e-12 if dtype == "float64" else 1e-5
+    for items in (Items(0, 3), Items(5, 3), Items(3, 0)):
+        found = [ops.convert_to_numpy(x) for x in metric.values(*inputs, items)]
+        for x, y in zip(found, expected, strict=True):
+            assert x.dtype == y.dtype
+            np.testing.assert_allclose(x, rows_of(y, items), tolerance, tolerance)
 
 
 @pytest.mark.parametrize("shape", ["items", "views"])

@@ -89,11 +89,15 @@ Under `tf.distribute`, and in the processes of PyTorch, each device encodes its 
 Then a `ContrastiveTerm`
 
 1. gathers the embeddings of all devices (and labels, masks and weights, which are small),
-2. compares its own rows with all columns, in tiles,
+2. compares its own rows with all columns, in tiles; metrics do so, too, without tiles,
 3. adds up the gradients of the gathered embeddings over the devices and keeps its own rows.
 
 So each device computes its share of the matrix and no more, and weights and logs are those of one
-device with the whole batch. On JAX, XLA finds the same division from the sharding of the data. The
+device with the whole batch. `SigLIP`, whose loss is a sum over pairs, needs no gathered embeddings,
+unless the term has a memory or metrics or its distances are Euclidean. Of one device after the other
+all receive the second views, compare their own first views with them and go on to the next; the
+backward pass does so again, and adds up the gradients of these views for their device. This is the
+loss in chunks of Zhai et al. (2023). On JAX, XLA finds the same division from the sharding of the data. The
 same idea is behind DisCo-CLIP and the local loss of open_clip; there it is one loss, here it is all
 that compare items.
 
@@ -118,21 +122,36 @@ def held(batch, devices, dim, views=2, size=4, tile_size=256):
     return embeddings, tile * batch * size, rows * batch * size
 
 
-print(f"{'batch':>9} {'devices':>8} {'received':>10} {'embeddings':>11} {'tile':>9} {'dense':>9}")
+def held_by_siglip(batch, devices, dim, views=2, size=4):
+    """Returns the bytes for second views of one device, their gradient, and that of own views."""
+    return 2 * (batch // devices) * views * dim * size
+
+
+print(
+    f"{'batch':>9} {'devices':>8} {'received':>10} {'embeddings':>11} {'tile':>9} {'dense':>9} "
+    f"{'SigLIP':>9}"
+)
 for batch in (2**15, 2**18, 2**20):
     for devices in (8, 64, 512):
         embeddings, tile, dense = held(batch, devices, dim=512)
-        cells = [sum(received(batch, devices, dim=512)), embeddings, tile, dense]
+        siglip = held_by_siglip(batch, devices, dim=512)
+        cells = [sum(received(batch, devices, dim=512)), embeddings, tile, dense, siglip]
         row = " ".join(f"{cell / 2**20:>9.0f}M" for cell in cells)
         print(f"{batch:>9} {devices:>8} {row}")
 
 """
 The embeddings of a million pairs of dimension 512, with their gradient, take 8 GiB on each device,
-however many there are: from there on, a ring that passes on one share after the other would be the
-next step, which this package does not have. A tile takes 1 GiB then; a smaller `tile_size` halves
-it. The matrix of own rows alone would take 8 GiB even on 512 devices, so that tiles are what makes
-such batches possible. What gradient balancing and rules exchange does not depend on the batch: one
-number for each pair of terms, and one for each term.
+however many there are. A tile takes 1 GiB then; a smaller `tile_size` halves it. The matrix of own
+rows alone would take 8 GiB even on 512 devices, so that tiles are what makes such batches possible.
+
+`SigLIP` holds, in place of all embeddings, what the last column says, and its tiles are no wider
+than the share of a device. It moves the second views twice, and their gradient once. On TensorFlow a
+device receives as much as for the other losses, since a share is passed on as a sum with zeros of
+the others; on PyTorch it receives a third less. The price is that the backward pass computes the
+similarities again, and that the devices wait for each other after every share.
+
+What gradient balancing and rules exchange does not depend on the batch: one number for each pair of
+terms, and one for each term.
 
 Published figures, for comparison:
 

@@ -1,7 +1,7 @@
 """Everything that depends on the backend or on distributed training, for all other modules."""
 
 import contextlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -94,23 +94,62 @@ def takes_turns() -> bool:
     return tf.distribute.get_replica_context() is not None
 
 
-def rows_of_replicas(tensors: list) -> tuple[list, Any]:
-    """Returns the rows of all replicas for each tensor, and the index of the first own row.
+class Shares(NamedTuple):
+    """How the rows of a batch are divided among the replicas.
+
+    Attributes:
+        counts: The number of rows of each replica, a list.
+        index: The index of this replica.
+        start: The index of the first row of this replica.
+    """
+
+    counts: list
+    index: Any
+    start: Any
+
+
+def rows_of_replicas(tensors: list, own) -> tuple[list, Shares]:
+    """Returns the rows of all replicas for each tensor, and the shares of the replicas.
 
     To be called `in_replica`. The numbers of rows may differ. No gradient flows. TensorFlow
     switches to another replica meanwhile, as in `sum_over_replicas`.
 
     Args:
         tensors: Tensors with the same number of rows.
+        own: A tensor with as many rows.
     """
     if keras.backend.backend() == "torch":
-        return ranks.rows_of_ranks(tensors)
+        rows, counts, index = ranks.rows_of_ranks(tensors, own)
+        return rows, Shares(counts, index, sum(counts[:index]))
     import tensorflow as tf
 
     context = tf.distribute.get_replica_context()
-    *rows, counts = context.all_gather([*tensors, tf.shape(tensors[0])[:1]], axis=0)
-    start = tf.reduce_sum(counts[: context.replica_id_in_sync_group])
-    return [tf.stop_gradient(x) for x in rows], start
+    *rows, counts = context.all_gather([*tensors, tf.shape(own)[:1]], axis=0)
+    index = context.replica_id_in_sync_group
+    shares = Shares(tf.unstack(counts, replica_count()), index, tf.reduce_sum(counts[:index]))
+    return [tf.stop_gradient(x) for x in rows], shares
+
+
+def tensor_of_replica(x, replica: int, after):
+    """Returns the tensor of one replica, on each of them. No gradient flows.
+
+    To be called `in_replica`. TensorFlow switches to another replica meanwhile, as in
+    `sum_over_replicas`.
+
+    Args:
+        x: A tensor, of the same shape on all replicas.
+        replica: The index of the replica.
+        after: A tensor to compute first. TensorFlow would otherwise exchange several tensors at
+            the same time and hold them all.
+    """
+    if keras.backend.backend() == "torch":
+        return ranks.tensor_of_rank(x, replica)
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    with tf.control_dependencies([after]):
+        x = tf.where(tf.equal(context.replica_id_in_sync_group, replica), x, tf.zeros_like(x))
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
 
 
 def is_chief(model: keras.Model) -> bool:

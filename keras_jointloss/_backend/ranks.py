@@ -19,24 +19,34 @@ def sum_of_ranks(x):
     return x
 
 
-def rows_of_ranks(tensors: list) -> tuple[list, int]:
-    """Returns the rows of all processes for each tensor, and the index of the first own row."""
+def tensor_of_rank(x, rank: int):
+    """Returns the tensor of one process, on each of them. No gradient flows."""
+    from torch import distributed
+
+    x = x.detach().clone()
+    if x.device.type != "meta":
+        distributed.broadcast(x, rank)
+    return x
+
+
+def rows_of_ranks(tensors: list, own) -> tuple[list, list[int], int]:
+    """Returns the rows of all processes for each tensor, their numbers, and the own index."""
     import torch
     from torch import distributed
 
-    rows = len(tensors[0])
-    if tensors[0].device.type == "meta":
-        return [x.detach() for x in tensors], 0
-    own = torch.tensor([rows], device=tensors[0].device)
-    counts = [torch.zeros_like(own) for _ in range(count_ranks())]
-    distributed.all_gather(counts, own)
+    count = len(own)
+    if own.device.type == "meta":
+        return [x.detach() for x in tensors], [count], 0
+    sent = torch.tensor([count], device=own.device)
+    counts = [torch.zeros_like(sent) for _ in range(count_ranks())]
+    distributed.all_gather(counts, sent)
     numbers = [int(count) for count in counts]
     results = []
     for x in tensors:
         # All processes send the same number of rows.
         padded = x.new_zeros((max(numbers), *x.shape[1:]))
-        padded[:rows] = x.detach()
+        padded[:count] = x.detach()
         parts = [torch.empty_like(padded) for _ in numbers]
         distributed.all_gather(parts, padded)
         results.append(torch.cat([x[:n] for x, n in zip(parts, numbers, strict=True)]))
-    return results, sum(numbers[: distributed.get_rank()])
+    return results, numbers, distributed.get_rank()

@@ -64,7 +64,8 @@ class LearnedArguments:
 
     def arguments(self) -> dict[str, Any]:
         """Returns the arguments of the loss: scalar tensors by name."""
-        tensors = {name: ops.convert_to_tensor(value) for name, value in self._weights.items()}
+        # Copies: a custom gradient on TensorFlow takes no variable of several replicas.
+        tensors = {name: ops.copy(value) for name, value in self._weights.items()}
         return self._loss.arguments_of(tensors) if tensors else {}
 
     def readings(self) -> dict[str, Callable[[], Any]]:

@@ -12,7 +12,13 @@ from keras_jointloss import losses
 from keras_jointloss._backend import in_replica
 from keras_jointloss._labels import as_labels, label_tensor
 from keras_jointloss._math import float_dtype
-from keras_jointloss._replicas import Batch, global_batch, own_share, rows_of
+from keras_jointloss._replicas import (
+    Batch,
+    exchanged_batch,
+    global_batch,
+    recorded_sum,
+    rows_of,
+)
 from keras_jointloss._state import as_state
 from keras_jointloss._validation import validate_bool, validate_choice, validate_count
 from keras_jointloss.layers._contrastive_inputs import (
@@ -78,7 +84,9 @@ class ContrastiveTerm(LayerTerm):
             replicas get unequal shares of a batch. All replicas must then compute the loss.
             `None`, the default, and `True`: yes. `False`: each compares its own items alone, which
             saves communication, and keeps a memory of its own; a saved file holds that of the
-            first. Without several replicas, and on JAX, it changes nothing.
+            first. Without several replicas, and on JAX, it changes nothing. With `SigLIP`, except
+            for Euclidean distances, a replica holds the embeddings of one other at a time, if there
+            are neither `memory_size` nor `metrics`; otherwise those of all.
         name: Name of the layer and of the term.
         **kwargs: `trainable` and `dtype`, as in `keras.layers.Layer`.
 
@@ -187,17 +195,21 @@ class ContrastiveTerm(LayerTerm):
             sample_weight = ops.broadcast_to(sample_weight, ops.shape(views)[:1])
         own = Batch(views, labels, item_mask(masks), sample_weight)
         is_gathered = self._is_gathered and in_replica()
-        batch, own_items = global_batch(own) if is_gathered else (own, None)
+        batch, own_items, exchange = own, None, None
+        if is_gathered and self._exchanges_views():
+            batch, exchange = exchanged_batch(own)
+        elif is_gathered:
+            batch, own_items = global_batch(own)
         valid = batch.valid()
         loss, items, _ = mean_over_items(
-            lambda _: self._values(batch.views, batch.labels, own_items, valid),
+            lambda _: self._values(batch.views, batch.labels, own_items, valid, exchange),
             own.size(dtype),
             own.mask,
             own.sample_weight,
             is_weighted_mean=self.loss.reduction == "mean_with_sample_weight",
             over_replicas=is_gathered,
         )
-        self._record_means(batch.views, batch.labels, valid, is_gathered)
+        self._record_means(batch.views, batch.labels, valid, own_items)
         if batch.labels is not None:
             valid = self.loss.labelled(batch.labels, valid)
         if self._memory is not None:
@@ -205,28 +217,39 @@ class ContrastiveTerm(LayerTerm):
         # `None` if the `call` of the model takes no `training`; evaluation stops annealing anyway.
         return loss, items, valid, training is not False
 
-    def _values(self, views, labels, items, valid):
+    def _exchanges_views(self) -> bool:
+        """Whether only the loss needs the views of other replicas, those of one at a time."""
+        is_loss_alone = self._memory is None and not self._get_metrics()
+        return is_loss_alone and getattr(self.loss, "takes_exchange", False)
+
+    def _values(self, views, labels, items, valid, exchange):
         """Returns the loss of each item, `(batch,)`, or of some `Items`."""
         if not self._is_views_loss:
             views, valid = rows_of(views, items), rows_of(valid, items)
             values = self.loss.call(views[:, 1], views[:, 0])
             return values if valid is None else ops.where(valid, values, 0)
         arguments = self._learned.arguments()
+        if exchange is not None:
+            arguments["exchange"] = exchange
         if self._memory is not None:
             arguments["memory"] = self._memory.read(None if labels is None else labels.dtype)
         return self.loss.values(views, labels, valid, items, **arguments)
 
-    def _record_means(self, views, labels, valid, is_gathered):
-        def record(name, *sums):
-            self.weight.record_mean(name, *(own_share(x) if is_gathered else x for x in sums))
+    def _record_means(self, views, labels, valid, items):
+        """Records the sums, over all items or over some `Items`, whose quotients are the means."""
 
-        counts = ops.ones_like(views[:, 0, 0])
-        counts = counts if valid is None else ops.where(valid, counts, 0)
+        def record(name, total, count):
+            if items is not None:
+                total, count = ops.unstack(recorded_sum(ops.stack([total, count])))
+            self.weight.record_mean(name, total, count)
+
         if self._is_views_loss and self.loss.part_names:
+            counts = ops.ones_like(views[:, 0, 0])
+            counts = rows_of(counts if valid is None else ops.where(valid, counts, 0), items)
             for name, values in self.loss.part_values(views, labels, valid).items():
-                record(name, ops.sum(values * counts), ops.sum(counts))
+                record(name, ops.sum(rows_of(values, items) * counts), ops.sum(counts))
         for metric in self._get_metrics():
-            record(metric.name, *metric.sums(views, labels, valid))
+            record(metric.name, *metric.sums(views, labels, valid, items=items))
 
     def _remember(self, memory, views, labels, valid, training):
         """Puts the items of a training step into the memory."""

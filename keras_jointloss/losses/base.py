@@ -38,7 +38,8 @@ class ViewsLoss(keras.losses.Loss):
     The views are two (or more) embeddings of the same item, stacked on axis 1. A subclass defines
 
     - `function`: the stateless function `(views, labels, valid, **arguments) -> (batch,)`,
-    - `label_kind`, `min_views`, `max_views`, `has_memory`, `takes_items`: what it accepts,
+    - `label_kind`, `min_views`, `max_views`, `has_memory`, `takes_items`, `takes_exchange`: what it
+      accepts,
     - `compares_items`: false if the loss of an item does not depend on the other items.
 
     It validates the function's arguments and passes them to `__init__` as keyword arguments. They
@@ -115,6 +116,14 @@ class ViewsLoss(keras.losses.Loss):
         self._has_warned_of_replicas = False
         for argument, value in arguments.items():
             setattr(self, argument, value)
+
+    @property
+    def takes_exchange(self) -> bool:
+        """Whether the function takes an `exchange`, to see the views of one replica at a time.
+
+        The views are then those of one replica, the labels and the mask those of all.
+        """
+        return False
 
     @property
     def has_labels(self) -> bool:

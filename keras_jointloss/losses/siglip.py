@@ -3,12 +3,21 @@
 import math
 
 import keras
+from keras import ops
 
 from keras_jointloss._labels import validate_unlabelled
-from keras_jointloss._math import SIMILARITIES
+from keras_jointloss._math import SIMILARITIES, prepare
+from keras_jointloss._replicas import rows_of
 from keras_jointloss._validation import validate_choice, validate_number
-from keras_jointloss.losses._pairs import SAME_LABEL, Roles, as_views, remembered, samples_of
-from keras_jointloss.losses._sigmoid import pairwise_sigmoid
+from keras_jointloss.losses._pairs import (
+    SAME_LABEL,
+    Roles,
+    Samples,
+    as_views,
+    remembered,
+    samples_of,
+)
+from keras_jointloss.losses._sigmoid import exchanged_sigmoid, pairwise_sigmoid
 from keras_jointloss.losses._tiles import validate_tile_size
 from keras_jointloss.losses.base import LearnedParameter, ViewsLoss
 
@@ -24,6 +33,7 @@ def siglip(
     tile_size=None,
     memory=None,
     items=None,
+    exchange=None,
 ):
     """Returns the SigLIP loss of each item. See `SigLIP`.
 
@@ -38,12 +48,22 @@ def siglip(
         tile_size: As in `SigLIP`.
         memory: A `Memory` of earlier items as additional candidates, or `None`.
         items: The `Items` whose losses to return; `None` for all.
+        exchange: The `Exchange` of views with other replicas, or `None`. With it, `views` are those
+            of one replica, `labels` and `valid` those of all. Requires that `similarity` is not
+            `"euclidean"` and `memory` is `None`.
 
     Returns:
         `(batch,)`, or one value for each of `items`.
     """
-    views = as_views(views, valid)
     labels = None if same_label is None else labels
+    if exchange is not None:
+        views = as_views(views, rows_of(valid, exchange.own))
+        a, b = (prepare(views[:, i], similarity) for i in (0, 1))
+        every = Samples(None, ops.arange(exchange.size(), dtype="int32"), labels, valid)
+        anchors = every.of(exchange.own)
+        of_replicas = [Roles(anchors, every.of(part), same_label) for part in exchange.parts()]
+        return exchanged_sigmoid(a, b, of_replicas, exchange, 1.0 / temperature, bias, tile_size)
+    views = as_views(views, valid)
     a, b = (samples_of(views[:, i : i + 1], similarity, labels, valid) for i in (0, 1))
     if memory is not None:
         b = b.join(remembered(memory, similarity, slice(1, 2)))
@@ -65,6 +85,9 @@ class SigLIP(ViewsLoss):
     `ContrastiveTerm` with `learn_temperature=True` trains `log(1 / t)` and `b`, as the paper does.
     Exclude them from weight decay, as in AdamW:
     `optimizer.exclude_from_weight_decay(var_names=["log_scale", "bias"])`.
+
+    There, several replicas pass on their second views, so that none holds those of all at a time,
+    as in section 3.3 of the paper.
 
     Args:
         temperature: The temperature `t` > 0 that divides the similarities.
@@ -134,6 +157,11 @@ class SigLIP(ViewsLoss):
             tile_size=validate_tile_size(tile_size, similarity),
             unlabelled=validate_unlabelled(unlabelled, same_label),
         )
+
+    @property
+    def takes_exchange(self) -> bool:
+        """Whether the function takes an `exchange`: unless similarities are Euclidean."""
+        return self.similarity != "euclidean"
 
     def learned_parameters(self) -> dict[str, LearnedParameter]:
         """Returns the logarithm of the inverse temperature and the bias, without bounds."""

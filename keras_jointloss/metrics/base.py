@@ -8,7 +8,7 @@ from keras_jointloss._keras import outermost_layer
 from keras_jointloss._labels import as_labels, label_tensor, labelled
 from keras_jointloss._masks import stacked, valid_items
 from keras_jointloss._math import float_dtype
-from keras_jointloss._replicas import Batch, global_batch, own_share
+from keras_jointloss._replicas import Batch, global_batch, recorded_sum, rows_of
 
 
 class ViewsMetric(keras.metrics.Metric):
@@ -24,7 +24,9 @@ class ViewsMetric(keras.metrics.Metric):
     replicas, except where a layer updates the metric in its `call`.
 
     A subclass overrides `values`, `finish` if the metric is not the mean itself, and `get_config`
-    if it adds arguments. `values` and `finish` work on tensors alone and keep no state.
+    if it adds arguments. `values` and `finish` work on tensors alone and keep no state. If
+    `takes_items` is true, `values` has an argument `items`, so that each of several replicas
+    computes the values of its own items alone.
 
     Args:
         name: Name of the metric.
@@ -54,6 +56,8 @@ class ViewsMetric(keras.metrics.Metric):
     views: int | None = 2
     #: Whether the metric needs labels.
     has_labels: bool = False
+    #: Whether `values` takes `items`, to compute the values of some items among all.
+    takes_items: bool = False
     #: The label that marks items without one, which are excluded.
     unlabelled: int | None = None
 
@@ -62,17 +66,20 @@ class ViewsMetric(keras.metrics.Metric):
         self._total = self.add_variable((), "zeros", dtype=self.dtype, name="total")
         self._weight = self.add_variable((), "zeros", dtype=self.dtype, name="weight")
 
-    def values(self, views, labels=None, valid=None):
+    def values(self, views, labels=None, valid=None, items=None):
         """Returns the value of each item and how much it counts.
 
         Args:
             views: `(batch, views, dim)`, float32 or float64.
             labels: `(batch,)`, or `None` if `has_labels` is false.
             valid: `(batch,)`, bool: which items to include; `None` for all.
+            items: `Items(start, size)`, the successive items whose values to return, among the
+                others; `None` for all. Only if `takes_items` is true.
 
         Returns:
             Two tensors `(batch,)`, of the dtype of `views`. The count is 0 for an item that is
-            excluded or for which the metric is undefined; its value is finite all the same.
+            excluded or for which the metric is undefined; its value is finite all the same. With
+            `items`, one value and count for each of them.
         """
         raise NotImplementedError
 
@@ -80,7 +87,7 @@ class ViewsMetric(keras.metrics.Metric):
         """Returns the metric for the mean of the values, a scalar tensor."""
         return mean
 
-    def sums(self, views, labels=None, valid=None, weight=None):
+    def sums(self, views, labels=None, valid=None, weight=None, items=None):
         """Returns the contributions of a batch to the two sums whose quotient is the mean.
 
         Args:
@@ -88,6 +95,8 @@ class ViewsMetric(keras.metrics.Metric):
             labels: As in `values`.
             valid: As in `values`.
             weight: `(batch,)`, or `None` if every item has weight 1.
+            items: `Items(start, size)`, the successive items to sum over, among the others; `None`
+                for all.
 
         Returns:
             Two scalars, at least float32: the sum over the items of value times count times
@@ -99,9 +108,12 @@ class ViewsMetric(keras.metrics.Metric):
         if valid is not None:
             # A padded item may hold NaN or infinity, whose product with 0 is NaN.
             views = ops.where(valid[:, None, None], views, ops.zeros_like(views))
-        values, counts = self.values(views, labels, valid)
+        if self.takes_items:
+            values, counts = self.values(views, labels, valid, items)
+        else:
+            values, counts = (rows_of(x, items) for x in self.values(views, labels, valid))
         if weight is not None:
-            counts = counts * ops.cast(weight, counts.dtype)
+            counts = counts * ops.cast(rows_of(weight, items), counts.dtype)
         return ops.sum(values * counts), ops.sum(counts)
 
     def update_state(self, y_true, y_pred, sample_weight=None):
@@ -123,10 +135,11 @@ class ViewsMetric(keras.metrics.Metric):
         batch = Batch(views, labels, valid_items(y_pred, sample_weight), sample_weight)
         # In the forward pass an exchange would disturb the losses of layers.
         is_gathered = in_replica() and outermost_layer() is None
-        sums = self.sums(*(global_batch(batch)[0] if is_gathered else batch))
-        total, weight = (own_share(x) for x in sums) if is_gathered else sums
-        self._total.assign_add(ops.cast(total, self._total.dtype))
-        self._weight.assign_add(ops.cast(weight, self._weight.dtype))
+        batch, items = global_batch(batch) if is_gathered else (batch, None)
+        sums = (ops.cast(x, self._total.dtype) for x in self.sums(*batch, items=items))
+        total, weight = ops.unstack(recorded_sum(ops.stack([*sums]))) if is_gathered else sums
+        self._total.assign_add(total)
+        self._weight.assign_add(weight)
 
     def result(self):
         return self.finish(ops.divide_no_nan(self._total, self._weight))
@@ -156,21 +169,26 @@ def all_or(valid, views):
     return ops.ones_like(views[:, 0, 0], dtype="bool") if valid is None else valid
 
 
-def own_pairs(views):
-    """Returns the mask of pairs of an item with itself: `(batch, batch)`, bool."""
+def own_pairs(views, items=None):
+    """Returns the mask of pairs of an item with itself: `(batch, batch)`, bool.
+
+    With `items`, the rows of these items alone.
+    """
     index = ops.arange(ops.shape(views)[0], dtype="int32")
-    return index[:, None] == index[None, :]
+    return rows_of(index, items)[:, None] == index[None, :]
 
 
-def other_pairs(views, valid, labels=None):
+def other_pairs(views, valid, labels=None, items=None):
     """Returns the mask of pairs of different valid items: `(batch, batch)`, bool.
 
-    With `labels`, only pairs of items with different labels remain.
+    With `labels`, only pairs of items with different labels remain. With `items`, the rows of these
+    items alone.
     """
-    others = ops.logical_not(own_pairs(views))
+    others = ops.logical_not(own_pairs(views, items))
     if labels is not None:
-        others = ops.logical_and(others, labels[:, None] != labels[None, :])
-    return ops.logical_and(others, ops.logical_and(valid[:, None], valid[None, :]))
+        others = ops.logical_and(others, rows_of(labels, items)[:, None] != labels[None, :])
+    both = ops.logical_and(rows_of(valid, items)[:, None], valid[None, :])
+    return ops.logical_and(others, both)
 
 
 def validate_metrics(metrics, has_labels):

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._math import dot, dot_matrix, l2_normalize
+from keras_jointloss._replicas import rows_of
 from keras_jointloss._validation import validate_number
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs
 
@@ -41,11 +42,14 @@ class Alignment(ViewsMetric):
     2.0
     """
 
+    takes_items = True
+
     def __init__(self, alpha: float = 2.0, name: str = "alignment", dtype=None):
         super().__init__(name=name, dtype=dtype)
         self.alpha = validate_number(alpha, "alpha", 0, exclusive=True)
 
-    def values(self, views, labels=None, valid=None):
+    def values(self, views, labels=None, valid=None, items=None):
+        views, valid = rows_of(views, items), rows_of(valid, items)
         unit = l2_normalize(views)
         difference = unit[:, 0] - unit[:, 1]
         values = ops.power(dot(difference, difference), self.alpha / 2)
@@ -92,6 +96,7 @@ class Uniformity(ViewsMetric):
     """
 
     views = None
+    takes_items = True
 
     def __init__(self, t: float = 2.0, name: str = "uniformity", dtype=None):
         super().__init__(name=name, dtype=dtype)
@@ -102,14 +107,15 @@ class Uniformity(ViewsMetric):
                 f"Invalid value for argument `t`. Expected {expected}. Received: t={t!r}"
             )
 
-    def values(self, views, labels=None, valid=None):
-        others = other_pairs(views, all_or(valid, views))
-        count = ops.sum(ops.cast(others, views.dtype), axis=1)  # (batch,)
+    def values(self, views, labels=None, valid=None, items=None):
+        others = other_pairs(views, all_or(valid, views), items=items)
+        count = ops.sum(ops.cast(others, views.dtype), axis=1)  # (items,)
         potential = ops.zeros_like(count)
         for view in range(views.shape[1]):
             x = l2_normalize(views[:, view])
-            square = dot(x, x)
-            distance = ops.relu(square[:, None] + square[None, :] - 2.0 * dot_matrix(x, x))
+            own, square = rows_of(x, items), dot(x, x)
+            squares = rows_of(square, items)[:, None] + square[None, :]  # (items, batch)
+            distance = ops.relu(squares - 2.0 * dot_matrix(own, x))
             potential += ops.sum(ops.where(others, ops.exp(-self.t * distance), 0.0), axis=1)
         values = potential / (views.shape[1] * ops.maximum(count, 1.0))
         return values, ops.cast(count > 0, values.dtype)

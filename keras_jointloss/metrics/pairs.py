@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_jointloss._labels import check_labels, validate_unlabelled
 from keras_jointloss._math import SIMILARITIES, paired_similarity, similarity_matrix
+from keras_jointloss._replicas import rows_of
 from keras_jointloss._validation import validate_choice, validate_number
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs
 
@@ -43,6 +44,7 @@ class PairAccuracy(ViewsMetric):
     """
 
     has_labels = True
+    takes_items = True
 
     def __init__(
         self,
@@ -55,7 +57,8 @@ class PairAccuracy(ViewsMetric):
         self.threshold = validate_number(threshold, "threshold")
         self.similarity = validate_choice(similarity, "similarity", SIMILARITIES)
 
-    def values(self, views, labels=None, valid=None):
+    def values(self, views, labels=None, valid=None, items=None):
+        views, labels, valid = (rows_of(x, items) for x in (views, labels, valid))
         similarity = paired_similarity(views[:, 0], views[:, 1], self.similarity)
         check_labels(labels, valid, type(self).__name__, is_pair=True)
         is_right = (similarity >= self.threshold) == (ops.cast(labels, views.dtype) > 0.5)
@@ -91,11 +94,14 @@ class PositiveSimilarity(ViewsMetric):
     0.5
     """
 
+    takes_items = True
+
     def __init__(self, similarity: str = "cosine", name: str = "positive_similarity", dtype=None):
         super().__init__(name=name, dtype=dtype)
         self.similarity = validate_choice(similarity, "similarity", SIMILARITIES)
 
-    def values(self, views, labels=None, valid=None):
+    def values(self, views, labels=None, valid=None, items=None):
+        views, valid = rows_of(views, items), rows_of(valid, items)
         values = paired_similarity(views[:, 0], views[:, 1], self.similarity)
         return values, ops.cast(all_or(valid, views), values.dtype)
 
@@ -135,6 +141,8 @@ class NegativeSimilarity(ViewsMetric):
     0.5
     """
 
+    takes_items = True
+
     def __init__(
         self,
         similarity: str = "cosine",
@@ -149,12 +157,17 @@ class NegativeSimilarity(ViewsMetric):
         self.has_labels = same_label is not None
         self.unlabelled = validate_unlabelled(unlabelled, same_label)
 
-    def values(self, views, labels=None, valid=None):
-        matrix = similarity_matrix(views[:, 0], views[:, 1], self.similarity)
-        others = other_pairs(views, all_or(valid, views), labels if self.has_labels else None)
-        count = ops.sum(ops.cast(others, views.dtype), axis=1)  # (batch,)
-        both_ways = 0.5 * (matrix + ops.transpose(matrix))
-        total = ops.sum(ops.where(others, both_ways, 0.0), axis=1)
+    def values(self, views, labels=None, valid=None, items=None):
+        a, b = views[:, 0], views[:, 1]
+        matrix = similarity_matrix(rows_of(a, items), b, self.similarity)  # (items, batch)
+        if items is None:
+            reverse = ops.transpose(matrix)
+        else:
+            reverse = similarity_matrix(rows_of(b, items), a, self.similarity)
+        labels = labels if self.has_labels else None
+        others = other_pairs(views, all_or(valid, views), labels, items)
+        count = ops.sum(ops.cast(others, views.dtype), axis=1)  # (items,)
+        total = ops.sum(ops.where(others, 0.5 * (matrix + reverse), 0.0), axis=1)
         return total / ops.maximum(count, 1.0), ops.cast(count > 0, views.dtype)
 
     def get_config(self) -> dict[str, Any]:
@@ -209,6 +222,7 @@ class SimilarityGap(NegativeSimilarity):
     ):
         super().__init__(similarity, same_label, unlabelled, name, dtype)
 
-    def values(self, views, labels=None, valid=None):
-        negative, counts = super().values(views, labels, valid)
-        return paired_similarity(views[:, 0], views[:, 1], self.similarity) - negative, counts
+    def values(self, views, labels=None, valid=None, items=None):
+        negative, counts = super().values(views, labels, valid, items)
+        own = rows_of(views, items)
+        return paired_similarity(own[:, 0], own[:, 1], self.similarity) - negative, counts

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_jointloss._labels import validate_unlabelled
 from keras_jointloss._math import SIMILARITIES
+from keras_jointloss._replicas import Items, rows_of
 from keras_jointloss._validation import validate_choice, validate_count
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs
 from keras_jointloss.metrics.retrieval import RetrievalMetric
@@ -189,6 +190,7 @@ class MeanAveragePrecisionAtR(ViewsMetric):
 
     views = None
     has_labels = True
+    takes_items = True
 
     def __init__(
         self,
@@ -201,15 +203,18 @@ class MeanAveragePrecisionAtR(ViewsMetric):
         self.similarity = validate_choice(similarity, "similarity", SIMILARITIES)
         self.unlabelled = validate_unlabelled(unlabelled)
 
-    def values(self, views, labels=None, valid=None):
+    def values(self, views, labels=None, valid=None, items=None):
         number = views.shape[1]
         samples = ops.reshape(views, (-1, 1, views.shape[2]))  # (batch * views, 1, dim)
         labels = ops.repeat(labels, number, axis=0)
-        candidates = other_pairs(samples, ops.repeat(all_or(valid, views), number, axis=0))
-        right = ops.logical_and(candidates, labels[:, None] == labels[None, :])
+        queries = None if items is None else Items(number * items.start, number * items.size)
+        valid = ops.repeat(all_or(valid, views), number, axis=0)
+        candidates = other_pairs(samples, valid, items=queries)  # (queries, batch * views)
+        right = ops.logical_and(candidates, rows_of(labels, queries)[:, None] == labels[None, :])
 
         wrong = ops.logical_and(candidates, ops.logical_not(right))
-        closeness, rounding = closeness_matrix(samples[:, 0], samples[:, 0], self.similarity)
+        samples = samples[:, 0]
+        closeness, rounding = closeness_matrix(rows_of(samples, queries), samples, self.similarity)
         right, position = _in_order(closeness, rounding, right, wrong)
         precision = ops.cumsum(right, axis=1) / position
         number_right = ops.sum(right, axis=1, keepdims=True)

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_jointloss._labels import validate_unlabelled
 from keras_jointloss._math import SIMILARITIES
+from keras_jointloss._replicas import rows_of
 from keras_jointloss._validation import validate_choice, validate_count
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs, own_pairs
 from keras_jointloss.metrics.similarity import closeness_matrix
@@ -38,6 +39,8 @@ class RetrievalMetric(ViewsMetric):
         dtype: As in `keras.metrics.Metric`.
     """
 
+    takes_items = True
+
     def __init__(
         self,
         direction: str = "both",
@@ -55,38 +58,42 @@ class RetrievalMetric(ViewsMetric):
         self.unlabelled = validate_unlabelled(unlabelled, same_label)
 
     def gain(self, ranks):
-        """Returns the gain for each rank of the right candidate: `(batch,)`."""
+        """Returns the gain for each rank of the right candidate: `(queries,)`."""
         raise NotImplementedError
 
     def score(self, closeness, rounding, right, wrong):
         """Returns the score of each query.
 
         Args:
-            closeness: `(batch, batch)`, float: how close each candidate (axis 1) is to each query.
-            rounding: `(batch, batch)`, > 0: the rounding error of the closeness.
-            right: `(batch, batch)`, bool: the right candidates, one or more for each query.
-            wrong: `(batch, batch)`, bool: the wrong candidates. The others do not count.
+            closeness: `(queries, batch)`, float: how close each candidate (axis 1) is to each
+                query.
+            rounding: `(queries, batch)`, > 0: the rounding error of the closeness.
+            right: `(queries, batch)`, bool: the right candidates, one or more for each query.
+            wrong: `(queries, batch)`, bool: the wrong candidates. The others do not count.
 
         Returns:
-            `(batch,)`.
+            `(queries,)`.
         """
         return self.gain(_ranks(closeness, rounding, right, wrong))
 
-    def values(self, views, labels=None, valid=None):
+    def values(self, views, labels=None, valid=None, items=None):
         valid = all_or(valid, views)
-        others = other_pairs(views, valid)
-        wrong = other_pairs(views, valid, labels) if self.has_labels else others
-        right = own_pairs(views)
+        others = other_pairs(views, valid, items=items)
+        wrong = other_pairs(views, valid, labels, items) if self.has_labels else others
+        right = own_pairs(views, items)
         if self.same_label == "positive":
             right = ops.logical_or(right, ops.logical_and(others, ops.logical_not(wrong)))
-        closeness, rounding = closeness_matrix(views[:, 0], views[:, 1], self.similarity)
-        scores = []
-        if self.direction != "b_to_a":
-            scores.append(self.score(closeness, rounding, right, wrong))
-        if self.direction != "a_to_b":
-            closeness, rounding = ops.transpose(closeness), ops.transpose(rounding)
-            scores.append(self.score(closeness, rounding, right, wrong))
-        return sum(scores) / len(scores), ops.cast(valid, views.dtype)
+        a, b = views[:, 0], views[:, 1]
+        queries, candidates = (b, a) if self.direction == "b_to_a" else (a, b)
+        closeness, rounding = closeness_matrix(rows_of(queries, items), candidates, self.similarity)
+        scores = self.score(closeness, rounding, right, wrong)
+        if self.direction == "both":
+            if items is None:
+                closeness, rounding = ops.transpose(closeness), ops.transpose(rounding)
+            else:
+                closeness, rounding = closeness_matrix(rows_of(b, items), a, self.similarity)
+            scores = (scores + self.score(closeness, rounding, right, wrong)) / 2
+        return scores, ops.cast(rows_of(valid, items), views.dtype)
 
     def get_config(self) -> dict:
         return {
@@ -99,8 +106,10 @@ class RetrievalMetric(ViewsMetric):
 
 
 def _ranks(closeness, rounding, right, wrong):
-    """Returns the rank of each query's best right candidate (axis 1): `(batch,)`, float."""
-    best = ops.max(ops.where(right, closeness, -math.inf), axis=1, keepdims=True)
+    """Returns the rank of each query's best right candidate (axis 1): `(queries,)`, float."""
+    best = ops.where(right, closeness, -math.inf)
+    # Keras computes no maximum for a replica without queries.
+    best = best[:, :1] if best.shape[0] == 0 else ops.max(best, axis=1, keepdims=True)
     # NaN counts as ahead: a model that has diverged finds nothing.
     is_ahead = ops.logical_and(wrong, ops.logical_not(closeness + rounding < best))
     return 1.0 + ops.sum(ops.cast(is_ahead, closeness.dtype), axis=1)
