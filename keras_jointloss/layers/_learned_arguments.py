@@ -64,8 +64,7 @@ class LearnedArguments:
 
     def arguments(self) -> dict[str, Any]:
         """Returns the arguments of the loss: scalar tensors by name."""
-        # Copies: a custom gradient on TensorFlow takes no variable of several replicas.
-        tensors = {name: ops.copy(value) for name, value in self._weights.items()}
+        tensors = {name: ops.convert_to_tensor(value) for name, value in self._weights.items()}
         return self._loss.arguments_of(tensors) if tensors else {}
 
     def readings(self) -> dict[str, Callable[[], Any]]:
