@@ -1,5 +1,7 @@
 """The chunked tower: values, gradients and training equal those of the plain tower."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -110,6 +112,55 @@ def test_values_and_gradients_equal_those_of_the_plain_tower(rows, compiled, wid
     actual = results(lambda x: layer(x, training=True), tower, x, compiled)
     for a, b in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, b, **TOLERANCE)
+
+
+def test_gradients_of_convolutions_equal_those_of_the_plain_tower(widest):
+    keras.utils.set_random_seed(1)
+    layers = [
+        keras.Input((5,)),
+        keras.layers.Dense(48, activation="tanh"),
+        keras.layers.Reshape((6, 4, 2)),
+        keras.layers.Conv2D(4, 3, strides=2, padding="same", activation="relu"),
+        keras.layers.DepthwiseConv2D((2, 1)),
+        keras.layers.Conv2DTranspose(2, 2, strides=2),
+        keras.layers.Reshape((16, 2)),
+        keras.layers.Conv1D(3, 3, dilation_rate=2),
+        keras.layers.GlobalAveragePooling1D(),
+    ]
+    tower, x = keras.Sequential(layers), X.astype(DTYPE)
+    layer = kj.layers.ChunkedTower(tower, CHUNK)
+    expected = results(lambda x: tower(x, training=True), tower, x)
+    actual = results(lambda x: layer(x, training=True), tower, x)
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, **TOLERANCE)
+
+
+@pytest.mark.backend("jax")
+def test_compiled_loop_stores_no_activations_and_has_fast_convolutions():
+    import jax
+
+    tower = keras.Sequential(
+        [keras.Input((6, 6, 2)), keras.layers.Conv2D(16, 3, activation="tanh")]
+    )
+    tower.add(keras.layers.Conv2D(4, 1))
+    layer = kj.layers.ChunkedTower(tower, 2)
+    values = [variable.value for variable in tower.trainable_variables]
+
+    def loss(values, x):
+        with keras.StatelessScope([*zip(tower.trainable_variables, values, strict=True)]):
+            return ops.sum(ops.square(layer(x, training=True)))
+
+    def compiled(rows):
+        x = jax.ShapeDtypeStruct((rows, 6, 6, 2), "float32")
+        return jax.jit(jax.grad(loss)).lower(values, x).compile()
+
+    small, large = compiled(8), compiled(128)
+    labels = re.findall(r"convolution\(.*dim_labels=([\w>-]+)", small.as_text())
+    assert labels
+    assert set(labels) == {"b01f_01io->b01f"}
+    sizes = [step.memory_analysis().temp_size_in_bytes for step in (small, large)]
+    outputs = 4 * (128 - 8) * 4 * 4 * 4  # In bytes.
+    assert sizes[1] - sizes[0] <= 2.1 * outputs  # The outputs and their gradient.
 
 
 @pytest.mark.parametrize("seed", [3, None])

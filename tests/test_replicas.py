@@ -63,13 +63,13 @@ def assert_like_one_device(make, parts, unequal="nothing", is_compiled=True, epo
 
 
 def contrastive():
-    """Returns a model with terms that use all options, a mask, and nothing else in the loss."""
+    """Returns a model with terms that use all options, masks in chunks, and no other loss."""
     x, label, weight = keras.Input((6,)), keras.Input((), dtype="int64"), keras.Input(())
     early = kj.layers.ContrastiveTerm("MeanSquaredError", 0.1, name="early")
     x_early, _ = early((keras.layers.Dense(5)(x), keras.layers.Dense(5)(x)))
     # It exchanges statistics, so TensorFlow switches to the other replica after the first term.
     b = keras.layers.Dense(4)(keras.layers.BatchNormalization(synchronized=True)(x_early))
-    a = keras.layers.Dense(4)(keras.layers.Masking()(x))
+    a = kj.layers.ChunkedTower(keras.layers.Dense(4), 3)(keras.layers.Masking()(x))
     a, b = kj.layers.ContrastiveTerm(
         kj.losses.InfoNCE(same_label="ignore", tile_size=64),  # One form compiles faster than both.
         weight=kj.schedules.Linear(0.1, 1.0, 6),
@@ -93,6 +93,26 @@ def test_terms_see_all_replicas():
     assert_like_one_device(contrastive, parts)
 
 
+@pytest.mark.parametrize("seed", [3, None])
+def test_chunks_of_a_replica_use_the_same_random_numbers_in_both_passes(seed):
+    import tensorflow as tf
+
+    with replicas(2).scope():
+        layer = kj.layers.ChunkedTower(keras.layers.Dropout(0.5, seed=seed), 2)
+
+    @tf.function
+    def error(views):
+        with tf.GradientTape() as tape:
+            tape.watch(views)
+            z = layer(views, training=True)
+        # The gradient of the sum is what the layer has multiplied the views with.
+        return ops.max(ops.abs(tape.gradient(z, views) * views - z)), ops.mean(z == 0)
+
+    errors = [run(lambda views, i=i: error(views)[i], 5, 3) for i in range(2)]
+    assert max(errors[0]) < 1e-6
+    assert all(0 < zeros < 1 for zeros in errors[1])
+
+
 class Penalty(keras.layers.Layer):
     """Adds a loss in the forward pass, as users do."""
 
@@ -106,7 +126,8 @@ def combined():
     x = keras.Input((6,))
     hidden = keras.layers.Dense(8, activation="tanh", activity_regularizer="l2")(x)
     z = kj.layers.GradientBalancer(["pair", "classes", "rating"], "mgda")(hidden)
-    a, b = keras.layers.Dense(4)(z["pair"]), keras.layers.Dense(4)(z["pair"])
+    a = kj.layers.ChunkedTower(keras.layers.Dense(4), 3)(z["pair"])
+    b = keras.layers.Dense(4)(z["pair"])
     a, b = kj.layers.ContrastiveTerm(kj.losses.NTXent(tile_size=64), name="pair")((a, b))
     label = keras.Input((), dtype="int64")
     classes = keras.layers.Dense(4)(Penalty()(z["classes"]))

@@ -54,6 +54,9 @@ print("plain:     ", *np.round(histories[0], 4))
 print("in chunks: ", *np.round(histories[1], 4))
 
 """
+Chunks also work on several devices and in several processes: each replica or process encodes its
+own rows in chunks, and with `keras.distribution` each chunk takes rows of all devices.
+
 Beside this, [large_batch.py](../large_batch.py) trains on a whole training set as one batch, and
 prints the memory that it takes with and without chunks.
 

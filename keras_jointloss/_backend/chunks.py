@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_jointloss._backend.convolutions import recomputed
 from keras_jointloss._backend.gradients import of_tensorflow
 
 
@@ -10,7 +11,7 @@ def for_jax_chunks(run, parameters: list, state: list, inputs: list, size: int):
     import jax
 
     # Gradients of the scan are sums over its steps, and a checkpoint stores only its inputs.
-    run = jax.checkpoint(run)
+    run = recomputed(run) if jax.default_backend() == "cpu" else jax.checkpoint(run)
     rows = inputs[0].shape[0]
     full = rows // size
     # Of a batch that is split over devices, each chunk takes rows of all of them.

@@ -31,8 +31,7 @@ class ChunkedTower(keras.layers.Layer):
 
     Values and gradients equal those of the plain tower. The activation memory is that of one
     chunk; only the inputs, the outputs and one gradient of the parameters are stored in full. A
-    training step costs one more forward pass of the tower. With JAX on a CPU, XLA computes the
-    gradients of convolutions several times slower in such a loop than outside.
+    training step costs one more forward pass of the tower.
 
     Both passes use the same random numbers; each chunk draws its own. The batch size can be
     anything: it need not be a multiple of `chunk_size`. Unless `training=True`, as in `fit`, the

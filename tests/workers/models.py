@@ -9,6 +9,7 @@ from keras import ops
 import keras_jointloss as kj
 
 BATCH, ITEMS, EPOCHS = 8, 40, 2  # 10 steps
+CHUNK = 3  # Does not divide the batch, nor the part of a process.
 GENERATOR = np.random.default_rng(1)
 X = GENERATOR.normal(size=(ITEMS, 6))
 WEIGHT = GENERATOR.uniform(0.5, 2, ITEMS) * (np.arange(ITEMS) % 5 > 0)
@@ -33,12 +34,13 @@ def use_float64(is_on=True):
 
 
 def compiled():
-    """Returns a model with an annealed term, a rule, a balancer and terms that compare items."""
+    """Returns a model with an annealed term, a rule, a balancer, chunks and terms on all items."""
     keras.utils.set_random_seed(3)
     x, weight = keras.Input((6,), name="x"), keras.Input((), name="weight")
     hidden = keras.layers.Dense(8, activation="relu", name="trunk")(x)
     z = kj.layers.GradientBalancer(["pair", "rating"], "imtlg")(hidden)
-    a, b = (keras.layers.Dense(4)(z["pair"]) for _ in range(2))
+    a = keras.layers.Dense(4)(z["pair"])
+    b = kj.layers.ChunkedTower(keras.layers.Dense(4), CHUNK)(z["pair"])
     pair = kj.layers.ContrastiveTerm(kj.losses.InfoNCE(), name="pair")
     a, b = pair((a, b), sample_weight=weight)
     anneal = kj.schedules.Linear(0.1, 1.0, 6)
@@ -90,11 +92,12 @@ LOOP_BATCHES = [np.arange(start, min(start + BATCH, 37)) for start in range(0, 3
 
 
 def for_loop():
-    """Returns a model for a custom loop: all options of a term, and missing targets."""
+    """Returns a model for a custom loop: all options of a term, chunks, and missing targets."""
     keras.utils.set_random_seed(3)
     x, label, weight = keras.Input((6,)), keras.Input((), dtype="int64"), keras.Input(())
     z = kj.layers.GradientBalancer(["pair", "rating"], "mgda")(keras.layers.Dense(6)(x))
-    a, b = keras.layers.Dense(4)(keras.layers.Masking()(x)), keras.layers.Dense(4)(z["pair"])
+    a = kj.layers.ChunkedTower(keras.layers.Dense(4), CHUNK)(keras.layers.Masking()(x))
+    b = kj.layers.ChunkedTower(keras.layers.Dense(4), CHUNK)(z["pair"])
     a, b = kj.layers.ContrastiveTerm(
         kj.losses.InfoNCE(same_label="ignore"),
         learn_temperature=True,
