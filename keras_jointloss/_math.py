@@ -145,9 +145,10 @@ def logsumexp_where(x, mask, axis):
     """
     any_element = ops.any(mask, axis=axis)
     # Filling in the minimum leaves the maximum unchanged; constants that stand for infinity would
-    # fail in half precision.
-    least = ops.min(x, axis=axis, keepdims=True)
-    largest = ops.stop_gradient(ops.max(ops.where(mask, x, least), axis=axis, keepdims=True))
+    # fail in half precision. Keras requires the initial values for a replica without items.
+    least = ops.min(x, axis=axis, keepdims=True, initial=math.inf)
+    filled = ops.where(mask, x, least)
+    largest = ops.stop_gradient(ops.max(filled, axis=axis, keepdims=True, initial=-math.inf))
     total = ops.sum(ops.where(mask, ops.exp(ops.where(mask, x - largest, 0)), 0), axis=axis)
     result = ops.log(ops.where(any_element, total, 1)) + ops.squeeze(largest, axis)
     return ops.where(any_element, result, 0)

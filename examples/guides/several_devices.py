@@ -96,13 +96,15 @@ Then a `ContrastiveTerm`
 3. adds up the gradients of the gathered embeddings over the devices and keeps its own rows.
 
 So each device computes its share of the matrix and no more, and weights and logs are those of one
-device with the whole batch. `SigLIP`, whose loss is a sum over pairs, needs no gathered embeddings,
-unless the term has a memory or metrics or its distances are Euclidean. Of one device after the other
-all receive the second views, compare their own first views with them and go on to the next; the
-backward pass does so again, and adds up the gradients of these views for their device. This is the
-loss in chunks of Zhai et al. (2023). On JAX, XLA finds the same division from the sharding of the data. The
+device with the whole batch. On JAX, XLA finds the same division from the sharding of the data. The
 same idea is behind DisCo-CLIP and the local loss of open_clip; there it is one loss, here it is all
 that compare items.
+
+The loss of `SigLIP` is a sum over pairs, so it needs no gathered embeddings, unless the term has a
+memory or metrics or its distances are Euclidean. The devices take turns: one sends its second views
+to all, and each compares its own first views with them. The backward pass repeats that, and adds up
+the gradients of these views for the device that sent them. This is the loss in chunks of Zhai et
+al. (2023).
 
 [distributed.py](../distributed.py) trains on several processes of one computer, on TensorFlow and
 JAX, and prints that their losses are those of one process.

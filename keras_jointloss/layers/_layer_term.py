@@ -11,7 +11,7 @@ from keras import ops
 from keras_jointloss._backend import takes_turns, trains_functionally
 from keras_jointloss._loops import enclosing_scope, running_loop
 from keras_jointloss._math import divide_or_0
-from keras_jointloss._replicas import own_share, sum_of_replicas
+from keras_jointloss._replicas import own_share, recorded_sum, sum_of_replicas
 from keras_jointloss._state import as_state
 from keras_jointloss.layers._late_loss import LateLoss, Step
 from keras_jointloss.terms.given_weight import Weight
@@ -123,7 +123,10 @@ class LayerTerm(keras.layers.Layer):
         if self.weight.observer is not None and all(x is not None for x in valid):
             counts = ops.any(ops.stack([ops.any(x) for x in valid]))
         items = reduce(ops.maximum, items)
-        weight = self.weight.record(sum(losses), items, counts, calls[0][1])
+        batch_size = calls[0][1]
+        if batch_size is not None and self._is_gathered:
+            batch_size = recorded_sum(ops.convert_to_tensor(batch_size))
+        weight = self.weight.record(sum(losses), items, counts, batch_size)
         if any(is_training):
             self.weight.advance()
         # Keras can only sum losses of the same dtype.

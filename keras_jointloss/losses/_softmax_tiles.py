@@ -86,7 +86,7 @@ class _Tiles(NamedTuple):
 
     @classmethod
     def of(cls, matrix, x, y, scale, tile_size):
-        squares = [ops.max(ops.sum(ops.square(vectors), axis=1)) for vectors in (x, y)]
+        squares = [ops.max(ops.sum(ops.square(vectors), axis=1), initial=0) for vectors in (x, y)]
         bound = ops.abs(scale) * ops.sqrt(squares[0] * squares[1])
         return cls(matrix, x, y, scale, tile_size, bound, decided(bound <= _NARROW))
 

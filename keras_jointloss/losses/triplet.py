@@ -42,15 +42,15 @@ def triplet(
     # A distance up to a constant, which is the same for positives and negatives.
     distance = -matrix_of_prepared(anchors, candidates, similarity)
     if mining == "hard":
-        farthest = ops.max(ops.where(positive, distance, -math.inf), axis=1)
-        nearest = ops.min(ops.where(negative, distance, math.inf), axis=1)
+        farthest = _largest(positive, distance, axis=1)
+        nearest = -_largest(negative, -distance, axis=1)
         is_triplet = ops.any(positive, axis=1) & ops.any(negative, axis=1)
         losses = hinge(_difference(farthest, nearest, is_triplet), margin)
         losses = ops.where(is_triplet, losses, 0)
     elif mining == "semi_hard":
         is_farther = negative[:, None, :] & (distance[:, None, :] > distance[:, :, None])
-        nearest_farther = ops.min(ops.where(is_farther, distance[:, None, :], math.inf), axis=2)
-        farthest = ops.max(ops.where(negative, distance, -math.inf), axis=1, keepdims=True)
+        nearest_farther = -_largest(is_farther, -distance[:, None, :], axis=2)
+        farthest = _largest(negative, distance, axis=1, keepdims=True)
         chosen = ops.where(ops.any(is_farther, axis=2), nearest_farther, farthest)
         is_triplet = positive & ops.any(negative, axis=1, keepdims=True)
         losses = hinge(_difference(distance, chosen, is_triplet), margin)
@@ -60,6 +60,13 @@ def triplet(
         losses = hinge(distance[:, :, None] - distance[:, None, :], margin)
         losses = mean_where(losses, is_triplet, (1, 2))
     return mean_of_views(losses, views.shape[1], rows_of(valid, items))
+
+
+def _largest(mask, x, axis, keepdims=False):
+    """Returns the largest element for which `mask` is true, -inf if there is none."""
+    # Keras requires the initial value for a replica without items.
+    x = ops.where(mask, x, -math.inf)
+    return ops.max(x, axis=axis, keepdims=keepdims, initial=-math.inf)
 
 
 def _difference(positive, negative, is_triplet):

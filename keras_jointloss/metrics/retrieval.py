@@ -108,8 +108,8 @@ class RetrievalMetric(ViewsMetric):
 def _ranks(closeness, rounding, right, wrong):
     """Returns the rank of each query's best right candidate (axis 1): `(queries,)`, float."""
     best = ops.where(right, closeness, -math.inf)
-    # Keras computes no maximum for a replica without queries.
-    best = best[:, :1] if best.shape[0] == 0 else ops.max(best, axis=1, keepdims=True)
+    # Keras requires the initial value for a replica without queries.
+    best = ops.max(best, axis=1, keepdims=True, initial=-math.inf)
     # NaN counts as ahead: a model that has diverged finds nothing.
     is_ahead = ops.logical_and(wrong, ops.logical_not(closeness + rounding < best))
     return 1.0 + ops.sum(ops.cast(is_ahead, closeness.dtype), axis=1)

@@ -139,7 +139,6 @@ def looped(model, forward, own_part):
     for layer in model.layers:
         if isinstance(layer, kj.layers.ContrastiveTerm):
             found |= {f"{layer.name} {key}": value for key, value in layer.weight.read().items()}
-            del found[f"{layer.name} weighted"]  # Weights its own part of each batch by its size.
         elif isinstance(layer, kj.layers.GradientBalancer):
             found["lengths"] = layer.statistics().norms
     return found
