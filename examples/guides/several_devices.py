@@ -103,8 +103,8 @@ that compare items.
 The loss of `SigLIP` is a sum over pairs, so it needs no gathered embeddings, unless the term has a
 memory or metrics or its distances are Euclidean. The devices take turns: one sends its second views
 to all, and each compares its own first views with them. The backward pass repeats that, and adds up
-the gradients of these views for the device that sent them. This is the loss in chunks of Zhai et
-al. (2023).
+the gradients of these views for the device that sent them. On JAX the views pass from each device
+to the next, in a ring. This is the loss in chunks of Zhai et al. (2023).
 
 [distributed.py](../distributed.py) trains on several processes of one computer, on TensorFlow and
 JAX, and prints that their losses are those of one process.

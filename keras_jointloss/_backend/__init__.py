@@ -74,6 +74,15 @@ def sum_over_replicas(x):
     return x if context is None else context.all_reduce(tf.distribute.ReduceOp.SUM, x)
 
 
+def batch_shards() -> int:
+    """Returns over how many devices `keras.distribution` splits a batch, on JAX."""
+    distribution = keras.distribution.distribution()
+    if distribution is None or keras.backend.backend() != "jax":
+        return 1
+    mesh = distribution.device_mesh
+    return mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)]
+
+
 def in_replica() -> bool:
     """Returns whether this code runs in the step of one of several replicas.
 

@@ -9,16 +9,18 @@ matrix products, as the dense form does, and 2 more only if the upstream gradien
 differ.
 
 With an exchange, the candidates are those of one replica after the other: the sum over `j` is one
-over replicas. The backward pass exchanges them again, and sends each replica its gradient.
+over replicas. The backward pass exchanges them again, and sends each replica its gradient. On JAX,
+where one program computes the global batch, the candidates pass from device to device in a ring.
 """
 
 import math
 
 from keras import ops
 
-from keras_jointloss._backend import custom_gradient
+from keras_jointloss._backend import batch_shards, custom_gradient
 from keras_jointloss._math import dot_matrix, matrix_of_prepared, matrix_product
-from keras_jointloss.losses._tiles import TILE_SIZE, choose, for_rows, put_rows
+from keras_jointloss.losses._pairs import Roles, Samples
+from keras_jointloss.losses._tiles import DENSE_LIMIT, TILE_SIZE, choose, for_rows, put_rows
 
 
 def pairwise_sigmoid(roles, scale, bias, similarity="cosine", tile_size=None):
@@ -34,6 +36,9 @@ def pairwise_sigmoid(roles, scale, bias, similarity="cosine", tile_size=None):
     x, y = roles.anchors.embeddings, roles.candidates.embeddings
     scale = ops.convert_to_tensor(scale, dtype=x.dtype)
     bias = ops.convert_to_tensor(bias, dtype=x.dtype)
+    shards = batch_shards()
+    if shards > 1 and similarity != "euclidean" and len(x) == len(y) and len(x) % shards == 0:
+        return _ring(x, y, scale, bias, roles, shards, tile_size or _tile_of(len(x) // shards))
 
     def dense():
         rows = ops.arange(ops.shape(x)[0], dtype="int32")
@@ -49,6 +54,11 @@ def pairwise_sigmoid(roles, scale, bias, similarity="cosine", tile_size=None):
         return custom_gradient(compute, x, y, scale, bias)
 
     return choose(dense, tiled, x, y, math.inf if similarity == "euclidean" else tile_size)
+
+
+def _tile_of(count):
+    """Returns the default number of anchors in a tile, for as many candidates as anchors."""
+    return count if count**2 <= DENSE_LIMIT else TILE_SIZE
 
 
 def for_allowed(allowed, values):
@@ -89,6 +99,74 @@ def exchanged_sigmoid(x, y, roles, exchange, scale, bias, tile_size=None):
             return scale * towards, y_gradient, ops.sum(x * towards), ops.sum(sums)
 
         return losses, gradient
+
+    return custom_gradient(compute, x, y, scale, bias)
+
+
+def _ring(x, y, scale, bias, roles, shards, tile_size):
+    """Returns the loss of each anchor, `(anchors,)`, of a batch that is split over devices.
+
+    In as many steps as there are devices, each device compares its anchors with the candidates of
+    one device, and passes these on to the next. In the end they are back.
+    """
+
+    def split(x):
+        """Returns the rows of each device, `(devices, rows, ...)`."""
+        return None if x is None else ops.reshape(x, (shards, -1, *x.shape[1:]))
+
+    def pass_on(x):
+        return None if x is None else ops.roll(x, 1, axis=0)
+
+    anchors, candidates = (
+        [*map(split, samples[1:])] for samples in (roles.anchors, roles.candidates)
+    )
+
+    def on_each_device(compute, *parts):
+        """Returns what `compute` returns for the anchors and candidates that a device holds."""
+
+        def of_device(parts):
+            x, y, anchors, candidates, *others = parts
+            held = Roles(Samples(None, *anchors), Samples(None, *candidates), roles.same_label)
+            return compute(x, y, held, *others)
+
+        return ops.vectorized_map(of_device, parts)
+
+    def compute(x, y, scale, bias):
+        x, y = split(x), split(y)
+        zeros = ops.zeros_like(x[:, :, 0])
+
+        def losses(x, y, roles):
+            return _tiled_losses(x, y, scale, bias, roles, tile_size)
+
+        def forward(_, carry):
+            total, y, candidates = carry
+            total = total + on_each_device(losses, x, y, anchors, candidates)
+            return total, pass_on(y), [*map(pass_on, candidates)]
+
+        total, *_ = ops.fori_loop(0, shards, forward, (zeros, y, candidates))
+
+        def gradient(weights):
+            weights = split(weights)
+
+            def gradients(x, y, roles, weights):
+                return _tiled_gradients(weights, x, y, scale, bias, roles, tile_size)
+
+            def backward(_, carry):
+                sums, towards, against, y, candidates = carry
+                found = on_each_device(gradients, x, y, anchors, candidates, weights)
+                sums, towards, against = (
+                    a + b for a, b in zip((sums, towards, against), found, strict=True)
+                )
+                return sums, towards, pass_on(against), pass_on(y), [*map(pass_on, candidates)]
+
+            start = (zeros, ops.zeros_like(x), ops.zeros_like(y), y, candidates)
+            sums, towards, against, *_ = ops.fori_loop(0, shards, backward, start)
+            x_gradient, y_gradient = (
+                scale * ops.reshape(found, (-1, found.shape[2])) for found in (towards, against)
+            )
+            return x_gradient, y_gradient, ops.sum(x * towards), ops.sum(sums)
+
+        return ops.reshape(total, (-1,)), gradient
 
     return custom_gradient(compute, x, y, scale, bias)
 

@@ -86,8 +86,8 @@ class SigLIP(ViewsLoss):
     Exclude them from weight decay, as in AdamW:
     `optimizer.exclude_from_weight_decay(var_names=["log_scale", "bias"])`.
 
-    In a `ContrastiveTerm`, several replicas pass on their second views, so that none holds those of
-    all at a time, as in section 3.3 of the paper.
+    Replicas of a `ContrastiveTerm`, and the devices of `keras.distribution` on JAX, pass on their
+    second views, so that none holds those of all at a time, as in section 3.3 of the paper.
 
     Args:
         temperature: The temperature `t` > 0 that divides the similarities.

@@ -2,7 +2,7 @@
 
 The configuration is JSON: the `rank` of the process, the number of `processes`, the `port` for
 their messages, the folder `out` for what the process finds and logs, `killed_at`,
-`[epoch, batch]`, where the last process dies, or null.
+`[epoch, batch]`, where the last process dies, or null, and the `timeout` of a message in seconds.
 """
 
 import json
@@ -75,7 +75,8 @@ def train_tensorflow():
     addresses = [f"localhost:{PORT + rank}" for rank in range(PROCESSES)]
     task = {"type": "worker", "index": RANK}
     os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
-    options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=300)
+    timeout = CONFIGURATION["timeout"]
+    options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=timeout)
     strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     models.use_float64()
     with strategy.scope():
