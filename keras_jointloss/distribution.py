@@ -30,13 +30,15 @@ def enable_multi_worker_fit() -> None:
       replacement averages them over the replicas.
 
     - `fit` trains on if `keras.callbacks.BackupAndRestore` has restored different epochs on the
-      workers. The replacement compares them, and raises `RuntimeError`.
+      workers. The replacement compares them, and raises `RuntimeError`. If a message to another
+      worker fails, it sees to it that this process ends soon after Python does.
 
     They call the original functions in all other cases. Nothing changes before the call.
 
     Give each worker its own folder for `BackupAndRestore`. Set the timeout of the strategy, as
     below: without it, TensorFlow waits forever for a worker that is stuck. If a worker ends,
-    the others raise a `tf.errors.OpError` within seconds. Start all of them again to resume.
+    the others raise a `tf.errors.OpError` and end within half a minute. Start all of them again to
+    resume.
 
     Raises:
         RuntimeError: If the backend is not TensorFlow, or the version of Keras is not 3.12 to 3.15,
@@ -80,7 +82,11 @@ def _fit(original, model, *args, **kwargs):
         callbacks.append(_SameStart())
     else:
         given.arguments["callbacks"] = [*keras.tree.flatten(callbacks or []), _SameStart()]
-    return original(*given.args, **given.kwargs)
+    try:
+        return original(*given.args, **given.kwargs)
+    except workers.errors():
+        workers.end_soon()
+        raise
 
 
 def _build(original, model, iterator=None, data_batch=None):

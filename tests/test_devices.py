@@ -197,11 +197,10 @@ def test_processes_equal_one(tmp_path):
 
 @pytest.mark.backend("tensorflow")
 def test_workers_resume_after_one_has_died(tmp_path):
-    # Now and then TensorFlow ends the process only with the timeout of a message.
-    survivor, dead = start(tmp_path, killed_at=[1, 2], timeout=60)
+    survivor, dead = start(tmp_path, killed_at=[1, 2], timeout=600)
     expected()
     assert dead.wait(300) == -signal.SIGKILL, (tmp_path / "output_1").read_text()[-3000:]
-    assert survivor.wait(180) != 0
+    assert survivor.wait(180) != 0  # Long before the timeout of a message.
     assert "tensorflow.python.framework.errors_impl" in (tmp_path / "output_0").read_text()
     workers = start(tmp_path)
     for rank, found in enumerate(join(tmp_path, workers)):

@@ -1,5 +1,10 @@
 """When `enable_multi_worker_fit` refuses; `tests/test_devices.py` trains with it."""
 
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import pytest
 
@@ -28,3 +33,20 @@ def test_refuses_keras_without_the_functions(monkeypatch):
     with pytest.raises(ImportError, match=r"replaces `Model\._maybe_symbolic_build`"):
         kj.distribution.enable_multi_worker_fit()
     assert trainer.fit is fit
+
+
+@pytest.mark.backend("tensorflow")
+def test_process_of_a_failed_training_ends_although_something_waits():
+    code = (
+        "import atexit, time; from keras_jointloss._backend import workers; workers._GRACE = 1; "
+        "atexit.register(time.sleep, 600); workers.end_soon(); raise ValueError('failed')"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == -signal.SIGALRM
+    assert ended.stderr.endswith("ValueError: failed\n")

@@ -1,6 +1,27 @@
-"""What several workers of TensorFlow exchange around the training step."""
+"""What several workers of TensorFlow exchange around the training step, and how they end."""
+
+import atexit
+import signal
 
 import keras
+
+#: How many seconds TensorFlow has to end a process after a failed training.
+_GRACE = 10
+
+
+def end_soon() -> None:
+    """Makes this process end at most ten seconds after Python has.
+
+    When another worker has died, TensorFlow may otherwise wait until the timeout of a message.
+    """
+    atexit.unregister(_limit)
+    atexit.register(_limit)
+
+
+def _limit():
+    if hasattr(signal, "alarm"):  # Not on Windows.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_GRACE)
 
 
 def is_one_of_workers(strategy) -> bool:
@@ -10,6 +31,13 @@ def is_one_of_workers(strategy) -> bool:
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return False
     return bool(strategy.cluster_resolver.cluster_spec().as_dict())
+
+
+def errors() -> type[Exception]:
+    """Returns the class of the errors of TensorFlow's operations."""
+    import tensorflow as tf
+
+    return tf.errors.OpError
 
 
 def is_chief(strategy) -> bool:
