@@ -26,7 +26,7 @@ def value_and_gradient(function, x):
     elif backend == "jax":
         import jax
 
-        value, gradient = jax.jit(jax.value_and_grad(function))(x)
+        value, gradient = jax.value_and_grad(function)(x)
     else:
         x = x.clone().requires_grad_(True)
         value = function(x)
