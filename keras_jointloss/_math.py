@@ -107,9 +107,12 @@ def matrix_of_prepared(a, b, similarity):
 
 def paired_similarity(a, b, similarity="cosine"):
     """Returns the similarities of corresponding vectors of `a` and `b`."""
-    if similarity == "euclidean":
-        return -distance(a, b)
-    return dot(prepare(a, similarity), prepare(b, similarity))
+    return similarity_of_prepared(prepare(a, similarity), prepare(b, similarity), similarity)
+
+
+def similarity_of_prepared(a, b, similarity):
+    """Returns the similarities of corresponding vectors that `prepare` returned."""
+    return -distance(a, b) if similarity == "euclidean" else dot(a, b)
 
 
 def prepare(x, similarity):

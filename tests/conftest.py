@@ -23,6 +23,9 @@ import keras
 import numpy as np
 import pytest
 
+# Tracing creates many objects that stay: Python need not look so often for what can be freed.
+gc.set_threshold(200_000, 50, 100)
+
 BACKEND = keras.backend.backend()
 IS_ONE_OF_SEVERAL_PROCESSES = "PYTEST_XDIST_WORKER" in os.environ
 
@@ -30,6 +33,14 @@ IS_ONE_OF_SEVERAL_PROCESSES = "PYTEST_XDIST_WORKER" in os.environ
 def configure_tensorflow():
     """Splits the CPU into four devices, which is possible only before TensorFlow first computes."""
     import tensorflow as tf
+    from tensorflow.python.eager import context
+    from tensorflow.python.util import tf_stack
+
+    # TensorFlow would note for each operation where in Python it is created, for error messages.
+    stack = tf_stack.extract_stack()
+    tf_stack.extract_stack = lambda stacklevel=1: stack
+    # Keras would empty it before and after each test.
+    context.Context.clear_kernel_cache = lambda self: None
 
     (cpu,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)

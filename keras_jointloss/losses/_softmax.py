@@ -13,11 +13,12 @@ never below 0.
 """
 
 import math
+from itertools import combinations
 from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_jointloss._math import paired_similarity
+from keras_jointloss._math import similarity_of_prepared
 from keras_jointloss._replicas import rows_of
 from keras_jointloss.losses._pairs import Roles, as_views, mean_of_views, remembered, samples_of
 from keras_jointloss.losses._softmax_matrix import Matrix
@@ -38,19 +39,28 @@ class OwnPairs(NamedTuple):
     similarity: Any
 
 
-def own_pairs(views, similarity, items=None):
-    """Returns the `OwnPairs` if all views of `items` are anchors and all views candidates."""
-    count = views.shape[1]
+def own_pairs(anchors, count, similarity, first=0):
+    """Returns the `OwnPairs` if all views of some items are anchors and those of all candidates.
+
+    Args:
+        anchors: `(items * count, dim)`, prepared: the views, item by item.
+        count: The number of views of an item.
+        similarity: The similarity that the anchors are prepared for.
+        first: The index of the first anchor among the candidates.
+    """
     others = [[j for j in range(count) if j != i] for i in range(count)]
-    first = count * ops.arange(ops.shape(views)[0], dtype="int32")
-    columns = first[:, None, None] + ops.convert_to_tensor(others, dtype="int32")
-    similarities = [
-        sum(paired_similarity(views[:, i], views[:, j], similarity) for j in others[i])
-        for i in range(count)
+    views = ops.unstack(ops.reshape(anchors, (-1, count, anchors.shape[1])), count, axis=1)
+    starts = first + count * ops.arange(ops.shape(views[0])[0], dtype="int32")
+    columns = starts[:, None, None] + ops.convert_to_tensor(others, dtype="int32")
+    paired = {
+        pair: similarity_of_prepared(views[pair[0]], views[pair[1]], similarity)
+        for pair in combinations(range(count), 2)
+    }
+    means = [
+        sum(paired[min(i, j), max(i, j)] for j in others[i]) / (count - 1) for i in range(count)
     ]
     return OwnPairs(
-        rows_of(ops.reshape(columns, (-1, count - 1)), items, count),
-        rows_of(ops.reshape(ops.stack(similarities, axis=1), (-1,)), items, count) / (count - 1),
+        ops.reshape(columns, (-1, count - 1)), ops.reshape(ops.stack(means, axis=1), (-1,))
     )
 
 
@@ -123,9 +133,11 @@ def cross_entropy_among_views(
     candidates = samples
     if memory is not None:
         candidates = samples.join(remembered(memory, similarity))
-    own = None if same_label == "positive" else own_pairs(views, similarity, items)
-    first = 0 if items is None else count * items.start
     anchors = samples.of(items, count)
+    first = 0 if items is None else count * items.start
+    own = None
+    if same_label != "positive":
+        own = own_pairs(anchors.embeddings, count, similarity, first)
     roles = Roles(anchors, candidates, same_label, True, without_positives, first)
     scale = 1.0 / temperature
     losses = cross_entropy(roles, scale, similarity, label_smoothing, tile_size, own)

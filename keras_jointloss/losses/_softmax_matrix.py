@@ -37,11 +37,14 @@ class Matrix(NamedTuple):
         return self.roles.masks(rows)
 
     def own_logits(self, logits, rows):
-        """Returns the mean logit of the own pairs in the given rows, 0 if there are none."""
+        """Returns the mean logit of the own pairs in the given rows, 0 if there are none.
+
+        No gradient flows: TensorFlow would add a matrix of zeros to that of the logits.
+        """
         if self.own is None:
             return 0
         columns = ops.take(self.own, rows, axis=0)
-        own = ops.take_along_axis(logits, columns, axis=1)
+        own = ops.take_along_axis(ops.stop_gradient(logits), columns, axis=1)
         return ops.sum(own, axis=1) / self.own.shape[1]
 
     def totals(self, logits, positive, denominator, axis, weights=None, own=0):

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._labels import validate_unlabelled
-from keras_jointloss._math import SIMILARITIES, paired_similarity
+from keras_jointloss._math import SIMILARITIES, similarity_of_prepared
 from keras_jointloss._replicas import rows_of
 from keras_jointloss._validation import validate_choice, validate_number, validate_share
 from keras_jointloss.losses._pairs import (
@@ -55,7 +55,9 @@ def info_nce(
     """
     views = as_views(views, valid)
     labels = None if same_label is None else labels
-    a, b = (samples_of(views[:, i : i + 1], similarity, labels, valid) for i in (0, 1))
+    first, second, others = ops.split(views, [1, 2], axis=1)
+    a, b = (samples_of(view, similarity, labels, valid) for view in (first, second))
+    own_a, own_b = a.of(items), b.of(items)
     scale = 1.0 / temperature
     options = {
         "scale": scale,
@@ -65,11 +67,11 @@ def info_nce(
     }
     if same_label != "positive":
         columns = ops.arange(ops.shape(views)[0], dtype="int32")[:, None]
-        own_similarity = paired_similarity(views[:, 0], views[:, 1], similarity)
-        options["own"] = OwnPairs(rows_of(columns, items), rows_of(own_similarity, items))
+        paired = similarity_of_prepared(own_a.embeddings, own_b.embeddings, similarity)
+        options["own"] = OwnPairs(rows_of(columns, items), paired)
     candidates_of_a, candidates_of_b = b, a
     if views.shape[1] > 2:
-        hard = samples_of(views[:, 2:], similarity, labels, valid, NEGATIVE)
+        hard = samples_of(others, similarity, labels, valid, NEGATIVE)
         candidates_of_a = candidates_of_a.join(hard)
     if memory is not None:
         candidates_of_a = candidates_of_a.join(remembered(memory, similarity, slice(1, 2)))
@@ -78,9 +80,9 @@ def info_nce(
         # One matrix serves both directions.
         both = cross_entropy(Roles(a, b, same_label), **options, both_ways=True)
         return 0.5 * (both[0] + both[1])
-    loss = cross_entropy(Roles(a.of(items), candidates_of_a, same_label), **options)
+    loss = cross_entropy(Roles(own_a, candidates_of_a, same_label), **options)
     if symmetric:
-        other = cross_entropy(Roles(b.of(items), candidates_of_b, same_label), **options)
+        other = cross_entropy(Roles(own_b, candidates_of_b, same_label), **options)
         loss = 0.5 * (loss + other)
     return loss
 

@@ -1,6 +1,7 @@
 """N-pairs: each anchor identifies the positives of its class among those of all classes."""
 
 import keras
+from keras import ops
 
 from keras_jointloss._labels import validate_unlabelled
 from keras_jointloss._math import SIMILARITIES
@@ -35,7 +36,7 @@ def n_pairs(
         `(batch,)`, or one value for each of `items`.
     """
     views = as_views(views, valid)
-    a, b = (samples_of(views[:, i : i + 1], similarity, labels, valid) for i in (0, 1))
+    a, b = (samples_of(view, similarity, labels, valid) for view in ops.split(views, 2, axis=1))
     roles = Roles(a.of(items), b, same_label="positive")
     return cross_entropy(roles, 1.0, similarity, label_smoothing, tile_size)
 

@@ -64,7 +64,7 @@ def siglip(
         of_replicas = [Roles(anchors, every.of(part), same_label) for part in exchange.parts()]
         return exchanged_sigmoid(a, b, of_replicas, exchange, 1.0 / temperature, bias, tile_size)
     views = as_views(views, valid)
-    a, b = (samples_of(views[:, i : i + 1], similarity, labels, valid) for i in (0, 1))
+    a, b = (samples_of(view, similarity, labels, valid) for view in ops.split(views, 2, axis=1))
     if memory is not None:
         b = b.join(remembered(memory, similarity, slice(1, 2)))
     roles = Roles(a.of(items), b, same_label)
