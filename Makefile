@@ -18,7 +18,7 @@ PYTEST := python -m pytest -n $(WORKERS) --dist worksteal
 LOWER_BOUNDS_TESTS := $(addprefix tests/,test_callbacks.py test_clock.py test_joint.py test_layers.py test_loss_term.py \
   test_output_weight.py test_ownership.py test_training.py)
 
-.PHONY: help demo test test-jax test-torch test-lower-bounds test-all environments coverage lint format bench bench-losses bench-dashboard bench-scale bench-gradients bench-peers docs clean
+.PHONY: help demo test test-jax test-torch test-lower-bounds test-all dependencies environments coverage lint format bench bench-losses bench-dashboard bench-scale bench-gradients bench-peers docs clean
 
 help:  ## Tell what there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test-lower-bounds: .venv-lower-bounds/test.stamp  ## Test an installed wheel wit
 	KERAS_BACKEND=tensorflow .venv-lower-bounds/bin/$(PYTEST) -m "not slow" $(LOWER_BOUNDS_TESTS) $(ARGS)
 
 test-all: test test-jax test-torch test-lower-bounds  ## Test on all backends and with the oldest dependencies.
+
+# What can be installed beside `.venv`, since it does not build the package in this folder.
+dependencies: .venv-lower-bounds/dependencies.stamp .venv-torch/dependencies.stamp
 
 environments: .venv-jax/test.stamp .venv-torch/test.stamp .venv-lower-bounds/test.stamp  ## Install what the tests need beyond TensorFlow.
 
@@ -108,16 +111,24 @@ share = .venv/bin/python -c "$(PURELIB)" > $$($(1)/bin/python -c "$(PURELIB)")/s
 	.venv-jax/bin/python -m pip install --quiet --editable ".[test]" jax
 	touch $@
 
-.venv-torch/test.stamp: .venv/develop.stamp
+.venv-torch/dependencies.stamp: pyproject.toml
 	$(PYTHON) -m venv .venv-torch
+	.venv-torch/bin/python -m pip install --quiet $(TORCH)
+	touch $@
+
+.venv-torch/test.stamp: .venv/develop.stamp .venv-torch/dependencies.stamp
 	$(call share,.venv-torch)
 	.venv-torch/bin/python -m pip install --quiet --editable ".[test,peers]" $(TORCH)
 	touch $@
 
-# Not editable, so that the wheel itself is tried, too.
-.venv-lower-bounds/test.stamp: pyproject.toml
+.venv-lower-bounds/dependencies.stamp: pyproject.toml
 	$(PYTHON) -m venv .venv-lower-bounds
 	$(PYTHON) .ci/lower_bounds.py > .venv-lower-bounds/bounds.txt
+	.venv-lower-bounds/bin/python -m pip install --quiet -r .venv-lower-bounds/bounds.txt
+	touch $@
+
+# Not editable, so that the wheel itself is tried, too.
+.venv-lower-bounds/test.stamp: .venv-lower-bounds/dependencies.stamp
 	.venv-lower-bounds/bin/python -m pip install --quiet -r .venv-lower-bounds/bounds.txt ".[test]"
 	touch $@
 
