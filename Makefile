@@ -92,9 +92,10 @@ clean:  ## Remove the environments, the site and caches.
 	rm -rf .venv .venv-jax .venv-torch .venv-lower-bounds .venv-docs .mypy_cache .pytest_cache .ruff_cache \
 	  .coverage build docs/api docs/guides *.egg-info
 
-# Lets an environment use what is in `.venv`, too, so that it installs TensorFlow only once.
+# Lets an environment use what is in `.venv`, too, and the package in this folder, so that these are
+# installed only once.
 PURELIB := import sysconfig; print(sysconfig.get_path('purelib'))
-share = .venv/bin/python -c "$(PURELIB)" > $$($(1)/bin/python -c "$(PURELIB)")/shared.pth
+share = (.venv/bin/python -c "$(PURELIB)" && pwd) > $$($(1)/bin/python -c "$(PURELIB)")/shared.pth
 
 .venv/package.stamp: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -108,7 +109,7 @@ share = .venv/bin/python -c "$(PURELIB)" > $$($(1)/bin/python -c "$(PURELIB)")/s
 .venv-jax/test.stamp: .venv/develop.stamp
 	$(PYTHON) -m venv .venv-jax
 	$(call share,.venv-jax)
-	.venv-jax/bin/python -m pip install --quiet --editable ".[test]" jax
+	.venv-jax/bin/python -m pip install --quiet jax
 	touch $@
 
 .venv-torch/dependencies.stamp: pyproject.toml
@@ -118,7 +119,7 @@ share = .venv/bin/python -c "$(PURELIB)" > $$($(1)/bin/python -c "$(PURELIB)")/s
 
 .venv-torch/test.stamp: .venv/develop.stamp .venv-torch/dependencies.stamp
 	$(call share,.venv-torch)
-	.venv-torch/bin/python -m pip install --quiet --editable ".[test,peers]" $(TORCH)
+	.venv-torch/bin/python -m pip install --quiet --editable ".[peers]" $(TORCH)
 	touch $@
 
 .venv-lower-bounds/dependencies.stamp: pyproject.toml

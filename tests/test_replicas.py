@@ -21,20 +21,20 @@ LABEL = np.random.default_rng(2).integers(0, 3, len(X))
 WEIGHT = np.random.default_rng(3).uniform(0.5, 2, len(X)) * (np.arange(len(X)) % 5 > 0)
 
 
-def trained(make, parts, is_mirrored, is_compiled, epochs):
-    """Returns the variables and logs of a model, on two replicas or one device.
+def trained(make, parts, count, is_compiled, epochs):
+    """Returns the variables and logs of a model, on some replicas or one device.
 
     Args:
         make: Returns the model and the arguments of `compile`.
         parts: For each call of `fit`, the inputs and targets.
-        is_mirrored: Whether two replicas train.
+        count: The number of replicas; 1 for one device.
         is_compiled: Whether TensorFlow compiles the steps: otherwise it starts faster.
         epochs: The number of epochs of each call.
     """
     keras.utils.clear_session()
     keras.utils.set_random_seed(2)
     keras.config.set_floatx("float64")
-    with replicas(2).scope() if is_mirrored else contextlib.nullcontext():
+    with replicas(count).scope() if count > 1 else contextlib.nullcontext():
         model, arguments = make()
         optimizer = keras.optimizers.SGD(0.1, momentum=0.5)
         model.compile(optimizer, **arguments, run_eagerly=not is_compiled)
@@ -49,9 +49,9 @@ def trained(make, parts, is_mirrored, is_compiled, epochs):
     return found | {v.path: ops.convert_to_numpy(v) for v in [*model.variables]}
 
 
-def assert_like_one_device(make, parts, unequal="nothing", is_compiled=True, epochs=1):
-    expected = trained(make, parts, False, False, epochs)
-    actual = trained(make, parts, True, is_compiled, epochs)
+def assert_like_one_device(make, parts, unequal="nothing", count=2, is_compiled=True, epochs=1):
+    expected = trained(make, parts, 1, False, epochs)
+    actual = trained(make, parts, count, is_compiled, epochs)
     assert actual.keys() == expected.keys()
     for key, value in expected.items():
         if re.search(unequal, key):
@@ -272,29 +272,40 @@ def test_every_aggregator_sees_four_replicas():
         np.testing.assert_allclose(found, gradient, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
-# Each takes what it sees from the same sums over replicas; FAMO and Uncertainty stand above.
+# With the number of replicas.
 RULES = {
-    "Constraint": {"bounds": {"b": 0.5}},
-    "DynamicWeightAverage": {},
-    "Shares": {"shares": {"a": 0.5, "b": 0.3, "c": 0.2}},
-    "SmoothTchebycheff": {},
+    "Constraint": (2, {"bounds": {"b": 0.5}}),
+    "DynamicWeightAverage": (2, {}),
+    "FAMO": (2, {}),
+    "GeometricMean": (2, {}),
+    "GradNorm": (2, {}),
+    "RandomWeighting": (2, {"seed": 1}),
+    "Shares": (2, {"shares": {"a": 0.5, "b": 0.3, "c": 0.2}}),
+    "SmoothTchebycheff": (2, {}),
+    "Uncertainty": (4, {}),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
-def test_rule_equals_one_device(name):
+def test_ten_steps_of_a_rule_equal_one_device(name):
+    count, options = RULES[name]
+
     def make():
         x = keras.Input((6,))
         hidden = keras.layers.Dense(5, activation="tanh")(x)
-        outputs = {term: keras.layers.Dense(1)(hidden) for term in "abc"}
-        rule = getattr(kj.weighting, name)(**RULES[name])
+        views = dict.fromkeys("abc", hidden)
+        if name == "GradNorm":
+            views = kj.layers.GradientBalancer(list("abc"))(hidden)
+        outputs = {term: keras.layers.Dense(1)(views[term]) for term in "abc"}
+        rule = getattr(kj.weighting, name)(**options)
         return keras.Model(x, outputs), kj.joint_loss(dict.fromkeys("abc", "mse"), weighting=rule)
 
-    parts = [(X[:13], {term: X[:13, i : i + 1] for i, term in enumerate("abc")})]
+    # The last batch has 7 items.
+    parts = [(X[:15], {term: X[:15, i : i + 1] for i, term in enumerate("abc")})]
     # Keras logs the mean of a replica by its items.
     unequal = r"loss$|_share|sums_\d"
-    assert_like_one_device(make, parts, unequal, is_compiled=False, epochs=3)
+    assert_like_one_device(make, parts, unequal, count, is_compiled=False, epochs=5)
 
 
 def info_nce(start, end):
