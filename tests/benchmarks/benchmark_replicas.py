@@ -2,7 +2,7 @@
 
 - `gather`: a step under `MirroredStrategy` with `gather=True`, against one with `gather=False`,
 - `strategy`: a step under `MirroredStrategy` with `gather=False`, against one on one device,
-- `of it`: the first ratio over the second.
+- `quotient`: the first ratio over the second.
 
 The batch has 512 pairs of 128 dimensions. Each replica then compares 256 items with 512 in place of
 256, twice the products. The target: `gather` is at most 1.2 times `strategy`.
@@ -52,7 +52,7 @@ def main():
     overhead = compare(local, compiled(arguments.loss), arguments.pairs)
     print(f"gather    {gather}")
     print(f"strategy  {overhead}")
-    print(f"of it     {gather.median / overhead.median:.3f}")
+    print(f"quotient  {gather.median / overhead.median:.3f}")
 
 
 if __name__ == "__main__":
