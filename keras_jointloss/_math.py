@@ -141,6 +141,23 @@ def divide_or_0(x, y):
     return ops.where(is_zero, 0, x / ops.where(is_zero, 1, y))
 
 
+def maximum(x, axis, keepdims=False):
+    """Returns the maximum along an axis, or minus infinity if a replica has no items."""
+    return _extreme(ops.max, -math.inf, x, axis, keepdims)
+
+
+def minimum(x, axis, keepdims=False):
+    """Returns the minimum along an axis, or infinity if a replica has no items."""
+    return _extreme(ops.min, math.inf, x, axis, keepdims)
+
+
+def _extreme(reduce, of_none, x, axis, keepdims):
+    if 0 not in x.shape:
+        return reduce(x, axis=axis, keepdims=keepdims)
+    # With `initial`, Keras returns a tensor of another shape on PyTorch, and not on the GPU.
+    return ops.full_like(ops.sum(x, axis=axis, keepdims=keepdims), of_none)
+
+
 def logsumexp_where(x, mask, axis):
     """Returns the log-sum-exp over the elements for which `mask` is true.
 
@@ -148,12 +165,11 @@ def logsumexp_where(x, mask, axis):
     """
     any_element = ops.any(mask, axis=axis)
     # Filling in the minimum leaves the maximum unchanged; constants that stand for infinity would
-    # fail in half precision. Keras requires the initial values for a replica without items.
-    least = ops.min(x, axis=axis, keepdims=True, initial=math.inf)
-    filled = ops.where(mask, x, least)
-    largest = ops.stop_gradient(ops.max(filled, axis=axis, keepdims=True, initial=-math.inf))
-    total = ops.sum(ops.where(mask, ops.exp(ops.where(mask, x - largest, 0)), 0), axis=axis)
-    result = ops.log(ops.where(any_element, total, 1)) + ops.squeeze(largest, axis)
+    # fail in half precision.
+    filled = ops.where(mask, x, minimum(x, axis, keepdims=True))
+    shift = ops.stop_gradient(maximum(filled, axis, keepdims=True))
+    total = ops.sum(ops.where(mask, ops.exp(ops.where(mask, x - shift, 0)), 0), axis=axis)
+    result = ops.log(ops.where(any_element, total, 1)) + ops.squeeze(shift, axis)
     return ops.where(any_element, result, 0)
 
 

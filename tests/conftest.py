@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import tempfile
 
 # The tests compile a lot and compute little. JAX and TensorFlow read this at import.
@@ -145,6 +146,38 @@ def short_pipelines():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ArrayDataAdapter, "get_tf_dataset", get_tf_dataset)
+        yield
+
+
+def fails_on_a_gpu(create):
+    """Returns a function of PyTorch that the package may not call without a device, by Keras too.
+
+    It would create its tensor on the CPU, which no operation combines with tensors on a GPU.
+    """
+
+    def checked(*args, device=None, **options):
+        frame = None if device is not None else sys._getframe(1)
+        while frame is not None:
+            name = frame.f_globals.get("__name__", "")
+            assert not name.startswith("keras_jointloss."), f"`torch.{create.__name__}` on the CPU"
+            # Keras loads batches, of `predict` for example, on the CPU.
+            frame = None if name.startswith(("tests.", "torch.utils.data.")) else frame.f_back
+        return create(*args, device=device, **options)
+
+    return checked
+
+
+@pytest.fixture(autouse=True, scope="session")
+def named_devices():
+    """Makes the package's operations fail here that would fail on a GPU."""
+    if BACKEND != "torch":
+        yield
+        return
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("arange", "empty", "eye", "full", "linspace", "ones", "tensor", "zeros"):
+            patch.setattr(torch, name, fails_on_a_gpu(getattr(torch, name)))
         yield
 
 

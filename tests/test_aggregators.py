@@ -76,7 +76,8 @@ def test_pinned_values(aggregator, expected, dtype):
         result = aggregator(jacobian)
     assert keras.backend.standardize_dtype(result.dtype) == dtype
     first, second = expected
-    np.testing.assert_allclose(to_float64(result), (first, second, second), atol=1e-3)
+    result = to_float64(result)
+    np.testing.assert_allclose(result, (first, second, second), atol=1e-3)
     np.testing.assert_allclose(
         solve(aggregator, jacobian.astype("float64"), dtype) @ jacobian, result, atol=1e-4
     )

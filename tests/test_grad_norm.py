@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 import keras_jointloss as kj
 from tests import reference_weighting as reference
@@ -98,7 +99,7 @@ def test_fit_equals_manual_loop(aggregator):
         at_z, updates = by_hand_step(values, rows, dict(zip("ab", weights, strict=True)))
         lengths = np.linalg.norm(np.reshape(at_z, (2, -1)), axis=1)
         losses = np.array([loss_of(values, rows, term) for term in "ab"])
-        combined = np.array(combine(np.reshape(at_z, (2, -1)))).reshape(at_z[0].shape)
+        combined = ops.convert_to_numpy(combine(np.reshape(at_z, (2, -1)))).reshape(at_z[0].shape)
         updates["trunk_0"], updates["trunk_1"] = X[rows].T @ combined, combined.sum(axis=0)
         values = {name: values[name] - 0.02 * updates[name] for name in values}
         # On JAX, the rule sees the lengths of the previous step.

@@ -164,6 +164,21 @@ def test_batch_without_labels_has_loss_and_gradient_0(name):
     assert np.all(gradient == 0)
 
 
+@pytest.mark.backend("torch")
+def test_loss_is_tried_out_on_the_cpu():
+    """On a GPU, a class that does not exist would end all use of the GPU."""
+    seen = []
+
+    def squares(y_true, y_pred):
+        seen.append((y_true.device.type, y_pred.device.type))
+        return ops.mean(ops.square(y_true - y_pred), axis=-1)
+
+    with keras.device("meta"):
+        term_loss(squares, NAN)
+        LabelledMetric(squares, NAN)
+    assert {*seen} == {("cpu", "cpu")}
+
+
 @pytest.mark.skipif(not COMPILES, reason="the backend does not compile")
 @pytest.mark.parametrize("name", ["elements", "sparse", "dice"])
 def test_compiled_loss_equals_the_eager_one(name):

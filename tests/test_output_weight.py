@@ -1,5 +1,7 @@
 """The weight of a term: its value, its schedule and its recorded losses."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -66,7 +68,7 @@ def test_weight_changes_only_while_annealing():
     assert float(weight) == pytest.approx(0.2)
     for step in range(3, 6):
         train_step()
-        assert (float(weight), weight.step) == (pytest.approx(schedule(step)), step)
+        assert (float(weight), weight.step) == (pytest.approx(float(schedule(step))), step)
     weight.reset_state()
     train_step()
     assert (float(weight), weight.step) == (pytest.approx(0.5), 5)
@@ -132,3 +134,18 @@ def test_weight_has_the_precision_of_floatx(floatx):
     assert float(kj.LossWeight(0.7)) == pytest.approx(
         0.7, rel=1e-15 if floatx == "float64" else 1e-7
     )
+
+
+@pytest.mark.backend("jax")
+def test_compiler_takes_no_logged_weight_for_its_variable():
+    import jax
+
+    weight = kj.LossWeight(0.5)
+    state = [variable.value for variable in weight.variables]
+    step = jax.jit(lambda state: (weight.stateless_result(state), state))
+    assert step(state)[0] == 0.5
+    text = step.lower(state).compile().as_text()
+    copied = dict(re.findall(r"%(\S+) = \S+ copy\(%(\S+)\)", text))
+    results = re.findall(r"%([^\s,)]+)", re.search(r"ROOT .* tuple\((.*?)\)", text)[1])
+    sources = [copied.get(name, name) for name in results]
+    assert len(sources) == len({*sources}) == len(state) + 1

@@ -14,6 +14,7 @@ from keras_jointloss._math import (
     dot_matrix,
     logsumexp_where,
     matrix_product,
+    maximum,
 )
 from keras_jointloss.losses._softmax_matrix import Matrix
 from keras_jointloss.losses._tiles import for_rows, put_rows
@@ -86,8 +87,8 @@ class _Tiles(NamedTuple):
 
     @classmethod
     def of(cls, matrix, x, y, scale, tile_size):
-        squares = [ops.max(ops.sum(ops.square(vectors), axis=1), initial=0) for vectors in (x, y)]
-        bound = ops.abs(scale) * ops.sqrt(squares[0] * squares[1])
+        squares = [maximum(ops.sum(ops.square(vectors), axis=1), axis=0) for vectors in (x, y)]
+        bound = ops.abs(scale) * ops.sqrt(ops.relu(squares[0]) * ops.relu(squares[1]))
         return cls(matrix, x, y, scale, tile_size, bound, decided(bound <= _NARROW))
 
     def tile(self, rows):

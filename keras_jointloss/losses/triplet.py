@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._labels import validate_unlabelled
-from keras_jointloss._math import SIMILARITIES, matrix_of_prepared, mean_where
+from keras_jointloss._math import SIMILARITIES, matrix_of_prepared, maximum, mean_where
 from keras_jointloss._replicas import rows_of
 from keras_jointloss._validation import validate_choice
 from keras_jointloss.losses._hinge import hinge, validate_margin
@@ -64,9 +64,7 @@ def triplet(
 
 def _largest(mask, x, axis, keepdims=False):
     """Returns the largest element for which `mask` is true, -inf if there is none."""
-    # Keras requires the initial value for a replica without items.
-    x = ops.where(mask, x, -math.inf)
-    return ops.max(x, axis=axis, keepdims=keepdims, initial=-math.inf)
+    return maximum(ops.where(mask, x, -math.inf), axis, keepdims)
 
 
 def _difference(positive, negative, is_triplet):

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -75,9 +76,13 @@ def ignores_zeros(compute: Callable[[Any, Any], Any]) -> bool:
 
 
 def _try(compute: Callable[[Any, Any], Any], *batch: np.ndarray) -> np.ndarray | None:
-    """Returns the result as an array, or `None` if the function does not work."""
+    """Returns the result as an array, or `None` if the function does not work.
+
+    On a GPU, a class that does not exist ends all use of the GPU by PyTorch and gives a number on
+    TensorFlow and JAX. On the CPU it is an error on PyTorch and TensorFlow.
+    """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), keras.device("cpu"):
             warnings.simplefilter("ignore")
             result = compute(*(ops.convert_to_tensor(values) for values in batch))
             return None if result is None else ops.convert_to_numpy(result)

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_jointloss._backend import trains_functionally
 from keras_jointloss._math import float_dtype, to_numpy
 from keras_jointloss._state import constant
 from keras_jointloss._validation import validate_bool, validate_count, validate_number
@@ -151,7 +152,12 @@ class LossWeight(TermWeight, keras.metrics.Metric):
     def result(self):
         """Returns the current weight."""
         self.warn_if_it_stands_still()
-        return self.tensor()
+        weight = self.tensor()
+        if not trains_functionally():
+            return weight
+        # On a GPU, XLA (jaxlib 0.11) overwrites a variable that a step returns twice unchanged: as
+        # a variable and as a log. So return a result that no compiler knows to be the variable.
+        return ops.where(ops.convert_to_tensor(self._mode) >= 0, weight, 0)
 
     def reset_state(self) -> None:
         """Resets the means and stops annealing; keeps the weight and the step."""

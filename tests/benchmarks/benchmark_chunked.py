@@ -4,10 +4,11 @@
 backend's own recomputation to each chunk: `torch.utils.checkpoint`, `tf.recompute_grad` or
 `jax.checkpoint`. Each case runs in two processes, on one batch with an InfoNCE term. One trains for
 three steps and reports the time of the fastest. The other trains for one step and reports the
-increase of the process memory over that of the data and a model trained on a small batch. There
-`malloc` returns each freed block of at least 1 MB to the system, for all ways alike: by default it
-keeps blocks of up to 32 MiB in the arenas of several threads, which shows the order of operations
-and not what they need. On JAX the memory is what the compiled step allocates for temporary values.
+increase of the memory of the process, or of the GPU if there is one, over that of the data and a
+model trained on a small batch. In a process `malloc` then returns each freed block of at least 1 MB
+to the system, for all ways alike: by default it keeps blocks of up to 32 MiB in the arenas of
+several threads, which shows the order of operations and not what they need. On JAX the memory is
+what the compiled step allocates for temporary values.
 
 Run: python -m tests.benchmarks.benchmark_chunked --batches 4096 --chunk 256
 """
@@ -16,10 +17,10 @@ import argparse
 import functools
 import json
 import os
-import resource
 import subprocess
 import sys
-import time
+
+from tests.benchmarks.timing import peak_mib, seconds
 
 WAYS = ("plain", "ChunkedTower", "by hand")
 
@@ -118,14 +119,10 @@ def measure(way, batch, chunk, steps):
         return
     if not is_jax:  # It compiles for fixed shapes.
         model.fit([part[:8] for part in x], batch_size=8, verbose=0)
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = []
-    for _ in range(steps):
-        start = time.perf_counter()
-        model.fit(x, batch_size=batch, shuffle=False, verbose=0)
-        seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"seconds": min(seconds), "mib": (peak - base) / 1024}))
+    base = peak_mib()
+    fit = functools.partial(model.fit, x, batch_size=batch, shuffle=False, verbose=0)
+    least = min(seconds(fit) for _ in range(steps))
+    print(json.dumps({"seconds": least, "mib": peak_mib() - base}))
 
 
 def run(way, batch, chunk):

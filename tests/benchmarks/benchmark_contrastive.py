@@ -1,7 +1,7 @@
 """Measures time and memory of the contrastive losses for large batches, forward and backward.
 
 Each case runs in a separate process, in float32 with embeddings of dimension 256. It reports its
-time and the increase of the process memory. Cases:
+time and the increase of the memory of the process, or of the GPU if there is one. Cases:
 
 - `tiled`: the loss of the package, computed in tiles,
 - `default`: the loss of the package with its default settings, dense up to a size limit,
@@ -16,11 +16,11 @@ Run: python -m tests.benchmarks.benchmark_contrastive [losses] --batches 4096 16
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
-import time
+
+from tests.benchmarks.timing import peak_mib, seconds
 
 DIM = 256
 LOSSES = ("InfoNCE", "SigLIP", "NTXent", "SupCon")
@@ -80,31 +80,24 @@ def loss_of(name, form, labels):
 
 def measure(name, form, batch, repetitions):
     """Runs a case in this process and prints seconds and MiB as JSON."""
-    import keras
     import numpy as np
     from keras import ops
 
-    from tests.gradients import value_and_gradient
-
     generator = np.random.default_rng(0)
-    views = generator.normal(size=(batch, 2, DIM)).astype("float32")
+    views = ops.convert_to_tensor(generator.normal(size=(batch, 2, DIM)).astype("float32"))
     labels = ops.convert_to_tensor(generator.integers(0, max(2, batch // 8), batch))
-    function = loss_of(name, form, labels)
+    step = compiled_step(loss_of(name, form, labels))
+    step(views[: min(256, batch // 16)])
+    base = peak_mib()
+    least = min(seconds(lambda: step(views)) for _ in range(repetitions))
+    print(json.dumps({"seconds": least, "mib": peak_mib() - base}))
+
+
+def compiled_step(function):
+    """Returns a function that computes value and gradient and returns when they are there."""
+    import keras
+
     backend = keras.backend.backend()
-    step = _compiled(function, backend, value_and_gradient)
-    if backend != "jax":  # JAX compiles for fixed shapes.
-        step(views[: min(256, batch // 16)])
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = []
-    for _ in range(repetitions):
-        start = time.perf_counter()
-        value, _ = step(views)
-        seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"seconds": min(seconds), "mib": (peak - base) / 1024, "value": float(value)}))
-
-
-def _compiled(function, backend, value_and_gradient):
     if backend == "tensorflow":
         import tensorflow as tf
 
@@ -115,13 +108,22 @@ def _compiled(function, backend, value_and_gradient):
                 value = function(views)
             return value, tape.gradient(value, views)
 
-        return lambda views: [x.numpy() for x in step(tf.constant(views))]
+        return lambda views: step(views)[0].numpy()
     if backend == "jax":
         import jax
 
         step = jax.jit(jax.value_and_grad(function))
         return lambda views: jax.block_until_ready(step(views))
-    return lambda views: value_and_gradient(function, views)
+
+    import torch
+
+    def step(views):
+        views = views.detach().requires_grad_()
+        function(views).backward()
+        if views.is_cuda:
+            torch.cuda.synchronize()
+
+    return step
 
 
 def run(name, form, batch, repetitions):
@@ -154,7 +156,7 @@ def compare(name, batch, forms, pairs, repetitions):
         mib = statistics.median(row["mib"] for row in rows)
         ratios = [a["seconds"] / b["seconds"] for a, b in zip(results[first], rows, strict=True)]
         print(
-            f"  {form:<13}{seconds:8.3f} s{mib:9.0f} MiB   {first} / {form}: "
+            f"  {form:<13}{seconds:9.4f} s{mib:9.0f} MiB   {first} / {form}: "
             f"time {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), "
             f"memory {statistics.median(row['mib'] for row in results[first]) / mib:.3f}",
             flush=True,

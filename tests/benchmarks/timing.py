@@ -1,5 +1,6 @@
-"""Compares the run time of two alternatives on a machine with other load."""
+"""Compares the run time of two alternatives on a machine with other load, and measures memory."""
 
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -40,3 +41,26 @@ def compare(run: Callable[[], object], baseline: Callable[[], object], pairs: in
     baseline()
     ratios = [seconds(run) / seconds(baseline) for _ in range(pairs)]
     return Ratio(statistics.median(ratios), min(ratios), max(ratios))
+
+
+def peak_mib() -> float:
+    """Returns the largest use of memory so far in MiB, of the GPU if there is one."""
+    import keras
+
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        if tf.config.list_physical_devices("GPU"):
+            return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20
+    elif backend == "torch":
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated() / 2**20
+    elif backend == "jax":
+        import jax
+
+        if stats := jax.local_devices()[0].memory_stats():
+            return stats["peak_bytes_in_use"] / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
