@@ -7,6 +7,7 @@ from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss import _math
+from keras_jointloss.losses import _tiles
 from tests import reference
 from tests.backends import once_compiled
 from tests.gradients import COMPILES, compiled, dtypes, value_and_gradient
@@ -21,6 +22,20 @@ from tests.loss_cases import (
     views_of,
     weighted_value_and_gradient,
 )
+
+
+@pytest.mark.parametrize(
+    ("is_accelerator", "expected"),
+    [
+        (False, {2048: "dense", 2049: 256, 65536: 256}),
+        (True, {5792: "dense", 5793: 5792, 16384: 2048, 65536: 512, 2**20: 256}),
+    ],
+)
+def test_default_tiles_fit_caches_or_fill_an_accelerator(monkeypatch, is_accelerator, expected):
+    monkeypatch.setattr(_tiles, "is_on_accelerator", lambda x: is_accelerator)
+    for items, form in expected.items():
+        x = ops.zeros((items, 1))
+        assert _tiles.choose(lambda: "dense", lambda tile_size: tile_size, x, x, None) == form
 
 
 @pytest.mark.backend("tensorflow", "torch")

@@ -16,7 +16,8 @@ import keras_jointloss as kj
 ## One device
 
 `tile_size` bounds the similarities: a loss holds that many rows of the matrix at a time and
-computes them again in the backward pass. With more than 2,048 items it does so by itself.
+computes them again in the backward pass. With more than 2,048 items it does so by itself, on a GPU
+or TPU with more than 5,792, where it holds more rows, since 256 do not fill it.
 `ChunkedTower` does the same for the activations of an encoder. Neither changes values or gradients.
 """
 

@@ -207,6 +207,19 @@ def runs_in_python() -> bool:
     return keras.backend.backend() == "torch"
 
 
+def is_on_accelerator(x) -> bool:
+    """Returns whether a tensor is on a GPU or TPU, or will be when a compiled function runs."""
+    if keras.backend.backend() == "torch":
+        return x.device.type not in ("cpu", "meta")
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.default_backend() != "cpu"
+    import tensorflow as tf
+
+    return any(device.device_type != "CPU" for device in tf.config.list_logical_devices())
+
+
 def decided(condition):
     """Returns a scalar condition as a bool if operations run one by one, else unchanged.
 

@@ -20,7 +20,7 @@ from keras import ops
 from keras_jointloss._backend import batch_shards, custom_gradient
 from keras_jointloss._math import dot_matrix, matrix_of_prepared, matrix_product
 from keras_jointloss.losses._pairs import Roles, Samples
-from keras_jointloss.losses._tiles import DENSE_LIMIT, TILE_SIZE, choose, for_rows, put_rows
+from keras_jointloss.losses._tiles import choose, defaults_for, for_rows, put_rows
 
 
 def pairwise_sigmoid(roles, scale, bias, similarity="cosine", tile_size=None):
@@ -38,7 +38,7 @@ def pairwise_sigmoid(roles, scale, bias, similarity="cosine", tile_size=None):
     bias = ops.convert_to_tensor(bias, dtype=x.dtype)
     shards = batch_shards()
     if shards > 1 and similarity != "euclidean" and len(x) == len(y) and len(x) % shards == 0:
-        return _ring(x, y, scale, bias, roles, shards, tile_size or _tile_of(len(x) // shards))
+        return _ring(x, y, scale, bias, roles, shards, tile_size or _tile_of(x, shards))
 
     def dense():
         rows = ops.arange(ops.shape(x)[0], dtype="int32")
@@ -56,9 +56,11 @@ def pairwise_sigmoid(roles, scale, bias, similarity="cosine", tile_size=None):
     return choose(dense, tiled, x, y, math.inf if similarity == "euclidean" else tile_size)
 
 
-def _tile_of(count):
-    """Returns the default number of anchors in a tile, for as many candidates as anchors."""
-    return count if count**2 <= DENSE_LIMIT else TILE_SIZE
+def _tile_of(x, shards):
+    """Returns the default number of anchors in a tile of one of several devices."""
+    count = len(x) // shards
+    limit, tile_size = defaults_for(x, count)
+    return count if count**2 <= limit else tile_size
 
 
 def for_allowed(allowed, values):
@@ -80,7 +82,7 @@ def exchanged_sigmoid(x, y, roles, exchange, scale, bias, tile_size=None):
     """
     scale = ops.convert_to_tensor(scale, dtype=x.dtype)
     bias = ops.convert_to_tensor(bias, dtype=x.dtype)
-    tile_size = tile_size or TILE_SIZE
+    tile_size = tile_size or defaults_for(x, x.shape[0])[1]
 
     def compute(x, y, scale, bias):
         losses = ops.zeros_like(x[:, 0])

@@ -5,14 +5,16 @@ from typing import Any
 
 from keras import ops
 
-from keras_jointloss._backend import runs_in_python
+from keras_jointloss._backend import is_on_accelerator, runs_in_python
 from keras_jointloss._math import by_size
 from keras_jointloss._validation import validate_count
 
-#: The default number of rows held at a time.
-TILE_SIZE = 256
 #: The largest number of elements of a matrix that is held as a whole by default.
 DENSE_LIMIT = 2**22
+#: The default number of rows of a larger matrix that are held at a time. They fit into caches.
+TILE_SIZE = 256
+#: The same number of elements on an accelerator, and that of a tile, since fewer do not fill it.
+ACCELERATOR_LIMIT = 2**25
 
 
 def validate_tile_size(tile_size: Any, similarity: str) -> int | None:
@@ -46,7 +48,21 @@ def choose(dense, tiled, rows, columns, tile_size):
         return dense()
     if tile_size is not None:
         return tiled(tile_size)
-    return by_size(DENSE_LIMIT, (rows, columns), lambda: tiled(TILE_SIZE), dense)
+    limit, tile_size = defaults_for(rows, columns.shape[0])
+    return by_size(limit, (rows, columns), lambda: tiled(tile_size), dense)
+
+
+def defaults_for(x, columns: int | None) -> tuple[int, int]:
+    """Returns the largest number of elements to hold as a whole, and the tile size beyond that.
+
+    Args:
+        x: A tensor, which may be on an accelerator.
+        columns: The number of columns, or `None` if TensorFlow knows it only during a step.
+    """
+    if not is_on_accelerator(x):
+        return DENSE_LIMIT, TILE_SIZE
+    rows = ACCELERATOR_LIMIT // columns if columns else TILE_SIZE
+    return ACCELERATOR_LIMIT, max(TILE_SIZE, rows)
 
 
 def for_rows(count, tile_size, body, carry):

@@ -75,7 +75,8 @@ class DecoupledContrastive(ViewsLoss):
             `"positive"`, their views are positives of each other; with `"ignore"`, they are not
             negatives of each other. `None` if there are no labels.
         tile_size: The number of views whose similarities are held in memory at a time. Values and
-            gradients do not depend on it. `None`: all if there are up to 2048, else 256.
+            gradients do not depend on it. `None`: all if there are up to 2048, else 256; on a GPU
+            or TPU all if there are up to 5792, else 2**25 divided by their number, at least 256.
         unlabelled: The label that marks items without one, such as -1, or `None`. Requires
             `same_label`. These items are excluded from the batch (as anchors, positives and
             negatives) and have loss 0. Like items of weight 0, they count in the mean over the

@@ -99,7 +99,8 @@ class SigLIP(ViewsLoss):
             `"positive"`, `z_ij` is 1 for them; with `"ignore"`, their pair has no loss. `None` if
             there are no labels.
         tile_size: The number of items whose similarities are held in memory at a time. Values and
-            gradients do not depend on it. `None`: all in a batch of up to 2048, else 256.
+            gradients do not depend on it. `None`: all in a batch of up to 2048, else 256; on a GPU
+            or TPU all in a batch of up to 5792, else 2**25 divided by the batch size, at least 256.
         unlabelled: The label that marks items without one, such as -1, or `None`. Requires
             `same_label`. These items are excluded from the batch (as anchors, positives and
             negatives) and have loss 0. Like items of weight 0, they count in the mean over the

@@ -3,7 +3,7 @@
 Each case runs in a separate process, in float32 with embeddings of dimension 256. It reports its
 time and the increase of the memory of the process, or of the GPU if there is one. Cases:
 
-- `tiled`: the loss of the package, computed in tiles,
+- `tiled`: the loss of the package, computed in tiles of `--tile-size` rows,
 - `default`: the loss of the package with its default settings, dense up to a size limit,
 - `dense`: a straightforward implementation that stores the full similarity matrix,
 - `two_matrices`: the common implementation of InfoNCE with one matrix for each direction,
@@ -57,14 +57,14 @@ def dense(name, two_matrices=False):
     return {"InfoNCE": info_nce, "SigLIP": siglip}[name]
 
 
-def loss_of(name, form, labels):
+def loss_of(name, form, labels, tile_size=256):
     """Returns the loss as a function of the views, which may be those of the first items only."""
     import keras
 
     import keras_jointloss as kj
 
     if form in ("tiled", "default"):
-        loss = getattr(kj.losses, name)(tile_size=256 if form == "tiled" else None)
+        loss = getattr(kj.losses, name)(tile_size=tile_size if form == "tiled" else None)
         return lambda views: loss(labels[: keras.ops.shape(views)[0]], views)
     if form == "peer":
         import torch
@@ -78,7 +78,7 @@ def loss_of(name, form, labels):
     return dense(name, two_matrices=form == "two_matrices")
 
 
-def measure(name, form, batch, repetitions):
+def measure(name, form, batch, repetitions, tile_size):
     """Runs a case in this process and prints seconds and MiB as JSON."""
     import numpy as np
     from keras import ops
@@ -86,7 +86,7 @@ def measure(name, form, batch, repetitions):
     generator = np.random.default_rng(0)
     views = ops.convert_to_tensor(generator.normal(size=(batch, 2, DIM)).astype("float32"))
     labels = ops.convert_to_tensor(generator.integers(0, max(2, batch // 8), batch))
-    step = compiled_step(loss_of(name, form, labels))
+    step = compiled_step(loss_of(name, form, labels, tile_size))
     step(views[: min(256, batch // 16)])
     base = peak_mib()
     least = min(seconds(lambda: step(views)) for _ in range(repetitions))
@@ -126,10 +126,10 @@ def compiled_step(function):
     return step
 
 
-def run(name, form, batch, repetitions):
+def run(name, form, batch, options):
     """Runs a case in a separate process; returns `None` if it fails, e.g. for lack of memory."""
     command = [sys.executable, "-m", __spec__.name, "--case", name, form, str(batch)]
-    command += ["--repetitions", str(repetitions)]
+    command += options
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     output = subprocess.run(command, env=environment, capture_output=True, text=True)
     if output.returncode:
@@ -139,12 +139,12 @@ def run(name, form, batch, repetitions):
     return json.loads(output.stdout.strip().splitlines()[-1])
 
 
-def compare(name, batch, forms, pairs, repetitions):
+def compare(name, batch, forms, pairs, options):
     """Prints time and memory of each form, and the ratios of the first form to the others."""
     results = {form: [] for form in forms}
     for _ in range(pairs):
         for form in tuple(results):
-            row = run(name, form, batch, repetitions)
+            row = run(name, form, batch, options)
             if row is None:
                 del results[form]
             else:
@@ -169,12 +169,15 @@ def main(argv=None):
     parser.add_argument("--batches", type=int, nargs="+", default=[4096, 16384, 65536])
     parser.add_argument("--pairs", type=int, default=5, help="how often to run each form")
     parser.add_argument("--repetitions", type=int, default=2, help="how often within a process")
+    parser.add_argument("--tile-size", type=int, default=256, help="of the form `tiled`")
     parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.case:
         name, form, batch = arguments.case
-        measure(name, form, int(batch), arguments.repetitions)
+        measure(name, form, int(batch), arguments.repetitions, arguments.tile_size)
         return
+    options = ["--repetitions", str(arguments.repetitions)]
+    options += ["--tile-size", str(arguments.tile_size)]
     for name in arguments.names or LOSSES:
         for batch in arguments.batches:
             forms = ["tiled"]
@@ -182,7 +185,7 @@ def main(argv=None):
                 forms += ["dense", "two_matrices"] if name == "InfoNCE" else ["dense"]
             if batch <= PEER_LIMITS.get(name, 0) and _has_peer():
                 forms = ["default", "peer"]
-            compare(name, batch, forms, arguments.pairs, arguments.repetitions)
+            compare(name, batch, forms, arguments.pairs, options)
 
 
 def _has_peer():
