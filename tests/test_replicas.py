@@ -1,6 +1,7 @@
 """Several replicas of `tf.distribute`: contrastive losses, memories and metrics of all of them."""
 
 import contextlib
+import functools
 import re
 
 import keras
@@ -9,7 +10,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from tests.loss_cases import DEFAULTS, labels_of, tensor, views_of
+from tests.loss_cases import DEFAULTS, TILED, labels_of, tensor, views_of
 from tests.test_training import replicas
 
 pytestmark = pytest.mark.backend("tensorflow")
@@ -49,14 +50,16 @@ def trained(make, parts, count, is_compiled, epochs):
     return found | {v.path: ops.convert_to_numpy(v) for v in [*model.variables]}
 
 
-def assert_like_one_device(make, parts, unequal="nothing", count=2, is_compiled=True, epochs=1):
+def assert_like_one_device(make, parts, unequal="nothing", counts=(2,), is_compiled=True, epochs=1):
     expected = trained(make, parts, 1, False, epochs)
-    actual = trained(make, parts, count, is_compiled, epochs)
-    assert actual.keys() == expected.keys()
-    for key, value in expected.items():
-        if re.search(unequal, key):
-            continue
-        np.testing.assert_allclose(actual[key], value, rtol=1e-9, atol=1e-9, err_msg=key)
+    for count in counts:
+        actual = trained(make, parts, count, is_compiled, epochs)
+        assert actual.keys() == expected.keys()
+        for key, value in expected.items():
+            if re.search(unequal, key):
+                continue
+            message = f"{key} on {count} replicas"
+            np.testing.assert_allclose(actual[key], value, rtol=1e-9, atol=1e-9, err_msg=message)
 
 
 def contrastive():
@@ -237,75 +240,73 @@ AGGREGATORS = {
 }
 
 
-def test_every_aggregator_sees_four_replicas():
-    import tensorflow as tf
-
-    keras.config.set_floatx("float64")
-    sizes, strategy = (3, 2, 1, 4), replicas(4)
-    factors = np.random.default_rng(4).normal(size=(3, 10, 6))
-
-    def balancers():
-        aggregators = [getattr(kj.aggregators, x)(**options) for x, options in AGGREGATORS.items()]
-        return [kj.layers.GradientBalancer(list("abc"), x) for x in aggregators]
-
-    def gradients(layers, x, factors):
-        """Returns the gradient that comes out of each layer in the last of two steps."""
-        found = []
-        for layer in layers * 2:
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                z = layer(x, training=True)
-                loss = sum(
-                    ops.sum(ops.square(z[name] - factors[:, i])) for i, name in enumerate("abc")
-                )
-            found.append(tape.gradient(loss, x))
-        return found[len(layers) :]
-
-    with strategy.scope():
-        layers = balancers()
-    data = X[:10], factors.transpose(1, 0, 2)
-    parts = tuple(distributed(strategy, x, sizes) for x in data)
-    results = strategy.run(lambda *data: gradients(layers, *data), parts)
-    expected = gradients(balancers(), *map(tensor, data))
-    for name, result, gradient in zip(AGGREGATORS, results, expected, strict=True):
-        found = np.concatenate(strategy.experimental_local_results(result))
-        np.testing.assert_allclose(found, gradient, rtol=1e-9, atol=1e-9, err_msg=name)
-
-
-# With the number of replicas.
 RULES = {
-    "Constraint": (2, {"bounds": {"b": 0.5}}),
-    "DynamicWeightAverage": (2, {}),
-    "FAMO": (2, {}),
-    "GeometricMean": (2, {}),
-    "GradNorm": (2, {}),
-    "RandomWeighting": (2, {"seed": 1}),
-    "Shares": (2, {"shares": {"a": 0.5, "b": 0.3, "c": 0.2}}),
-    "SmoothTchebycheff": (2, {}),
-    "Uncertainty": (4, {}),
+    "Constraint": {"bounds": {"b": 0.5}},
+    "DynamicWeightAverage": {},
+    "FAMO": {},
+    "GeometricMean": {},
+    "GradNorm": {},
+    "RandomWeighting": {"seed": 1},
+    "Shares": {"shares": {"a": 0.5, "b": 0.3, "c": 0.2}},
+    "SmoothTchebycheff": {},
+    "Uncertainty": {},
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RULES)
-def test_ten_steps_of_a_rule_equal_one_device(name):
-    count, options = RULES[name]
+def every_loss():
+    """Returns a model with a term for each loss."""
+    x, label, match = keras.Input((6,)), *(keras.Input((), dtype="int64") for _ in range(2))
+    outputs = []
+    for case in DEFAULTS:
+        # One form compiles faster than both; `test_every_loss_sees_four_replicas` has the other.
+        loss = case.make(**({"tile_size": 64} if case.name in TILED else {}))
+        labels = [match if loss.label_kind == "pair" else label] * loss.has_labels
+        embeddings = [keras.layers.Dense(4)(x) for _ in range(case.views)]
+        outputs += kj.layers.ContrastiveTerm(loss, 0.05, name=case.name)((*embeddings, *labels))
+    rating = keras.layers.Dense(1)(0.1 * ops.concatenate(outputs, axis=1))
+    return keras.Model([x, label, match], {"rating": rating}), kj.joint_loss({"rating": "mse"})
 
-    def make():
-        x = keras.Input((6,))
+
+def every_aggregator():
+    """Returns a model with a balancer for each aggregator."""
+    x, outputs = keras.Input((6,)), {}
+    for name, options in AGGREGATORS.items():
         hidden = keras.layers.Dense(5, activation="tanh")(x)
-        views = dict.fromkeys("abc", hidden)
-        if name == "GradNorm":
-            views = kj.layers.GradientBalancer(list("abc"))(hidden)
-        outputs = {term: keras.layers.Dense(1)(views[term]) for term in "abc"}
-        rule = getattr(kj.weighting, name)(**options)
-        return keras.Model(x, outputs), kj.joint_loss(dict.fromkeys("abc", "mse"), weighting=rule)
+        terms = [f"{term}{name}" for term in "abc"]
+        if name == "Shares":
+            options = {"shares": dict(zip(terms, (0.5, 0.3, 0.2), strict=True))}
+        aggregator = getattr(kj.aggregators, name)(**options)
+        views = kj.layers.GradientBalancer(terms, aggregator)(hidden)
+        outputs |= {term: keras.layers.Dense(1)(views[term]) for term in terms}
+    return keras.Model(x, outputs), kj.joint_loss(dict.fromkeys(outputs, "mse"))
 
-    # The last batch has 7 items.
-    parts = [(X[:15], {term: X[:15, i : i + 1] for i, term in enumerate("abc")})]
-    # Keras logs the mean of a replica by its items.
-    unequal = r"loss$|_share|sums_\d"
-    assert_like_one_device(make, parts, unequal, count, is_compiled=False, epochs=5)
+
+def with_rule(name):
+    """Returns a model with a rule."""
+    x = keras.Input((6,))
+    hidden = keras.layers.Dense(5, activation="tanh")(x)
+    views = dict.fromkeys("abc", hidden)
+    if name == "GradNorm":
+        views = kj.layers.GradientBalancer(list("abc"))(hidden)
+    outputs = {term: keras.layers.Dense(1)(views[term]) for term in "abc"}
+    rule = getattr(kj.weighting, name)(**RULES[name])
+    return keras.Model(x, outputs), kj.joint_loss(dict.fromkeys("abc", "mse"), weighting=rule)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["losses", "aggregators", *RULES])
+def test_ten_steps_on_2_and_4_replicas_equal_one_device(name):
+    x, make, options = X[:15], functools.partial(with_rule, name), {"is_compiled": False}
+    y = {term: x[:, i : i + 1] for i, term in enumerate("abc")}
+    if name == "losses":
+        # The last batch has 3 items: one of four replicas has none.
+        generator = np.random.default_rng(5)
+        x, make, options = generator.normal(size=(35, 6)), every_loss, {}
+        x, y = [x, *(generator.integers(0, n, len(x)) for n in (3, 2))], x[:, :1]
+    elif name == "aggregators":
+        make, y = every_aggregator, {f"{t}{name}": y[t] for name in AGGREGATORS for t in "abc"}
+    epochs = 2 if name == "losses" else 5
+    assert_like_one_device(make, [(x, y)], counts=(2, 4), epochs=epochs, **options)
 
 
 def info_nce(start, end):
