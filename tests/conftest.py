@@ -7,11 +7,15 @@ import sys
 import tempfile
 
 # The tests compile a lot and compute little. JAX and TensorFlow read this at import.
-XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
 if os.environ.get("KERAS_BACKEND") == "jax" and importlib.metadata.version("jaxlib") < "0.11":
     # They shorten compilation by two thirds. XLA ends a process with a flag that it does not know.
-    XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
+    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    if flags not in os.environ["XLA_FLAGS"]:  # Processes of a run inherit them.
+        os.environ["XLA_FLAGS"] += f" {flags}"
 # All processes of a run inherit these variables, and share JAX's cache and reference results.
 if "KERAS_JOINTLOSS_TEST_RESULTS" not in os.environ:
     RESULTS = tempfile.TemporaryDirectory(prefix="test_results_")
