@@ -141,12 +141,12 @@ def divide_or_0(x, y):
     return ops.where(is_zero, 0, x / ops.where(is_zero, 1, y))
 
 
-def maximum(x, axis, keepdims=False):
+def max_along(x, axis, keepdims=False):
     """Returns the maximum along an axis, or minus infinity if a replica has no items."""
     return _extreme(ops.max, -math.inf, x, axis, keepdims)
 
 
-def minimum(x, axis, keepdims=False):
+def min_along(x, axis, keepdims=False):
     """Returns the minimum along an axis, or infinity if a replica has no items."""
     return _extreme(ops.min, math.inf, x, axis, keepdims)
 
@@ -166,8 +166,8 @@ def logsumexp_where(x, mask, axis):
     any_element = ops.any(mask, axis=axis)
     # Filling in the minimum leaves the maximum unchanged; constants that stand for infinity would
     # fail in half precision.
-    filled = ops.where(mask, x, minimum(x, axis, keepdims=True))
-    shift = ops.stop_gradient(maximum(filled, axis, keepdims=True))
+    filled = ops.where(mask, x, min_along(x, axis, keepdims=True))
+    shift = ops.stop_gradient(max_along(filled, axis, keepdims=True))
     total = ops.sum(ops.where(mask, ops.exp(ops.where(mask, x - shift, 0)), 0), axis=axis)
     result = ops.log(ops.where(any_element, total, 1)) + ops.squeeze(shift, axis)
     return ops.where(any_element, result, 0)

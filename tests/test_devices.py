@@ -46,9 +46,9 @@ def assert_equal(found, expected):
         np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
-def distribution(layout):
-    """Returns a distribution over four devices."""
-    devices = keras.distribution.list_devices()
+def distribution(layout, count=4):
+    """Returns a distribution over two or four devices."""
+    devices = keras.distribution.list_devices()[:count]
     if layout == "data":
         return keras.distribution.DataParallel(devices=devices)
     mesh = keras.distribution.DeviceMesh((2, 2), ("batch", "model"), devices)
@@ -75,12 +75,14 @@ def record_shards(monkeypatch):
 
 
 @pytest.mark.backend("jax")
-@pytest.mark.parametrize(("layout", "rows"), [("data", 2), ("model", 4)])
-def test_jax_devices_equal_one(monkeypatch, layout, rows):
+@pytest.mark.parametrize(
+    ("layout", "count", "rows"), [("data", 2, 4), ("data", 4, 2), ("model", 4, 4)]
+)
+def test_jax_devices_equal_one(monkeypatch, layout, count, rows):
     expected()
     shapes = record_shards(monkeypatch)
     models.use_float64()
-    with distribution(layout).scope():
+    with distribution(layout, count).scope():
         model = models.compiled()
         data = models.INPUTS, models.TARGETS
         assert_as_expected(models.fitted(model, *data, batch_size=models.BATCH))

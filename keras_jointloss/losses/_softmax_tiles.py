@@ -14,7 +14,7 @@ from keras_jointloss._math import (
     dot_matrix,
     logsumexp_where,
     matrix_product,
-    maximum,
+    max_along,
 )
 from keras_jointloss.losses._softmax_matrix import Matrix
 from keras_jointloss.losses._tiles import for_rows, put_rows
@@ -87,7 +87,7 @@ class _Tiles(NamedTuple):
 
     @classmethod
     def of(cls, matrix, x, y, scale, tile_size):
-        squares = [maximum(ops.sum(ops.square(vectors), axis=1), axis=0) for vectors in (x, y)]
+        squares = [max_along(ops.sum(ops.square(vectors), axis=1), axis=0) for vectors in (x, y)]
         bound = ops.abs(scale) * ops.sqrt(ops.relu(squares[0]) * ops.relu(squares[1]))
         return cls(matrix, x, y, scale, tile_size, bound, decided(bound <= _NARROW))
 

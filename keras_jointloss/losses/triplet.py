@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._labels import validate_unlabelled
-from keras_jointloss._math import SIMILARITIES, matrix_of_prepared, maximum, mean_where
+from keras_jointloss._math import SIMILARITIES, matrix_of_prepared, max_along, mean_where
 from keras_jointloss._replicas import rows_of
 from keras_jointloss._validation import validate_choice
 from keras_jointloss.losses._hinge import hinge, validate_margin
@@ -64,7 +64,7 @@ def triplet(
 
 def _largest(mask, x, axis, keepdims=False):
     """Returns the largest element for which `mask` is true, -inf if there is none."""
-    return maximum(ops.where(mask, x, -math.inf), axis, keepdims)
+    return max_along(ops.where(mask, x, -math.inf), axis, keepdims)
 
 
 def _difference(positive, negative, is_triplet):

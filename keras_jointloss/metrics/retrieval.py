@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._labels import validate_unlabelled
-from keras_jointloss._math import SIMILARITIES, maximum
+from keras_jointloss._math import SIMILARITIES, max_along
 from keras_jointloss._replicas import rows_of
 from keras_jointloss._validation import validate_choice, validate_count
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs, own_pairs
@@ -107,7 +107,7 @@ class RetrievalMetric(ViewsMetric):
 
 def _ranks(closeness, rounding, right, wrong):
     """Returns the rank of each query's best right candidate (axis 1): `(queries,)`, float."""
-    best = maximum(ops.where(right, closeness, -math.inf), axis=1, keepdims=True)
+    best = max_along(ops.where(right, closeness, -math.inf), axis=1, keepdims=True)
     # NaN counts as ahead: a model that has diverged finds nothing.
     is_ahead = ops.logical_and(wrong, ops.logical_not(closeness + rounding < best))
     return 1.0 + ops.sum(ops.cast(is_ahead, closeness.dtype), axis=1)
