@@ -45,7 +45,16 @@ def reduce_values(values, y_pred, sample_weight=None, reduction="sum", dtype=Non
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
     """
-    return _Precomputed(values, reduction, dtype)(y_pred, y_pred, sample_weight)
+    return reduced(_Precomputed(values, reduction, dtype)(y_pred, y_pred, sample_weight), reduction)
+
+
+def reduced(loss, reduction):
+    """Returns what a loss of Keras returned, as 0 if a replica without items runs eagerly.
+
+    Keras does not reduce the values of no items, of the shape `(0,)`.
+    """
+    is_unreduced = tuple(loss.shape) == (0,) and reduction not in (None, "none")
+    return ops.sum(loss) if is_unreduced else loss
 
 
 def valid_items(views, sample_weight=None):

@@ -195,7 +195,7 @@ class GradientCombination(keras.layers.Layer):
         rows = rows[:-1]
         is_finite = ops.all(ops.isfinite(rows), axis=1)
         # Keeps squares within the range of the dtype. Replicas would each have a different scale.
-        largest = ops.max(abs(rows)) if replicas == 1 else ops.ones_like(rows[0, 0])
+        largest = ops.max(abs(rows)) if replicas == 1 else ops.ones((), rows.dtype)
         scale = nonzero(largest)
         rows = rows / scale
         gramian = rows @ ops.transpose(rows)

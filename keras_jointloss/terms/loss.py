@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._backend import in_replica, summed_replicas
-from keras_jointloss._masks import reduce_values
+from keras_jointloss._masks import reduce_values, reduced
 from keras_jointloss._replicas import counted_by
 from keras_jointloss.terms.by_shape import get_loss
 from keras_jointloss.terms.labelled_loss import LabelledLoss
@@ -67,6 +67,7 @@ class TermLoss(keras.losses.Loss):
             value = self._resolved(y_true, y_pred, sample_weight)
         else:
             value = super().__call__(y_true, y_pred, sample_weight)
+        value = reduced(value, self._own_reduction())
         batch_size = ops.shape(keras.tree.flatten(y_pred)[0])[0]
         mean = ops.mean(value) if len(value.shape) else value
         counts = None if self.weight.observer is None else self._counts(y_true, sample_weight)
@@ -74,9 +75,13 @@ class TermLoss(keras.losses.Loss):
         self.weight.record(_unscaled(mean), batch_size, counts, divisor=divisor)
         return value if divisor is None else counted_by(value, divisor)
 
+    def _own_reduction(self):
+        """Returns the reduction of the loss that was given."""
+        return getattr(self._resolved, "reduction", self.reduction)
+
     def _divisor(self, y_pred, sample_weight):
         """Returns what the loss divides a sum by, up to a constant; `None` if it is no mean."""
-        reduction = getattr(self._resolved, "reduction", self.reduction)
+        reduction = self._own_reduction()
         if reduction in ("sum", "none", None):
             return None
         first = keras.tree.flatten(y_pred)[0]
