@@ -1,9 +1,11 @@
 # Needs Python 3.11 or newer, with `venv`, and make. Everything else goes into virtual environments
 # here, anew whenever pyproject.toml has changed.
 
-# The Python that the environments are made with, how many processes test at the same time (each
-# takes up to 3 GiB), and what else to hand to pytest: make test ARGS="-k losses".
+# The Python that the environments are made with, uv if it is to install in place of pip, which takes
+# several times as long, how many processes test at the same time (each takes up to 3 GiB), and what
+# else to hand to pytest: make test UV=uv ARGS="-k losses".
 PYTHON ?= python3
+UV ?=
 WORKERS ?= 3
 ARGS ?=
 
@@ -18,7 +20,7 @@ PYTEST := python -m pytest -n $(WORKERS) --dist worksteal
 LOWER_BOUNDS_TESTS := $(addprefix tests/,test_callbacks.py test_clock.py test_joint.py test_layers.py test_loss_term.py \
   test_output_weight.py test_ownership.py test_training.py)
 
-.PHONY: help demo test test-jax test-torch test-lower-bounds test-all dependencies environments coverage lint format bench bench-losses bench-dashboard bench-scale bench-gradients bench-peers docs clean
+.PHONY: help demo test test-jax test-torch test-lower-bounds test-all environments coverage lint format bench bench-losses bench-dashboard bench-scale bench-gradients bench-peers docs clean
 
 help:  ## Tell what there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -44,10 +46,7 @@ test-lower-bounds: .venv-lower-bounds/test.stamp  ## Test an installed wheel wit
 
 test-all: test test-jax test-torch test-lower-bounds  ## Test on all backends and with the oldest dependencies.
 
-# What can be installed beside `.venv`, since it does not build the package in this folder.
-dependencies: .venv-lower-bounds/dependencies.stamp .venv-torch/dependencies.stamp
-
-environments: .venv-jax/test.stamp .venv-torch/test.stamp .venv-lower-bounds/test.stamp  ## Install what the tests need beyond TensorFlow.
+environments: .venv/develop.stamp .venv-jax/test.stamp .venv-torch/test.stamp .venv-lower-bounds/test.stamp  ## Install what the tests need.
 
 coverage: .venv/develop.stamp  ## Test on TensorFlow and report the lines and branches that no test reaches.
 	KERAS_BACKEND=tensorflow .venv/bin/$(PYTEST) --cov --cov-report=term-missing:skip-covered $(ARGS)
@@ -92,49 +91,53 @@ clean:  ## Remove the environments, the site and caches.
 	rm -rf .venv .venv-jax .venv-torch .venv-lower-bounds .venv-docs .mypy_cache .pytest_cache .ruff_cache \
 	  .coverage build docs/api docs/guides *.egg-info
 
-# Lets an environment use what is in `.venv`, too, and the package in this folder, so that these are
-# installed only once.
+ifdef UV
+environment = $(UV) venv --quiet --allow-existing --python $(PYTHON) $(1)
+install = $(UV) pip install --quiet --python $(1)/bin/python
+versions = $(UV) pip freeze --quiet --python $(1)/bin/python
+else
+environment = $(PYTHON) -m venv $(1)
+install = $(1)/bin/python -m pip install --quiet
+versions = $(1)/bin/python -m pip freeze
+endif
+
+# Lets an environment use what is in `.venv`, too, and the package in this folder, and adds to it in
+# the versions that are there.
 PURELIB := import sysconfig; print(sysconfig.get_path('purelib'))
 share = (.venv/bin/python -c "$(PURELIB)" && pwd) > $$($(1)/bin/python -c "$(PURELIB)")/shared.pth
+add = $(call install,$(1)) --constraint .venv/versions.txt
 
 .venv/package.stamp: pyproject.toml
-	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --editable ".[dashboard]"
+	$(call environment,.venv)
+	$(call install,.venv) --editable ".[dashboard]"
 	touch $@
 
 .venv/develop.stamp: .venv/package.stamp
-	.venv/bin/python -m pip install --quiet --editable ".[develop]"
+	$(call install,.venv) --editable ".[develop]"
+	$(call versions,.venv) --exclude-editable > .venv/versions.txt
 	touch $@
 
 .venv-jax/test.stamp: .venv/develop.stamp
-	$(PYTHON) -m venv .venv-jax
+	$(call environment,.venv-jax)
 	$(call share,.venv-jax)
-	.venv-jax/bin/python -m pip install --quiet jax
+	$(call add,.venv-jax) jax
 	touch $@
 
-.venv-torch/dependencies.stamp: pyproject.toml
-	$(PYTHON) -m venv .venv-torch
-	.venv-torch/bin/python -m pip install --quiet $(TORCH)
-	touch $@
-
-.venv-torch/test.stamp: .venv/develop.stamp .venv-torch/dependencies.stamp
+.venv-torch/test.stamp: .venv/develop.stamp
+	$(call environment,.venv-torch)
 	$(call share,.venv-torch)
-	.venv-torch/bin/python -m pip install --quiet --editable ".[peers]" $(TORCH)
-	touch $@
-
-.venv-lower-bounds/dependencies.stamp: pyproject.toml
-	$(PYTHON) -m venv .venv-lower-bounds
-	$(PYTHON) .ci/lower_bounds.py > .venv-lower-bounds/bounds.txt
-	.venv-lower-bounds/bin/python -m pip install --quiet -r .venv-lower-bounds/bounds.txt
+	$(call add,.venv-torch) $(TORCH) --editable ".[peers]"
 	touch $@
 
 # Not editable, so that the wheel itself is tried, too.
-.venv-lower-bounds/test.stamp: .venv-lower-bounds/dependencies.stamp
-	.venv-lower-bounds/bin/python -m pip install --quiet -r .venv-lower-bounds/bounds.txt ".[test]"
+.venv-lower-bounds/test.stamp: pyproject.toml
+	$(call environment,.venv-lower-bounds)
+	$(PYTHON) .ci/lower_bounds.py > .venv-lower-bounds/bounds.txt
+	$(call install,.venv-lower-bounds) -r .venv-lower-bounds/bounds.txt ".[test]"
 	touch $@
 
 .venv-docs/docs.stamp: .venv/package.stamp
-	$(PYTHON) -m venv .venv-docs
+	$(call environment,.venv-docs)
 	$(call share,.venv-docs)
-	.venv-docs/bin/python -m pip install --quiet --editable ".[docs]"
+	$(call install,.venv-docs) --editable ".[docs]"
 	touch $@
