@@ -1,11 +1,15 @@
 """Shared setup: four devices, a fresh Keras state for each test, and backend-specific tests."""
 
+import functools
 import gc
 import importlib.metadata
 import os
 import sys
 import tempfile
 
+# One of several processes, and those that it starts, leave the other cores to the others.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 # The tests compile a lot and compute little. JAX and TensorFlow read this at import.
 os.environ.setdefault(
     "XLA_FLAGS",
@@ -60,8 +64,11 @@ def configure_tensorflow():
 def configure_jax():
     """Splits the CPU into four devices, which is possible only before JAX first computes."""
     import jax
+    from jax._src.interpreters import mlir
 
     jax.config.update("jax_num_cpu_devices", 4)
+    # JAX would make one for each function that it compiles, which takes longer than most of them.
+    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 
 def configure_torch():
@@ -193,11 +200,18 @@ def leftovers():
     yield
     if BACKEND == "jax":
         import jax
+        from jax._src.interpreters import mlir
 
         jax.clear_caches()
+        mlir.make_ir_context.cache_clear()
     # TensorFlow never frees its graphs: every full collection would visit all of them again.
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_modifyitems(items):
+    """Starts with what takes long, so that at the end no process waits for another."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_runtest_setup(item):

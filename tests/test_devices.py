@@ -17,6 +17,8 @@ import pytest
 import keras_jointloss as kj
 from tests.workers import models
 
+pytestmark = pytest.mark.slow
+
 BACKEND = keras.backend.backend()
 GENERATOR = np.random.default_rng(4)
 

@@ -13,7 +13,7 @@ import keras_jointloss as kj
 from tests.loss_cases import DEFAULTS, TILED, labels_of, tensor, views_of
 from tests.test_training import replicas
 
-pytestmark = pytest.mark.backend("tensorflow")
+pytestmark = [pytest.mark.slow, pytest.mark.backend("tensorflow")]
 
 BATCH = 8
 X = np.random.default_rng(1).normal(size=(21, 6))
@@ -22,7 +22,7 @@ LABEL = np.random.default_rng(2).integers(0, 3, len(X))
 WEIGHT = np.random.default_rng(3).uniform(0.5, 2, len(X)) * (np.arange(len(X)) % 5 > 0)
 
 
-def trained(make, parts, count, is_compiled, epochs):
+def trained(make, parts, count, is_compiled, epochs=1, evaluates=True):
     """Returns the variables and logs of a model, on some replicas or one device.
 
     Args:
@@ -31,6 +31,7 @@ def trained(make, parts, count, is_compiled, epochs):
         count: The number of replicas; 1 for one device.
         is_compiled: Whether TensorFlow compiles the steps: otherwise it starts faster.
         epochs: The number of epochs of each call.
+        evaluates: Whether the model is evaluated, too.
     """
     keras.utils.clear_session()
     keras.utils.set_random_seed(2)
@@ -45,15 +46,18 @@ def trained(make, parts, count, is_compiled, epochs):
         callbacks = [kj.callbacks.JointLossCallback()]
         logs = model.fit(x, y, epochs=epochs, shuffle=False, callbacks=callbacks, **options).history
         found |= {f"{i} {key}": value for key, value in logs.items()}
-    evaluated = model.evaluate(*parts[0], return_dict=True, **options)
-    found |= {f"evaluated {key}": value for key, value in evaluated.items()}
+    if evaluates:
+        evaluated = model.evaluate(*parts[0], return_dict=True, **options)
+        found |= {f"evaluated {key}": value for key, value in evaluated.items()}
     return found | {v.path: ops.convert_to_numpy(v) for v in [*model.variables]}
 
 
-def assert_like_one_device(make, parts, unequal="nothing", counts=(2,), is_compiled=True, epochs=1):
-    expected = trained(make, parts, 1, False, epochs)
+def assert_like_one_device(
+    make, parts, unequal="nothing", counts=(2,), is_compiled=True, **options
+):
+    expected = trained(make, parts, 1, False, **options)
     for count in counts:
-        actual = trained(make, parts, count, is_compiled, epochs)
+        actual = trained(make, parts, count, is_compiled, **options)
         assert actual.keys() == expected.keys()
         for key, value in expected.items():
             if re.search(unequal, key):
@@ -293,21 +297,20 @@ def with_rule(name):
     return keras.Model(x, outputs), kj.joint_loss(dict.fromkeys("abc", "mse"), weighting=rule)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["losses", "aggregators", *RULES])
 def test_ten_steps_on_2_and_4_replicas_equal_one_device(name):
     # The last batch has 3 items: one of four replicas has none. With aggregators it has 7.
-    x, make, options = X[:11], functools.partial(with_rule, name), {"is_compiled": False}
-    y = {term: x[:, i : i + 1] for i, term in enumerate("abc")}
+    items, epochs = {"aggregators": (79, 1), "DynamicWeightAverage": (11, 5)}.get(name, (75, 1))
+    generator = np.random.default_rng(5)
+    x = generator.normal(size=(items, 6))
+    make, y = functools.partial(with_rule, name), {t: x[:, i : i + 1] for i, t in enumerate("abc")}
     if name == "losses":
-        generator = np.random.default_rng(5)
-        x, make, options = generator.normal(size=(35, 6)), every_loss, {}
-        x, y = [x, *(generator.integers(0, n, len(x)) for n in (3, 2))], x[:, :1]
+        make, y = every_loss, x[:, :1]
+        x = [x, *(generator.integers(0, n, items) for n in (3, 2))]
     elif name == "aggregators":
-        x, make = X[:15], every_aggregator
-        y = {f"{t}{name}": x[:, i : i + 1] for name in AGGREGATORS for i, t in enumerate("abc")}
-    epochs = 2 if name == "losses" else 5
-    assert_like_one_device(make, [(x, y)], counts=(2, 4), epochs=epochs, **options)
+        make, y = every_aggregator, {f"{t}{name}": y[t] for name in AGGREGATORS for t in y}
+    options = {"counts": (2, 4), "is_compiled": name == "losses", "epochs": epochs}
+    assert_like_one_device(make, [(x, y)], **options, evaluates=False)
 
 
 def info_nce(start, end):

@@ -153,6 +153,7 @@ print(json.dumps(weights.tolist()))
 
 
 # Processes start slowly on JAX; what a backup holds does not depend on the backend.
+@pytest.mark.slow
 @pytest.mark.backend("tensorflow", "torch")
 def test_killed_training_resumes_on_the_same_trajectory(tmp_path):
     def run(*arguments):
