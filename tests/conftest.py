@@ -10,6 +10,8 @@ import tempfile
 # One of several processes, and those that it starts, leave the other cores to the others.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+# Its rounding depends on the processor and the size of a batch.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 # The tests compile a lot and compute little. JAX and TensorFlow read this at import.
 os.environ.setdefault(
     "XLA_FLAGS",

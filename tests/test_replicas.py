@@ -260,13 +260,14 @@ RULES = {
 def every_loss():
     """Returns a model with a term for each loss."""
     x, label, match = keras.Input((6,)), *(keras.Input((), dtype="int64") for _ in range(2))
+    embeddings = [keras.layers.Dense(4)(x) for _ in range(3)]
     outputs = []
     for case in DEFAULTS:
         # One form compiles faster than both; `test_every_loss_sees_four_replicas` has the other.
         loss = case.make(**({"tile_size": 64} if case.name in TILED else {}))
         labels = [match if loss.label_kind == "pair" else label] * loss.has_labels
-        embeddings = [keras.layers.Dense(4)(x) for _ in range(case.views)]
-        outputs += kj.layers.ContrastiveTerm(loss, 0.05, name=case.name)((*embeddings, *labels))
+        views = embeddings[: case.views]
+        outputs += kj.layers.ContrastiveTerm(loss, 0.05, name=case.name)((*views, *labels))
     rating = keras.layers.Dense(1)(0.1 * ops.concatenate(outputs, axis=1))
     return keras.Model([x, label, match], {"rating": rating}), kj.joint_loss({"rating": "mse"})
 
