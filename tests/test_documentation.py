@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -9,6 +10,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+import keras
 import pytest
 
 import keras_jointloss as kj
@@ -190,7 +192,11 @@ def test_public_name_is_documented(name):
     described = re.findall(
         r"^ {4}\**(\w+):", section(docstring, "Args", "Attributes"), re.MULTILINE
     )
-    assert described == list(inspect.signature(name.value).parameters)
+    value = name.value
+    if isinstance(value, type) and issubclass(value, keras.Layer):
+        # Python 3.11.2 takes the signature of Keras' `__new__` where `__init__` is inherited.
+        value = functools.partial(value.__init__, None)
+    assert described == list(inspect.signature(value).parameters)
     if name.value in FUNCTIONS_OF_CLASSES:
         assert re.search(r"See `\w+`", docstring)
     else:
