@@ -14,7 +14,8 @@ TORCH := torch==2.13.0
 # What TensorFlow's runtime says of processors that it looks for; no warning of Python's.
 export TF_CPP_MIN_LOG_LEVEL := 3
 
-PYTEST := python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST := -m pytest -n $(WORKERS) --dist worksteal
+COVERED := -m coverage run
 
 # What depends on a version of Keras: the numerics do not.
 LOWER_BOUNDS_TESTS := $(addprefix tests/,test_callbacks.py test_clock.py test_joint.py test_layers.py test_loss_term.py \
@@ -29,27 +30,33 @@ demo: .venv/package.stamp  ## Train on the emoji example, annealed weights and r
 	.venv/bin/python examples/emoji.py
 
 test: lint  ## Check style and types, and test on TensorFlow.
-	KERAS_BACKEND=tensorflow .venv/bin/$(PYTEST) $(ARGS)
+	KERAS_BACKEND=tensorflow .venv/bin/python $(PYTEST) $(ARGS)
 
 test-jax: .venv-jax/test.stamp  ## Test on JAX.
-	KERAS_BACKEND=jax .venv-jax/bin/$(PYTEST) $(ARGS)
+	KERAS_BACKEND=jax .venv-jax/bin/python $(PYTEST) $(ARGS)
 
 test-torch: .venv-torch/test.stamp  ## Test on PyTorch.
-	KERAS_BACKEND=torch .venv-torch/bin/$(PYTEST) $(ARGS)
+	KERAS_BACKEND=torch .venv-torch/bin/python $(PYTEST) $(ARGS)
 
 test-lower-bounds: .venv-lower-bounds/test.stamp  ## Test an installed wheel with the oldest dependencies.
 	@cat .venv-lower-bounds/bounds.txt
 	.venv-lower-bounds/bin/python -P -c "import keras_jointloss as kj; \
 	  assert '.venv-lower-bounds' in kj.__file__, kj.__file__; \
 	  assert kj.custom_objects(); kj.callbacks, kj.tensorboard"
-	KERAS_BACKEND=tensorflow .venv-lower-bounds/bin/$(PYTEST) -m "not slow" $(LOWER_BOUNDS_TESTS) $(ARGS)
+	KERAS_BACKEND=tensorflow .venv-lower-bounds/bin/python $(PYTEST) -m "not slow" $(LOWER_BOUNDS_TESTS) $(ARGS)
 
 test-all: test test-jax test-torch test-lower-bounds  ## Test on all backends and with the oldest dependencies.
 
 environments: .venv/develop.stamp .venv-jax/test.stamp .venv-torch/test.stamp .venv-lower-bounds/test.stamp  ## Install what the tests need.
 
-coverage: .venv/develop.stamp  ## Test on TensorFlow and report the lines and branches that no test reaches.
-	KERAS_BACKEND=tensorflow .venv/bin/$(PYTEST) --cov --cov-report=term-missing:skip-covered $(ARGS)
+coverage: .venv-jax/test.stamp .venv-torch/test.stamp  ## Test on all backends, and report the lines and branches that no test reaches.
+	mkdir -p build/coverage
+	.venv/bin/coverage erase
+	KERAS_BACKEND=tensorflow .venv/bin/python $(COVERED) $(PYTEST) $(ARGS)
+	KERAS_BACKEND=jax .venv-jax/bin/python $(COVERED) $(PYTEST) $(ARGS)
+	KERAS_BACKEND=torch .venv-torch/bin/python $(COVERED) $(PYTEST) $(ARGS)
+	.venv/bin/coverage combine --quiet
+	.venv/bin/coverage report
 
 lint: .venv/develop.stamp  ## Check style and types.
 	.venv/bin/ruff check .
@@ -101,10 +108,10 @@ install = $(1)/bin/python -m pip install --quiet
 versions = $(1)/bin/python -m pip freeze
 endif
 
-# Lets an environment use what is in `.venv`, too, and the package in this folder, and adds to it in
-# the versions that are there.
-PURELIB := import sysconfig; print(sysconfig.get_path('purelib'))
-share = (.venv/bin/python -c "$(PURELIB)" && pwd) > $$($(1)/bin/python -c "$(PURELIB)")/shared.pth
+# Lets an environment use what is in `.venv`, too, the package in this folder included, and adds to it
+# in the versions that are there.
+PURELIB = $$($(1)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
+share = echo "import site; site.addsitedir('$(call PURELIB,.venv)')" > $(call PURELIB,$(1))/shared.pth
 add = $(call install,$(1)) --constraint .venv/versions.txt
 
 .venv/package.stamp: pyproject.toml

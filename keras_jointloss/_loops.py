@@ -9,7 +9,7 @@ import keras
 #: The public methods of a model that reset its metrics, and the one that exports it.
 _LOOPS = frozenset({"fit", "evaluate", "train_on_batch", "test_on_batch", "export"})
 #: The methods they run for each batch, and the one that builds a model without running anything.
-_STEPS = frozenset({"train_step", "test_step", "predict_step", "compute_output_spec"})
+STEPS = frozenset({"train_step", "test_step", "predict_step", "compute_output_spec"})
 
 
 def _callers() -> Iterator[Any]:
@@ -32,7 +32,7 @@ def running_loop() -> str | None:
         name = frame.f_code.co_name
         # Loops of other libraries may have these names, too.
         is_loop = name in _LOOPS and isinstance(frame.f_locals.get("self"), keras.Model)
-        if is_loop or name in _STEPS:
+        if is_loop or name in STEPS:
             return name
     return None
 

@@ -104,6 +104,38 @@ def test_counts_steps_only_in_training_while_annealing():
     assert (layer.weight.step, float(layer.weight)) == (5, pytest.approx(0.5))
 
 
+def test_direct_call_computes_at_once_and_logs_on_request():
+    layer = kj.layers.ContrastiveTerm("InfoNCE", metrics=[kj.metrics.RecallAtK(1)], memory_size=4)
+    layer((A, B), training=True)
+    (loss,) = layer.losses
+    before = layer.weight.read()
+    layer((B, B), training=False)
+    assert layer.weight.read() == before
+    assert float(layer.losses[0]) != float(loss)
+    assert layer.weight.read() != before
+
+
+@pytest.mark.backend("tensorflow", "torch")
+def test_loss_of_a_direct_call_may_be_requested_later():
+    """As a loss that `add_loss` adds: outside of the tape, or where there are no gradients."""
+    scale = keras.Variable(1.5)
+    layer = kj.layers.ContrastiveTerm("MeanSquaredError", weight=0.5)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            layer((scale * A, B))
+        gradient = tape.gradient(layer.losses[0], scale.value)
+    else:
+        import torch
+
+        layer((scale * torch.from_numpy(A), torch.from_numpy(B)))
+        with torch.no_grad():
+            (loss,) = layer.losses
+        (gradient,) = torch.autograd.grad(loss, scale.value)
+    assert float(gradient) == pytest.approx(np.mean(A * (1.5 * A - B)), rel=1e-5)
+
+
 def test_trained_temperature_stays_within_clip_bounds():
     a, b = keras.Input((4,)), keras.Input((4,))
     layer = kj.layers.ContrastiveTerm("InfoNCE", learn_temperature=True, name="pair")
@@ -169,6 +201,26 @@ def test_incompatible_inputs_are_refused_at_model_construction(loss, shapes, mes
     layer = kj.layers.ContrastiveTerm(loss, name="pair")
     with pytest.raises(ValueError, match=message):
         layer(tuple(keras.Input(batch_shape=shape) for shape in shapes))
+
+
+@pytest.mark.parametrize("shape", [(5,), (6, 2)])
+def test_sample_weights_of_other_shapes_are_refused(shape):
+    layer = kj.layers.ContrastiveTerm("InfoNCE", name="pair")
+    message = r"'pair' expects sample weights of shape \(6,\)"
+    with pytest.raises(ValueError, match=message):
+        layer((A, B), sample_weight=np.ones(shape))
+    a, b, weight = (keras.Input(batch_shape=x) for x in (A.shape, B.shape, shape))
+    with pytest.raises(ValueError, match=message):
+        layer((a, b), sample_weight=weight)
+
+
+@pytest.mark.parametrize("weight", [2.0, [2.0] * 6, np.full((6, 1), 2.0)])
+def test_sample_weights_are_given_in_any_form(weight):
+    layer = kj.layers.ContrastiveTerm("InfoNCE")
+    layer((A, B))
+    expected = 2 * _loss(layer)
+    layer((A, B), sample_weight=weight)
+    assert _loss(layer) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -86,15 +86,19 @@ def test_model_with_tiled_losses_is_freed(graphs):
     assert graphs() == before
 
 
-@pytest.mark.parametrize("release", [lambda layer: layer.losses, lambda layer: layer((A, A))])
-def test_inputs_of_a_direct_call_are_freed(release):
-    layer = kj.layers.ContrastiveTerm("MeanSquaredError")
-    a = ops.convert_to_tensor(A) + 1
-    layer((a, a))
-    reference = weakref.ref(a)
-    del a
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: kj.layers.ContrastiveTerm("MeanSquaredError", metrics=[kj.metrics.Alignment()]),
+        lambda: kj.layers.LossTerm("mean_squared_error", metrics=["mae"]),
+    ],
+)
+def test_inputs_of_a_direct_call_are_freed(layer):
+    layer = layer()
+    a, b = ops.convert_to_tensor(A) + 2, ops.convert_to_tensor(A)
+    layer(*([(a, b)] if isinstance(layer, kj.layers.ContrastiveTerm) else [a, b]))
+    references = [weakref.ref(x) for x in (a, b)]
+    del a, b
     gc.collect()
-    assert reference() is not None
-    release(layer)
-    gc.collect()
-    assert reference() is None
+    assert [reference() for reference in references] == [None, None]
+    assert float(sum(layer.losses)) == 4

@@ -230,27 +230,38 @@ def decided(condition):
     return bool(condition)
 
 
+def is_traced(tensors: Any) -> bool:
+    """Returns whether a compiler or transformation traces a computation with these tensors.
+
+    Args:
+        tensors: A structure of tensors and `None`.
+    """
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return any(isinstance(x, jax.core.Tracer) for x in keras.tree.flatten(tensors))
+    import tensorflow as tf
+
+    return not tf.executing_eagerly()
+
+
 def host_values(x: Any) -> np.ndarray | None:
-    """Returns the values of an array, or `None` if the host cannot read them without waiting.
+    """Returns the values of a tensor, or `None` if the host cannot read them without waiting.
 
     It cannot within a compiled function, and should not if training runs operation by operation on
     an accelerator, as on PyTorch.
     """
-    if isinstance(x, keras.KerasTensor):
+    if is_traced(x):
         return None
-    if not ops.is_tensor(x):
-        return np.asarray(x)
-    if keras.backend.backend() == "torch":
-        import torch
-
-        is_readable = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    elif keras.backend.backend() == "jax":
-        import jax
-
-        is_readable = not isinstance(x, jax.core.Tracer) and x.is_fully_addressable
-    else:
-        is_readable = hasattr(x, "numpy")
-    return ops.convert_to_numpy(x) if is_readable else None
+    if keras.backend.backend() == "torch" and x.device.type != "cpu":
+        return None
+    if keras.backend.backend() == "jax" and not x.is_fully_addressable:
+        return None
+    return ops.convert_to_numpy(x)
 
 
 def custom_gradient(compute, *inputs):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_jointloss import losses
 
@@ -64,8 +65,19 @@ def validate_shapes(shapes: Any, loss: Any, metrics: Sequence[Any], name: str) -
             metric.validate_views((None, len(embeddings), embeddings[0][1]))
 
 
-def refuse_embedding_as_labels(inputs: Sequence[Any], loss: Any, name: str) -> None:
-    """Raises `ValueError` if the labels are missing, with the second embedding in their place."""
+def validated(inputs: Sequence[Any], sample_weight: Any, loss: Any, name: str) -> tuple[tuple, Any]:
+    """Returns the embeddings, and the labels or `None`.
+
+    Args:
+        inputs: The inputs of a call, whose shapes `validate_shapes` has seen.
+        sample_weight: The sample weights, or `None`.
+        loss: A `keras.losses.Loss`.
+        name: The name of the layer, for the message.
+
+    Raises:
+        ValueError: If the labels are missing, with the second embedding in their place, or if there
+            is not one sample weight for each item, or one for all.
+    """
     embeddings, labels = split(inputs, loss)
     if (
         labels is not None
@@ -79,3 +91,14 @@ def refuse_embedding_as_labels(inputs: Sequence[Any], loss: Any, name: str) -> N
             "labels. If the last input holds rows of classes, cast it to integers. Received: a "
             f"last input of shape {tuple(labels.shape)} and a float dtype, like an embedding"
         )
+    if sample_weight is not None:
+        is_array = hasattr(sample_weight, "shape")
+        shape = tuple(sample_weight.shape if is_array else np.shape(sample_weight))
+        batch_size = embeddings[0].shape[0]
+        is_vector = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
+        if shape and not (is_vector and (None in (shape[0], batch_size) or shape[0] == batch_size)):
+            raise ValueError(
+                f"{name!r} expects sample weights of shape ({batch_size or 'batch'},). "
+                f"Received: sample_weight of shape {shape}"
+            )
+    return embeddings, labels

@@ -2,9 +2,27 @@
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
+
+
+class CallLoss(NamedTuple):
+    """The loss of a call of a layer term.
+
+    Attributes:
+        loss: Its mean over the items, or several values `(values,)` to sum.
+        items: The number of items in the mean.
+        valid: Which of them count, `(batch,)`, or `None` if all do.
+        is_training: Whether the call trains.
+        means: Other means to log: by name, the sum of the values and their number.
+    """
+
+    loss: Any
+    items: Any
+    valid: Any
+    is_training: bool
+    means: dict[str, tuple]
 
 
 class Step(threading.local):
@@ -14,8 +32,9 @@ class Step(threading.local):
     """
 
     def __init__(self):
-        #: For each call, the computation to run when the losses are requested, and the batch size.
-        self.calls: list[tuple[Callable[[], tuple], Any]] = []
+        #: For each call, a function to call when the losses are requested, which returns the loss
+        #: and the weighted loss, and the batch size.
+        self.calls: list[tuple[Callable[[], tuple[CallLoss, Any]], Any]] = []
         #: The losses of one of several replicas, to return until the next step.
         self.losses: list[Any] = []
 

@@ -2,18 +2,23 @@
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_jointloss._backend import takes_turns, trains_functionally
-from keras_jointloss._loops import enclosing_scope, running_loop
+from keras_jointloss._backend import (
+    is_traced,
+    replica_count,
+    takes_turns,
+    trains_functionally,
+)
+from keras_jointloss._loops import STEPS, enclosing_scope, running_loop
 from keras_jointloss._math import divide_or_0
 from keras_jointloss._replicas import own_share, recorded_sum, sum_of_replicas
 from keras_jointloss._state import as_state
-from keras_jointloss.layers._late_loss import LateLoss, Step
+from keras_jointloss.layers._late_loss import CallLoss, LateLoss, Step
 from keras_jointloss.terms.given_weight import Weight
 from keras_jointloss.terms.layer_weight import LayerWeight
 
@@ -40,9 +45,9 @@ class _Readout(keras.metrics.Metric):
 class LayerTerm(keras.layers.Layer):
     """Base of the layers that add a weighted loss to the loss of the model.
 
-    The loss is computed when the losses of the model are requested, as in `fit` and `evaluate`.
-    `predict` and an exported model do not compute it. A subclass calls `_create_weight` in its
-    constructor and `_defer` in `call`.
+    A step of `fit` or `evaluate` computes the loss when it requests the losses of the model, and
+    `predict` and an exported model do not. A direct call computes it at once, as with `add_loss`.
+    A subclass calls `_create_weight` in its constructor and `_defer` in `call`.
 
     Args:
         name: Name of the layer and of the term.
@@ -83,18 +88,32 @@ class LayerTerm(keras.layers.Layer):
             for reading, read in tensors.items()
         ]
 
-    def _defer(self, compute: Callable[[], tuple], batch_size: Any = None) -> None:
-        """Adds a loss as soon as the losses of the model are requested.
+    def _defer(self, compute: Callable[[], CallLoss], inputs: Any, batch_size: Any = None) -> None:
+        """Adds the loss of a call as soon as the losses of the model are requested.
 
         Args:
-            compute: Returns the loss of a call, its number of items, which of them have a weight
-                other than 0 (`None` if all have), and whether the call trains.
+            compute: Computes the loss.
+            inputs: The tensors that the loss depends on, in any structure.
             batch_size: The number of items of the batch; `None` if all of them are in the mean.
         """
-        if running_loop() not in ("predict_step", "export"):
-            scope = enclosing_scope()
-            self._get_scope = (lambda: None) if scope is None else weakref.ref(scope)
-            self._running_step.calls.append((compute, batch_size))
+        loop = running_loop()
+        if loop in ("predict_step", "export"):
+            return
+        scope = enclosing_scope()
+        self._get_scope = (lambda: None) if scope is None else weakref.ref(scope)
+
+        def weighted():
+            found = compute()
+            loss = found.loss * ops.cast(self.weight.tensor(), found.loss.dtype)
+            # Keras can only sum losses of the same dtype.
+            return found, ops.cast(loss, keras.config.floatx())
+
+        call = weighted
+        if loop not in STEPS and replica_count() == 1 and not is_traced(inputs):
+            # Nothing but the loss is to stay of a direct call, and a tape that records the call has
+            # to record its loss. One of several replicas may call alone: it waits for no other.
+            call = partial(_same, weighted())
+        self._running_step.calls.append((call, batch_size))
 
     def _get_own_losses(self):
         # Keras requests the losses after the call, but not for prediction or export.
@@ -117,8 +136,10 @@ class LayerTerm(keras.layers.Layer):
 
     def _weighted_losses(self, calls):
         """Returns the weighted losses of the calls of a step, and counts the step."""
-        results = [compute() for compute, _ in calls]
-        losses, items, valid, is_training = zip(*results, strict=True)
+        results, weighted = zip(*(compute() for compute, _ in calls), strict=True)
+        losses, items, valid, is_training, means = zip(*results, strict=True)
+        for name, sums in (pair for found in means for pair in found.items()):
+            self.weight.record_mean(name, *sums)
         counts = None
         if self.weight.observer is not None and all(x is not None for x in valid):
             counts = ops.any(ops.stack([ops.any(x) for x in valid]))
@@ -126,13 +147,10 @@ class LayerTerm(keras.layers.Layer):
         batch_size = calls[0][1]
         if batch_size is not None and self._is_gathered:
             batch_size = recorded_sum(ops.convert_to_tensor(batch_size))
-        weight = self.weight.record(sum(losses), items, counts, batch_size)
+        self.weight.record(sum(losses), items, counts, batch_size)
         if any(is_training):
             self.weight.advance()
-        # Keras can only sum losses of the same dtype.
-        return [
-            ops.cast(loss * ops.cast(weight, loss.dtype), keras.config.floatx()) for loss in losses
-        ]
+        return list(weighted)
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
@@ -147,6 +165,10 @@ class LayerTerm(keras.layers.Layer):
     def get_config(self) -> dict:
         weight = keras.saving.serialize_keras_object(self.weight.initial)
         return {**super().get_config(), "weight": weight}
+
+
+def _same(x):
+    return x
 
 
 def item_mask(masks: Iterable[Any]):

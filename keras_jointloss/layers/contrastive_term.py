@@ -24,10 +24,11 @@ from keras_jointloss._validation import validate_bool, validate_choice, validate
 from keras_jointloss.layers._contrastive_inputs import (
     has_labels,
     one_or_all,
-    refuse_embedding_as_labels,
     split,
     validate_shapes,
+    validated,
 )
+from keras_jointloss.layers._late_loss import CallLoss
 from keras_jointloss.layers._layer_term import (
     LayerTerm,
     item_mask,
@@ -54,9 +55,8 @@ class ContrastiveTerm(LayerTerm):
     parameters as `<name>_temperature` and `<name>_bias`, and metrics as `<name>_<metric>`. On JAX
     the `keras_jointloss.callbacks.JointLossCallback` adds them to the logs at the end of an epoch.
 
-    The loss is computed when the losses of the model are requested, as in `fit` and `evaluate`.
-    `predict` and an exported model do not compute it, nor does a direct call of the model: the
-    layer keeps the embeddings until the losses are requested or the next call begins.
+    `fit`, `evaluate` and a direct call of the model compute the loss; `predict` and an exported
+    model do not.
 
     A layer is one term. If it is called several times in a step, as in a siamese model, it adds a
     loss for each call, and the term is their sum. To weight or log pairs separately, use a separate
@@ -176,16 +176,16 @@ class ContrastiveTerm(LayerTerm):
             self._memory_state = as_state(self._memory.state)
 
     def call(self, inputs, sample_weight=None, mask=None, inputs_mask=None, training=None):
-        refuse_embedding_as_labels(inputs, self.loss, self.name)
-        embeddings, labels = split(inputs, self.loss)
+        embeddings, labels = validated(inputs, sample_weight, self.loss, self.name)
         # Keras passes the masks as `inputs_mask` if `sample_weight` is a tensor, too.
         mask = inputs_mask if mask is None else mask
         compute = partial(self._compute_loss, embeddings, labels, sample_weight, mask, training)
-        self._defer(compute, None if mask is None else ops.shape(embeddings[0])[0])
+        batch_size = None if mask is None else ops.shape(embeddings[0])[0]
+        self._defer(compute, (inputs, sample_weight, mask), batch_size)
         return one_or_all(embeddings)
 
     def _compute_loss(self, embeddings, labels, sample_weight, mask, training):
-        """Returns the loss of a call, its items, the included ones, and whether it trains."""
+        """Returns the `CallLoss` of a call."""
         dtype = float_dtype(*(x.dtype for x in embeddings))
         views = ops.stack([ops.cast(x, dtype) for x in embeddings], axis=1)
         labels = None if labels is None else as_labels(label_tensor(labels))
@@ -209,13 +209,13 @@ class ContrastiveTerm(LayerTerm):
             is_weighted_mean=self.loss.reduction == "mean_with_sample_weight",
             over_replicas=is_gathered,
         )
-        self._record_means(batch.views, batch.labels, valid, own_items)
+        means = self._other_means(batch.views, batch.labels, valid, own_items)
         if batch.labels is not None:
             valid = self.loss.labelled(batch.labels, valid)
         if self._memory is not None:
             self._remember(self._memory, batch.views, batch.labels, valid, training)
         # `None` if the `call` of the model takes no `training`; evaluation stops annealing anyway.
-        return loss, items, valid, training is not False
+        return CallLoss(loss, items, valid, training is not False, means)
 
     def _exchanges_views(self) -> bool:
         """Whether only the loss needs the views of other replicas, those of one at a time."""
@@ -235,13 +235,14 @@ class ContrastiveTerm(LayerTerm):
             arguments["memory"] = self._memory.read(None if labels is None else labels.dtype)
         return self.loss.values(views, labels, valid, items, **arguments)
 
-    def _record_means(self, views, labels, valid, items):
-        """Records the sums, over all items or over some `Items`, whose quotients are the means."""
+    def _other_means(self, views, labels, valid, items):
+        """Returns, by name, the sums over all items or over some `Items`, and their counts."""
+        means = {}
 
         def record(name, total, count):
             if items is not None:
                 total, count = ops.unstack(recorded_sum(ops.stack([total, count])))
-            self.weight.record_mean(name, total, count)
+            means[name] = total, count
 
         if self._is_views_loss and self.loss.part_names:
             counts = ops.ones_like(views[:, 0, 0])
@@ -250,6 +251,7 @@ class ContrastiveTerm(LayerTerm):
                 record(name, ops.sum(rows_of(values, items) * counts), ops.sum(counts))
         for metric in self._get_metrics():
             record(metric.name, *metric.sums(views, labels, valid, items=items))
+        return means
 
     def _remember(self, memory, views, labels, valid, training):
         """Puts the items of a training step into the memory."""
@@ -262,9 +264,8 @@ class ContrastiveTerm(LayerTerm):
         elif training:
             memory.put(views, labels, valid)
 
-    def compute_output_spec(self, inputs, *args, **kwargs):
-        refuse_embedding_as_labels(inputs, self.loss, self.name)
-        embeddings, _ = split(inputs, self.loss)
+    def compute_output_spec(self, inputs, sample_weight=None, **kwargs):
+        embeddings, _ = validated(inputs, sample_weight, self.loss, self.name)
         return one_or_all(tuple(keras.KerasTensor(x.shape, dtype=x.dtype) for x in embeddings))
 
     def compute_mask(self, inputs, mask=None):

@@ -17,6 +17,7 @@ from keras_jointloss.layers._element_mean import (
     mean_over_elements,
     without_excluded,
 )
+from keras_jointloss.layers._late_loss import CallLoss
 from keras_jointloss.layers._layer_term import LayerTerm, mean_over_items
 from keras_jointloss.terms.given_weight import Weight, deserialize_weight, validate_schedule
 
@@ -51,11 +52,9 @@ class LossTerm(LayerTerm):
     a floor, pass `keras.ops.sum(values, axis=-1)` for the same scale. With both, the floor applies
     first. The logs then also show the plain sum or mean as `<name>_value`.
 
-    The loss is computed when the losses of the model are requested, as in `fit` and `evaluate`.
-    `predict` and an exported model do not compute it. After a direct call of the model the layer
-    keeps its inputs until the losses are requested or the next call begins. One layer is one term
-    with one value in a step: where a step needs several, as for two views, create a layer for each
-    call, or add the values first.
+    `fit`, `evaluate` and a direct call of the model compute the loss; `predict` and an exported
+    model do not. One layer is one term with one value in a step: where a step needs several, as for
+    two views, create a layer for each call, or add the values first.
 
     Args:
         loss: A loss as Keras accepts it, by name, as a function or as a `keras.losses.Loss` whose
@@ -163,7 +162,7 @@ class LossTerm(LayerTerm):
             )
         masks = (None if keras.tree.is_nested(inputs) else inputs_mask, values_mask)
         compute = partial(self._compute_loss, inputs, values, sample_weight, masks, training)
-        self._defer(compute, _batch_size(inputs))
+        self._defer(compute, (inputs, values, sample_weight, masks), _batch_size(inputs))
         return inputs
 
     def _validate(self, inputs, values, sample_weight) -> None:
@@ -188,7 +187,8 @@ class LossTerm(LayerTerm):
             )
 
     def _compute_loss(self, inputs, values, sample_weight, masks, training):
-        """Returns the loss of a call, its items, the included ones, and whether it trains."""
+        """Returns the `CallLoss` of a call."""
+        means = {}
         values = _at_least_float32(values)
         masks = [mask for mask in masks if mask is not None]
         if self._compare is None:
@@ -209,16 +209,18 @@ class LossTerm(LayerTerm):
                 keeps_dimensions=self.floor is not None,
                 over_replicas=in_replica(),
             )
-            self._record_metrics(pair, valid)
+            means = self._metric_means(pair, valid)
         else:
             loss, items, valid = self._mean_of_scalar(raw, inputs)
         if self._changes_mean:
-            loss = self._changed(loss, items)
+            value = ops.sum(loss)
+            means["value"] = value * items, items
+            loss = self._changed(loss, value)
             if valid is not None:
                 is_any = ops.cast(ops.any(valid), loss.dtype)
                 loss = ops.where(sum_over_replicas(is_any) > 0, loss, 0)
         # `None` if the `call` of the model takes no `training`; evaluation stops annealing anyway.
-        return loss, items, valid, training is not False
+        return CallLoss(loss, items, valid, training is not False, means)
 
     def _mean_of_scalar(self, raw, inputs):
         """Returns a loss without items, the size of the batch that it stands for, and `None`."""
@@ -242,16 +244,15 @@ class LossTerm(LayerTerm):
                     f"Received: shape={tuple(x.shape)}"
                 )
 
-    def _record_metrics(self, pair, valid) -> None:
+    def _metric_means(self, pair, valid) -> dict[str, tuple]:
+        means = {}
         for metric in self._get_metrics():
             start = [ops.zeros(variable.shape, variable.dtype) for variable in metric.variables]
-            total, count = metric.stateless_update_state(start, *pair, sample_weight=valid)
-            self.weight.record_mean(metric.name, total, count)
+            means[metric.name] = metric.stateless_update_state(start, *pair, sample_weight=valid)
+        return means
 
-    def _changed(self, mean, items):
-        """Applies floor and target to the mean, and records it."""
-        value = ops.sum(mean)
-        self.weight.record_mean("value", value * items, items)
+    def _changed(self, mean, value):
+        """Returns the loss with floor and target, from the mean of each dimension and their sum."""
         loss = value if self.floor is None else ops.sum(ops.maximum(mean, self.floor))
         if self.target is None:
             return loss
