@@ -38,9 +38,6 @@ class _Witness(keras.layers.Layer):
         self.called = set()
         self.built = True
 
-    def call(self, inputs):
-        return inputs
-
     def compute_output_spec(self, inputs):
         return inputs
 

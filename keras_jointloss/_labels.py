@@ -1,15 +1,14 @@
 """Labels of items: exact conversion, validation and items without a label."""
 
-import math
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
 from keras_jointloss import _backend
 from keras_jointloss._backend import host_values
 from keras_jointloss._loops import running_loop
+from keras_jointloss._math import value_range
 from keras_jointloss._validation import validate_count
 
 
@@ -42,7 +41,7 @@ def label_tensor(labels: Any):
     tensor = ops.convert_to_tensor(labels)
     given = None if ops.is_tensor(labels) else np.asarray(labels)
     if given is not None and given.size and given.dtype.kind in "iu":
-        least, largest = _range_of(tensor.dtype)
+        least, largest = value_range(tensor.dtype)
         if given.min() < least or given.max() > largest:
             raise ValueError(
                 f"Expected labels from {least} to {largest}, since "
@@ -72,7 +71,7 @@ def labelled(labels, valid, unlabelled: int | None):
     """
     if unlabelled is None:
         return valid
-    least, largest = _range_of(labels.dtype)
+    least, largest = value_range(labels.dtype)
     if not least <= unlabelled <= largest:
         return valid
     has_label = ops.not_equal(labels, ops.cast(unlabelled, labels.dtype))
@@ -118,13 +117,3 @@ def check_labels(labels, valid, name: str, is_pair: bool) -> None:
             "Pass one id per item as (batch,)"
         )
     raise ValueError(f"{name} expects {expected}. Received: labels from {least:g} to {largest:g}")
-
-
-def _range_of(dtype) -> tuple[float, float]:
-    """Returns the smallest and largest value of a dtype; floats have no bounds."""
-    dtype = keras.backend.standardize_dtype(dtype)
-    if dtype == "bool":
-        return 0, 1
-    if "int" not in dtype:
-        return -math.inf, math.inf
-    return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)

@@ -16,6 +16,16 @@ def float_dtype(*dtypes) -> str:
     return "float64" if "float64" in names else "float32"
 
 
+def value_range(dtype) -> tuple[float, float]:
+    """Returns the smallest and largest value of a dtype; floats have no bounds."""
+    dtype = keras.backend.standardize_dtype(dtype)
+    if dtype == "bool":
+        return 0, 1
+    if "int" not in dtype:
+        return -math.inf, math.inf
+    return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+
+
 def l2_normalize(x):
     """Scales the vectors along the last axis to length 1.
 

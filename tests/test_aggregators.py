@@ -83,6 +83,12 @@ def test_pinned_values(aggregator, expected, dtype):
     )
 
 
+def test_cagrad_with_c_0_is_the_mean():
+    jacobian = np.array(PINNED_JACOBIAN)
+    np.testing.assert_allclose(solve(CAGrad(c=0), jacobian), [0.5, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(solve(CAGrad(c=0, preference=[1, 3]), jacobian), [0.25, 0.75])
+
+
 def test_pinned_coefficients_of_mgda():
     np.testing.assert_allclose(solve(MGDA(), np.array(PINNED_JACOBIAN)), (0.6, 0.4), atol=1e-5)
 
@@ -353,6 +359,10 @@ def test_get_by_instance_and_custom_aggregator():
     [
         (lambda: aggregators.get("best"), "Received: aggregator='best'"),
         (lambda: aggregators.get(None), "Received: aggregator=None"),
+        (
+            lambda: aggregators.get(keras.saving.serialize_keras_object(keras.layers.Flatten())),
+            "Received: aggregator=.*Flatten",
+        ),
         (lambda: aggregators.get("Aggregator"), "Received: aggregator='Aggregator'"),
         (lambda: Sum(ema=1.0), "ema=1.0"),
         (lambda: Sum(ema=-0.1), "ema=-0.1"),

@@ -93,7 +93,7 @@ def results(function, layer, x, compiled=False):
         layer.zero_grad()
         ops.sum(ops.cast(z, DTYPE) * upstream).backward()
         gradients, states = [x.grad, *(v.value.grad for v in variables)], others
-    return [ops.convert_to_numpy(v) for v in (z, *gradients, *states)]
+    return [0 if v is None else ops.convert_to_numpy(v) for v in (z, *gradients, *states)]
 
 
 @pytest.mark.parametrize(
@@ -327,6 +327,26 @@ def test_batch_normalization_is_refused_unless_frozen(synchronized):
         rtol=1e-5,
         atol=1e-6,
     )
+
+
+def test_tower_of_8_bit_floats_is_refused():
+    tower = encoder()
+    tower.layers[0].quantize("float8")
+    with pytest.raises(ValueError, match=r"changes no variables.*scales of 8-bit floats"):
+        kj.layers.ChunkedTower(tower, CHUNK)(X.astype("float32"), training=True)
+
+
+def test_output_without_gradients_adds_none(widest):
+    inputs = keras.Input((5,))
+    constant = keras.layers.Lambda(ops.stop_gradient)(keras.layers.Dense(3)(inputs))
+    tower = keras.Model(inputs, [keras.layers.Dense(3)(inputs), constant])
+    layer = kj.layers.ChunkedTower(tower, CHUNK)
+    expected = results(lambda x: tower(x, training=True)[0], tower, X)
+    actual = results(lambda x: layer(x, training=True)[0], tower, X)
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, **TOLERANCE)
+    _, *gradients = results(lambda x: layer(x, training=True)[1], tower, X)
+    assert all(np.all(gradient == 0) for gradient in gradients)
 
 
 def test_output_without_rows_is_refused():

@@ -33,6 +33,11 @@ def test_refuses_keras_without_the_functions(monkeypatch):
     with pytest.raises(ImportError, match=r"replaces `Model\._maybe_symbolic_build`"):
         kj.distribution.enable_multi_worker_fit()
     assert trainer.fit is fit
+    monkeypatch.undo()
+    monkeypatch.delattr(sys.modules[trainer.__module__], "reduce_per_replica")
+    with pytest.raises(ImportError, match=r"replaces `reduce_per_replica`"):
+        kj.distribution.enable_multi_worker_fit()
+    assert trainer.fit is fit
 
 
 @pytest.mark.backend("tensorflow")

@@ -207,6 +207,7 @@ def test_pairs_are_found_whatever_the_names():
     assert find_pairs(tags) == {"gradients/a~b~c/d": ("a~b", "c/d")}
     layers = ["gradients/one/a/norm", "gradients/one/b/norm", "gradients/one/a~b/cosine"]
     assert find_pairs(layers) == {"gradients/one/a~b": ("one/a", "one/b")}
+    assert find_pairs(["gradients/a/norm", "gradients/a~b/cosine"]) == {}
 
 
 def test_thinning_keeps_the_extremes_of_all_rows():
@@ -243,6 +244,39 @@ def test_restarts_replace_what_was_logged_after_them():
     assert kept.values.tolist() == [0, 1, 20, 30, 40]
 
 
+def test_terms_without_patterns_and_with_them_are_stacked():
+    names = [f"term {i}" for i in range(9)]
+    history = {"loss": [9.0]}
+    for name in names:
+        history.update({f"{name}_loss": [1.0], f"{name}_weight": [1.0], f"{name}_share": [1 / 9]})
+    areas = [trace(kj.plot(history), term=name) for name in names]
+    assert [area.fillpattern.shape for area in areas] == [
+        marks(names)[x].pattern or None for x in names
+    ]
+    assert areas[-1].fillpattern.shape
+
+
+def test_shares_of_runs_are_compared():
+    figure = kj.plot({"x": HISTORY, "y": HISTORY}, compare="overlay", share=True, splits=["train"])
+    for name in "xy":
+        assert trace(figure, run=name, term="a").y == pytest.approx([1.5 / 2.1, 1.0 / 1.6])
+    assert not traces(figure, term="total")
+
+
+def test_gradients_and_cosines_of_chosen_terms():
+    figure = kj.plot(HISTORY, "gradients", terms=["a_b"])
+    assert {x.meta["term"] for x in figure.data if x.meta and "term" in x.meta} == {
+        "a_b",
+        "any two in conflict",
+    }
+    history = {**HISTORY, "c_loss": [1.0, 1.0], "c_weight": [1.0, 1.0]}
+    history |= {"gradients_c_norm": [1.0, 2.0], "gradients_a~c_cosine": [0.5, 0.75]}
+    both = kj.plot(history, "cosines", terms=["a", "c"]).data[0]
+    assert (list(both.y), both.z.tolist()) == (["a ~ c"], [[0.5, 0.75]])
+    with pytest.raises(ValueError, match="The runs have no cosines"):
+        kj.plot(history, "cosines", terms=["c"])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -259,6 +293,8 @@ def test_restarts_replace_what_was_logged_after_them():
         ({"kind": "pareto", "a": "c"}, "`a`. Expected one of"),
         ({"colour": "red"}, "`options`"),
         ({"x": "time"}, "no wall times"),
+        ({"points": 0}, "`points`. Expected a whole number >= 1"),
+        ({"columns": 1.5}, "`columns`. Expected a whole number >= 1"),
     ],
 )
 def test_invalid_options_raise(options, message):
@@ -280,11 +316,23 @@ def test_what_is_not_there_is_named():
     for kind in ("readings", "gradients", "cosines", "retrieval", "pareto"):
         with pytest.raises(ValueError, match="The runs have no"):
             kj.plot(history, kind)
+    with pytest.raises(ValueError, match="The runs have no weighted losses"):
+        kj.plot(history, splits=["validation"])
+    with pytest.raises(ValueError, match="The runs have no such values"):
+        kj.plot(history, "losses", splits=["validation"])
+    other = {"loss": [1.0], "b_loss": [1.0], "b_weight": [1.0], "b_share": [1.0]}
+    with pytest.raises(ValueError, match="no runs with final values of both 'a' and 'b'"):
+        kj.plot({"x": history, "y": other}, "pareto", splits=["train"])
 
 
 def test_values_that_not_every_epoch_has_are_at_their_epochs():
     history = {**HISTORY, "val_a_loss": [1.2]}
     assert list(trace(kj.plot(history, "losses"), term="a", split="validation").x) == [2]
+    # There is no regular distance: these may be of any epochs.
+    history = {"loss": [3.0] * 5, "a_loss": [3.0] * 5, "a_weight": [1.0] * 5, "a_share": [1.0] * 5}
+    history["val_a_loss"] = [2.0, 2.0, 2.0]
+    figure = kj.plot(history, "losses")
+    assert list(trace(figure, term="a", split="validation").x) == [1, 2, 3]
 
 
 def test_missing_plotly_is_named(monkeypatch):

@@ -120,6 +120,13 @@ def test_fit_equals_manual_loop(aggregator):
     assert history["a_training_rate"][-1] > 0
 
 
+def test_rule_without_a_layer_is_refused():
+    terms = Terms(kj.weighting.GradNorm(), 2)
+    terms.rule.start()
+    with pytest.raises(RuntimeError, match="GradNorm works only in a model with a layer"):
+        terms.step([1.0, 2.0])
+
+
 def test_model_without_gradient_telemetry_is_refused():
     def compiled(terms, telemetry=True):
         inputs = keras.Input((5,))

@@ -1,5 +1,7 @@
 """The gradient balancer: compared with an aggregator on the Jacobian, alone and in `fit`."""
 
+import gc
+
 import keras
 import numpy as np
 import pytest
@@ -436,6 +438,25 @@ def test_model_called_twice_in_a_step_is_recorded_once():
         np.testing.assert_allclose(getattr(twice, name), expected, rtol=1e-3, atol=1e-5)
     for name, value in twice_weights.items():
         np.testing.assert_allclose(value, once_weights[name], rtol=1e-3, atol=1e-5)
+
+
+def test_named_aggregator_keeps_its_length_without_rescaling():
+    layers = [kj.layers.GradientBalancer(TERMS, "imtl_g", rescale=x) for x in (True, False)]
+    assert [layer.aggregator.rescale for layer in layers] == [True, False]
+    expected = kj.aggregators.IMTLG(rescale=False)(GRADIENTS.reshape(len(TERMS), -1))
+    actual = balanced_gradient(layers[1], dtype=dtypes()[-1])
+    np.testing.assert_allclose(actual.ravel(), ops.convert_to_numpy(expected), rtol=1e-4)
+
+
+@pytest.mark.backend("torch")
+def test_deleted_layer_raises_in_the_backward_pass():
+    layer = kj.layers.GradientBalancer(TERMS)
+    x = ops.convert_to_tensor(Z).requires_grad_()
+    copies = layer(x, training=True)
+    del layer
+    gc.collect()
+    with pytest.raises(RuntimeError, match="deleted before the backward pass"):
+        sum(ops.sum(copy) for copy in copies.values()).backward()
 
 
 def test_variable_paths_are_unique():

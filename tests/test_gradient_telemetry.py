@@ -210,14 +210,21 @@ def test_several_layers_log_under_distinct_names():
     assert "gradients_lower_c~d_cosine" in history
 
 
-def test_disabled_telemetry_records_nothing():
+def test_disabled_telemetry_records_nothing(tmp_path):
     inputs = keras.Input((5,))
     z = kj.layers.GradientBalancer(["a", "b"], telemetry=False)(keras.layers.Dense(4)(inputs))
     model = keras.Model(inputs, {name: keras.layers.Dense(1)(z[name]) for name in "ab"})
     model.compile("sgd", loss=dict.fromkeys("ab", "mean_squared_error"))
     model.fit(X, dict.fromkeys("ab", X[:, :1]), verbose=0)
-    assert model.layers[2].statistics() is None
-    assert sum(v.trainable for v in model.layers[2].variables) == 0
+    layer = model.layers[2]
+    assert layer.statistics() is None
+    layer.reset_statistics()
+    step = int(ops.convert_to_numpy(layer._step.state))
+    model.save_weights(tmp_path / "m.weights.h5")
+    other = keras.models.clone_model(model)
+    other.load_weights(tmp_path / "m.weights.h5")
+    assert int(ops.convert_to_numpy(other.layers[2]._step.state)) == step > 0
+    assert sum(v.trainable for v in layer.variables) == 0
     with pytest.raises(ValueError, match="JointLossCallback expects a model with a term"):
         callback_for(model)
 

@@ -119,6 +119,51 @@ def test_output_without_loss_needs_no_entry_in_a_dict():
     assert set(history) == {"loss", "rating_loss", "rating_weight", "rating_share"}
 
 
+def test_metrics_may_be_missing_for_some_outputs():
+    arguments = kj.joint_loss(
+        {"first": "mse", "second": "mse"}, metrics={"first": None, "second": "mae"}, missing=0.0
+    )
+    model = _model()
+    model.compile("sgd", **arguments)
+    logs = model.evaluate(
+        DATA["features"][:ITEMS],
+        {"first": _one_hot(LABELS), "second": LABELS.astype("float32")},
+        verbose=0,
+        return_dict=True,
+    )
+    assert "second_mean_absolute_error" in {x.replace("mae", "mean_absolute_error") for x in logs}
+    assert not {x for x in logs if x.startswith("first_m")}
+
+
+def test_weight_keeps_a_name_of_its_own():
+    arguments = kj.joint_loss({"a": "mse", "b": "mse"}, {"a": kj.LossWeight(0.5, name="alpha")})
+    assert [arguments["loss"][x].weight.name for x in "ab"] == ["alpha", "weight"]
+
+
+def test_loss_weights_look_like_scalars():
+    weights = kj.joint_loss({"a": "mse"})["loss_weights"]
+    assert repr(weights) == "{'a': AppliedWeight()}"
+    assert weights["a"].shape == ()
+
+
+def _total(y_true, y_pred):
+    return ops.sum(ops.abs(y_true - y_pred), axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("targets", "predictions"),
+    [((5, 1), (5,)), ((5,), (5, 1)), ((5, 3, 1), (5, 3)), ((5, 3), (5, 3, 1)), ((5, 3), (5, 3))],
+)
+def test_function_gets_targets_and_predictions_of_the_same_rank(targets, predictions):
+    keras.utils.set_random_seed(3)
+    y_true, y_pred = keras.random.normal(targets), keras.random.normal(predictions)
+    compiled = keras.Sequential([keras.layers.Lambda(lambda x: x)])
+    compiled.compile(loss=_total)
+    expected = compiled.evaluate(y_pred, y_true, verbose=0)
+    found = kj.terms.TermLoss(_total, kj.LossWeight())(y_true, y_pred)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
 def test_missing_weight_is_one_and_given_weight_is_not_copied():
     weight = kj.LossWeight(PolynomialDecay(0.0, 10, 1.0))
     joint = kj.joint_loss({"a": "mse", "b": "mse"}, weights={"b": weight})

@@ -147,6 +147,13 @@ def test_memory_skips_unlabelled_items():
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
+def test_bool_labels_may_be_of_two_classes():
+    views, labels = views_of(Case("sup_con")).astype("float32"), np.array([1, 0, 1, 1, 0])
+    expected = float(kj.losses.SupCon()(labels, views))
+    for loss in (kj.losses.SupCon(), kj.losses.SupCon(unlabelled=-1)):
+        assert float(loss(labels.astype(bool), views)) == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("name", sorted(PAIR_LABELS))
 def test_pair_labels_other_than_0_and_1_are_refused(name):
     views, labels = views_of(Case(name)).astype("float32"), np.array([1, -1, 1, 1, -1])

@@ -250,8 +250,15 @@ def test_labels_of_wrong_shape_are_refused(name):
 
 @pytest.mark.parametrize("name", ["info_nce", "siglip", "nt_xent", "decoupled_contrastive"])
 def test_missing_labels_are_refused(name):
+    views = np.zeros((4, 2, 3), "float32")
     with pytest.raises(ValueError, match="label"):
-        getattr(kj.losses, name)(np.zeros((4, 2, 3), "float32"), same_label="positive")
+        getattr(kj.losses, name)(views, same_label="positive")
+    with pytest.raises(ValueError, match="expects labels"):
+        kj.losses.SupCon()(None, views)
+
+
+def test_loss_without_parts_has_none_to_log():
+    assert kj.losses.SupCon().part_values(np.zeros((4, 2, 3))) == {}
 
 
 NO_POSITIVE_NUMBER = [0, -1.0, float("nan"), float("inf"), "0.1", None, True]

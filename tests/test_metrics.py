@@ -399,6 +399,15 @@ def test_invalid_arguments_are_refused(make, arguments, message):
         make(**arguments)
 
 
+def test_weight_may_be_a_scalar():
+    views = np.random.default_rng(1).normal(size=(4, 2, 3))
+    metrics = kj.metrics.Alignment(), kj.metrics.Alignment()
+    metrics[0].update_state(None, views, 0.5)
+    metrics[1].update_state(None, views)
+    assert float(metrics[0].result()) == pytest.approx(float(metrics[1].result()), rel=1e-6)
+    assert float(metrics[0]._weight) == 2
+
+
 @pytest.mark.parametrize("make", METRICS)
 @pytest.mark.parametrize("shape", [(4, 3), (4, 3, 3), (4, 2, 3, 1)])
 def test_views_of_wrong_shape_are_refused(make, shape):

@@ -164,6 +164,45 @@ def test_batch_without_labels_has_loss_and_gradient_0(name):
     assert np.all(gradient == 0)
 
 
+def mean_distance(y_true, y_pred):
+    """The distance of the mean of a sequence from a code that it has for all of its steps."""
+    return ops.norm(ops.mean(y_pred, axis=1) - y_true, axis=-1)
+
+
+BROADCAST = {
+    "rank_1": ("mse", (), (), NAN),
+    "one_target_for_all_elements": ("mse", (1,), (3,), NAN),
+    "code_of_a_sequence": (mean_distance, (3,), (4, 3), NAN),
+    "mask_of_an_image_and_its_channel": (keras.losses.Dice(axis=(1, 2)), (4, 5), (4, 5, 1), NAN),
+    "any_shape_of_the_marker": ("mse", (1,), (1,), np.array(NAN)),
+    "sum_of_dice": (keras.losses.Dice(reduction="sum"), (4, 5), (4, 5), -1),
+}
+
+
+@once_compiled
+@pytest.mark.parametrize("name", BROADCAST)
+def test_shapes_that_a_loss_broadcasts(name):
+    loss, true_shape, pred_shape, missing = BROADCAST[name]
+    y_true, y_pred = probabilities(*true_shape), probabilities(*pred_shape)
+    expected, labelled_gradient = value_and_gradient(
+        lambda y_pred: term_loss(loss)(y_true[LABELLED], y_pred), y_pred[LABELLED]
+    )
+    with_gaps = y_true.copy()
+    with_gaps[~LABELLED] = missing
+    value, gradient = value_and_gradient(
+        lambda y_pred: term_loss(loss, missing)(with_gaps, y_pred), y_pred
+    )
+    assert value == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(gradient[LABELLED], labelled_gradient, rtol=1e-4, atol=1e-6)
+    assert np.all(gradient[~LABELLED] == 0)
+
+
+def test_nested_targets_are_refused():
+    y = np.zeros((4, 1))
+    with pytest.raises(ValueError, match="one tensor as target and prediction"):
+        term_loss("mse", NAN)([y, y], [y, y])
+
+
 @pytest.mark.backend("torch")
 def test_loss_is_tried_out_on_the_cpu():
     """On a GPU, a class that does not exist would end all use of the GPU."""

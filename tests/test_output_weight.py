@@ -77,6 +77,22 @@ def test_weight_changes_only_while_annealing():
     assert (float(weight), weight.step) == (pytest.approx(0.6), 6)
 
 
+def test_switching_off_twice_keeps_the_weight():
+    weight = kj.LossWeight(0.5)
+    for _ in range(2):
+        weight.switch_off()
+    assert (float(weight), weight.value) == (0.0, 0.5)
+    weight.switch_on()
+    assert float(weight) == 0.5
+
+
+def test_config_and_file_need_not_be_complete():
+    weight = kj.LossWeight.from_config({"weight": 0.5})
+    assert float(weight) == 0.5
+    weight.load_own_variables({})
+    assert float(weight) == 0.5
+
+
 def test_weight_is_never_negative():
     weight = kj.LossWeight(PolynomialDecay(1.0, 4, -1.0))
     weight.start_annealing(step=2)

@@ -8,6 +8,8 @@ from keras import ops
 import keras_jointloss as kj
 from keras_jointloss.find_terms import find_terms
 from keras_jointloss.terms.loss import TermLoss
+from keras_jointloss.terms.loss_sum import LossSum
+from keras_jointloss.terms.term_reading import TermReading
 from tests.backends import once_compiled
 from tests.small_models import LOSSES, X, Y, build, compiled, fit, ramp, with_layer_term
 
@@ -236,6 +238,20 @@ def test_invalid_weight_config_is_refused(change, message):
     config = {**kj.LossWeight(0.5).get_config(), **change}
     with pytest.raises(ValueError, match=message):
         kj.LossWeight.from_config(config)
+
+
+def test_configs_may_hold_the_objects_themselves():
+    weight = kj.LossWeight(0.5)
+    loss = TermLoss.from_config(TermLoss("mse", weight, "a").get_config())
+    assert loss.weight is weight
+    reading = TermReading.from_config(TermReading(weight).get_config())
+    weight.name = "a_weight"
+    assert reading.name == "a_loss"
+    for refused in (0.5, None):
+        with pytest.raises(ValueError, match=r"`weight`.*Expected a `LossWeight`"):
+            TermReading(refused)
+        with pytest.raises(ValueError, match=r"`parts`.*Expected a non-empty dict"):
+            LossSum({"a": refused})
 
 
 @pytest.mark.parametrize("weight", [None, 0.5, "LossWeight"])

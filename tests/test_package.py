@@ -241,6 +241,28 @@ def run_python(code: str, **environment: str) -> str:
     ).stdout
 
 
+def test_completion_knows_the_public_names():
+    assert {*kj.__all__} <= {*dir(kj)}
+    assert all(hasattr(kj, name) for name in dir(kj))
+    with pytest.raises(AttributeError, match="no attribute 'loss'"):
+        _ = kj.loss
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: kj.aggregators.Aggregator().coefficients(None),
+        lambda: kj.metrics.base.ViewsMetric().values(None),
+        lambda: kj.metrics.retrieval.RetrievalMetric().gain(None),
+        lambda: kj.schedules._Schedule()(0),
+        lambda: kj.weighting.Weighting().update(None, 0),
+    ],
+)
+def test_bases_leave_the_formula_to_a_subclass(call):
+    with pytest.raises(NotImplementedError):
+        call()
+
+
 def test_import_loads_only_the_package():
     # `tests.benchmarks.benchmark_import` measures the time.
     code = (

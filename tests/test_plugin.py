@@ -1,6 +1,7 @@
 """What the plugin answers, without a browser, on TensorBoard's own data provider."""
 
 import contextlib
+import csv
 import importlib.util
 import json
 import time
@@ -8,6 +9,7 @@ import time
 import pytest
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from werkzeug.test import Client
 
@@ -49,6 +51,73 @@ class Server:
         status, content = self.get(route, **arguments)
         assert status == 200, content
         return json.loads(content)
+
+
+def test_csv_has_what_the_figure_shows(tmp_path):
+    write(tmp_path, ["a", "b"])
+    server = Server(tmp_path)
+    status, content = server.get("/csv", kind="losses", term="b", split="train")
+    assert status == 200
+    rows = list(csv.DictReader(content.decode().splitlines()))
+    assert {(row["run"], row["split"], row["tag"]) for row in rows} >= {
+        (tmp_path.name, "train", "joint_loss/b/raw")
+    }
+    own = [row for row in rows if row["tag"] == "joint_loss/b/raw" and row["split"] == "train"]
+    assert [(row["step"], row["epoch"], row["value"]) for row in own] == [
+        ("1", "1.0", "2.0"),
+        ("2", "2.0", "3.0"),
+        ("3", "3.0", "4.0"),
+    ]
+    assert all(abs(float(row["wall_time"]) - time.time()) < 600 for row in own)
+
+
+def test_csv_of_logs_without_epochs(tmp_path):
+    with contextlib.closing(SummaryWriter(tmp_path / "train")) as writer:
+        writer.scalars({"joint_loss/a/raw": 0.5, "joint_loss/a/weight": 1.0}, 7)
+    _, content = Server(tmp_path).get("/csv", kind="losses")
+    (row,) = csv.DictReader(content.decode().splitlines())
+    assert (row["step"], row["epoch"], row["value"]) == ("7", "", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("route", "arguments", "status", "message"),
+    [
+        ("/figure", {"run": "no"}, 404, "There is no run 'no'."),
+        ("/csv", {"columns": "two"}, 400, "`columns`. Expected a number. Received: columns='two'"),
+        ("/figure", {"smoothing": "?"}, 400, "`smoothing`. Expected a number. Received: smoothing"),
+    ],
+)
+def test_invalid_requests_are_answered_with_a_sentence(tmp_path, route, arguments, status, message):
+    write(tmp_path, ["a"])
+    found, content = Server(tmp_path).get(route, **arguments)
+    assert found == status
+    assert message in json.loads(content)["error"]
+
+
+def test_training_that_ends_before_its_validation_is_named(tmp_path):
+    write(tmp_path, ["a"], steps=5)
+    with contextlib.closing(SummaryWriter(tmp_path / "validation")) as writer:
+        writer.scalars({"joint_loss/a/raw": 7.0}, 6)
+    (note,) = Server(tmp_path).json("/figure")["notes"]
+    assert "end at step 5, before those of validation at step 6" in note
+
+
+def test_data_alone_makes_the_tab_active(tmp_path):
+    assert not Server(tmp_path).plugin.is_active()
+
+
+def test_runs_need_not_have_all_markers(tmp_path):
+    with contextlib.closing(SummaryWriter(tmp_path / "train")) as writer:
+        writer.scalars({"joint_loss/a/raw": 2.0, "joint_loss/a/weight": 1.0}, 3)
+        writer.epochs(1, 3)
+    with contextlib.closing(SummaryWriter(tmp_path / "validation")) as writer:
+        writer.scalars({"joint_loss/a/raw": 2.0, "joint_loss/a/weight": 1.0}, 3)
+        writer.training({}, 0, 9)
+    server = Server(tmp_path)
+    (run,) = server.plugin._logs.runs(RequestContext(), "")
+    assert (run.epochs.values.tolist(), run.end) == ([1.0], 9)
+    with pytest.raises(KeyError):
+        run.train["joint_loss/b/raw"]
 
 
 def test_left_out_points_are_named(tmp_path):

@@ -10,6 +10,10 @@ import time
 import keras
 import numpy as np
 import pytest
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.util import tensor_util
 
 import keras_jointloss as kj
 from keras_jointloss.tensorboard import SummaryWriter
@@ -76,6 +80,65 @@ def test_schedules_are_drawn_ahead(tmp_path):
     assert ahead.line.dash == "dash"
 
 
+def test_schedules_that_cannot_be_drawn_are_left_out(tmp_path):
+    writer = SummaryWriter(tmp_path / "train")
+    points = [0, 10, 20], [0.0, 0.5, 1.0]
+    writer.training({"a": points, "b": points, "unknown": points}, step=0, end=20)
+    writer.scalars({"joint_loss/a/weight": 0.5, "joint_loss/a/raw": 1.0}, step=10)
+    # The weight of this term has not been logged yet.
+    writer.scalars({"joint_loss/b/raw": 1.0}, step=10)
+    writer.epochs(1, 10)
+    writer.close()
+    ahead = [x for x in kj.plot(tmp_path, "weights").data if x.meta.get("ahead")]
+    assert {x.meta["term"]: list(x.x) for x in ahead} == {"a": [10, 20], "b": [0, 10, 20]}
+    assert not [x for x in kj.plot(tmp_path, "weights", x="time").data if x.meta.get("ahead")]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"end": 3, "schedules": {"a": 1}}'])
+def test_facts_of_others_are_left_out(tmp_path, text, monkeypatch):
+    monkeypatch.setattr("keras_jointloss.tensorboard.writer.format_training", lambda *_: text)
+    write(tmp_path, ["a"])
+    (run,) = read_runs(tmp_path)
+    assert (run.end, dict(run.schedules)) == (None, {})
+    assert kj.plot(tmp_path, "weights").data
+
+
+def test_values_of_older_writers_are_read(tmp_path):
+    writer = EventFileWriter(str(tmp_path))
+    value = Summary.Value(tag="joint_loss/a/raw", simple_value=0.5)
+    writer.add_event(Event(step=3, wall_time=1.0, summary=Summary(value=[value])))
+    value = Summary.Value(tag="text", tensor=tensor_util.make_tensor_proto("other"))
+    writer.add_event(Event(step=3, wall_time=1.0, summary=Summary(value=[value])))
+    writer.close()
+    readings = kj.tensorboard.read(tmp_path)["."]
+    assert {tag: x.values.tolist() for tag, x in readings.items()} == {"joint_loss/a/raw": [0.5]}
+    with pytest.raises(ValueError, match="has no epochs"):
+        kj.plot(tmp_path, "losses", x="epoch")
+
+
+@pytest.mark.backend("tensorflow")
+def test_logs_in_a_remote_folder():
+    import tensorflow as tf
+
+    writer = SummaryWriter("ram://logs/train")
+    writer.scalars({"joint_loss/a/raw": 0.5}, step=3)
+    writer.close()
+    (path,) = tf.io.gfile.glob("ram://logs/train/*")
+    assert tf.io.gfile.stat(path).length > 100
+
+
+def test_terms_are_stacked_at_the_steps_of_the_total(tmp_path):
+    """TensorBoard keeps some points of each tag, which need not be of the same steps."""
+    writer = SummaryWriter(tmp_path / "train")
+    for step in range(1, 6):
+        writer.scalars({"joint_loss/total": 2.0 * step}, step)
+        if step != 3:
+            writer.scalars({"joint_loss/a/weighted": 2.0 * step, "joint_loss/a/weight": 1.0}, step)
+    writer.close()
+    (area, _) = kj.plot(tmp_path).data[:2]
+    assert (list(area.x), list(area.y)) == ([1, 2, 3, 4, 5], [2.0, 4.0, 6.0, 8.0, 10.0])
+
+
 def test_callback_logs_schedules_and_epochs(logs):
     (run,) = read_runs(logs[0])
     assert run.epochs.steps.tolist() == [0, STEPS, 2 * STEPS, 3 * STEPS]
@@ -85,6 +148,32 @@ def test_callback_logs_schedules_and_epochs(logs):
     schedule = run.schedules["pair"]
     assert schedule.values == pytest.approx(0.5 * schedule.steps / 20)
     assert schedule.steps[-1] == 3 * STEPS
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class OneStepAtATime(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule that takes no vector of steps."""
+
+    def __call__(self, step):
+        if self.refuses and np.ndim(step):
+            raise TypeError("Expected one step.")
+        return keras.ops.where(keras.ops.any(step < 2), 0.25, 0.75)
+
+    def __init__(self, refuses):
+        self.refuses = refuses
+
+    def get_config(self):
+        return {"refuses": self.refuses}
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_schedule_that_takes_one_step_is_logged(tmp_path, refuses):
+    model = compiled(weights={"a": OneStepAtATime(refuses)})
+    fit(model, [kj.callbacks.JointLossCallback(str(tmp_path))], batch_size=5, epochs=2)
+    (run,) = read_runs(tmp_path)
+    schedule = run.schedules["a"]
+    assert schedule.values.tolist() == np.where(schedule.steps < 2, 0.25, 0.75).tolist()
+    assert schedule.steps.tolist() == list(range(run.end + 1))
 
 
 def test_axes_of_logs(logs):
@@ -100,6 +189,10 @@ def test_runs_are_named_by_their_folders(tmp_path):
     assert [run.name for run in read_runs(tmp_path)] == ["a/x", "b"]
     figure = kj.plot([tmp_path / "b", tmp_path / "a"], "losses")
     assert {x.meta["run"] for x in figure.data if "run" in x.meta} == {"b", "x"}
+    write(tmp_path / "a" / "y", ["one"])
+    figure = kj.plot({"first": tmp_path / "b", "second": tmp_path / "a"}, "losses")
+    names = {x.meta["run"] for x in figure.data if "run" in x.meta}
+    assert names == {"first", "second/x", "second/y"}
 
 
 def test_hostile_names_are_read_as_they_are(tmp_path):

@@ -123,6 +123,11 @@ def test_term_that_was_not_computed_has_empty_cells():
     ]
 
 
+def test_table_is_shown_where_a_notebook_shows_objects():
+    report = kj.report({"loss": [1.0], "a_loss": [2.0], "a_weight": [0.5], "a_share": [1.0]})
+    assert repr(report) == str(report)
+
+
 def test_weight_in_float32_is_printed_as_it_was_given():
     weight = float(np.float32(0.01))
     logs = {"loss": [0.02], "a_loss": [2.0], "a_weight": [weight], "a_share": [1.0]}

@@ -140,6 +140,17 @@ def test_finds_the_embeddings(make, arguments, name):
     assert figures == pytest.approx(expected(a, b, (3,), name=name), rel=1e-6)
 
 
+def test_halves_of_an_output_that_nothing_stacks():
+    """Without `keras.ops.stack` in the graph, nothing tells on which inputs each half depends."""
+    inner = make_model()
+    a, b = (inner.get_layer(name).output for name in "ab")
+    pair = keras.layers.Reshape((2, 3))(ops.concatenate([a, b], axis=1))
+    model = keras.Model(inner.input, {"pair": pair})
+    model.compile("sgd", **kj.joint_loss({"pair": kj.losses.BarlowTwins()}))
+    figures = RetrievalEvaluation(X, k=3).evaluate(model)
+    assert figures == pytest.approx(expected(*embeddings(inner), (3,)), rel=1e-6)
+
+
 def test_finds_two_outputs():
     inner = make_model()
     outputs = {name: inner.get_layer(name).output for name in "ab"}
@@ -232,6 +243,14 @@ def test_prediction_through_a_term_keeps_its_readings():
     before = model.get_layer("term").weight.read()
     RetrievalEvaluation(X, embeddings="pair").evaluate(model)
     assert model.get_layer("term").weight.read() == before
+
+
+def test_measures_the_model_of_fit_again_on_request():
+    model, callback = make_model(), RetrievalEvaluation(X)
+    history = fit(model, callback, epochs=1)
+    figures = callback.evaluate()
+    assert figures == {name: pytest.approx(history[name][-1]) for name in figures}
+    assert figures == callback.evaluate(model)
 
 
 @once_compiled
@@ -330,8 +349,12 @@ def test_projector_needs_neither_labels_nor_thumbnails(tmp_path):
 
 
 def test_metadata_of_wrong_length_is_refused(tmp_path):
-    write = kj.tensorboard.write_projector
+    write, tmp_path = kj.tensorboard.write_projector, tmp_path / "new"
     with pytest.raises(ValueError, match=r"metadata 'label' of each of the 3 points.*Received: 2"):
         write(tmp_path, "x", np.eye(3), {"label": [1, 2]})
     with pytest.raises(ValueError, match=r"thumbnails of each of the 3 points.*Received: 2"):
         write(tmp_path, "x", np.eye(3), {}, np.zeros((2, 4, 4, 3), "uint8"))
+    assert not tmp_path.exists()
+    write(tmp_path, "x", np.eye(3), {"label": [1, 2, 3]})
+    path = tmp_path / _plugin(tmp_path)[0].embeddings[0].metadata_path
+    assert path.read_text().splitlines() == ["1", "2", "3"]

@@ -109,6 +109,28 @@ def test_parts_of_a_contrastive_loss_are_logged_with_its_name():
     assert parts | {"pair_vicreg_loss", "pair_nce_loss", "pair_nce_weight"} <= set(history)
 
 
+@once_compiled
+@pytest.mark.parametrize("with_others", [False, True])
+def test_parts_are_logged_by_copies_and_loaded_models(with_others, tmp_path):
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((5,))
+    pair = [keras.layers.Dense(3)(inputs), keras.layers.Dense(3)(inputs)]
+    model = keras.Model(inputs, {"pair": keras.ops.stack(pair, axis=1)})
+    loss = {"vicreg": kj.losses.VICReg(invariance_weight=5.0), "nce": kj.losses.InfoNCE()}
+    loss = loss if with_others else loss["vicreg"]
+    model.compile(keras.optimizers.SGD(0.01), **kj.joint_loss({"pair": loss}))
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    model.save(tmp_path / "model.keras")
+    y = {"pair": np.zeros(len(X))}
+    expected = fit(model, y=y)
+    parts = {name for name in expected if name.endswith(kj.losses.VICReg.part_names)}
+    assert len(parts) == len(kj.losses.VICReg.part_names)
+    for other in (copy, keras.models.load_model(tmp_path / "model.keras")):
+        history = fit(other, y=y)
+        assert history == {name: pytest.approx(x, 1e-4) for name, x in expected.items()}
+
+
 def test_layer_term_named_like_the_output_is_refused():
     inputs = keras.Input((5,))
     pair = (keras.layers.Dense(2)(inputs), keras.layers.Dense(2)(inputs))

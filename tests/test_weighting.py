@@ -61,6 +61,12 @@ SIMULATIONS = {
             losses, {0: lambda step: max(2 - step / 10, 0)}, 0.1, 0.5, 0.8, 1.5
         ),
     ),
+    "Constraint-unbounded": (
+        {"bounds": {"term1": 0.001}, "learning_rate": 2.0, "max_weight": None},
+        lambda losses: reference.constraint(
+            losses, {1: lambda step: 0.001}, 2.0, largest=float("inf")
+        ),
+    ),
     "RandomWeighting": (
         {"seed": 5},
         lambda losses: np.array(
@@ -83,6 +89,16 @@ def test_weights_follow_the_formula(case):
     losses = recorded_losses()
     trajectory = Terms(make(case.partition("-")[0], **arguments), 3).run(losses, EPOCHS)
     np.testing.assert_allclose(trajectory, simulate(losses), rtol=1e-5, atol=1e-7)
+
+
+def test_file_of_other_terms_is_refused():
+    first, other = make("FAMO"), make("FAMO")
+    Terms(first, 2)
+    Terms(other, 3)
+    store = {}
+    other.save_own_variables(store)
+    with pytest.raises(ValueError, match=r"FAMO is the weighting of.*Received: a file.*'term2'"):
+        first.load_own_variables(store)
 
 
 def test_known_values():

@@ -105,10 +105,9 @@ class Summaries:
                 self._writers[run].image(tag, image, step, description)
 
     def start(self, run: str, epoch: int, step: int, end: int, schedules: Schedules) -> None:
-        """Writes where a training starts and is to end, and the schedules of its terms."""
-        if run in self._writers:
-            self._writers[run].training(schedules, step, end)
-            self._writers[run].epochs(epoch, step)
+        """Writes, to an open run, where a training starts and is to end, and its schedules."""
+        self._writers[run].training(schedules, step, end)
+        self._writers[run].epochs(epoch, step)
 
     def end_epoch(self, run: str, epoch: int, step: int) -> None:
         """Writes that an epoch has ended, and flushes all runs."""

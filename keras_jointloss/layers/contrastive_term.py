@@ -11,6 +11,7 @@ from keras import ops
 from keras_jointloss import losses
 from keras_jointloss._backend import in_replica
 from keras_jointloss._labels import as_labels, label_tensor
+from keras_jointloss._loops import running_loop
 from keras_jointloss._math import float_dtype
 from keras_jointloss._replicas import (
     Batch,
@@ -255,7 +256,7 @@ class ContrastiveTerm(LayerTerm):
 
     def _remember(self, memory, views, labels, valid, training):
         """Puts the items of a training step into the memory."""
-        if training is None:
+        if training is None and running_loop() == "train_step":
             warnings.warn(
                 f"The memory of {self.name!r} is not updated, since it cannot know whether this "
                 "is training. Give the `call` of the enclosing model an argument `training`.",

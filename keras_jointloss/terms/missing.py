@@ -13,6 +13,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_jointloss._math import value_range
+
 #: A prediction that is valid as a probability, a logit and a number.
 PREDICTION = 0.5
 
@@ -51,7 +53,7 @@ def is_labelled(y_true, missing: float):
         if math.isnan(missing):
             return ops.logical_not(ops.isnan(y_true))
         return ops.not_equal(y_true, ops.cast(missing, dtype))
-    least, largest = (0, 1) if dtype == "bool" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    least, largest = value_range(dtype)
     if missing.is_integer() and least <= missing <= largest:
         return ops.not_equal(y_true, ops.cast(int(missing), dtype))
     return ops.ones_like(y_true, dtype="bool")

@@ -24,20 +24,18 @@ class StepLosses:
         """Drops the recorded losses: those left by the trace of another model belong to no step."""
         self._recorded = threading.local()
 
-    def record(self, index: int, loss, items, counts=None, given=None) -> None:
+    def record(self, index: int, loss, items, counts, given=None) -> None:
         """Records the loss of the term with this index.
 
         Args:
             index: The index of the term.
             loss: Its mean loss.
             items: The number of items in the mean.
-            counts: Whether any of them has a nonzero weight; `None` if all have.
+            counts: Whether any of them has a nonzero weight, a bool tensor.
             given: The user's weight of the term in the next step, if the rule needs it.
         """
         loss = ops.stop_gradient(ops.cast(loss, self._float_dtype))
-        items = ops.cast(items, self._float_dtype)
-        if counts is not None:
-            items = items * ops.cast(counts, self._float_dtype)
+        items = ops.cast(items, self._float_dtype) * ops.cast(counts, self._float_dtype)
         self._of_thread()[index] = (items, loss, given)
 
     def _of_thread(self) -> dict[int, Any]:

@@ -177,15 +177,11 @@ def draw_panels(panels: Sequence[Panel], view: View, columns: int) -> Drawing:
 
 def finish_x_axes(drawing: Drawing, view: View) -> None:
     """Names the x axes and lets them move together."""
-    bottom: dict[Any, Any] = {}
-    for axis in drawing.all_axes("x"):
+    bottom = {}
+    for axis in drawing.all_axes("x"):  # Row by row, from the top.
         axis["matches"] = "x"
-        # The first domain of the y axes counts from the bottom.
-        side = tuple(axis["domain"])
-        height = drawing.layout[_long(axis["anchor"])]["domain"][0]
-        if side not in bottom or height < bottom[side][0]:
-            bottom[side] = height, axis
-    for _, axis in bottom.values():
+        bottom[tuple(axis["domain"])] = axis
+    for axis in bottom.values():
         axis["title"] = {"text": _TITLES[view.x]}
 
 
