@@ -159,17 +159,21 @@ def means():
         "steps": keras.layers.Dense(2)(steps),
         "several": keras.layers.Dense(1)(x),
         "missing": keras.layers.Dense(1)(x),
+        "total": keras.layers.Dense(1)(x),
+        "missing_total": keras.layers.Dense(1)(x),
     }
     weighted = keras.losses.MeanSquaredError(reduction="mean_with_sample_weight")
     losses = {"rating": weighted, "steps": "mse", "several": ["mse", "mae"], "missing": "mse"}
+    losses |= dict.fromkeys(("total", "missing_total"), keras.losses.Huber(reduction="sum"))
     code = keras.layers.Dense(3)(x)
     weight = keras.layers.Dense(1, activation="sigmoid")(x)
     code = kj.layers.LossTerm(name="held", floor=1.0, target=2.0)(code, ops.square(code))
     code = kj.layers.LossTerm(name="scalar", weight=0.1)(code, ops.mean(ops.square(code)))
     code = kj.layers.LossTerm("huber", 0.1, name="hint")(code, x[:, :3], sample_weight=weight)
     outputs["rating"] = outputs["rating"] + 0.1 * ops.sum(code, axis=1, keepdims=True)
+    missing = dict.fromkeys(("missing", "missing_total"), -1)
     rule = kj.weighting.Uncertainty()
-    return keras.Model(x, outputs), kj.joint_loss(losses, weighting=rule, missing={"missing": -1})
+    return keras.Model(x, outputs), kj.joint_loss(losses, weighting=rule, missing=missing)
 
 
 @pytest.mark.filterwarnings("ignore:The structure of `inputs`")
@@ -178,8 +182,10 @@ def test_means_count_each_replica_by_its_items():
     x[5, 2:4] = 0.0
     y = {"rating": X[:, :1], "steps": X.reshape(-1, 3, 2), "several": X[:, :1]}
     y["missing"] = np.where(np.arange(len(X))[:, None] % 3, -1, X[:, 1:2])
-    # Keras logs the mean of a replica by its items, whatever that divides by.
-    assert_like_one_device(means, [(x, y)], unequal=r"loss$|_share|sums_\d", is_compiled=False)
+    y |= {"total": X[:, 2:3], "missing_total": y["missing"]}
+    # Keras logs the mean of a replica by its items, whatever that divides by. Shares are of that.
+    unequal = rf" (({'|'.join(y)})_)?loss$|_share"
+    assert_like_one_device(means, [(x, y)], unequal, is_compiled=False)
 
 
 def distributed(strategy, x, sizes, dtype=None):
@@ -361,7 +367,8 @@ def test_replicas_gather_unless_told_otherwise(gather):
         if gather is None:
             with pytest.raises(TypeError, match=r"Use `sum\(model.losses\)`"):
                 ops.sum([*layer.losses, ops.ones(())])
-        return 2 * sum(layer.losses)
+        (loss,) = layer.losses
+        return loss * 1.5 + 0.5 * loss
 
     expected = [info_nce(0, 8)] * 2 if gather is None else [info_nce(0, 5), info_nce(5, 8)]
     np.testing.assert_allclose(run(compute, 5, 3), expected, rtol=1e-5)

@@ -22,11 +22,13 @@ class LabelledValue(NamedTuple):
             replicas.
         labelled: The number of labelled targets.
         targets: The number of targets, without those that Keras masks.
+        divisor: What the mean divides by; `None` if the loss is a sum.
     """
 
     loss: Any
     labelled: Any
     targets: Any
+    divisor: Any
 
 
 class LabelledLoss:
@@ -88,11 +90,12 @@ class LabelledLoss:
                 return ops.sum(values)
             return reduce_values(values, y_pred, weight, "sum", self.dtype)
 
-        loss, count = total(values, sample_weight), total(labelled)
+        loss, count, divisor = total(values, sample_weight), total(labelled), None
         if self._reduction != "sum":
             is_weighted = self._reduction == "mean_with_sample_weight" and sample_weight is not None
-            loss = _mean(loss, total(labelled, sample_weight) if is_weighted else count)
-        return LabelledValue(loss, count, total(ones))
+            divisor = total(labelled, sample_weight) if is_weighted else count
+            loss = _mean(loss, divisor)
+        return LabelledValue(loss, count, total(ones), divisor)
 
     def has_weight(self, y_true, y_pred, sample_weight):
         """Returns whether any labelled target has a weight other than 0."""

@@ -6,9 +6,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._backend import in_replica, summed_replicas
+from keras_jointloss._backend import in_replica, summed_replicas, takes_turns
 from keras_jointloss._masks import reduce_values, reduced
-from keras_jointloss._replicas import counted_by
+from keras_jointloss._replicas import counted_by, own_share
 from keras_jointloss.terms.by_shape import get_loss
 from keras_jointloss.terms.labelled_loss import LabelledLoss
 from keras_jointloss.terms.missing import deserialize_missing, match_ranks, serialize_missing
@@ -69,25 +69,35 @@ class TermLoss(keras.losses.Loss):
             value = super().__call__(y_true, y_pred, sample_weight)
         value = reduced(value, self._own_reduction())
         batch_size = ops.shape(keras.tree.flatten(y_pred)[0])[0]
-        mean = ops.mean(value) if len(value.shape) else value
         counts = None if self.weight.observer is None else self._counts(y_true, sample_weight)
+        if self._own_reduction() in ("none", None):
+            mean = ops.mean(value) if len(value.shape) else value
+            self.weight.record(mean, batch_size, counts)
+            return value
         divisor = self._divisor(y_pred, sample_weight) if in_replica() else None
-        self.weight.record(_unscaled(mean), batch_size, counts, divisor=divisor)
-        return value if divisor is None else counted_by(value, divisor)
+        self.weight.record(_unscaled(value), batch_size, counts, divisor=divisor)
+        if self._own_reduction() == "sum":
+            return value
+        return counted_by(value, ops.cast(batch_size, value.dtype) if divisor is None else divisor)
 
     def _own_reduction(self):
         """Returns the reduction of the loss that was given."""
         return getattr(self._resolved, "reduction", self.reduction)
 
     def _divisor(self, y_pred, sample_weight):
-        """Returns what the loss divides a sum by, up to a constant; `None` if it is no mean."""
-        reduction = self._own_reduction()
-        if reduction in ("sum", "none", None):
-            return None
+        """Returns what the loss of a replica divides a sum by, up to a constant.
+
+        `None` if this is the batch size.
+        """
+        if self._own_reduction() == "sum":
+            return _divisor_of_sum()
         first = keras.tree.flatten(y_pred)[0]
-        ones = ops.ones_like(first[..., 0] if len(first.shape) > 1 else first)
-        weight = sample_weight if reduction == "mean_with_sample_weight" else None
-        # Keras divides the sum by the number of replicas, which are the same for all.
+        ones = ops.cast(ops.ones_like(first[..., 0] if len(first.shape) > 1 else first), self.dtype)
+        is_weighted = self._own_reduction() == "mean_with_sample_weight"
+        weight = sample_weight if is_weighted else None
+        # Keras returns the same tensor if there is no mask.
+        if weight is None and reduce_values(ones, first, None, "none", self.dtype) is ones:
+            return None
         return reduce_values(ones, first, weight, "sum", self.dtype)
 
     def _counts(self, y_true, sample_weight):
@@ -106,8 +116,10 @@ class TermLoss(keras.losses.Loss):
         if sample_weight is not None and self.weight.observer is not None:
             counts = labelled.has_weight(y_true, y_pred, sample_weight)
         batch_size = ops.shape(keras.tree.flatten(y_pred)[0])[0]
-        loss = _unscaled(value.loss)
-        self.weight.record(loss, value.labelled, counts, batch_size, value.targets)
+        loss, divisor = _unscaled(value.loss), None
+        if in_replica():
+            divisor = _divisor_of_sum() if value.divisor is None else value.divisor
+        self.weight.record(loss, value.labelled, counts, batch_size, value.targets, divisor)
         return value.loss
 
     def call(self, y_true, y_pred):
@@ -136,6 +148,17 @@ class TermLoss(keras.losses.Loss):
 
 
 def _unscaled(loss):
-    """Returns the loss of this replica: Keras may divide it by their number."""
+    """Returns `replicas * loss`: Keras divides the mean of a replica by their number.
+
+    It divides no sum, of which each replica has only a part. See `_divisor_of_sum`.
+    """
     replicas = summed_replicas()
     return loss * replicas if replicas > 1 else loss
+
+
+def _divisor_of_sum():
+    """Returns the divisor with which `replicas * sum` counts, for the sum over all replicas.
+
+    `None` where each process trains on its own sum.
+    """
+    return own_share(1.0) if takes_turns() else None

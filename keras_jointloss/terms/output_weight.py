@@ -8,8 +8,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._backend import trains_functionally
-from keras_jointloss._math import float_dtype, to_numpy
+from keras_jointloss._backend import sum_over_replicas, takes_turns, trains_functionally
+from keras_jointloss._math import divide_or_0, float_dtype, to_numpy
+from keras_jointloss._replicas import own_share
 from keras_jointloss._state import constant
 from keras_jointloss._validation import validate_bool, validate_count, validate_number
 from keras_jointloss.terms.applied_weight import offer
@@ -118,11 +119,30 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         return super().is_dynamic or self.weighting is not None
 
     def record(self, loss, items, counts=None, batch_size=None, targets=None, divisor=None):
-        weight = super().record(loss, items, counts, batch_size, targets, divisor)
+        if divisor is not None and takes_turns():
+            self._trace.part = loss, divisor, items, counts, batch_size, targets
+            weight = self.tensor()
+        else:
+            weight = super().record(loss, items, counts, batch_size, targets, divisor)
         offer(self, ops.cast(weight, keras.config.floatx()))
         self._trace.is_recorded, self._trace.is_applied = True, False
         _sharing.weights.pop(self.key, None)  # No further copy is expected.
         return weight
+
+    def settle(self) -> None:
+        part = getattr(self._trace, "part", None)
+        if part is None:
+            return
+        self._trace.part = None
+        loss, divisor, items, *others = part
+        numbers = [loss, divisor, items, *(items if x is None else x for x in others)]
+        loss, divisor, *counted = (ops.cast(x, self.dtype) for x in numbers)
+        total = ops.where(divisor > 0, loss * divisor, 0)  # The mean of nothing may be NaN.
+        sums = sum_over_replicas(ops.stack([total, divisor, *counted]))
+        total, divisor, *counted = ops.unstack(sums)
+        # All replicas count alike in a mean that each knows.
+        items, counts, batch_size, targets = (own_share(x) for x in counted)
+        super().record(divide_or_0(total, divisor), items, counts > 0, batch_size, targets)
 
     def mark_applied(self) -> None:
         """Records that Keras multiplies the loss of the step by the weight."""
@@ -145,6 +165,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
                 "`keras_jointloss.joint_loss` returned them: `compile(**joint_loss(...))`. "
                 f"Received: a model whose {self.name!r} would be logged but not used"
             )
+        self.settle()
         self.advance()
         if self.weighting is not None:
             self.weighting.update_state()

@@ -97,6 +97,12 @@ class TermWeight:
         """Returns the current step of the schedules as an int32 scalar tensor."""
         return ops.convert_to_tensor(self._step)
 
+    def settle(self) -> None:
+        """Records a mean over unequal parts of replicas, once they may exchange it.
+
+        Not before Keras has collected the losses of layers.
+        """
+
     def record(self, loss, items, counts=None, batch_size=None, targets=None, divisor=None):
         """Records the term's raw loss of this step, and returns the weight of this step.
 
@@ -106,7 +112,7 @@ class TermWeight:
             counts: Whether any of them has a weight other than 0; `None` if no check is needed.
             batch_size: The number of items of the batch; `None` if all of them are in the mean.
             targets: The number of targets, of which `items` are labelled; `None` if all are.
-            divisor: What a weighting counts this replica by among others; `None` for `items`.
+            divisor: What this replica counts by among others in the mean; `None` for `items`.
         """
         weight = self.tensor()  # Read first, since the observer may move it for the next step.
         self.means.record(loss, items, weight, batch_size, targets)

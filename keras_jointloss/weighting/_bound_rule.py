@@ -118,7 +118,11 @@ class BoundRule(keras.metrics.Metric):
 
     def update_state(self, *args, **kwargs) -> None:
         """Runs the rule on the losses of the step; has an effect only while the rule is on."""
-        if not trains_functionally() and self._step_losses.indices:
+        if trains_functionally():
+            return
+        for weight in self._get_weights():
+            weight.settle()
+        if self._step_losses.indices:
             self._run()
 
     def _run(self) -> None:
