@@ -1,6 +1,7 @@
 """The chunked tower: values, gradients and training equal those of the plain tower."""
 
 import re
+import types
 
 import keras
 import numpy as np
@@ -133,6 +134,21 @@ def test_gradients_of_convolutions_equal_those_of_the_plain_tower(widest):
     actual = results(lambda x: layer(x, training=True), tower, x)
     for a, b in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, b, **TOLERANCE)
+
+
+@pytest.mark.backend("jax")
+def test_primitives_of_jax_up_to_0_8():
+    """Their parameters came with functions, which are the first inputs."""
+    from keras_jointloss._backend import convolutions
+
+    primitive = types.SimpleNamespace(
+        get_bind_params=lambda params: (["function"], {**params, "b": 2}),
+        bind=lambda *inputs, **params: (inputs, params),
+        multiple_results=False,
+    )
+    equation = types.SimpleNamespace(primitive=primitive)
+    found = convolutions._bound(equation, ["x"], {"a": 1})
+    assert found == [(("function", "x"), {"a": 1, "b": 2})]
 
 
 @pytest.mark.backend("jax")

@@ -82,8 +82,9 @@ prints the memory that it takes with and without chunks.
   `model.compute_loss`, to the loss. All processes compute the losses in the same steps, in
   evaluation, too.
 
-If the last batch is divided unevenly, terms count each replica by its items, and what else is added
-to the loss counts all alike, as does Keras' own `<term>_loss`. Of several processes only the first
+If the last batch is divided unevenly, terms count each replica by its items, or by what else their
+mean divides by: masked steps, weights, labelled targets. What else is added to the loss counts all
+alike, as does Keras' own `<output>_loss`. Of several processes only the first
 writes TensorBoard files and calls `on_log`. On a busy CPU, PyTorch's threads wait for each other:
 `OMP_NUM_THREADS=1` is faster there.
 

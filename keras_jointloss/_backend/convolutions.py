@@ -58,7 +58,7 @@ def _evaluated(closed) -> list:
 
 def _bound(equation, inputs: list, params: dict) -> list:
     params = equation.primitive.get_bind_params(params)
-    if isinstance(params, tuple):  # Older versions of JAX return functions too.
+    if isinstance(params, tuple):  # JAX up to 0.8 returns functions too.
         functions, params = params
         inputs = [*functions, *inputs]
     results = equation.primitive.bind(*inputs, **params)

@@ -70,13 +70,13 @@ class TermLoss(keras.losses.Loss):
         value = reduced(value, self._own_reduction())
         batch_size = ops.shape(keras.tree.flatten(y_pred)[0])[0]
         counts = None if self.weight.observer is None else self._counts(y_true, sample_weight)
+        mean = ops.mean(value) if len(value.shape) else value
         if self._own_reduction() in ("none", None):
-            mean = ops.mean(value) if len(value.shape) else value
             self.weight.record(mean, batch_size, counts)
             return value
         divisor = self._divisor(y_pred, sample_weight) if in_replica() else None
-        self.weight.record(_unscaled(value), batch_size, counts, divisor=divisor)
-        if self._own_reduction() == "sum":
+        self.weight.record(_unscaled(mean), batch_size, counts, divisor=divisor)
+        if self._own_reduction() == "sum" or not in_replica():
             return value
         return counted_by(value, ops.cast(batch_size, value.dtype) if divisor is None else divisor)
 
