@@ -77,11 +77,12 @@ def _fit(original, model, *args, **kwargs):
     if not workers.is_one_of_workers(model.distribute_strategy):
         return original(model, *args, **kwargs)
     given = inspect.signature(original).bind(model, *args, **kwargs)
-    callbacks = given.arguments.get("callbacks")
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks.append(_SameStart())
+    callbacks, same_start = given.arguments.get("callbacks"), _SameStart()
+    if isinstance(callbacks, keras.callbacks.CallbackList):  # Whose callbacks know their model.
+        same_start.set_model(model)
+        callbacks.callbacks.append(same_start)
     else:
-        given.arguments["callbacks"] = [*keras.tree.flatten(callbacks or []), _SameStart()]
+        given.arguments["callbacks"] = [*keras.tree.flatten(callbacks or []), same_start]
     try:
         return original(*given.args, **given.kwargs)
     except workers.errors():

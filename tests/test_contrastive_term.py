@@ -190,6 +190,19 @@ def test_memory_of_one_embedding_keeps_its_labels():
     assert called(layer, views[:, 0], labels) == pytest.approx(expected, rel=1e-5)
 
 
+def test_file_without_a_memory_leaves_it_as_it_is():
+    layer = kj.layers.ContrastiveTerm("InfoNCE", memory_size=4)
+    layer(tuple(embeddings()), training=True)
+    store = {}
+    layer.save_own_variables(store)
+    before = {name: np.array(value) for name, value in store.items()}
+    layer.load_own_variables({k: v for k, v in store.items() if not k.startswith("memory")})
+    layer.save_own_variables(store)
+    assert any(name.startswith("memory") for name in before)
+    for name, value in before.items():
+        np.testing.assert_array_equal(store[name], value, err_msg=name)
+
+
 class Untold(keras.Model):
     """Does not tell its layers whether it trains."""
 

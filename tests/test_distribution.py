@@ -4,11 +4,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import keras
 import pytest
 
 import keras_jointloss as kj
+from keras_jointloss import _keras, distribution
 
 
 @pytest.mark.backend("jax", "torch")
@@ -38,6 +40,47 @@ def test_refuses_keras_without_the_functions(monkeypatch):
     with pytest.raises(ImportError, match=r"replaces `reduce_per_replica`"):
         kj.distribution.enable_multi_worker_fit()
     assert trainer.fit is fit
+
+
+@pytest.mark.backend("tensorflow")
+def test_other_models_train_as_before(monkeypatch):
+    model = keras.Sequential([keras.layers.Dense(1)])
+    original = mock.Mock(return_value="logs")
+    assert distribution._fit(original, model, 1, epochs=2) == "logs"
+    assert distribution._build(original, model, "iterator", "batch") == "logs"
+    assert distribution._reduce(original, "values", model.distribute_strategy, "mean") == "logs"
+    assert original.mock_calls == [
+        mock.call(model, 1, epochs=2),
+        mock.call(model, "iterator", "batch"),
+        mock.call("values", model.distribute_strategy, "mean"),
+    ]
+    # Keras is changed once.
+    monkeypatch.setattr(distribution, "_is_enabled", True)
+    monkeypatch.setattr(_keras, "replace_in_trainer", original)
+    kj.distribution.enable_multi_worker_fit()
+    assert len(original.mock_calls) == 3
+
+
+@pytest.mark.backend("tensorflow")
+@pytest.mark.parametrize("as_list", [list, keras.callbacks.CallbackList, lambda x: x[0]])
+def test_workers_compare_their_start_whatever_the_callbacks(monkeypatch, as_list):
+    monkeypatch.setattr(distribution.workers, "is_one_of_workers", lambda strategy: True)
+    found = []
+
+    def fit(model, x=None, callbacks=None):
+        found.extend(getattr(callbacks, "callbacks", callbacks))
+
+    own = keras.callbacks.Callback()
+    distribution._fit(fit, keras.Sequential(), callbacks=as_list([own]))
+    distribution._fit(fit, keras.Sequential())
+    assert found[0] is own
+    assert [type(x) for x in found[-2:]] == [distribution._SameStart] * 2
+
+
+@pytest.mark.backend("tensorflow")
+def test_process_ends_by_itself_where_there_is_no_alarm(monkeypatch):
+    monkeypatch.delattr(signal, "alarm")
+    distribution.workers._limit()
 
 
 @pytest.mark.backend("tensorflow")

@@ -143,7 +143,16 @@ def test_weight_keeps_a_name_of_its_own():
 def test_loss_weights_look_like_scalars():
     weights = kj.joint_loss({"a": "mse"})["loss_weights"]
     assert repr(weights) == "{'a': AppliedWeight()}"
-    assert weights["a"].shape == ()
+    assert (weights["a"].shape, weights["a"].dtype) == ((), "float32")
+
+
+def test_loss_without_reduction_is_logged_as_its_mean():
+    y_true, y_pred = _one_hot(LABELS), np.full((ITEMS, 3), 0.25, "float32")
+    weight = kj.LossWeight()
+    loss = kj.terms.TermLoss(keras.losses.MeanSquaredError(reduction=None), weight)
+    values = ops.convert_to_numpy(loss(y_true, y_pred))
+    np.testing.assert_allclose(values, np.square(y_true - y_pred).mean(axis=1), rtol=1e-6)
+    assert weight.read()["loss"] == pytest.approx(values.mean(), rel=1e-6)
 
 
 def _total(y_true, y_pred):

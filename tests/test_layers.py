@@ -136,6 +136,12 @@ def test_loss_of_a_direct_call_may_be_requested_later():
     assert float(gradient) == pytest.approx(np.mean(A * (1.5 * A - B)), rel=1e-5)
 
 
+def test_variables_of_a_layer_term_are_not_created_from_a_config():
+    state, *_ = kj.layers.ContrastiveTerm("InfoNCE")._weight_state
+    with pytest.raises(NotImplementedError, match="layer that owns the variable recreates it"):
+        state.get_config()
+
+
 def test_trained_temperature_stays_within_clip_bounds():
     a, b = keras.Input((4,)), keras.Input((4,))
     layer = kj.layers.ContrastiveTerm("InfoNCE", learn_temperature=True, name="pair")

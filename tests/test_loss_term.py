@@ -358,8 +358,10 @@ def test_values_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="for its floor"):
         kj.layers.LossTerm(floor=1.0)(batch, ops.ones((4, 3, 2)))
     for options in ({"floor": 1.0}, {"loss": "mse"}):
-        with pytest.raises(ValueError, match="leading axes"):
-            kj.layers.LossTerm(**options)(*ops.ones((2, 4, 2)), sample_weight=ops.ones((4, 2)))
+        for shape in ((4, 2), (3,)):
+            layer = kj.layers.LossTerm(**options)
+            with pytest.raises(ValueError, match="leading axes"):
+                layer(ops.ones((4, 2)), ops.ones((4, 2)), sample_weight=ops.ones(shape))
 
 
 def test_contrastive_term_honours_a_mask_beside_sample_weights():

@@ -169,7 +169,14 @@ def mean_distance(y_true, y_pred):
     return ops.norm(ops.mean(y_pred, axis=1) - y_true, axis=-1)
 
 
+def product_of_sums(y_true, y_pred):
+    """One number for a batch, of targets with or without an axis of their own."""
+    total = y_true if len(y_true.shape) == 1 else ops.sum(y_true, axis=-1)
+    return ops.sum(total * ops.sum(y_pred, axis=-1))
+
+
 BROADCAST = {
+    "number_and_row": (product_of_sums, (), (3,), NAN),
     "rank_1": ("mse", (), (), NAN),
     "one_target_for_all_elements": ("mse", (1,), (3,), NAN),
     "code_of_a_sequence": (mean_distance, (3,), (4, 3), NAN),

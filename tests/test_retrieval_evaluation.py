@@ -140,17 +140,6 @@ def test_finds_the_embeddings(make, arguments, name):
     assert figures == pytest.approx(expected(a, b, (3,), name=name), rel=1e-6)
 
 
-def test_halves_of_an_output_that_nothing_stacks():
-    """Without `keras.ops.stack` in the graph, nothing tells on which inputs each half depends."""
-    inner = make_model()
-    a, b = (inner.get_layer(name).output for name in "ab")
-    pair = keras.layers.Reshape((2, 3))(ops.concatenate([a, b], axis=1))
-    model = keras.Model(inner.input, {"pair": pair})
-    model.compile("sgd", **kj.joint_loss({"pair": kj.losses.BarlowTwins()}))
-    figures = RetrievalEvaluation(X, k=3).evaluate(model)
-    assert figures == pytest.approx(expected(*embeddings(inner), (3,)), rel=1e-6)
-
-
 def test_finds_two_outputs():
     inner = make_model()
     outputs = {name: inner.get_layer(name).output for name in "ab"}

@@ -81,6 +81,17 @@ def test_equals_the_reference(tile_size, relevant, untrained):
     assert all(type(value) is float for value in figures.values())
 
 
+def test_halves_of_an_output_that_nothing_stacks():
+    x = keras.Input((5,))
+    dense = keras.layers.Dense(8)
+    model = keras.Model(x, {"pair": keras.layers.Reshape((2, 4))(dense(x))})
+    candidates = RANDOM.normal(size=(CANDIDATES, 5)).astype("float32")
+    figures = evaluation(candidates=candidates, k=4).evaluate(model)
+    a, b = (ops.convert_to_numpy(dense(x)).astype("float64") for x in (IMAGES, candidates))
+    expected = reference.retrieval_figures(a[:, :4], b[:, 4:], RIGHT, (4,), "pair")
+    assert figures == pytest.approx(expected, rel=1e-6)
+
+
 @once_compiled
 @pytest.mark.parametrize("most", [0, 10**9])
 def test_ties_count_against_the_model_however_they_are_ordered(identity, monkeypatch, most):

@@ -67,7 +67,7 @@ def numbers_of_workers(numbers: list[int], strategy) -> list[list[int]]:
     """Returns the numbers that each replica passes, in the order of the replicas."""
     import tensorflow as tf
 
-    @tf.function
+    @tf.function(autograph=False)
     def gather():
         context = tf.distribute.get_replica_context()
         return context.all_gather(tf.constant([numbers], "int64"), axis=0)

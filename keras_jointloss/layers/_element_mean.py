@@ -83,12 +83,14 @@ def has_leading_axes(x, values, unknown: bool = True) -> bool:
     Args:
         x: A tensor.
         values: A tensor.
-        unknown: Whether an axis of `x` of unknown size can be one of known size.
+        unknown: Whether an axis of `x` of unknown size can be one of known size. That of the batch
+            can.
     """
     shape = leading_axes(x).shape
-    sizes = zip(shape[1:], values.shape[1:], strict=False)
+    sizes = zip(shape, values.shape, strict=False)
     return len(shape) <= len(values.shape) and all(
-        a == 1 or a == b or b is None or (a is None and unknown) for a, b in sizes
+        a == 1 or a == b or b is None or (a is None and (unknown or axis == 0))
+        for axis, (a, b) in enumerate(sizes)
     )
 
 
