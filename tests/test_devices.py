@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import keras_jointloss as kj
+from keras_jointloss._backend import ranks
 from tests.workers import models
 
 pytestmark = pytest.mark.slow
@@ -210,6 +211,17 @@ def test_workers_resume_after_one_has_died(tmp_path):
     for rank, found in enumerate(join(tmp_path, workers)):
         assert_as_expected({**np.load(tmp_path / f"epochs_{rank}" / "epoch_0.npz"), **found})
     assert_chief_alone_logs(tmp_path)
+
+
+@pytest.mark.backend("torch")
+def test_nothing_is_exchanged_while_keras_builds_a_model():
+    import torch
+
+    x = torch.ones((3, 2), device="meta")
+    for found in (ranks.sum_of_ranks(x), ranks.tensor_of_rank(x, 1)):
+        assert (found.device.type, tuple(found.shape)) == ("meta", (3, 2))
+    (rows,), counts, rank = ranks.rows_of_ranks([x], x)
+    assert (tuple(rows.shape), counts, rank) == ((3, 2), [3], 0)
 
 
 @pytest.mark.backend("torch")

@@ -204,7 +204,7 @@ class JointLossCallback(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self._keep_train_readings()
-        self._readings.totals["train"] = logs.get("loss", math.nan)
+        self._readings.totals["train"] = float(logs.get("loss", math.nan))
         self._readings.keep_report()
         step = self._training_step()
         statistics = self._gradients.read()
@@ -236,7 +236,7 @@ class JointLossCallback(keras.callbacks.Callback):
 
     def on_test_end(self, logs=None):
         readings = self._read()
-        total = logs.get("loss", math.nan)
+        total = float(logs.get("loss", math.nan))
         self._readings.kept["validation"] = readings
         self._readings.totals["validation"] = total
         fixed_total = self._readings.fixed_total(readings)
