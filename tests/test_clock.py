@@ -276,6 +276,17 @@ def test_single_loss_without_dict_trains_model_with_unnamed_output():
         fit(model, y=Y["a"])
 
 
+def test_nested_outputs_are_refused():
+    inputs = keras.Input((5,))
+    c, d = keras.layers.Dense(2)(inputs), keras.layers.Dense(2)(inputs)
+    model = keras.Model(inputs, {"a": c, "b": {"c": c, "d": d}})
+    model.compile("sgd", **kj.joint_loss({"a": "mse", "b": {"c": "mse", "d": "mae"}}))
+    # Before it calls the package on other backends, Keras compares `metrics` with the outputs.
+    message = "A nested output needs a top-level name" if BACKEND == "tensorflow" else "structure"
+    with pytest.raises(ValueError, match=message):
+        model.fit(X, {"a": Y["a"], "b": {"c": Y["a"], "d": Y["a"]}}, verbose=0)
+
+
 def test_output_name_may_contain_a_slash():
     inputs = keras.Input((5,))
     outputs = {"head/x": keras.layers.Dense(2)(inputs), "s": keras.layers.Dense(2)(inputs)}

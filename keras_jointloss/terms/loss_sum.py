@@ -23,7 +23,8 @@ class LossSum(keras.losses.Loss):
         name: Name of the loss.
 
     Raises:
-        ValueError: If `parts` is empty or holds anything but a `TermLoss`.
+        ValueError: If `parts` is empty or holds anything but a `TermLoss`, or if an output has
+            several losses and is not a tensor.
 
     Example:
 
@@ -43,6 +44,12 @@ class LossSum(keras.losses.Loss):
         self.parts = dict(parts)
 
     def __call__(self, y_true, y_pred, sample_weight=None):
+        if keras.tree.is_nested(y_pred):
+            raise ValueError(
+                "Expected one tensor as an output that has several losses. A nested output needs a "
+                f"top-level name of its own. Received: losses named {list(self.parts)} for the "
+                f"output {keras.tree.map_structure(lambda x: tuple(x.shape), y_pred)}"
+            )
         values = []
         for part in self.parts.values():
             value = ops.cast(part(y_true, y_pred, sample_weight), keras.config.floatx())
