@@ -148,17 +148,17 @@ class TermLoss(keras.losses.Loss):
 
 
 def _unscaled(loss):
-    """Returns `replicas * loss`: Keras divides the mean of a replica by their number.
+    """Returns the loss times the number of replicas, by which Keras has divided it.
 
-    It divides no sum, of which each replica has only a part. See `_divisor_of_sum`.
+    Keras divides no sum: `replicas * sum` counts by `_divisor_of_sum`.
     """
     replicas = summed_replicas()
     return loss * replicas if replicas > 1 else loss
 
 
 def _divisor_of_sum():
-    """Returns the divisor with which `replicas * sum` counts, for the sum over all replicas.
+    """Returns by what `replicas * sum` counts, so that the mean is the sum over all replicas.
 
-    `None` where each process trains on its own sum.
+    `None` where each process trains on its own sum, as on PyTorch.
     """
     return own_share(1.0) if takes_turns() else None

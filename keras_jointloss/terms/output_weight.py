@@ -136,7 +136,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         self._trace.part = None
         loss, divisor, items, *others = part
         numbers = [loss, divisor, items, *(items if x is None else x for x in others)]
-        loss, divisor, *counted = (ops.cast(x, self.dtype) for x in numbers)
+        loss, divisor, *counted = (ops.cast(x, self.means.sums.dtype) for x in numbers)
         total = ops.where(divisor > 0, loss * divisor, 0)  # The mean of nothing may be NaN.
         sums = sum_over_replicas(ops.stack([total, divisor, *counted]))
         total, divisor, *counted = ops.unstack(sums)
