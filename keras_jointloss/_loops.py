@@ -6,10 +6,14 @@ from typing import Any
 
 import keras
 
-#: The public methods of a model that reset its metrics, and the one that exports it.
-_LOOPS = frozenset({"fit", "evaluate", "train_on_batch", "test_on_batch", "export"})
-#: The methods they run for each batch, and the one that builds a model without running anything.
-STEPS = frozenset({"train_step", "test_step", "predict_step", "compute_output_spec"})
+#: The methods of a model that run for each batch.
+_STEPS = frozenset({"train_step", "test_step", "predict_step"})
+#: Those, the public ones that reset its metrics, and the one that exports it.
+_METHODS = _STEPS | {"fit", "evaluate", "train_on_batch", "test_on_batch", "export"}
+#: What builds a model without running anything: a function, and a method of layers.
+_BUILD = "compute_output_spec"
+#: Where Keras requests the losses of layers itself, or needs none.
+STEPS = _STEPS | {_BUILD}
 
 
 def _callers() -> Iterator[Any]:
@@ -30,9 +34,9 @@ def running_loop() -> str | None:
     """
     for frame in _callers():
         name = frame.f_code.co_name
-        # Loops of other libraries may have these names, too.
-        is_loop = name in _LOOPS and isinstance(frame.f_locals.get("self"), keras.Model)
-        if is_loop or name in STEPS:
+        # Functions of a user's own loop may have these names, too.
+        is_method = name in _METHODS and isinstance(frame.f_locals.get("self"), keras.Model)
+        if is_method or name == _BUILD:
             return name
     return None
 

@@ -271,6 +271,24 @@ def test_evaluation_during_training_changes_no_weight(at):
     assert history["label_weight"] == pytest.approx([9 / 15, 3 / 15])
 
 
+class EvaluatesWithTheSameCallback(keras.callbacks.Callback):
+    def __init__(self, callback):
+        super().__init__()
+        self.callback = callback
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.evaluate(X, Y, verbose=0, callbacks=[self.callback])
+
+
+def test_callback_logs_on_after_an_evaluation_with_it(tmp_path):
+    model = make_model()
+    callback = JointLossCallback(str(tmp_path))
+    history = fit(model, callback, EvaluatesWithTheSameCallback(callback), epochs=3)
+    logged = read_scalars(tmp_path / "train")["joint_loss/label/weight"]
+    expected = dict(zip([STEPS, 2 * STEPS, 3 * STEPS], history["label_weight"], strict=True))
+    assert logged == {step: pytest.approx(weight) for step, weight in expected.items()}
+
+
 def test_evaluation_after_interrupted_fit_changes_no_weight():
     model = make_model()
     with pytest.raises(CrashError):

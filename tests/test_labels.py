@@ -147,6 +147,14 @@ def test_memory_skips_unlabelled_items():
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
+def test_labels_and_masks_may_be_arrays():
+    views, labels = views_of(Case("contrastive")).astype("float32"), np.array([1, 0, 1, 9, 0])
+    values = kj.losses.Contrastive().values(tensor(views), labels, labels < 2)
+    assert ops.convert_to_numpy(values)[3] == 0
+    with pytest.raises(ValueError, match="Received: labels from 0 to 9"):
+        kj.losses.Contrastive().values(tensor(views), labels)
+
+
 def test_bool_labels_may_be_of_two_classes():
     views, labels = views_of(Case("sup_con")).astype("float32"), np.array([1, 0, 1, 1, 0])
     expected = float(kj.losses.SupCon()(labels, views))

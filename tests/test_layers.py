@@ -115,6 +115,26 @@ def test_direct_call_computes_at_once_and_logs_on_request():
     assert layer.weight.read() != before
 
 
+@pytest.mark.parametrize("name", ["train_step", "predict_step"])
+def test_functions_of_a_loop_may_have_the_names_of_keras(name):
+    layer = kj.layers.ContrastiveTerm("MeanSquaredError")
+    namespace = {}
+    exec(f"def {name}(layer, *pair):\n    layer(pair)", namespace)
+    namespace[name](layer, A, B)
+    (call, _), *_ = layer._running_step.calls
+    found, weighted = call()
+    assert float(found.loss) == float(weighted) == _loss(layer)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_direct_call_computes_a_learned_temperature_in_float32(policy):
+    keras.config.set_dtype_policy(policy)
+    layer = kj.layers.ContrastiveTerm(kj.losses.InfoNCE(0.0713), learn_temperature=True)
+    layer((A, B))
+    expected = reference.info_nce(np.stack([A, B], 1), temperature=0.0713).mean()
+    assert _loss(layer) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.backend("tensorflow", "torch")
 def test_loss_of_a_direct_call_may_be_requested_later():
     """As a loss that `add_loss` adds: outside of the tape, or where there are no gradients."""

@@ -28,7 +28,7 @@ def trained(make, parts, count, is_compiled, epochs=1, evaluates=True):
 
     Args:
         make: Returns the model and the arguments of `compile`.
-        parts: For each call of `fit`, the inputs and targets.
+        parts: For each call of `fit`, the inputs and targets, and sample weights if there are any.
         count: The number of replicas; 1 for one device.
         is_compiled: Whether TensorFlow compiles the steps: otherwise it starts faster.
         epochs: The number of epochs of each call.
@@ -43,12 +43,14 @@ def trained(make, parts, count, is_compiled, epochs=1, evaluates=True):
         model.compile(optimizer, **arguments, run_eagerly=not is_compiled)
     options = {"batch_size": BATCH, "verbose": 0}
     found = {}
-    for i, (x, y) in enumerate(parts):
+    parts = [dict(zip(("x", "y", "sample_weight"), part, strict=False)) for part in parts]
+    for i, part in enumerate(parts):
         callbacks = [kj.callbacks.JointLossCallback()]
-        logs = model.fit(x, y, epochs=epochs, shuffle=False, callbacks=callbacks, **options).history
+        training = {"epochs": epochs, "shuffle": False, "callbacks": callbacks}
+        logs = model.fit(**part, **training, **options).history
         found |= {f"{i} {key}": value for key, value in logs.items()}
     if evaluates:
-        evaluated = model.evaluate(*parts[0], return_dict=True, **options)
+        evaluated = model.evaluate(**parts[0], return_dict=True, **options)
         found |= {f"evaluated {key}": value for key, value in evaluated.items()}
     return found | {v.path: ops.convert_to_numpy(v) for v in [*model.variables]}
 
@@ -183,9 +185,12 @@ def test_means_count_each_replica_by_its_items():
     y = {"rating": X[:, :1], "steps": X.reshape(-1, 3, 2), "several": X[:, :1]}
     y["missing"] = np.where(np.arange(len(X))[:, None] % 3, -1, X[:, 1:2])
     y |= {"total": X[:, 2:3], "missing_total": y["missing"]}
+    # Of the first batch, the second replica has no item of a weight above 0.
+    weight = dict.fromkeys(y, WEIGHT * (np.arange(len(X)) // 4 != 1))
+    weight["steps"] = np.repeat(weight["steps"][:, None], 3, axis=1)
     # Keras logs the mean of a replica by its items, whatever that divides by. Shares are of that.
     unequal = rf" (({'|'.join(y)})_)?loss$|_share"
-    assert_like_one_device(means, [(x, y)], unequal, is_compiled=False)
+    assert_like_one_device(means, [(x, y), (x, y, weight)], unequal, is_compiled=False)
 
 
 def distributed(strategy, x, sizes, dtype=None):

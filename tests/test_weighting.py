@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from keras_jointloss.weighting import _step_losses
 from keras_jointloss.weighting.random_weighting import random_normal
 from tests import reference_weighting as reference
 from tests.backends import once_compiled
@@ -89,6 +90,17 @@ def test_weights_follow_the_formula(case):
     losses = recorded_losses()
     trajectory = Terms(make(case.partition("-")[0], **arguments), 3).run(losses, EPOCHS)
     np.testing.assert_allclose(trajectory, simulate(losses), rtol=1e-5, atol=1e-7)
+
+
+def test_replicas_count_by_the_sum_of_their_weights_also_below_1(monkeypatch):
+    monkeypatch.setattr(_step_losses, "replica_count", lambda: 2)
+    monkeypatch.setattr(_step_losses, "sum_over_replicas", lambda x: x)
+    losses = _step_losses.StepLosses("float32")
+    losses.record(0, ops.ones(()), 0.25, ops.array(True))
+    losses.record(1, ops.ones(()), 4, ops.array(False))
+    counts, means = losses.pop(3)
+    assert ops.convert_to_numpy(counts).tolist() == [True, False, False]
+    assert ops.convert_to_numpy(means)[:2].tolist() == [1.0, 1.0]
 
 
 def test_file_of_other_terms_is_refused():

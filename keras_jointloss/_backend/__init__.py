@@ -231,7 +231,9 @@ def decided(condition):
 
 
 def is_traced(tensors: Any) -> bool:
-    """Returns whether a compiler or transformation traces a computation with these tensors.
+    """Returns whether a computation with these tensors is traced, so that they have no values.
+
+    The transformations of `torch.func`, such as `vmap`, are not recognized.
 
     Args:
         tensors: A structure of tensors and `None`.
@@ -250,13 +252,15 @@ def is_traced(tensors: Any) -> bool:
 
 
 def host_values(x: Any) -> np.ndarray | None:
-    """Returns the values of a tensor, or `None` if the host cannot read them without waiting.
+    """Returns the values of an array, or `None` if the host cannot read them without waiting.
 
     It cannot within a compiled function, and should not if training runs operation by operation on
     an accelerator, as on PyTorch.
     """
     if is_traced(x):
         return None
+    if not ops.is_tensor(x):
+        return np.asarray(x)
     if keras.backend.backend() == "torch" and x.device.type != "cpu":
         return None
     if keras.backend.backend() == "jax" and not x.is_fully_addressable:

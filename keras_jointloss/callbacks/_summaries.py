@@ -105,7 +105,8 @@ class Summaries:
                 self._writers[run].image(tag, image, step, description)
 
     def start(self, run: str, epoch: int, step: int, end: int, schedules: Schedules) -> None:
-        """Writes, to an open run, where a training starts and is to end, and its schedules."""
+        """Writes where a training starts and is to end, and the schedules of its terms."""
+        self.open(run)
         self._writers[run].training(schedules, step, end)
         self._writers[run].epochs(epoch, step)
 

@@ -96,7 +96,7 @@ def validated(inputs: Sequence[Any], sample_weight: Any, loss: Any, name: str) -
         shape = tuple(sample_weight.shape if is_array else np.shape(sample_weight))
         batch_size = embeddings[0].shape[0]
         is_vector = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
-        if shape and not (is_vector and (None in (shape[0], batch_size) or shape[0] == batch_size)):
+        if shape and not (is_vector and (shape[0] in (1, None, batch_size) or batch_size is None)):
             raise ValueError(
                 f"{name!r} expects sample weights of shape ({batch_size or 'batch'},). "
                 f"Received: sample_weight of shape {shape}"

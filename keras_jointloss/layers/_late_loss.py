@@ -11,9 +11,9 @@ class CallLoss(NamedTuple):
     """The loss of a call of a layer term.
 
     Attributes:
-        loss: Its mean over the items, or several values `(values,)` to sum.
+        loss: Its mean over the items, a scalar.
         items: The number of items in the mean.
-        valid: Which of them count, `(batch,)`, or `None` if all do.
+        valid: Which of them count, `(batch, ...)`, or `None` if all do.
         is_training: Whether the call trains.
         means: Other means to log: by name, the sum of the values and their number.
     """
@@ -32,8 +32,8 @@ class Step(threading.local):
     """
 
     def __init__(self):
-        #: For each call, a function to call when the losses are requested, which returns the loss
-        #: and the weighted loss, and the batch size.
+        #: For each call, a function that returns its loss and its weighted loss, to be called when
+        #: the losses are requested; and the batch size, `None` if all items are in the mean.
         self.calls: list[tuple[Callable[[], tuple[CallLoss, Any]], Any]] = []
         #: The losses of one of several replicas, to return until the next step.
         self.losses: list[Any] = []

@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import keras
@@ -108,12 +108,14 @@ class LayerTerm(keras.layers.Layer):
             # Keras can only sum losses of the same dtype.
             return found, ops.cast(loss, keras.config.floatx())
 
-        call = weighted
+        calls = self._running_step.calls
         if loop not in STEPS and replica_count() == 1 and not is_traced(inputs):
             # Nothing but the loss is to stay of a direct call, and a tape that records the call has
             # to record its loss. One of several replicas may call alone: it waits for no other.
-            call = partial(_same, weighted())
-        self._running_step.calls.append((call, batch_size))
+            found = weighted()
+            calls.append((lambda: found, batch_size))
+        else:
+            calls.append((weighted, batch_size))
 
     def _get_own_losses(self):
         # Keras requests the losses after the call, but not for prediction or export.
@@ -165,10 +167,6 @@ class LayerTerm(keras.layers.Layer):
     def get_config(self) -> dict:
         weight = keras.saving.serialize_keras_object(self.weight.initial)
         return {**super().get_config(), "weight": weight}
-
-
-def _same(x):
-    return x
 
 
 def item_mask(masks: Iterable[Any]):

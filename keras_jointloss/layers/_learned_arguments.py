@@ -60,6 +60,7 @@ class LearnedArguments:
                 initializer=keras.initializers.Constant(parameter.initial),
                 constraint=_Bounds(parameter.minimum, parameter.maximum),
                 dtype=keras.config.floatx(),
+                autocast=False,
             )
 
     def arguments(self) -> dict[str, Any]:

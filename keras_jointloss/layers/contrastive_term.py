@@ -57,7 +57,7 @@ class ContrastiveTerm(LayerTerm):
     the `keras_jointloss.callbacks.JointLossCallback` adds them to the logs at the end of an epoch.
 
     `fit`, `evaluate` and a direct call of the model compute the loss; `predict` and an exported
-    model do not.
+    model do not. With `training=True` a direct call fills the memory, too.
 
     A layer is one term. If it is called several times in a step, as in a siamese model, it adds a
     loss for each call, and the term is their sum. To weight or log pairs separately, use a separate

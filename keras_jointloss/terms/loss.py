@@ -87,7 +87,7 @@ class TermLoss(keras.losses.Loss):
     def _divisor(self, y_pred, sample_weight):
         """Returns what the loss of a replica divides a sum by, up to a constant.
 
-        `None` if this is the batch size.
+        `None` if this is the batch size, times a number that all replicas share.
         """
         if self._own_reduction() == "sum":
             return _divisor_of_sum()
@@ -95,8 +95,10 @@ class TermLoss(keras.losses.Loss):
         ones = ops.cast(ops.ones_like(first[..., 0] if len(first.shape) > 1 else first), self.dtype)
         is_weighted = self._own_reduction() == "mean_with_sample_weight"
         weight = sample_weight if is_weighted else None
+        # Otherwise sequences may have different lengths in different processes.
+        is_regular = takes_turns() and None not in ones.shape[1:]
         # Keras returns the same tensor if there is no mask.
-        if weight is None and reduce_values(ones, first, None, "none", self.dtype) is ones:
+        if is_regular and reduce_values(ones, first, weight, "none", self.dtype) is ones:
             return None
         return reduce_values(ones, first, weight, "sum", self.dtype)
 

@@ -120,7 +120,8 @@ class LossWeight(TermWeight, keras.metrics.Metric):
 
     def record(self, loss, items, counts=None, batch_size=None, targets=None, divisor=None):
         if divisor is not None and takes_turns():
-            self._trace.part = loss, divisor, items, counts, batch_size, targets
+            part = loss, divisor, items, counts, batch_size, targets
+            self._trace.__dict__.setdefault("parts", []).append(part)
             weight = self.tensor()
         else:
             weight = super().record(loss, items, counts, batch_size, targets, divisor)
@@ -130,12 +131,11 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         return weight
 
     def settle(self) -> None:
-        part = getattr(self._trace, "part", None)
-        if part is None:
-            return
-        self._trace.part = None
-        loss, divisor, items, *others = part
-        numbers = [loss, divisor, items, *(items if x is None else x for x in others)]
+        for loss, divisor, items, *others in self._trace.__dict__.pop("parts", ()):
+            self._settle(loss, divisor, items, *(items if x is None else x for x in others))
+
+    def _settle(self, *numbers) -> None:
+        """Records the mean over all replicas from what this one passes to `record`."""
         loss, divisor, *counted = (ops.cast(x, self.means.sums.dtype) for x in numbers)
         total = ops.where(divisor > 0, loss * divisor, 0)  # The mean of nothing may be NaN.
         sums = sum_over_replicas(ops.stack([total, divisor, *counted]))

@@ -38,7 +38,7 @@ class TermWeight:
     A term that is switched off has weight 0, whatever its schedule or a weighting returns.
     """
 
-    #: Called with the loss, the number of items and whether any of them counts (or `None`).
+    #: Called with the loss, the number of items and whether any of them counts.
     observer: Callable[[Any, Any, Any], None] | None = None
     #: The `keras_jointloss.terms.clock.Clock` of the model whose callback moves the weight, if any.
     clock: Any = None

@@ -128,10 +128,10 @@ class BoundRule(keras.metrics.Metric):
     def _run(self) -> None:
         progress: Any = self.progress
         given = self._next_given_weights() if self.needs_given_weights else None
-        items, losses = self._step_losses.pop(len(self.terms))
+        counts, losses = self._step_losses.pop(len(self.terms))
         self.given_weights = given  # Only now, since `pop` may switch to another replica.
         step, is_on = progress.begin_step()
-        state = _step.advance(self, progress.tensors(), losses, items > 0, step, is_on)
+        state = _step.advance(self, progress.tensors(), losses, counts, step, is_on)
         progress.assign(state)
         for weight, factor in zip(self._get_weights(), ops.unstack(state["weight"]), strict=True):
             weight.scale(factor)

@@ -6,6 +6,7 @@ from typing import Any
 from keras import ops
 
 from keras_jointloss._backend import replica_count, sum_over_replicas
+from keras_jointloss._math import divide_or_0
 
 
 class StepLosses:
@@ -30,13 +31,14 @@ class StepLosses:
         Args:
             index: The index of the term.
             loss: Its mean loss.
-            items: The number of items in the mean.
+            items: The number of items in the mean, or what else it divides by.
             counts: Whether any of them has a nonzero weight, a bool tensor.
             given: The user's weight of the term in the next step, if the rule needs it.
         """
         loss = ops.stop_gradient(ops.cast(loss, self._float_dtype))
-        items = ops.cast(items, self._float_dtype) * ops.cast(counts, self._float_dtype)
-        self._of_thread()[index] = (items, loss, given)
+        items = ops.cast(items, self._float_dtype)
+        counting = items * ops.cast(counts, self._float_dtype)
+        self._of_thread()[index] = (items, counting, loss, given)
 
     def _of_thread(self) -> dict[int, Any]:
         return self._recorded.__dict__.setdefault("losses", {})
@@ -49,21 +51,21 @@ class StepLosses:
     def given_weights(self, count: int) -> list[Any]:
         """Returns the recorded `given` of `count` terms; `None` for a term without."""
         recorded = self._of_thread()
-        return [recorded[index][2] if index in recorded else None for index in range(count)]
+        return [recorded[index][-1] if index in recorded else None for index in range(count)]
 
     def pop(self, count: int) -> tuple[Any, Any]:
-        """Returns and clears the item counts and mean losses of `count` terms, `(count,)` each.
+        """Returns and clears which of `count` terms count, and their mean losses: `(count,)` each.
 
-        The means are over all replicas. A term that has recorded nothing has 0 items.
+        The means are over all replicas. A term counts if a replica has recorded a loss of it in
+        which an item has a nonzero weight.
         """
         recorded = self._of_thread()
         self._recorded.losses = {}
-        nothing = (ops.zeros((), self._float_dtype),) * 2
-        pairs = [recorded.get(index, nothing)[:2] for index in range(count)]
-        items = ops.stack([items for items, _ in pairs])
-        losses = ops.stack([loss for _, loss in pairs])
-        if replica_count() == 1:
-            return items, losses
-        sums = ops.stack([items, ops.where(items > 0, items * losses, 0)])
-        items, sums = ops.unstack(sum_over_replicas(sums))
-        return items, sums / ops.maximum(items, 1)
+        nothing = (ops.zeros((), self._float_dtype),) * 3
+        found = [recorded.get(index, nothing)[:3] for index in range(count)]
+        items, counting, losses = (ops.stack(values) for values in zip(*found, strict=True))
+        if replica_count() > 1:
+            sums = ops.stack([items, counting, ops.where(items > 0, items * losses, 0)])
+            items, counting, total = ops.unstack(sum_over_replicas(sums))
+            losses = divide_or_0(total, items)
+        return counting > 0, losses
