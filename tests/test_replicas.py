@@ -193,6 +193,26 @@ def test_means_count_each_replica_by_its_items():
     assert_like_one_device(means, [(x, y), (x, y, weight)], unequal, is_compiled=False)
 
 
+@pytest.mark.parametrize("loss", [keras.losses.Dice(), "mean_squared_error"])
+def test_loss_of_one_number_counts_once(loss):
+    """Keras itself counts it for each replica."""
+    x, y = X[:8].astype("float32"), (X[:8] > 0).astype("float32")
+    found = []
+    for count in (1, 2):
+        keras.utils.set_random_seed(2)
+        with replicas(count).scope() if count > 1 else contextlib.nullcontext():
+            a = keras.layers.Dense(6, activation="sigmoid")(inputs := keras.Input((6,)))
+            flat = isinstance(loss, str)
+            model = keras.Model(inputs, {"a": ops.mean(a, axis=1) if flat else a})
+            joint = kj.joint_loss({"a": loss}, weighting=kj.weighting.Uncertainty())
+            model.compile(keras.optimizers.SGD(0.1), **joint)
+        # The halves are equal, and so are the losses of them and of the whole.
+        data = np.concatenate([x[:4]] * 2), {"a": np.concatenate([y[:4, 0] if flat else y[:4]] * 2)}
+        logs = model.fit(*data, 8, 2, 0, [kj.callbacks.JointLossCallback()], shuffle=False).history
+        found.append([*logs["a_loss"], *logs["a_weight"], *model.get_weights()[0].ravel()])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+
+
 def distributed(strategy, x, sizes, dtype=None):
     """Returns an array whose rows are split over the replicas."""
     parts = np.split(x, np.cumsum(sizes)[:-1])

@@ -74,11 +74,26 @@ class TermLoss(keras.losses.Loss):
         if self._own_reduction() in ("none", None):
             self.weight.record(mean, batch_size, counts)
             return value
+        if takes_turns() and self._own_reduction() != "sum" and self._is_number(y_true, y_pred):
+            value, mean = own_share(value), own_share(mean)
         divisor = self._divisor(y_pred, sample_weight) if in_replica() else None
         self.weight.record(_unscaled(mean), batch_size, counts, divisor=divisor)
         if self._own_reduction() == "sum" or not in_replica():
             return value
         return counted_by(value, ops.cast(batch_size, value.dtype) if divisor is None else divisor)
+
+    def _is_number(self, y_true, y_pred) -> bool:
+        """Returns whether the loss is one number for a batch, which Keras does not divide.
+
+        In a compiled step nothing is computed for it.
+        """
+        loss: Any = self._resolved if isinstance(self._resolved, keras.losses.Loss) else self
+        if type(loss).__call__ not in (keras.losses.Loss.__call__, TermLoss.__call__):
+            return False  # Only the loss itself knows.
+        y_true, y_pred = keras.tree.map_structure(
+            lambda y: ops.convert_to_tensor(y, dtype=loss.dtype), (y_true, y_pred)
+        )
+        return not len(loss.call(y_true, y_pred).shape)
 
     def _own_reduction(self):
         """Returns the reduction of the loss that was given."""
