@@ -96,7 +96,7 @@ docs: .venv-docs/docs.stamp  ## Run the guides and build the site in build/docs.
 
 clean:  ## Remove the environments, the site and caches.
 	rm -rf .venv .venv-jax .venv-torch .venv-lower-bounds .venv-docs .mypy_cache .pytest_cache .ruff_cache \
-	  .coverage build docs/api docs/guides *.egg-info
+	  build docs/api docs/guides *.egg-info
 
 ifdef UV
 environment = $(UV) venv --quiet --allow-existing --python $(PYTHON) $(1)
