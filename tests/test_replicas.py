@@ -193,8 +193,9 @@ def test_means_count_each_replica_by_its_items():
     assert_like_one_device(means, [(x, y), (x, y, weight)], unequal, is_compiled=False)
 
 
+@pytest.mark.parametrize("weight", [None, np.array([1, 2, 0.5, 1] * 2)])
 @pytest.mark.parametrize("loss", [keras.losses.Dice(), "mean_squared_error"])
-def test_loss_of_one_number_counts_once(loss):
+def test_loss_of_one_number_counts_once(loss, weight):
     """Keras itself counts it for each replica."""
     x, y = X[:8].astype("float32"), (X[:8] > 0).astype("float32")
     found = []
@@ -208,7 +209,9 @@ def test_loss_of_one_number_counts_once(loss):
             model.compile(keras.optimizers.SGD(0.1), **joint)
         # The halves are equal, and so are the losses of them and of the whole.
         data = np.concatenate([x[:4]] * 2), {"a": np.concatenate([y[:4, 0] if flat else y[:4]] * 2)}
-        logs = model.fit(*data, 8, 2, 0, [kj.callbacks.JointLossCallback()], shuffle=False).history
+        options = {"sample_weight": None if weight is None else {"a": weight}, "shuffle": False}
+        callbacks = [kj.callbacks.JointLossCallback()]
+        logs = model.fit(*data, 8, 2, 0, callbacks, **options).history
         found.append([*logs["a_loss"], *logs["a_weight"], *model.get_weights()[0].ravel()])
     np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
 

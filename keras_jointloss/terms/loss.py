@@ -63,37 +63,39 @@ class TermLoss(keras.losses.Loss):
     def __call__(self, y_true, y_pred, sample_weight=None):
         if self._labelled is not None:
             return self._call_with_missing(self._labelled, y_true, y_pred, sample_weight)
-        if isinstance(self._resolved, keras.losses.Loss):
-            value = self._resolved(y_true, y_pred, sample_weight)
-        else:
-            value = super().__call__(y_true, y_pred, sample_weight)
-        value = reduced(value, self._own_reduction())
+        value = self._reduced(y_true, y_pred, sample_weight)
         batch_size = ops.shape(keras.tree.flatten(y_pred)[0])[0]
         counts = None if self.weight.observer is None else self._counts(y_true, sample_weight)
         mean = ops.mean(value) if len(value.shape) else value
         if self._own_reduction() in ("none", None):
             self.weight.record(mean, batch_size, counts)
             return value
-        if takes_turns() and self._own_reduction() != "sum" and self._is_number(y_true, y_pred):
-            value, mean = own_share(value), own_share(mean)
         divisor = self._divisor(y_pred, sample_weight) if in_replica() else None
         self.weight.record(_unscaled(mean), batch_size, counts, divisor=divisor)
         if self._own_reduction() == "sum" or not in_replica():
             return value
         return counted_by(value, ops.cast(batch_size, value.dtype) if divisor is None else divisor)
 
-    def _is_number(self, y_true, y_pred) -> bool:
-        """Returns whether the loss is one number for a batch, which Keras does not divide.
+    def _reduced(self, y_true, y_pred, sample_weight):
+        """Returns the loss as Keras reduces it, except that replicas count one number once.
 
-        In a compiled step nothing is computed for it.
+        Keras does not divide a loss that is one number for a batch, such as `Dice()`, by the number
+        of replicas, as it divides the mean of any other loss.
         """
         loss: Any = self._resolved if isinstance(self._resolved, keras.losses.Loss) else self
-        if type(loss).__call__ not in (keras.losses.Loss.__call__, TermLoss.__call__):
-            return False  # Only the loss itself knows.
-        y_true, y_pred = keras.tree.map_structure(
+        reduction = self._own_reduction()
+        is_usual = type(loss).__call__ in (keras.losses.Loss.__call__, TermLoss.__call__)
+        if not (takes_turns() and is_usual) or reduction in ("sum", "none", None):
+            compute = super().__call__ if loss is self else loss
+            return reduced(compute(y_true, y_pred, sample_weight), reduction)
+        pair = keras.tree.map_structure(
             lambda y: ops.convert_to_tensor(y, dtype=loss.dtype), (y_true, y_pred)
         )
-        return not len(loss.call(y_true, y_pred).shape)
+        values = loss.call(*pair)
+        value, unreduced = (
+            reduce_values(values, y_pred, sample_weight, x, loss.dtype) for x in (reduction, "none")
+        )
+        return value if len(unreduced.shape) else own_share(value)
 
     def _own_reduction(self):
         """Returns the reduction of the loss that was given."""
