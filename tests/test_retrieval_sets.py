@@ -34,6 +34,13 @@ def make_model(kind="stacked"):
     if kind == "term":
         a, b = kj.layers.ContrastiveTerm("InfoNCE", name="term")((a, b))
         outputs = a + b
+    elif kind.startswith("term as outputs"):
+        term = kj.layers.ContrastiveTerm("InfoNCE", name="term")
+        # The second one has another output first, the third other names.
+        a, b = pair = term((a, b))
+        label = keras.layers.Dense(4, name="label")(a)
+        outputs = {"": pair, ", label": (label, *pair), ", named": {"a": a, "b": b}}
+        outputs = outputs[kind.removeprefix("term as outputs")]
     elif kind == "two":
         outputs = {"a": a, "b": b, "c": keras.layers.Dense(2)(a + b)}
     else:
@@ -195,7 +202,15 @@ def test_pairs_of_items_give_the_same_as_data(untrained):
         ("stacked", {"embeddings": ("image_tower", "text_tower")}, "image_tower_text_tower"),
         ("two", {"embeddings": ["a", "b"]}, "a_b"),
         ("two", {"embeddings": ["a", "b"], "name": "test_set"}, "test_set"),
+        ("term", {}, "term"),
         ("term", {"embeddings": "term"}, "term"),
+        ("term as outputs", {}, "term"),
+        ("term as outputs", {"embeddings": "term"}, "term"),
+        ("term as outputs", {"embeddings": ["term[0]", "term[1]"]}, "term[0]_term[1]"),
+        ("term as outputs, label", {}, "term"),
+        ("term as outputs, label", {"embeddings": "term"}, "term"),
+        ("term as outputs, named", {}, "term"),
+        ("term as outputs, named", {"embeddings": ["a", "b"]}, "a_b"),
         ("dict", {"queries": {"image": IMAGES}, "candidates": {"text": CAPTIONS}}, "pair"),
     ],
 )
@@ -204,6 +219,37 @@ def test_finds_the_embeddings(kind, arguments, name):
     figures = evaluation(k=3, **arguments).evaluate(model)
     expected = reference.retrieval_figures(*embeddings(model), RIGHT, (3,), name)
     assert figures == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_name_decides_between_two_terms_that_are_the_outputs():
+    keras.utils.set_random_seed(1)
+    image, text = keras.Input((5,)), keras.Input((3,))
+    outputs = []
+    for name in ("first", "second"):
+        pair = [keras.layers.Dense(4, name=f"{name}_{i}")(x) for i, x in enumerate((image, text))]
+        outputs += kj.layers.ContrastiveTerm("InfoNCE", name=name)(pair)
+    model = keras.Model([image, text], outputs)
+    with pytest.raises(ValueError, match=r"ContrastiveTerm, which are \['first', 'second'\]"):
+        evaluation().evaluate(model)
+    for name in ("first", "second"):
+        figures = evaluation(k=3, embeddings=name).evaluate(model)
+        a, b = (
+            ops.convert_to_numpy(model.get_layer(f"{name}_{i}")(x)).astype("float64")
+            for i, x in enumerate((IMAGES, CAPTIONS))
+        )
+        assert figures == pytest.approx(
+            reference.retrieval_figures(a, b, RIGHT, (3,), name), rel=1e-6
+        )
+
+
+def test_a_term_of_one_view_and_labels_is_no_pair():
+    x, labels = keras.Input((5,), name="x"), keras.Input((), dtype="int32", name="labels")
+    a = kj.layers.ContrastiveTerm("SupCon", name="term")((keras.layers.Dense(4)(x), labels))
+    model = keras.Model([x, labels], a)
+    figures = evaluation(np.arange(QUERIES), candidates=IMAGES, k=1).evaluate(model)
+    assert figures["term_recall_at_1"] == 1.0
+    with pytest.raises(ValueError, match=r"which are \[\]. Received: embeddings=None"):
+        RetrievalEvaluation([IMAGES, np.zeros(QUERIES)]).set_model(model)
 
 
 class Subclassed(keras.Model):

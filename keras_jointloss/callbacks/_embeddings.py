@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_jointloss._backend import predict
 from keras_jointloss.layers import ContrastiveTerm
+from keras_jointloss.layers._contrastive_inputs import split
 
 
 class Found(NamedTuple):
@@ -73,8 +74,8 @@ def find_sides(model, embeddings) -> Found | None:
     outputs, pairs = {}, {}
     if _is_functional(model):
         outputs = _by_name(model.output, model.output_names)
-        pairs = {**_terms(model), **{name: _halves(model, x) for name, x in outputs.items()}}
-        pairs = {name: pair for name, pair in pairs.items() if pair is not None}
+        stacked = {name: x for name, x in outputs.items() if _is_stacked(x)}
+        pairs = {**_terms(model), **{name: _halves(model, x) for name, x in stacked.items()}}
     nested = {layer.name: layer for layer in model.layers if isinstance(layer, keras.Model)}
     if not outputs and not set(_names(embeddings)) <= set(nested):
         return None
@@ -114,18 +115,36 @@ def _is_functional(model) -> bool:
 
 
 def _terms(model):
-    """Returns the two embeddings of each `ContrastiveTerm` by its name."""
-    terms = [layer for layer in model.layers if isinstance(layer, ContrastiveTerm)]
-    return {term.name: term.input[:2] for term in terms}
+    """Returns the two embeddings of each `ContrastiveTerm` by its name.
+
+    A term of one embedding and labels has none.
+    """
+    found = {term.name: embeddings[:2] for term, embeddings in _inputs_of_terms(model)}
+    return {name: list(pair) for name, pair in found.items() if len(pair) == 2}
+
+
+def _inputs_of_terms(model):
+    """Returns each `ContrastiveTerm` with its embeddings, which it returns unchanged."""
+    terms = (layer for layer in model.layers if isinstance(layer, ContrastiveTerm))
+    return [(term, split(term.input, term.loss)[0]) for term in terms]
+
+
+def _before_terms(model, x):
+    """Returns the tensor that comes out of `ContrastiveTerm`s as `x`.
+
+    It depends on one side only, whereas each output of a term depends on all of its inputs.
+    """
+    for term, embeddings in reversed(_inputs_of_terms(model)):
+        for given, returned in zip(embeddings, keras.tree.flatten(term.output), strict=True):
+            x = given if returned is x else x
+    return x
 
 
 def _halves(model, x):
-    """Returns the two tensors `(batch, dim)` of a stacked one, or `None` if it is not stacked.
+    """Returns the two tensors `(batch, dim)` of a stacked one.
 
     Those that `keras.ops.stack` puts together may depend on different inputs.
     """
-    if not _is_stacked(x):
-        return None
     for operation in model.operations:
         is_stack = type(operation).__name__ == "Stack" and not isinstance(
             operation, keras.layers.Layer
@@ -139,6 +158,7 @@ def _part(model, embedding) -> keras.Model:
     """Returns the model of one side, which takes only the inputs that the embedding needs."""
     if isinstance(embedding, keras.Model):
         return embedding
+    embedding = _before_terms(model, embedding)
     needed = [x for x in model.inputs if not _computes(model.inputs, x, embedding)]
     if isinstance(model.input, dict):
         names = [key for key, x in model.input.items() if any(x is y for y in needed)]
@@ -159,12 +179,19 @@ def _computes(inputs, left_out, embedding) -> bool:
 
 
 def _by_name(outputs, names=()) -> dict[str, Any]:
-    """Returns the outputs of a model by name, or by number if they have none."""
+    """Returns the outputs of a model by name, or by number if they have none.
+
+    Several outputs of one layer, as of a `ContrastiveTerm`, have its name: `term[0]`, `term[1]`.
+    """
     if isinstance(outputs, dict):
         return outputs
     outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
-    names = names or [f"output_{i}" for i in range(len(outputs))]
-    return dict(zip(names, outputs, strict=True))
+    names = list(names) or [f"output_{i}" for i in range(len(outputs))]
+    numbered = [
+        f"{name}[{names[:i].count(name)}]" if names.count(name) > 1 else name
+        for i, name in enumerate(names)
+    ]
+    return dict(zip(numbered, outputs, strict=True))
 
 
 def _select(outputs, pairs, embeddings):

@@ -82,8 +82,9 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         every: The number of epochs from one measurement to the next.
         embeddings: The embeddings to use: the name of an output of stacked views `(batch, 2, dim)`
             or of a `keras_jointloss.layers.ContrastiveTerm` in a Functional model (not inside a
-            nested model), or two names of outputs `(batch, dim)`. `None` for the only stacked
-            output or `ContrastiveTerm`. With `queries` also one or two names of nested models
+            nested model), or two names of outputs `(batch, dim)`; if two outputs have the name
+            `term` of their layer, `("term[0]", "term[1]")`. `None` for the only stacked output or
+            `ContrastiveTerm`. With `queries` also one or two names of nested models
             (towers), or of one output `(batch, dim)` for both; `None` is also an only output.
         labels: `(items,)`, in the order of the data. Candidates with the query's label are also
             right, and the best of them determines the rank, so that duplicates are not errors.
