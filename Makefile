@@ -1,15 +1,14 @@
 # Needs Python 3.11 or newer, with `venv`, and make. Everything else goes into virtual environments
 # here, anew whenever pyproject.toml has changed.
 
-# The Python that the environments are made with, uv if it is to install in place of pip, which takes
-# several times as long, how many processes test at the same time (each takes up to 3 GiB), and what
-# else to hand to pytest: make test UV=uv ARGS="-k losses".
+# The Python that the environments are made with, how many processes test at the same time (each takes
+# up to 3 GiB), and what else to hand to pytest: make test ARGS="-k losses".
 PYTHON ?= python3
-UV ?=
 WORKERS ?= 3
 ARGS ?=
 
-TORCH := torch==2.13.0
+# The newest whose wheel for CPUs is small. Others: make test-torch TORCH=torch
+TORCH ?= torch==2.13.0
 
 # What TensorFlow's runtime says of processors that it looks for; no warning of Python's.
 export TF_CPP_MIN_LOG_LEVEL := 3
@@ -39,7 +38,7 @@ test-torch: .venv-torch/test.stamp  ## Test on PyTorch.
 	KERAS_BACKEND=torch .venv-torch/bin/python $(PYTEST) $(ARGS)
 
 test-lower-bounds: .venv-lower-bounds/test.stamp  ## Test an installed wheel with the oldest dependencies.
-	@cat .venv-lower-bounds/bounds.txt
+	@cat .venv-lower-bounds/requirements.txt
 	.venv-lower-bounds/bin/python -P -c "import keras_jointloss as kj; \
 	  assert '.venv-lower-bounds' in kj.__file__, kj.__file__; \
 	  assert kj.custom_objects(); kj.callbacks, kj.tensorboard"
@@ -47,7 +46,7 @@ test-lower-bounds: .venv-lower-bounds/test.stamp  ## Test an installed wheel wit
 
 test-all: test test-jax test-torch test-lower-bounds  ## Test on all backends and with the oldest dependencies.
 
-environments: .venv/develop.stamp .venv-jax/test.stamp .venv-torch/test.stamp .venv-lower-bounds/test.stamp  ## Install what the tests need.
+environments: .venv/develop.stamp .venv-jax/test.stamp .venv-torch/test.stamp .venv-lower-bounds/test.stamp .venv-docs/docs.stamp  ## Install what tests and docs need.
 
 coverage: .venv-jax/test.stamp .venv-torch/test.stamp  ## Test on all backends, and report the lines and branches that no test reaches.
 	mkdir -p build/coverage
@@ -98,21 +97,16 @@ clean:  ## Remove the environments, the site and caches.
 	rm -rf .venv .venv-jax .venv-torch .venv-lower-bounds .venv-docs .mypy_cache .pytest_cache .ruff_cache \
 	  build docs/api docs/guides *.egg-info
 
-ifdef UV
-environment = $(UV) venv --quiet --allow-existing --python $(PYTHON) $(1)
-install = $(UV) pip install --quiet --python $(1)/bin/python
-versions = $(UV) pip freeze --quiet --python $(1)/bin/python
-else
 environment = $(PYTHON) -m venv $(1)
 install = $(1)/bin/python -m pip install --quiet
-versions = $(1)/bin/python -m pip freeze
-endif
 
 # Lets an environment use what is in `.venv`, too, the package in this folder included, and adds to it
-# in the versions that are there.
+# in the versions that are there. It adds requirements only: pip would build the package with the old
+# setuptools that Python 3.11 puts into `.venv`, since an isolated build does not hide added paths.
 PURELIB = $$($(1)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 share = echo "import site; site.addsitedir('$(call PURELIB,.venv)')" > $(call PURELIB,$(1))/shared.pth
 add = $(call install,$(1)) --constraint .venv/versions.txt
+requirements = $(PYTHON) .ci/requirements.py $(2) > $(1)/requirements.txt
 
 .venv/package.stamp: pyproject.toml
 	$(call environment,.venv)
@@ -121,7 +115,7 @@ add = $(call install,$(1)) --constraint .venv/versions.txt
 
 .venv/develop.stamp: .venv/package.stamp
 	$(call install,.venv) --editable ".[develop]"
-	$(call versions,.venv) --exclude-editable > .venv/versions.txt
+	.venv/bin/python -m pip freeze --exclude-editable > .venv/versions.txt
 	touch $@
 
 .venv-jax/test.stamp: .venv/develop.stamp
@@ -133,18 +127,20 @@ add = $(call install,$(1)) --constraint .venv/versions.txt
 .venv-torch/test.stamp: .venv/develop.stamp
 	$(call environment,.venv-torch)
 	$(call share,.venv-torch)
-	$(call add,.venv-torch) $(TORCH) --editable ".[peers]"
+	$(call requirements,.venv-torch,peers)
+	$(call add,.venv-torch) $(TORCH) -r .venv-torch/requirements.txt
 	touch $@
 
 # Not editable, so that the wheel itself is tried, too.
 .venv-lower-bounds/test.stamp: pyproject.toml
 	$(call environment,.venv-lower-bounds)
-	$(PYTHON) .ci/lower_bounds.py > .venv-lower-bounds/bounds.txt
-	$(call install,.venv-lower-bounds) -r .venv-lower-bounds/bounds.txt ".[test]"
+	$(call requirements,.venv-lower-bounds,--lower-bounds)
+	$(call install,.venv-lower-bounds) -r .venv-lower-bounds/requirements.txt ".[test]"
 	touch $@
 
-.venv-docs/docs.stamp: .venv/package.stamp
+.venv-docs/docs.stamp: .venv/develop.stamp
 	$(call environment,.venv-docs)
 	$(call share,.venv-docs)
-	$(call install,.venv-docs) --editable ".[docs]"
+	$(call requirements,.venv-docs,docs)
+	$(call add,.venv-docs) -r .venv-docs/requirements.txt
 	touch $@
