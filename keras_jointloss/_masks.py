@@ -1,7 +1,19 @@
 """The views of the items of a batch, its mask, and the reduction of values under a mask."""
 
+import math
+
 import keras
 from keras import ops
+
+
+def finite_items(views):
+    """Returns 1 for each item whose views are finite, and NaN for the others: `(batch,)`.
+
+    Comparisons with NaN are false, and the hinge of an infinite distance is 0: a loss can be finite
+    although its gradient is not. Its product with this factor is NaN, like the gradient of it.
+    """
+    is_finite = ops.isfinite(ops.sum(ops.stop_gradient(views), axis=(1, 2)))
+    return ops.where(is_finite, ops.ones_like(views[:, 0, 0]), math.nan)
 
 
 def stacked(views):

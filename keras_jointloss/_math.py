@@ -57,8 +57,8 @@ def matrix_product(a, b):
 
 def safe_sqrt(x):
     """Returns the square root. Value and gradient are 0 where `x` is 0 or, by rounding, below."""
-    is_positive = x > 0
-    return ops.where(is_positive, ops.sqrt(ops.where(is_positive, x, 1)), 0)
+    is_zero = x <= 0  # False for NaN.
+    return ops.where(is_zero, 0, ops.sqrt(ops.where(is_zero, 1, x)))
 
 
 def distance(a, b):

@@ -257,16 +257,6 @@ def test_one_view_need_not_be_stacked(case):
     assert _number(metric.result()) == pytest.approx(expected, rel=1e-5)
 
 
-@once_compiled
-def test_diverged_model_retrieves_nothing():
-    views = np.full((8, 2, 4), np.nan, "float32")
-    assert _number(kj.metrics.RecallAtK(7)(None, views)) == 0.0
-    assert _number(kj.metrics.MeanReciprocalRank()(None, views)) == pytest.approx(1 / 8)
-    assert _number(kj.metrics.MeanAveragePrecisionAtR()(np.arange(8), views)) == 0.0
-    assert _number(kj.metrics.MeanAveragePrecision()(np.arange(8), views)) == pytest.approx(1 / 8)
-    assert _number(kj.metrics.NormalizedDiscountedCumulativeGain(7)(np.arange(8), views)) == 0.0
-
-
 def test_recall_at_the_batch_size_is_one():
     assert _number(kj.metrics.RecallAtK(10)(None, np.ones((10, 2, 3), "float32"))) == 1.0
 

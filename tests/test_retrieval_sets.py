@@ -111,16 +111,6 @@ def test_ties_count_against_the_model_however_they_are_ordered(identity, monkeyp
     assert figures == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("most", [0, 10**9])
-def test_nan_counts_against_the_model(monkeypatch, most):
-    monkeypatch.setattr(_retrieval, "MAX_COMPARISONS", most)
-    similarity = np.array([[0.5, np.nan, 0.1, np.nan, -0.0], [np.nan] * 5], "float32")
-    right = np.array([[1, 1, 0, 0, 1], [1, 0, 0, 0, 0]], "bool")
-    places = _retrieval.positions(similarity, right)
-    # Behind the wrong NaN; behind that and 0.1; last. And behind four that are NaN.
-    np.testing.assert_array_equal(places, [[2, 4, 5], [5, np.inf, np.inf]])
-
-
 def _at(degrees):
     """Returns vectors at these angles, in two of four dimensions."""
     x = np.radians(np.asarray(degrees, "float64"))

@@ -1,5 +1,7 @@
 """Searches between two sets of embeddings: where the right candidates rank."""
 
+import math
+
 import numpy as np
 
 #: Up to this number of right candidates, one comparison with all candidates for each is cheaper
@@ -11,7 +13,7 @@ SIMILARITIES_AT_ONCE = 2**20
 
 
 def retrieval_figures(a, b, relevance, k, tile_size, has_several) -> dict[str, float]:
-    """Returns what searches in both directions find.
+    """Returns what searches in both directions find; NaN if an embedding is not finite.
 
     Args:
         a: `(queries, dim)`, float32.
@@ -22,6 +24,7 @@ def retrieval_figures(a, b, relevance, k, tile_size, has_several) -> dict[str, f
         has_several: Whether a query can have several right candidates: only then are nDCG and the
             mean average precision among the figures, which otherwise follow from the rank.
     """
+    factor = 1.0 if np.isfinite(a).all() and np.isfinite(b).all() else math.nan
     a, b = _unit(a), _unit(b)
     results: dict[str, float] = {}
     searches = {"a_to_b": (a, b, relevance), "b_to_a": (b, a, relevance.transposed())}
@@ -30,7 +33,7 @@ def retrieval_figures(a, b, relevance, k, tile_size, has_several) -> dict[str, f
         for key, values in figures.items():
             if has_several or not key.startswith(("ndcg", "mean_average")):
                 mean = np.median if key == "median_rank" else np.mean
-                results[f"{way}_{key}"] = float(mean(values))
+                results[f"{way}_{key}"] = factor * float(mean(values))
     for key in [key.removeprefix("a_to_b_") for key in results if key.startswith("a_to_b_")]:
         results[key] = (results[f"a_to_b_{key}"] + results[f"b_to_a_{key}"]) / 2
     return results
@@ -74,11 +77,11 @@ def positions(similarity, right):
     """Returns the positions of the right candidates in the lists of the queries.
 
     The position of the j-th nearest right candidate is `j` + the number of wrong candidates that
-    are at least as similar, up to rounding. A right candidate whose similarity is NaN comes last, a
-    wrong one first, so that a model that has diverged finds nothing.
+    are at least as similar, up to rounding.
 
     Args:
-        similarity: `(queries, candidates)`, float32, of vectors of length 1.
+        similarity: `(queries, candidates)`, float32, of vectors of length 1. If some are NaN, the
+            positions have no meaning.
         right: `(queries, candidates)`, bool: at least one for each query.
 
     Returns:
@@ -95,9 +98,6 @@ def positions(similarity, right):
         is_right, number = right[part], count[part]
         # A wrong candidate is ahead of a right one if its value is not smaller.
         values = np.where(is_right, similarity[part] - rounding, similarity[part])
-        is_nan = np.isnan(values)
-        if is_nan.any():
-            values[is_nan] = np.where(is_right[is_nan], -np.inf, np.inf)
         find = _by_sorting if number.max() > MAX_COMPARISONS else _by_comparing
         find(values, is_right, number, places[part])
     return places

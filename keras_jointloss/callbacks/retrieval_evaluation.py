@@ -60,7 +60,8 @@ class RetrievalEvaluation(keras.callbacks.Callback):
 
     The same follow with `b_to_a`, and, without either, the mean of both directions, such as
     `<name>_recall_at_<k>`. A query without a right candidate counts in none of the means, but a
-    candidate that is right for no query counts as wrong for all.
+    candidate that is right for no query counts as wrong for all. If an embedding holds NaN or
+    infinity, all figures are NaN.
 
     `recall_at_<k>` is R@k as reported for CLIP: a query with several right candidates is a hit if
     any of them is among the first `k`. (The share of the right ones that are found is lower.) With

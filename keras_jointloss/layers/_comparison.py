@@ -1,14 +1,16 @@
-"""The loss and the metrics that compare a prediction inside a model with its target."""
+"""The losses and the metrics that compare two tensors inside a model with each other."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_jointloss import losses
+from keras_jointloss._masks import finite_items
 from keras_jointloss.layers._layer_term import validate_reduction
 from keras_jointloss.terms.by_shape import get_loss, get_metric
-from keras_jointloss.terms.missing import match_ranks
+from keras_jointloss.terms.missing import fill, match_ranks
 
 
 def loss_function(loss: Any) -> Callable[[Any, Any], Any] | None:
@@ -31,6 +33,22 @@ def loss_function(loss: Any) -> Callable[[Any, Any], Any] | None:
     if isinstance(found, keras.losses.Loss):
         return found.call
     return lambda target, prediction: found(*match_ranks(target, prediction))
+
+
+def loss_between_views(loss: keras.losses.Loss, views, valid=None):
+    """Returns the loss of each item between its two views: `(batch,)`.
+
+    Args:
+        loss: A loss of Keras.
+        views: `(batch, 2, dim)`: prediction and target.
+        valid: `(batch,)`, bool: which items to include; the others have loss 0. `None` for all.
+    """
+    pair = views[:, 1], views[:, 0]
+    if valid is None:
+        return loss.call(*pair) * finite_items(views)
+    # The gradient, too, has to be 0 for the others.
+    values = loss.call(*fill(*pair, valid))
+    return ops.where(valid, values * finite_items(ops.where(valid[:, None, None], views, 0)), 0)
 
 
 def mean_metrics(metrics: Sequence[Any], loss: Any) -> list[keras.metrics.MeanMetricWrapper]:

@@ -22,6 +22,7 @@ from keras_jointloss._replicas import (
 )
 from keras_jointloss._state import as_state
 from keras_jointloss._validation import validate_bool, validate_choice, validate_count
+from keras_jointloss.layers._comparison import loss_between_views
 from keras_jointloss.layers._contrastive_inputs import (
     has_labels,
     one_or_all,
@@ -97,7 +98,8 @@ class ContrastiveTerm(LayerTerm):
             classes, such as SupCon.
         sample_weight: `(batch,)`, the weight of each item, or `None`. An item of weight 0, or one
             that a Keras mask of shape `(batch,)` masks out, is excluded from the batch (as anchor,
-            positive and negative).
+            positive and negative). An item that takes part has the loss NaN if an embedding holds
+            NaN or infinity.
 
     Input shape:
         `(batch, dim)` for each embedding. Labels: `(batch,)`, `(batch, 1)` or `(batch, classes)`,
@@ -226,9 +228,7 @@ class ContrastiveTerm(LayerTerm):
     def _values(self, views, labels, items, valid, exchange):
         """Returns the loss of each item, `(batch,)`, or of some `Items`."""
         if not self._is_views_loss:
-            views, valid = rows_of(views, items), rows_of(valid, items)
-            values = self.loss.call(views[:, 1], views[:, 0])
-            return values if valid is None else ops.where(valid, values, 0)
+            return loss_between_views(self.loss, rows_of(views, items), rows_of(valid, items))
         arguments = self._learned.arguments()
         if exchange is not None:
             arguments["exchange"] = exchange

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_jointloss._labels import label_tensor
+from keras_jointloss._masks import finite_items
 from keras_jointloss._math import float_dtype, prepare
 from keras_jointloss._replicas import Items, rows_of
 
@@ -191,24 +192,31 @@ def samples_of(views, similarity, labels=None, valid=None, item=None):
 
 def remembered(memory, similarity, view=slice(None)):
     """Returns the views of a memory, all or a slice of them, as `Samples`."""
-    views = ops.stop_gradient(ops.convert_to_tensor(memory.views)[:, view])
+    views = ops.stop_gradient(as_views(memory.views, memory.valid)[:, view])
     return samples_of(views, similarity, memory.labels, memory.valid, ELSEWHERE)
 
 
-def mean_of_views(values, count, valid=None):
-    """Returns the mean over the views of each item: `(batch,)`, 0 for invalid items.
+def mean_of_views(values, count):
+    """Returns the mean over the views of each item, `(batch,)`, of values `(batch * count,)`."""
+    return ops.sum(ops.reshape(values, (-1, count)), axis=1) / count
+
+
+def item_losses(values, views, valid=None, items=None, memory=None):
+    """Returns the losses of items: 0 for invalid ones, NaN for those whose views are not finite.
 
     Args:
-        values: `(batch * views,)`.
-        count: The number of views.
+        values: `(batch,)`, or one value for each of `items`.
+        views: `(batch, views, dim)`, the views of all items, as `as_views` returns them.
         valid: `(batch,)`, bool, or `None`.
+        items: The `Items` whose values are given; `None` for all.
+        memory: The `Memory` of further candidates, or `None`. If one of them is not finite, no loss
+            is.
     """
-    return for_valid(ops.sum(ops.reshape(values, (-1, count)), axis=1) / count, valid)
-
-
-def for_valid(values, valid):
-    """Returns the values of items, 0 for invalid ones."""
-    return values if valid is None else ops.where(valid, values, 0)
+    values = values * rows_of(finite_items(views), items)
+    if memory is not None:
+        held = as_views(memory.views, memory.valid)
+        values = values * finite_items(ops.reshape(held, (1, -1, held.shape[2])))
+    return values if valid is None else ops.where(rows_of(valid, items), values, 0)
 
 
 def class_roles(views, similarity, labels, valid=None, items=None):

@@ -19,8 +19,14 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_jointloss._math import similarity_of_prepared
-from keras_jointloss._replicas import rows_of
-from keras_jointloss.losses._pairs import Roles, as_views, mean_of_views, remembered, samples_of
+from keras_jointloss.losses._pairs import (
+    Roles,
+    as_views,
+    item_losses,
+    mean_of_views,
+    remembered,
+    samples_of,
+)
 from keras_jointloss.losses._softmax_matrix import Matrix
 from keras_jointloss.losses._softmax_tiles import tiled
 from keras_jointloss.losses._tiles import choose
@@ -141,4 +147,4 @@ def cross_entropy_among_views(
     roles = Roles(anchors, candidates, same_label, True, without_positives, first)
     scale = 1.0 / temperature
     losses = cross_entropy(roles, scale, similarity, label_smoothing, tile_size, own)
-    return mean_of_views(losses, count, rows_of(valid, items))
+    return item_losses(mean_of_views(losses, count), views, valid, items, memory)

@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_jointloss._math import safe_sqrt
 from keras_jointloss._validation import validate_number
-from keras_jointloss.losses._pairs import as_views, for_valid, moments
+from keras_jointloss.losses._pairs import as_views, item_losses, moments
 from keras_jointloss.losses.base import ViewsLoss
 
 
@@ -34,14 +34,14 @@ def barlow_twins(
         variance = ops.sum(ops.square(centered), axis=0) / count
         # Rounding may leave some variance in a feature that does not vary.
         rounding = 4 * np.finfo(keras.backend.standardize_dtype(view.dtype)).eps
-        has_variance = variance > rounding**2 * ops.sum(ops.square(view), axis=0) / count
-        deviation = ops.where(has_variance, safe_sqrt(variance), 1)
-        scaled.append(ops.where(has_variance, centered / deviation, 0))
+        is_constant = variance <= rounding**2 * ops.sum(ops.square(view), axis=0) / count
+        deviation = ops.where(is_constant, 1, safe_sqrt(variance))
+        scaled.append(ops.where(is_constant, 0, centered / deviation))
     correlation = ops.einsum("nd,ne->de", *scaled) / count
     identity = ops.eye(views.shape[2], dtype=views.dtype)
     weights = identity + (1 - identity) * off_diagonal_weight
     loss = ops.sum(weights * ops.square(correlation - identity))
-    return for_valid(ops.broadcast_to(loss, ops.shape(views)[:1]), valid)
+    return item_losses(ops.broadcast_to(loss, ops.shape(views)[:1]), views, valid)
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

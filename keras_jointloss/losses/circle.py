@@ -7,9 +7,8 @@ from keras import ops
 
 from keras_jointloss._labels import validate_unlabelled
 from keras_jointloss._math import dot_matrix, logsumexp_where
-from keras_jointloss._replicas import rows_of
 from keras_jointloss._validation import validate_number
-from keras_jointloss.losses._pairs import as_views, class_roles, mean_of_views
+from keras_jointloss.losses._pairs import as_views, class_roles, item_losses, mean_of_views
 from keras_jointloss.losses.base import ViewsLoss
 
 
@@ -46,7 +45,8 @@ def circle(
         logsumexp_where(positive_logit, positive, 1) + logsumexp_where(negative_logit, negative, 1)
     )
     is_defined = ops.logical_and(ops.any(positive, axis=1), ops.any(negative, axis=1))
-    return mean_of_views(ops.where(is_defined, losses, 0), views.shape[1], rows_of(valid, items))
+    losses = mean_of_views(ops.where(is_defined, losses, 0), views.shape[1])
+    return item_losses(losses, views, valid, items)
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_jointloss._math import distance
 from keras_jointloss._validation import validate_number
-from keras_jointloss.losses._pairs import as_views, for_valid
+from keras_jointloss.losses._pairs import as_views, item_losses
 from keras_jointloss.losses.base import ViewsLoss
 
 
@@ -26,7 +26,7 @@ def contrastive(views, labels, valid=None, margin=1.0):
     labels = ops.cast(labels, views.dtype)
     length = distance(a, b)
     together, apart = ops.square(length), ops.square(ops.relu(margin - length))
-    return for_valid(0.5 * (labels * together + (1 - labels) * apart), valid)
+    return item_losses(0.5 * (labels * together + (1 - labels) * apart), views, valid)
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_jointloss._math import paired_similarity
 from keras_jointloss._validation import validate_number
-from keras_jointloss.losses._pairs import as_views, for_valid
+from keras_jointloss.losses._pairs import as_views, item_losses
 from keras_jointloss.losses.base import ViewsLoss
 
 
@@ -25,7 +25,8 @@ def cosine_embedding(views, labels, valid=None, margin=0.0):
     a, b = views[:, 0], views[:, 1]
     labels = ops.cast(labels, views.dtype)
     cosine = paired_similarity(a, b, "cosine")
-    return for_valid(labels * (1 - cosine) + (1 - labels) * ops.relu(cosine - margin), valid)
+    losses = labels * (1 - cosine) + (1 - labels) * ops.relu(cosine - margin)
+    return item_losses(losses, views, valid)
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

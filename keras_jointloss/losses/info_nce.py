@@ -14,6 +14,7 @@ from keras_jointloss.losses._pairs import (
     SAME_LABEL,
     Roles,
     as_views,
+    item_losses,
     remembered,
     samples_of,
 )
@@ -79,12 +80,13 @@ def info_nce(
     if symmetric and items is None and candidates_of_a is b and candidates_of_b is a:
         # One matrix serves both directions.
         both = cross_entropy(Roles(a, b, same_label), **options, both_ways=True)
-        return 0.5 * (both[0] + both[1])
-    loss = cross_entropy(Roles(own_a, candidates_of_a, same_label), **options)
-    if symmetric:
-        other = cross_entropy(Roles(own_b, candidates_of_b, same_label), **options)
-        loss = 0.5 * (loss + other)
-    return loss
+        loss = 0.5 * (both[0] + both[1])
+    else:
+        loss = cross_entropy(Roles(own_a, candidates_of_a, same_label), **options)
+        if symmetric:
+            other = cross_entropy(Roles(own_b, candidates_of_b, same_label), **options)
+            loss = 0.5 * (loss + other)
+    return item_losses(loss, views, valid, items, memory)
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_jointloss._math import paired_similarity
 from keras_jointloss._validation import validate_choice, validate_number
-from keras_jointloss.losses._pairs import as_views, for_valid
+from keras_jointloss.losses._pairs import as_views, item_losses
 from keras_jointloss.losses.base import ViewsLoss
 
 
@@ -27,7 +27,7 @@ def margin_contrastive(views, labels, valid=None, margin=1.0, normalize=False):
     labels = ops.cast(labels, views.dtype)
     similarity = paired_similarity(a, b, "cosine" if normalize else "dot")
     together, apart = ops.relu(margin - similarity), ops.relu(similarity)
-    return for_valid(labels * together + (1 - labels) * apart, valid)
+    return item_losses(labels * together + (1 - labels) * apart, views, valid)
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

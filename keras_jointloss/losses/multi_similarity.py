@@ -7,9 +7,8 @@ from keras import ops
 
 from keras_jointloss._labels import validate_unlabelled
 from keras_jointloss._math import dot_matrix, logsumexp_where
-from keras_jointloss._replicas import rows_of
 from keras_jointloss._validation import validate_number
-from keras_jointloss.losses._pairs import as_views, class_roles, mean_of_views
+from keras_jointloss.losses._pairs import as_views, class_roles, item_losses, mean_of_views
 from keras_jointloss.losses.base import ViewsLoss
 
 
@@ -53,7 +52,8 @@ def multi_similarity(
         positive = positive & ~(easy_positive & has_negative)
     losses = _soft_sum(-alpha * (similarity - base), positive) / alpha
     losses = losses + _soft_sum(beta * (similarity - base), negative) / beta
-    return mean_of_views(losses, views.shape[1], rows_of(valid, items))
+    losses = mean_of_views(losses, views.shape[1])
+    return item_losses(losses, views, valid, items)
 
 
 def _extreme(x, mask, extreme, neutral):

@@ -6,7 +6,7 @@ from keras import ops
 from keras_jointloss._labels import validate_unlabelled
 from keras_jointloss._math import SIMILARITIES
 from keras_jointloss._validation import validate_choice, validate_share
-from keras_jointloss.losses._pairs import Roles, as_views, samples_of
+from keras_jointloss.losses._pairs import Roles, as_views, item_losses, samples_of
 from keras_jointloss.losses._softmax import cross_entropy
 from keras_jointloss.losses._tiles import validate_tile_size
 from keras_jointloss.losses.base import ViewsLoss
@@ -38,7 +38,8 @@ def n_pairs(
     views = as_views(views, valid)
     a, b = (samples_of(view, similarity, labels, valid) for view in ops.split(views, 2, axis=1))
     roles = Roles(a.of(items), b, same_label="positive")
-    return cross_entropy(roles, 1.0, similarity, label_smoothing, tile_size)
+    losses = cross_entropy(roles, 1.0, similarity, label_smoothing, tile_size)
+    return item_losses(losses, views, valid, items)
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

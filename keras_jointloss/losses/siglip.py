@@ -14,6 +14,7 @@ from keras_jointloss.losses._pairs import (
     Roles,
     Samples,
     as_views,
+    item_losses,
     remembered,
     samples_of,
 )
@@ -57,18 +58,22 @@ def siglip(
     """
     labels = None if same_label is None else labels
     if exchange is not None:
-        views = as_views(views, rows_of(valid, exchange.own))
+        own_valid = rows_of(valid, exchange.own)
+        views = as_views(views, own_valid)
         a, b = (prepare(views[:, i], similarity) for i in (0, 1))
         every = Samples(None, ops.arange(exchange.size(), dtype="int32"), labels, valid)
         anchors = every.of(exchange.own)
         of_replicas = [Roles(anchors, every.of(part), same_label) for part in exchange.parts()]
-        return exchanged_sigmoid(a, b, of_replicas, exchange, 1.0 / temperature, bias, tile_size)
+        scale = 1.0 / temperature
+        losses = exchanged_sigmoid(a, b, of_replicas, exchange, scale, bias, tile_size)
+        return item_losses(losses, views, own_valid)
     views = as_views(views, valid)
     a, b = (samples_of(view, similarity, labels, valid) for view in ops.split(views, 2, axis=1))
     if memory is not None:
         b = b.join(remembered(memory, similarity, slice(1, 2)))
     roles = Roles(a.of(items), b, same_label)
-    return pairwise_sigmoid(roles, 1.0 / temperature, bias, similarity, tile_size)
+    losses = pairwise_sigmoid(roles, 1.0 / temperature, bias, similarity, tile_size)
+    return item_losses(losses, views, valid, items, memory)
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

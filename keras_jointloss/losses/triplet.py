@@ -7,10 +7,9 @@ from keras import ops
 
 from keras_jointloss._labels import validate_unlabelled
 from keras_jointloss._math import SIMILARITIES, matrix_of_prepared, max_along, mean_where
-from keras_jointloss._replicas import rows_of
 from keras_jointloss._validation import validate_choice
 from keras_jointloss.losses._hinge import hinge, validate_margin
-from keras_jointloss.losses._pairs import as_views, class_roles, mean_of_views
+from keras_jointloss.losses._pairs import as_views, class_roles, item_losses, mean_of_views
 from keras_jointloss.losses.base import ViewsLoss
 
 
@@ -59,7 +58,8 @@ def triplet(
         is_triplet = positive[:, :, None] & negative[:, None, :]
         losses = hinge(distance[:, :, None] - distance[:, None, :], margin)
         losses = mean_where(losses, is_triplet, (1, 2))
-    return mean_of_views(losses, views.shape[1], rows_of(valid, items))
+    losses = mean_of_views(losses, views.shape[1])
+    return item_losses(losses, views, valid, items)
 
 
 def _largest(mask, x, axis, keepdims=False):

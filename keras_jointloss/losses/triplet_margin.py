@@ -6,7 +6,7 @@ from keras import ops
 from keras_jointloss._math import SIMILARITIES, paired_similarity
 from keras_jointloss._validation import validate_bool, validate_choice
 from keras_jointloss.losses._hinge import hinge, validate_margin
-from keras_jointloss.losses._pairs import as_views, for_valid
+from keras_jointloss.losses._pairs import as_views, item_losses
 from keras_jointloss.losses.base import ViewsLoss
 
 
@@ -31,7 +31,7 @@ def triplet_margin(views, labels=None, valid=None, margin=1.0, similarity="eucli
     if swap:
         nearest = ops.maximum(nearest, paired_similarity(positive, negative, similarity))
     difference = nearest - paired_similarity(anchor, positive, similarity)
-    return for_valid(hinge(difference, margin), valid)
+    return item_losses(hinge(difference, margin), views, valid)
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

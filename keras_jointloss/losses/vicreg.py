@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._validation import validate_number
-from keras_jointloss.losses._pairs import as_views, for_valid, moments
+from keras_jointloss.losses._pairs import as_views, item_losses, moments
 from keras_jointloss.losses.base import ViewsLoss
 
 
@@ -32,16 +32,15 @@ def vicreg(
         `(batch,)`.
     """
     parts = vicreg_parts(views, valid, epsilon)
-    losses = (
+    return (
         invariance_weight * parts["invariance"]
         + variance_weight * parts["variance"]
         + covariance_weight * parts["covariance"]
     )
-    return for_valid(losses, valid)
 
 
 def vicreg_parts(views, valid=None, epsilon=1e-4):
-    """Returns the three unweighted parts of the loss by name, each `(batch,)`."""
+    """Returns the three unweighted parts of the loss by name, each as `item_losses`."""
     views = as_views(views, valid)
     size, dim = ops.shape(views)[0], views.shape[2]
     variance_loss = covariance_loss = 0.0
@@ -53,11 +52,12 @@ def vicreg_parts(views, valid=None, epsilon=1e-4):
         variance_loss += 0.5 * ops.sum(ops.relu(1 - deviation)) / dim
         others = ops.sum(ops.square(covariance)) - ops.sum(ops.square(variance))
         covariance_loss += others / dim
-    return {
+    parts = {
         "invariance": ops.sum(ops.square(views[:, 0] - views[:, 1]), axis=1) / dim,
         "variance": ops.broadcast_to(variance_loss, (size,)),
         "covariance": ops.broadcast_to(covariance_loss, (size,)),
     }
+    return {name: item_losses(values, views, valid) for name, values in parts.items()}
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

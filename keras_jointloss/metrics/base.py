@@ -1,5 +1,7 @@
 """The base class of the metrics on views."""
 
+import math
+
 import keras
 from keras import ops
 
@@ -20,8 +22,9 @@ class ViewsMetric(keras.metrics.Metric):
 
         finish( sum_i weight_i count_i value_i / sum_i weight_i count_i )
 
-    It is `finish(0)` before the first item. Under `tf.distribute` the batch is that of all
-    replicas, except where a layer updates the metric in its `call`.
+    It is `finish(0)` before the first item. It is NaN once an item that takes part has a view with
+    NaN or infinity, whether or not its value depends on them. Under `tf.distribute` the batch is
+    that of all replicas, except where a layer updates the metric in its `call`.
 
     A subclass overrides `values`, `finish` if the metric is not the mean itself, and `get_config`
     if it adds arguments. `values` and `finish` work on tensors alone and keep no state. If
@@ -78,7 +81,8 @@ class ViewsMetric(keras.metrics.Metric):
 
         Returns:
             Two tensors `(batch,)`, of the dtype of `views`. The count is 0 for an item that is
-            excluded or for which the metric is undefined; its value is finite all the same. With
+            excluded or for which the metric is undefined; its value is finite all the same, if
+            the views are. With
             `items`, one value and count for each of them.
         """
         raise NotImplementedError
@@ -114,7 +118,9 @@ class ViewsMetric(keras.metrics.Metric):
             values, counts = (rows_of(x, items) for x in self.values(views, labels, valid))
         if weight is not None:
             counts = counts * ops.cast(rows_of(weight, items), counts.dtype)
-        return ops.sum(values * counts), ops.sum(counts)
+        # Comparisons with NaN are false: values could be finite.
+        is_finite = ops.isfinite(ops.sum(rows_of(views, items)))
+        return ops.where(is_finite, ops.sum(values * counts), math.nan), ops.sum(counts)
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         views = ops.convert_to_tensor(y_pred)

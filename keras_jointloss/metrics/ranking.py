@@ -238,10 +238,7 @@ def _in_order(closeness, rounding, right, wrong):
         Two float tensors `(queries, candidates)` and `(candidates,)`. Candidates that are neither
         right nor wrong come last.
     """
-    # A tie counts against the model, as does NaN.
-    ahead = ops.where(right, closeness, closeness + rounding)
-    worst = ops.where(right, -1e30, ops.full_like(closeness, 1e30))
-    ahead = ops.where(ops.isnan(closeness), worst, ahead)
+    ahead = ops.where(right, closeness, closeness + rounding)  # A tie counts against the model.
     order = ops.argsort(ops.where(ops.logical_or(right, wrong), -ahead, math.inf), axis=1)
     right = ops.take_along_axis(ops.cast(right, closeness.dtype), order, axis=1)
     position = 1 + ops.arange(ops.shape(right)[1], dtype="int32")

