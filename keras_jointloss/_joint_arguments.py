@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import keras
 
+from keras_jointloss._validation import validate_names
 from keras_jointloss.losses.base import ViewsLoss
 from keras_jointloss.terms.labelled_metric import LabelledMetric
 from keras_jointloss.terms.missing import validate_missing
@@ -106,14 +107,15 @@ def _name_of(loss: Any) -> Any:
 
 
 def validate_weights(
-    weights: Any, outputs: Mapping[str, Output], is_alone: bool
+    weights: Any, outputs: Mapping[str, Output], has_names: bool
 ) -> dict[str, LossWeight]:
     """Returns the weight of each term.
 
     Args:
         weights: A dict of term name to weight, or `None`.
         outputs: As `validate_losses` returns them.
-        is_alone: Whether the model has one output: Keras then logs metrics without its name.
+        has_names: Whether Keras logs metrics with the name of the output: not if there is only one,
+            or if the outputs are a list.
 
     Raises:
         ValueError: If a weight is invalid, is for an unknown term or is used twice.
@@ -128,8 +130,7 @@ def validate_weights(
     result = {}
     for output in outputs.values():
         for term in output.losses:
-            prefix = term if is_alone else (output.parts or {}).get(term)
-            # Keras prefixes a metric's name with the output's if there are several outputs.
+            prefix = (output.parts or {}).get(term) if has_names else term
             metric_name = "weight" if prefix is None else f"{prefix}_weight"
             result[term] = _loss_weight(weights.get(term, 1.0), term, metric_name)
     if len({id(weight) for weight in result.values()}) < len(result):
@@ -215,6 +216,18 @@ def labelled_metrics(
             value = missing[name]
             result[name] = [LabelledMetric(x, value) for x in result[name] if x is not None]
     return result
+
+
+def in_order(
+    by_output: Mapping[str, Any], outputs: Mapping[str, Output], argument: str
+) -> list[Any]:
+    """Returns what belongs to each output as a list in the order of the outputs.
+
+    Raises:
+        ValueError: If an output is unknown.
+    """
+    validate_names(by_output, argument, outputs)
+    return [by_output.get(name) for name in outputs]
 
 
 def as_list(metrics: Any) -> list:

@@ -11,12 +11,16 @@
   is none.
 - `Model._maybe_symbolic_build` and the function `reduce_per_replica` beside it, on TensorFlow:
   `keras_jointloss.distribution.enable_multi_worker_fit` replaces them, and looks for them then.
+- `CompileLoss.build` and `CompileMetrics.build`, with `_user_loss` and `_user_metrics`: in the first
+  step they match losses and metrics with what the model returns. `before_build` checks those of
+  `joint_loss` first. Only a message depends on it, so that nothing is raised where it has changed.
 """
 
 import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 
@@ -128,6 +132,32 @@ def replace_in_trainer(fit: Callable, build: Callable, reduce: Callable) -> None
         (module, reduce_name, reduce),
     ):
         setattr(owner, name, _replaced(getattr(owner, name), new))
+
+
+def before_build(check: Callable[[Any, Any, Any], None]) -> None:
+    """Calls a function before Keras matches losses or metrics with the outputs of a model.
+
+    Keras does so once after each `compile`, in the first step.
+
+    Args:
+        check: Its arguments are `loss` or `metrics` as given to `compile`, what the model returns,
+            and the names of its outputs, or `None`.
+    """
+    trainer = next(x for x in keras.Model.__mro__ if "compute_metrics" in vars(x))
+    module = sys.modules[trainer.__module__]
+    for owner, given in (("CompileLoss", "_user_loss"), ("CompileMetrics", "_user_metrics")):
+        build = getattr(getattr(module, owner, None), "build", None)
+        if build is not None:
+            setattr(getattr(module, owner), "build", _checked(build, check, given))
+
+
+def _checked(build, check, given):
+    @functools.wraps(build)
+    def checked_build(self, y_true, y_pred):
+        check(getattr(self, given, None), y_pred, getattr(self, "output_names", None))
+        return build(self, y_true, y_pred)
+
+    return checked_build
 
 
 def _replaced(original, new):

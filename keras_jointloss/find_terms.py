@@ -1,6 +1,7 @@
 """Finds the terms of a compiled model, and its layers that combine gradients."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 
@@ -19,14 +20,22 @@ def find_losses(model: keras.Model) -> dict[str, dict[str, TermLoss]]:
     Args:
         model: A compiled model.
     """
-    losses = model.loss if isinstance(model.loss, Mapping) else {ONLY_TERM: model.loss}
     found: dict[str, dict[str, TermLoss]] = {}
-    for output, loss in losses.items():
+    for output, loss in _by_output(model.loss).items():
         if isinstance(loss, TermLoss):
             found[output] = {output: loss}
         elif isinstance(loss, LossSum):
             found[output] = {str(part.term): part for part in loss.parts.values()}
     return found
+
+
+def _by_output(loss: Any) -> Mapping[str, Any]:
+    """Returns the loss of a compiled model by the name of the output."""
+    if isinstance(loss, Mapping):
+        return loss
+    if isinstance(loss, list | tuple):
+        return {getattr(x, "term", None) or getattr(x, "name", None): x for x in loss}
+    return {ONLY_TERM: loss}
 
 
 def find_terms(model: keras.Model) -> dict[str, TermWeight]:
@@ -50,7 +59,7 @@ def find_terms(model: keras.Model) -> dict[str, TermWeight]:
     for layer in _keras.flatten_layers(model, include_self=False):
         if isinstance(layer, LayerTerm):
             # Keras logs the sum of several losses of an output under the name of the output.
-            is_output = layer.name in outputs and isinstance(model.loss, Mapping)
+            is_output = layer.name in outputs and isinstance(model.loss, Mapping | list)
             if is_output or terms.get(layer.name, layer.weight) is not layer.weight:
                 raise ValueError(
                     f"Expected terms with different names. Received: two terms named {layer.name!r}"

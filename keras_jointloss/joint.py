@@ -5,6 +5,7 @@ from typing import Any
 
 from keras_jointloss._joint_arguments import (
     Output,
+    in_order,
     is_loss,
     labelled_metrics,
     metrics_by_output,
@@ -12,14 +13,18 @@ from keras_jointloss._joint_arguments import (
     validate_losses,
     validate_weights,
 )
+from keras_jointloss._validation import validate_choice
 from keras_jointloss.terms.applied_weight import AppliedWeight
 from keras_jointloss.terms.given_weight import Weight
 from keras_jointloss.terms.loss import TermLoss
 from keras_jointloss.terms.loss_part import LossPart
 from keras_jointloss.terms.loss_sum import LossSum
+from keras_jointloss.terms.output_form import validate_forms
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.term_reading import TermReading
 from keras_jointloss.weighting import get as get_weighting
+
+validate_forms()
 
 #: The name of the term if the model has one output and the loss is not a dict.
 ONLY_TERM = "output"
@@ -32,6 +37,7 @@ def joint_loss(
     metrics: Mapping[str, Any] | Any | None = None,
     weighted_metrics: Mapping[str, Any] | Any | None = None,
     missing: Mapping[str, float] | float | None = None,
+    outputs: str | None = None,
 ) -> dict[str, Any]:
     """Returns the arguments for `model.compile` to train on several weighted loss terms.
 
@@ -68,6 +74,13 @@ def joint_loss(
     Call this function once for each model, and pass everything it returns to `compile`: the
     weights, and the state of a weighting, belong to one model.
 
+    Models that return a list: a Functional model has names for its outputs, those of its last layers
+    (`model.output_names`), and takes a dict with them. A subclassed model has none: pass
+    `outputs="list"` and a dict in the order of the outputs, whose names are yours. It becomes lists
+    for `compile`, and `y` and `sample_weight` are lists as well. Keras then logs `<name>_loss` and
+    `<name>_weight` as usual, but `metrics` by their own names alone. (In a Functional model it logs
+    these by the model's names; the callback adds those of the terms.)
+
     Outputs without a loss: omit them from `losses`, or, in a model whose outputs are a list, pass
     `None` for them (Keras then requires the name of every output). Once a model has metrics, and
     weights are metrics, Keras requires a target in `y` for every output, including those without a
@@ -91,19 +104,22 @@ def joint_loss(
         weighted_metrics: Likewise, for metrics that respect `sample_weight`.
         missing: The value of missing targets: NaN or a number, for all outputs or by output name;
             `None` if there are none. Contrastive losses have `unlabelled=` instead.
+        outputs: `"list"` for a model that returns a list of tensors without names; `None` for any
+            other.
 
     Returns:
         A dict with `loss`, `loss_weights`, `metrics` and, if given, `weighted_metrics`.
         `model.loss[name].weight` is then the term's `LossWeight`, in a loaded model as well; for a
-        single loss it is `model.loss.weight`, and for one of several losses of an output
-        `model.loss["mask"].parts["dice"].weight`.
+        single loss it is `model.loss.weight`, for one of several losses of an output
+        `model.loss["mask"].parts["dice"].weight`, and for the first of a list of outputs
+        `model.loss[0].weight`.
 
     Raises:
         ValueError: If there is no loss, two terms have the same name, a weight is given for a name
             that is not a term, a weight is invalid or used for two terms, the weighting does not
             exist, an argument has the wrong type, or `missing` is given for an output without a
             loss, with a contrastive loss, a loss without reduction, or a metric that takes no
-            `sample_weight`.
+            `sample_weight`; in the first step, if the losses do not have the form of the outputs.
 
     Example:
 
@@ -128,37 +144,46 @@ def joint_loss(
     >>> float(model.loss["label"].weight), float(model.loss["rating"].weight)
     (1.0, 0.0)
     """
+    is_list = outputs is not None and validate_choice(outputs, "outputs", ("list",)) == "list"
     is_single = is_loss(losses) or isinstance(losses, list | tuple)
+    if is_single and is_list:
+        raise ValueError(
+            "Invalid value for argument `losses`. Expected a dict of output name to loss in the "
+            f"order of the outputs, since outputs='list'. Received: losses={losses!r}"
+        )
     if is_single:
         losses = {ONLY_TERM: losses}
         if is_loss(losses[ONLY_TERM]) and weights is not None and not isinstance(weights, Mapping):
             weights = {ONLY_TERM: weights}
-    outputs = validate_losses(losses, ONLY_TERM if is_single else None)
-    weights = validate_weights(weights, outputs, is_alone=len(outputs) == 1)
+    by_output = validate_losses(losses, ONLY_TERM if is_single else None)
+    has_names = len(by_output) > 1 and not is_list
+    weights = validate_weights(weights, by_output, has_names)
     rule = get_weighting(weighting)
     if rule is not None:
         for weight in weights.values():
             weight.adapt()
         # The model tracks the rule's variables through one of its metrics.
         next(iter(weights.values())).weighting = rule
-    missing = missing_by_output(missing, outputs)
-    metrics = labelled_metrics(metrics_by_output(metrics, outputs, "metrics"), missing)
-    for name, output in outputs.items():
+    missing = missing_by_output(missing, by_output)
+    metrics = labelled_metrics(metrics_by_output(metrics, by_output, "metrics"), missing)
+    for name, output in by_output.items():
         if output.losses:
             # The weights first: if two metrics have the same name, Keras renames the second.
-            own, parts = _metrics_of(output, weights, name in missing)
+            own, parts = _metrics_of(output, weights, name in missing, is_list)
             metrics[name] = [*own, *metrics.get(name, ()), *parts]
     arguments: dict[str, Any] = {
         "loss": {
             name: _loss_of(name, output, weights, missing.get(name))
-            for name, output in outputs.items()
+            for name, output in by_output.items()
         },
-        "loss_weights": {name: _weight_of(output) for name, output in outputs.items()},
+        "loss_weights": {name: _weight_of(output) for name, output in by_output.items()},
         "metrics": metrics,
     }
     if weighted_metrics is not None:
-        by_output = metrics_by_output(weighted_metrics, outputs, "weighted_metrics")
-        arguments["weighted_metrics"] = labelled_metrics(by_output, missing)
+        given = metrics_by_output(weighted_metrics, by_output, "weighted_metrics")
+        arguments["weighted_metrics"] = labelled_metrics(given, missing)
+    if is_list:
+        return {key: in_order(value, by_output, key) for key, value in arguments.items()}
     if is_single:
         arguments = {key: value[ONLY_TERM] for key, value in arguments.items()}
         # Keras accepts a single weight without a list only if it is a number.
@@ -175,7 +200,9 @@ def _loss_of(
     }
     if output.parts is None:
         return losses.get(name)
-    return LossSum({part: losses[term] for term, part in output.parts.items()})
+    parts = {part: losses[term] for term, part in output.parts.items()}
+    # Keras logs an output without a name by the name of its loss.
+    return LossSum(parts, name.replace("/", "_"))
 
 
 def _weight_of(output: Output) -> Any:
@@ -186,18 +213,18 @@ def _weight_of(output: Output) -> Any:
 
 
 def _metrics_of(
-    output: Output, weights: Mapping[str, LossWeight], has_missing: bool
+    output: Output, weights: Mapping[str, LossWeight], has_missing: bool, is_list: bool
 ) -> tuple[list, list]:
     """Returns the metrics that log the terms of an output, and those that log parts of losses."""
     own: list[Any] = []
     parts: list[Any] = []
     for term, loss in output.losses.items():
         own.append(weights[term])
-        prefix = ""
+        prefix = f"{term}_" if is_list else ""
         if output.parts is not None:
             # Keras logs the loss of the output only.
             own.append(TermReading(weights[term]))
-            prefix = f"{output.parts[term]}_"
+            prefix = prefix or f"{output.parts[term]}_"
         elif has_missing:
             own.append(TermReading(weights[term], "labelled_loss"))
         for part in getattr(loss, "part_names", ()):

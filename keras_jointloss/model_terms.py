@@ -8,6 +8,7 @@ import keras
 from keras_jointloss._backend import variable_scope
 from keras_jointloss.find_terms import find_gradient_layers, find_losses, find_terms
 from keras_jointloss.terms.clock import Clock, accumulated_steps
+from keras_jointloss.terms.output_form import validate_form
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.weight import TermWeight
 from keras_jointloss.weighting import Weighting
@@ -37,7 +38,7 @@ class ModelTerms(Mapping[str, TermWeight]):
                 "`keras_jointloss.joint_loss`, or add a `ContrastiveTerm` or a `GradientBalancer` "
                 f"to it. Received: model {model.name!r} without any of these"
             )
-        _validate_output_names(model)
+        _validate_form(model)
         rules = [weight.weighting for weight in self.output_weights.values()]
         #: The rule that adapts the weights, or `None`.
         self.weighting: Weighting | None = next((x for x in rules if x is not None), None)
@@ -134,21 +135,9 @@ class ModelTerms(Mapping[str, TermWeight]):
                 )
 
 
-def _validate_output_names(model: keras.Model) -> None:
-    """Raises `ValueError` if the losses of a Functional model do not match its outputs."""
-    if isinstance(model.loss, dict) and isinstance(model, keras.Sequential):
-        raise ValueError(
-            "Expected one loss in place of a dict for a `keras.Sequential`, whose output has no "
-            f"name: `joint_loss(loss, weights=...)`. Received: losses for {sorted(model.loss)}"
-        )
-    if not isinstance(model.loss, dict) or not hasattr(model, "output_names"):
-        return
-    has_dict = isinstance(model.output, dict)
-    names, losses = set(model.output if has_dict else model.output_names), set(model.loss)
-    # Keras requires a loss or `None` for every output of a list.
-    if losses == names or (has_dict and losses < names):
-        return
-    raise ValueError(
-        "Expected losses for the outputs of the model (`None` for one without a loss), which are "
-        f"{sorted(names)}. Received: losses for {sorted(losses)}"
-    )
+def _validate_form(model: keras.Model) -> None:
+    """Raises `ValueError` if the losses do not have the form of the outputs, where it is known."""
+    if hasattr(model, "output_names"):
+        validate_form(model.loss, model.output, model.output_names)
+    elif isinstance(model, keras.Sequential):
+        validate_form(model.loss, None, None)

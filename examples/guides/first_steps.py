@@ -41,7 +41,8 @@ def build(term=None):
 
 `joint_loss` takes losses, weights and metrics as `compile` does, and returns the arguments for
 `compile`. Each loss is a *term* of the joint loss; its weight is 1 unless given. A model with one
-output takes a loss without the dict: `kj.joint_loss("mse")`. The callback logs each term.
+output takes a loss without the dict: `kj.joint_loss("mse")`; a subclassed one that returns a list,
+the dict in the order of its outputs, with `outputs="list"`. The callback logs each term.
 """
 
 LOSSES = {"digit": "sparse_categorical_crossentropy", "image": "mean_squared_error"}
