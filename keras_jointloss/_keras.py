@@ -11,9 +11,9 @@
   is none.
 - `Model._maybe_symbolic_build` and the function `reduce_per_replica` beside it, on TensorFlow:
   `keras_jointloss.distribution.enable_multi_worker_fit` replaces them, and looks for them then.
-- `CompileLoss.build` and `CompileMetrics.build`, with `_user_loss` and `_user_metrics`: in the first
-  step they match losses and metrics with what the model returns. `before_build` checks those of
-  `joint_loss` first. Only a message depends on it, so that nothing is raised where it has changed.
+- `CompileLoss.build` and `CompileMetrics.build`, with `_user_loss` and `_user_metrics`: they match
+  losses and metrics with what the model returns, in the first step. `before_build` checks those of
+  `joint_loss` first. Only a message depends on it, so nothing is raised where they have changed.
 """
 
 import functools
@@ -145,10 +145,10 @@ def before_build(check: Callable[[Any, Any, Any], None]) -> None:
     """
     trainer = next(x for x in keras.Model.__mro__ if "compute_metrics" in vars(x))
     module = sys.modules[trainer.__module__]
-    for owner, given in (("CompileLoss", "_user_loss"), ("CompileMetrics", "_user_metrics")):
-        build = getattr(getattr(module, owner, None), "build", None)
-        if build is not None:
-            setattr(getattr(module, owner), "build", _checked(build, check, given))
+    for name, given in (("CompileLoss", "_user_loss"), ("CompileMetrics", "_user_metrics")):
+        owner = getattr(module, name, None)
+        if hasattr(owner, "build"):
+            owner.build = _checked(owner.build, check, given)
 
 
 def _checked(build, check, given):

@@ -34,7 +34,7 @@ def _by_output(loss: Any) -> Mapping[str, Any]:
     if isinstance(loss, Mapping):
         return loss
     if isinstance(loss, list | tuple):
-        return {getattr(x, "term", None) or getattr(x, "name", None): x for x in loss}
+        return {str(getattr(x, "term", None) or getattr(x, "name", None)): x for x in loss}
     return {ONLY_TERM: loss}
 
 

@@ -74,12 +74,12 @@ def joint_loss(
     Call this function once for each model, and pass everything it returns to `compile`: the
     weights, and the state of a weighting, belong to one model.
 
-    Models that return a list: a Functional model has names for its outputs, those of its last layers
+    Models that return a list: a Functional model has names for its outputs, those of its layers
     (`model.output_names`), and takes a dict with them. A subclassed model has none: pass
-    `outputs="list"` and a dict in the order of the outputs, whose names are yours. It becomes lists
-    for `compile`, and `y` and `sample_weight` are lists as well. Keras then logs `<name>_loss` and
-    `<name>_weight` as usual, but `metrics` by their own names alone. (In a Functional model it logs
-    these by the model's names; the callback adds those of the terms.)
+    `outputs="list"` and a dict with names of your own in the order of the outputs. It becomes lists
+    for `compile`; `y` and `sample_weight` are lists as well. The logs contain `<name>_loss` and
+    `<name>_weight` as usual, but Keras logs `metrics` by their own names alone. (Of a Functional
+    model it logs all by the names of its layers, and the callback adds those of the terms.)
 
     Outputs without a loss: omit them from `losses`, or, in a model whose outputs are a list, pass
     `None` for them (Keras then requires the name of every output). Once a model has metrics, and
