@@ -1,13 +1,17 @@
-"""The warning of a weighting that gives one term practically all the weight."""
+"""The warning of a term that contributes practically nothing under a weighting."""
 
-import keras
+from typing import ClassVar
+
 import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from keras_jointloss.callbacks._term_readings import TermReadings
 from keras_jointloss.callbacks._training_warnings import TrainingWarnings
 from tests.backends import once_compiled
 from tests.small_models import compiled, fit
+
+SCALE = "Scale the losses"
 
 
 class Gives(kj.weighting.Weighting):
@@ -33,67 +37,145 @@ class IntendsBelow1(Gives):
     intended_below = 1.0
 
 
-class ModelTerms(dict):
-    """Terms with a rule, without a model."""
+class IgnoresSize(Gives):
+    """Knows what to do about small losses, and returns small weights on purpose."""
 
-    def __init__(self, rule, count):
-        super().__init__({f"term{i}": kj.LossWeight() for i in range(count)})
+    small_weight_remedy = None
+    small_loss_remedy: ClassVar = SCALE
+
+
+class ModelTerms(dict):
+    """Terms with a rule, without a model.
+
+    Args:
+        rule: The rule.
+        losses: The loss of each term.
+        given: The user's weight of each term.
+    """
+
+    def __init__(self, rule, losses, given=None):
+        given = [1.0] * len(losses) if given is None else given
+        super().__init__({f"term{i}": kj.LossWeight(weight) for i, weight in enumerate(given)})
         self.weighting = rule
         rule.bind(self)
         rule.start(is_new_epoch=True)
+        self.step(losses)
+
+    def step(self, losses):
+        """Runs the rule on the losses, and then records them as an epoch with its weights."""
+        self.record(losses)
+        self.weighting.update_state()
         for weight in self.values():
-            weight.record(ops.convert_to_tensor(1.0), 4)
-        rule.update_state()
-        if keras.backend.backend() == "jax":
-            assert rule.step == 1
+            weight.means.reset()
+        self.weighting.stop()
+        self.record(losses)
+        self.weighting.update_state()
+        self.weighting.start()
+
+    def record(self, losses):
+        for weight, loss in zip(self.values(), losses, strict=True):
+            weight.record(ops.convert_to_tensor(loss, "float32"), 4)
+
+    def warn(self, reports=None, lengths=()):
+        readings = TermReadings(self, lambda: False)
+        readings.keep_train(has_means=True)
+        reports = reports or TrainingWarnings(self)
+        reports.of_factors(readings, dict(zip(self, lengths, strict=False)))
 
 
 @pytest.mark.parametrize("weights", [[1.0, 0.0, 2.0], [1.0, 1.9e-4, 2.0]])
-def test_extreme_ratio_of_factors_warns_once(weights):
-    terms = ModelTerms(Gives(weights), 3)
+def test_small_weight_of_a_term_warns_once(weights):
+    terms = ModelTerms(Gives(weights), [1.0, 1.0, 1.0])
     reports = TrainingWarnings(terms)
-    with pytest.warns(UserWarning, match=r"Gives weights the term 'term2' with 2 and .*'term1'.*"):
-        reports.of_factors()
-    reports.of_factors()  # Warnings are errors.
+    message = r"Gives weights the term 'term2' with 2 at a loss of 1 and the term 'term1'.*hardly"
+    with pytest.warns(UserWarning, match=f"{message}.*Limit the weights"):
+        terms.warn(reports)
+    terms.warn(reports)  # Warnings are errors.
     terms["term1"].switch_off()
-    TrainingWarnings(terms).of_factors()
+    terms.warn()
 
 
 @pytest.mark.parametrize(
-    "rule",
+    ("rule", "losses"),
     [
-        Gives([1.0, 2.1e-4, 2.0]),
-        Gives([1.0, 0.0, 2.0], min_weight=0.01),
-        GivesZero([1.0, 0.0, 2.0]),
-        IntendsBelow1([1.0, 1e-6, 2.0]),
-        Gives([0.0, 0.0, 0.0]),
+        (Gives([1.0, 2.1e-4, 2.0]), [1.0, 1.0, 1.0]),
+        (Gives([1.0, 0.0, 2.0], min_weight=0.01), [1.0, 1.0, 1.0]),
+        (GivesZero([1.0, 0.0, 2.0]), [1.0, 1.0, 1.0]),
+        (IntendsBelow1([1.0, 1e-6, 2.0]), [1.0, 1.0, 1.0]),
+        (Gives([0.0, 0.0, 0.0]), [1.0, 1.0, 1.0]),
+        (Gives([1.0, 1e-6, 2.0]), [1.0, -1e5, 1.0]),
+        (Gives([1.0, 1.0, 2.0]), [1.0, 1e-9, 1.0]),
+        (IgnoresSize([1.0, 1.0, 1e-8]), [1.0, 1e-3, 2.0]),
+        (kj.weighting.Uncertainty(analytic=True), [1e-8, 1.0, 1e12]),
+        (kj.weighting.Uncertainty(learning_rate=50.0), [1e-8, 1.0, 1e12]),
+        (kj.weighting.GeometricMean(floor=1e-12), [1e-8, 1.0, 1e12]),
+        (kj.weighting.FAMO(), [1e-6, 1.0, 1e12]),
+        (kj.weighting.Shares({"term0": 1, "term1": 1, "term2": 1}), [1e-5, 1.0, 0.1]),
+        (kj.weighting.SmoothTchebycheff(), [30.0, 1.0, 1.0]),
     ],
-    ids=["below", "limited", "intended", "intended below 1", "none"],
 )
-def test_factors_that_are_moderate_or_intended_do_not_warn(rule):
-    TrainingWarnings(ModelTerms(rule, 3)).of_factors()
+def test_terms_that_contribute_or_are_small_on_purpose_do_not_warn(rule, losses):
+    ModelTerms(rule, losses).warn()
+
+
+def test_loss_too_small_for_the_rule_warns_in_the_first_epoch_only():
+    def terms(**options):
+        return ModelTerms(IgnoresSize([1.0, 1.0], **options), [1e-6, 1.0])
+
+    with pytest.warns(UserWarning, match=rf"'term0' is hardly .* 1e-06 times .*{SCALE}"):
+        terms().warn()
+    terms(warmup_steps=5).warn()
+    later = terms()
+    later.weighting.start(is_new_epoch=True)
+    later.warn()  # By then it may be learned.
+
+
+@pytest.mark.parametrize("rule", ["DynamicWeightAverage", "SmoothTchebycheff", "RandomWeighting"])
+def test_rules_that_depend_on_the_size_of_a_loss_say_what_to_do(rule):
+    with pytest.warns(UserWarning, match=rf"{rule} .*'term1' is hardly .*`weights` of"):
+        ModelTerms(kj.weighting.get(rule), [1e7, 1.0]).warn()
+
+
+def test_weights_of_the_user_are_no_reason_to_warn():
+    ModelTerms(IgnoresSize([1.0, 1.0]), [1.0, 1.0], given=[0.0, 1.0]).warn()
+    ModelTerms(IgnoresSize([1.0, 1.0]), [1.0, 1.0], given=[1e-6, 1.0]).warn()
+    ModelTerms(IgnoresSize([1.0, 1.0]), [1e6, 1.0], given=[1e-6, 1.0]).warn()
+
+
+def test_gradients_count_where_a_layer_reports_them():
+    terms = ModelTerms(Gives([1.0, 1e-5]), [1.0, 1.0])
+    terms.warn(lengths=[1.0, 1.0])
+    with pytest.warns(UserWarning, match=r"1e-05 times as much to the length of the gradient"):
+        terms.warn(lengths=[1.0, 1e-5])
+
+
+@pytest.mark.parametrize("rule", ["FAMO", "GeometricMean"])
+def test_loss_below_the_default_floor_warns(rule):
+    rule = getattr(kj.weighting, rule)
+    with pytest.warns(UserWarning, match=r"loss of the term 'term0' is 1e-08 and .*1e-07.*`floor`"):
+        ModelTerms(rule(), [1e-8, 1.0]).warn()
+    with pytest.warns(UserWarning, match=r"'term0'"):
+        ModelTerms(rule(floor={"term1": 1e-9}), [1e-8, 1.0]).warn()
+    for floor in (1e-6, 1e-12, {"term0": 1e-12}):
+        ModelTerms(rule(floor=floor), [1e-8, 1.0]).warn()
 
 
 def test_multiplier_of_a_constraint_that_holds_does_not_warn_but_a_large_one_does():
     constraint = kj.weighting.Constraint({"term0": 1.0, "term1": 1.0}, 99.0, ema=0.0)
-    terms = ModelTerms(constraint, 3)
-
-    def multipliers_after(*losses):
-        for weight, loss in zip(terms.values(), losses, strict=True):
-            weight.record(ops.convert_to_tensor(loss), 4)
-        constraint.update_state()
-        return list(constraint.factors.values())
-
-    assert multipliers_after(0.9, 1.0, 5.0) == pytest.approx([5e-5, 1.0, 1.0], rel=0.1)
-    TrainingWarnings(terms).of_factors()  # Warnings are errors.
-    assert multipliers_after(0.9, 1.1, 5.0) == pytest.approx([1e-6, 2e4, 1.0], rel=0.1)
-    with pytest.warns(UserWarning, match=r"'term1' with 1.99e\+04 and the term 'term2' with 1:"):
-        TrainingWarnings(terms).of_factors()
+    terms = ModelTerms(constraint, [1.0, 1.0, 1.0])
+    terms.step([0.9, 1.0, 5.0])
+    assert list(constraint.factors.values()) == pytest.approx([5e-5, 1.0, 1.0], rel=0.1)
+    terms.warn()  # Warnings are errors.
+    terms.step([0.9, 1.1, 0.5])
+    assert list(constraint.factors.values()) == pytest.approx([1e-6, 2e4, 1.0], rel=0.1)
+    message = r"'term1' with 1.99e\+04 .* the term 'term2' with 1 .* bound out of reach"
+    with pytest.warns(UserWarning, match=message):
+        terms.warn()
 
 
 @once_compiled
 def test_callback_warns_at_the_end_of_an_epoch_and_says_what_to_do():
-    message = r"(?s)'b'.*'a' is hardly trained.*`min_weight` and `max_weight`.*`floor`"
+    message = r"(?s)'b'.*'a' is hardly trained.*`min_weight` and `max_weight`"
     with pytest.warns(UserWarning, match=message) as caught:
         fit(compiled(weighting=Gives([0.0, 1.0])), epochs=2)
     assert sum("hardly" in str(x.message) for x in caught) == 1

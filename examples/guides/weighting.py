@@ -101,8 +101,8 @@ at their size: here it does as equal weights do.
 | `RandomWeighting` | Lin 2022 | chance | is there to compare with |
 
 A negative loss is an error at the end of the epoch, except with `SmoothTchebycheff`, `Constraint` and
-`RandomWeighting`; `FAMO(minimum_loss=...)` sets another limit. The callback warns if a rule gives one term more than 10,000 times the weight of
-another. All rules take `warmup_steps`, `ema`, `min_weight`, `max_weight`, `update_every` and
+`RandomWeighting`; `FAMO(minimum_loss=...)` sets another limit. The callback warns of a term that contributes less than 1/10,000 of what
+another does, and says whether its weight or the size of its loss is the cause. All rules take `warmup_steps`, `ema`, `min_weight`, `max_weight`, `update_every` and
 `on_nonfinite`.
 
 No rule needs a further forward or backward pass. [Benchmarks](../../docs/benchmarks.md) has the time

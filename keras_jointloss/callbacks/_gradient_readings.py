@@ -1,6 +1,6 @@
 """The logged values of the layers that combine gradients."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from keras_jointloss.layers._gradient_combination import GradientCombination
@@ -33,6 +33,17 @@ class GradientReadings:
         """Returns the statistics since the last reset."""
         statistics = {prefix: layer.statistics() for prefix, layer in self._layer_of.items()}
         return {prefix: value for prefix, value in statistics.items() if value is not None}
+
+    def lengths(self, statistics: Statistics, terms: Collection[str]) -> dict[str, float]:
+        """Returns the mean lengths by term, of the first layer that reports those of all `terms`.
+
+        Empty if there is none.
+        """
+        for prefix, of_layer in statistics.items():
+            names = self._layer_of[prefix].terms
+            if set(terms) <= set(names):
+                return dict(zip(names, of_layer.norms.tolist(), strict=True))
+        return {}
 
     def to_tags(self, statistics: Statistics) -> dict[str, float]:
         """Returns the statistics by TensorBoard tag."""

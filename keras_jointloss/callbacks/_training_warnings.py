@@ -1,5 +1,6 @@
 """What the callback warns of during training, each once."""
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,6 +9,7 @@ import keras
 
 from keras_jointloss.callbacks._gradient_readings import GradientReadings, Statistics
 from keras_jointloss.callbacks._term_readings import TermReadings
+from keras_jointloss.callbacks._untrained_terms import untrained_term
 from keras_jointloss.model_terms import ModelTerms
 
 
@@ -60,28 +62,27 @@ class TrainingWarnings:
         for prefix, what in readings.nonfinite_gradients(statistics):
             self._once(prefix, what)
 
-    def of_factors(self) -> None:
-        """Warns if the weighting gives one term practically all the weight."""
+    def of_factors(self, readings: TermReadings, lengths: Mapping[str, float]) -> None:
+        """Warns of a term that contributes practically nothing, or cannot be weighed.
+
+        Args:
+            readings: The readings of the epoch.
+            lengths: As in `keras_jointloss.callbacks._untrained_terms.untrained_term`.
+        """
         rule = self._terms.weighting
         if rule is None:
             return
-        factors = {
-            name: x
-            for name, x in rule.factors.items()
-            if x >= rule.intended_below and not self._terms[name].is_off
+        trained = {
+            name: reading
+            for name, reading in readings.kept["train"].items()
+            if not self._terms[name].is_off and math.isfinite(reading.get("loss", math.nan))
         }
-        if len(factors) < 2:
-            return
-        least, most = min(factors, key=factors.__getitem__), max(factors, key=factors.__getitem__)
-        if factors[most] > rule.widest_ratio * factors[least]:
-            self._once(
-                "factors",
-                f"{type(rule).__name__} weights the term {most!r} with {factors[most]:.3g} and the "
-                f"term {least!r} with {factors[least]:.3g}: {least!r} is hardly trained any more, "
-                "unless its loss is larger by as much. A loss near 0 or a bound out of reach can "
-                "cause this. Limit the weights with `min_weight` and `max_weight`, or, in a rule "
-                "with a `floor`, raise it.",
-            )
+        untrained = untrained_term(rule, self._terms, trained, lengths)
+        if untrained is not None:
+            self._once("factors", untrained)
+        limit = rule.describe_limit({name: x["loss"] for name, x in trained.items()})
+        if limit is not None:
+            self._once("limit", f"{type(rule).__name__}: {limit}")
 
     def of_monitors(self, callbacks: Iterable[Any], logs: Mapping[str, Any]) -> None:
         """Warns of callbacks that compare a total from different weights.

@@ -72,9 +72,10 @@ class JointLossCallback(keras.callbacks.Callback):
     slashes: `gradients_conflict`. `summary` returns a table of it, as does `kj.report(history)`.
 
     Warnings: of each term whose loss is not finite, of the terms whose gradients were the first to
-    be non-finite, if the weights did not move in every step of an epoch, if a weighting gives one
-    term more than 10,000 times the weight of another, and if `EarlyStopping`, `ReduceLROnPlateau`
-    or `ModelCheckpoint` compares `loss` or `val_loss` of epochs with different weights.
+    be non-finite, if the weights did not move in every step of an epoch, if under a
+    weighting a term contributes less than 1/10,000 of another, by its weight or from the beginning
+    by its size, and if `EarlyStopping`, `ReduceLROnPlateau` or `ModelCheckpoint` compares `loss` or
+    `val_loss` of epochs with different weights.
 
     Args:
         log_dir: The folder for TensorBoard, or `None` to write nothing.
@@ -296,6 +297,7 @@ class JointLossCallback(keras.callbacks.Callback):
         # Loss scaling deliberately tries scales that are too large and skips these steps.
         if not isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer):
             self._warnings.of_gradients(self._gradients, statistics)
-        self._warnings.of_factors()
+        lengths = self._gradients.lengths(statistics, self._terms)
+        self._warnings.of_factors(self._readings, lengths)
         owner = enclosing_callbacks()
         self._warnings.of_monitors([] if owner is None else owner.callbacks, logs)

@@ -33,11 +33,14 @@ class BoundRule(keras.metrics.Metric):
     by_term: ClassVar[Mapping[str, bool]]
     widest_ratio: float
     intended_below: float
+    small_weight_remedy: ClassVar[str | None]
+    small_loss_remedy: ClassVar[str | None]
     update_every: int
     warmup_steps: int
     on_nonfinite: str
     initial_weight: Callable[[int], Any]
     readout: Callable[[dict], dict]
+    describe_limit: Callable[[Mapping[str, float]], str | None]
 
     def __init__(self, name: str, dtype: str):
         super().__init__(name=name, dtype=dtype)

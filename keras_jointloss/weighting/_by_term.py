@@ -11,6 +11,12 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_jointloss._validation import validate_by_name, validate_number
 from keras_jointloss.terms.given_weight import deserialize_weight, validate_schedule
 
+#: What helps where a loss that reaches 0 takes all the weight.
+FLOOR_REMEDY = (
+    "A loss near 0 takes the weight of the others: give that term a `floor`, or all terms a "
+    "`min_weight`."
+)
+
 
 def validate_by_term(
     values: Any, argument: str, minimum: float = -math.inf, exclusive: bool = False
@@ -61,6 +67,25 @@ def raise_to_floor(losses, floor: Any, terms: Iterable[str], step):
     least = keras.config.epsilon()
     values = least if floor is None else floor
     return ops.maximum(losses, tensor_by_term(values, terms, least, step, losses.dtype))
+
+
+def describe_default_floor(losses: Mapping[str, float], floor: Any) -> str | None:
+    """Returns a sentence on a loss below the floor that holds by default; `None` if there is none.
+
+    Args:
+        losses: The mean losses of an epoch by the name of the term.
+        floor: What `validate_floor` returned.
+    """
+    least, chosen = keras.config.epsilon(), floor if isinstance(floor, Mapping) else {}
+    for name, loss in losses.items() if floor is None or chosen else ():
+        if loss < least and name not in chosen:
+            return (
+                f"the loss of the term {name!r} is {loss:.3g} and counts as {least:g}, the least "
+                "without a `floor`. Its part falls with it, and the weights of the others do not "
+                "recover. Give it a `floor`: on the scale of the other losses if the term is "
+                "solved, below its own size if it is not."
+            )
+    return None
 
 
 def tensor_by_term(values: Any, terms: Iterable[str], default: float, step, dtype: str):

@@ -16,6 +16,12 @@ from keras_jointloss._validation import (
 )
 from keras_jointloss.weighting._bound_rule import BoundRule
 
+#: What helps in a rule that ignores the size of the losses.
+SCALE_REMEDY = (
+    "This rule ignores the size of a loss: scale the losses with the `weights` of `joint_loss`, or "
+    "take a rule that makes up for it, such as `Uncertainty`."
+)
+
 
 class Weighting(BoundRule):
     """Base class of the rules that adapt the weights of all terms from their losses.
@@ -87,11 +93,18 @@ class Weighting(BoundRule):
     corrects_bias = False
     #: Whether `update` needs `given_weights`, the user's weights of the next step.
     needs_given_weights = False
-    #: The callback warns if the largest weight is more than this many times the smallest: then one
-    #: term has practically all the weight. Infinite for a rule that returns 0 on purpose.
+    #: The callback warns of a term that contributes less than this part of what another does, be it
+    #: through its weight or through its loss. Infinite for no warning.
     widest_ratio = 1e4
     #: This warning ignores smaller weights: the rule returns them on purpose.
     intended_below = 0.0
+    #: What this warning advises if the weight is so small; `None` if that is on purpose.
+    small_weight_remedy: ClassVar[str | None] = (
+        "Limit the weights with `min_weight` and `max_weight`."
+    )
+    #: What this warning advises if the loss is so small from the beginning; `None` for a rule that
+    #: takes care of that.
+    small_loss_remedy: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -147,6 +160,16 @@ class Weighting(BoundRule):
             state: The state of the rule: `(terms,)` for each name.
         """
         return {}
+
+    def describe_limit(self, losses: Mapping[str, float]) -> str | None:
+        """Returns a sentence if the rule cannot weigh losses of this size, or else `None`.
+
+        The callback warns with it, once.
+
+        Args:
+            losses: The mean losses of an epoch by the name of the term.
+        """
+        return None
 
     def bind_gradients(self, layers: Sequence[Any]) -> None:
         """Connects the rule to a layer that reports the gradients of the terms, if it needs any.

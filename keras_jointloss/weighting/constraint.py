@@ -66,6 +66,7 @@ class Constraint(Weighting):
     by_term: ClassVar = {"bounds": False}
     # A multiplier falls where its constraint holds without it.
     intended_below = 1.0
+    small_weight_remedy = "A bound out of reach causes this: raise it, or set `max_weight`."
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_jointloss._math import divide_or_0
 from keras_jointloss._validation import validate_number
-from keras_jointloss.weighting.base import Weighting
+from keras_jointloss.weighting.base import SCALE_REMEDY, Weighting
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -47,6 +47,7 @@ class DynamicWeightAverage(Weighting):
         "before_last": 0.0,
     }
     minimum_loss = 0.0
+    small_loss_remedy = SCALE_REMEDY
 
     def __init__(self, temperature: float = 2.0, **kwargs):
         super().__init__(**kwargs)

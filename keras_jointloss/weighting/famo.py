@@ -9,6 +9,8 @@ from keras import ops
 from keras_jointloss._validation import validate_number
 from keras_jointloss.weighting._adam import ADAM_STATE, adam_step
 from keras_jointloss.weighting._by_term import (
+    FLOOR_REMEDY,
+    describe_default_floor,
     raise_to_floor,
     validate_floor,
 )
@@ -67,6 +69,7 @@ class FAMO(Weighting):
         "log_loss": float("inf"),  # None yet.
     }
     by_term: ClassVar = {"floor": False}
+    small_weight_remedy = FLOOR_REMEDY
 
     def __init__(
         self,
@@ -96,6 +99,10 @@ class FAMO(Weighting):
         logit = logit - adam_step(state, gradient, self.learning_rate, has_previous)
         state.update({"logit": logit, "log_loss": log_loss})
         return ops.softmax(logit - log_loss)
+
+    def describe_limit(self, losses):
+        excess = {name: loss - self.minimum_loss for name, loss in losses.items()}
+        return describe_default_floor(excess, self.floor)
 
     def get_config(self) -> dict:
         return {

@@ -7,6 +7,8 @@ import keras
 from keras import ops
 
 from keras_jointloss.weighting._by_term import (
+    FLOOR_REMEDY,
+    describe_default_floor,
     raise_to_floor,
     validate_floor,
 )
@@ -52,6 +54,7 @@ class GeometricMean(Weighting):
 
     minimum_loss = 0.0
     by_term: ClassVar = {"floor": False}
+    small_weight_remedy = FLOOR_REMEDY
 
     def __init__(self, floor: float | Mapping[str, Any] | None = None, **kwargs):
         super().__init__(**kwargs)
@@ -64,3 +67,6 @@ class GeometricMean(Weighting):
         count = len(self.terms)
         logarithms = ops.log(raise_to_floor(losses, self.floor, self.terms, step))
         return ops.exp(ops.sum(logarithms) / count - logarithms) / count
+
+    def describe_limit(self, losses):
+        return describe_default_floor(losses, self.floor)

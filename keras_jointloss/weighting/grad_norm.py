@@ -66,6 +66,10 @@ class GradNorm(Weighting):
         "number": 0.0,
     }
     minimum_loss = 0.0
+    small_weight_remedy = (
+        "The logarithms of the weights move by about `learning_rate` in a step: raise it, or bring "
+        "the losses nearer to each other with the `weights` of `joint_loss`."
+    )
 
     def __init__(self, alpha: float = 1.5, learning_rate: float = 0.025, **kwargs):
         super().__init__(**kwargs)

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_jointloss._math import scramble
 from keras_jointloss._validation import validate_seed
-from keras_jointloss.weighting.base import Weighting
+from keras_jointloss.weighting.base import SCALE_REMEDY, Weighting
 
 
 def random_normal(count: int, seed: int, step):
@@ -56,6 +56,8 @@ class RandomWeighting(Weighting):
     >>> RandomWeighting(seed=1).get_config()["seed"]
     1
     """
+
+    small_loss_remedy = SCALE_REMEDY
 
     def __init__(self, seed: int = 0, **kwargs):
         super().__init__(**kwargs)

@@ -56,6 +56,10 @@ class Shares(Weighting):
     """
 
     minimum_loss = 0.0
+    small_loss_remedy = (
+        "This rule raises a weight no further than to `max_weight`, and for losses down to 1e-7 of "
+        "the total: bring the losses nearer to each other with the `weights` of `joint_loss`."
+    )
     by_term: ClassVar = {"shares": True}
     corrects_bias = True
     needs_given_weights = True

@@ -45,6 +45,12 @@ class SmoothTchebycheff(Weighting):
     """
 
     initial_state: ClassVar = {"least": float("inf")}
+    # The rule concentrates on the worst term, whatever the weights of the others are.
+    small_weight_remedy = None
+    small_loss_remedy = (
+        "This rule compares the losses themselves: raise `smoothness`, or scale the losses with "
+        "`preference` or with the `weights` of `joint_loss`."
+    )
 
     def __init__(self, preference: list[float] | None = None, smoothness: float = 1.0, **kwargs):
         super().__init__(**kwargs)
