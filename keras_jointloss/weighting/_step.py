@@ -74,8 +74,10 @@ def _updated(rule, state, losses, is_present, step):
     loss, seen = losses, ops.ones_like(losses)
     if rule.ema and rule.corrects_bias:
         # The sum of the weights of all losses so far, by which a mean from 0 would be divided.
-        seen = rule.ema * state["seen"] + (1 - rule.ema)
-        loss = state["loss"] + (1 - rule.ema) / seen * (losses - state["loss"])
+        previous = rule.ema * state["seen"]
+        seen = previous + (1 - rule.ema)
+        # A sum of positive parts: a difference of losses of unlike size would lose the smaller.
+        loss = (previous * state["loss"] + (1 - rule.ema) * losses) / seen
     elif rule.ema:
         smoothed = rule.ema * state["loss"] + (1 - rule.ema) * losses
         loss = ops.where(state["seen"] > 0, smoothed, losses)

@@ -9,6 +9,9 @@ from keras import ops
 from keras_jointloss._validation import validate_number
 from keras_jointloss.weighting.base import Weighting
 
+#: Smaller losses count as this.
+_SMALLEST_LOSS = 1e-12
+
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class Uncertainty(Weighting):
@@ -23,11 +26,16 @@ class Uncertainty(Weighting):
 
         s_i <- s_i - learning_rate * 1/2 (1 - exp(-s_i) loss_i)
 
-    With `analytic=True`, `s_i` is the minimizer `log(loss_i)` itself, for the smoothed loss.
+    A step that would go past the minimizer `log(loss_i)` ends there. A large loss thus contributes
+    its share, 1/2, from the second step on. The weight of a small loss grows by at most the factor
+    `exp(learning_rate / 2)` in a step: with the default, that of a loss of 1e-3 takes 550 steps.
+
+    With `analytic=True`, `s_i` is the minimizer `log(loss_i)` itself, for the smoothed loss: a loss
+    of any size contributes its share from the second step on.
 
     The logs include `<term>_noise`, `exp(s_i / 2)`: the standard deviation of the task's noise if
-    its loss is a mean squared error. The weight of a loss that approaches 0 grows without bound
-    unless `max_weight` limits it.
+    its loss is a mean squared error. The weight of a loss that approaches 0 grows until the loss
+    counts as 1e-12, unless `max_weight` limits it.
 
     Args:
         learning_rate: The step size for `s`.
@@ -50,6 +58,10 @@ class Uncertainty(Weighting):
 
     initial_state: ClassVar = {"log_variance": 0.0}
     minimum_loss = 0.0
+    small_weight_remedy = (
+        "Its loss fell faster than its weight grows: set `analytic=True`, a larger `learning_rate` "
+        "or `min_weight`."
+    )
 
     def __init__(
         self,
@@ -66,12 +78,15 @@ class Uncertainty(Weighting):
         return 0.5
 
     def update(self, losses, step):
-        if self.analytic:
-            log_variance = ops.log(ops.maximum(losses, keras.config.epsilon()))
-        else:
-            log_variance = self.state["log_variance"]
-            slope = 0.5 * (1 - ops.exp(-log_variance) * losses)
-            log_variance = log_variance - self.learning_rate * slope
+        losses = ops.maximum(losses, _SMALLEST_LOSS)
+        minimizer = log_variance = ops.log(losses)
+        if not self.analytic:
+            ratio = ops.exp(-self.state["log_variance"]) * losses
+            decrement = self.learning_rate * (0.5 * (1 - ratio))
+            # Both from the same ratio, so that rounding near the minimizer is no step past it.
+            is_past = ops.abs(decrement) > ops.abs(ops.log(ratio))
+            descended = self.state["log_variance"] - decrement
+            log_variance = ops.where(is_past, minimizer, descended)
         self.state["log_variance"] = log_variance
         return 0.5 * ops.exp(-log_variance)
 
