@@ -47,6 +47,26 @@ def enclosing_callbacks() -> keras.callbacks.CallbackList | None:
     return next((x for x in owners if isinstance(x, keras.callbacks.CallbackList)), None)
 
 
+def running_callbacks() -> list[keras.callbacks.Callback]:
+    """Returns the callbacks of the list whose hook is running."""
+    owner = enclosing_callbacks()
+    return [] if owner is None else list(owner.callbacks)
+
+
+def evaluation_logs() -> dict[str, float]:
+    """Returns the values that the running `evaluate` is to return; callbacks receive a copy.
+
+    They are known at `on_test_end`. Outside of `evaluate` there are none.
+    """
+    for frame in _callers():
+        if frame.f_code.co_name == "evaluate" and isinstance(
+            frame.f_locals.get("self"), keras.Model
+        ):
+            logs = frame.f_locals.get("logs")
+            return logs if isinstance(logs, dict) else {}
+    return {}
+
+
 def enclosing_scope() -> keras.StatelessScope | None:
     """Returns the scope of the running `stateless_call` of a model, or `None`.
 

@@ -64,8 +64,9 @@ def joint_loss(
     with axes, for an item, such as `keras.losses.Dice`, receives 0 for missing targets and their
     predictions. The logs contain `<name>_labelled_loss`, the mean over the labelled targets, and
     with the callback `<name>_labelled`, their share. With several outputs, Keras' own `<name>_loss`
-    in progress bar and `evaluate` counts a batch by its size, a batch without labels as 0, too; in
-    `History` and TensorBoard it is the mean over the labelled targets.
+    counts a batch by its size, a batch without labels as 0, too. With the callback, the logs of an
+    epoch and of `evaluate` have the mean over the labelled targets there, but not the progress bar
+    during an epoch.
 
     Without `missing`, a `sample_weight` of 0 leaves items out, too, but Keras' default reduction
     divides by the number of all items: a term with a quarter of labels then weighs a quarter. The

@@ -38,6 +38,12 @@ class ModelTerms(Mapping[str, TermWeight]):
                 "`keras_jointloss.joint_loss`, or add a `ContrastiveTerm` or a `GradientBalancer` "
                 f"to it. Received: model {model.name!r} without any of these"
             )
+        #: The terms of each output with several losses, of which Keras logs the weighted sum.
+        self.output_sums = {
+            output: list(losses)
+            for output, losses in find_losses(model).items()
+            if isinstance(model.loss, Mapping | list) and output not in losses
+        }
         _validate_form(model)
         rules = [weight.weighting for weight in self.output_weights.values()]
         #: The rule that adapts the weights, or `None`.

@@ -55,10 +55,12 @@ def test_parts_add_up_to_the_total_with_masks_and_a_smaller_last_batch():
     history = model.fit(x, y, epochs=2, callbacks=[callback], **options).history
 
     dense, kernel = (model.layers[i].get_weights() for i in (2, 5))
-    penalty = 0.1 * np.mean((x @ dense[0] + dense[1]) ** 2)
-    other = penalty + 0.05 * np.sum(kernel[0] ** 2)
+    penalties = 0.1 * np.mean((x @ dense[0] + dense[1]) ** 2, axis=1)
+    penalty = 0.05 * np.sum(kernel[0] ** 2)
     assert sorted(records.tags["train"]["joint_loss/total"]) == [2, 3, 4, 6]
-    for run in records.tags.values():
+    # The last point of the training has the last two of three batches.
+    for run, first in (("train", 16), ("validation", 0)):
+        other, run = penalties[first:].mean() + penalty, records.tags[run]
         for step, total in run["joint_loss/total"].items():
             weighted = [run[f"joint_loss/{part}/weighted"][step] for part in ("a", "pair")]
             assert run["joint_loss/other"][step] + sum(weighted) == pytest.approx(total, 1e-6)
@@ -66,7 +68,7 @@ def test_parts_add_up_to_the_total_with_masks_and_a_smaller_last_batch():
             assert sum(shares) == pytest.approx(1.0, abs=1e-6)
         assert run["joint_loss/other"][6] == pytest.approx(other, 1e-4)
     assert history["val_loss"][-1] == records.tags["validation"]["joint_loss/total"][6]
-    assert history["pair_share"][-1] == records.tags["train"]["joint_loss/pair/share"][6]
+    assert history["val_pair_share"][-1] == records.tags["validation"]["joint_loss/pair/share"][6]
 
 
 def test_model_of_terms_alone_has_no_other_loss():
@@ -79,7 +81,7 @@ def test_model_of_terms_alone_has_no_other_loss():
 class Terms(dict):
     """Terms without a model."""
 
-    weighting = None
+    weighting, output_sums = None, {}
 
 
 def test_term_of_some_batches_counts_by_their_share_of_the_items():

@@ -63,22 +63,19 @@ def regularization(model) -> float:
 
 
 class RecordsRegularization(keras.callbacks.Callback):
-    """Averages the regularization loss before each step over the items of an epoch."""
+    """Records the regularization loss before each step, and the number of items of the step."""
 
     def __init__(self):
         super().__init__()
-        self.means = {}
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.sums = [0.0, 0.0]
+        self.steps = []
 
     def on_train_batch_begin(self, batch, logs=None):
-        items = min(BATCH, ITEMS - batch * BATCH)
-        self.sums[0] += items * regularization(self.model)
-        self.sums[1] += items
+        self.steps.append((regularization(self.model), min(BATCH, ITEMS - batch * BATCH)))
 
-    def on_train_batch_end(self, batch, logs=None):
-        self.means[len(self.means) + 1] = self.sums[0] / self.sums[1]
+    def mean(self, start, end):
+        """Returns the mean over the items from one training step to another."""
+        values, items = zip(*self.steps[start:end], strict=True)
+        return np.average(values, weights=items)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +94,9 @@ def test_logged_values_are_consistent(update_freq, tmp_path):
     }[update_freq]
     assert sorted(train["joint_loss/total"]) == steps
     assert sorted(validation["joint_loss/total"]) == [6, 12, 18]
-    for run, means in ((train, others.means), (validation, None)):
+    starts = {step: max([0, *(x for x in (*steps, 6, 12) if x < step)]) for step in steps}
+    trained = {step: others.mean(start, step) for step, start in starts.items()}
+    for run, means in ((train, trained), (validation, None)):
         for step, total in run["joint_loss/total"].items():
             weighted = sum(run[f"joint_loss/{term}/weighted"][step] for term in TERMS)
             if means is not None:

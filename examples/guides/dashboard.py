@@ -42,7 +42,8 @@ def build(weight):
 ## Log a training
 
 `JointLossCallback("logs/NAME")` writes the runs `train` and `validation` to that folder, once an
-epoch or, with `update_freq=10`, every ten batches. They are on the disk ten seconds later at most.
+epoch or, with `update_freq=10`, every ten batches, each time the means since the last point. They
+are on the disk ten seconds later at most.
 With `hparams=` the training is a row in TensorBoard's HParams tab: your values, weights, weighting
 and aggregator, beside the last losses and metrics. `RetrievalEvaluation` adds its recalls to the
 same folder.

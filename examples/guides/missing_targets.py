@@ -84,8 +84,10 @@ for key in ("digit_labelled", "digit_labelled_loss", "ink_labelled", "ink_labell
 
 """
 `<term>_labelled` is the share of labelled targets, and `<term>_labelled_loss` their mean loss. With
-several outputs, the progress bar and `evaluate` show Keras' own `<term>_loss`, which weights each
-batch by its size, and counts a batch without any label as 0. Read `<term>_labelled_loss` there.
+several outputs, Keras' own `<term>_loss` weights each batch by its size, and counts a batch without
+any label as 0. With a `JointLossCallback`, the logs of an epoch and of `evaluate` have the mean
+over the labelled targets there, too. The progress bar does not during an epoch: read
+`<term>_labelled_loss`.
 
 ## The trap: sample weights of 0
 

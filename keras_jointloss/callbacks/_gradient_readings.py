@@ -1,7 +1,10 @@
 """The logged values of the layers that combine gradients."""
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from keras_jointloss.layers._gradient_combination import GradientCombination
 from keras_jointloss.layers._gradient_record import GradientStatistics
@@ -9,6 +12,8 @@ from keras_jointloss.tensorboard import heat_map
 
 #: Statistics by the tag prefix of their layer.
 Statistics = dict[str, GradientStatistics]
+#: The sums of which they are the means, likewise.
+Totals = dict[str, np.ndarray]
 
 
 class GradientReadings:
@@ -29,9 +34,24 @@ class GradientReadings:
         for layer in self._layer_of.values():
             layer.reset_statistics()
 
-    def read(self) -> Statistics:
-        """Returns the statistics since the last reset."""
-        statistics = {prefix: layer.statistics() for prefix, layer in self._layer_of.items()}
+    def sums(self) -> Totals:
+        """Returns the sums since the last reset, to read differences of them."""
+        records = {prefix: layer.record for prefix, layer in self._layer_of.items()}
+        return {prefix: x.totals() for prefix, x in records.items() if x is not None}
+
+    def read(self, now: Totals | None = None, since: Totals | None = None) -> Statistics:
+        """Returns the statistics since the last reset, or between two times.
+
+        Args:
+            now: The sums, by default the current ones.
+            since: Earlier sums after the same reset.
+        """
+        now, since = self.sums() if now is None else now, since or {}
+        statistics = {
+            prefix: layer.record.read(now[prefix] - since.get(prefix, 0.0))
+            for prefix, layer in self._layer_of.items()
+            if layer.record is not None and prefix in now
+        }
         return {prefix: value for prefix, value in statistics.items() if value is not None}
 
     def lengths(self, statistics: Statistics, terms: Collection[str]) -> dict[str, float]:
@@ -46,12 +66,22 @@ class GradientReadings:
         return {}
 
     def to_tags(self, statistics: Statistics) -> dict[str, float]:
-        """Returns the statistics by TensorBoard tag."""
-        return {
+        """Returns the statistics by TensorBoard tag, without those that are unknown."""
+        tags = {
             f"{prefix}/{tag}": value
             for prefix, of_layer in statistics.items()
             for tag, value in of_layer.to_tags(self._layer_of[prefix].terms).items()
         }
+        return {tag: value for tag, value in tags.items() if not math.isnan(value)}
+
+    def to_logs(self, statistics: Statistics) -> dict[str, float]:
+        """Returns the statistics by their names in the Keras logs, NaN for unknown ones."""
+        logs = {}
+        for prefix, layer in self._layer_of.items():
+            of_layer = statistics.get(prefix, GradientStatistics.unknown(len(layer.terms)))
+            for tag, value in of_layer.to_tags(layer.terms).items():
+                logs[f"{prefix}/{tag}".replace("/", "_")] = value
+        return logs
 
     def heat_maps(self, statistics: Statistics) -> Iterator[tuple[str, Any, str]]:
         """Yields pictures of the cosines: tag, picture and description."""

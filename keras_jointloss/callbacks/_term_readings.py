@@ -1,7 +1,7 @@
 """The logged values of the terms of a model: losses, weights and shares."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import keras
 
@@ -9,11 +9,12 @@ from keras_jointloss.callbacks._fixed_total import FixedTotal
 from keras_jointloss.model_terms import ModelTerms
 from keras_jointloss.reports import Contribution, Report, RunReport, is_rounding, rest, share
 from keras_jointloss.terms.layer_weight import LayerWeight
+from keras_jointloss.terms.means import Totals
 
 #: The values to log, by term and by name.
 Readings = dict[str, dict[str, float]]
-#: The prefixes of the Keras logs by run.
-_PREFIXES = {"train": "", "validation": "val_"}
+#: The runs, with the prefixes of their values in the Keras logs.
+RUNS = {"train": "", "validation": "val_"}
 
 
 class TermReadings:
@@ -56,18 +57,32 @@ class TermReadings:
             if isinstance(term, LayerWeight):
                 term.reset()
 
-    def read(self) -> Readings:
-        """Returns the current values."""
+    def sums(self) -> dict[str, Totals]:
+        """Returns the current sums of the terms, to read differences of them."""
+        return {name: term.totals() for name, term in self._terms.items()}
+
+    def read(
+        self, now: Mapping[str, Totals] | None = None, since: Mapping[str, Totals] | None = None
+    ) -> Readings:
+        """Returns the current values, with means since the last reset, or between two times.
+
+        Args:
+            now: The sums of the terms, by default the current ones.
+            since: Earlier sums.
+        """
+        now, since = self.sums() if now is None else now, since or {}
+        totals = {name: x.since(since.get(name)) for name, x in now.items()}
         rule = self._terms.weighting
         others = {} if rule is None else rule.read()
         readings = {
-            name: {**term.read(), **others.get(name, {})} for name, term in self._terms.items()
+            name: {**term.read(totals[name]), **others.get(name, {})}
+            for name, term in self._terms.items()
         }
         # Keras averages the total over all batches, and a layer may be called in some only.
-        sizes = {name: term.means.size for name, term in self._terms.items()}
+        size = max((x.size for x in totals.values()), default=0)
         for name, reading in readings.items():
             if "weighted" in reading:
-                reading["weighted"] *= sizes[name] / max(sizes.values())
+                reading["weighted"] *= totals[name].size / size
         return readings
 
     def keep_train(self, has_means: bool) -> None:
@@ -83,29 +98,58 @@ class TermReadings:
                     reading.pop(key, None)
 
     def to_logs(self) -> dict[str, float]:
-        """Returns the kept readings by their names in the Keras logs."""
+        """Returns the kept readings by their names in the Keras logs, NaN for those of no item."""
         logs = {}
         for run, readings in self.kept.items():
+            prefix = RUNS[run]
             for name, reading in readings.items():
-                values = {key: value for key, value in reading.items() if key != "weighted"}
-                if "weighted" in reading and run in self.totals:
-                    values["share"] = share(reading["weighted"], self.totals[run])
-                logs.update({f"{_PREFIXES[run]}{name}_{key}": x for key, x in values.items()})
-            fixed = self.fixed_total(readings)
-            if fixed is not None:
-                logs[f"{_PREFIXES[run]}joint_loss"] = fixed
+                weighted = reading.get("weighted", math.nan)
+                values = {"loss": math.nan, **reading, "share": share(weighted, self.totals[run])}
+                if self._terms[name].has_missing_targets:
+                    values.setdefault("labelled", math.nan)
+                values.pop("weighted", None)
+                logs.update({f"{prefix}{name}_{key}": x for key, x in values.items()})
+            if self._fixed_total is not None:
+                fixed = self.fixed_total(readings)
+                logs[f"{prefix}joint_loss"] = math.nan if fixed is None else fixed
         return logs
+
+    def mend(self, logs: dict[str, float], run: str, prefix: str = "") -> None:
+        """Replaces the losses of terms in the Keras logs by those of the kept readings.
+
+        Keras' own may count a smaller last batch fully, or count missing targets. For an output
+        with several losses, Keras logs their weighted sum.
+
+        Args:
+            logs: The logs.
+            run: The run of the readings.
+            prefix: The prefix of its values in the logs.
+        """
+        readings = self.kept[run]
+        losses = {name: x.get("loss", math.nan) for name, x in readings.items()}
+        losses.update({f"{name}_labelled": loss for name, loss in losses.items()})
+        for output, terms in self._terms.output_sums.items():
+            losses[output] = sum(readings[name].get("weighted", math.nan) for name in terms)
+        named = {f"{prefix}{name}_loss": loss for name, loss in losses.items()}
+        logs.update({key: loss for key, loss in named.items() if key in logs})
 
     def fixed_total(self, readings: Readings) -> float | None:
         """Returns the total of readings at fixed weights, or `None` if there is none."""
         return None if self._fixed_total is None else self._fixed_total.of(readings)
 
-    def to_tags(self, readings: Readings, total: float) -> dict[str, float]:
+    def to_tags(
+        self,
+        readings: Readings,
+        total: float,
+        epoch: tuple[Readings, float] | None = None,
+    ) -> dict[str, float]:
         """Returns readings by TensorBoard tag.
 
         Args:
             readings: As `read` returns them.
             total: The loss of the model.
+            epoch: Readings and loss since the start of the epoch, whose rounding is smaller than
+                that of a few batches; by default the same.
         """
         values = {"joint_loss/total": total}
         for name, reading in readings.items():
@@ -113,8 +157,11 @@ class TermReadings:
                 values[f"joint_loss/{name}/{'raw' if key == 'loss' else key}"] = value
             if "weighted" in reading:
                 values[f"joint_loss/{name}/share"] = share(reading["weighted"], total)
-        other = self._other(readings, total)
-        if other is not None:
+        self._find_other(*((readings, total) if epoch is None else epoch))
+        weighted = _weighted(readings)
+        # Without any, another callback has evaluated the model, which reset the means.
+        if self._has_other and weighted:
+            other = rest(total, weighted)
             values["joint_loss/other"] = other
             values.setdefault("joint_loss/other/share", share(other, total))
         fixed = self.fixed_total(readings)
@@ -122,33 +169,21 @@ class TermReadings:
             values["joint_loss/fixed_total"] = fixed
         return values
 
-    def _other(self, readings: Readings, total: float) -> float | None:
-        """Returns the loss that is part of no term, or `None` if there is none."""
-        weighted = [x["weighted"] for x in readings.values() if "weighted" in x]
-        if not weighted:
-            return None  # Another callback has evaluated the model, which reset the means.
+    def _find_other(self, readings: Readings, total: float) -> None:
+        """Finds out whether any loss is part of no term."""
+        weighted = _weighted(readings)
         other = rest(total, weighted)
-        if not self._has_other and math.isfinite(other):
+        if not self._has_other and weighted and math.isfinite(other):
             self._has_other = self._has_regularizers() or not is_rounding(other, total, weighted)
-        return other if self._has_other else None
 
     def keep_report(self) -> None:
         """Makes the kept readings the `report`."""
         runs = {}
-        for run in (run for run in _PREFIXES if run in self.totals):
+        for run in (run for run in RUNS if run in self.totals):
             total = self.totals[run]
             terms = {name: _contribution(x, total) for name, x in self.kept[run].items()}
             runs[run] = RunReport(terms, total)
         self.report = Report(runs)
-
-    def labelled_losses(self) -> dict[str, float]:
-        """Returns the kept losses of terms with missing targets by their names in the Keras logs.
-
-        Keras weights the mean of a batch by the size of the batch, not by its labelled items.
-        """
-        names = {f"{name}_loss" for name, term in self._terms.items() if term.has_missing_targets}
-        logs = self.to_logs()
-        return {key: logs[key] for key in logs if key.removeprefix("val_") in names}
 
     def nonfinite_losses(self) -> Iterator[tuple[str, float, str]]:
         """Yields the losses in the kept readings that are not finite: term, loss and run."""
@@ -162,6 +197,10 @@ def has_regularizers(model: keras.Model) -> bool:
     """Returns whether a trainable variable of the model has a regularizer."""
     variables = model.trainable_variables
     return any(getattr(variable, "regularizer", None) is not None for variable in variables)
+
+
+def _weighted(readings: Readings) -> list[float]:
+    return [x["weighted"] for x in readings.values() if "weighted" in x]
 
 
 def _contribution(reading: dict[str, float], total: float) -> Contribution:

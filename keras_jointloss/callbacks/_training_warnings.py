@@ -5,8 +5,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import keras
-
+from keras_jointloss.callbacks._comparing import compares
 from keras_jointloss.callbacks._gradient_readings import GradientReadings, Statistics
 from keras_jointloss.callbacks._term_readings import TermReadings
 from keras_jointloss.callbacks._untrained_terms import untrained_term
@@ -95,7 +94,7 @@ class TrainingWarnings:
             return
         for callback in callbacks:
             monitor = getattr(callback, "monitor", None)
-            if monitor in ("loss", "val_loss") and monitor in logs and _compares(callback):
+            if monitor in ("loss", "val_loss") and monitor in logs and compares(callback):
                 name = type(callback).__name__
                 self._once(
                     f"monitor {name}",
@@ -104,10 +103,3 @@ class TrainingWarnings:
                     "`mode='min'`, which `JointLossCallback(validation_weights=...)` logs at fixed "
                     "weights.",
                 )
-
-
-def _compares(callback: Any) -> bool:
-    """Returns whether a callback of Keras compares the values of epochs."""
-    if isinstance(callback, keras.callbacks.ModelCheckpoint):
-        return bool(callback.save_best_only)
-    return isinstance(callback, keras.callbacks.EarlyStopping | keras.callbacks.ReduceLROnPlateau)

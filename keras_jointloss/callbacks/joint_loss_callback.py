@@ -7,11 +7,18 @@ from typing import Any
 
 import keras
 
-from keras_jointloss._loops import enclosing_callbacks, move_to_front, running_loop
+from keras_jointloss._loops import (
+    evaluation_logs,
+    move_to_front,
+    running_callbacks,
+    running_loop,
+)
+from keras_jointloss.callbacks._comparing import forget_unknown
 from keras_jointloss.callbacks._fixed_total import FixedTotal, validate_fixed_weights
 from keras_jointloss.callbacks._gradient_readings import GradientReadings, Statistics
 from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_on_log
-from keras_jointloss.callbacks._term_readings import Readings, TermReadings, has_regularizers
+from keras_jointloss.callbacks._term_readings import RUNS, TermReadings, has_regularizers
+from keras_jointloss.callbacks._train_curves import TrainCurves, batches_between
 from keras_jointloss.callbacks._training_record import TrainingRecord, validate_hyperparameters
 from keras_jointloss.callbacks._training_warnings import TrainingWarnings
 from keras_jointloss.model_terms import ModelTerms
@@ -62,14 +69,19 @@ class JointLossCallback(keras.callbacks.Callback):
 
     under `gradients/<name of the layer>/` if there are several such layers.
 
-    Means run from the start of the epoch. `raw` weights the items that take part equally, the
-    others weight each batch by its size, as Keras averages `loss`. (In Keras' own `<term>_loss` a
-    smaller last batch may count fully.) TensorBoard's tab "Joint loss" shows all of them.
-    `log_dir` may be that of a `keras.callbacks.TensorBoard` in the same `fit`.
+    A point of `train` has the means since the last point or the start of the epoch. `raw` is the
+    mean over the items that take part, of missing targets over the labelled ones; as in the loss of
+    Keras, sample weights multiply the losses, not the number of items. `weighted` is the part of
+    `loss`, in which Keras weights each batch by its size: raw times a constant weight, unless the
+    batches differ in the share of items that take part. TensorBoard's tab "Joint loss" shows all of
+    them. `log_dir` may be that of a `keras.callbacks.TensorBoard` in the same `fit`.
 
     `History` contains `<term>_loss`, `<term>_weight` and `<term>_share` of every term, even where
     Keras does not show them itself, and the gradient statistics above, with underscores for
-    slashes: `gradients_conflict`. `summary` returns a table of it, as does `kj.report(history)`.
+    slashes: `gradients_conflict`. A value that an epoch does not have is NaN, and no point in
+    TensorBoard. Keras' own `<term>_loss`, in which a smaller last batch may count fully, stays in
+    the progress bar during an epoch; in the logs of the epoch and of `evaluate`, the mean `raw`
+    replaces it. `summary` returns a table of an epoch, as does `kj.report(history)`.
 
     Warnings: of each term whose loss is not finite, of the terms whose gradients were the first to
     be non-finite, if the weights did not move in every step of an epoch, if under a
@@ -119,36 +131,32 @@ class JointLossCallback(keras.callbacks.Callback):
         hparams: Mapping[str, Any] | None = None,
     ):
         super().__init__()
-        is_count = isinstance(update_freq, int) and not isinstance(update_freq, bool)
-        if not (update_freq in ("epoch", "batch") or (is_count and int(update_freq) >= 1)):
-            raise ValueError(
-                "Invalid value for argument `update_freq`. Expected 'epoch', 'batch' or a number "
-                f"of batches >= 1. Received: update_freq={update_freq!r}"
-            )
         self.log_dir = None if log_dir is None else os.fspath(log_dir)
         self.update_freq = update_freq
+        every = batches_between(update_freq)
         self.validation_weights = validate_fixed_weights(validation_weights, "validation_weights")
         self.on_log = validate_on_log(on_log)
         self.hparams = validate_hyperparameters(hparams)
         has_logs = self.log_dir is not None or on_log is not None
-        self._writes_batches = has_logs and update_freq != "epoch"
+        self._every = every if has_logs else None
         # Keras runs batch hooks in the background if all are safe there. Empty hooks are.
-        self.async_safe = not self._writes_batches
+        self.async_safe = self._every is None
         # Created for a model.
         self._terms: Any = None
         self._readings: Any = None
         self._gradients: Any = None
         self._summaries: Any = None
+        self._curves: Any = None
         self._record: Any = None
         self._warnings: Any = None
         self._get_metrics: Any = list
         self._is_validated = False
         self._is_training = False
-        # The training steps at which the epoch began and at which the `train` run was last written,
-        # and the number of batches that have begun in the epoch.
+        # The training step at which the epoch began, and how many of its batches have begun.
         self._begin_step = 0
-        self._written_step = 0
         self._batches = 0
+        # The logged values of the last epoch that are NaN.
+        self._unknown: set[str] = set()
 
     def set_model(self, model):
         super().set_model(model)
@@ -164,6 +172,9 @@ class JointLossCallback(keras.callbacks.Callback):
         self._record = TrainingRecord(self._summaries, terms, log_dir, self.hparams)
         self._warnings = TrainingWarnings(terms)
         self._get_metrics = lambda: model.metrics
+        self._curves = TrainCurves(
+            self._every, self._readings, self._gradients, self._summaries, self._get_metrics
+        )
         self._is_validated = False
 
     def on_train_begin(self, logs=None):
@@ -180,9 +191,11 @@ class JointLossCallback(keras.callbacks.Callback):
         if self._terms.clock.driver is self:
             self._terms.clock.start_epoch()
         self._warnings.start_epoch()
-        self._begin_step = self._written_step = self._training_step()
+        forget_unknown(running_callbacks(), self._unknown)
+        self._begin_step = step = self._training_step()
+        self._curves.start_epoch(step)
         self._batches = 0
-        self._record.start_epoch(epoch, self._begin_step, self.params or {})
+        self._record.start_epoch(epoch, step, self.params or {})
 
     def on_train_batch_begin(self, batch, logs=None):
         self._batches += 1
@@ -190,6 +203,7 @@ class JointLossCallback(keras.callbacks.Callback):
         if not self._terms.clock.is_on and self._terms.clock.driver is self:
             self._readings.kept = {}
             self._sync_state()
+            self._curves.skip(self._begin_step + batch)
             self._terms.clock.start()
 
     def on_train_batch_end(self, batch, logs=None):
@@ -197,11 +211,9 @@ class JointLossCallback(keras.callbacks.Callback):
             self._is_validated = True
             # Not through `self.model`, which on JAX writes to the variables while training runs.
             self._terms.validate_use(self._get_metrics())
-        if not self._writes_batches:
-            return
-        every = 1 if self.update_freq == "batch" else int(self.update_freq)
-        if (self._begin_step + batch + 1) // every > self._written_step // every:
-            self._write_train(self._read(), logs, self._gradients.to_tags(self._gradients.read()))
+        if self._curves.is_due(self._begin_step + batch + 1):
+            self._sync_state()
+            self._curves.write(self._training_step(), logs.get("loss", math.nan))
 
     def on_epoch_end(self, epoch, logs=None):
         self._keep_train_readings()
@@ -210,14 +222,14 @@ class JointLossCallback(keras.callbacks.Callback):
         step = self._training_step()
         statistics = self._gradients.read()
         self._warn(epoch, step, logs, statistics)
-        readings = self._readings.to_logs()
+        readings = {**self._readings.to_logs(), **self._gradients.to_logs(statistics)}
         for key, value in readings.items():
             logs.setdefault(key, value)
-        logs.update(self._readings.labelled_losses())
-        gradients = self._gradients.to_tags(statistics)
-        logs.update({tag.replace("/", "_"): value for tag, value in gradients.items()})
-        if step > self._written_step:
-            self._write_train(self._readings.kept["train"], logs, gradients)
+        for run in self._readings.kept:
+            self._readings.mend(logs, run, RUNS[run])
+        self._unknown = {key for key in readings if math.isnan(logs[key])}
+        total, kept = self._readings.totals["train"], self._readings.kept["train"]
+        self._curves.end_epoch(step, total, kept, statistics)
         self._summaries.images("train", self._gradients.heat_maps(statistics), step)
         self._record.end_epoch(epoch, step, logs, readings)
         if self._terms.weighting is not None:
@@ -236,13 +248,16 @@ class JointLossCallback(keras.callbacks.Callback):
         self._readings.reset_layer_terms()
 
     def on_test_end(self, logs=None):
-        readings = self._read()
+        self._sync_state()
+        readings = self._readings.read()
         total = float(logs.get("loss", math.nan))
         self._readings.kept["validation"] = readings
         self._readings.totals["validation"] = total
         fixed_total = self._readings.fixed_total(readings)
         if fixed_total is not None:
             logs["joint_loss"] = fixed_total
+        for values in (logs, evaluation_logs()):
+            self._readings.mend(values, "validation")
         tags = self._readings.to_tags(readings, total)
         self._summaries.scalars("validation", tags, self._training_step())
         if not self._is_training:
@@ -269,26 +284,19 @@ class JointLossCallback(keras.callbacks.Callback):
         """Copies the state of the step into the variables on JAX, as Keras does for `model`."""
         _ = self.model
 
-    def _read(self) -> Readings:
-        self._sync_state()
-        return self._readings.read()
-
     def _keep_train_readings(self) -> None:
         if "train" not in self._readings.kept:
             self._sync_state()
             # If the clock is off, another callback has already evaluated the model.
-            self._readings.keep_train(has_means=self._terms.clock.is_on)
+            has_means = self._terms.clock.is_on
+            self._readings.keep_train(has_means)
+            if has_means:
+                self._curves.keep()
 
     def _training_step(self) -> int:
         """Returns the number of batches that the model has been trained on."""
         step = self._terms.clock.step if self._is_training else None
         return optimizer_step(self.model) if step is None else step
-
-    def _write_train(self, readings: Readings, logs: dict, gradients: dict[str, float]) -> None:
-        step = self._training_step()
-        tags = {**self._readings.to_tags(readings, logs.get("loss", math.nan)), **gradients}
-        self._summaries.scalars("train", tags, step)
-        self._written_step = step
 
     def _warn(self, epoch: int, step: int, logs: dict, statistics: Statistics) -> None:
         if self._is_training and self._terms.clock.driver is self:
@@ -299,5 +307,4 @@ class JointLossCallback(keras.callbacks.Callback):
             self._warnings.of_gradients(self._gradients, statistics)
         lengths = self._gradients.lengths(statistics, self._terms)
         self._warnings.of_factors(self._readings, lengths)
-        owner = enclosing_callbacks()
-        self._warnings.of_monitors([] if owner is None else owner.callbacks, logs)
+        self._warnings.of_monitors(running_callbacks(), logs)

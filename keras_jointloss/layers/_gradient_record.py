@@ -1,5 +1,6 @@
 """The gradient statistics that the backward pass records, and their means over an epoch."""
 
+import math
 import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -41,7 +42,7 @@ class GradientStatistics(NamedTuple):
     nonfinite_step: np.ndarray
 
     def to_tags(self, terms: Sequence[str]) -> dict[str, float]:
-        """Returns the statistics by the names used in logs, without those that are `nan`.
+        """Returns the statistics by the names used in logs.
 
         Args:
             terms: The names of the terms.
@@ -54,7 +55,13 @@ class GradientStatistics(NamedTuple):
                 pair = f"{term}~{terms[j]}"
                 numbers[f"{pair}/cosine"] = float(self.cosines[i, j])
                 numbers[f"{pair}/conflict"] = float(self.conflicts[i, j])
-        return {tag: number for tag, number in numbers.items() if not np.isnan(number)}
+        return numbers
+
+    @classmethod
+    def unknown(cls, terms: int) -> "GradientStatistics":
+        """Returns what stands for the statistics of no step: `nan`."""
+        nan, square = np.full(terms, np.nan), np.full((terms, terms), np.nan)
+        return cls(nan, nan, square, square, math.nan, np.zeros(terms, "int64"))
 
 
 class StepRecord(NamedTuple):
@@ -260,11 +267,20 @@ class GradientRecord:
         """Whether no step has been recorded."""
         return not to_numpy(self.latest).any()
 
-    def read(self) -> GradientStatistics | None:
-        """Returns the means over the steps since the last `reset`; `None` if there were none."""
+    def totals(self) -> np.ndarray:
+        """Returns the rows of the sums since the last `reset`, with the latest step."""
         rows = to_numpy(self.sums).astype("float64")
         record = self.decode(ops.convert_to_tensor(to_numpy(self.latest).astype("float64")))
-        rows = ops.convert_to_numpy(self._extended(ops.convert_to_tensor(rows), record))
+        return ops.convert_to_numpy(self._extended(ops.convert_to_tensor(rows), record))
+
+    def read(self, rows: np.ndarray | None = None) -> GradientStatistics | None:
+        """Returns the means over the steps since the last `reset`; `None` if there were none.
+
+        Args:
+            rows: What `totals` returns, or the difference of two of its values, for the steps
+                between them.
+        """
+        rows = self.totals() if rows is None else rows
         if not rows[:-1].any():
             return None
         sums = _Sums.of(rows, self.terms)

@@ -29,7 +29,10 @@ def from_history(history: Any, name: str) -> Run:
         split, tag = _locate(key, terms, sets)
         numbers = np.array([float(x) for x in values], "float64")
         steps = _epochs_of(epochs, len(numbers)) * steps_per_epoch
-        splits[split][tag] = Series(steps, np.full(len(numbers), np.nan), numbers)
+        series = Series(steps, np.full(len(numbers), np.nan), numbers)
+        # Event files have no point where a gradient is unknown.
+        is_gradient = tag.startswith("gradients/")
+        splits[split][tag] = series.at(~np.isnan(numbers)) if is_gradient else series
     for tags in splits.values():
         _add_weighted(tags, terms)
     if not any(
@@ -103,9 +106,10 @@ def _add_weighted(tags: dict[str, Series], terms: list[str]) -> None:
             parts.append(values)
     if total is None or not parts:
         return
-    other = total.values - np.sum(np.nan_to_num(parts), axis=0)
-    size = np.abs([total.values, *parts]).max(axis=0)
-    if np.nanmax(np.abs(other) / np.maximum(size, 1e-30)) > 1e-4:  # Not from rounding alone.
+    computed = np.where(np.isnan(parts), 0.0, parts)
+    other = total.values - np.sum(computed, axis=0)
+    size = np.abs([total.values, *computed]).max(axis=0)
+    if np.any(np.abs(other) > 1e-4 * size):  # Not from rounding alone.
         tags["joint_loss/other"] = Series(total.steps, total.wall_times, other)
         with np.errstate(divide="ignore", invalid="ignore"):
             tags["joint_loss/other/share"] = Series(

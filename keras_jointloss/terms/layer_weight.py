@@ -11,6 +11,7 @@ from keras import ops
 from keras_jointloss._math import float_dtype, to_numpy
 from keras_jointloss._state import layer_state
 from keras_jointloss.terms.given_weight import Weight
+from keras_jointloss.terms.means import Totals
 from keras_jointloss.terms.weight import TermWeight
 
 
@@ -43,11 +44,14 @@ class LayerWeight(TermWeight):
         self.adapt()  # It is known only later whether a weighting needs this variable.
         # For each mean, the sums over items of the value and of 1.
         self._other_sums = {name: add_variable(name, (2,), 0.0, dtype=dtype) for name in means}
-        self._readings: dict[str, Callable[[], Any]] = {
+        self._finish, self._readings = dict(means), dict(readings)
+        #: The logged values by name, as functions that return a scalar tensor.
+        self.tensors = {
+            "loss": self.means.loss,
+            "weight": self.tensor,
             **readings,
-            **{name: partial(self._mean, name, finish) for name, finish in means.items()},
+            **{name: partial(self._mean, name) for name in means},
         }
-        self.tensors = {"loss": self.means.loss, "weight": self.tensor, **self._readings}
 
     @property
     def state(self) -> list:
@@ -58,15 +62,26 @@ class LayerWeight(TermWeight):
         sums = ops.cast(ops.stack([total, count]), self._other_sums[name].dtype)
         self._other_sums[name].assign_add(ops.stop_gradient(sums))
 
-    def _mean(self, name: str, finish: Callable[[Any], Any]):
-        sums = ops.convert_to_tensor(self._other_sums[name])
-        return finish(ops.divide_no_nan(sums[0], sums[1]))
+    def _mean(self, name: str, sums: Any = None):
+        variable = self._other_sums[name]
+        sums = ops.convert_to_tensor(variable if sums is None else sums, dtype=variable.dtype)
+        return self._finish[name](ops.divide_no_nan(sums[0], sums[1]))
 
     def reset(self) -> None:
         super().reset()
         for sums in self._other_sums.values():
             sums.assign(np.zeros(2))
 
-    def read(self) -> dict[str, float]:
-        others = {name: float(to_numpy(read())) for name, read in self._readings.items()}
-        return {**super().read(), **others}
+    def totals(self) -> Totals:
+        resets, own = super().totals()
+        others = [to_numpy(x).astype("float64") for x in self._other_sums.values()]
+        return Totals(resets, [*own, *others])
+
+    def read(self, totals: Totals | None = None) -> dict[str, float]:
+        totals = self.totals() if totals is None else totals
+        means = zip(self._other_sums, totals.sums[1:], strict=True)
+        return {
+            **super().read(totals),
+            **{name: float(to_numpy(read())) for name, read in self._readings.items()},
+            **{name: float(to_numpy(self._mean(name, sums))) for name, sums in means},
+        }

@@ -1,12 +1,48 @@
 """The running means of a term's contribution to the loss since the last reset."""
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
 
 from keras_jointloss._math import to_numpy
+
+
+class Totals(NamedTuple):
+    """The sums of a term at one time, on the host.
+
+    Attributes:
+        resets: How often they had been reset.
+        sums: First those of `Means`, then those of other means of the term.
+    """
+
+    resets: int
+    sums: list[np.ndarray]
+
+    def since(self, earlier: "Totals | None") -> "Totals":
+        """Returns what has been added since an earlier time, or since a reset after that."""
+        if earlier is None or earlier.resets != self.resets:
+            return self
+        pairs = zip(self.sums, earlier.sums, strict=True)
+        with np.errstate(invalid="ignore"):  # After an infinite loss the difference is NaN.
+            return Totals(self.resets, [new - old for new, old in pairs])
+
+    @property
+    def size(self) -> float:
+        """The number of items of all recorded batches."""
+        return float(self.sums[0][3])
+
+    def read(self) -> dict[str, float]:
+        """Returns `loss` and `weighted`, or an empty dict if no item was recorded."""
+        items, loss, weighted, size, _ = self.sums[0].tolist()
+        return {"loss": loss / items, "weighted": weighted / size} if items else {}
+
+    def labelled(self) -> float:
+        """Returns the share of the targets that are labelled; NaN if there were no targets."""
+        items, *_, targets = self.sums[0].tolist()
+        return items / targets if targets else math.nan
 
 
 class Means:
@@ -22,6 +58,7 @@ class Means:
         #: Sums over items of 1 and the loss; over whole batches of the weighted loss and of 1; the
         #: number of targets, labelled or not.
         self.sums = add_variable("sums", (5,), 0.0, dtype=dtype, aggregation="sum")
+        self._resets = 0
 
     def record(self, loss, items, weight, batch_size=None, targets=None) -> None:
         """Adds a step, within the compiled step.
@@ -47,21 +84,11 @@ class Means:
         items, loss, *_ = ops.unstack(ops.convert_to_tensor(self.sums))
         return ops.divide_no_nan(loss, items)
 
-    def labelled(self):
-        """Returns the share of the targets that are labelled as a scalar tensor."""
-        items, *_, targets = ops.unstack(ops.convert_to_tensor(self.sums))
-        return ops.divide_no_nan(items, targets)
-
     def reset(self) -> None:
         """Resets the means."""
         self.sums.assign(np.zeros(5))
+        self._resets += 1
 
-    def read(self) -> dict[str, float]:
-        """Returns `loss` and `weighted`, or an empty dict if no item was recorded."""
-        items, loss, weighted, size, _ = (float(x) for x in to_numpy(self.sums))
-        return {"loss": loss / items, "weighted": weighted / size} if items else {}
-
-    @property
-    def size(self) -> float:
-        """The number of items of all recorded batches."""
-        return float(to_numpy(self.sums)[3])
+    def totals(self) -> Totals:
+        """Returns the sums since the last `reset`."""
+        return Totals(self._resets, [to_numpy(self.sums).astype("float64")])

@@ -14,7 +14,7 @@ from keras_jointloss._loops import running_loop
 from keras_jointloss._math import to_numpy
 from keras_jointloss._validation import validate_number
 from keras_jointloss.terms.given_weight import Weight, validate_schedule, validate_weight
-from keras_jointloss.terms.means import Means
+from keras_jointloss.terms.means import Means, Totals
 
 #: What `advance` does in a training step: nothing; count it and move the weight along its schedule;
 #: only count it, as the term is switched off.
@@ -222,18 +222,26 @@ class TermWeight:
                 stacklevel=2,
             )
 
-    def read(self) -> dict[str, float]:
+    def totals(self) -> Totals:
+        """Returns the sums of all means of the term."""
+        return self.means.totals()
+
+    def read(self, totals: Totals | None = None) -> dict[str, float]:
         """Returns the values to log.
 
+        Args:
+            totals: The sums of the means, by default those since the last `reset`.
+
         Returns:
-            `weight`, the current weight, and, if the term was computed since the last `reset`,
-            `loss`, the mean of the raw loss over its items, and `weighted`, the mean of the
-            weighted loss over the items of the batches. If its targets may be missing, also
-            `labelled`, the share of those that are not.
+            `weight`, the current weight, and, if the term was computed, `loss`, the mean of the raw
+            loss over its items, and `weighted`, the mean of the weighted loss over the items of the
+            batches. If its targets may be missing, also `labelled`, the share of those that are
+            not.
         """
-        readings = {**self.means.read(), "weight": float(self)}
+        totals = self.totals() if totals is None else totals
+        readings = {**totals.read(), "weight": float(self)}
         if self.has_missing_targets:
-            readings["labelled"] = float(to_numpy(self.means.labelled()))
+            readings["labelled"] = totals.labelled()
         return readings
 
     @property
