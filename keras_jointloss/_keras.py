@@ -5,10 +5,11 @@
 - `Layer._clear_losses`: Keras calls it when a new outermost call begins. A term overrides it to
   drop the leftovers of the last step.
 - `Layer._flatten_layers`: it reaches nested layers; `Model.layers` stops at a nested model.
-- `Layer._get_call_context`: it knows the outermost layer, whose `call` may have no
-  `training` argument.
+- `Layer._get_call_context`: it knows the outermost layer.
 - `Layer._maybe_reset_call_context`: it ends the context that `_get_call_context` creates if there
   is none.
+- The local variables of `Layer.__call__` and `Layer.stateless_call`: only they hold the argument
+  `training` of an outer call, as each layer that is called with another one changes the context.
 - `Model._maybe_symbolic_build` and the function `reduce_per_replica` beside it, on TensorFlow:
   `keras_jointloss.distribution.enable_multi_worker_fit` replaces them, and looks for them then.
 - `CompileLoss.build` and `CompileMetrics.build`, with `_user_loss` and `_user_metrics`: they match
@@ -20,6 +21,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator
+from types import CodeType
 from typing import Any
 
 import keras
@@ -34,15 +36,28 @@ _ATTRIBUTES = {
 }
 
 
+def _code(method: Any) -> CodeType:
+    return inspect.unwrap(method).__code__
+
+
+#: The code of a call of a layer, and of one that is a function of its variables, as on JAX.
+CALLS = frozenset(map(_code, (keras.layers.Layer.__call__, keras.layers.Layer.stateless_call)))
+
+
 class _Witness(keras.layers.Layer):
     """Records which of the overridden methods Keras calls."""
 
     def __init__(self, name):
         super().__init__(name=name)
         self.called = set()
+        self.training = None
         self.built = True
 
     def compute_output_spec(self, inputs):
+        frame: Any = inspect.currentframe()
+        while frame.f_code not in CALLS:
+            frame = frame.f_back
+        self.training = training_of(frame)
         return inputs
 
     def _get_own_losses(self):
@@ -64,7 +79,9 @@ def check() -> None:
     parent.child = child
     # Symbolic: no backend computes anything. Within another call, Keras does not clear losses.
     if outermost_layer() is None:
-        parent(keras.KerasTensor((1, 1)))
+        parent(keras.KerasTensor((1, 1)), training=True)
+        if parent.training is not True:
+            raise _unsupported("reads the argument `training` of `Layer.__call__`", "moved")
     else:
         child.called.add("_clear_losses")
     _ = parent.losses
@@ -104,6 +121,26 @@ def outermost_layer() -> keras.layers.Layer | None:
 def takes_training(layer: keras.layers.Layer) -> bool:
     """Returns whether the `call` of a layer has an argument `training`."""
     return "training" in inspect.signature(layer.call).parameters
+
+
+def training_of(frame: Any) -> bool | None:
+    """Returns the argument `training` of a running call of a layer.
+
+    As in Keras, `None` means inference. If the `call` of the layer takes no `training`, and it was
+    not given, returns `None`.
+
+    Args:
+        frame: A frame whose code is one of `CALLS`.
+    """
+    values = frame.f_locals
+    specification = values.get("call_spec")
+    if specification is None:
+        bound = inspect.signature(values["self"].call).bind(*values["args"], **values["kwargs"])
+        bound.apply_defaults()
+        arguments = bound.arguments
+    else:
+        arguments = {**specification.arguments_dict, **specification.user_arguments_dict}
+    return bool(arguments["training"]) if "training" in arguments else None
 
 
 def replace_in_trainer(fit: Callable, build: Callable, reduce: Callable) -> None:

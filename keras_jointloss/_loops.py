@@ -14,9 +14,11 @@ _METHODS = _STEPS | {"fit", "evaluate", "train_on_batch", "test_on_batch", "expo
 _BUILD = "compute_output_spec"
 #: Where Keras requests the losses of layers itself, or needs none.
 STEPS = _STEPS | {_BUILD}
+#: What decides whether a model trains.
+DECISIVE = STEPS | {"export"}
 
 
-def _callers() -> Iterator[Any]:
+def callers() -> Iterator[Any]:
     """Returns the frames of the call stack, the innermost first."""
     frame: Any = inspect.currentframe()
     while frame is not None:
@@ -32,18 +34,20 @@ def running_loop() -> str | None:
         of a batch, which JAX and TensorFlow trace, the name of the step, like `"train_step"`; or
         `None`.
     """
-    for frame in _callers():
-        name = frame.f_code.co_name
-        # Functions of a user's own loop may have these names, too.
-        is_method = name in _METHODS and isinstance(frame.f_locals.get("self"), keras.Model)
-        if is_method or name == _BUILD:
-            return name
-    return None
+    return next((name for frame in callers() if (name := loop_of(frame)) is not None), None)
+
+
+def loop_of(frame: Any) -> str | None:
+    """Returns the name of the Keras loop that runs in a frame, as `running_loop`, or `None`."""
+    name = frame.f_code.co_name
+    # Functions of a user's own loop may have these names, too.
+    is_method = name in _METHODS and isinstance(frame.f_locals.get("self"), keras.Model)
+    return name if is_method or name == _BUILD else None
 
 
 def enclosing_callbacks() -> keras.callbacks.CallbackList | None:
     """Returns the list of callbacks whose hook is running, or `None`."""
-    owners = (frame.f_locals.get("self") for frame in _callers())
+    owners = (frame.f_locals.get("self") for frame in callers())
     return next((x for x in owners if isinstance(x, keras.callbacks.CallbackList)), None)
 
 
@@ -73,7 +77,7 @@ def enclosing_scope() -> keras.StatelessScope | None:
     Within it, as in training on JAX, Keras calls the layers of a model one by one and treats each
     call as the first of a step.
     """
-    for frame in _callers():
+    for frame in callers():
         if frame.f_code.co_name == "stateless_call":
             values = frame.f_locals.values()
             return next((x for x in values if isinstance(x, keras.StatelessScope)), None)

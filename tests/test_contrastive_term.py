@@ -203,27 +203,6 @@ def test_file_without_a_memory_leaves_it_as_it_is():
         np.testing.assert_array_equal(store[name], value, err_msg=name)
 
 
-class Untold(keras.Model):
-    """Does not tell its layers whether it trains."""
-
-    def __init__(self, term):
-        super().__init__()
-        self.dense, self.term = keras.layers.Dense(4), term
-
-    def call(self, inputs):
-        a, b = inputs
-        return self.term((self.dense(a), self.dense(b)))[0]
-
-
-def test_memory_that_cannot_know_whether_this_is_training_warns():
-    model = Untold(kj.layers.ContrastiveTerm("InfoNCE", memory_size=4, name="term"))
-    model.compile("sgd")
-    model(embeddings())
-    model.evaluate(embeddings(), verbose=0)
-    with pytest.warns(UserWarning, match="memory of 'term' is not updated"):
-        model.fit(embeddings(), verbose=0)
-
-
 def test_training_resumes_with_saved_memory(tmp_path):
     a, b = keras.Input((4,)), keras.Input((4,))
     layer = kj.layers.ContrastiveTerm("InfoNCE", memory_size=4, name="t")

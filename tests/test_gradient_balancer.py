@@ -370,40 +370,6 @@ def test_inference_returns_the_input():
     assert all(copy is x for copy in layer(x, training=False).values())
 
 
-@pytest.mark.filterwarnings("ignore:.* cannot know whether this is training:UserWarning")
-def test_model_without_training_argument_is_balanced_in_fit():
-    class Model(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.trunk = keras.layers.Dense(4)
-            self.balancer = kj.layers.GradientBalancer(["a", "b"], "mgda")
-            self.heads = {"a": keras.layers.Dense(2), "b": keras.layers.Dense(1)}
-
-        def call(self, inputs):
-            z = self.balancer(self.trunk(inputs))
-            return {term: head(z[term]) for term, head in self.heads.items()}
-
-    model = Model()
-    model(X[:1])  # Creates the variables, which JAX needs before `fit`.
-    before = int(ops.convert_to_numpy(model.balancer._step.state))
-    model.compile("sgd", loss=dict.fromkeys("ab", "mean_squared_error"))
-    fit(model, 1)
-    model.predict(X, verbose=0)
-    model.evaluate(X, Y, verbose=0)
-    if BACKEND != "jax":  # On JAX, only the forward pass can count, and it cannot detect training.
-        assert int(ops.convert_to_numpy(model.balancer._step.state)) - before == len(X) // 8
-    statistics = model.balancer.statistics()
-    assert np.sum(statistics.coefficients) == pytest.approx(1)
-    assert np.all(statistics.norms > 0)
-
-
-@pytest.mark.backend("jax")
-def test_jax_warns_if_training_is_unknown():
-    layer = kj.layers.GradientBalancer(TERMS)
-    with pytest.warns(UserWarning, match="an argument `training`"):
-        layer(ops.convert_to_tensor(Z))
-
-
 def test_direct_call_leaves_no_call_context_behind():
     layer = kj.layers.GradientBalancer(TERMS)
     layer.build(Z.shape)

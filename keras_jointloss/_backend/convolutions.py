@@ -17,28 +17,42 @@ def recomputed(run):
     import jax
     from jax import numpy as jnp
 
-    def forward(*inputs):
-        return run(*inputs), inputs
+    def call(*inputs):
+        # What `run` closes over, such as a variable that is not trained, becomes an argument: the
+        # gradient must not close over the tensors of a function that is being compiled.
+        closed, shapes = jax.make_jaxpr(run, return_shape=True)(*inputs)
+        structure = jax.tree.structure(shapes)
 
-    def backward(inputs, upstream):
-        leaves, structure = jax.tree.flatten(inputs)
-        is_float = [jnp.issubdtype(x.dtype, jnp.inexact) for x in leaves]
-        floats = [x for x, is_needed in zip(leaves, is_float, strict=True) if is_needed]
+        @jax.custom_vjp
+        def function(constants, *inputs):
+            leaves = jax.core.eval_jaxpr(closed.jaxpr, constants, *jax.tree.leaves(inputs))
+            return jax.tree.unflatten(structure, leaves)
 
-        def of_floats(*floats):
-            given = iter(floats)
-            mixed = [next(given) if f else x for x, f in zip(leaves, is_float, strict=True)]
-            return run(*jax.tree.unflatten(structure, mixed))
+        def forward(constants, *inputs):
+            return function(constants, *inputs), (constants, inputs)
 
-        def gradient():
-            return jax.vjp(of_floats, *floats)[1](upstream)
+        def backward(given, upstream):
+            constants, inputs = given
+            leaves, structure = jax.tree.flatten(inputs)
+            is_float = [jnp.issubdtype(x.dtype, jnp.inexact) for x in leaves]
+            floats = [x for x, is_needed in zip(leaves, is_float, strict=True) if is_needed]
 
-        found = iter(_evaluated(jax.make_jaxpr(gradient)()))
-        return jax.tree.unflatten(structure, [next(found) if f else None for f in is_float])
+            def of_floats(*floats):
+                given = iter(floats)
+                mixed = [next(given) if f else x for x, f in zip(leaves, is_float, strict=True)]
+                return function.fun(constants, *jax.tree.unflatten(structure, mixed))
 
-    function = jax.custom_vjp(run)
-    function.defvjp(forward, backward)
-    return function
+            def gradient():
+                return jax.vjp(of_floats, *floats)[1](upstream)
+
+            found = iter(_evaluated(jax.make_jaxpr(gradient)()))
+            found = jax.tree.unflatten(structure, [next(found) if f else None for f in is_float])
+            return None, *found
+
+        function.defvjp(forward, backward)
+        return function(closed.consts, *inputs)
+
+    return call
 
 
 def _evaluated(closed) -> list:

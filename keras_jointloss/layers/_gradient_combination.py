@@ -8,15 +8,17 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss import _keras, aggregators
+from keras_jointloss import aggregators
 from keras_jointloss._backend import (
     custom_gradient,
+    is_traced,
     replica_count,
     sum_over_replicas,
     trains_functionally,
 )
 from keras_jointloss._math import float_dtype
 from keras_jointloss._state import as_state, layer_state
+from keras_jointloss._training import is_training
 from keras_jointloss._validation import validate_choice
 from keras_jointloss.aggregators._gramian import correlation, nonzero
 from keras_jointloss.layers._gradient_record import GradientRecord, GradientStatistics
@@ -122,25 +124,24 @@ class GradientCombination(keras.layers.Layer):
         self._accumulated_steps = steps
         return is_new
 
-    def _is_trained(self, training: bool | None) -> bool:
-        """Returns whether a backward pass can follow a call with this `training`."""
-        if training is not None:
-            return bool(training)
-        outermost = _keras.outermost_layer()
-        is_jax = trains_functionally()
-        # On JAX, if the model's `call` takes no `training`, `fit` calls its layers one by one.
-        is_alone = outermost is self and is_jax
-        # Like other Keras layers, assume inference if the caller could pass `training` but does
-        # not. An exported model is such a caller.
-        if outermost is None or (_keras.takes_training(outermost) and not is_alone):
-            return False
-        if is_jax:
+    def _is_trained(self, training: bool | None, tensors: Any) -> bool:
+        """Returns whether a backward pass can follow the call.
+
+        Args:
+            training: The argument of the call.
+            tensors: What the gradients would be taken with respect to.
+        """
+        found = is_training(training)
+        if found is not None or not trains_functionally():
+            return found is not False
+        # JAX takes gradients of traced functions only. Another step than a gradient can be traced.
+        if is_traced(tensors):
             warnings.warn(
                 f"{self.name!r} cannot know whether this is training and counts the step. Give the "
                 "`call` of the enclosing model an argument `training`.",
                 stacklevel=2,
             )
-        return True
+        return is_traced(tensors)
 
     def _copies(self, x) -> list:
         """Returns one copy of `x` for each term; the gradients of the copies are combined."""

@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_jointloss._backend import trains_functionally
 from keras_jointloss._math import to_numpy
-from keras_jointloss._state import layer_state
+from keras_jointloss._state import constant, layer_state
 
 # The computed cosine of orthogonal gradients can be this far below 0.
 _ROUNDING = 1e-6
@@ -152,8 +152,9 @@ class GradientRecord:
         shape = (2, 3 + terms, terms)
         replicated = {"dtype": dtype, "aggregation": "only_first_replica"}
         if self.is_trained:
+            # Created by a function, as Keras may build the model before it creates variables.
             self.latest = keras.Variable(
-                np.zeros(shape), dtype=dtype, autocast=False, name=f"{name}_latest"
+                constant(0.0), shape=shape, dtype=dtype, autocast=False, name=f"{name}_latest"
             )
             self.latest.overwrite_with_gradient = True
         else:

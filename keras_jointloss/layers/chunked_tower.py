@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_jointloss import _keras
 from keras_jointloss._backend import for_chunks
+from keras_jointloss._training import is_training
 from keras_jointloss._validation import validate_count
 from keras_jointloss.layers._gradient_combination import GradientCombination
 from keras_jointloss.layers._layer_term import LayerTerm
@@ -34,8 +35,8 @@ class ChunkedTower(keras.layers.Layer):
     training step costs one more forward pass of the tower.
 
     Both passes use the same random numbers; each chunk draws its own. The batch size can be
-    anything: it need not be a multiple of `chunk_size`. Unless `training=True`, as in `fit`, the
-    layer is the plain tower.
+    anything: it need not be a multiple of `chunk_size`. Unless the enclosing model trains, as in
+    `fit`, the layer is the plain tower.
 
     The tower must encode each item independently of the other items in the batch. Batch
     normalization does not. The layer refuses a tower that adds to the loss, or that changes
@@ -104,9 +105,9 @@ class ChunkedTower(keras.layers.Layer):
             self.tower.build(input_shape)
 
     def call(self, inputs, mask=None, training=None):
-        if not training:
+        if not is_training(training):
             return self.tower(inputs, training=training)
-        chunks = _Chunks(self.tower, inputs, mask)
+        chunks = _Chunks(self.tower, inputs, mask, training)
         outputs, seeds = for_chunks(
             chunks.run,
             [ops.convert_to_tensor(variable) for variable in chunks.parameters],
@@ -146,10 +147,11 @@ class _Chunks:
         tower: A layer or model.
         inputs: A tensor or a structure of tensors.
         mask: The masks of these tensors, or `None`.
+        training: The argument with which to call the tower.
     """
 
-    def __init__(self, tower: keras.layers.Layer, inputs: Any, mask: Any):
-        self.tower, self.inputs = tower, inputs
+    def __init__(self, tower: keras.layers.Layer, inputs: Any, mask: Any, training: bool | None):
+        self.tower, self.inputs, self.training = tower, inputs, training
         tensors = keras.tree.flatten(inputs)
         masks = [None] * len(tensors) if mask is None else keras.tree.flatten(mask)
         self.count = len(tensors)
@@ -178,7 +180,8 @@ class _Chunks:
         values += [*zip(self.seeds, seeds, strict=True), *self.constants]
         with keras.StatelessScope(values, collect_losses=True) as scope:
             before = dict(scope.state_mapping)
-            outputs = self.tower(keras.tree.pack_sequence_as(self.inputs, inputs), training=True)
+            inputs_of_tower = keras.tree.pack_sequence_as(self.inputs, inputs)
+            outputs = self.tower(inputs_of_tower, training=self.training)
         self._validate(outputs, inputs, before, scope)
         self.outputs = keras.tree.map_structure(lambda _: None, outputs)
         outputs = keras.tree.flatten(outputs)

@@ -1,6 +1,5 @@
 """The layer that turns two embeddings inside a model into a term of its loss."""
 
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,7 +10,6 @@ from keras import ops
 from keras_jointloss import losses
 from keras_jointloss._backend import in_replica
 from keras_jointloss._labels import as_labels, label_tensor
-from keras_jointloss._loops import running_loop
 from keras_jointloss._math import float_dtype
 from keras_jointloss._replicas import (
     Batch,
@@ -21,6 +19,7 @@ from keras_jointloss._replicas import (
     rows_of,
 )
 from keras_jointloss._state import as_state
+from keras_jointloss._training import is_training
 from keras_jointloss._validation import validate_bool, validate_choice, validate_count
 from keras_jointloss.layers._comparison import loss_between_views
 from keras_jointloss.layers._contrastive_inputs import (
@@ -58,7 +57,8 @@ class ContrastiveTerm(LayerTerm):
     the `keras_jointloss.callbacks.JointLossCallback` adds them to the logs at the end of an epoch.
 
     `fit`, `evaluate` and a direct call of the model compute the loss; `predict` and an exported
-    model do not. With `training=True` a direct call fills the memory, too.
+    model do not. A step of `fit` fills the memory, also if the layer is called with
+    `training=False`; so does a direct call of the model with `training=True`.
 
     A layer is one term. If it is called several times in a step, as in a siamese model, it adds a
     loss for each call, and the term is their sum. To weight or log pairs separately, use a separate
@@ -182,6 +182,7 @@ class ContrastiveTerm(LayerTerm):
         embeddings, labels = validated(inputs, sample_weight, self.loss, self.name)
         # Keras passes the masks as `inputs_mask` if `sample_weight` is a tensor, too.
         mask = inputs_mask if mask is None else mask
+        training = is_training(training)
         compute = partial(self._compute_loss, embeddings, labels, sample_weight, mask, training)
         batch_size = None if mask is None else ops.shape(embeddings[0])[0]
         self._defer(compute, (inputs, sample_weight, mask), batch_size)
@@ -215,9 +216,8 @@ class ContrastiveTerm(LayerTerm):
         means = self._other_means(batch.views, batch.labels, valid, own_items)
         if batch.labels is not None:
             valid = self.loss.labelled(batch.labels, valid)
-        if self._memory is not None:
-            self._remember(self._memory, batch.views, batch.labels, valid, training)
-        # `None` if the `call` of the model takes no `training`; evaluation stops annealing anyway.
+        if self._memory is not None and training:
+            self._memory.put(batch.views, batch.labels, valid)
         return CallLoss(loss, items, valid, training is not False, means)
 
     def _exchanges_views(self) -> bool:
@@ -253,17 +253,6 @@ class ContrastiveTerm(LayerTerm):
         for metric in self._get_metrics():
             record(metric.name, *metric.sums(views, labels, valid, items=items))
         return means
-
-    def _remember(self, memory, views, labels, valid, training):
-        """Puts the items of a training step into the memory."""
-        if training is None and running_loop() == "train_step":
-            warnings.warn(
-                f"The memory of {self.name!r} is not updated, since it cannot know whether this "
-                "is training. Give the `call` of the enclosing model an argument `training`.",
-                stacklevel=2,
-            )
-        elif training:
-            memory.put(views, labels, valid)
 
     def compute_output_spec(self, inputs, sample_weight=None, **kwargs):
         embeddings, _ = validated(inputs, sample_weight, self.loss, self.name)

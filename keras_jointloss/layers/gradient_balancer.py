@@ -43,9 +43,12 @@ class GradientBalancer(GradientCombination):
     `ema_overwrite_frequency` a Keras optimizer fails on such a variable: train without
     `telemetry` and without an `ema` of the aggregator then.
 
-    In `evaluate`, `predict` and an exported model the layer computes nothing. If the `call` of the
-    enclosing model takes no argument `training`, the layer cannot detect this. It then copies its
-    inputs, and on JAX it also counts the call as a step and warns. Under
+    The layer balances whenever the enclosing model trains: in each training step of Keras, and in
+    a direct call of the model with `training=True`. The argument `training` of the layer itself
+    does not switch it off, such as the `training=False` that freezes batch normalization. In
+    `evaluate`, `predict` and an exported model the layer computes nothing. In a direct call of a
+    model whose `call` takes no argument `training`, the layer cannot detect this. It then copies
+    its inputs, and within a gradient on JAX it also counts the call as a step and warns. Under
     `tf.distribute.MirroredStrategy` the Gramian is that of the global batch: all replicas use the
     same coefficients as a single device would.
 
@@ -92,7 +95,7 @@ class GradientBalancer(GradientCombination):
     """
 
     def call(self, inputs, training=None):
-        if not self._is_trained(training):
+        if not self._is_trained(training, inputs):
             return dict.fromkeys(self.terms, inputs)
         joined, parts_of = _joined(_validated(inputs))
         return {

@@ -10,6 +10,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_jointloss._backend import in_replica, sum_over_replicas
 from keras_jointloss._math import float_dtype
+from keras_jointloss._training import is_training
 from keras_jointloss._validation import validate_number
 from keras_jointloss.layers._comparison import loss_function, mean_metrics
 from keras_jointloss.layers._element_mean import (
@@ -160,6 +161,7 @@ class LossTerm(LayerTerm):
                 "value. Create a LossTerm for each call, or add the values first. "
                 "Received: a second call"
             )
+        training = is_training(training)
         masks = (None if keras.tree.is_nested(inputs) else inputs_mask, values_mask)
         compute = partial(self._compute_loss, inputs, values, sample_weight, masks, training)
         self._defer(compute, (inputs, values, sample_weight, masks), _batch_size(inputs))
@@ -219,7 +221,6 @@ class LossTerm(LayerTerm):
             if valid is not None:
                 is_any = ops.cast(ops.any(valid), loss.dtype)
                 loss = ops.where(sum_over_replicas(is_any) > 0, loss, 0)
-        # `None` if the `call` of the model takes no `training`; evaluation stops annealing anyway.
         return CallLoss(loss, items, valid, training is not False, means)
 
     def _mean_of_scalar(self, raw, inputs):

@@ -30,8 +30,10 @@ class SharedTrunk(GradientCombination):
 
     A training step costs k forward and k backward passes of the trunk, and the memory of k
     gradients. All passes use the same random numbers. Statistics, such as those of batch
-    normalization, are updated only once. In `evaluate`, `predict` and an exported model the trunk
-    runs once. Under `tf.distribute.MirroredStrategy` the gradients are those of the global batch.
+    normalization, are updated only once. The argument `training` goes to the trunk: a call with
+    `training=False` freezes batch normalization, and the gradients are combined whenever the
+    enclosing model trains. In `evaluate`, `predict` and an exported model the trunk runs once.
+    Under `tf.distribute.MirroredStrategy` the gradients are those of the global batch.
 
     Layers below the trunk get the plain sum, as do the trunk's parameters from regularizers.
 
@@ -108,9 +110,9 @@ class SharedTrunk(GradientCombination):
 
     def call(self, inputs, training=None):
         parameters = self.trunk.trainable_variables
-        if not parameters or not self._is_trained(training):
-            return dict.fromkeys(self.terms, self._run(inputs, training))
         values = [ops.convert_to_tensor(variable) for variable in parameters]
+        if not parameters or not self._is_trained(training, values):
+            return dict.fromkeys(self.terms, self._run(inputs, training))
         dtype = float_dtype(*(value.dtype for value in values))
         joined = ops.concatenate([ops.reshape(ops.cast(x, dtype), (1, -1)) for x in values], axis=1)
         others = [variable for variable in self.trunk.variables if not variable.trainable]
