@@ -14,23 +14,27 @@ def softmax(x):
     return [value / sum(exponentials) for value in exponentials]
 
 
-def uncertainty(losses, learning_rate=0.025):
+def uncertainty(losses, learning_rate=0.025, least=1e-12):
     variances = [0.0] * losses.shape[1]
     weights = [[0.5] * losses.shape[1]]
     for row in losses:
         for i, loss in enumerate(row):
-            slope = -0.5 * math.exp(-variances[i]) * loss + 0.5
-            variances[i] -= learning_rate * slope
+            minimizer = math.log(max(loss, least))
+            slope = -0.5 * math.exp(minimizer - variances[i]) + 0.5
+            moved = variances[i] - learning_rate * slope
+            low, high = sorted((variances[i], minimizer))
+            # Where the descent goes past the minimizer, it ends there.
+            variances[i] = min(max(moved, low), high)
         weights.append([0.5 * math.exp(-s) for s in variances])
     return np.array(weights)
 
 
-def uncertainty_analytic(losses, ema=0.9):
+def uncertainty_analytic(losses, ema=0.9, least=1e-12):
     weights, mean = [[0.5] * losses.shape[1]], None
     for row in losses:
         mean = row if mean is None else ema * mean + (1 - ema) * row
         # The derivative of 1/2 exp(-s) L + 1/2 s is 0 at exp(s) = L.
-        weights.append([1 / (2 * value) for value in mean])
+        weights.append([1 / (2 * max(value, least)) for value in mean])
     return np.array(weights)
 
 
@@ -87,7 +91,7 @@ def famo(losses, learning_rate=0.025, decay=1e-3, minimum_loss=0.0):
     return np.array(weights)
 
 
-def shares(losses, shares_of, ema):
+def shares(losses, shares_of, ema, largest=1e6, least=1e-7):
     """Returns the weights; `shares_of` maps the number of a step to the shares in that step."""
     count = losses.shape[1]
     weights = [[1.0] * count]
@@ -99,7 +103,8 @@ def shares(losses, shares_of, ema):
             for column in losses.T
         ]
         asked = np.array(shares_of(step + 1)) / sum(shares_of(step + 1))
-        weights.append([asked[i] * sum(means) / means[i] for i in range(count)])
+        parts = [max(mean / sum(means), least) for mean in means]
+        weights.append([min(asked[i] / parts[i], largest) for i in range(count)])
     return np.array(weights)
 
 
