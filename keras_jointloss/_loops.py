@@ -62,7 +62,7 @@ def evaluation_logs() -> dict[str, float]:
 
     They are known at `on_test_end`. Outside of `evaluate` there are none.
     """
-    for frame in _callers():
+    for frame in callers():
         if frame.f_code.co_name == "evaluate" and isinstance(
             frame.f_locals.get("self"), keras.Model
         ):
