@@ -90,3 +90,11 @@ def move_to_front(callback: keras.callbacks.Callback) -> None:
     if owner is not None and callback in owner.callbacks:
         owner.callbacks.remove(callback)
         owner.callbacks.insert(0, callback)
+
+
+def skips_mismatch() -> bool:
+    """Returns whether a running `load_weights` skips the objects that do not fit the file."""
+    return any(
+        frame.f_code.co_name == "load_weights" and frame.f_locals.get("skip_mismatch") is True
+        for frame in callers()
+    )

@@ -34,7 +34,7 @@ LEVELS = (
         "reports",
         "tensorboard",
     },
-    {"_labels", "_replicas", "_training", "aggregators", "schedules"},
+    {"_labels", "_replicas", "_saved_state", "_training", "aggregators", "schedules"},
     {"terms"},
     {"losses", "metrics", "weighting"},
     {"_joint_arguments"},

@@ -16,7 +16,8 @@ from keras_jointloss._backend import (
     sum_over_replicas,
     trains_functionally,
 )
-from keras_jointloss._math import float_dtype
+from keras_jointloss._math import float_dtype, to_numpy
+from keras_jointloss._saved_state import SavedState, load_or_undo
 from keras_jointloss._state import as_state, layer_state
 from keras_jointloss._training import is_training
 from keras_jointloss._validation import validate_choice
@@ -241,9 +242,21 @@ class GradientCombination(keras.layers.Layer):
             store["latest"] = self.record.latest
 
     def load_own_variables(self, store):
-        self._step.state.assign(int(ops.convert_to_numpy(store["step"])))
-        if self.record is not None and "latest" in store.keys():  # noqa: SIM118 (not a dict)
-            self.record.load(store["latest"])
+        sums = None if self.record is None else to_numpy(self.record.sums)
+
+        def restore(before):
+            self._load(before)
+            if self.record is not None:  # The file does not hold the means of the epoch.
+                self.record.sums.assign(sums)
+
+        load_or_undo(self, store, self._load, restore)
+
+    def _load(self, store):
+        state = SavedState(store, f"the {type(self).__name__} {self.name!r}")
+        step = state.count("step")
+        if self.record is not None and "latest" in state:
+            self.record.load(state.array("latest", self.record.latest.shape, 0))
+        self._step.state.assign(step)
 
     def get_config(self) -> dict:
         return {

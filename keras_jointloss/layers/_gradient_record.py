@@ -313,5 +313,5 @@ class GradientRecord:
 
     def load(self, latest) -> None:
         """Loads a record that is encoded as in `latest`."""
-        self.latest.assign(np.array(latest))
+        self.latest.assign(latest)
         self.reset()

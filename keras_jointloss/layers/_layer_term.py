@@ -17,6 +17,7 @@ from keras_jointloss._backend import (
 from keras_jointloss._loops import STEPS, enclosing_scope, running_loop
 from keras_jointloss._math import divide_or_0
 from keras_jointloss._replicas import own_share, recorded_sum, sum_of_replicas
+from keras_jointloss._saved_state import SavedState, load_or_undo
 from keras_jointloss._state import as_state
 from keras_jointloss.layers._late_loss import CallLoss, LateLoss, Step
 from keras_jointloss.terms.given_weight import Weight
@@ -159,10 +160,16 @@ class LayerTerm(keras.layers.Layer):
         self.weight.save(store)
 
     def load_own_variables(self, store):
+        load_or_undo(self, store, self._load)
+
+    def _load(self, store):
         # Keras uses numbers as keys.
         numbered = [key for key in list(store.keys()) if key.isdigit()]
         super().load_own_variables({key: store[key] for key in numbered})
-        self.weight.load(store)
+        self.weight.load(self._saved_state(store))
+
+    def _saved_state(self, store) -> SavedState:
+        return SavedState(store, f"the {type(self).__name__} {self.name!r}")
 
     def get_config(self) -> dict:
         weight = keras.saving.serialize_keras_object(self.weight.initial)

@@ -7,6 +7,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_jointloss._saved_state import SavedState
+
+#: The rounding of the dtype, at most that of bfloat16, may put a weight this far out of its bounds.
+_ROUNDING = 0.05
+
 
 class _Bounds(keras.constraints.Constraint):
     """Keeps a weight within closed bounds."""
@@ -62,6 +67,13 @@ class LearnedArguments:
                 dtype=keras.config.floatx(),
                 autocast=False,
             )
+
+    def validate(self, state: SavedState) -> None:
+        """Raises `ValueError` if the saved weights are no finite numbers within their bounds."""
+        for number, (name, parameter) in enumerate(self._to_learn.items()):
+            if str(number) in state:  # Keras uses numbers as keys.
+                bounds = parameter.minimum - _ROUNDING, parameter.maximum + _ROUNDING
+                state.array(str(number), (), *bounds, name=name)
 
     def arguments(self) -> dict[str, Any]:
         """Returns the arguments of the loss: scalar tensors by name."""

@@ -8,7 +8,8 @@ from keras import ops
 
 from keras_jointloss import losses
 from keras_jointloss._labels import label_tensor
-from keras_jointloss._math import float_dtype, to_numpy
+from keras_jointloss._math import float_dtype, to_numpy, value_range
+from keras_jointloss._saved_state import SavedState
 from keras_jointloss._state import layer_state
 from keras_jointloss._validation import MAX_COUNT
 
@@ -108,8 +109,15 @@ class EmbeddingMemory:
         for name, variable in self._state.items():
             store[f"memory_{name}"] = to_numpy(variable)
 
-    def load(self, store: Any) -> None:
-        """Loads the memory that `save` has put into the store of a weights file."""
+    def load(self, state: SavedState) -> None:
+        """Loads the memory that `save` has put into the store of a weights file, if any."""
+        if not any(f"memory_{name}" in state for name in self._state):
+            return
+        valid = state.array("memory_valid", (self.size,), 0, 1)
+        state.count("memory_position", maximum=self.size - 1)
         for name, variable in self._state.items():
-            if f"memory_{name}" in store.keys():  # noqa: SIM118 (a store is not a dict)
-                variable.assign(np.array(store[f"memory_{name}"]))
+            # Older files may have NaN in the place of an item that was excluded.
+            is_checked = valid.reshape(-1, *(1,) * (len(variable.shape) - 1)) > 0
+            bounds = value_range(variable.dtype)
+            given = state.array(f"memory_{name}", variable.shape, *bounds, is_checked=is_checked)
+            variable.assign(given)

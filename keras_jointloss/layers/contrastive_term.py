@@ -266,10 +266,12 @@ class ContrastiveTerm(LayerTerm):
         if self._memory is not None:
             self._memory.save(store)
 
-    def load_own_variables(self, store):
-        super().load_own_variables(store)
+    def _load(self, store):
+        state = self._saved_state(store)
+        self._learned.validate(state)
+        super()._load(store)
         if self._memory is not None:
-            self._memory.load(store)
+            self._memory.load(state)
 
     def get_config(self) -> dict:
         return {

@@ -47,7 +47,7 @@ class TermLoss(keras.losses.Loss):
         self.weight = weight
         self._resolved = get_loss(loss)
         self._labelled = None if missing is None else self._labelled_loss(missing)
-        weight.has_missing_targets = missing is not None
+        weight.term, weight.has_missing_targets = name, missing is not None
 
     def _labelled_loss(self, missing: float) -> LabelledLoss:
         loss = self._resolved

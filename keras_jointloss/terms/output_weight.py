@@ -11,6 +11,7 @@ from keras import ops
 from keras_jointloss._backend import sum_over_replicas, takes_turns, trains_functionally
 from keras_jointloss._math import divide_or_0, float_dtype, to_numpy
 from keras_jointloss._replicas import own_share
+from keras_jointloss._saved_state import SavedState, load_or_undo
 from keras_jointloss._state import constant
 from keras_jointloss._validation import validate_bool, validate_count, validate_number
 from keras_jointloss.terms.applied_weight import offer
@@ -109,6 +110,8 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         self.weighting: Any = None
         # The events of the step that a thread traces or runs. Each replica has its own thread.
         self._trace = threading.local()
+        #: The name of the term, once it has a loss.
+        self.term: str | None = None
         #: Whether Keras has ever multiplied the loss by the weight.
         self.is_applied = False
         #: Whether Keras has ever updated the weight as a metric.
@@ -203,7 +206,10 @@ class LossWeight(TermWeight, keras.metrics.Metric):
 
     def load_own_variables(self, store: Any) -> None:
         """Loads what `save_own_variables` has saved."""
-        self.load(store)
+        load_or_undo(self, store, self._load)
+
+    def _load(self, store: Any) -> None:
+        self.load(SavedState(store, f"the weight of the term {self.term or self.name!r}"))
 
     def get_config(self) -> dict:
         config = {

@@ -12,6 +12,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_jointloss._loops import running_loop
 from keras_jointloss._math import to_numpy
+from keras_jointloss._saved_state import SavedState
 from keras_jointloss._validation import validate_number
 from keras_jointloss.terms.given_weight import Weight, validate_schedule, validate_weight
 from keras_jointloss.terms.means import Means, Totals
@@ -286,27 +287,30 @@ class TermWeight:
         if self._factor is not None:
             store["factor"] = to_numpy(self._factor)
 
-    def load(self, store: Any) -> None:
+    def load(self, state: SavedState) -> None:
         """Loads the values that `save` has put into the store of a weights file.
 
         A schedule continues at the step of the file. A weight that is compiled with a number or
-        schedule other than that of the file keeps its own.
+        schedule other than that of the file keeps its own. A weighting sets the factor itself, once
+        it is bound to the term.
         """
-        if "value" not in store.keys():  # noqa: SIM118 (a store is not a dict)
+        if "value" not in state:
             return
-        step = int(np.array(store["step"]))
-        own, other = self._unassigned(step), float(np.array(store["unassigned"]))
+        value, step, other = state.number("value"), state.count("step"), state.number("unassigned")
+        is_off = "off" in state and state.count("off", maximum=1)
+        factor = state.number("factor") if "factor" in state else None
+        own = self._unassigned(step)
         self.switch_on()
         if self.counts_steps:
             self._step.assign(step)
         if self.schedule is not None:
             self._value.assign(own)
         if math.isclose(own, other, rel_tol=1e-5, abs_tol=1e-7):
-            self.assign(float(np.array(store["value"])))
-            if "off" in store.keys() and np.array(store["off"]):  # noqa: SIM118
+            self.assign(value)
+            if is_off:
                 self.switch_off()
-        if self._factor is not None and "factor" in store.keys():  # noqa: SIM118
-            self.scale(float(np.array(store["factor"])))
+        if self._factor is not None and factor is not None and self.observer is None:
+            self.scale(factor)
 
     def _unassigned(self, step: int) -> float:
         """Returns the weight at a step if it is neither assigned nor adapted."""

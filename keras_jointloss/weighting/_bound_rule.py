@@ -10,12 +10,18 @@ import keras
 from keras import ops
 
 from keras_jointloss._backend import trains_functionally
+from keras_jointloss._saved_state import SavedState, load_or_undo
 from keras_jointloss._validation import validate_names
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.weight import TermWeight
 from keras_jointloss.weighting import _step
 from keras_jointloss.weighting._by_term import deserialize_by_term, serialize_by_term
-from keras_jointloss.weighting._progress import Progress, load_terms, save_terms
+from keras_jointloss.weighting._progress import Progress
+from keras_jointloss.weighting._saved_progress import (
+    progress_config,
+    read_progress,
+    save_progress,
+)
 from keras_jointloss.weighting._step_losses import StepLosses
 
 
@@ -28,6 +34,7 @@ class BoundRule(keras.metrics.Metric):
     """
 
     initial_state: ClassVar[Mapping[str, float]]
+    nonnegative_state: ClassVar[frozenset[str]]
     minimum_loss: float
     needs_given_weights: bool
     by_term: ClassVar[Mapping[str, bool]]
@@ -101,11 +108,15 @@ class BoundRule(keras.metrics.Metric):
 
     def _create_progress(self, names: tuple[str, ...]) -> Progress:
         if self.progress is None:
-            initial = {**_step.STATE, **(_step.SUMS if self.update_every > 1 else {})}
-            if not self.warmup_steps:
-                initial["weight"] = self.initial_weight(len(names))
-            self.progress = Progress(self, names, {**initial, **self.initial_state})
+            self.progress = Progress(self, names, self.initial(len(names)))
         return self.progress
+
+    def initial(self, count: int) -> dict[str, Any]:
+        """Returns the initial state by name, for a number of terms."""
+        initial = {**_step.STATE, **(_step.SUMS if self.update_every > 1 else {})}
+        if not self.warmup_steps:
+            initial["weight"] = self.initial_weight(count)
+        return {**initial, **self.initial_state}
 
     # Within the compiled step.
 
@@ -240,30 +251,38 @@ class BoundRule(keras.metrics.Metric):
     def save_own_variables(self, store: Any) -> None:
         """Saves the progress in a weights file of the model."""
         if self.progress is not None:
-            save_terms(store, self.terms)
-            for name, value in self.progress.save().items():
-                store[name] = value
+            save_progress(self, store)
 
     def load_own_variables(self, store: Any) -> None:
-        """Loads the progress that `save_own_variables` saved."""
-        if "state" not in store.keys():  # noqa: SIM118 (a store is not a dict)
-            return
-        terms = load_terms(store)
-        progress = self._create_progress(terms)
-        if terms != self.terms:
-            raise ValueError(
-                f"{type(self).__name__} is the weighting of the terms {list(self.terms)}. "
-                f"Received: a file with the state of the terms {list(terms)}"
+        """Loads the progress that `save_own_variables` saved, if any."""
+        load_or_undo(self, store, self._load, self._restore)
+
+    def _load(self, store: Any) -> None:
+        state = SavedState(store, type(self).__name__)
+        if "state" in state:
+            self._load_progress(*read_progress(self, state))
+        elif self.progress is not None and self.step:
+            warnings.warn(
+                f"The file has no state of {type(self).__name__}, which keeps its own, of "
+                f"{self.step} steps. It does not belong to the weights of the file.",
+                stacklevel=2,
             )
-        progress.load(store)
+
+    def _restore(self, before: Mapping[str, Any]) -> None:
+        if before:
+            self._load(before)
+        else:
+            self.begin_anew()
+
+    def _load_progress(self, terms: tuple[str, ...], values: Mapping[str, Any]) -> None:
+        self._create_progress(terms).load(values)
         self._scale_terms()
 
     def get_config(self) -> dict:
         config = super().get_config()
         config.update({name: serialize_by_term(getattr(self, name)) for name in self.by_term})
         if self.progress is not None:
-            progress = {name: value.tolist() for name, value in self.progress.save().items()}
-            config["progress"] = {"terms": list(self.terms), **progress}
+            config["progress"] = progress_config(self)
         return config
 
     @classmethod
@@ -275,5 +294,6 @@ class BoundRule(keras.metrics.Metric):
                 config[name] = deserialize_by_term(config[name])
         instance = cls(**config)
         if progress is not None:
-            instance._create_progress(tuple(progress["terms"])).load(progress)
+            state = SavedState(progress, f"{cls.__name__}, the argument `progress`")
+            instance._load_progress(*read_progress(instance, state, is_config=True))
         return instance

@@ -1,6 +1,5 @@
-"""Stores and saves what a rule has learned about its terms."""
+"""Stores what a rule has learned about its terms."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -93,10 +92,10 @@ class Progress:
         return {name: to_numpy(variable) for name, variable in variables.items()}
 
     def load(self, progress: Mapping[str, Any]) -> None:
-        """Restores what `save` returned for the same terms."""
-        self._state.assign(np.array(progress["state"]))
-        self._step.assign(int(np.array(progress["step"])))
-        self._epoch.assign(int(np.array(progress["epoch"])))
+        """Restores what `read_progress` has found to fit."""
+        self._state.assign(progress["state"])
+        self._step.assign(progress["step"])
+        self._epoch.assign(progress["epoch"])
 
 
 def _variable(rule: keras.metrics.Metric, name: str, dtype: str, initial: Any) -> Any:
@@ -110,13 +109,3 @@ def _variable(rule: keras.metrics.Metric, name: str, dtype: str, initial: Any) -
         aggregation="only_first_replica",
         name=name,
     )
-
-
-def save_terms(store: Any, terms: tuple[str, ...]) -> None:
-    """Puts the names of the terms into the store of a weights file."""
-    store["terms"] = np.frombuffer(json.dumps(terms).encode(), "uint8")
-
-
-def load_terms(store: Any) -> tuple[str, ...]:
-    """Returns the names of the terms from the store of a weights file."""
-    return tuple(json.loads(np.array(store["terms"]).tobytes()))

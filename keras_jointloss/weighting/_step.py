@@ -15,6 +15,8 @@ from keras import ops
 STATE = {"weight": 1.0, "loss": 1.0, "seen": 0.0, "unusable": 0.0, "culprit": 0.0}
 #: With `update_every`: the sum of the losses since the latest update, and their number.
 SUMS = {"sum": 0.0, "count": 0.0}
+#: Those that are never negative.
+NONNEGATIVE = frozenset({"weight", "seen", "unusable", "culprit", "count"})
 #: Rounding may put a loss this far below the minimum: such a loss counts as the minimum.
 _ROUNDING = 1e-4
 

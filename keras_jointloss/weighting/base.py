@@ -84,6 +84,8 @@ class Weighting(BoundRule):
 
     #: The state of each term: the initial number by name.
     initial_state: ClassVar[Mapping[str, float]] = {}
+    #: The names of the state that is never negative: a file with negative numbers is refused.
+    nonnegative_state: ClassVar[frozenset[str]] = frozenset()
     #: The smallest loss that the rule accepts.
     minimum_loss = float("-inf")
     #: The arguments with values by the name of the term, and whether each term must have one.

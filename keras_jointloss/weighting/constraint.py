@@ -63,6 +63,7 @@ class Constraint(Weighting):
     """
 
     initial_state: ClassVar = {"multiplier": 1.0}
+    nonnegative_state: ClassVar = frozenset({"multiplier"})
     by_term: ClassVar = {"bounds": False}
     # A multiplier falls where its constraint holds without it.
     intended_below = 1.0

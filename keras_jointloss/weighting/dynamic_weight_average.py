@@ -46,6 +46,7 @@ class DynamicWeightAverage(Weighting):
         "last": 0.0,
         "before_last": 0.0,
     }
+    nonnegative_state = frozenset(initial_state)
     minimum_loss = 0.0
     small_loss_remedy = SCALE_REMEDY
 

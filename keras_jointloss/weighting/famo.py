@@ -68,6 +68,7 @@ class FAMO(Weighting):
         **ADAM_STATE,
         "log_loss": float("inf"),  # None yet.
     }
+    nonnegative_state: ClassVar = frozenset({"second_moment", "updates"})
     by_term: ClassVar = {"floor": False}
     small_weight_remedy = FLOOR_REMEDY
 

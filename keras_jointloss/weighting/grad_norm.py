@@ -65,6 +65,9 @@ class GradNorm(Weighting):
         # The number of the last gradient record used.
         "number": 0.0,
     }
+    nonnegative_state: ClassVar = frozenset(
+        {"second_moment", "updates", "initial_loss", "training_rate", "number"}
+    )
     minimum_loss = 0.0
     small_weight_remedy = (
         "The logarithms of the weights move by about `learning_rate` in a step: raise it, or bring "

@@ -1,0 +1,344 @@
+"""Weights files and configs that do not fit are refused by name, and change nothing."""
+
+import json
+import shutil
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_jointloss as kj
+from tests.backends import once_compiled
+
+# Keras tries what did not fit again on each path on which it finds the object.
+pytestmark = pytest.mark.filterwarnings("ignore:Skipping nested container")
+
+X = np.random.default_rng(0).normal(size=(24, 3)).astype("float32")
+Y = {name: X[:, i : i + 1] for i, name in enumerate("abc")}
+
+RULES = sorted(
+    name
+    for name in kj.weighting.__all__
+    if name not in ("Weighting", "Shares", "GradNorm")
+    and isinstance(getattr(kj.weighting, name), type)
+)
+
+
+def make_model():
+    """Returns a model with each kind of state that a file can hold."""
+    inputs = keras.Input((3,))
+    z = kj.layers.GradientBalancer(["a", "b"], name="balancer")(keras.layers.Dense(4)(inputs))
+    term = kj.layers.ContrastiveTerm(
+        kj.losses.SupCon(temperature=0.3),
+        learn_temperature=True,
+        memory_size=8,
+        name="pair",
+    )
+    a, b = term((*z.values(), ops.cast(inputs[:, 0] > 0, "int32")))
+    a = kj.layers.LossTerm(weight=kj.schedules.Linear(0.0, 1.0, 10), name="energy")(a, a * a)
+    model = keras.Model(inputs, {"a": keras.layers.Dense(1)(a), "b": keras.layers.Dense(1)(b)})
+    losses = {"a": "mse", "b": "mse"}
+    model.compile("sgd", **kj.joint_loss(losses, weighting=kj.weighting.FAMO()))
+    return model
+
+
+def train(model, epochs=1):
+    model.run_eagerly = keras.backend.backend() != "jax"
+    callback = kj.callbacks.JointLossCallback()
+    model.fit(
+        X,
+        {name: Y[name] for name in model.loss},
+        batch_size=8,
+        epochs=epochs,
+        verbose=0,
+        callbacks=[callback],
+    )
+    return model
+
+
+def parts_of(model):
+    """Returns the objects of the package whose state a file holds, by name."""
+    weights = {name: loss.weight for name, loss in model.loss.items()}
+    layers = {
+        layer.name: layer
+        for layer in model.layers
+        if type(layer).__module__.startswith("keras_jointloss")
+    }
+    return {**weights, "rule": weights["a"].weighting, **layers}
+
+
+def states_of(model):
+    states = {}
+    for name, part in parts_of(model).items():
+        store = {}
+        part.save_own_variables(store)
+        states[name] = {key: np.array(ops.convert_to_numpy(x)) for key, x in store.items()}
+    return states
+
+
+def assert_same(actual, expected):
+    for name, state in expected.items():
+        assert actual[name].keys() == state.keys()
+        for key, value in state.items():
+            np.testing.assert_array_equal(actual[name][key], value, err_msg=f"{name}/{key}")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "m.weights.h5"
+    train(make_model(), epochs=2).save_weights(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model():
+    return train(make_model())
+
+
+def changed(file, tmp_path, key, change):
+    """Returns a copy of the file in which `change` has replaced the values of an entry."""
+    path = tmp_path / "changed.weights.h5"
+    shutil.copy(file, path)
+    with h5py.File(path, "r+") as opened:
+        names = []
+        opened.visit(lambda name: names.append(name) if name.endswith(key) else None)
+        assert names
+        for name in names:
+            value = change(np.array(opened[name]))
+            del opened[name]
+            if value is not None:
+                opened[name] = value
+    return path
+
+
+def put(index, value):
+    """Returns a change that replaces one number of an array."""
+
+    def change(values):
+        values = values.astype("float64")
+        values[index] = value
+        return values
+
+    return change
+
+
+CHANGES = {
+    "negative weight": ("term_loss/weight/vars/value", put((), -1.0), "`value`.*term 'a'"),
+    "weight that is nan": ("term_loss_1/weight/vars/value", put((), np.nan), "`value`.*term 'b'"),
+    "negative factor": ("term_loss/weight/vars/factor", put((), -5.0), "`factor`.*factor=-5"),
+    "vector as factor": ("term_loss/weight/vars/factor", lambda x: np.ones(2), r"shape \(2,\)"),
+    "negative step": ("term_loss/weight/vars/step", put((), -1), "`step`.*step=-1"),
+    "weight without step": ("term_loss/weight/vars/step", lambda x: None, "`step`.*none"),
+    "switch of 2": ("term_loss/weight/vars/off", put((), 2), "`off`.*<= 1.*off=2"),
+    "layer weight": ("loss_term/vars/value", put((), -1.0), "`value`.*LossTerm 'energy'"),
+    "step of a layer": ("loss_term/vars/step", put((), 0.5), "`step`.*LossTerm 'energy'"),
+    "temperature": ("contrastive_term/vars/0", put((), np.nan), "`log_scale`.*Term 'pair'"),
+    "out of bounds": ("contrastive_term/vars/0", put((), -5.0), "`log_scale`.*log_scale=-5"),
+    "memory": ("vars/memory_views", put((1, 1, 2), np.nan), "`memory_views`.*Term 'pair'"),
+    "memory of 7": ("vars/memory_views", lambda x: x[:7], r"\(8, 2, 4\).*\(7, 2, 4\)"),
+    "memory without mask": ("vars/memory_valid", lambda x: None, "`memory_valid`.*none"),
+    "position": ("vars/memory_position", put((), 8), "`memory_position`.*<= 7"),
+    "labels": ("vars/memory_labels", put((1,), np.inf), "`memory_labels`"),
+    "record": ("vars/latest", put((0, 1, 1), np.nan), "`latest`.*GradientBalancer"),
+    "negative record": ("vars/latest", put((0, 1, 1), -1.0), "`latest`.*>= 0"),
+    "record of 3": ("vars/latest", lambda x: np.zeros((2, 6, 3)), r"`latest`.*\(2, 5, 2\)"),
+    "step of a record": ("gradient_balancer/vars/step", put((), -3), "`step`.*GradientBalancer"),
+    "rule": ("weighting/vars/state", put((0, 1), -1.0), "`state`.*FAMO.*state=-1"),
+    "rule with nan": ("weighting/vars/state", put((5, 0), np.nan), "`state`.*FAMO.*state=nan"),
+    "rule of 9": ("weighting/vars/state", lambda x: x[:9], r"`state`.*\(10, 4\).*\(9, 4\)"),
+    "epoch": ("weighting/vars/epoch", put((), -1), "`epoch`.*FAMO"),
+    "names": ("weighting/vars/terms", lambda x: x[:-1], "`terms`.*FAMO.*distinct names"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_state_that_does_not_fit_is_refused_and_nothing_changes(file, model, tmp_path, change):
+    key, replace, message = CHANGES[change]
+    path, before = changed(file, tmp_path, key, replace), states_of(model)
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        model.load_weights(path)
+    assert_same(states_of(model), before)
+
+
+@once_compiled
+def test_what_was_loaded_before_an_error_is_undone(file, tmp_path):
+    """The weight of the first term and the rule come before that of the second."""
+    key, replace, message = CHANGES["weight that is nan"]
+    model = make_model()
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        model.load_weights(changed(file, tmp_path, key, replace))
+    expected, actual = states_of(make_model()), states_of(model)
+    del expected["rule"], actual["rule"]
+    assert_same(actual, expected)
+    rule = parts_of(model)["rule"]
+    assert (rule.step, set(rule.factors.values())) == (0, {0.25})
+
+
+def test_file_that_fits_loads_after_one_that_does_not(file, tmp_path):
+    model = train(make_model())
+    with pytest.raises(ValueError, match="`state`"):
+        model.load_weights(changed(file, tmp_path, "weighting/vars/state", put((0, 1), -1.0)))
+    model.load_weights(file)
+    other = make_model()
+    other.load_weights(file)
+    assert_same(states_of(model), states_of(other))
+    assert model.loss["a"].weight.weighting.step == other.loss["a"].weight.weighting.step > 0
+    assert float(model.loss["a"].weight) == pytest.approx(float(other.loss["a"].weight))
+
+
+@once_compiled
+@pytest.mark.parametrize("change", ["negative weight", "memory", "record", "rule"])
+def test_skip_mismatch_leaves_only_what_does_not_fit(file, tmp_path, change):
+    key, replace, message = CHANGES[change]
+    model = train(make_model())
+    before = states_of(model)
+    with pytest.warns(UserWarning, match=f"(?s)A total of 1 objects.*{message}"):
+        model.load_weights(changed(file, tmp_path, key, replace), skip_mismatch=True)
+    expected = make_model()
+    expected.load_weights(file)
+    expected, actual = states_of(expected), states_of(model)
+    kept = {"negative weight": "a", "memory": "pair", "record": "balancer", "rule": "rule"}[change]
+    for name, state in actual.items():
+        factor = state.pop("factor", None)  # The rule sets it.
+        if factor is not None:
+            assert factor == pytest.approx(parts_of(model)["rule"].factors[name])
+        states = before if name == kept else expected
+        states[name].pop("factor", None)
+        assert_same({name: state}, {name: states[name]})
+
+
+@once_compiled
+def test_broken_model_file_does_not_load(tmp_path):
+    path = tmp_path / "m.keras"
+    model = train(make_model())
+    model.loss["b"].weight._value.assign(-1.0)
+    model.save(path)
+    with pytest.raises(ValueError, match="value"):
+        keras.models.load_model(path)
+
+
+# Rules
+
+
+def of_rule(rule):
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, {name: keras.layers.Dense(1)(inputs) for name in "ab"})
+    model.compile("sgd", **kj.joint_loss({"a": "mse", "b": "mse"}, weighting=rule))
+    return model
+
+
+@pytest.fixture(scope="module")
+def uncertainty(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rule") / "m.weights.h5"
+    train(of_rule(kj.weighting.Uncertainty())).save_weights(path)
+    return path
+
+
+@once_compiled
+@pytest.mark.parametrize("name", [*RULES, "update_every"])
+def test_file_of_another_rule_is_refused(uncertainty, name):
+    if name == "update_every":
+        rule = kj.weighting.Uncertainty(update_every=2)
+    else:
+        rule = getattr(kj.weighting, name)(
+            **({"bounds": {"a": 1.0}} if name == "Constraint" else {})
+        )
+    model = of_rule(rule)
+    if name == "Uncertainty":
+        model.load_weights(uncertainty)
+        assert rule.step == 3
+        return
+    with pytest.raises(ValueError, match=rf"(?s)`state`.*{type(rule).__name__}.*Uncertainty"):
+        model.load_weights(uncertainty)
+    assert rule.factors == {}
+    assert float(model.loss["a"].weight) == 1.0
+
+
+@once_compiled
+def test_file_of_other_terms_is_refused(uncertainty):
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, {name: keras.layers.Dense(1)(inputs) for name in "ac"})
+    rule = kj.weighting.Uncertainty()
+    model.compile("sgd", **kj.joint_loss({"a": "mse", "c": "mse"}, weighting=rule))
+    train(model)
+    before = rule.factors
+    with pytest.raises(ValueError, match=r"(?s)terms \['a', 'c'\].*terms \['a', 'b'\]"):
+        model.load_weights(uncertainty)
+    assert rule.factors == before
+
+
+@once_compiled
+def test_file_without_the_description_of_the_rule_loads(uncertainty, tmp_path):
+    path = changed(uncertainty, tmp_path, "vars/rule", lambda x: None)
+    rule = kj.weighting.Uncertainty()
+    of_rule(rule).load_weights(path)
+    assert rule.step == 3
+    with pytest.raises(ValueError, match=r"(?s)`state`.*FAMO.*shape \(10, 2\)"):
+        of_rule(kj.weighting.FAMO()).load_weights(path)
+
+
+@once_compiled
+def test_file_without_a_rule_leaves_a_rule_as_it_is(tmp_path, uncertainty):
+    path = tmp_path / "plain.weights.h5"
+    of_rule(None).save_weights(path)
+    fresh, trained = kj.weighting.Uncertainty(), kj.weighting.Uncertainty()
+    of_rule(fresh).load_weights(path)  # No warning.
+    model = train(of_rule(trained))
+    before = trained.factors
+    with pytest.warns(
+        UserWarning, match="no state of Uncertainty, which keeps its own, of 3 steps"
+    ):
+        model.load_weights(path)
+    assert trained.factors == before
+    other = of_rule(None)
+    other.load_weights(uncertainty)
+    assert float(other.loss["a"].weight) == 1.0
+
+
+# Configs
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"state": [[-1.0, 1.0]] * 6}, "`state`.*Uncertainty.*>= 0.*state=-1"),
+        ({"state": [[float("nan"), 1.0]] * 6}, "`state`.*state=nan"),
+        ({"state": [[1.0, 1.0]] * 3}, r"`state`.*\(6, 2\).*\(3, 2\)"),
+        ({"state": "x"}, "`state`.*state="),
+        ({"step": -1}, "`step`.*step=-1"),
+        ({"epoch": 0.5}, "`epoch`.*epoch=0.5"),
+        ({"terms": ["a", "a"]}, "`terms`.*terms="),
+        ({"terms": "ab"}, "`terms`.*terms="),
+    ],
+)
+def test_progress_of_a_config_that_does_not_fit_is_refused(change, message):
+    rule = kj.weighting.Uncertainty()
+    rule._create_progress(("a", "b"))
+    config = json.loads(json.dumps(rule.get_config()))
+    assert kj.weighting.Uncertainty.from_config(config).factors == rule.factors
+    config["progress"].update(change)
+    with pytest.raises(ValueError, match=message):
+        kj.weighting.Uncertainty.from_config(config)
+
+
+@pytest.mark.parametrize(
+    "change", [{"value": -1.0}, {"value": float("nan")}, {"step": -1}, {"factor": -1.0}, {"off": 2}]
+)
+def test_config_of_a_weight_that_does_not_fit_is_refused(change):
+    config = {**kj.LossWeight(0.5).get_config(), **change}
+    (name,) = change
+    with pytest.raises(ValueError, match=f"`{name}`.*Received: {name}="):
+        kj.LossWeight.from_config(config)
+
+
+@once_compiled
+def test_present_state_that_is_not_finite_is_restored(file, tmp_path):
+    model = train(make_model())
+    memory = model.get_layer("pair")._memory._state["views"]
+    memory.assign(np.full(memory.shape, np.nan))
+    before = states_of(model)
+    with pytest.raises(ValueError, match="`value`"):
+        model.load_weights(changed(file, tmp_path, *CHANGES["layer weight"][:2]))
+    assert_same(states_of(model), before)
