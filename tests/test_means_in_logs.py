@@ -159,3 +159,17 @@ def test_losses_of_a_single_output_are_means_over_the_items():
         assert history.history[f"{name}_loss"] == [pytest.approx(loss, rel=1e-5)]
     total = 2 * expected[square] + expected[absolute]
     assert history.history["loss"] == [pytest.approx(total, rel=1e-5)]
+
+
+@once_compiled
+def test_second_callback_sees_the_same_means():
+    model, callbacks = make_model(), [JointLossCallback(), JointLossCallback()]
+    options = {"batch_size": BATCH, "epochs": 2, "verbose": 0, "sample_weight": SAMPLE_WEIGHT}
+    data = (X, Y, SAMPLE_WEIGHT)
+    history = model.fit(X, Y, validation_data=data, callbacks=callbacks, **options).history
+    for name, loss in expected_losses(model).items():
+        for prefix, run in (("", "train"), ("val_", "validation")):
+            assert history[f"{prefix}{name}_loss"] == pytest.approx([loss] * 2, rel=1e-5)
+            for callback in callbacks:
+                term = callback.summary().runs[run].terms[name]
+                assert term.raw == pytest.approx(loss, rel=1e-5)

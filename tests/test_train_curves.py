@@ -164,3 +164,16 @@ def test_rounding_in_a_long_epoch_is_no_other_loss():
     first = tags["joint_loss/a/raw"][1]
     assert list(tags["joint_loss/a/raw"].values()) == pytest.approx([first] * 400, rel=1e-3)
     assert list(tags["joint_loss/total"].values()) == pytest.approx([first] * 400, rel=1e-3)
+
+
+@pytest.mark.backend("tensorflow")
+def test_points_of_replicas_are_those_of_one_device():
+    import tensorflow as tf
+
+    records = Records()
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        model = make_model()
+    expected = steps_by_hand(model)
+    fit(model, JointLossCallback(update_freq=2, on_log=records))
+    for tag, steps in expected.items():
+        assert_means(records.tags["train"][tag], steps)

@@ -152,6 +152,7 @@ class JointLossCallback(keras.callbacks.Callback):
         self._get_metrics: Any = list
         self._is_validated = False
         self._is_training = False
+        self._is_first_test_batch = False
         # The training step at which the epoch began, and how many of its batches have begun.
         self._begin_step = 0
         self._batches = 0
@@ -245,7 +246,13 @@ class JointLossCallback(keras.callbacks.Callback):
     def on_test_begin(self, logs=None):
         if self._is_training:
             self._keep_train_readings()
-        self._readings.reset_layer_terms()
+        self._is_first_test_batch = True
+
+    def on_test_batch_begin(self, batch, logs=None):
+        # Not before every callback of this class has kept the readings of training.
+        if self._is_first_test_batch:
+            self._is_first_test_batch = False
+            self._readings.reset_layer_terms()
 
     def on_test_end(self, logs=None):
         self._sync_state()
