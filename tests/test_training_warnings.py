@@ -2,12 +2,13 @@
 
 from typing import ClassVar
 
+import keras
 import pytest
 from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss.callbacks._term_readings import TermReadings
-from keras_jointloss.callbacks._training_warnings import TrainingWarnings
+from keras_jointloss.callbacks._training_warnings import TrainingWarnings, limits_gradients
 from tests.backends import once_compiled
 from tests.small_models import compiled, fit
 
@@ -76,11 +77,11 @@ class ModelTerms(dict):
         for weight, loss in zip(self.values(), losses, strict=True):
             weight.record(ops.convert_to_tensor(loss, "float32"), 4)
 
-    def warn(self, reports=None, lengths=()):
+    def warn(self, reports=None, lengths=(), is_clipped=True):
         readings = TermReadings(self, lambda: False)
         readings.keep_train(has_means=True)
         reports = reports or TrainingWarnings(self)
-        reports.of_factors(readings, dict(zip(self, lengths, strict=False)))
+        reports.of_factors(readings, dict(zip(self, lengths, strict=False)), is_clipped)
 
 
 @pytest.mark.parametrize("weights", [[1.0, 0.0, 2.0], [1.0, 1.9e-4, 2.0]])
@@ -130,9 +131,16 @@ def test_loss_too_small_for_the_rule_warns_in_the_first_epoch_only():
     later.warn()  # By then it may be learned.
 
 
-@pytest.mark.parametrize("rule", ["DynamicWeightAverage", "SmoothTchebycheff", "RandomWeighting"])
-def test_rules_that_depend_on_the_size_of_a_loss_say_what_to_do(rule):
-    with pytest.warns(UserWarning, match=rf"{rule} .*'term1' is hardly .*`weights` of"):
+@pytest.mark.parametrize(
+    ("rule", "remedy"),
+    [
+        ("DynamicWeightAverage", "weights"),
+        ("RandomWeighting", "weights"),
+        ("SmoothTchebycheff", "smoothness"),
+    ],
+)
+def test_rules_that_depend_on_the_size_of_a_loss_say_what_to_do(rule, remedy):
+    with pytest.warns(UserWarning, match=rf"{rule} .*'term1' is hardly .*`{remedy}`"):
         ModelTerms(kj.weighting.get(rule), [1e7, 1.0]).warn()
 
 
@@ -158,6 +166,24 @@ def test_loss_below_the_default_floor_warns(rule):
         ModelTerms(rule(floor={"term1": 1e-9}), [1e-8, 1.0]).warn()
     for floor in (1e-6, 1e-12, {"term0": 1e-12}):
         ModelTerms(rule(floor=floor), [1e-8, 1.0]).warn()
+
+
+def test_large_loss_without_clipped_gradients_warns_in_the_first_epoch_of_uncertainty():
+    terms = ModelTerms(kj.weighting.Uncertainty(), [1.0, 1.1e3])
+    terms.warn()
+    ModelTerms(kj.weighting.Uncertainty(), [1.0, 900.0]).warn(is_clipped=False)
+    message = r"Uncertainty: the loss of the term 'term1' is 1.1e\+03.*`global_clipnorm=1.0`"
+    with pytest.warns(UserWarning, match=message):
+        terms.warn(is_clipped=False)
+    terms.weighting.start(is_new_epoch=True)
+    terms.warn(is_clipped=False)
+
+
+def test_optimizers_that_limit_gradients():
+    adam, scaled = keras.optimizers.Adam, keras.optimizers.LossScaleOptimizer
+    clipped = (adam(clipnorm=1.0), adam(clipvalue=1.0), adam(global_clipnorm=1.0), scaled(adam()))
+    assert all(limits_gradients(optimizer) for optimizer in clipped)
+    assert not limits_gradients(adam())
 
 
 def test_multiplier_of_a_constraint_that_holds_does_not_warn_but_a_large_one_does():

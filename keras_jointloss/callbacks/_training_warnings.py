@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import keras
+
 from keras_jointloss.callbacks._comparing import compares
 from keras_jointloss.callbacks._gradient_readings import GradientReadings, Statistics
 from keras_jointloss.callbacks._term_readings import TermReadings
@@ -61,12 +63,15 @@ class TrainingWarnings:
         for prefix, what in readings.nonfinite_gradients(statistics):
             self._once(prefix, what)
 
-    def of_factors(self, readings: TermReadings, lengths: Mapping[str, float]) -> None:
+    def of_factors(
+        self, readings: TermReadings, lengths: Mapping[str, float], is_clipped: bool
+    ) -> None:
         """Warns of a term that contributes practically nothing, or cannot be weighed.
 
         Args:
             readings: The readings of the epoch.
             lengths: As in `keras_jointloss.callbacks._untrained_terms.untrained_term`.
+            is_clipped: As in `keras_jointloss.weighting.Weighting.describe_limit`.
         """
         rule = self._terms.weighting
         if rule is None:
@@ -79,7 +84,8 @@ class TrainingWarnings:
         untrained = untrained_term(rule, self._terms, trained, lengths)
         if untrained is not None:
             self._once("factors", untrained)
-        limit = rule.describe_limit({name: x["loss"] for name, x in trained.items()})
+        losses = {name: reading["loss"] for name, reading in trained.items()}
+        limit = rule.describe_limit(losses, is_clipped)
         if limit is not None:
             self._once("limit", f"{type(rule).__name__}: {limit}")
 
@@ -103,3 +109,12 @@ class TrainingWarnings:
                     "`mode='min'`, which `JointLossCallback(validation_weights=...)` logs at fixed "
                     "weights.",
                 )
+
+
+def limits_gradients(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Returns whether an optimizer clips gradients, or skips steps in which they are too large."""
+    clips = (
+        getattr(optimizer, name, None) for name in ("clipnorm", "global_clipnorm", "clipvalue")
+    )
+    is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    return is_scaled or any(clip is not None for clip in clips)

@@ -20,7 +20,7 @@ from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_on_l
 from keras_jointloss.callbacks._term_readings import RUNS, TermReadings, has_regularizers
 from keras_jointloss.callbacks._train_curves import TrainCurves, batches_between
 from keras_jointloss.callbacks._training_record import TrainingRecord, validate_hyperparameters
-from keras_jointloss.callbacks._training_warnings import TrainingWarnings
+from keras_jointloss.callbacks._training_warnings import TrainingWarnings, limits_gradients
 from keras_jointloss.model_terms import ModelTerms
 from keras_jointloss.reports import Report
 from keras_jointloss.terms.clock import optimizer_step
@@ -313,5 +313,5 @@ class JointLossCallback(keras.callbacks.Callback):
         if not isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer):
             self._warnings.of_gradients(self._gradients, statistics)
         lengths = self._gradients.lengths(statistics, self._terms)
-        self._warnings.of_factors(self._readings, lengths)
+        self._warnings.of_factors(self._readings, lengths, limits_gradients(self.model.optimizer))
         self._warnings.of_monitors(running_callbacks(), logs)

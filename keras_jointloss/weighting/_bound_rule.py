@@ -47,7 +47,7 @@ class BoundRule(keras.metrics.Metric):
     on_nonfinite: str
     initial_weight: Callable[[int], Any]
     readout: Callable[[dict], dict]
-    describe_limit: Callable[[Mapping[str, float]], str | None]
+    describe_limit: Callable[[Mapping[str, float], bool], str | None]
 
     def __init__(self, name: str, dtype: str):
         super().__init__(name=name, dtype=dtype)

@@ -101,7 +101,7 @@ class FAMO(Weighting):
         state.update({"logit": logit, "log_loss": log_loss})
         return ops.softmax(logit - log_loss)
 
-    def describe_limit(self, losses):
+    def describe_limit(self, losses, is_clipped):
         excess = {name: loss - self.minimum_loss for name, loss in losses.items()}
         return describe_default_floor(excess, self.floor)
 

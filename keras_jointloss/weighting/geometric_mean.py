@@ -68,5 +68,5 @@ class GeometricMean(Weighting):
         logarithms = ops.log(raise_to_floor(losses, self.floor, self.terms, step))
         return ops.exp(ops.sum(logarithms) / count - logarithms) / count
 
-    def describe_limit(self, losses):
+    def describe_limit(self, losses, is_clipped):
         return describe_default_floor(losses, self.floor)

@@ -49,7 +49,7 @@ class SmoothTchebycheff(Weighting):
     small_weight_remedy = None
     small_loss_remedy = (
         "This rule compares the losses themselves: raise `smoothness`, or scale the losses with "
-        "`preference` or with the `weights` of `joint_loss`."
+        "`preference`."
     )
 
     def __init__(self, preference: list[float] | None = None, smoothness: float = 1.0, **kwargs):

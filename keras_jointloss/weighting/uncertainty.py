@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_jointloss._math import to_numpy
 from keras_jointloss._validation import validate_number
 from keras_jointloss.weighting.base import Weighting
 
@@ -32,6 +33,10 @@ class Uncertainty(Weighting):
 
     With `analytic=True`, `s_i` is the minimizer `log(loss_i)` itself, for the smoothed loss: a loss
     of any size contributes its share from the second step on.
+
+    In the first step all weights are 1/2: the gradient of a loss of 1e5 is 1e5 times as long as
+    later. Optimizers such as Adam remember it for thousands of steps. Give them a
+    `global_clipnorm`, or scale such a loss or its targets.
 
     The logs include `<term>_noise`, `exp(s_i / 2)`: the standard deviation of the task's noise if
     its loss is a mean squared error. The weight of a loss that approaches 0 grows until the loss
@@ -89,6 +94,17 @@ class Uncertainty(Weighting):
             log_variance = ops.where(is_past, minimizer, descended)
         self.state["log_variance"] = log_variance
         return 0.5 * ops.exp(-log_variance)
+
+    def describe_limit(self, losses, is_clipped):
+        largest = max(losses, key=losses.__getitem__, default=None)
+        if is_clipped or largest is None or losses[largest] < 1e3 or int(to_numpy(self.epoch)) > 1:
+            return None
+        return (
+            f"the loss of the term {largest!r} is {losses[largest]:.3g}. With the weight of the "
+            "first step, its gradient was about as many times as long as later. Optimizers such as "
+            "Adam remember it for thousands of steps, in which they hardly train. Set "
+            "`global_clipnorm=1.0` in the optimizer, or scale that loss or its targets."
+        )
 
     def readout(self, state):
         return {"noise": np.exp(state["log_variance"] / 2)}
