@@ -7,6 +7,8 @@ import keras
 
 from keras_jointloss._validation import validate_names
 from keras_jointloss.losses.base import ViewsLoss
+from keras_jointloss.terms.class_weighted_metric import ClassWeightedMetric
+from keras_jointloss.terms.class_weights import validate_class_weight
 from keras_jointloss.terms.labelled_metric import LabelledMetric
 from keras_jointloss.terms.missing import validate_missing
 from keras_jointloss.terms.output_weight import LossWeight
@@ -203,6 +205,57 @@ def missing_by_output(missing: Any, outputs: Mapping[str, Output]) -> dict[str, 
                     f"leave out. Received: missing={missing!r}"
                 )
     return {name: validate_missing(value) for name, value in values.items() if value is not None}
+
+
+def class_weights_by_term(
+    class_weight: Any, outputs: Mapping[str, Output]
+) -> dict[str, dict[int, float]]:
+    """Returns the weights of classes for each term, and for each output, that has some.
+
+    Raises:
+        ValueError: If a value is invalid, or is for an unknown term, one without a loss or with a
+            contrastive loss.
+    """
+    if class_weight is None:
+        return {}
+    with_loss = {name: output for name, output in outputs.items() if output.losses}
+    terms = {term: x for output in with_loss.values() for term, x in output.losses.items()}
+    is_by_name = isinstance(class_weight, Mapping) and all(isinstance(x, str) for x in class_weight)
+    if isinstance(class_weight, Mapping) and len(with_loss) == 1 and not is_by_name:
+        class_weight = {next(iter(with_loss)): class_weight}
+    elif not is_by_name or not set(class_weight) <= {*with_loss, *terms}:
+        raise ValueError(
+            "Invalid value for argument `class_weight`. Expected a dict of class to weight for "
+            f"each output, whose keys are outputs with a loss, among {list(with_loss)}. "
+            f"Received: class_weight={class_weight!r}"
+        )
+    result = {}
+    # The terms last, whose weights replace those of their output.
+    for name in sorted(class_weight, key=lambda name: name not in with_loss):
+        if class_weight[name] is None:
+            continue
+        weights = validate_class_weight(class_weight[name], f"class_weight[{name!r}]")
+        for term in with_loss[name].losses if name in with_loss else [name]:
+            if isinstance(terms[term], ViewsLoss):
+                raise ValueError(
+                    "Invalid value for argument `class_weight`. Expected a dict without "
+                    f"{name!r}: {type(terms[term]).__name__} compares all items of a batch. Use a "
+                    f"`sample_weight`. Received: class_weight={class_weight!r}"
+                )
+            result[term] = weights
+        result[name] = weights
+    return result
+
+
+def class_weighted_metrics(
+    metrics: Mapping[str, Any], class_weights: Mapping[str, dict[int, float]]
+) -> dict[str, list[Any]]:
+    """Returns weighted metrics by output as lists, with the class weights of the output."""
+    result = {name: as_list(given) for name, given in metrics.items()}
+    for name in set(result) & set(class_weights):
+        weights = class_weights[name]
+        result[name] = [ClassWeightedMetric(x, weights) for x in result[name] if x is not None]
+    return result
 
 
 def labelled_metrics(

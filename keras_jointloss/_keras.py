@@ -183,7 +183,7 @@ def before_build(check: Callable[[Any, Any, Any], None]) -> None:
     trainer = next(x for x in keras.Model.__mro__ if "compute_metrics" in vars(x))
     module = sys.modules[trainer.__module__]
     for name, given in (("CompileLoss", "_user_loss"), ("CompileMetrics", "_user_metrics")):
-        owner = getattr(module, name, None)
+        owner: Any = getattr(module, name, None)
         if hasattr(owner, "build"):
             owner.build = _checked(owner.build, check, given)
 

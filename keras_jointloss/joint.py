@@ -5,6 +5,8 @@ from typing import Any
 
 from keras_jointloss._joint_arguments import (
     Output,
+    class_weighted_metrics,
+    class_weights_by_term,
     in_order,
     is_loss,
     labelled_metrics,
@@ -37,6 +39,7 @@ def joint_loss(
     metrics: Mapping[str, Any] | Any | None = None,
     weighted_metrics: Mapping[str, Any] | Any | None = None,
     missing: Mapping[str, float] | float | None = None,
+    class_weight: Mapping[str, Mapping[int, float]] | Mapping[int, float] | None = None,
     outputs: str | None = None,
 ) -> dict[str, Any]:
     """Returns the arguments for `model.compile` to train on several weighted loss terms.
@@ -72,6 +75,19 @@ def joint_loss(
     divides by the number of all items: a term with a quarter of labels then weighs a quarter. The
     reduction `"mean_with_sample_weight"` of a loss divides by the sum of the weights instead.
 
+    Weights of classes: `class_weight={"category": {0: 1.0, 1: 3.0}}` does for an output what
+    `fit(class_weight=)` does for a model with one output, where Keras allows no other. The class is
+    an integer, a float that is rounded or the largest entry of a one-hot row; classes that are not
+    named weigh 1. With more axes each position has its class, so integers `(batch, height, width)`
+    weigh each pixel. The weights multiply the `sample_weight`, in the loss and in
+    `weighted_metrics`, wherever a model runs its `train_step`: in `fit` and `train_on_batch`, not
+    in validation, `evaluate` or a direct call of a loss. As with `sample_weight`, the mean still
+    divides by the number of items, unless the reduction is `"mean_with_sample_weight"`.
+
+    Weights of elements: if a loss is a mean over the last axis, a `sample_weight` may have the
+    shape of the predictions, `(batch, ..., k)`, and weighs each element. Metrics of Keras do not
+    take these weights in `weighted_metrics`, except for outputs with missing targets.
+
     Call this function once for each model, and pass everything it returns to `compile`: the
     weights, and the state of a weighting, belong to one model.
 
@@ -105,6 +121,9 @@ def joint_loss(
         weighted_metrics: Likewise, for metrics that respect `sample_weight`.
         missing: The value of missing targets: NaN or a number, for all outputs or by output name;
             `None` if there are none. Contrastive losses have `unlabelled=` instead.
+        class_weight: For each output, or each of several losses of an output by the name of the
+            term, a dict of class to weight, a number >= 0. If only one output has a loss, its dict
+            is enough. `None` if classes have no weights.
         outputs: `"list"` for a model that returns a list of tensors without names; `None` for any
             other.
 
@@ -120,7 +139,9 @@ def joint_loss(
             that is not a term, a weight is invalid or used for two terms, the weighting does not
             exist, an argument has the wrong type, or `missing` is given for an output without a
             loss, with a contrastive loss, a loss without reduction, or a metric that takes no
-            `sample_weight`; in the first step, if the losses do not have the form of the outputs.
+            `sample_weight`, or `class_weight` for an output without a loss or with a contrastive
+            loss; in the first step, if the losses do not have the form of the outputs, or a loss
+            has no value to weight for each class.
 
     Example:
 
@@ -166,6 +187,7 @@ def joint_loss(
         # The model tracks the rule's variables through one of its metrics.
         next(iter(weights.values())).weighting = rule
     missing = missing_by_output(missing, by_output)
+    class_weights = class_weights_by_term(class_weight, by_output)
     metrics = labelled_metrics(metrics_by_output(metrics, by_output, "metrics"), missing)
     for name, output in by_output.items():
         if output.losses:
@@ -174,7 +196,7 @@ def joint_loss(
             metrics[name] = [*own, *metrics.get(name, ()), *parts]
     arguments: dict[str, Any] = {
         "loss": {
-            name: _loss_of(name, output, weights, missing.get(name))
+            name: _loss_of(name, output, weights, missing.get(name), class_weights)
             for name, output in by_output.items()
         },
         "loss_weights": {name: _weight_of(output) for name, output in by_output.items()},
@@ -182,7 +204,8 @@ def joint_loss(
     }
     if weighted_metrics is not None:
         given = metrics_by_output(weighted_metrics, by_output, "weighted_metrics")
-        arguments["weighted_metrics"] = labelled_metrics(given, missing)
+        given = labelled_metrics(given, missing)
+        arguments["weighted_metrics"] = class_weighted_metrics(given, class_weights)
     if is_list:
         return {key: in_order(value, by_output, key) for key, value in arguments.items()}
     if is_single:
@@ -193,11 +216,16 @@ def joint_loss(
 
 
 def _loss_of(
-    name: str, output: Output, weights: Mapping[str, LossWeight], missing: float | None
+    name: str,
+    output: Output,
+    weights: Mapping[str, LossWeight],
+    missing: float | None,
+    class_weights: Mapping[str, Any],
 ) -> Any:
     """Returns the loss of an output."""
     losses = {
-        term: TermLoss(loss, weights[term], term, missing) for term, loss in output.losses.items()
+        term: TermLoss(loss, weights[term], term, missing, class_weights.get(term))
+        for term, loss in output.losses.items()
     }
     if output.parts is None:
         return losses.get(name)

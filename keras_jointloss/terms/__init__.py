@@ -1,6 +1,7 @@
 """The parts of a joint loss term: its weight, its clock, its loss and the means of both."""
 
 from keras_jointloss.terms.applied_weight import AppliedWeight
+from keras_jointloss.terms.class_weighted_metric import ClassWeightedMetric
 from keras_jointloss.terms.labelled_metric import LabelledMetric
 from keras_jointloss.terms.loss import TermLoss
 from keras_jointloss.terms.loss_part import LossPart
@@ -10,6 +11,7 @@ from keras_jointloss.terms.term_reading import TermReading
 
 __all__ = [
     "AppliedWeight",
+    "ClassWeightedMetric",
     "LabelledMetric",
     "LossPart",
     "LossSum",

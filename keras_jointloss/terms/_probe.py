@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -27,6 +28,15 @@ def is_separable(compute: Callable[[Any, Any], Any]) -> bool:
     rows, other = _try(compute, _TRUE, _PREDICTED), _try(compute, _TRUE, _OTHER)
     # A result that does not change with the prediction says nothing.
     return _are_close(rows, column) and not _are_close(rows, other)
+
+
+def outside_of_traces(probe: Callable[[], bool]) -> bool:
+    """Returns what a probe returns, wherever it is called.
+
+    In a step that a backend traces, nothing can be tried. Another thread traces nothing.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(probe).result()
 
 
 def is_mean_over_elements(compute: Callable[[Any, Any], Any]) -> bool:

@@ -48,3 +48,11 @@ def get_metric(identifier: Any) -> Any:
     if str(identifier).lower() in _ACCURACY:
         return keras.metrics.MeanMetricWrapper(accuracy, name=str(identifier))
     return keras.metrics.get(identifier)
+
+
+def name_of_metric(metric: Any) -> str:
+    """Returns the name that Keras gives a metric."""
+    if isinstance(metric, str):
+        return metric
+    name = getattr(metric, "name", None) or getattr(metric, "__name__", type(metric).__name__)
+    return str(name)

@@ -11,6 +11,7 @@ from keras_jointloss._masks import reduce_values
 from keras_jointloss._math import divide_or_0
 from keras_jointloss._replicas import counted_by
 from keras_jointloss.terms._probe import ignores_zeros, is_mean_over_elements
+from keras_jointloss.terms.element_weights import validate_rank, weighs_elements
 from keras_jointloss.terms.missing import elements, fill, items, validate_missing, with_rank
 
 
@@ -38,6 +39,7 @@ class LabelledLoss:
 
     where `i` runs over the labelled targets, `w_i` is the sample weight and `n` the number of the
     labelled targets, or, for the reduction `"mean_with_sample_weight"`, the sum of their weights.
+    Where a target is an element of a row, `w_i` may be the weight of a row or of the element.
     Without labelled targets the loss is 0.
 
     If the loss is a mean over the last axis, a target is an element of `(batch, ..., k)`. Otherwise
@@ -67,8 +69,10 @@ class LabelledLoss:
         self._compute = compute
         self._reduction = reduction
         self.dtype = dtype
-        self._is_separable = is_mean_over_elements(compute)
-        self._ignores_zeros = not self._is_separable and ignores_zeros(compute)
+        #: Whether the loss is a mean over the last axis.
+        self.is_elementwise = is_mean_over_elements(compute)
+        #: Whether the loss is one number for a batch or an item, such as `keras.losses.Dice`.
+        self.ignores_zeros = not self.is_elementwise and ignores_zeros(compute)
 
     def __call__(self, y_true, y_pred, sample_weight=None) -> LabelledValue:
         if keras.tree.is_nested(y_pred) or keras.tree.is_nested(y_true):
@@ -78,12 +82,19 @@ class LabelledLoss:
             )
         y_true, plain_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
         values, labelled, has_element_axis = self._values(y_true, plain_pred)
-        ones = ops.ones_like(values)
+        ones, weighted, is_weighted = ops.ones_like(values), labelled, sample_weight is not None
+        if has_element_axis and weighs_elements(sample_weight, values):
+            weight = ops.cast(sample_weight, values.dtype)
+            values, weighted, sample_weight = values * weight, labelled * weight, None
+        elif is_weighted:
+            validate_rank(values[..., 0] if has_element_axis else values, sample_weight)
         first = values[..., 0] if has_element_axis else values
         # Keras returns the same tensor if there is no mask.
         is_unmasked = reduce_values(first, y_pred, None, "none", self.dtype) is first
         if has_element_axis and not (is_unmasked and sample_weight is None):
-            values, labelled, ones = (ops.sum(x, axis=-1) for x in (values, labelled, ones))
+            values, labelled, ones, weighted = (
+                ops.sum(x, axis=-1) for x in (values, labelled, ones, weighted)
+            )
 
         def total(values, weight=None):
             if weight is None and is_unmasked:
@@ -92,16 +103,24 @@ class LabelledLoss:
 
         loss, count, divisor = total(values, sample_weight), total(labelled), None
         if self._reduction != "sum":
-            is_weighted = self._reduction == "mean_with_sample_weight" and sample_weight is not None
-            divisor = total(labelled, sample_weight) if is_weighted else count
+            is_weighted = is_weighted and self._reduction == "mean_with_sample_weight"
+            divisor = total(weighted, sample_weight) if is_weighted else count
             loss = _mean(loss, divisor)
         return LabelledValue(loss, count, total(ones), divisor)
 
     def has_weight(self, y_true, y_pred, sample_weight):
         """Returns whether any labelled target has a weight other than 0."""
         y_true, plain_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
-        labelled = self._labelled(y_true, plain_pred)
         weighs = ops.not_equal(ops.convert_to_tensor(sample_weight), 0)
+        batch = elements(y_true, plain_pred, self.missing) if self.is_elementwise else None
+        if batch is None:
+            labelled = items(y_true, plain_pred, self.missing)
+        elif weighs_elements(weighs, batch[1]):
+            labelled = ops.any(ops.logical_and(batch[2], weighs), axis=-1)
+            weighs = ops.ones_like(labelled)
+        else:
+            labelled = ops.any(batch[2], axis=-1)
+        labelled = ops.cast(labelled, self.dtype)
         return reduce_values(labelled, y_pred, ops.cast(weighs, self.dtype)) > 0
 
     def _values(self, y_true, y_pred) -> tuple[Any, Any, bool]:
@@ -110,10 +129,10 @@ class LabelledLoss:
         Of the shape `(batch, ...)`, with a last axis of elements if there are any. The value of a
         target that is not labelled is 0.
         """
-        batch = elements(y_true, y_pred, self.missing) if self._is_separable else None
+        batch = elements(y_true, y_pred, self.missing) if self.is_elementwise else None
         if batch is not None:
             return *self._values_of_elements(*batch), True
-        if self._ignores_zeros:
+        if self.ignores_zeros:
             return *self._with_zeros(y_true, y_pred), False
         mask = items(y_true, y_pred, self.missing)
         values = self._compute(*fill(y_true, y_pred, mask))
@@ -163,12 +182,6 @@ class LabelledLoss:
         if self._reduction == "sum" and not len(value.shape):
             value = divide_or_0(value, ops.sum(labelled))
         return ops.where(has_label, value, 0), labelled
-
-    def _labelled(self, y_true, y_pred):
-        """Returns 1 for each labelled target and 0 for others, without computing the loss."""
-        batch = elements(y_true, y_pred, self.missing) if self._is_separable else None
-        mask = items(y_true, y_pred, self.missing) if batch is None else ops.any(batch[2], axis=-1)
-        return ops.cast(mask, self.dtype)
 
 
 def _mean(total, divisor):

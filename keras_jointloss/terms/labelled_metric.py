@@ -9,7 +9,8 @@ from keras import ops
 
 from keras_jointloss._masks import reduce_values
 from keras_jointloss.terms._probe import is_mean_over_elements, is_separable, returns_scalar
-from keras_jointloss.terms.by_shape import get_metric
+from keras_jointloss.terms.by_shape import get_metric, name_of_metric
+from keras_jointloss.terms.element_weights import weighs_elements
 from keras_jointloss.terms.missing import (
     deserialize_missing,
     elements,
@@ -47,7 +48,7 @@ class LabelledMetric(keras.metrics.Metric):
     """
 
     def __init__(self, metric: Any, missing: float, name: str | None = None, dtype=None):
-        super().__init__(name=name or _name_of(metric), dtype=dtype)
+        super().__init__(name=name or name_of_metric(metric), dtype=dtype)
         self.metric = metric
         self.missing = validate_missing(missing)
         self._resolved, self._is_separable = _resolve(metric)
@@ -63,6 +64,8 @@ class LabelledMetric(keras.metrics.Metric):
         else:
             y_true, plain_pred = fill(*batch)
             mask = ops.cast(batch[2], self.dtype)
+            if weighs_elements(sample_weight, mask):
+                mask, sample_weight = mask * ops.cast(sample_weight, self.dtype), None
             weight = _weights(ops.ones_like(mask[..., 0]), y_pred, sample_weight)
             y_true, plain_pred = (ops.reshape(y, (-1, 1)) for y in (y_true, plain_pred))
             weight = ops.reshape(mask * ops.expand_dims(weight, -1), (-1,))
@@ -94,14 +97,6 @@ def _weights(labelled, y_pred, sample_weight):
     return reduce_values(labelled, y_pred, sample_weight, "none", labelled.dtype)
 
 
-def _name_of(metric: Any) -> str:
-    """Returns the name that Keras gives a metric."""
-    if isinstance(metric, str):
-        return metric
-    name = getattr(metric, "name", None) or getattr(metric, "__name__", type(metric).__name__)
-    return str(name)
-
-
 def _resolve(metric: Any) -> tuple[keras.metrics.Metric, bool]:
     """Returns a metric, and whether it is a mean over the last axis."""
     found = get_metric(metric)
@@ -111,7 +106,7 @@ def _resolve(metric: Any) -> tuple[keras.metrics.Metric, bool]:
                 "Expected metric functions that return one value for each item for an output with "
                 f"missing targets. Received: {metric!r}, which returns one for the batch"
             )
-        wrapper = keras.metrics.MeanMetricWrapper(found, name=_name_of(metric))
+        wrapper = keras.metrics.MeanMetricWrapper(found, name=name_of_metric(metric))
         return wrapper, is_mean_over_elements(found)
     parameters = inspect.signature(found.update_state).parameters
     is_open = any(x.kind is x.VAR_KEYWORD for x in parameters.values())

@@ -9,7 +9,14 @@ from keras import ops
 from keras_jointloss._backend import in_replica, summed_replicas, takes_turns
 from keras_jointloss._masks import reduce_values, reduced
 from keras_jointloss._replicas import counted_by, own_share
+from keras_jointloss.terms._probe import is_mean_over_elements, outside_of_traces
 from keras_jointloss.terms.by_shape import get_loss
+from keras_jointloss.terms.class_weights import ClassWeights, is_one_hot
+from keras_jointloss.terms.element_weights import (
+    validate_rank,
+    weighs_elements,
+    weighted_items,
+)
 from keras_jointloss.terms.labelled_loss import LabelledLoss
 from keras_jointloss.terms.missing import deserialize_missing, match_ranks, serialize_missing
 from keras_jointloss.terms.output_weight import LossWeight, deserialize_term_weight
@@ -21,6 +28,9 @@ class TermLoss(keras.losses.Loss):
 
     Value, gradient, reduction, mask and sample weights are those of `loss`.
 
+    There are two additions: `class_weight`, and a `sample_weight` `(batch, ..., k)` of the elements
+    of targets, if the loss is a mean over the last axis.
+
     Args:
         loss: A loss as Keras accepts it for an output: a name, a function or a
             `keras.losses.Loss`.
@@ -28,9 +38,12 @@ class TermLoss(keras.losses.Loss):
         name: The name of the term.
         missing: The value of a target that is missing, NaN or a number; `None` if none is. See
             `keras_jointloss.terms.labelled_loss.LabelledLoss`.
+        class_weight: A dict of class to weight, which multiplies sample weights in training; `None`
+            if classes have no weights. See `keras_jointloss.terms.class_weights.ClassWeights`.
 
     Raises:
-        ValueError: If the loss has no reduction, although targets may be missing.
+        ValueError: If the loss has no reduction, although targets may be missing; if `class_weight`
+            is invalid, or the loss has no values to weight.
     """
 
     def __init__(
@@ -39,6 +52,7 @@ class TermLoss(keras.losses.Loss):
         weight: LossWeight,
         name: str | None = None,
         missing: float | None = None,
+        class_weight: Any = None,
     ):
         # Keras opens a name scope with the name of a loss, which must not contain a slash.
         super().__init__(name=name and name.replace("/", "_"))
@@ -47,23 +61,46 @@ class TermLoss(keras.losses.Loss):
         self.weight = weight
         self._resolved = get_loss(loss)
         self._labelled = None if missing is None else self._labelled_loss(missing)
+        self._class_weights: Any = None
+        if class_weight is not None:
+            self._class_weights = ClassWeights.from_config(class_weight)
+            if self._labelled is not None and self._labelled.ignores_zeros:
+                raise ValueError(
+                    "Invalid value for argument `class_weight`. Expected None for a loss that is "
+                    "one number for a batch or an item, such as `keras.losses.Dice`. "
+                    f"Received: class_weight={class_weight!r}"
+                )
+        #: Whether the loss is a mean over the last axis; `None` until it matters.
+        self._is_elementwise: bool | None = None
         weight.term, weight.has_missing_targets = name, missing is not None
 
     def _labelled_loss(self, missing: float) -> LabelledLoss:
+        loss = self._own()
+        return LabelledLoss(self._unreduced(), loss.reduction, loss.dtype, missing)
+
+    def _own(self) -> Any:
+        """Returns the loss that was given; this object, if it was a function."""
+        return self._resolved if isinstance(self._resolved, keras.losses.Loss) else self
+
+    def _unreduced(self):
+        """Returns the function that computes the unreduced loss."""
         loss = self._resolved
         if not isinstance(loss, keras.losses.Loss):
-            return LabelledLoss(self._converted_call, self.reduction, self.dtype, missing)
+            return self._converted_call
         unreduced = copy.copy(loss)
         unreduced.reduction = "none"
-        return LabelledLoss(unreduced, loss.reduction, loss.dtype, missing)
+        return unreduced
 
     def _converted_call(self, y_true, y_pred):
         return self.call(*(ops.convert_to_tensor(y, dtype=self.dtype) for y in (y_true, y_pred)))
 
     def __call__(self, y_true, y_pred, sample_weight=None):
+        if self._class_weights is not None:
+            sample_weight = self._with_class_weights(y_true, y_pred, sample_weight)
         if self._labelled is not None:
             return self._call_with_missing(self._labelled, y_true, y_pred, sample_weight)
-        value = self._reduced(y_true, y_pred, sample_weight)
+        values, sample_weight = self._values_to_weight(y_true, y_pred, sample_weight)
+        value = self._reduced(y_true, y_pred, sample_weight, values)
         batch_size = ops.shape(keras.tree.flatten(y_pred)[0])[0]
         counts = None if self.weight.observer is None else self._counts(y_true, sample_weight)
         mean = ops.mean(value) if len(value.shape) else value
@@ -76,25 +113,77 @@ class TermLoss(keras.losses.Loss):
             return value
         return counted_by(value, ops.cast(batch_size, value.dtype) if divisor is None else divisor)
 
-    def _reduced(self, y_true, y_pred, sample_weight):
+    def _with_class_weights(self, y_true, y_pred, sample_weight):
+        """Returns the sample weights times those of the classes."""
+        weights = self._class_weights.times(sample_weight, y_true, y_pred, self._own().dtype)
+        if weights is not sample_weight and is_one_hot(y_true, y_pred) and self._has_elements():
+            raise ValueError(
+                f"Expected classes as targets of {self.term!r}, which has class weights: integers, "
+                "or one-hot rows with a loss of rows. Received: targets of the shape "
+                f"{tuple(y_true.shape)} with a loss of each element. Pass a `sample_weight` of "
+                "that shape in place of `class_weight`"
+            )
+        return weights
+
+    def _has_elements(self) -> bool:
+        """Returns whether the loss is a mean over the last axis."""
+        if self._labelled is not None:
+            return self._labelled.is_elementwise
+        if self._is_elementwise is None:
+            compute = self._unreduced()
+            self._is_elementwise = outside_of_traces(lambda: is_mean_over_elements(compute))
+        return self._is_elementwise
+
+    def _values_to_weight(self, y_true, y_pred, sample_weight):
+        """Returns the unreduced loss and its weights, where these are not as Keras knows them.
+
+        Otherwise, `None` and the weights.
+        """
+        if sample_weight is None or keras.tree.is_nested(y_pred) or not self._is_usual():
+            return None, sample_weight
+        loss, has_weights_of_elements = self._own(), weighs_elements(sample_weight, y_pred)
+
+        def compute(*pair):
+            return loss.call(*(ops.convert_to_tensor(y, dtype=loss.dtype) for y in pair))
+
+        if has_weights_of_elements and self._has_elements():
+            return weighted_items(compute, y_true, y_pred, sample_weight)
+        if not has_weights_of_elements and self._class_weights is None:
+            return None, sample_weight
+        values = compute(y_true, y_pred)
+        validate_rank(values, sample_weight, self.term)
+        return values, sample_weight
+
+    def _is_usual(self) -> bool:
+        """Returns whether Keras computes the loss by `call` and reduces it."""
+        return type(self._own()).__call__ in (keras.losses.Loss.__call__, TermLoss.__call__)
+
+    def _reduced(self, y_true, y_pred, sample_weight, values=None):
         """Returns the loss as Keras reduces it, except that replicas count one number once.
 
         Keras does not divide a loss that is one number for a batch, such as `Dice()`, by the number
         of replicas, as it divides the mean of any other loss.
+
+        Args:
+            y_true: As in `__call__`.
+            y_pred: As in `__call__`.
+            sample_weight: As in `__call__`.
+            values: The unreduced loss, if it is known.
         """
-        loss: Any = self._resolved if isinstance(self._resolved, keras.losses.Loss) else self
-        reduction = self._own_reduction()
-        is_usual = type(loss).__call__ in (keras.losses.Loss.__call__, TermLoss.__call__)
-        if not (takes_turns() and is_usual) or reduction in ("sum", "none", None):
+        loss, reduction = self._own(), self._own_reduction()
+        takes_no_turns = not takes_turns() or reduction in ("sum", "none", None)
+        if values is None and (takes_no_turns or not self._is_usual()):
             compute = super().__call__ if loss is self else loss
             return reduced(compute(y_true, y_pred, sample_weight), reduction)
-        pair = keras.tree.map_structure(
-            lambda y: ops.convert_to_tensor(y, dtype=loss.dtype), (y_true, y_pred)
-        )
-        values = loss.call(*pair)
-        value, unreduced = (
-            reduce_values(values, y_pred, sample_weight, x, loss.dtype) for x in (reduction, "none")
-        )
+        if values is None:
+            pair = keras.tree.map_structure(
+                lambda y: ops.convert_to_tensor(y, dtype=loss.dtype), (y_true, y_pred)
+            )
+            values = loss.call(*pair)
+        value = reduce_values(values, y_pred, sample_weight, reduction, loss.dtype)
+        if takes_no_turns:
+            return value
+        unreduced = reduce_values(values, y_pred, sample_weight, "none", loss.dtype)
         return value if len(unreduced.shape) else own_share(value)
 
     def _own_reduction(self):
@@ -153,6 +242,8 @@ class TermLoss(keras.losses.Loss):
         config = {"loss": self.loss, "weight": self.weight, "name": self.term}
         if self._labelled is not None:
             config["missing"] = serialize_missing(self._labelled.missing)
+        if self._class_weights is not None:
+            config["class_weight"] = self._class_weights.get_config()
         return config
 
     @classmethod

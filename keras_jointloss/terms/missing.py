@@ -93,8 +93,8 @@ def expand(mask, rank: int):
     return ops.expand_dims(mask, tuple(range(len(mask.shape), rank)))
 
 
-def elements(y_true, y_pred, missing: float):
-    """Returns targets and predictions, `(batch, ..., k)`, and which of them are labelled.
+def pairs_of_elements(y_true, y_pred):
+    """Returns targets and predictions, `(batch, ..., k)`, whose elements correspond.
 
     `None` if the shapes do not correspond element by element.
     """
@@ -106,7 +106,13 @@ def elements(y_true, y_pred, missing: float):
     if y_true.shape[1:] != y_pred.shape[1:]:
         shape = ops.shape(ops.zeros_like(y_true, y_pred.dtype) + ops.zeros_like(y_pred))
         y_true, y_pred = ops.broadcast_to(y_true, shape), ops.broadcast_to(y_pred, shape)
-    return y_true, y_pred, is_labelled(y_true, missing)
+    return y_true, y_pred
+
+
+def elements(y_true, y_pred, missing: float):
+    """Returns the pair of `pairs_of_elements`, and which targets are labelled, or `None`."""
+    pair = pairs_of_elements(y_true, y_pred)
+    return None if pair is None else (*pair, is_labelled(pair[0], missing))
 
 
 def items(y_true, y_pred, missing: float):
