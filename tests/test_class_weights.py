@@ -48,6 +48,20 @@ def test_one_output_trains_as_with_keras(loss, units, y, weights):
         np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.backend("tensorflow")
+@pytest.mark.parametrize(
+    "options", [{"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 2}], ids=str
+)
+def test_weights_act_in_every_way_of_running(options):
+    plain, model = one_output(3), one_output(3)
+    loss = "sparse_categorical_crossentropy"
+    plain.compile(keras.optimizers.SGD(0.5), loss)
+    expected = fit(plain, [], LABELS, class_weight=WEIGHTS)
+    joint = kj.joint_loss(loss, class_weight=WEIGHTS)
+    model.compile(keras.optimizers.SGD(0.5), **joint, **options)
+    assert fit(model, [], LABELS)["loss"] == pytest.approx(expected["loss"], 1e-5)
+
+
 LOSSES = {"a": "mse", "b": {"ce": "sparse_categorical_crossentropy", "own": None}}
 
 

@@ -121,6 +121,13 @@ def test_losses_of_rows_refuse_weights_of_elements(loss, missing):
 
 
 @values_only
+def test_targets_that_do_not_correspond_to_weighted_elements_are_refused():
+    tested = TermLoss("mse", kj.LossWeight())
+    with pytest.raises(ValueError, match=r"a target for each prediction.*\(6,\).*\(6, 2, 3\)"):
+        tested(np.zeros(6), np.zeros((6, 2, 3)), np.ones((6, 2, 3)))
+
+
+@values_only
 def test_loss_of_each_element_is_left_to_keras():
     tested = TermLoss(lambda y_true, y_pred: ops.abs(y_true - y_pred), kj.LossWeight())
     expected = np.mean(WEIGHT * np.abs(Y_TRUE - Y_PRED))

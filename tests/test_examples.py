@@ -81,11 +81,14 @@ def check_first_steps(lines):
 def check_missing_targets_guide(lines):
     """Checks that Keras' mean divides by all items, and that the other two ways do not."""
     assert lines[0] == "items with a label and all rows: 7"
-    (missing, _), (trap, _), (weighted, _) = numbers(lines, "accuracy of the digit")
+    (missing, _), (trap, _), (weighted, _), *_ = numbers(lines, "accuracy of the digit")
     assert trap < min(missing, weighted)
     assert numbers(lines, "digit_labelled  ") == [[pytest.approx(0.1, abs=0.01)]]
     (spoiled,), (right,) = numbers(lines, "loss of the digit at the end")
     assert spoiled < 0.2 * right
+    (found, wrong), (weighted_found, weighted_wrong) = numbers(lines, "nines found")
+    assert weighted_found > found
+    assert weighted_wrong > wrong
 
 
 def check_weighting_guide(lines):

@@ -35,8 +35,17 @@ def weighted_items(
 
     Returns:
         Two tensors, `(batch, ...)`.
+
+    Raises:
+        ValueError: If targets and predictions do not correspond element by element.
     """
-    y_true, y_pred = pairs_of_elements(y_true, y_pred)
+    pair = pairs_of_elements(y_true, y_pred)
+    if pair is None:
+        raise ValueError(
+            "Expected a target for each prediction, since there is a weight for each. Received: "
+            f"targets of the shape {tuple(y_true.shape)}, predictions of {tuple(y_pred.shape)}"
+        )
+    y_true, y_pred = pair
     columns = [ops.reshape(y, (-1, 1)) for y in (y_true, y_pred)]
     values = ops.reshape(compute(*columns), ops.shape(y_pred))
     weight = ops.cast(weight, values.dtype)
