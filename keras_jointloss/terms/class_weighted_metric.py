@@ -23,7 +23,7 @@ class ClassWeightedMetric(keras.metrics.Metric):
 
     Example:
 
-    >>> metric = ClassWeightedMetric("accuracy", {1: 3.0})
+    >>> metric = ClassWeightedMetric("sparse_categorical_accuracy", {1: 3.0})
     >>> metric.update_state([0, 1, 1], [[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
     >>> round(float(metric.result()), 3)  # Nothing is trained here.
     0.667
@@ -32,7 +32,7 @@ class ClassWeightedMetric(keras.metrics.Metric):
     def __init__(self, metric: Any, class_weight: Any, name: str | None = None, dtype=None):
         super().__init__(name=name or name_of_metric(metric), dtype=dtype)
         self.metric = metric
-        self._weights = ClassWeights.from_config(class_weight)
+        self._weights = ClassWeights.of(class_weight)
         found = get_metric(metric)
         is_metric = isinstance(found, keras.metrics.Metric)
         self._resolved: keras.metrics.Metric = (
@@ -56,7 +56,7 @@ class ClassWeightedMetric(keras.metrics.Metric):
         return {
             **super().get_config(),
             "metric": self.metric,
-            "class_weight": self._weights.get_config(),
+            "class_weight": self._weights.pairs(),
         }
 
     @classmethod

@@ -96,14 +96,14 @@ class ClassWeights:
         index = ops.cast(ops.where(is_named, classes, others), "int32")
         return ops.take(ops.convert_to_tensor(self._table, dtype=dtype), index, axis=0)
 
-    def get_config(self) -> list:
+    def pairs(self) -> list:
         """Returns a form for a config: JSON has no numbers as keys."""
         return [[index, weight] for index, weight in self.weights.items()]
 
     @classmethod
-    def from_config(cls, config: Any) -> "ClassWeights":
-        """Returns the weights from a config."""
-        return cls(dict(config) if isinstance(config, list | tuple) else config)
+    def of(cls, weights: Any) -> "ClassWeights":
+        """Returns the weights from a dict, or from what `pairs` returns."""
+        return cls(dict(weights) if isinstance(weights, list | tuple) else weights)
 
 
 def is_one_hot(y_true: Any, y_pred: Any) -> bool:

@@ -63,7 +63,7 @@ class TermLoss(keras.losses.Loss):
         self._labelled = None if missing is None else self._labelled_loss(missing)
         self._class_weights: Any = None
         if class_weight is not None:
-            self._class_weights = ClassWeights.from_config(class_weight)
+            self._class_weights = ClassWeights.of(class_weight)
             if self._labelled is not None and self._labelled.ignores_zeros:
                 raise ValueError(
                     "Invalid value for argument `class_weight`. Expected None for a loss that is "
@@ -243,7 +243,7 @@ class TermLoss(keras.losses.Loss):
         if self._labelled is not None:
             config["missing"] = serialize_missing(self._labelled.missing)
         if self._class_weights is not None:
-            config["class_weight"] = self._class_weights.get_config()
+            config["class_weight"] = self._class_weights.pairs()
         return config
 
     @classmethod
