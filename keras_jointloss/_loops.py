@@ -62,13 +62,9 @@ def evaluation_logs() -> dict[str, float]:
 
     They are known at `on_test_end`. Outside of `evaluate` there are none.
     """
-    for frame in callers():
-        if frame.f_code.co_name == "evaluate" and isinstance(
-            frame.f_locals.get("self"), keras.Model
-        ):
-            logs = frame.f_locals.get("logs")
-            return logs if isinstance(logs, dict) else {}
-    return {}
+    frame = next((x for x in callers() if loop_of(x) == "evaluate"), None)
+    logs = None if frame is None else frame.f_locals.get("logs")
+    return logs if isinstance(logs, dict) else {}
 
 
 def enclosing_scope() -> keras.StatelessScope | None:

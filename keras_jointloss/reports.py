@@ -115,7 +115,9 @@ def report(history: Any) -> Report:
 
     For each term it has the mean loss, the weight at the end of the epoch, the mean of weight times
     loss, and its share of the total, in training and, if there was any, validation. A row `other`
-    shows what layers and regularizers add without being a term.
+    shows what layers and regularizers add without being a term. Raw times a constant weight is the
+    weighted loss, unless batches differ in the share of items that take part, such as labelled
+    ones: in the total, Keras weights each batch by its size.
 
     Args:
         history: What `fit` with a `keras_jointloss.callbacks.JointLossCallback` returned, or its

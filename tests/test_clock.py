@@ -272,7 +272,7 @@ def test_single_loss_without_dict_trains_model_with_unnamed_output():
     if BACKEND != "tensorflow":
         return  # Keras itself fails there, before it calls the package.
     model.compile("sgd", **kj.joint_loss({"o": "mse"}))
-    with pytest.raises(ValueError, match=r"one loss in place of a dict.*joint_loss\(loss"):
+    with pytest.raises(ValueError, match=r"one loss.* in place of a dict.*joint_loss\(loss"):
         fit(model, y=Y["a"])
 
 

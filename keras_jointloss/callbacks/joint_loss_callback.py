@@ -79,9 +79,10 @@ class JointLossCallback(keras.callbacks.Callback):
     `History` contains `<term>_loss`, `<term>_weight` and `<term>_share` of every term, even where
     Keras does not show them itself, and the gradient statistics above, with underscores for
     slashes: `gradients_conflict`. A value that an epoch does not have is NaN, and no point in
-    TensorBoard. Keras' own `<term>_loss`, in which a smaller last batch may count fully, stays in
-    the progress bar during an epoch; in the logs of the epoch and of `evaluate`, the mean `raw`
-    replaces it. `summary` returns a table of an epoch, as does `kj.report(history)`.
+    TensorBoard; an epoch without validation has none of its values, as in Keras. Keras' own
+    `<term>_loss`, in which a smaller last batch may count fully, stays in the progress bar during
+    an epoch; in the logs of the epoch and of `evaluate`, the mean `raw` replaces it. `summary`
+    returns a table of an epoch, as does `kj.report(history)`.
 
     Warnings: of each term whose loss is not finite, of the terms whose gradients were the first to
     be non-finite, if the weights did not move in every step of an epoch, if under a
