@@ -54,7 +54,8 @@ class ViewsLoss(keras.losses.Loss):
 
     An item is excluded from the batch (as anchor, positive and negative) if the Keras mask of
     `y_pred`, `(batch,)`, excludes it, if its sample weight is 0 or if its label is `unlabelled`.
-    An item that takes part has the loss NaN if a view holds NaN or infinity.
+    In the losses of the package, any item that takes part has the loss NaN if a view of it holds
+    NaN or infinity.
 
     Invalid labels raise an error if the host can read them: in a direct call, and on PyTorch with
     tensors on the CPU. A compiled training step does not check them. On JAX, integers have 32 bits
