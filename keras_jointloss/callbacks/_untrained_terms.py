@@ -60,8 +60,8 @@ def untrained_term(
         return None
     *others, most = parts
     for part in others:
-        remedy = _remedy(rule, part, most)
-        if remedy is not None and most.exceeds(part, rule.widest_ratio):
+        remedy = _remedy(rule, part, most) if most.exceeds(part, rule.widest_ratio) else None
+        if remedy is not None:
             share = part.contribution / most.contribution
             what = "the length of the gradient" if lengths else "the loss"
             return (
