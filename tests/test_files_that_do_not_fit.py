@@ -10,7 +10,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from tests.backends import once_compiled
+from tests.backends import once_compiled, values_only
 
 # Keras tries what did not fit again on each path on which it finds the object.
 pytestmark = pytest.mark.filterwarnings("ignore:Skipping nested container")
@@ -153,6 +153,7 @@ CHANGES = {
 }
 
 
+@values_only
 @pytest.mark.parametrize("change", CHANGES)
 def test_state_that_does_not_fit_is_refused_and_nothing_changes(file, model, tmp_path, change):
     key, replace, message = CHANGES[change]
@@ -162,7 +163,6 @@ def test_state_that_does_not_fit_is_refused_and_nothing_changes(file, model, tmp
     assert_same(states_of(model), before)
 
 
-@once_compiled
 def test_what_was_loaded_before_an_error_is_undone(file, tmp_path):
     """The weight of the first term and the rule come before that of the second."""
     key, replace, message = CHANGES["weight that is nan"]
