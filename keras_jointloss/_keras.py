@@ -9,7 +9,9 @@
 - `Layer._maybe_reset_call_context`: it ends the context that `_get_call_context` creates if there
   is none.
 - The local variables of `Layer.__call__` and `Layer.stateless_call`: only they hold the argument
-  `training` of an outer call, as each layer that is called with another one changes the context.
+  `training` of an outer call, as each layer that is called with another one changes the context,
+  and the object that Keras makes for an outermost call.
+- `Operation._remat_mode`: whether a layer is recomputed in the backward pass.
 - `Model._maybe_symbolic_build` and the function `reduce_per_replica` beside it, on TensorFlow:
   `keras_jointloss.distribution.enable_multi_worker_fit` replaces them, and looks for them then.
 - `CompileLoss.build` and `CompileMetrics.build`, with `_user_loss` and `_user_metrics`: they match
@@ -50,14 +52,18 @@ class _Witness(keras.layers.Layer):
     def __init__(self, name):
         super().__init__(name=name)
         self.called = set()
-        self.training = None
+        self.training: bool | None = None
+        self.identity: Any = None
         self.built = True
 
-    def compute_output_spec(self, inputs):
+    def compute_output_spec(self, inputs, training=None):
+        return self.call(inputs, training)
+
+    def call(self, inputs, training=None):
         frame: Any = inspect.currentframe()
         while frame.f_code not in CALLS:
             frame = frame.f_back
-        self.training = training_of(frame)
+        self.training, self.identity = training_of(frame), identity_of(frame)
         return inputs
 
     def _get_own_losses(self):
@@ -80,10 +86,14 @@ def check() -> None:
     # Symbolic: no backend computes anything. Within another call, Keras does not clear losses.
     if outermost_layer() is None:
         parent(keras.KerasTensor((1, 1)), training=True)
-        if parent.training is not True:
-            raise _unsupported("reads the argument `training` of `Layer.__call__`", "moved")
+        child.stateless_call([], [], None, training=True)
+        for witness, name in ((parent, "__call__"), (child, "stateless_call")):
+            if witness.training is not True or witness.identity is None:
+                raise _unsupported(f"reads local variables of `Layer.{name}`", "does not have")
     else:
         child.called.add("_clear_losses")
+    if not hasattr(parent, "_remat_mode"):
+        raise _unsupported("sets `Layer._remat_mode`", "does not have")
     _ = parent.losses
     for name in OVERRIDDEN:
         if name not in child.called:
@@ -141,6 +151,37 @@ def training_of(frame: Any) -> bool | None:
     else:
         arguments = {**specification.arguments_dict, **specification.user_arguments_dict}
     return bool(arguments["training"]) if "training" in arguments else None
+
+
+def identity_of(frame: Any) -> Any:
+    """Returns an object that lives exactly as long as a running call of a layer.
+
+    It is one object for an outermost call and all calls of layers within it.
+
+    Args:
+        frame: A frame whose code is one of `CALLS`.
+    """
+    values = frame.f_locals
+    # A functional call treats each layer within it as the outermost, but has a scope.
+    return values.get("call_context") or values.get("scope")
+
+
+def required_arguments(layer: keras.layers.Layer) -> list[str]:
+    """Returns the names of the arguments that every call of a layer needs."""
+    parameters = inspect.signature(layer.call).parameters.values()
+    is_variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [x for x in parameters if x.default is x.empty and x.kind not in is_variadic]
+    return [x.name for x in needed]
+
+
+def own_losses(layer: keras.layers.Layer) -> list:
+    """Returns the losses that a layer itself has added in the running step."""
+    return layer._get_own_losses()
+
+
+def keep_from_recomputation(layer: keras.layers.Layer) -> None:
+    """Excludes a layer from `keras.RematScope`, but not the layers within it."""
+    layer._remat_mode = None
 
 
 def replace_in_trainer(fit: Callable, build: Callable, reduce: Callable) -> None:

@@ -2,13 +2,13 @@
 
 import warnings
 import weakref
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 from keras import ops
 
-from keras_jointloss import aggregators
+from keras_jointloss import _keras, aggregators
 from keras_jointloss._backend import (
     custom_gradient,
     is_traced,
@@ -24,6 +24,30 @@ from keras_jointloss._validation import validate_choice
 from keras_jointloss.aggregators._gramian import correlation, nonzero
 from keras_jointloss.layers._gradient_record import GradientRecord, GradientStatistics
 from keras_jointloss.layers._loss_scale import loss_scale, probe_loss
+from keras_jointloss.layers._overlapping_calls import TrainedCall
+
+
+class Copies(NamedTuple):
+    """One copy of a tensor for each term, and the loss to add that determines the loss scale."""
+
+    of_terms: list
+    probe: Any
+
+
+class _Forward(NamedTuple):
+    """What the backward pass needs of the forward pass.
+
+    Attributes:
+        step: The number of the step, from 0.
+        is_recorded: Whether to record the gradients, on JAX.
+        parts_of: As in `GradientCombination._copies`.
+        call: The call.
+    """
+
+    step: Any
+    is_recorded: bool
+    parts_of: Callable[[Any], list]
+    call: TrainedCall
 
 
 class GradientCombination(keras.layers.Layer):
@@ -42,6 +66,9 @@ class GradientCombination(keras.layers.Layer):
         ValueError: If an argument is invalid.
     """
 
+    #: What the layer does with several calls that one backward pass reaches.
+    several_calls: ClassVar[str]
+
     def __init__(
         self,
         terms: Sequence[str],
@@ -55,6 +82,7 @@ class GradientCombination(keras.layers.Layer):
         # Without autocasting the layer returns its inputs unchanged.
         super().__init__(name=name, autocast=False, **kwargs)
         self.supports_masking = True
+        _keras.keep_from_recomputation(self)
         is_list = isinstance(terms, Sequence) and not isinstance(terms, str)
         if (
             not is_list
@@ -82,6 +110,8 @@ class GradientCombination(keras.layers.Layer):
             )
         self.record: GradientRecord | None = None
         self._accumulated_steps = 1
+        self._get_latest_call: Callable[[], TrainedCall | None] = lambda: None
+        self._has_warned = False
 
     def build(self, input_shape=None):
         # Each replica has its own count: to assign a mirrored one, it would wait for the others.
@@ -144,8 +174,13 @@ class GradientCombination(keras.layers.Layer):
             )
         return is_traced(tensors)
 
-    def _copies(self, x) -> list:
-        """Returns one copy of `x` for each term; the gradients of the copies are combined."""
+    def _copies(self, x, parts_of: Callable[[Any], list] = lambda x: [x]) -> Copies:
+        """Returns one copy of `x` for each term; the gradients of the copies are combined.
+
+        Args:
+            x: A tensor.
+            parts_of: Splits it, or a stack of such tensors, into those that have a batch axis.
+        """
         count, record = len(self.terms), self.record
         if record is not None and self.telemetry:
             record.add()
@@ -154,6 +189,9 @@ class GradientCombination(keras.layers.Layer):
             # There only gradients leave the backward pass.
             self._step.state.assign(step + 1)
         is_recorded = record is not None and record.begin()
+        call = TrainedCall(self._get_latest_call())
+        self._get_latest_call = weakref.ref(call)
+        forward = _Forward(step, is_recorded, parts_of, call)
         # PyTorch keeps the closure alive, in a cycle with the losses.
         backward = weakref.WeakMethod(self._backward)
 
@@ -162,7 +200,7 @@ class GradientCombination(keras.layers.Layer):
                 run = backward()
                 if run is None:
                     raise RuntimeError("The layer was deleted before the backward pass.")
-                combined, latest = run(upstream, step, state, is_recorded)
+                combined, latest = run(upstream, state, forward)
                 return (combined, latest) if state else combined
 
             return ops.stack([x] * count + [ops.zeros_like(x)]), gradient
@@ -170,30 +208,35 @@ class GradientCombination(keras.layers.Layer):
         state = [] if record is None else [ops.copy(record.latest)]
         *copies, probe = ops.unstack(custom_gradient(compute, x, *state), count + 1)
         # Keras sums the losses of a model, and some backends can only sum losses of one dtype.
-        self.add_loss(ops.cast(probe_loss(probe), keras.config.floatx()))
-        return copies
+        return Copies(copies, ops.cast(probe_loss(probe), keras.config.floatx()))
 
-    def _backward(self, upstream, step, state, is_recorded):
+    def _backward(self, upstream, state, forward):
         """Returns the combined gradient, and the gradient of the variable that holds the record."""
+        # JAX traces the backward pass along with the forward pass.
+        is_left_out = trains_functionally() and bool(state) and not forward.is_recorded
+        is_again = is_left_out and is_traced(self.record.latest.value)
+        if (forward.call.reach() or is_again) and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(f"{self.name!r} {self.several_calls}", stacklevel=2)
         before = GradientRecord.decode(state[0]) if state else None
-        combined, latest = self._combined(upstream, step, before)
+        combined, latest = self._combined(upstream, before, forward)
         if trains_functionally():
-            is_left_out = latest is not None and not is_recorded
             return combined, ops.zeros_like(latest) if is_left_out else latest
         # Counted in the backward pass, so that prediction and evaluation take no steps.
-        self._step.state.assign(step + 1)
+        self._step.state.assign(forward.step + 1)
         if self.record is not None:
             self.record.latest.assign(latest)
         return combined, None
 
-    def _combined(self, upstream, step, before):
+    def _combined(self, upstream, before, forward):
         """Combines the gradients `(terms + 1, batch, ...)`; returns the result and its record."""
         count, replicas = len(self.terms), replica_count()
         upstream, dtype = ops.cast(upstream, float_dtype(upstream.dtype)), upstream.dtype
         rows = gradients = ops.reshape(upstream, (count + 1, -1))
         if self.reduction == "sum":
-            sums = sum_over_replicas(ops.sum(upstream, axis=1))
-            rows = ops.reshape(sums, (count + 1, -1))
+            sums = [ops.sum(part, axis=1) for part in forward.parts_of(upstream)]
+            sums = [ops.reshape(x, (count + 1, -1)) for x in sums]
+            rows = sum_over_replicas(ops.concatenate(sums, axis=1))
         rows = rows[:-1]
         is_finite = ops.all(ops.isfinite(rows), axis=1)
         # Keeps squares within the range of the dtype. Replicas would each have a different scale.
@@ -206,7 +249,7 @@ class GradientCombination(keras.layers.Layer):
         if replicas > 1:
             is_finite = ops.isfinite(ops.diagonal(gramian))
         scale = scale / loss_scale(gradients[-1], replicas)
-        coefficients = self.aggregator.solve(gramian, step=step)
+        coefficients = self.aggregator.solve(gramian, step=forward.step)
         if self.aggregator.degree and not self.aggregator.rescale:
             coefficients = coefficients * scale**self.aggregator.degree
         if self.aggregator.ema:
@@ -215,7 +258,7 @@ class GradientCombination(keras.layers.Layer):
             coefficients = ops.where(ops.any(earlier != 0), smooth, coefficients)
         combined = ops.sum(coefficients[:, None] * gradients[:-1], axis=0)
         combined = ops.reshape(combined, ops.shape(upstream)[1:])
-        latest = self._record_of(gramian, scale, coefficients, is_finite, step, before)
+        latest = self._record_of(gramian, scale, coefficients, is_finite, forward.step, before)
         return ops.cast(combined, dtype), latest
 
     def _record_of(self, gramian, scale, coefficients, is_finite, step, before):

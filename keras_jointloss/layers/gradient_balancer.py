@@ -28,13 +28,17 @@ class GradientBalancer(GradientCombination):
     `SharedTrunk` for that. Gradients that bypass the layer, such as those of regularization, are
     not balanced.
 
+    To combine the gradients at several tensors, call the layer once with a list of them. Their
+    batch sizes may differ, as those of inputs for different terms do. Several calls in one step of
+    training cannot be combined, since some gradients arrive before others: the layer combines
+    within each call, records one of them, and warns. `SharedTrunk` combines all calls of a trunk.
+
     Telemetry: the layer records the lengths of the gradients, the cosines of the angles between
     them, the share of the steps in which they conflicted, and the coefficients. `statistics()`
     returns the means, and the `keras_jointloss.callbacks.JointLossCallback` logs them every epoch.
     With `aggregator=None` the layer adds nothing else to plain training. The lengths are those of
     the weighted terms, without the loss scale of mixed precision. There are no statistics if
-    nothing before the layer is trained. If the layer is called several times in a step, it records
-    one of the calls: on JAX the first, elsewhere the one whose backward pass comes last.
+    nothing before the layer is trained.
 
     On JAX the record of a step can only leave the backward pass as the "gradient" of a variable.
     This variable therefore counts as trainable there, in `model.summary()`, too: `2 k (k + 3)`
@@ -66,8 +70,8 @@ class GradientBalancer(GradientCombination):
         **kwargs: `dtype`, as in `keras.layers.Layer`.
 
     Input shape:
-        `(batch, ...)`, or a structure (a list, a dict) of such floating-point tensors with the same
-        batch and dtype, whose gradients are balanced together.
+        `(batch, ...)`, or a structure (a list, a dict) of such floating-point tensors of one dtype,
+        whose gradients are balanced together.
 
     Output shape:
         A dict with the input for each term.
@@ -94,13 +98,21 @@ class GradientBalancer(GradientCombination):
     >>> model.compile("adam", loss=dict.fromkeys(outputs, "mean_squared_error"))
     """
 
+    several_calls = (
+        "is called several times in one step of training, and combines the gradients within each "
+        "call only; its statistics cover one of the calls. Call it once, with a list of all the "
+        "features, or use `SharedTrunk`, which combines the gradients of all its calls."
+    )
+
     def call(self, inputs, training=None):
         if not self._is_trained(training, inputs):
             return dict.fromkeys(self.terms, inputs)
         joined, parts_of = _joined(_validated(inputs))
+        copies = self._copies(joined, parts_of)
+        self.add_loss(copies.probe)
         return {
             term: keras.tree.pack_sequence_as(inputs, parts_of(copy))
-            for term, copy in zip(self.terms, self._copies(joined), strict=True)
+            for term, copy in zip(self.terms, copies.of_terms, strict=True)
         }
 
     def compute_output_spec(self, inputs, training=None):
@@ -117,35 +129,33 @@ class GradientBalancer(GradientCombination):
 
 
 def _joined(tensors):
-    """Returns the tensors joined into one, and the function that splits such a tensor."""
+    """Returns the tensors joined into one, and the function that splits it or a stack of such."""
     if len(tensors) == 1:
         return tensors[0], lambda joined: [joined]
     # Keeps sizes static where they are known.
-    shapes = [ops.shape(x)[1:] for x in tensors]
+    shapes = [ops.shape(x) for x in tensors]
     sizes = [math.prod(shape) for shape in shapes]
     ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
 
     def parts_of(joined):
+        stacks = ops.shape(joined)[:-1]
         return [
-            ops.reshape(joined[:, end - size : end], (-1, *shape))
+            ops.reshape(joined[..., end - size : end], (*stacks, *shape))
             for shape, size, end in zip(shapes, sizes, ends, strict=True)
         ]
 
-    rows = [ops.reshape(x, (-1, size)) for x, size in zip(tensors, sizes, strict=True)]
-    return ops.concatenate(rows, axis=1), parts_of
+    return ops.concatenate([ops.reshape(x, (-1,)) for x in tensors]), parts_of
 
 
 def _validated(inputs) -> list:
     """Returns the tensors, or raises `ValueError` if they cannot be balanced as one."""
     tensors = keras.tree.flatten(inputs)
     dtypes = {keras.backend.standardize_dtype(x.dtype) for x in tensors}
-    has_batch = all(len(x.shape) for x in tensors)
-    batches = {x.shape[0] for x in tensors if len(x.shape) and x.shape[0] is not None}
-    is_one = len(dtypes) == 1 and has_batch and len(batches) <= 1
+    is_one = len(dtypes) == 1 and all(len(x.shape) for x in tensors)
     if not is_one or not keras.backend.is_float_dtype(*dtypes):
         received = [(tuple(x.shape), keras.backend.standardize_dtype(x.dtype)) for x in tensors]
         raise ValueError(
-            "Invalid value for argument `inputs`. Expected floating-point tensors of one batch and "
-            f"one dtype. Received: inputs of shapes and dtypes {received}"
+            "Invalid value for argument `inputs`. Expected floating-point tensors of one dtype "
+            f"with a batch axis. Received: inputs of shapes and dtypes {received}"
         )
     return tensors

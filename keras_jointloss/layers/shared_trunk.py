@@ -9,8 +9,9 @@ from keras import ops
 
 from keras_jointloss import _keras
 from keras_jointloss._math import float_dtype
-from keras_jointloss.layers._gradient_combination import GradientCombination
-from keras_jointloss.layers.contrastive_term import ContrastiveTerm
+from keras_jointloss.layers._gradient_combination import Copies, GradientCombination
+from keras_jointloss.layers._step_memory import StepMemory
+from keras_jointloss.layers._trunk_run import run_for_terms, validate_built_trunk, validate_trunk
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -35,6 +36,18 @@ class SharedTrunk(GradientCombination):
     enclosing model trains. In `evaluate`, `predict` and an exported model the trunk runs once.
     Under `tf.distribute.MirroredStrategy` the gradients are those of the global batch.
 
+    The layer may be called several times in a step, as for terms with inputs of their own, a
+    siamese model, or points inside and on the edge of an equation. The gradients `g_i` are then
+    those of all calls, as if all inputs were one batch, and are combined once. This holds for calls
+    within one call of the outermost model. Several calls of that model in one step of training, or
+    direct calls of the layer, are combined each on its own, with a warning.
+
+    The trunk keeps its state, also that of a stateful RNN. It is one layer with one input, which
+    may be a list or a dict; wrap a layer with several inputs in a `keras.Model`. The layer refuses
+    trunks that add to the loss, assign to their own parameters, or hold variables that are not of
+    Keras. On TensorFlow it refuses one that recomputes a function with `keras.remat`; a trunk in a
+    `ChunkedTower` is recomputed on all backends.
+
     Layers below the trunk get the plain sum, as do the trunk's parameters from regularizers.
 
     Args:
@@ -53,8 +66,8 @@ class SharedTrunk(GradientCombination):
         A dict with the output of the trunk for each term.
 
     Raises:
-        ValueError: If an argument is invalid, or the trunk contains a layer that adds to the loss
-            or combines gradients itself.
+        ValueError: If an argument is invalid, or the trunk is one that the layer refuses. The
+            latter is partly known only in training.
 
     References:
         - Sener and Koltun, 2018, Multi-Task Learning as Multi-Objective Optimization
@@ -73,6 +86,12 @@ class SharedTrunk(GradientCombination):
     >>> model.compile("adam", loss=dict.fromkeys(outputs, "mean_squared_error"))
     """
 
+    several_calls = (
+        "is called in several outermost calls that belong to one step of training, and combines "
+        "the gradients within each of them only. Put all its calls into one model that is called "
+        "once in a step."
+    )
+
     def __init__(
         self,
         trunk: keras.layers.Layer,
@@ -90,44 +109,51 @@ class SharedTrunk(GradientCombination):
                 "Invalid value for argument `trunk`. Expected a layer or a model. "
                 f"Received: trunk={trunk!r}"
             )
-        for layer in _keras.flatten_layers(trunk):
-            if isinstance(layer, ContrastiveTerm | GradientCombination):
-                raise self._adds_losses(layer)
+        validate_trunk(trunk)
         self.trunk = trunk
         self.supports_masking = trunk.supports_masking
+        self._memory = StepMemory()
 
-    @staticmethod
-    def _adds_losses(layer) -> ValueError:
-        return ValueError(
-            "Invalid value for argument `trunk`. Expected a trunk in which no layer adds to the "
-            f"loss or combines gradients. Received: a trunk with {layer!r}"
-        )
+    @property
+    def compute_dtype(self):
+        # In an outermost call, Keras would cast all variables that `call` reads to another one.
+        return self.variable_dtype
+
+    def __call__(self, *args, **kwargs):
+        unknown = kwargs.keys() - {"inputs", "training"}
+        if len(args) + ("inputs" in kwargs) != 1 or unknown:
+            raise ValueError(
+                "Expected one input of the `SharedTrunk`, which may be a list or a dict. Wrap a "
+                "trunk with several inputs in a model, `keras.Model([a, b], layer(a, b))`. "
+                f"Received: {len(args)} positional arguments and {sorted(unknown)}"
+            )
+        return super().__call__(*args, **kwargs)
 
     def build(self, input_shape=None):
         if not self.trunk.built:
             self.trunk.build(input_shape)
+        validate_built_trunk(self.trunk)
         super().build(input_shape)
 
     def call(self, inputs, training=None):
         parameters = self.trunk.trainable_variables
-        values = [ops.convert_to_tensor(variable) for variable in parameters]
+        values = [variable.value for variable in parameters]
         if not parameters or not self._is_trained(training, values):
             return dict.fromkeys(self.terms, self._run(inputs, training))
+        copies = self._memory.get(values, lambda: self._copies_of(parameters))
+        # On JAX, Keras may treat each call as the first one and forget the earlier losses.
+        if not any(loss is copies.probe for loss in _keras.own_losses(self)):
+            self.add_loss(copies.probe)
+        of_terms = dict(zip(self.terms, copies.of_terms, strict=True))
+        return run_for_terms(self.trunk, lambda: self._run(inputs, training), parameters, of_terms)
+
+    def _copies_of(self, parameters) -> Copies:
+        """Returns the copies of the parameters, for each term a list."""
+        values = [ops.convert_to_tensor(variable) for variable in parameters]
         dtype = float_dtype(*(value.dtype for value in values))
         joined = ops.concatenate([ops.reshape(ops.cast(x, dtype), (1, -1)) for x in values], axis=1)
-        others = [variable for variable in self.trunk.variables if not variable.trainable]
-        state = [(variable, ops.copy(variable)) for variable in others]
-        outputs, updated = {}, []
-        for term, copy in zip(self.terms, self._copies(joined), strict=True):
-            mapping = [*zip(parameters, _split(copy[0], values), strict=True), *state]
-            with keras.StatelessScope(mapping, collect_losses=True) as scope:
-                outputs[term] = self._run(inputs, training)
-            if scope.losses:
-                raise self._adds_losses(self.trunk)
-            updated = [scope.get_current_value(variable) for variable in others]
-        for variable, value in zip(others, updated, strict=True):
-            variable.assign(value)
-        return outputs
+        copies = self._copies(joined)
+        return copies._replace(of_terms=[_split(copy[0], values) for copy in copies.of_terms])
 
     def _run(self, inputs, training):
         options = {"training": training} if _keras.takes_training(self.trunk) else {}

@@ -1,0 +1,178 @@
+"""The state of a shared trunk, compared with that of a plain one, and the trunks it refuses."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_jointloss as kj
+from tests.test_gradient_balancer import BACKEND
+
+GENERATOR = np.random.default_rng(9)
+X = GENERATOR.normal(size=(24, 5, 6))
+Y = {term: GENERATOR.normal(size=(24, 1)) for term in "ab"}
+
+
+class Counting(keras.layers.Layer):
+    """Counts its calls in variables that Keras does not list, and scales by one of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(4)
+        # Keras does not look into an object that is no layer.
+        self.counts = type("Counts", (), {})()
+        self.counts.value = keras.Variable(1.0, trainable=False)
+
+    def build(self, input_shape):
+        self.dense.build(input_shape)
+
+    def call(self, inputs):
+        z = self.dense(inputs) * ops.copy(self.counts.value) / 10
+        self.counts.value.assign(self.counts.value + 1)
+        return z
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], 4)
+
+
+def train(trunk, is_shared, run_eagerly=False):
+    """Trains a model with a head for each term."""
+    inputs = keras.Input(batch_shape=(8, 5, 6))
+    if is_shared:
+        z = kj.layers.SharedTrunk(trunk, ["a", "b"], "sum")(inputs)
+    else:
+        z = dict.fromkeys("ab", trunk(inputs))
+    outputs = {}
+    for term in "ab":
+        pooled = z[term] if len(z[term].shape) == 2 else keras.layers.Flatten()(z[term])
+        outputs[term] = keras.layers.Dense(1)(pooled)
+    model = keras.Model(inputs, outputs)
+    joint = kj.joint_loss(dict.fromkeys("ab", "mean_squared_error"))
+    model.compile(keras.optimizers.SGD(0.05), run_eagerly=run_eagerly, **joint)
+    model.fit(X, Y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+
+
+def assert_state_is_that_of_plain_trunk(create, state_of, **options):
+    found = []
+    for is_shared in (False, True):
+        keras.utils.set_random_seed(0)
+        trunk = create()
+        train(trunk, is_shared, **options)
+        found.append([ops.convert_to_numpy(x) for x in [*state_of(trunk), *trunk.weights]])
+    for plain, shared in zip(*found, strict=True):
+        np.testing.assert_allclose(shared, plain, rtol=1e-4, atol=1e-5)
+    return found[0]
+
+
+@pytest.mark.backend("tensorflow")  # On PyTorch, Keras cannot train it; on JAX, it loses the state.
+@pytest.mark.parametrize("run_eagerly", [False, True], ids=["compiled", "eager"])
+def test_stateful_rnn_keeps_its_state(run_eagerly):
+    def create():
+        return keras.layers.LSTM(4, stateful=True)
+
+    state = assert_state_is_that_of_plain_trunk(create, lambda x: x.states, run_eagerly=run_eagerly)
+    assert np.all(state[0] != 0)
+
+
+@pytest.mark.backend("tensorflow", "torch")  # On JAX, Keras keeps only the variables it lists.
+def test_variable_that_keras_does_not_list_changes_once_in_a_step():
+    state = assert_state_is_that_of_plain_trunk(Counting, lambda x: [x.counts.value])
+    assert state[0] == 7
+
+
+def test_second_call_in_a_step_continues_the_state():
+    def create():
+        return keras.Sequential([keras.layers.BatchNormalization(), keras.layers.Dense(4)])
+
+    found = []
+    for is_shared in (False, True):
+        keras.utils.set_random_seed(0)
+        trunk = create()
+        trunk.build((8, 6))
+        inputs = {term: keras.Input((6,), name=term) for term in "ab"}
+        layer = kj.layers.SharedTrunk(trunk, ["a", "b"], "sum") if is_shared else trunk
+        outputs = {term: layer(inputs[term]) for term in "ab"}
+        outputs = {x: keras.layers.Dense(1)(z[x] if is_shared else z) for x, z in outputs.items()}
+        model = keras.Model(inputs, outputs)
+        model.compile("sgd", loss=dict.fromkeys("ab", "mean_squared_error"))
+        model.fit({"a": X[:, 0], "b": X[:, 1]}, Y, batch_size=8, shuffle=False, verbose=0)
+        found.append([ops.convert_to_numpy(x) for x in trunk.weights])
+    for plain, shared in zip(*found, strict=True):
+        np.testing.assert_allclose(shared, plain, rtol=1e-4, atol=1e-5)
+
+
+def shared(trunk):
+    return kj.layers.SharedTrunk(trunk, ["a", "b"])
+
+
+def trained(trunk):
+    """Calls a shared trunk as in training."""
+    return shared(trunk)(ops.convert_to_tensor(X[:, 0].astype("float32")), training=True)
+
+
+def test_error_names_the_layer_that_adds_a_loss():
+    guilty = keras.layers.Dense(2, activity_regularizer="l2", name="guilty")
+    trunk = keras.Sequential([keras.layers.Dense(2), keras.Sequential([guilty])])
+    message = r"apply terms to the outputs of the `SharedTrunk`. Received: .*<Dense name=guilty"
+    with pytest.raises(ValueError, match=message):
+        trained(trunk)
+    inputs = keras.Input((5,))
+    outputs = kj.layers.LossTerm(name="guilty")(inputs, ops.mean(inputs, axis=1))
+    with pytest.raises(ValueError, match=r"no layer adds to the loss.*<LossTerm name=guilty"):
+        shared(keras.Model(inputs, outputs))
+
+
+def test_trunk_that_assigns_to_a_parameter_is_refused():
+    dense = keras.layers.Dense(2, name="normalized")
+    with pytest.raises(ValueError, match=r"Received: .*normalized/kernel'"):
+        trained(keras.Sequential([keras.layers.SpectralNormalization(dense)]))
+
+
+def test_layer_with_several_inputs_says_to_wrap_it_in_a_model():
+    attention = keras.layers.MultiHeadAttention(2, 4)
+    message = r"keras.Model\(\[query, value\], layer\(query, value\)\)"
+    with pytest.raises(ValueError, match=message):
+        shared(attention)
+    x = ops.convert_to_tensor(X[:4].astype("float32"))
+    with pytest.raises(ValueError, match="Expected one input of the `SharedTrunk`"):
+        shared(keras.layers.Dense(2))(x, x)
+    query, value = keras.Input((5, 6)), keras.Input((5, 6))
+    layer = shared(keras.Model([query, value], attention(query, value)))
+    assert layer([x, x], training=True)["b"].shape == (4, 5, 6)
+
+
+@pytest.mark.backend("tensorflow")
+def test_recomputed_function_that_reads_a_parameter_is_refused():
+    class Recomputed(keras.layers.Dense):
+        def call(self, inputs):
+            return keras.remat(super().call)(inputs)
+
+    with pytest.raises(ValueError, match=r"use `ChunkedTower`.*the parameter '.*guilty/kernel'"):
+        trained(keras.Sequential([Recomputed(2, name="guilty")]))
+
+
+@pytest.mark.backend("tensorflow", "torch")
+def test_state_of_the_backend_is_refused():
+    class Native(keras.layers.Dense):
+        def build(self, input_shape):
+            super().build(input_shape)
+            if BACKEND == "torch":
+                import torch
+
+                self.register_buffer("count", torch.zeros(()))
+            else:
+                import tensorflow as tf
+
+                self.count = tf.Variable(0.0)
+
+    with pytest.raises(ValueError, match=r"`add_weight`.*<Native name=guilty.*'count'"):
+        trained(keras.Sequential([Native(2, name="guilty")]))
+
+
+@pytest.mark.backend("torch")
+def test_torch_module_is_refused():
+    import torch
+
+    layer = keras.layers.TorchModuleWrapper(torch.nn.Linear(6, 2), name="guilty")
+    with pytest.raises(ValueError, match=r"`GradientBalancer`.*<TorchModuleWrapper name=guilty"):
+        shared(keras.Sequential([layer]))
