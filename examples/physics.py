@@ -110,47 +110,45 @@ def source(points):
 
 
 def load(count, seed):
-    """Returns pairs of points, one inside and one on the edge, and the source inside."""
+    """Returns points inside, points on the edge, and the source inside."""
     generator = np.random.default_rng(seed)
     inside, edge = generator.uniform(size=(2, count, 2))
     axis = generator.integers(2, size=count)
     edge[np.arange(count), axis] = generator.integers(2, size=count)
-    points = np.stack([inside, edge], axis=1).astype("float32")  # (count, 2, 2)
-    return points, source(points[:, 0]).astype("float32")[:, None]
+    return *(x.astype("float32") for x in (inside, edge)), source(inside).astype("float32")[:, None]
 
 
 def build_model(units=32, depth=2):
     """Returns the model, whose terms are the equation and the edge, and the solution itself."""
-    points = keras.Input((2, 2), name="points")
-    layers = [Jet(), *(JetDense(units) for _ in range(depth))]
-    trunk = keras.Sequential([keras.Input((None, 2)), *layers], name="trunk")
-    # Changes nothing by itself: GradNorm learns of the gradients from it.
-    jets = kj.layers.SharedTrunk(trunk, TERMS, aggregator=None)(points)
-    head = JetDense(1, has_tanh=False, name="head")
-    # Of the pair, the first is inside and the second on the edge; of a jet, the first row is the
-    # value and the last the Laplacian.
-    laplacian = head(jets["equation"])[:, 0, 3]
-    u_edge = head(jets["edge"])[:, 1, 0]
+    inside, edge = keras.Input((2,), name="inside"), keras.Input((2,), name="edge")
     f = keras.Input((1,), name="source")
+    layers = [Jet(), *(JetDense(units) for _ in range(depth))]
+    trunk = keras.Sequential([keras.Input((2,)), *layers], name="trunk")
+    # Changes nothing by itself: GradNorm learns of the gradients from it, those of both calls.
+    shared = kj.layers.SharedTrunk(trunk, TERMS, aggregator=None)
+    head = JetDense(1, has_tanh=False, name="head")
+    # Of a jet, the first row is the value and the last the Laplacian.
+    laplacian = head(shared(inside)["equation"])[:, 3]
+    u_edge = head(shared(edge)["edge"])[:, 0]
     u_edge = kj.layers.LossTerm(name="equation")(u_edge, ops.square(laplacian - f))
-    model = keras.Model({"points": points, "source": f}, {"edge": u_edge})
+    model = keras.Model({"inside": inside, "edge": edge, "source": f}, {"edge": u_edge})
 
-    point = keras.Input((1, 2))
-    return model, keras.Model(point, head(trunk(point))[:, 0, 0])
+    point = keras.Input((2,))
+    return model, keras.Model(point, head(trunk(point))[:, 0])
 
 
 def train(data, epochs, seed, weight=1.0, rule=None):
     """Returns the relative error of the solution, and the logs."""
     keras.utils.set_random_seed(seed)
     model, u = build_model()
-    points, f = data
+    inside, edge, f = data
     steps = epochs * len(f) // BATCH_SIZE
     model.compile(
         keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.01, steps)),
         **kj.joint_loss({"edge": "mean_squared_error"}, {"edge": weight}, weighting=rule),
     )
     history = model.fit(
-        {"points": points, "source": f},
+        {"inside": inside, "edge": edge, "source": f},
         {"edge": np.zeros_like(f)},
         batch_size=BATCH_SIZE,
         epochs=epochs,
@@ -160,7 +158,7 @@ def train(data, epochs, seed, weight=1.0, rule=None):
     grid = np.stack(np.meshgrid(*2 * [np.linspace(0, 1, 41)], indexing="ij"), axis=-1)
     grid = grid.reshape(-1, 2).astype("float32")
     exact = solution(grid)
-    error = u.predict(grid[:, None], batch_size=len(grid), verbose=0)[:, 0] - exact
+    error = u.predict(grid, batch_size=len(grid), verbose=0)[:, 0] - exact
     return float(np.linalg.norm(error) / np.linalg.norm(exact)), history.history
 
 

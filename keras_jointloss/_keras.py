@@ -167,16 +167,21 @@ def identity_of(frame: Any) -> Any:
 
 
 def required_arguments(layer: keras.layers.Layer) -> list[str]:
-    """Returns the names of the arguments that every call of a layer needs."""
+    """Returns the arguments that a layer needs in every call, besides those that Keras adds."""
     parameters = inspect.signature(layer.call).parameters.values()
     is_variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = [x for x in parameters if x.default is x.empty and x.kind not in is_variadic]
-    return [x.name for x in needed]
+    return [x.name for x in needed if x.name not in ("training", "mask")]
 
 
 def own_losses(layer: keras.layers.Layer) -> list:
     """Returns the losses that a layer itself has added in the running step."""
     return layer._get_own_losses()
+
+
+def layer_that_adds_losses(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """Returns the first layer within a layer that has added a loss in the running step."""
+    return next((x for x in flatten_layers(layer) if own_losses(x)), layer)
 
 
 def keep_from_recomputation(layer: keras.layers.Layer) -> None:

@@ -6,8 +6,6 @@ from typing import Any
 
 import keras
 
-from keras_jointloss import _keras
-
 #: The methods of a model that run for each batch.
 _STEPS = frozenset({"train_step", "test_step", "predict_step"})
 #: Those, the public ones that reset its metrics, and the one that exports it.
@@ -80,15 +78,6 @@ def enclosing_scope() -> keras.StatelessScope | None:
             values = frame.f_locals.values()
             return next((x for x in values if isinstance(x, keras.StatelessScope)), None)
     return None
-
-
-def outermost_call() -> Any:
-    """Returns an object that lives exactly as long as the running outermost call of a layer.
-
-    All layers that this call calls get the same object. `None` outside of any call.
-    """
-    calls = [frame for frame in callers() if frame.f_code in _keras.CALLS]
-    return _keras.identity_of(calls[-1]) if calls else None
 
 
 def move_to_front(callback: keras.callbacks.Callback) -> None:

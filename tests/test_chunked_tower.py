@@ -321,8 +321,9 @@ def test_tower_that_adds_losses_is_refused():
             self.add_loss(ops.mean(x))
             return x
 
-    with pytest.raises(ValueError, match="no layer adds to the loss"):
-        kj.layers.ChunkedTower(AddsLoss(), 4)(X, training=True)
+    tower = keras.Sequential([AddsLoss(name="guilty")])
+    with pytest.raises(ValueError, match=r"no layer adds to the loss.*<AddsLoss name=guilty"):
+        kj.layers.ChunkedTower(tower, 4)(X, training=True)
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ def check_vae_guide(lines):
 def check_physics_guide(lines):
     """Checks that equal weights have the largest error."""
     errors = {line[:22].strip(): row([line], line[:22].strip())[0] for line in lines[1:]}
-    assert list(errors) == ["equal weights", "edge x 100", "Uncertainty", "Constraint"]
+    assert list(errors) == ["equal weights", "edge x 100", "Uncertainty", "Constraint", "mgda"]
     assert max(errors, key=errors.get) == "equal weights"
     assert errors["Constraint"] < 0.05
 

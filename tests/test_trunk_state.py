@@ -141,6 +141,14 @@ def test_layer_with_several_inputs_says_to_wrap_it_in_a_model():
     assert layer([x, x], training=True)["b"].shape == (4, 5, 6)
 
 
+def test_trunk_whose_training_argument_has_no_default_is_one_input():
+    class Explicit(keras.layers.Dense):
+        def call(self, inputs, training):
+            return super().call(inputs)
+
+    assert trained(Explicit(2))["a"].shape == (24, 2)
+
+
 @pytest.mark.backend("tensorflow")
 def test_recomputed_function_that_reads_a_parameter_is_refused():
     class Recomputed(keras.layers.Dense):

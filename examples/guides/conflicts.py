@@ -118,7 +118,9 @@ grow. All cost one backward pass through the trunk and some small operations
 
 The layer compares gradients with respect to the output of the trunk, and what a rule guarantees
 holds for a step of that output. `SharedTrunk` wraps the trunk and compares the gradients of its
-parameters, at the cost of one forward and one backward pass of the trunk for each term.
+parameters, at the cost of one forward and one backward pass of the trunk for each term. Terms with
+inputs of their own call it once for each input, and all calls of a step are combined: see
+[a differential equation](physics.py).
 """
 
 history = run(

@@ -64,25 +64,35 @@ class JetDense(keras.layers.Layer):
 
 
 """
-## Two terms
+## Two terms, one trunk
 
-The model takes pairs of points, one inside and one on the edge, and the source $f$ inside. The edge is
-the loss of an output, whose target is 0. The residual needs no target: `LossTerm` adds its square and
-returns its first argument unchanged, so that the model contains the layer.
+The inputs are points inside with the source $f$, and points on the edge. The edge is the loss of an
+output, whose target is 0. The residual needs no target: `LossTerm` adds its square and returns its
+first argument unchanged, so that the model contains the layer.
+
+Both kinds of points go through one trunk, each in a call of its own. `SharedTrunk` lets rules compare
+what the terms do to its parameters. It combines the gradients of both calls, once in a step:
 """
 
 
-def build():
+def build(aggregator=None):
     """Returns the model for training, and the solution as a model of its own."""
-    points, f = keras.Input((2, 2), name="points"), keras.Input((1,), name="source")
-    trunk = keras.Sequential([keras.Input((None, 2)), Jet(), JetDense(32), JetDense(32)])
+    inside, edge, f = keras.Input((2,)), keras.Input((2,)), keras.Input((1,))
+    trunk = keras.Sequential([keras.Input((2,)), Jet(), JetDense(32), JetDense(32)])
     head = JetDense(1, has_tanh=False)
-    jets = head(trunk(points))  # (batch, 2, 4, 1)
-    laplacian = jets[:, 0, 3]  # (batch, 1), of the point inside
-    edge = jets[:, 1, 0]  # (batch, 1), the value of the point on the edge
-    edge = kj.layers.LossTerm(name="equation")(edge, ops.square(laplacian - f))
-    point = keras.Input((1, 2))
-    return keras.Model([points, f], {"edge": edge}), keras.Model(point, head(trunk(point))[:, 0, 0])
+    if aggregator is None:
+        jets = {"equation": trunk(inside), "edge": trunk(edge)}
+    else:
+        shared = kj.layers.SharedTrunk(trunk, TERMS, aggregator)
+        jets = {"equation": shared(inside)["equation"], "edge": shared(edge)["edge"]}
+    laplacian = head(jets["equation"])[:, 3]  # (batch, 1), the last row of a jet
+    value = head(jets["edge"])[:, 0]  # (batch, 1), the first row
+    value = kj.layers.LossTerm(name="equation")(value, ops.square(laplacian - f))
+    point = keras.Input((2,))
+    return (
+        keras.Model([inside, edge, f], {"edge": value}),
+        keras.Model(point, head(trunk(point))[:, 0]),
+    )
 
 
 def solution(points):
@@ -93,7 +103,7 @@ def solution(points):
 generator = np.random.default_rng(0)
 inside, edge = generator.uniform(size=(2, 1024, 2))
 edge[np.arange(1024), generator.integers(2, size=1024)] = generator.integers(2, size=1024)
-points = np.stack([inside, edge], axis=1).astype("float32")
+inside, edge = inside.astype("float32"), edge.astype("float32")
 source = (-2 * np.pi**2 * solution(inside))[:, None].astype("float32")
 grid = np.stack(np.meshgrid(*2 * [np.linspace(0, 1, 41)]), axis=-1).reshape(-1, 2)
 
@@ -105,29 +115,32 @@ grid = np.stack(np.meshgrid(*2 * [np.linspace(0, 1, 41)]), axis=-1).reshape(-1, 
 - *`Uncertainty`* learns the size of each term along with the model.
 - *`Constraint({"edge": 1e-4})`* says what is wanted: the squared error on the edge shall be at most
   1e-4, while the equation keeps weight 1. It needs a number with a meaning, and no search.
+- *`mgda`* combines the gradients in the trunk to the shortest one possible, in which that of the
+  equation, the longest by far, drowns nothing. It needs no number, and two backward passes.
 - *`FAMO`* and *`GeometricMean`* give a loss that can reach 0, as on an edge with $u = 0$, all the
   weight. `min_weight=0.1` prevents that.
 """
 
 ways = {
-    "equal weights": (1.0, None),
-    "edge x 100": (100.0, None),
-    "Uncertainty": (1.0, kj.weighting.Uncertainty()),
-    "Constraint": (1.0, kj.weighting.Constraint({"edge": 1e-4})),
+    "equal weights": (1.0, None, None),
+    "edge x 100": (100.0, None, None),
+    "Uncertainty": (1.0, kj.weighting.Uncertainty(), None),
+    "Constraint": (1.0, kj.weighting.Constraint({"edge": 1e-4}), None),
+    "mgda": (1.0, None, "mgda"),
 }
 EPOCHS = 100
 print(f"{'':<22}{'error':>8}{'edge, loss':>12}{'equation':>10}{'edge, weight':>14}{'equation':>10}")
-for name, (weight, rule) in ways.items():
+for name, (weight, rule, aggregator) in ways.items():
     keras.utils.set_random_seed(0)
-    model, u = build()
+    model, u = build(aggregator)
     learning_rate = keras.optimizers.schedules.CosineDecay(0.01, EPOCHS * 1024 // 128)
     joint = kj.joint_loss({"edge": "mean_squared_error"}, {"edge": weight}, weighting=rule)
     model.compile(keras.optimizers.Adam(learning_rate), **joint)
     options = {"batch_size": 128, "epochs": EPOCHS, "verbose": 0}
     callback = kj.callbacks.JointLossCallback()
     target = {"edge": np.zeros((1024, 1))}
-    logs = model.fit([points, source], target, callbacks=[callback], **options).history
-    predicted = u.predict(grid[:, None].astype("float32"), batch_size=len(grid), verbose=0)[:, 0]
+    logs = model.fit([inside, edge, source], target, callbacks=[callback], **options).history
+    predicted = u.predict(grid.astype("float32"), batch_size=len(grid), verbose=0)[:, 0]
     error = np.linalg.norm(predicted - solution(grid)) / np.linalg.norm(solution(grid))
     losses, weights = ([logs[f"{term}_{x}"][-1] for term in TERMS] for x in ("loss", "weight"))
     cells = f"{losses[0]:>12.1e}{losses[1]:>10.1e}{weights[0]:>14.2f}{weights[1]:>10.2f}"

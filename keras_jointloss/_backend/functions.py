@@ -6,6 +6,8 @@ from typing import Any
 
 import keras
 
+from keras_jointloss._backend import name
+
 
 def current_trace() -> Any:
     """Returns an object that equals another one if both are of the same traced function.
@@ -13,9 +15,9 @@ def current_trace() -> Any:
     A tensor of a function must not be used in one that encloses it. `None` for operations that run
     immediately, except on JAX.
     """
-    if keras.backend.backend() == "torch":
+    if name() == "torch":
         return None
-    if keras.backend.backend() == "jax":
+    if name() == "jax":
         from jax.extend.core import get_opaque_trace_state
 
         return get_opaque_trace_state()
@@ -33,7 +35,7 @@ def has_own_gradient(outermost: CodeType) -> bool:
     Args:
         outermost: The code of a running function, beyond which not to look.
     """
-    if keras.backend.backend() != "tensorflow":
+    if name() != "tensorflow":
         return False
     frame: Any = inspect.currentframe()
     while frame is not None and frame.f_code is not outermost:
@@ -45,10 +47,10 @@ def has_own_gradient(outermost: CodeType) -> bool:
 
 def native_state(layer: keras.layers.Layer) -> list[str]:
     """Returns the names of the attributes of a layer that are variables, but not of Keras."""
-    if keras.backend.backend() == "torch":
-        return [name for name, _ in layer.named_buffers(recurse=False)]
-    if keras.backend.backend() == "jax":
+    if name() == "torch":
+        return [attribute for attribute, _ in layer.named_buffers(recurse=False)]
+    if name() == "jax":
         return []
     import tensorflow as tf
 
-    return [name for name, value in vars(layer).items() if isinstance(value, tf.Variable)]
+    return [key for key, value in vars(layer).items() if isinstance(value, tf.Variable)]

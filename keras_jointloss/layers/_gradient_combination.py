@@ -212,9 +212,10 @@ class GradientCombination(keras.layers.Layer):
 
     def _backward(self, upstream, state, forward):
         """Returns the combined gradient, and the gradient of the variable that holds the record."""
-        # JAX traces the backward pass along with the forward pass.
-        is_left_out = trains_functionally() and bool(state) and not forward.is_recorded
-        is_again = is_left_out and is_traced(self.record.latest.value)
+        record = self.record
+        is_left_out = trains_functionally() and record is not None and not forward.is_recorded
+        # JAX traces the backward pass along with the forward pass, which then cannot overlap.
+        is_again = is_left_out and record is not None and is_traced(record.latest.value)
         if (forward.call.reach() or is_again) and not self._has_warned:
             self._has_warned = True
             warnings.warn(f"{self.name!r} {self.several_calls}", stacklevel=2)

@@ -4,8 +4,9 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from keras_jointloss import _keras
 from keras_jointloss._backend.functions import current_trace
-from keras_jointloss._loops import outermost_call
+from keras_jointloss._loops import callers
 
 
 class _Computed(NamedTuple):
@@ -45,7 +46,7 @@ class StepMemory:
                 can be called with other parameters, and in a function that is traced by itself.
             compute: Computes the result.
         """
-        call = outermost_call()
+        call = _outermost_call()
         if call is None:
             return compute()
         trace = current_trace()
@@ -56,3 +57,12 @@ class StepMemory:
         result = compute()
         known.append(_Computed(list(sources), trace, result))
         return result
+
+
+def _outermost_call() -> Any:
+    """Returns an object that lives exactly as long as the running outermost call of a layer.
+
+    All layers that this call calls get the same object. `None` outside of any call.
+    """
+    calls = [frame for frame in callers() if frame.f_code in _keras.CALLS]
+    return _keras.identity_of(calls[-1]) if calls else None

@@ -40,8 +40,7 @@ def run_for_terms(
         with _Run(zip(parameters, values, strict=True), state) as scope:
             outputs[term] = run()
             if scope.losses:
-                adding = (x for x in _keras.flatten_layers(trunk) if _keras.own_losses(x))
-                raise _adds_losses(next(adding, trunk))
+                raise _adds_losses(_keras.layer_that_adds_losses(trunk))
     for variable in scope.assigned.values():
         variable.assign(scope.get_current_value(variable))
     return outputs

@@ -182,6 +182,8 @@ class _Chunks:
             before = dict(scope.state_mapping)
             inputs_of_tower = keras.tree.pack_sequence_as(self.inputs, inputs)
             outputs = self.tower(inputs_of_tower, training=self.training)
+            if scope.losses:
+                raise _adds_losses(_keras.layer_that_adds_losses(self.tower))
         self._validate(outputs, inputs, before, scope)
         self.outputs = keras.tree.map_structure(lambda _: None, outputs)
         outputs = keras.tree.flatten(outputs)
@@ -199,8 +201,6 @@ class _Chunks:
         return keras.tree.pack_sequence_as(self.outputs, outputs)
 
     def _validate(self, outputs, inputs, before, scope):
-        if scope.losses:
-            raise _adds_losses(self.tower)
         seeds = {id(variable) for variable in self.seeds}
         changed = {
             key for key, value in scope.state_mapping.items() if value is not before.get(key)

@@ -153,7 +153,7 @@ class SharedTrunk(GradientCombination):
         dtype = float_dtype(*(value.dtype for value in values))
         joined = ops.concatenate([ops.reshape(ops.cast(x, dtype), (1, -1)) for x in values], axis=1)
         copies = self._copies(joined)
-        return copies._replace(of_terms=[_split(copy[0], values) for copy in copies.of_terms])
+        return Copies([_split(copy[0], values) for copy in copies.of_terms], copies.probe)
 
     def _run(self, inputs, training):
         options = {"training": training} if _keras.takes_training(self.trunk) else {}
