@@ -4,6 +4,8 @@
   to compute its loss after the forward pass.
 - `Layer._clear_losses`: Keras calls it when a new outermost call begins. A term overrides it to
   drop the leftovers of the last step.
+- `Layer._losses`: the list that `Layer.add_loss` fills. The replicas of TensorFlow share it, so it
+  is kept while another of them runs.
 - `Layer._flatten_layers`: it reaches nested layers; `Model.layers` stops at a nested model.
 - `Layer._get_call_context`: it knows the outermost layer.
 - `Layer._maybe_reset_call_context`: it ends the context that `_get_call_context` creates if there
@@ -19,6 +21,7 @@
   `joint_loss` first. Only a message depends on it, so nothing is raised where they have changed.
 """
 
+import contextlib
 import functools
 import inspect
 import sys
@@ -84,7 +87,8 @@ def check() -> None:
     parent, child = _Witness("parent"), _Witness("child")
     parent.child = child
     # Symbolic: no backend computes anything. Within another call, Keras does not clear losses.
-    if outermost_layer() is None:
+    is_outside = outermost_layer() is None
+    if is_outside:
         parent(keras.KerasTensor((1, 1)), training=True)
         child.stateless_call([], [], None, training=True)
         for witness, name in ((parent, "__call__"), (child, "stateless_call")):
@@ -98,6 +102,10 @@ def check() -> None:
     for name in OVERRIDDEN:
         if name not in child.called:
             raise _unsupported(f"overrides `Layer.{name}`", "does not call")
+    loss: Any = object()
+    getattr(child, "_losses", []).append(loss)
+    if is_outside and not any(x is loss for x in parent.losses):
+        raise _unsupported("keeps the list `Layer._losses`", "does not read")
 
 
 def _unsupported(needs: str, lacks: str) -> ImportError:
@@ -116,6 +124,20 @@ def flatten_layers(layer: keras.layers.Layer, include_self: bool = True) -> Iter
         include_self: Whether the layer itself comes first.
     """
     return iter(layer._flatten_layers(include_self=include_self))
+
+
+@contextlib.contextmanager
+def kept_losses(layer: keras.layers.Layer) -> Iterator[None]:
+    """Puts the losses that layers have added back at the end.
+
+    Args:
+        layer: A layer or model; the layers within it are those whose losses are kept.
+    """
+    kept = [(x, list(x._losses)) for x in flatten_layers(layer)]
+    yield
+    for x, losses in kept:
+        x._losses.clear()
+        x._losses.extend(losses)
 
 
 def outermost_layer() -> keras.layers.Layer | None:

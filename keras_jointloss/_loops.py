@@ -7,7 +7,8 @@ from typing import Any
 import keras
 
 #: The methods of a model that run for each batch.
-_STEPS = frozenset({"train_step", "test_step", "predict_step"})
+_STEPS_WITH_LOSS = frozenset({"train_step", "test_step"})
+_STEPS = _STEPS_WITH_LOSS | {"predict_step"}
 #: Those, the public ones that reset its metrics, and the one that exports it.
 _METHODS = _STEPS | {"fit", "evaluate", "train_on_batch", "test_on_batch", "export"}
 #: What builds a model without running anything: a function, and a method of layers.
@@ -43,6 +44,15 @@ def loop_of(frame: Any) -> str | None:
     # Functions of a user's own loop may have these names, too.
     is_method = name in _METHODS and isinstance(frame.f_locals.get("self"), keras.Model)
     return name if is_method or name == _BUILD else None
+
+
+def running_model() -> keras.Model | None:
+    """Returns the model whose `train_step` or `test_step` is running, or `None`.
+
+    If one model runs another, returns the outer one.
+    """
+    steps = [frame for frame in callers() if loop_of(frame) in _STEPS_WITH_LOSS]
+    return steps[-1].f_locals["self"] if steps else None
 
 
 def enclosing_callbacks() -> keras.callbacks.CallbackList | None:

@@ -69,6 +69,12 @@ def reduced(loss, reduction):
     return ops.sum(loss) if is_unreduced else loss
 
 
+def item_weights(sample_weight, views):
+    """Returns the weight of each item, `(batch,)`, from a number or one per item."""
+    weight = ops.reshape(ops.convert_to_tensor(sample_weight), (-1,))
+    return ops.broadcast_to(weight, ops.shape(views)[:1])
+
+
 def valid_items(views, sample_weight=None):
     """Returns the mask of included items, `(batch,)`, bool, or `None` if all are known to be.
 
@@ -82,6 +88,5 @@ def valid_items(views, sample_weight=None):
     valid = None if mask is loss.ones else ops.all(mask > 0, axis=1)
     if sample_weight is None:
         return valid
-    weight = ops.reshape(ops.convert_to_tensor(sample_weight), (-1,))
-    weighs = ops.broadcast_to(ops.not_equal(weight, 0), ops.shape(views)[:1])
+    weighs = ops.not_equal(item_weights(sample_weight, views), 0)
     return weighs if valid is None else ops.logical_and(valid, weighs)

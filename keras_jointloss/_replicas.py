@@ -1,6 +1,5 @@
 """The global batch of a step that several replicas compute together."""
 
-import warnings
 from typing import Any, NamedTuple
 
 import keras
@@ -16,6 +15,7 @@ from keras_jointloss._backend import (
     summed_replicas,
     tensor_of_replica,
 )
+from keras_jointloss._keras import outermost_layer
 from keras_jointloss._math import divide_or_0
 
 
@@ -65,6 +65,30 @@ def rows_of(x, items: Items | None, count: int = 1):
     return x[count * items.start : count * (items.start + items.size)]
 
 
+def is_after_call() -> bool:
+    """Returns whether this code runs in one of several replicas, after the forward pass of a model.
+
+    Metrics may exchange values then. In the forward pass they would disturb the losses of layers.
+    """
+    return in_replica() and outermost_layer() is None
+
+
+def shared_batch(own: Batch, takes_exchange: bool) -> "tuple[Batch, Items | None, Exchange | None]":
+    """Returns what a loss of the items of this replica compares them with.
+
+    Args:
+        own: The batch of this replica.
+        takes_exchange: Whether the loss needs the views of one other replica at a time only.
+
+    Returns:
+        `exchanged_batch` with `None` as the items, or `global_batch` with `None` as the exchange.
+    """
+    if takes_exchange:
+        batch, exchange = exchanged_batch(own)
+        return batch, None, exchange
+    return *global_batch(own), None
+
+
 def global_batch(own: Batch) -> tuple[Batch, Items]:
     """Returns the batch of all replicas, in their order, and the items of this one.
 
@@ -72,8 +96,8 @@ def global_batch(own: Batch) -> tuple[Batch, Items]:
     all, and `sum_of_replicas` adds them. The gradient for the rows of a replica is the sum over all
     replicas, which exchange it in the backward pass.
 
-    TensorFlow switches to another replica meanwhile. Not to be called before Keras has collected
-    the losses that layers have added: the forward pass of the other replica replaces them.
+    TensorFlow switches to another replica meanwhile. If Keras has not yet collected the losses that
+    layers have added, the caller keeps them: the forward pass of the other replica replaces them.
     """
     batch, shares = _gathered(own, own.views)
     rows = (_with_gradient(*both, shares.start) for both in zip(batch, own, strict=True))
@@ -228,14 +252,3 @@ def recorded_sum(x):
 def own_share(x):
     """Returns what one replica adds to a sum that each replica computes of the global batch."""
     return x / summed_replicas()
-
-
-def warn_of_separate_items(name: str) -> None:
-    """Warns that a loss of several replicas compares the items of each replica alone."""
-    warnings.warn(
-        f"{name} compares the items of a batch with each other. As the loss of an output it sees, "
-        f"in each of {replica_count()} replicas, only the items of that replica, so the result "
-        "depends on the number of replicas. Use `keras_jointloss.layers.ContrastiveTerm`, which "
-        "compares the items of all replicas.",
-        stacklevel=2,
-    )

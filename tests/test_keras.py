@@ -26,6 +26,23 @@ def test_override_not_called_by_keras_raises(monkeypatch):
         _keras.check()
 
 
+def test_losses_of_layers_kept_elsewhere_raise(monkeypatch):
+    collect = keras.layers.Layer._get_own_losses
+    monkeypatch.setattr(keras.layers.Layer, "_get_own_losses", lambda self: collect(self)[:0])
+    with pytest.raises(ImportError, match=r"keeps the list `Layer._losses`.*does not read"):
+        _keras.check()
+
+
+def test_losses_of_layers_are_put_back():
+    inner = keras.layers.ActivityRegularization(1.0)
+    model = keras.Sequential([inner])
+    model(ops.ones((1, 2)))
+    with _keras.kept_losses(model):
+        model(ops.zeros((1, 2)))
+        assert float(sum(model.losses)) == 0.0
+    assert float(sum(model.losses)) == 2.0
+
+
 def test_check_within_a_call_keeps_the_losses():
     class Layer(keras.layers.Layer):
         def call(self, x):

@@ -35,6 +35,7 @@ LEVELS = (
         "tensorboard",
     },
     {"_labels", "_replicas", "_saved_state", "_training", "aggregators", "schedules"},
+    {"_replica_losses"},
     {"terms"},
     {"losses", "metrics", "weighting"},
     {"_joint_arguments"},

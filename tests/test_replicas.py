@@ -23,7 +23,7 @@ LABEL = np.random.default_rng(2).integers(0, 3, len(X))
 WEIGHT = np.random.default_rng(3).uniform(0.5, 2, len(X)) * (np.arange(len(X)) % 5 > 0)
 
 
-def trained(make, parts, count, is_compiled, epochs=1, evaluates=True):
+def trained(make, parts, count, is_compiled, epochs=1, evaluates=True, has_terms=True):
     """Returns the variables and logs of a model, on some replicas or one device.
 
     Args:
@@ -33,6 +33,7 @@ def trained(make, parts, count, is_compiled, epochs=1, evaluates=True):
         is_compiled: Whether TensorFlow compiles the steps: otherwise it starts faster.
         epochs: The number of epochs of each call.
         evaluates: Whether the model is evaluated, too.
+        has_terms: Whether the model has terms, for the callback.
     """
     keras.utils.clear_session()
     keras.utils.set_random_seed(2)
@@ -45,7 +46,7 @@ def trained(make, parts, count, is_compiled, epochs=1, evaluates=True):
     found = {}
     parts = [dict(zip(("x", "y", "sample_weight"), part, strict=False)) for part in parts]
     for i, part in enumerate(parts):
-        callbacks = [kj.callbacks.JointLossCallback()]
+        callbacks = [kj.callbacks.JointLossCallback()] * has_terms
         training = {"epochs": epochs, "shuffle": False, "callbacks": callbacks}
         logs = model.fit(**part, **training, **options).history
         found |= {f"{i} {key}": value for key, value in logs.items()}

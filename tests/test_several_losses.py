@@ -3,9 +3,11 @@
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss.find_terms import find_terms
+from keras_jointloss.terms import LossPart
 from tests.backends import once_compiled
 from tests.small_models import X, Y, build, fit, ramp
 from tests.summaries import read_scalars
@@ -107,6 +109,19 @@ def test_parts_of_a_contrastive_loss_are_logged_with_its_name():
     history = fit(model, y=dict.fromkeys(("pair", "views"), np.zeros(len(X))))
     parts = {f"pair_vicreg_{part}" for part in kj.losses.VICReg.part_names}
     assert parts | {"pair_vicreg_loss", "pair_nce_loss", "pair_nce_weight"} <= set(history)
+
+
+@pytest.mark.parametrize("part", kj.losses.VICReg.part_names)
+@pytest.mark.parametrize("weight", [None, 2.0, [1.0, 0.0, 3.0, 1.0, 0.5]])
+def test_parts_leave_out_masked_items(part, weight):
+    views = np.random.default_rng(0).normal(size=(5, 2, 3)).astype("float32")
+    views[3] = 0.0
+    metric = LossPart(loss := kj.losses.VICReg(), part)
+    metric.update_state(None, keras.layers.Masking()(views), weight)
+    weight = np.broadcast_to(1.0 if weight is None else weight, (5,))
+    counts = (weight != 0) & (np.arange(5) != 3)
+    values = ops.convert_to_numpy(loss.part_values(ops.convert_to_tensor(views[counts]))[part])
+    assert float(metric.result()) == pytest.approx(np.average(values, weights=weight[counts]))
 
 
 @once_compiled

@@ -70,10 +70,11 @@ prints the memory that it takes with and without chunks.
 | `steps_per_execution` on one device | yes | yes | no: Keras has none there |
 
 - **`MirroredStrategy`**: build and compile the model in the scope of the strategy. `gather=False`
-  in a `ContrastiveTerm` leaves each device to its own share of the batch. A loss of an *output* that
-  compares items, such as `InfoNCE`, sees the items of its own replica alone, and a warning says so:
-  use a `ContrastiveTerm`. Keras' `BatchNormalization(synchronized=True)` ignores masks, and spoils
-  the losses that layers other than `ContrastiveTerm` and `LossTerm` add.
+  in a `ContrastiveTerm` leaves each device to its own share of the batch. A loss of stacked views
+  as an *output* compares the items of all devices, in `fit` and `evaluate`. Called in a custom loop
+  or by a layer, it sees those of its own device alone, and a warning says so. Keras'
+  `BatchNormalization(synchronized=True)` ignores masks, and spoils the losses that layers other
+  than `ContrastiveTerm` and `LossTerm` add.
 - **JAX**: `keras.distribution.DataParallel` and `ModelParallel`. For several processes pass each its
   own rows with `DataParallel(auto_shard_dataset=False)`, or a `tf.data.Dataset`.
 - **`MultiWorkerMirroredStrategy`**: Keras 3 itself fails there in `fit`. Call
@@ -82,8 +83,8 @@ prints the memory that it takes with and without chunks.
   `model.compute_loss`, to the loss. All processes compute the losses in the same steps, in
   evaluation, too.
 
-If the last batch is divided unevenly, terms count each replica by its items, or by what else their
-mean divides by: masked steps, weights, labelled targets. What else is added to the loss counts all
+If the last batch is divided unevenly, terms and losses of views count each replica by its items, or
+by what else their mean divides by: masked steps, weights, labelled targets. What else is added to the loss counts all
 alike, as does Keras' own `<output>_loss`. Of several processes only the first
 writes TensorBoard files and calls `on_log`. On a busy CPU, PyTorch's threads wait for each other:
 `OMP_NUM_THREADS=1` is faster there.
@@ -91,7 +92,7 @@ writes TensorBoard files and calls `on_log`. On a busy CPU, PyTorch's threads wa
 ## What devices exchange
 
 Under `tf.distribute`, and in the processes of PyTorch, each device encodes its share of the batch.
-Then a `ContrastiveTerm`
+Then a `ContrastiveTerm`, or the loss of an output of stacked views,
 
 1. gathers the embeddings of all devices (and labels, masks and weights, which are small),
 2. compares its own rows with all columns, in tiles; metrics do so, too, without tiles,

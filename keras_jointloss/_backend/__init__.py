@@ -133,6 +133,8 @@ def rows_of_replicas(tensors: list, own) -> tuple[list, Shares]:
     import tensorflow as tf
 
     context = tf.distribute.get_replica_context()
+    # Workers cannot gather an input itself, which is on no device.
+    tensors = [tf.identity(x) for x in tensors]
     *rows, counts = context.all_gather([*tensors, tf.shape(own)[:1]], axis=0)
     index = context.replica_id_in_sync_group
     shares = Shares(tf.unstack(counts, replica_count()), index, tf.reduce_sum(counts[:index]))

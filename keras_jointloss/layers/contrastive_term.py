@@ -13,10 +13,9 @@ from keras_jointloss._labels import as_labels, label_tensor
 from keras_jointloss._math import float_dtype
 from keras_jointloss._replicas import (
     Batch,
-    exchanged_batch,
-    global_batch,
     recorded_sum,
     rows_of,
+    shared_batch,
 )
 from keras_jointloss._state import as_state
 from keras_jointloss._training import is_training
@@ -200,10 +199,8 @@ class ContrastiveTerm(LayerTerm):
         own = Batch(views, labels, item_mask(masks), sample_weight)
         is_gathered = self._is_gathered and in_replica()
         batch, own_items, exchange = own, None, None
-        if is_gathered and self._exchanges_views():
-            batch, exchange = exchanged_batch(own)
-        elif is_gathered:
-            batch, own_items = global_batch(own)
+        if is_gathered:
+            batch, own_items, exchange = shared_batch(own, self._exchanges_views())
         valid = batch.valid()
         loss, items, _ = mean_over_items(
             lambda _: self._values(batch.views, batch.labels, own_items, valid, exchange),

@@ -9,7 +9,13 @@ from keras import ops
 from keras_jointloss._backend import in_replica
 from keras_jointloss._labels import as_labels, check_labels, label_tensor, labelled
 from keras_jointloss._masks import reduce_values, stacked, valid_items
-from keras_jointloss._replicas import rows_of, warn_of_separate_items
+from keras_jointloss._replica_losses import (
+    may_exchange,
+    reduced_over_replicas,
+    values_among_all,
+    warn_of_separate_items,
+)
+from keras_jointloss._replicas import Batch, rows_of
 
 
 class LearnedParameter(NamedTuple):
@@ -49,8 +55,10 @@ class ViewsLoss(keras.losses.Loss):
     The config also has `name`, `reduction` and `dtype`. An `__init__` of the subclass must accept
     these three and pass them on, or Keras cannot load the loss.
 
-    Under `tf.distribute`, the loss of an output sees the items of one replica only. If it compares
-    items, a warning says so: use it in `keras_jointloss.layers.ContrastiveTerm` instead.
+    As the loss of an output in `fit` and `evaluate` under `tf.distribute`, and in the processes of
+    `torch.distributed`, it compares the items of all replicas: the loss and its gradient are those
+    of one device with the same global batches. If a layer calls it in its own `call`, or a custom
+    loop of TensorFlow does, it sees the items of one replica, and a warning says so.
 
     An item is excluded from the batch (as anchor, positive and negative) if the Keras mask of
     `y_pred`, `(batch,)`, excludes it, if its sample weight is 0 or if its label is `unlabelled`.
@@ -224,24 +232,29 @@ class ViewsLoss(keras.losses.Loss):
             self.validate_views(views.shape)
             values = self._values(y_true, views, valid_items(y_pred, sample_weight))
             # Keras reads the mask from the prediction.
-            return reduce_values(values, y_pred, sample_weight, self.reduction, self.dtype)
+            reduce = reduced_over_replicas if self.is_of_all_replicas() else reduce_values
+            return reduce(values, y_pred, sample_weight, self.reduction, self.dtype)
+
+    def is_of_all_replicas(self) -> bool:
+        """Returns whether the reduced loss of one of several replicas is here that of all."""
+        return self.reduction not in ("none", None) and may_exchange()
 
     def _values(self, y_true, views, valid):
         self.validate_views(views.shape)
-        self._warn_of_replicas()
-        views = stacked(views)
-        if not self.has_labels:
-            return self.values(views, None, valid)
-        if y_true is None:
-            raise ValueError(f"{type(self).__name__} expects labels. Received: y_true=None")
-        labels = label_tensor(y_true)
-        self.validate_labels(labels.shape, views.shape[0])
-        return self.values(views, as_labels(labels), valid)
-
-    def _warn_of_replicas(self):
-        if self.compares_items and not self._has_warned_of_replicas and in_replica():
+        labels = None
+        if self.has_labels:
+            if y_true is None:
+                raise ValueError(f"{type(self).__name__} expects labels. Received: y_true=None")
+            labels = label_tensor(y_true)
+            self.validate_labels(labels.shape, views.shape[0])
+            labels = as_labels(labels)
+        own = Batch(stacked(views), labels, valid)
+        if self.compares_items and may_exchange():
+            return values_among_all(self.values, own, self.takes_exchange)
+        if self.compares_items and in_replica() and not self._has_warned_of_replicas:
             self._has_warned_of_replicas = True
             warn_of_separate_items(type(self).__name__)
+        return self.values(own.views, own.labels, own.mask)
 
 
 def get(identifier: Any) -> keras.losses.Loss:

@@ -5,12 +5,16 @@ import math
 import keras
 from keras import ops
 
-from keras_jointloss._backend import in_replica
-from keras_jointloss._keras import outermost_layer
 from keras_jointloss._labels import as_labels, label_tensor, labelled
-from keras_jointloss._masks import stacked, valid_items
+from keras_jointloss._masks import item_weights, stacked, valid_items
 from keras_jointloss._math import float_dtype
-from keras_jointloss._replicas import Batch, global_batch, recorded_sum, rows_of
+from keras_jointloss._replicas import (
+    Batch,
+    global_batch,
+    is_after_call,
+    recorded_sum,
+    rows_of,
+)
 
 
 class ViewsMetric(keras.metrics.Metric):
@@ -135,12 +139,9 @@ class ViewsMetric(keras.metrics.Metric):
             sample_weight = ops.convert_to_tensor(sample_weight)
             if len(sample_weight.shape) > 0:
                 self._validate_vector(sample_weight.shape, views.shape[0], "weights")
-            sample_weight = ops.broadcast_to(
-                ops.reshape(sample_weight, (-1,)), (ops.shape(views)[0],)
-            )
+            sample_weight = item_weights(sample_weight, views)
         batch = Batch(views, labels, valid_items(y_pred, sample_weight), sample_weight)
-        # In the forward pass an exchange would disturb the losses of layers.
-        is_gathered = in_replica() and outermost_layer() is None
+        is_gathered = is_after_call()
         batch, items = global_batch(batch) if is_gathered else (batch, None)
         sums = (ops.cast(x, self._total.dtype) for x in self.sums(*batch, items=items))
         total, weight = ops.unstack(recorded_sum(ops.stack([*sums]))) if is_gathered else sums

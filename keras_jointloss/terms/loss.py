@@ -107,9 +107,10 @@ class TermLoss(keras.losses.Loss):
         if self._own_reduction() in ("none", None):
             self.weight.record(mean, batch_size, counts)
             return value
-        divisor = self._divisor(y_pred, sample_weight) if in_replica() else None
+        is_part = in_replica() and not self._is_of_all_replicas()
+        divisor = self._divisor(y_pred, sample_weight) if is_part else None
         self.weight.record(_unscaled(mean), batch_size, counts, divisor=divisor)
-        if self._own_reduction() == "sum" or not in_replica():
+        if self._own_reduction() == "sum" or not is_part:
             return value
         return counted_by(value, ops.cast(batch_size, value.dtype) if divisor is None else divisor)
 
@@ -185,6 +186,11 @@ class TermLoss(keras.losses.Loss):
             return value
         unreduced = reduce_values(values, y_pred, sample_weight, "none", loss.dtype)
         return value if len(unreduced.shape) else own_share(value)
+
+    def _is_of_all_replicas(self) -> bool:
+        """Returns whether the loss that was given is that of all replicas, as one on views is."""
+        ask = getattr(self._resolved, "is_of_all_replicas", None)
+        return ask is not None and ask()
 
     def _own_reduction(self):
         """Returns the reduction of the loss that was given."""

@@ -3,8 +3,11 @@
 from typing import Any
 
 import keras
+from keras import ops
 
-from keras_jointloss._masks import valid_items
+from keras_jointloss._backend import summed_replicas
+from keras_jointloss._masks import item_weights, stacked, valid_items
+from keras_jointloss._replicas import Batch, global_batch, is_after_call, rows_of
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -24,9 +27,19 @@ class LossPart(keras.metrics.Mean):
         self.part = part
 
     def update_state(self, y_true, y_pred, sample_weight=None) -> None:
-        """Adds the items of a batch."""
-        valid = valid_items(y_pred, sample_weight)
-        super().update_state(self.loss.part_values(y_pred, None, valid)[self.part], sample_weight)
+        """Adds the items of a batch; under `tf.distribute`, of the batch of all replicas."""
+        views = stacked(ops.convert_to_tensor(y_pred))
+        weight = item_weights(1.0 if sample_weight is None else sample_weight, views)
+        batch, items = Batch(views, None, valid_items(y_pred, sample_weight), weight), None
+        if is_after_call():
+            batch, items = global_batch(batch)
+            # Keras adds up the states of the replicas, but each process of PyTorch keeps them all.
+            items = items if summed_replicas() > 1 else None
+        values = self.loss.part_values(batch.views, None, batch.mask)[self.part]
+        counts = batch.sample_weight
+        if batch.mask is not None:
+            counts = ops.where(batch.mask, counts, 0)
+        super().update_state(rows_of(values, items), rows_of(counts, items))
 
     def get_config(self) -> dict:
         return {**super().get_config(), "loss": self.loss, "part": self.part}

@@ -14,7 +14,7 @@ GENERATOR = np.random.default_rng(1)
 X = GENERATOR.normal(size=(ITEMS, 6))
 WEIGHT = GENERATOR.uniform(0.5, 2, ITEMS) * (np.arange(ITEMS) % 5 > 0)
 INPUTS = {"x": X, "weight": WEIGHT}
-TARGETS = {"rating": X[:, :1] ** 2}
+TARGETS = {"rating": X[:, :1] ** 2, "views": np.resize([0, 1, 2], ITEMS)}
 
 
 def use_float64(is_on=True):
@@ -47,8 +47,11 @@ def compiled():
     tiles = kj.layers.ContrastiveTerm(kj.losses.SigLIP(tile_size=4), anneal, name="tiles")
     a, b = tiles((a, b))
     rating = keras.layers.Dense(1)(ops.concatenate([z["rating"], a, b], axis=1))
-    model = keras.Model({"x": x, "weight": weight}, {"rating": rating})
-    joint = kj.joint_loss({"rating": "mse"}, weighting=kj.weighting.FAMO())
+    outputs = {"rating": rating, "views": ops.stack([a, b], axis=1)}
+    model = keras.Model({"x": x, "weight": weight}, outputs)
+    losses = {"rating": "mse", "views": kj.losses.SupCon()}
+    metrics = {"views": [kj.metrics.RecallAtK(1)]}
+    joint = kj.joint_loss(losses, weighting=kj.weighting.FAMO(), metrics=metrics)
     model.compile(keras.optimizers.SGD(0.1, momentum=0.5), **joint)
     return model
 
@@ -110,8 +113,10 @@ def for_loop():
     a, b = tiles((a, b), sample_weight=gate)
     a, b = kj.layers.ContrastiveTerm("VICReg", 0.02, name="statistics")((a, b))
     rating = keras.layers.Dense(1)(ops.concatenate([z["rating"], a, b], axis=1))
-    model = keras.Model([x, label, weight], {"rating": rating})
-    model.compile(**kj.joint_loss({"rating": "mse"}, missing=np.nan))
+    outputs = {"rating": rating, "views": ops.stack([a, b], axis=1)}
+    model = keras.Model([x, label, weight], outputs)
+    losses = {"rating": "mse", "views": kj.losses.SupCon(unlabelled=2)}
+    model.compile(**kj.joint_loss(losses, missing={"rating": np.nan}))
     return model
 
 
@@ -131,7 +136,7 @@ def looped(model, forward, own_part):
         x = [torch.as_tensor(values[rows]) for values in (MASKED, LABEL, WEIGHT)]
         optimizer.zero_grad()
         outputs = forward(x, training=True)
-        y = {"rating": torch.as_tensor(RATING[rows])}
+        y = {"rating": torch.as_tensor(RATING[rows]), "views": torch.as_tensor(LABEL[rows])}
         loss = model.compute_loss(y=y, y_pred=outputs)
         loss.backward()
         optimizer.step()
