@@ -166,6 +166,7 @@ def test_loss_below_the_default_floor_warns(rule):
         ModelTerms(rule(floor={"term1": 1e-9}), [1e-8, 1.0]).warn()
     for floor in (1e-6, 1e-12, {"term0": 1e-12}):
         ModelTerms(rule(floor=floor), [1e-8, 1.0]).warn()
+    ModelTerms(rule(min_weight=0.1), [1e-8, 1.0]).warn()
 
 
 def test_large_loss_without_clipped_gradients_warns_in_the_first_epoch_of_uncertainty():

@@ -103,7 +103,7 @@ class FAMO(Weighting):
 
     def describe_limit(self, losses, is_clipped):
         excess = {name: loss - self.minimum_loss for name, loss in losses.items()}
-        return describe_default_floor(excess, self.floor)
+        return None if self.min_weight else describe_default_floor(excess, self.floor)
 
     def get_config(self) -> dict:
         return {

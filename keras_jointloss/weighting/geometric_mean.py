@@ -69,4 +69,4 @@ class GeometricMean(Weighting):
         return ops.exp(ops.sum(logarithms) / count - logarithms) / count
 
     def describe_limit(self, losses, is_clipped):
-        return describe_default_floor(losses, self.floor)
+        return None if self.min_weight else describe_default_floor(losses, self.floor)
