@@ -49,7 +49,9 @@ def train(trunk, is_shared, run_eagerly=False):
     model = keras.Model(inputs, outputs)
     joint = kj.joint_loss(dict.fromkeys("ab", "mean_squared_error"))
     model.compile(keras.optimizers.SGD(0.05), run_eagerly=run_eagerly, **joint)
-    model.fit(X, Y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    for start in (0, 8, 16, 0, 8, 16):  # With a batch size that a stateful RNN knows.
+        rows = slice(start, start + 8)
+        model.train_on_batch(X[rows], {term: y[rows] for term, y in Y.items()})
 
 
 def assert_state_is_that_of_plain_trunk(create, state_of, **options):
