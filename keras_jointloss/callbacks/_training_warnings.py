@@ -79,7 +79,9 @@ class TrainingWarnings:
         trained = {
             name: reading
             for name, reading in readings.kept["train"].items()
-            if not self._terms[name].is_off and math.isfinite(reading.get("loss", math.nan))
+            if not self._terms[name].is_off
+            and math.isfinite(reading.get("loss", math.nan))
+            and reading.get("labelled") != 0  # The loss of no labels is 0, and moves no rule.
         }
         untrained = untrained_term(rule, self._terms, trained, lengths)
         if untrained is not None:
