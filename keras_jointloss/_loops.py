@@ -90,6 +90,13 @@ def enclosing_scope() -> keras.StatelessScope | None:
     return None
 
 
+def training_optimizer() -> keras.optimizers.Optimizer | None:
+    """Returns the optimizer of the model that is being trained, or built for it, or `None`."""
+    names = {"train_step", "train_on_batch", "fit"}
+    models = (frame.f_locals["self"] for frame in callers() if loop_of(frame) in names)
+    return next((model.optimizer for model in models), None)
+
+
 def move_to_front(callback: keras.callbacks.Callback) -> None:
     """Moves a callback to the front of the list that sets its model, which no argument exposes."""
     owner = enclosing_callbacks()

@@ -18,22 +18,32 @@ def constant(value) -> Callable:
     return initialize
 
 
-def layer_state(name, shape, initial, dtype=None, aggregation="sum"):
+def layer_state(name, shape, initial, dtype=None, aggregation="sum", is_watched=False):
     """Returns a variable for values that a layer records in `call`, under any strategy.
 
     Each replica has its own copy, so an assignment needs no other replica: `tf.distribute` would
     switch to another replica in the middle of the layer.
+
+    Args:
+        name: As in `keras.Variable`.
+        shape: As in `keras.Variable`.
+        initial: The value of all elements.
+        dtype: As in `keras.Variable`, by default `keras.config.floatx()`.
+        aggregation: As in `keras.Variable`.
+        is_watched: Whether a gradient tape of TensorFlow records what is computed with it.
     """
-    return keras.Variable(
+    variable = keras.Variable(
         initializer=constant(initial),
         shape=shape,
         dtype=dtype or keras.config.floatx(),
-        trainable=False,
+        trainable=is_watched,
         autocast=False,
         aggregation=aggregation,
         synchronization="on_read",
         name=name,
     )
+    variable.trainable = False
+    return variable
 
 
 class _LayerState(keras.random.SeedGenerator):

@@ -302,6 +302,29 @@ def test_sum_trains_like_plain_model_with_every_optimizer(options):
         np.testing.assert_allclose(value, plain[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.backend("jax")
+@pytest.mark.parametrize("is_scaled", [False, True])
+def test_overwriting_with_a_moving_average_is_refused_on_jax(is_scaled):
+    def compiled(rule, **options):
+        model = build(rule)
+        layer = model.get_layer("balancer")
+        z = kj.layers.GradientBalancer(["a", "b"], rule, **options)(layer.input)
+        heads = {term: model.get_layer(f"head_{term}")(z[term]) for term in "ab"}
+        model = keras.Model(model.inputs, heads)
+        optimizer = keras.optimizers.SGD(0.02, use_ema=True, ema_overwrite_frequency=2)
+        if is_scaled:
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        model.compile(optimizer, loss=dict.fromkeys("ab", "mean_squared_error"))
+        return model
+
+    model = compiled("mgda")
+    model.evaluate(X[:8], {term: y[:8] for term, y in Y.items()}, verbose=0)
+    model = compiled("mgda")
+    with pytest.raises(ValueError, match=r"`ema_overwrite_frequency` .*Received: .*=2"):
+        fit(model)
+    fit(compiled("mgda", telemetry=False), 1)
+
+
 def test_mixed_float16_trains():
     keras.config.set_dtype_policy("mixed_float16")
     model = build("mgda")
@@ -326,6 +349,35 @@ def test_frozen_trunk_is_unchanged_and_heads_learn():
     for old, new in zip(trunk, model.get_layer("trunk").variables, strict=True):
         np.testing.assert_array_equal(old, ops.convert_to_numpy(new))
     assert all(not np.array_equal(value, heads[name]) for name, value in weights_of(model).items())
+
+
+def frozen_after_it_is_built():
+    model = build("mgda")
+    model.get_layer("trunk").trainable = False
+    return model
+
+
+def frozen_when_it_is_built():
+    inputs = keras.Input((5,))
+    trunk = keras.layers.Dense(4, trainable=False, name="trunk")(inputs)
+    return with_heads(inputs, kj.layers.GradientBalancer(["a", "b"], name="balancer")(trunk))
+
+
+@pytest.mark.parametrize("frozen", [frozen_after_it_is_built, frozen_when_it_is_built])
+def test_statistics_of_a_frozen_trunk_are_those_of_its_output(frozen):
+    model = frozen()
+    joint = kj.joint_loss(dict.fromkeys("ab", "mean_squared_error"))
+    model.compile(keras.optimizers.SGD(0.02), **joint)
+    values = {**weights_of(model)}
+    for i, value in enumerate(model.get_layer("trunk").get_weights()):
+        values[f"trunk_{i}"] = value
+    gradients, _ = by_hand_step(values, slice(0, 8), {"a": 1.0, "b": 1.0})
+    model.fit(X[:8], {term: y[:8] for term, y in Y.items()}, batch_size=8, verbose=0)
+    statistics = model.get_layer("balancer").statistics()
+    lengths = [np.linalg.norm(gradient) for gradient in gradients]
+    np.testing.assert_allclose(statistics.norms, lengths, rtol=1e-4)
+    cosine = np.sum(gradients[0] * gradients[1]) / np.prod(lengths)
+    assert statistics.cosines[0, 1] == pytest.approx(cosine, rel=1e-3)
 
 
 def test_heads_get_their_own_gradients():

@@ -286,6 +286,14 @@ def custom_gradient(compute, *inputs):
     return of_backend(compute, inputs)
 
 
+def differentiated(x):
+    """Returns a tensor that PyTorch differentiates with respect to.
+
+    JAX does so with the arguments of a function, and TensorFlow with trainable variables.
+    """
+    return x.detach().requires_grad_() if keras.backend.backend() == "torch" else x
+
+
 def for_chunks(run, parameters: list, state: list, inputs: list, size: int) -> tuple[list, list]:
     """Calls `run` for one chunk of rows after another, and again in the backward pass.
 

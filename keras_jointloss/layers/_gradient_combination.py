@@ -25,6 +25,7 @@ from keras_jointloss.aggregators._gramian import correlation, nonzero
 from keras_jointloss.layers._gradient_record import GradientRecord, GradientStatistics
 from keras_jointloss.layers._loss_scale import loss_scale, probe_loss
 from keras_jointloss.layers._overlapping_calls import TrainedCall
+from keras_jointloss.layers._record_gradient import tensor_of, validate_optimizer
 
 
 class Copies(NamedTuple):
@@ -162,6 +163,8 @@ class GradientCombination(keras.layers.Layer):
             training: The argument of the call.
             tensors: What the gradients would be taken with respect to.
         """
+        if self.record is not None:
+            validate_optimizer(self.record, self.name)
         found = is_training(training)
         if found is not None or not trains_functionally():
             return found is not False
@@ -205,7 +208,7 @@ class GradientCombination(keras.layers.Layer):
 
             return ops.stack([x] * count + [ops.zeros_like(x)]), gradient
 
-        state = [] if record is None else [ops.copy(record.latest)]
+        state = [] if record is None else [tensor_of(record)]
         *copies, probe = ops.unstack(custom_gradient(compute, x, *state), count + 1)
         # Keras sums the losses of a model, and some backends can only sum losses of one dtype.
         return Copies(copies, ops.cast(probe_loss(probe), keras.config.floatx()))

@@ -158,7 +158,7 @@ class GradientRecord:
             )
             self.latest.overwrite_with_gradient = True
         else:
-            self.latest = layer_state(f"{name}_latest", shape, 0.0, **replicated)
+            self.latest = layer_state(f"{name}_latest", shape, 0.0, is_watched=True, **replicated)
         self.sums = layer_state(f"{name}_sums", (6 + 3 * terms, terms), 0.0, **replicated)
         self._get_differentiated = lambda: None
 

@@ -37,14 +37,14 @@ class GradientBalancer(GradientCombination):
     them, the share of the steps in which they conflicted, and the coefficients. `statistics()`
     returns the means, and the `keras_jointloss.callbacks.JointLossCallback` logs them every epoch.
     With `aggregator=None` the layer adds nothing else to plain training. The lengths are those of
-    the weighted terms, without the loss scale of mixed precision. There are no statistics if
+    the weighted terms, without the loss scale of mixed precision. They are there also if
     nothing before the layer is trained.
 
     On JAX the record of a step can only leave the backward pass as the "gradient" of a variable.
     This variable therefore counts as trainable there, in `model.summary()`, too: `2 k (k + 3)`
     numbers that no optimizer trains. If the optimizer accumulates gradients over batches, the
-    record holds the last of these, provided that a `JointLossCallback` takes part. With
-    `ema_overwrite_frequency` a Keras optimizer fails on such a variable: train without
+    record holds the last of these, provided that a `JointLossCallback` takes part. An optimizer
+    with `ema_overwrite_frequency` is refused, since Keras fails on such a variable: train without
     `telemetry` and without an `ema` of the aggregator then.
 
     The layer balances whenever the enclosing model trains: in each training step of Keras, and in

@@ -48,7 +48,9 @@ class SharedTrunk(GradientCombination):
     Keras. On TensorFlow it refuses one that recomputes a function with `keras.remat`; a trunk in a
     `ChunkedTower` is recomputed on all backends.
 
-    Layers below the trunk get the plain sum, as do the trunk's parameters from regularizers.
+    Without any trainable parameter in the trunk there is nothing to combine, and there are no
+    statistics. Layers below the trunk get the plain sum, as do the trunk's parameters from
+    regularizers.
 
     Args:
         trunk: A layer or model.
