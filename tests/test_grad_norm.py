@@ -143,12 +143,13 @@ def test_model_without_gradient_telemetry_is_refused():
             kj.callbacks.JointLossCallback().set_model(compiled(terms, telemetry))
 
 
-@pytest.mark.backend("tensorflow", "torch")  # JAX computes the gradient anyway.
-def test_balancer_without_trainable_input_is_refused():
+@pytest.mark.filterwarnings("ignore:The layer 'shared' has recorded no gradients")
+def test_layer_without_gradients_is_refused():
     inputs = keras.Input((5,))
-    layer = kj.layers.GradientBalancer(["a", "b"], name="balancer")
+    trunk = keras.layers.Dense(4, trainable=False)
+    layer = kj.layers.SharedTrunk(trunk, ["a", "b"], name="shared")
     model = with_heads(inputs, layer(inputs), weighting="grad_norm")
-    with pytest.raises(RuntimeError, match="nothing before the layer 'balancer' is trained"):
+    with pytest.raises(RuntimeError, match="no gradient has reached the layer 'shared'"):
         model.fit(X, Y, verbose=0, callbacks=[kj.callbacks.JointLossCallback()])
 
 

@@ -18,6 +18,7 @@ from tests.test_gradient_balancer import (
     by_hand_step,
     fit,
     weights_of,
+    with_heads,
 )
 
 STEPS = len(X) // 8
@@ -44,6 +45,25 @@ def train(model, epochs=1, **arguments):
     return model.fit(
         X, Y, batch_size=8, epochs=epochs, shuffle=False, verbose=0, callbacks=[callback]
     )
+
+
+def test_layer_that_combines_no_gradients_warns_once():
+    inputs = keras.Input((5,))
+    trunk = keras.layers.Dense(4, trainable=False)
+    z = kj.layers.SharedTrunk(trunk, ["a", "b"], name="shared")(inputs)
+    message = "'shared' has recorded no gradients in the 5 batches of epoch 0"
+    with pytest.warns(UserWarning, match=message) as caught:
+        train(with_heads(inputs, z), epochs=2)
+    assert sum("recorded no gradients" in str(warning.message) for warning in caught) == 1
+
+
+@pytest.mark.backend("jax")  # Elsewhere the record is no gradient of a variable.
+def test_layer_in_a_frozen_model_warns_on_jax():
+    model = build("mgda")
+    model.get_layer("balancer").trainable = False
+    model.compile("sgd", **kj.joint_loss(dict.fromkeys("ab", "mean_squared_error")))
+    with pytest.warns(UserWarning, match="on JAX, the layer itself .* may be frozen"):
+        train(model)
 
 
 def test_statistics_are_means_over_the_epoch():

@@ -92,6 +92,19 @@ class GradientReadings:
             )
             yield f"{prefix}/cosines", heat_map(of_layer.cosines), description
 
+    def unrecorded(self, statistics: Statistics, batches: int) -> Iterator[str]:
+        """Yields the names of the layers that should have statistics and have none.
+
+        Args:
+            statistics: The statistics of an epoch.
+            batches: The number of batches in this epoch.
+        """
+        for prefix, layer in self._layer_of.items():
+            # On JAX a step whose gradients the optimizer accumulates leaves no record.
+            is_due = layer.telemetry and batches >= layer.accumulated_steps
+            if is_due and prefix not in statistics:
+                yield layer.name
+
     def nonfinite_gradients(self, statistics: Statistics) -> Iterator[tuple[str, str]]:
         """Yields the gradients that were the first to be non-finite: prefix and sentence."""
         for prefix, of_layer in statistics.items():

@@ -63,6 +63,26 @@ class TrainingWarnings:
         for prefix, what in readings.nonfinite_gradients(statistics):
             self._once(prefix, what)
 
+    def of_unrecorded(
+        self, readings: GradientReadings, statistics: Statistics, batches: int, epoch: int
+    ) -> None:
+        """Warns of each layer that has combined no gradients in an epoch.
+
+        Args:
+            readings: The readings of the layers.
+            statistics: The statistics of the epoch.
+            batches: The number of batches in the epoch.
+            epoch: The epoch, from 0.
+        """
+        for name in readings.unrecorded(statistics, batches):
+            self._once(
+                f"record of {name}",
+                f"The layer {name!r} has recorded no gradients in the {batches} batches of epoch "
+                f"{epoch}: it has no statistics, and a `SharedTrunk` balances nothing. The trunk "
+                "or, on JAX, the layer itself or a model around it may be frozen with `trainable = "
+                "False`, or no loss depends on its outputs.",
+            )
+
     def of_factors(
         self, readings: TermReadings, lengths: Mapping[str, float], is_clipped: bool
     ) -> None:

@@ -313,6 +313,7 @@ class JointLossCallback(keras.callbacks.Callback):
         # Loss scaling deliberately tries scales that are too large and skips these steps.
         if not isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer):
             self._warnings.of_gradients(self._gradients, statistics)
+            self._warnings.of_unrecorded(self._gradients, statistics, self._batches, epoch)
         lengths = self._gradients.lengths(statistics, self._terms)
         self._warnings.of_factors(self._readings, lengths, limits_gradients(self.model.optimizer))
         self._warnings.of_monitors(running_callbacks(), logs)

@@ -110,7 +110,8 @@ class GradientCombination(keras.layers.Layer):
                 f"{type(self.aggregator).__name__} with {self.aggregator.get_config()}"
             )
         self.record: GradientRecord | None = None
-        self._accumulated_steps = 1
+        #: Over how many steps the optimizer accumulates gradients, as far as it is known.
+        self.accumulated_steps = 1
         self._get_latest_call: Callable[[], TrainedCall | None] = lambda: None
         self._has_warned = False
 
@@ -152,8 +153,8 @@ class GradientCombination(keras.layers.Layer):
         Returns:
             Whether that changes what a training step computes.
         """
-        is_new = self._accumulated_steps != steps
-        self._accumulated_steps = steps
+        is_new = self.accumulated_steps != steps
+        self.accumulated_steps = steps
         return is_new
 
     def _is_trained(self, training: bool | None, tensors: Any) -> bool:
@@ -279,7 +280,7 @@ class GradientCombination(keras.layers.Layer):
             cosines=cosines,
             is_finite=is_finite,
             before=before,
-            accumulated_steps=self._accumulated_steps,
+            accumulated_steps=self.accumulated_steps,
         )
 
     def save_own_variables(self, store):

@@ -45,7 +45,7 @@ class GradNorm(Weighting):
         ValueError: If `alpha` is not a number >= 0 or `learning_rate` not a number > 0, and as in
             `Weighting`; at the start of `fit`, if no layer reports the gradients of all terms.
         RuntimeError: At the end of an epoch, if no gradient has reached that layer, for example
-            because nothing before it is trained.
+            because the trunk of a `SharedTrunk` is frozen.
 
     References:
         - Chen et al., 2018, GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep
@@ -131,7 +131,7 @@ class GradNorm(Weighting):
         if self._get_layer is not None and self._get_layer().record.is_empty:
             raise RuntimeError(
                 f"GradNorm expects gradients of the terms {list(self.terms)}. Received none in "
-                f"epoch {epoch}: nothing before the layer {self._get_layer().name!r} is trained."
+                f"epoch {epoch}: no gradient has reached the layer {self._get_layer().name!r}."
             )
 
     def get_config(self) -> dict:
