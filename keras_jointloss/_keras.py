@@ -14,6 +14,9 @@
   `training` of an outer call, as each layer that is called with another one changes the context,
   and the object that Keras makes for an outermost call.
 - `Operation._remat_mode`: whether a layer is recomputed in the backward pass.
+- `KerasTensor._keras_history` and `Operation._inbound_nodes`: they know which call of a layer has
+  computed a tensor of a Functional model, and from which tensors. `Layer.output` knows neither if
+  a layer is called several times.
 - `Model._maybe_symbolic_build` and the function `reduce_per_replica` beside it, on TensorFlow:
   `keras_jointloss.distribution.enable_multi_worker_fit` replaces them, and looks for them then.
 - `CompileLoss.build` and `CompileMetrics.build`, with `_user_loss` and `_user_metrics`: they match
@@ -27,7 +30,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
@@ -89,11 +92,13 @@ def check() -> None:
     # Symbolic: no backend computes anything. Within another call, Keras does not clear losses.
     is_outside = outermost_layer() is None
     if is_outside:
-        parent(keras.KerasTensor((1, 1)), training=True)
+        tensor = keras.KerasTensor((1, 1))
+        parent(tensor, training=True)
         child.stateless_call([], [], None, training=True)
         for witness, name in ((parent, "__call__"), (child, "stateless_call")):
             if witness.training is not True or witness.identity is None:
                 raise _unsupported(f"reads local variables of `Layer.{name}`", "does not have")
+        _check_source(tensor, parent)
     else:
         child.called.add("_clear_losses")
     if not hasattr(parent, "_remat_mode"):
@@ -106,6 +111,15 @@ def check() -> None:
     getattr(child, "_losses", []).append(loss)
     if is_outside and not any(x is loss for x in parent.losses):
         raise _unsupported("keeps the list `Layer._losses`", "does not read")
+
+
+def _check_source(tensor, layer) -> None:
+    try:
+        found = source(tensor)
+    except AttributeError as error:
+        raise _unsupported(f"uses `{error.name}` of a Functional model", "does not have") from error
+    if found is None or found.operation is not layer:
+        raise _unsupported("follows the tensors of a Functional model", "does not record")
 
 
 def _unsupported(needs: str, lacks: str) -> ImportError:
@@ -209,6 +223,33 @@ def layer_that_adds_losses(layer: keras.layers.Layer) -> keras.layers.Layer:
 def keep_from_recomputation(layer: keras.layers.Layer) -> None:
     """Excludes a layer from `keras.RematScope`, but not the layers within it."""
     layer._remat_mode = None
+
+
+class Source(NamedTuple):
+    """The call of a layer or operation that has computed a tensor of a Functional model.
+
+    Attributes:
+        operation: The layer or operation.
+        call: The number of the call.
+        inputs: The tensors that the call received.
+        position: The number of the tensor among those that it returned.
+        size: How many it returned.
+    """
+
+    operation: Any
+    call: int
+    inputs: list
+    position: int
+    size: int
+
+
+def source(tensor: Any) -> Source | None:
+    """Returns the call that has computed a symbolic tensor; `None` if no call has."""
+    operation, call, index = tensor._keras_history
+    if operation is None:
+        return None
+    node = operation._inbound_nodes[call]
+    return Source(operation, call, list(node.input_tensors), index, len(node.outputs))
 
 
 def replace_in_trainer(fit: Callable, build: Callable, reduce: Callable) -> None:

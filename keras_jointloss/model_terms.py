@@ -12,6 +12,7 @@ from keras_jointloss.terms.output_form import validate_form
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.weight import TermWeight
 from keras_jointloss.weighting import Weighting
+from keras_jointloss.wiring import Wiring
 
 
 class ModelTerms(Mapping[str, TermWeight]):
@@ -25,7 +26,8 @@ class ModelTerms(Mapping[str, TermWeight]):
     Raises:
         ValueError: If the model has no term and no layer that reports gradients, two terms of the
             same name, losses that do not match its outputs, weights or a weighting that belong to
-            another model, or a weighting that needs gradients that no layer reports.
+            another model, a weighting that needs gradients that no layer reports, or a term that
+            does not read its copy of a layer that combines gradients.
     """
 
     def __init__(self, model: keras.Model):
@@ -45,6 +47,9 @@ class ModelTerms(Mapping[str, TermWeight]):
             if isinstance(model.loss, Mapping | list) and output not in losses
         }
         _validate_form(model)
+        #: What the copies of these layers stand for.
+        self.wiring = Wiring(model, self._weights)
+        self.wiring.validate()
         rules = [weight.weighting for weight in self.output_weights.values()]
         #: The rule that adapts the weights, or `None`.
         self.weighting: Weighting | None = next((x for x in rules if x is not None), None)

@@ -41,6 +41,7 @@ LEVELS = (
     {"_joint_arguments"},
     {"joint", "layers"},
     {"find_terms"},
+    {"wiring"},
     {"model_terms"},
     {"callbacks", "distribution"},
 )

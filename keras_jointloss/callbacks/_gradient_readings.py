@@ -113,3 +113,11 @@ class GradientReadings:
                 terms = [layer.terms[i] for i in steps.nonzero()[0]]
                 what = f"not finite at layer {layer.name!r} (train, step {steps.max()})"
                 yield prefix, f"The gradients of the terms {terms} are {what}."
+
+    def without_gradient(self, statistics: Statistics) -> Iterator[tuple[str, str]]:
+        """Yields the copies whose gradient was 0 in every step: names of layer and copy."""
+        for prefix, of_layer in statistics.items():
+            layer = self._layer_of[prefix]
+            for term, norm in zip(layer.terms, of_layer.norms, strict=True):
+                if norm == 0:
+                    yield layer.name, term

@@ -9,9 +9,11 @@ import keras
 
 from keras_jointloss.callbacks._comparing import compares
 from keras_jointloss.callbacks._gradient_readings import GradientReadings, Statistics
-from keras_jointloss.callbacks._term_readings import TermReadings
+from keras_jointloss.callbacks._stuck_terms import StuckTerm
+from keras_jointloss.callbacks._term_readings import Readings, TermReadings
 from keras_jointloss.callbacks._untrained_terms import untrained_term
 from keras_jointloss.model_terms import ModelTerms
+from keras_jointloss.reports import is_rounding, rest
 
 
 class TrainingWarnings:
@@ -110,6 +112,50 @@ class TrainingWarnings:
         limit = rule.describe_limit(losses, is_clipped)
         if limit is not None:
             self._once("limit", f"{type(rule).__name__}: {limit}")
+
+    def of_stuck_terms(self, stuck: Iterable[StuckTerm], epoch: int) -> None:
+        """Warns of each term that does not train."""
+        for name, loss, layer in stuck:
+            if layer is None:
+                what = (
+                    f"The loss of the term {name!r} did not change from step to step in epoch "
+                    f"{epoch}, in which its mean was {loss:.6g}, although its weight is not 0: the "
+                    "term does not train. Likely causes: its embeddings have collapsed to one "
+                    "point; it is detached, as by `stop_gradient` or constants in place of the "
+                    "output of the model; the units before it are dead or saturated; it has "
+                    "reached its floor, as when all pairs keep a margin."
+                )
+            else:
+                what = (
+                    f"The gradient of the term {name!r} at the layer {layer!r} was 0 in every step "
+                    f"of epoch {epoch}, although its loss moves and its weight is not 0. Its head "
+                    f"has to read `z[{name!r}]` of z = {layer}(...). Likely causes: it reads the "
+                    "copy of another term or a tensor before the layer; `stop_gradient` or an "
+                    "operation without a derivative lies between; the units between are dead or "
+                    "saturated."
+                )
+            self._once(f"stuck {name} {layer}", what)
+
+    def of_names(self, readings: Readings, total: float) -> None:
+        """Warns of names of copies that belong to nothing in the model.
+
+        Args:
+            readings: The values of the terms in training.
+            total: The loss of the model.
+        """
+        wiring = self._terms.wiring
+        weighted = [x["weighted"] for x in readings.values() if "weighted" in x]
+        is_all = bool(weighted) and is_rounding(rest(total, weighted), total, weighted)
+        if wiring.may_have_other_losses and not is_all:
+            return  # The copy of a loss that a layer adds may have any name.
+        for layer, unknown, unnamed in wiring.misnamed():
+            self._once(
+                f"names {layer.name}",
+                f"The layer {layer.name!r} has the `terms` {list(layer.terms)}, of which {unknown} "
+                f"are not among the terms and outputs of the model, {list(wiring.losses_of)}. "
+                + (f"The terms {unnamed} have no copy of their name. " if unnamed else "")
+                + "Name each copy by the term or the output whose head reads it.",
+            )
 
     def of_monitors(self, callbacks: Iterable[Any], logs: Mapping[str, Any]) -> None:
         """Warns of callbacks that compare a total from different weights.

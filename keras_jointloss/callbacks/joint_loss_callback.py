@@ -16,6 +16,7 @@ from keras_jointloss._loops import (
 from keras_jointloss.callbacks._comparing import forget_unknown
 from keras_jointloss.callbacks._fixed_total import FixedTotal, validate_fixed_weights
 from keras_jointloss.callbacks._gradient_readings import GradientReadings, Statistics
+from keras_jointloss.callbacks._stuck_terms import TermProgress
 from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_on_log
 from keras_jointloss.callbacks._term_readings import RUNS, TermReadings, has_regularizers
 from keras_jointloss.callbacks._train_curves import TrainCurves, batches_between
@@ -150,6 +151,7 @@ class JointLossCallback(keras.callbacks.Callback):
         self._curves: Any = None
         self._record: Any = None
         self._warnings: Any = None
+        self._progress: Any = None
         self._get_metrics: Any = list
         self._is_validated = False
         self._is_training = False
@@ -173,6 +175,7 @@ class JointLossCallback(keras.callbacks.Callback):
         log_dir = self._summaries.log_dir
         self._record = TrainingRecord(self._summaries, terms, log_dir, self.hparams)
         self._warnings = TrainingWarnings(terms)
+        self._progress = TermProgress(model, terms)
         self._get_metrics = lambda: model.metrics
         self._curves = TrainCurves(
             self._every, self._readings, self._gradients, self._summaries, self._get_metrics
@@ -193,6 +196,7 @@ class JointLossCallback(keras.callbacks.Callback):
         if self._terms.clock.driver is self:
             self._terms.clock.start_epoch()
         self._warnings.start_epoch()
+        self._progress.start_epoch()
         forget_unknown(running_callbacks(), self._unknown)
         self._begin_step = step = self._training_step()
         self._curves.start_epoch(step)
@@ -300,6 +304,7 @@ class JointLossCallback(keras.callbacks.Callback):
             self._readings.keep_train(has_means)
             if has_means:
                 self._curves.keep()
+            self._progress.end()
 
     def _training_step(self) -> int:
         """Returns the number of batches that the model has been trained on."""
@@ -316,4 +321,8 @@ class JointLossCallback(keras.callbacks.Callback):
             self._warnings.of_unrecorded(self._gradients, statistics, self._batches, epoch)
         lengths = self._gradients.lengths(statistics, self._terms)
         self._warnings.of_factors(self._readings, lengths, limits_gradients(self.model.optimizer))
+        train, copies = self._readings.kept["train"], self._gradients.without_gradient(statistics)
+        stuck = self._progress.stuck(train, logs, self._batches, copies)
+        self._warnings.of_stuck_terms(stuck, epoch)
+        self._warnings.of_names(train, self._readings.totals["train"])
         self._warnings.of_monitors(running_callbacks(), logs)

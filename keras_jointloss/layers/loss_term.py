@@ -146,6 +146,7 @@ class LossTerm(LayerTerm):
             means={name: lambda mean: mean for name in means},
             counts_steps=isinstance(target, LearningRateSchedule),
         )
+        self.weight.may_be_constant = self._changes_mean
 
     @property
     def _changes_mean(self) -> bool:

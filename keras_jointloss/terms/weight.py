@@ -14,6 +14,7 @@ from keras_jointloss._loops import running_loop
 from keras_jointloss._math import to_numpy
 from keras_jointloss._saved_state import SavedState
 from keras_jointloss._validation import validate_number
+from keras_jointloss.terms.constancy import Constancy
 from keras_jointloss.terms.given_weight import Weight, validate_schedule, validate_weight
 from keras_jointloss.terms.means import Means, Totals
 
@@ -45,6 +46,8 @@ class TermWeight:
     clock: Any = None
     #: Whether the term has targets that may be missing, whose share is then logged.
     has_missing_targets = False
+    #: Whether its loss may be constant on purpose, as at a floor.
+    may_be_constant = False
 
     def _create_variables(
         self, weight: Weight, dtype: str, add_variable: Callable[..., Any]
@@ -66,6 +69,8 @@ class TermWeight:
         self._mode = add_variable("mode", (), _STILL, **{**replicated, "dtype": "int32"})
         #: The means since the last `reset`.
         self.means = Means(add_variable, dtype)
+        #: Whether the loss has moved since the last `reset`.
+        self.constancy = Constancy(add_variable, dtype)
         self._factor: Any = None
         self._add_factor = partial(add_variable, "factor", (), **replicated)
 
@@ -78,7 +83,7 @@ class TermWeight:
     def state(self) -> list:
         """The variables of the term."""
         factor = [] if self._factor is None else [self._factor]
-        return [self._value, self._step, self._mode, self.means.sums, *factor]
+        return [self._value, self._step, self._mode, self.means.sums, self.constancy.state, *factor]
 
     @property
     def is_dynamic(self) -> bool:
@@ -110,13 +115,14 @@ class TermWeight:
         Args:
             loss: The mean loss.
             items: The number of items in the mean.
-            counts: Whether any of them has a weight other than 0; `None` if no check is needed.
+            counts: Whether any of them has a weight other than 0; `None` if all have.
             batch_size: The number of items of the batch; `None` if all of them are in the mean.
             targets: The number of targets, of which `items` are labelled; `None` if all are.
             divisor: What this replica counts by among others in the mean; `None` for `items`.
         """
         weight = self.tensor()  # Read first, since the observer may move it for the next step.
         self.means.record(loss, items, weight, batch_size, targets)
+        self.constancy.record(loss, items, counts)
         if self.observer is not None:
             is_on = ops.not_equal(ops.convert_to_tensor(self._mode), _OFF)
             items = items if divisor is None else divisor
@@ -178,7 +184,10 @@ class TermWeight:
     def reset(self) -> None:
         """Resets the means and stops annealing; keeps the weight and the step."""
         self.means.reset()
-        if self.annealing and not (self.clock is not None and self.clock.outlasts_reset()):
+        if self.clock is not None and self.clock.outlasts_reset():
+            return
+        self.constancy.reset()
+        if self.annealing:
             self.stop_annealing()
 
     def stop_annealing(self) -> None:

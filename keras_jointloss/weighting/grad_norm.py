@@ -89,7 +89,9 @@ class GradNorm(Weighting):
         raise ValueError(
             "GradNorm expects a layer that reports the gradients of all the terms, "
             f"{list(self.terms)}: a `GradientBalancer` or `SharedTrunk` with these `terms` and "
-            f"with `telemetry`. Received: layers with the terms {[list(x.terms) for x in layers]}"
+            "with `telemetry`. Several losses of one output share a gradient: return an output for "
+            "each, `keras.layers.Identity(name=term)(head(z[term]))`. "
+            f"Received: layers with the terms {[list(x.terms) for x in layers]}"
         )
 
     def _latest_lengths(self):

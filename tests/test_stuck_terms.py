@@ -1,0 +1,102 @@
+"""Terms that stand still: the judgement of losses and gradients, alone and in `fit`."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_jointloss as kj
+from keras_jointloss.callbacks._stuck_terms import StuckTerm, stuck_terms
+from tests.small_models import X
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("steps", "holds"),
+    [
+        ([(2.5, 8)] * 4, True),
+        ([(0.0, 8)] * 4, True),
+        ([(2.079, 8), (2.079, 8), (1.386, 4)], True),  # log(batch)
+        ([(2.5, 8), (1.5, 4), (2.5, 8), (1.5, 4)], False),  # Not comparable.
+        ([(2.5, 8)], False),
+        ([(0.0, 8), (0.0, 8), (0.3, 8)], False),
+        ([(0.3, 8), (0.0, 8), (0.0, 8)], False),
+        ([(4.158883, 8), (4.158884, 8), (4.158883, 8)], True),  # Rounding.
+        ([(4.1588, 8), (4.1589, 8), (4.1588, 8)], False),
+        ([(0.7, 3), (0.0, 0), (0.0, 0), (0.6, 3)], False),
+        ([(0.0, 0), (0.0, 0), (0.6, 3)], False),
+        ([(NAN, 8), (NAN, 8)], False),
+        ([(INF, 8), (INF, 8)], False),
+    ],
+)
+def test_constancy_holds_if_no_comparable_step_differs(steps, holds):
+    weight = kj.LossWeight()
+    for loss, items in steps:
+        weight.record(ops.convert_to_tensor(loss, dtype="float32"), items)
+    assert weight.constancy.holds == holds
+    weight.reset()
+    assert not weight.constancy.holds
+
+
+def test_steps_whose_items_do_not_count_are_not_compared():
+    weight = kj.LossWeight()
+    for _ in range(3):
+        weight.record(ops.convert_to_tensor(0.0), 8, counts=ops.convert_to_tensor(False))
+    assert not weight.constancy.holds
+
+
+def test_judgement_names_terms_and_reasons():
+    losses = {"fine": 1.0, "still": 2.0, "detached": 3.0, "solved": 0.0, "bad": NAN, "dice": 1.0}
+    zero = [("layer", name) for name in ("still", "detached", "solved", "mask", "unknown")]
+    found = stuck_terms(
+        losses, {"still", "bad"}, zero, {"mask": ["dice"], **{x: [x] for x in losses}}
+    )
+    assert found == [
+        StuckTerm("still", 2.0),
+        StuckTerm("detached", 3.0, "layer"),
+        StuckTerm("mask", 1.0, "layer"),
+    ]
+
+
+def constant(y_true, y_pred):
+    return 0 * y_pred[:, 0] + 2.5
+
+
+def test_constant_losses_are_reported_once_but_not_those_that_are_meant(recwarn):
+    inputs = keras.Input((5,))
+    dead = keras.layers.Dense(
+        4, activation="relu", bias_initializer=keras.initializers.Constant(-99)
+    )
+    views = dead(inputs), dead(2 * inputs)
+    x = ops.concatenate([*kj.layers.ContrastiveTerm("InfoNCE", name="dead")(views), inputs], axis=1)
+    x = kj.layers.LossTerm(floor=99.0, name="floor")(x, ops.square(x))
+    names = ("moves", "still", "off", "later", "unlabelled", "weightless")
+    model = keras.Model(inputs, {name: keras.layers.Dense(1)(x) for name in names})
+    losses = {name: "mse" if name == "moves" else constant for name in names}
+    weights = {"off": 0.0, "later": kj.schedules.Linear(0.0, 1.0, 4)}
+    model.compile("sgd", **kj.joint_loss(losses, weights, missing={"unlabelled": NAN}))
+    y = {name: np.where(name == "unlabelled", NAN, X[:, :1]) for name in names}
+    sample_weight = {name: np.full(len(X), float(name != "weightless")) for name in names}
+    callbacks = [kj.callbacks.JointLossCallback()]
+    options = {"batch_size": 12, "epochs": 3, "verbose": 0, "callbacks": callbacks}
+    model.fit(X, y, sample_weight=sample_weight, **options)
+    found = [str(x.message) for x in recwarn if "did not change" in str(x.message)]
+    starts = [message.split(", although")[0] for message in found]
+    assert sorted(starts) == [
+        "The loss of the term 'dead' did not change from step to step in epoch 0, in which "
+        "its mean was 2.37505",
+        "The loss of the term 'later' did not change from step to step in epoch 1, in which "
+        "its mean was 2.5",
+        "The loss of the term 'still' did not change from step to step in epoch 0, in which "
+        "its mean was 2.5",
+    ]
+
+
+def test_epoch_of_one_batch_reports_nothing():
+    inputs = keras.Input((5,))
+    model = keras.Model(inputs, {"a": keras.layers.Dense(1)(inputs)})
+    model.compile("sgd", **kj.joint_loss({"a": constant}))
+    y = {"a": X[:, :1]}
+    callbacks = [kj.callbacks.JointLossCallback()]
+    model.fit(X, y, batch_size=len(X), epochs=2, verbose=0, callbacks=callbacks)

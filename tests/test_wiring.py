@@ -1,0 +1,224 @@
+"""Wrong wiring of the layers that combine gradients: refused where certain, else reported."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_jointloss as kj
+from keras_jointloss.wiring import Wiring
+
+GENERATOR = np.random.default_rng(0)
+X = GENERATOR.normal(size=(20, 5)).astype("float32")
+TARGET = GENERATOR.normal(size=(20, 1)).astype("float32")
+LAYERS = ("GradientBalancer", "SharedTrunk")
+
+
+def trunk(terms, layer="GradientBalancer", inputs=None):
+    """Returns inputs and the copies of a small trunk."""
+    inputs = keras.Input((5,)) if inputs is None else inputs
+    if layer == "SharedTrunk":
+        return inputs, kj.layers.SharedTrunk(keras.layers.Dense(4), terms, name="shared")(inputs)
+    return inputs, kj.layers.GradientBalancer(terms, name="shared")(keras.layers.Dense(4)(inputs))
+
+
+def with_heads(terms, reads, layer="GradientBalancer"):
+    """Returns a model in which each output reads the sum of copies."""
+    inputs, z = trunk(terms, layer)
+    heads = {
+        output: keras.layers.Dense(1)(sum(z[copy] for copy in copies) if copies else inputs)
+        for output, copies in reads.items()
+    }
+    return keras.Model(inputs, heads)
+
+
+def connect(model, losses=None, **options):
+    losses = dict.fromkeys(model.output, "mse") if losses is None else losses
+    model.compile("sgd", **kj.joint_loss(losses, **options))
+    kj.callbacks.JointLossCallback().set_model(model)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(
+    ("reads", "message"),
+    [
+        ({"a": "a", "b": "a"}, r"head of the term 'b'.*`z\['b'\]`.*Received:.*copies of \['a'\]"),
+        ({"a": "b", "b": "a"}, r"head of the term 'a'.*`z\['a'\]`.*Received:.*copies of \['b'\]"),
+        ({"a": "a", "b": ""}, r"head of the term 'b'.*`z\['b'\]`.*Received:.*none of the copies"),
+        ({"a": "a"}, r"`terms`.*'shared'.*among \['a'\]. Received: terms=\['a', 'b'\].*\['b'\]"),
+    ],
+    ids=["same copy", "swapped", "no copy", "copy without a head"],
+)
+def test_head_that_does_not_read_its_copy_is_refused(reads, message, layer):
+    with pytest.raises(ValueError, match=message):
+        connect(with_heads(["a", "b"], reads, layer))
+
+
+def test_plain_losses_are_checked_too():
+    model = with_heads(["a", "b"], {"a": "a", "b": "a"})
+    model.compile("sgd", loss={"a": "mse", "b": "mse"})
+    with pytest.raises(ValueError, match="head of the term 'b'"):
+        kj.callbacks.JointLossCallback().set_model(model)
+
+
+@pytest.mark.parametrize("terms", [["a_l1", "a_l2"], ["a_l1", "b"]])
+def test_names_of_several_losses_of_one_output_are_refused(terms):
+    model = with_heads(terms, {"a": ["a_l1"], "b": terms[1:]})
+    losses = {"a": {"l1": "mae", "l2": "mse"}, "b": "mse"}
+    message = r"`terms` of the layer 'shared'.*'a', for its losses \['a_l1', 'a_l2'\].*Received"
+    with pytest.raises(ValueError, match=message):
+        connect(model, losses)
+
+
+def test_grad_norm_says_what_several_losses_of_one_output_need():
+    model = with_heads(["a"], {"a": "a"})
+    with pytest.raises(
+        ValueError, match=r"GradNorm expects.*\['a_l1', 'a_l2'\].*an output for each"
+    ):
+        connect(model, {"a": {"l1": "mae", "l2": "mse"}}, weighting="grad_norm")
+    # The remedy: one head, called on each copy, and outputs of different names.
+    inputs, z = trunk(["l1", "l2"])
+    head = keras.layers.Dense(1)
+    outputs = {name: keras.layers.Identity(name=name)(head(z[name])) for name in z}
+    remedied = keras.Model(inputs, outputs)
+    connect(remedied, {"l1": "mae", "l2": "mse"}, weighting="grad_norm")
+
+
+def several_layers():
+    """Two layers, one above the other, each for some terms; a head that reads two copies."""
+    inputs, lower = trunk(["a", "upper"])
+    upper = kj.layers.GradientBalancer(["b", "c"])(keras.layers.Dense(4)(lower["upper"]))
+    heads = {"a": keras.layers.Dense(1)(lower["a"])}
+    heads["b"] = keras.layers.Dense(1)(ops.concatenate([upper["b"], lower["a"]], axis=1))
+    heads["c"] = keras.layers.Dense(1)(upper["c"])
+    return keras.Model(inputs, heads)
+
+
+def called_twice():
+    """A trunk for points inside and on the edge; one term is that of a layer."""
+    shared = kj.layers.SharedTrunk(keras.layers.Dense(4), ["equation", "edge"])
+    inside, edge = keras.Input((5,)), keras.Input((5,))
+    residual = keras.layers.Dense(1)(shared(inside)["equation"])
+    u = keras.layers.Dense(1)(shared(edge)["edge"])
+    u = kj.layers.LossTerm(name="equation")(u, ops.square(residual))
+    return keras.Model([inside, edge], {"edge": u})
+
+
+def nested():
+    """Everything is in a model within the model."""
+    inner = with_heads(["a", "b"], {"a": "a", "b": "b"})
+    inputs = keras.Input((5,))
+    return keras.Model(inputs, inner(inputs))
+
+
+def of_features():
+    """The copies are lists of tensors."""
+    inputs = keras.Input((5,))
+    features = [keras.layers.Dense(4)(inputs), keras.layers.Dense(2)(inputs)]
+    z = kj.layers.GradientBalancer(["b", "a"])(features)
+    return keras.Model(inputs, {x: keras.layers.Dense(1)(ops.concatenate(z[x], 1)) for x in "ab"})
+
+
+@pytest.mark.parametrize(
+    "model",
+    [several_layers, called_twice, nested, of_features],
+    ids=lambda build: build.__name__,
+)
+def test_right_wiring_is_accepted(model):
+    connect(model())
+
+
+def test_outputs_without_a_loss_and_names_of_layers_are_accepted():
+    # As for a loss that a layer adds itself.
+    inputs, z = trunk(["a", "b", "sampling"])
+    sampled = keras.layers.Dense(4, name="sampling")(z["sampling"])
+    heads = {x: keras.layers.Dense(1)(ops.concatenate([z[x], sampled], axis=1)) for x in "ab"}
+    model = keras.Model(inputs, heads)
+    connect(model, {"a": "mse"})
+    assert not list(Wiring(model, ["a"]).misnamed())
+
+
+def test_outputs_in_a_list_are_matched_by_the_names_of_their_losses():
+    inputs, z = trunk(["a", "b"])
+    for order, is_right in (("ab", True), ("ba", False)):
+        model = keras.Model(inputs, [keras.layers.Dense(1)(z[x]) for x in order])
+        model.compile("sgd", **kj.joint_loss({"a": "mse", "b": "mse"}, outputs="list"))
+        callback = kj.callbacks.JointLossCallback()
+        if is_right:
+            callback.set_model(model)
+        else:
+            with pytest.raises(ValueError, match="head of the term 'a'"):
+                callback.set_model(model)
+
+
+@pytest.mark.parametrize(
+    ("terms", "reads", "unknown"),
+    [
+        (["a", "bb"], {"a": "a", "b": ["bb"]}, ["bb"]),
+        (["x", "y"], {"a": "x", "b": "x", "c": "y"}, None),  # A copy serves several terms.
+        (["x", "c"], {"a": "x", "b": "x", "c": "c"}, None),
+    ],
+    ids=["misnamed", "groups", "group and term"],
+)
+def test_unknown_names_are_found_unless_a_copy_may_serve_several_terms(terms, reads, unknown):
+    model = with_heads(terms, reads)
+    connect(model)
+    found = list(Wiring(model, list(reads)).misnamed())
+    assert [names for _, names, _ in found] == ([] if unknown is None else [unknown])
+
+
+class Custom(keras.Model):
+    """A model whose graph is unknown: head `b` reads another copy, and some terms train nothing."""
+
+    def __init__(self, terms):
+        super().__init__()
+        self.trunk = keras.layers.Dense(4)
+        self.shared = kj.layers.GradientBalancer(terms, "mgda", name="shared")
+        self.heads = [keras.layers.Dense(1) for _ in range(4)]
+
+    def build(self, input_shape):
+        self.trunk.build(input_shape)
+        for layer in (self.shared, *self.heads):
+            layer.build((None, 4))
+
+    def call(self, x, training=None):
+        z = self.shared(self.trunk(x), training=training)
+        read = [z["a"], z["a"], ops.stop_gradient(z["off"]), ops.stop_gradient(z["zero"])]
+        names = ("a", "b", "off", "zero")
+        return {name: head(x) for name, head, x in zip(names, self.heads, read, strict=True)}
+
+
+def zero(y_true, y_pred):
+    """A loss whose floor is reached."""
+    return ops.relu(-ops.square(y_pred[:, 0]) - 1)
+
+
+def fit(model, **compiled):
+    model(X[:1])
+    model.compile("sgd", **compiled)
+    options = {"batch_size": 8, "epochs": 2, "verbose": 0}
+    y = dict.fromkeys(("a", "b", "off", "zero"), TARGET)
+    model.fit(X, y, callbacks=[kj.callbacks.JointLossCallback()], **options)
+
+
+@pytest.mark.parametrize("is_joint", [True, False])
+def test_term_whose_gradient_is_0_in_every_step_is_reported_once(is_joint, recwarn):
+    model = Custom(["a", "b", "off", "zero"])
+    losses = {"a": "mse", "b": "mae", "off": "mse", "zero": zero}
+    weights = {"a": 1.0, "b": 0.5, "off": 0.0, "zero": 1.0}
+    plain = {"loss": losses, "loss_weights": weights}
+    fit(model, **(kj.joint_loss(losses, weights) if is_joint else plain))
+    found = [str(x.message) for x in recwarn if "The gradient of the term" in str(x.message)]
+    assert len(found) == 1
+    assert "'b' at the layer 'shared' was 0 in every step of epoch 0" in found[0]
+
+
+def test_name_that_is_no_term_is_reported_once_after_the_first_epoch(recwarn):
+    model = with_heads(["a", "bb"], {"a": "a", "b": ["bb"]})
+    model.compile("sgd", **kj.joint_loss({"a": "mse", "b": "mse"}))
+    y = dict.fromkeys("ab", TARGET)
+    model.fit(X, y, epochs=2, verbose=0, callbacks=[kj.callbacks.JointLossCallback()])
+    found = [str(x.message) for x in recwarn if "`terms`" in str(x.message)]
+    assert len(found) == 1
+    assert "['bb'] are not among" in found[0]
+    assert "The terms ['b'] have no copy of their name" in found[0]
