@@ -123,6 +123,27 @@ for floor in (None, {"image": 0.1}):
     print({key: logs[key] for key in ("digit_weight", "image_weight", "val_digit_loss")})
 
 """
+## A term that does not train
+
+A term can have a loss and a weight, and train nothing. `JointLossCallback` refuses a model in which
+the head of a term reads the copy of another one, as below. Where it cannot follow the graph, as in
+a subclassed model, it warns after the first epoch of a term whose gradient at the layer was 0 in
+every step. It also warns of a term whose loss did not change from step to step: its embeddings have
+collapsed to one point, units are dead, or the loss is detached or has reached its floor.
+"""
+
+inputs = keras.Input((64,))
+hidden = keras.layers.Dense(32, activation="relu")(inputs)
+z = kj.layers.GradientBalancer(["digit", "image"], name="balancer")(hidden)
+digit = keras.layers.Dense(10, activation="softmax")(z["digit"])
+model = keras.Model(inputs, {"digit": digit, "image": keras.layers.Dense(64)(z["digit"])})
+model.compile("adam", **kj.joint_loss(LOSSES))
+try:
+    fit(model, kj.callbacks.JointLossCallback())
+except ValueError as error:
+    print("error:", error)
+
+"""
 ## The mean with sample weights of 0
 
 A sample weight of 0 leaves an item out of the sum, but Keras still divides by the number of all

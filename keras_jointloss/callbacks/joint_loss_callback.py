@@ -88,8 +88,11 @@ class JointLossCallback(keras.callbacks.Callback):
     Warnings: of each term whose loss is not finite, of the terms whose gradients were the first to
     be non-finite, if the weights did not move in every step of an epoch, if under a
     weighting a term contributes less than 1/10,000 of another, by its weight or from the beginning
-    by its size, and if `EarlyStopping`, `ReduceLROnPlateau` or `ModelCheckpoint` compares `loss` or
-    `val_loss` of epochs with different weights.
+    by its size, if `EarlyStopping`, `ReduceLROnPlateau` or `ModelCheckpoint` compares `loss` or
+    `val_loss` of epochs with different weights, and of terms that do not train although they have
+    a weight: those whose loss did not change from step to step in an epoch (not for a `LossTerm`
+    at its `floor` or `target`, nor while its labels are missing or its sample weights are 0), and
+    those whose gradient was 0 in every step at a layer that combines gradients.
 
     Args:
         log_dir: The folder for TensorBoard, or `None` to write nothing.
@@ -111,7 +114,8 @@ class JointLossCallback(keras.callbacks.Callback):
     Raises:
         ValueError: If an argument is invalid; at the start of `fit`, if the model has no term and
             no layer that reports gradients, two terms of the same name, losses that do not match
-            its outputs, or weights that belong to another model, or if `validation_weights` are not
+            its outputs, or weights that belong to another model, if the head of a term does not
+            read its own copy of a layer that combines gradients, or if `validation_weights` are not
             those of its terms or all 0, or a term is named `"joint"`; after the first batch, if the
             model does not use the weights, because it was not compiled with everything that
             `joint_loss` returned.

@@ -57,7 +57,10 @@ class GradientBalancer(GradientCombination):
     same coefficients as a single device would.
 
     Args:
-        terms: The names of the terms, in the order of the aggregator's `preference`.
+        terms: The names of the terms, in the order of the aggregator's `preference`: of layer terms
+            or outputs. Several losses of one output have one gradient, under the name of the
+            output. A loss that a custom layer adds has the name of that layer. A copy that serves
+            several terms may have any name.
         aggregator: A rule of `keras_jointloss.aggregators`, as an instance or by name; `None` for
             the sum. Most rules (not `"pcgrad"`, `"sum"`) give a gradient of the size of the mean,
             not of the sum, and may need a larger learning rate.
@@ -78,7 +81,9 @@ class GradientBalancer(GradientCombination):
 
     Raises:
         ValueError: If an argument is invalid, or the aggregator needs the losses, which are unknown
-            in the backward pass; when called, if the input is anything else.
+            in the backward pass; when called, if the input is anything else; at the start of `fit`
+            with a `keras_jointloss.callbacks.JointLossCallback`, if the head of a term does not
+            read its copy.
 
     References:
         - Sener and Koltun, 2018, Multi-Task Learning as Multi-Objective Optimization (the gradients

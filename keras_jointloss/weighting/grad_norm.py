@@ -34,7 +34,9 @@ class GradNorm(Weighting):
     `keras_jointloss.layers.SharedTrunk`, whose `terms` have the same names as here. With
     `aggregator=None` that layer changes nothing else. GradNorm therefore needs no additional
     backward pass. On JAX the lengths are those of the previous step. A term without gradient in a
-    step keeps its logit `x_i` and is excluded from `G`.
+    step keeps its logit `x_i` and is excluded from `G`. Several losses of one output have one
+    gradient at that layer, so each needs an output of its own:
+    `keras.layers.Identity(name=term)(head(z[term]))`.
 
     Args:
         alpha: How strongly terms that have learned less get longer gradients; 0 for equal lengths.
