@@ -27,7 +27,7 @@ class Wiring:
     """
 
     def __init__(self, model: keras.Model, terms: Iterable[str]):
-        self._losses = {name: list(found) for name, found in find_losses(model).items()}
+        self._of_outputs = {name: list(found) for name, found in find_losses(model).items()}
         #: The symbolic tensors of each output of a Functional model by its name.
         self.outputs = _output_tensors(model)
         #: The losses that make up a gradient, by the name of a copy: of terms and of outputs.
@@ -35,7 +35,7 @@ class Wiring:
             **{name: [] for name in self.outputs},
             **{name: [name] for name in _names_with_loss(model)},
             **{name: [name] for name in terms},
-            **self._losses,
+            **self._of_outputs,
         }
         if len(self.outputs) == 1 and not isinstance(model.loss, Mapping):
             (name,) = self.outputs
@@ -59,7 +59,7 @@ class Wiring:
                 self._validate_copies(layer, reads[layer])
 
     def _validate_shared_gradient(self, layer: GradientCombination) -> None:
-        for output, losses in self._losses.items():
+        for output, losses in self._of_outputs.items():
             if len(losses) > 1 and set(losses) & set(layer.terms):
                 raise ValueError(
                     f"Invalid value for argument `terms` of the layer {layer.name!r}. Expected the "
@@ -136,7 +136,7 @@ def _names_with_loss(model: keras.Model) -> list[str]:
 def _output_tensors(model: keras.Model) -> dict[str, list]:
     """Returns the symbolic tensors of each output of a Functional model by its name."""
     outputs = getattr(model, "outputs", None)
-    if not outputs:
+    if not outputs or not hasattr(model, "output_names"):  # A `Sequential` has no names.
         return {}
     if isinstance(model.output, dict):
         return {name: keras.tree.flatten(x) for name, x in model.output.items()}
