@@ -167,6 +167,11 @@ def test_loss_below_the_default_floor_warns(rule):
     for floor in (1e-6, 1e-12, {"term0": 1e-12}):
         ModelTerms(rule(floor=floor), [1e-8, 1.0]).warn()
     ModelTerms(rule(min_weight=0.1), [1e-8, 1.0]).warn()
+    falling = ModelTerms(rule(), [1.0, 1.0])
+    falling.step([1e-8, 1.0])
+    falling["term0"].record(ops.convert_to_tensor(1e-6), 4)
+    with pytest.warns(UserWarning, match=r"'term0' is 1e-08"):  # Although the mean is 5e-7.
+        falling.warn()
 
 
 def test_large_loss_without_clipped_gradients_warns_in_the_first_epoch_of_uncertainty():

@@ -102,8 +102,7 @@ class FAMO(Weighting):
         return ops.softmax(logit - log_loss)
 
     def describe_limit(self, losses, is_clipped):
-        excess = {name: loss - self.minimum_loss for name, loss in losses.items()}
-        return None if self.min_weight else describe_default_floor(excess, self.floor)
+        return describe_default_floor(self, losses)
 
     def get_config(self) -> dict:
         return {

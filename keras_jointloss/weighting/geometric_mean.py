@@ -69,4 +69,4 @@ class GeometricMean(Weighting):
         return ops.exp(ops.sum(logarithms) / count - logarithms) / count
 
     def describe_limit(self, losses, is_clipped):
-        return None if self.min_weight else describe_default_floor(losses, self.floor)
+        return describe_default_floor(self, losses)
