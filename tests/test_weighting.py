@@ -109,7 +109,7 @@ def test_file_of_other_terms_is_refused():
     Terms(other, 3)
     store = {}
     other.save_own_variables(store)
-    with pytest.raises(ValueError, match=r"FAMO is the weighting of.*Received: a file.*'term2'"):
+    with pytest.raises(ValueError, match=r"FAMO is the weighting of.*Received: the state.*'term2'"):
         first.load_own_variables(store)
 
 
