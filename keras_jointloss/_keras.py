@@ -29,7 +29,6 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from types import CodeType
 from typing import Any, NamedTuple
 
 import keras
@@ -44,11 +43,12 @@ _ATTRIBUTES = {
 }
 
 
-def _code(method: Any) -> CodeType:
-    return inspect.unwrap(method).__code__
+def _code(method: Any) -> int:
+    return id(inspect.unwrap(method).__code__)
 
 
-#: The code of a call of a layer, and of one that is a function of its variables, as on JAX.
+#: The code of a call of a layer, and of one that is a function of its variables, as on JAX: their
+#: identities, since code that PyTorch compiles has no hash.
 CALLS = frozenset(map(_code, (keras.layers.Layer.__call__, keras.layers.Layer.stateless_call)))
 
 
@@ -67,7 +67,7 @@ class _Witness(keras.layers.Layer):
 
     def call(self, inputs, training=None):
         frame: Any = inspect.currentframe()
-        while frame.f_code not in CALLS:
+        while id(frame.f_code) not in CALLS:
             frame = frame.f_back
         self.training, self.identity = training_of(frame), identity_of(frame)
         return inputs

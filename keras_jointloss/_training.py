@@ -19,7 +19,7 @@ def is_training(training: bool | None) -> bool | None:
     """
     outermost = None
     for frame in _loops.callers():
-        if frame.f_code in _keras.CALLS:
+        if id(frame.f_code) in _keras.CALLS:
             outermost = frame
         elif (loop := _loops.loop_of(frame)) in _loops.DECISIVE:
             return loop == "train_step"

@@ -64,5 +64,5 @@ def _outermost_call() -> Any:
 
     All layers that this call calls get the same object. `None` outside of any call.
     """
-    calls = [frame for frame in callers() if frame.f_code in _keras.CALLS]
+    calls = [frame for frame in callers() if id(frame.f_code) in _keras.CALLS]
     return _keras.identity_of(calls[-1]) if calls else None

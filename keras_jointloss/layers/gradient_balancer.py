@@ -37,7 +37,7 @@ class GradientBalancer(GradientCombination):
     them, the share of the steps in which they conflicted, and the coefficients. `statistics()`
     returns the means, and the `keras_jointloss.callbacks.JointLossCallback` logs them every epoch.
     With `aggregator=None` the layer adds nothing else to plain training. The lengths are those of
-    the weighted terms, without the loss scale of mixed precision. They are there also if
+    the weighted terms, without the loss scale of mixed precision. There are statistics also if
     nothing before the layer is trained.
 
     On JAX the record of a step can only leave the backward pass as the "gradient" of a variable.
