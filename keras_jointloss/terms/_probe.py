@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -35,6 +34,9 @@ def outside_of_traces(probe: Callable[[], bool]) -> bool:
 
     In a step that a backend traces, nothing can be tried. Another thread traces nothing.
     """
+    # Not needed to import the package.
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(probe).result()
 
