@@ -12,7 +12,7 @@ from keras_jointloss._math import divide_or_0
 from keras_jointloss._replicas import counted_by
 from keras_jointloss.terms._probe import ignores_zeros, is_mean_over_elements
 from keras_jointloss.terms.element_weights import validate_rank, weighs_elements
-from keras_jointloss.terms.missing import elements, fill, items, validate_missing, with_rank
+from keras_jointloss.terms.missing import elements, expand, fill, items, validate_missing, with_rank
 
 
 class LabelledValue(NamedTuple):
@@ -121,7 +121,8 @@ class LabelledLoss:
         else:
             labelled = ops.any(batch[2], axis=-1)
         labelled = ops.cast(labelled, self.dtype)
-        return reduce_values(labelled, y_pred, ops.cast(weighs, self.dtype)) > 0
+        weighs = expand(ops.cast(weighs, self.dtype), len(labelled.shape))
+        return reduce_values(labelled, y_pred, weighs) > 0
 
     def _values(self, y_true, y_pred) -> tuple[Any, Any, bool]:
         """Returns the values, which targets are labelled, and whether these are elements.
