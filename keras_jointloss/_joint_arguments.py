@@ -226,8 +226,8 @@ def class_weights_by_term(
     elif not is_by_name or not set(class_weight) <= {*with_loss, *terms}:
         raise ValueError(
             "Invalid value for argument `class_weight`. Expected a dict of class to weight for "
-            f"each output, whose keys are outputs with a loss, among {list(with_loss)}. "
-            f"Received: class_weight={class_weight!r}"
+            "each output with a loss, or for a term of an output with several losses, among "
+            f"{list(dict.fromkeys((*with_loss, *terms)))}. Received: class_weight={class_weight!r}"
         )
     result = {}
     # The terms last, whose weights replace those of their output.

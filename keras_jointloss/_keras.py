@@ -19,16 +19,18 @@
   a layer is called several times.
 - `Model._maybe_symbolic_build` and the function `reduce_per_replica` beside it, on TensorFlow:
   `keras_jointloss.distribution.enable_multi_worker_fit` replaces them, and looks for them then.
+- `Metric._tracker`: a metric has no other way to give up a variable.
 - `CompileLoss.build` and `CompileMetrics.build`, with `_user_loss` and `_user_metrics`: they match
   losses and metrics with what the model returns, in the first step. `before_build` checks those of
-  `joint_loss` first. Only a message depends on it, so nothing is raised where they have changed.
+  `joint_loss` first. Only a message depends on it, so nothing is raised where they have changed; a
+  test fails.
 """
 
 import contextlib
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -103,6 +105,8 @@ def check() -> None:
         child.called.add("_clear_losses")
     if not hasattr(parent, "_remat_mode"):
         raise _unsupported("sets `Layer._remat_mode`", "does not have")
+    if not hasattr(getattr(keras.metrics.Metric(), "_tracker", None), "untrack"):
+        raise _unsupported("removes variables by `Metric._tracker`", "does not have")
     _ = parent.losses
     for name in OVERRIDDEN:
         if name not in child.called:
@@ -223,6 +227,12 @@ def layer_that_adds_losses(layer: keras.layers.Layer) -> keras.layers.Layer:
 def keep_from_recomputation(layer: keras.layers.Layer) -> None:
     """Excludes a layer from `keras.RematScope`, but not the layers within it."""
     layer._remat_mode = None
+
+
+def untrack(metric: keras.metrics.Metric, variables: Iterable[keras.Variable]) -> None:
+    """Removes variables from a metric."""
+    for variable in variables:
+        metric._tracker.untrack(variable)
 
 
 class Source(NamedTuple):

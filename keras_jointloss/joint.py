@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from keras_jointloss import _keras
 from keras_jointloss._joint_arguments import (
     Output,
     class_weighted_metrics,
@@ -21,12 +22,14 @@ from keras_jointloss.terms.given_weight import Weight
 from keras_jointloss.terms.loss import TermLoss
 from keras_jointloss.terms.loss_part import LossPart
 from keras_jointloss.terms.loss_sum import LossSum
-from keras_jointloss.terms.output_form import validate_forms
+from keras_jointloss.terms.output_form import validate_form
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.term_reading import TermReading
 from keras_jointloss.weighting import get as get_weighting
 
-validate_forms()
+# Keras refuses another form too, but speaks of metrics that the user has not given, or raises
+# `TypeError: 'NoneType' object is not iterable`.
+_keras.before_build(validate_form)
 
 #: The name of the term if the model has one output and the loss is not a dict.
 ONLY_TERM = "output"
@@ -184,6 +187,7 @@ def joint_loss(
     if rule is not None:
         for weight in weights.values():
             weight.adapt()
+        rule.output_terms = tuple(weights)
         # The model tracks the rule's variables through one of its metrics.
         next(iter(weights.values())).weighting = rule
     missing = missing_by_output(missing, by_output)

@@ -205,7 +205,7 @@ def test_direct_calls_of_losses_and_metrics_are_unweighted():
         ({"b": {2**24: 1.0}}, r"class_weight\['b'\].*classes < "),
         ({"b": {}}, r"class_weight\['b'\].*dict of class to weight"),
         ({"b": [1.0, 2.0]}, r"class_weight\['b'\].*dict of class to weight"),
-        ({"c": {0: 1.0}}, r"`class_weight`.*among \['a', 'b'\].*'c'"),
+        ({"c": {0: 1.0}}, r"`class_weight`.*among \['a', 'b', 'b_ce', 'b_own'\].*'c'"),
         ({0: 1.0}, r"`class_weight`.*for each output"),
         ([1.0], r"`class_weight`.*for each output"),
     ],

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+import keras_jointloss as kj
 from keras_jointloss import _keras
 
 
@@ -68,3 +69,24 @@ def test_optimizers_overwrite_a_variable_with_its_gradient():
     keras.optimizers.SGD(0.5).apply([ops.ones((2,)) * 4] * 2, variables)
     values = [ops.convert_to_numpy(variable).tolist() for variable in variables]
     assert values == [[-1.0, -1.0], [4.0, 4.0]]
+
+
+def test_metric_gives_up_variables():
+    metric = keras.metrics.Mean()
+    _keras.untrack(metric, [metric.total])
+    assert [x is metric.count for x in metric.variables] == [True]
+
+
+@pytest.mark.parametrize("argument", ["loss", "metrics"])
+def test_check_runs_before_keras_uses_losses_and_metrics(argument):
+    """Fails where Keras no longer has the names that `before_build` replaces."""
+
+    class Model(keras.Model):
+        def call(self, x):
+            return [x, x]
+
+    model, x = Model(), np.ones((2, 1))
+    given = kj.joint_loss({"a": "mse", "b": "mse"})[argument]
+    model.compile("sgd", **{"loss": "mse", argument: given})
+    with pytest.raises(ValueError, match=r"Expected `joint_loss\(\.\.\., outputs='list'\)`"):
+        model.evaluate(x, [x, x], verbose=0)

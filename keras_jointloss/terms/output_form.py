@@ -1,25 +1,13 @@
 """Checks that the losses of `joint_loss` have the form of what a model returns."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 
-from keras_jointloss import _keras
 from keras_jointloss.terms.loss import TermLoss
 from keras_jointloss.terms.loss_sum import LossSum
 from keras_jointloss.terms.output_weight import LossWeight
-
-
-@functools.cache
-def validate_forms() -> None:
-    """Lets Keras call `validate_form` before it uses losses or metrics for the first time.
-
-    Keras refuses another form too, but speaks of metrics that the user has not given, or raises
-    `TypeError: 'NoneType' object is not iterable`.
-    """
-    _keras.before_build(validate_form)
 
 
 def validate_form(given: Any, outputs: Any, names: list[str] | None) -> None:

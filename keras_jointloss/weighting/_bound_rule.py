@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
+from keras_jointloss import _keras
 from keras_jointloss._backend import trains_functionally
 from keras_jointloss._saved_state import SavedState, load_or_undo
 from keras_jointloss._validation import validate_names
@@ -20,6 +21,7 @@ from keras_jointloss.weighting._progress import Progress
 from keras_jointloss.weighting._saved_progress import (
     progress_config,
     read_progress,
+    read_terms,
     save_progress,
 )
 from keras_jointloss.weighting._step_losses import StepLosses
@@ -53,6 +55,8 @@ class BoundRule(keras.metrics.Metric):
         super().__init__(name=name, dtype=dtype)
         #: The `Progress` of the training, set once the terms are known.
         self.progress: Any = None
+        #: The names of the output terms, from `joint_loss`; empty if unknown.
+        self.output_terms: tuple[str, ...] = ()
         # A function, as Keras would track the weights, which are metrics too, as parts of this one.
         self._get_weights: Callable[[], list[TermWeight]] = list
         self._step_losses = StepLosses(self.dtype)
@@ -79,10 +83,16 @@ class BoundRule(keras.metrics.Metric):
         for argument, is_complete in self.by_term.items():
             validate_names(getattr(self, argument), argument, names, is_complete)
         if self.terms and names != self.terms:
-            raise ValueError(
+            message = (
                 f"{type(self).__name__} is the weighting of the terms {list(self.terms)}. "
                 f"Received: terms {list(names)}"
             )
+            if not self._get_weights():  # It has never been bound.
+                message = (
+                    f"{message}. The former are those of the file or config that was loaded: after "
+                    "`load_weights`, compile again with a new weighting"
+                )
+            raise ValueError(message)
         weights = list(terms.values())
         self._step_losses.clear()
         is_bound = self._get_weights() == weights and all(
@@ -95,7 +105,7 @@ class BoundRule(keras.metrics.Metric):
         for index, weight in enumerate(weights):
             weight.adapt()
             weight.observer = partial(self._record, index)
-        self._output_terms = {
+        self._output_indices = {
             index for index, weight in enumerate(weights) if isinstance(weight, LossWeight)
         }
         self._scale_terms()
@@ -127,7 +137,7 @@ class BoundRule(keras.metrics.Metric):
         self._step_losses.record(index, loss, items, counts, given)
         # On other backends, layer losses come after output losses, and `update_state` after both.
         # On JAX, layer losses come first, and `update_state` cannot reach the layers.
-        if trains_functionally() and self._output_terms <= self._step_losses.indices:
+        if trains_functionally() and self._output_indices <= self._step_losses.indices:
             self._run()
 
     def update_state(self, *args, **kwargs) -> None:
@@ -271,8 +281,10 @@ class BoundRule(keras.metrics.Metric):
     def _restore(self, before: Mapping[str, Any]) -> None:
         if before:
             self._load(before)
-        else:
-            self.begin_anew()
+        elif self.progress is not None:
+            # The file created it, with its own terms, which need not be those of the model.
+            _keras.untrack(self, self.progress.variables)
+            self.progress = None
 
     def _load_progress(self, terms: tuple[str, ...], values: Mapping[str, Any]) -> None:
         self._create_progress(terms).load(values)
@@ -281,6 +293,8 @@ class BoundRule(keras.metrics.Metric):
     def get_config(self) -> dict:
         config = super().get_config()
         config.update({name: serialize_by_term(getattr(self, name)) for name in self.by_term})
+        if self.output_terms:
+            config["output_terms"] = list(self.output_terms)
         if self.progress is not None:
             config["progress"] = progress_config(self)
         return config
@@ -288,7 +302,7 @@ class BoundRule(keras.metrics.Metric):
     @classmethod
     def from_config(cls, config: dict) -> "BoundRule":
         config = dict(config)
-        progress = config.pop("progress", None)
+        progress, outputs = config.pop("progress", None), config.pop("output_terms", None)
         for name in cls.by_term:
             if name in config:
                 config[name] = deserialize_by_term(config[name])
@@ -296,4 +310,7 @@ class BoundRule(keras.metrics.Metric):
         if progress is not None:
             state = SavedState(progress, f"{cls.__name__}, the argument `progress`")
             instance._load_progress(*read_progress(instance, state, is_config=True))
+        if outputs is not None:
+            state = SavedState({"output_terms": outputs}, cls.__name__)
+            instance.output_terms = read_terms(state, "output_terms", outputs)
         return instance

@@ -57,6 +57,11 @@ class Progress:
     # On the host.
 
     @property
+    def variables(self) -> list[keras.Variable]:
+        """All that the rule keeps."""
+        return [self._state, self._step, self._epoch, self._advancing]
+
+    @property
     def step(self) -> int:
         """The number of training steps in which the rule was on."""
         return int(to_numpy(self._step))

@@ -37,14 +37,15 @@ def read_progress(
     Raises:
         ValueError: If it is not that of this rule, or a number cannot be one of it.
     """
-    terms = state.get("terms") if is_config else _from_text(state.get("terms"))
-    is_list = isinstance(terms, list) and all(isinstance(term, str) for term in terms)
-    if not is_list or not terms or len(set(terms)) < len(terms):
-        raise state.error("terms", "a non-empty list of distinct names", f"terms={terms!r}")
-    if rule.terms and tuple(terms) != rule.terms:
+    found = state.get("terms") if is_config else _from_text(state.get("terms"))
+    terms = read_terms(state, "terms", found)
+    # Before the rule is bound, only the output terms are known; those of layers follow.
+    known = rule.terms or rule.output_terms
+    if (terms if rule.terms else terms[: len(known)]) != known:
         raise ValueError(
-            f"{type(rule).__name__} is the weighting of the terms {list(rule.terms)}. "
-            f"Received: the state of the terms {terms}"
+            f"{type(rule).__name__} is the weighting of the {'' if rule.terms else 'output '}terms "
+            f"{list(known)}; to leave it as it is, load with `skip_mismatch=True`. "
+            f"Received: the state of the terms {list(terms)}"
         )
     initial = rule.initial(len(terms))
     own, other = _description(rule, initial), _from_text(state.get("rule"))
@@ -59,7 +60,24 @@ def read_progress(
         "state", (len(initial), len(terms)), minimum, may_be_infinite=may_be_infinite
     )
     counts = {name: state.count(name) for name in ("step", "epoch")}
-    return tuple(terms), {"state": values, **counts}
+    return terms, {"state": values, **counts}
+
+
+def read_terms(state: SavedState, name: str, terms: Any) -> tuple[str, ...]:
+    """Returns the names of terms.
+
+    Args:
+        state: Where they are from, for the message.
+        name: What they are called there.
+        terms: The value.
+
+    Raises:
+        ValueError: If it is not a list of names.
+    """
+    is_list = isinstance(terms, list) and all(isinstance(term, str) for term in terms)
+    if not is_list or not terms or len(set(terms)) < len(terms):
+        raise state.error(name, "a non-empty list of distinct names", f"{name}={terms!r}")
+    return tuple(terms)
 
 
 def _description(rule: Any, names: Any) -> str:
