@@ -171,7 +171,7 @@ def test_what_was_loaded_before_an_error_is_undone(file, tmp_path):
         model.load_weights(changed(file, tmp_path, key, replace))
     assert_same(states_of(model), states_of(make_model()))
     rule = parts_of(model)["rule"]
-    assert (rule.progress, rule.terms, rule.factors, rule.variables) == (None, (), {}, [])
+    assert (rule.step, rule.terms, rule.factors, rule.variables) == (0, (), {}, [])
     train(model)
     assert rule.step == 3
 

@@ -97,8 +97,8 @@ class JointLossCallback(keras.callbacks.Callback):
     Args:
         log_dir: The folder for TensorBoard, or `None` to write nothing.
         update_freq: When to write the `train` run: `"epoch"`, `"batch"`, or a number of batches.
-            The end of an epoch is always written. Its points are differences of float32 sums over
-            the epoch, which are off by about 0.1 % after 50,000 steps of it, 0.4 % after 200,000.
+            The end of an epoch is always written. Points are differences of float32 sums over the
+            epoch: off by about 0.1 % after 50,000 steps of an epoch, and 0.4 % after 200,000.
         validation_weights: Weights that do not move, for a total that epochs can be compared by:
             the logs then contain `joint_loss` and `val_joint_loss`, the sums of the raw losses of
             the terms with these weights (without other losses), for callbacks such as

@@ -198,7 +198,7 @@ class BoundRule(keras.metrics.Metric):
     @property
     def step(self) -> int:
         """The number of training steps in which the rule was on."""
-        return self.progress.step
+        return 0 if self.progress is None else self.progress.step
 
     @property
     def factors(self) -> dict[str, float]:
@@ -271,7 +271,7 @@ class BoundRule(keras.metrics.Metric):
         state = SavedState(store, type(self).__name__)
         if "state" in state:
             self._load_progress(*read_progress(self, state))
-        elif self.progress is not None and self.step:
+        elif self.step:
             warnings.warn(
                 f"The file has no state of {type(self).__name__}, which keeps its own, of "
                 f"{self.step} steps. It does not belong to the weights of the file.",
