@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
@@ -13,6 +13,26 @@ from keras_jointloss.layers._gradient_combination import GradientCombination
 from keras_jointloss.layers._layer_term import LayerTerm
 from keras_jointloss.terms.loss import TermLoss
 from keras_jointloss.terms.loss_sum import LossSum
+from keras_jointloss.terms.weight import TermWeight
+
+#: The names of the copies of a layer that a term or output, by its name, or a layer reads.
+_Reads = dict[Any, set[str]]
+
+
+class Misnamed(NamedTuple):
+    """Copies of a layer whose names belong to nothing in the model.
+
+    Attributes:
+        layer: The layer.
+        names: The names of those that a term or output of another name reads.
+        unread: The names of those that nothing reads.
+        unnamed: The terms and outputs that read copies of another name, or may do so.
+    """
+
+    layer: GradientCombination
+    names: list[str]
+    unread: list[str]
+    unnamed: list[str]
 
 
 class Wiring:
@@ -23,10 +43,12 @@ class Wiring:
 
     Args:
         model: A compiled model.
-        terms: The names of its terms.
+        terms: The weights of its terms by name.
     """
 
-    def __init__(self, model: keras.Model, terms: Iterable[str]):
+    def __init__(self, model: keras.Model, terms: Mapping[str, TermWeight]):
+        self._terms = terms
+        self._get_config = model.get_compile_config
         self._of_outputs = {name: list(found) for name, found in find_losses(model).items()}
         #: The symbolic tensors of each output of a Functional model by its name.
         self.outputs = _output_tensors(model)
@@ -41,25 +63,29 @@ class Wiring:
             (name,) = self.outputs
             self.losses_of[name] = self.losses_of.pop(ONLY_TERM, [name])
             self.losses_of[ONLY_TERM] = self.losses_of[name]
-        #: Whether the model computes what its symbolic outputs say.
-        self._is_graph = type(model).call.__module__.startswith("keras.")
+        # Losses that are matched by position: nobody has named them, nor often the outputs.
+        self._nameless: set[str] = set()
+        if not isinstance(model.loss, Mapping):
+            self._nameless = {ONLY_TERM, *self.outputs} - (self._of_outputs.keys() - {ONLY_TERM})
         layers = list(_keras.flatten_layers(model))
         self._layer_names = {layer.name for layer in layers}
         self._combinations = [x for x in layers if isinstance(x, GradientCombination)]
-        #: Whether a layer of another origin than Keras and this package may add a loss.
-        self.may_have_other_losses = any(not _is_known(layer) for layer in layers)
+        # What is known of the copies, if the model computes what its symbolic outputs say.
+        is_graph = type(model).call.__module__.startswith("keras.")
+        self._reads = _copies_read(self.outputs, self._combinations) if is_graph else {}
+        #: Whether a layer may add a loss that is no term.
+        self.may_have_other_losses = any(_may_add_loss(layer) for layer in layers)
 
     def validate(self) -> None:
         """Raises `ValueError` if a layer that combines gradients is certain to be wired wrongly."""
         for layer in self._combinations:
             self._validate_shared_gradient(layer)
-        reads = _copies_read(self.outputs, self._combinations) if self._is_graph else {}
-        for layer in self._combinations:
-            if layer in reads:
-                self._validate_copies(layer, reads[layer])
+        for layer, reads in self._reads.items():
+            self._validate_copies(layer, reads)
 
     def _validate_shared_gradient(self, layer: GradientCombination) -> None:
-        for output, losses in self._of_outputs.items():
+        for output, found in self._of_outputs.items():
+            losses = [loss for loss in found if self.has_weight(loss)]
             if len(losses) > 1 and set(losses) & set(layer.terms):
                 raise ValueError(
                     f"Invalid value for argument `terms` of the layer {layer.name!r}. Expected the "
@@ -72,15 +98,11 @@ class Wiring:
     def _name_of(self, output: str) -> str:
         return output if output in self.outputs else next(iter(self.outputs), output)
 
-    def _validate_copies(self, layer: GradientCombination, reads: Mapping[str, set[str]]) -> None:
-        """Raises `ValueError` if a term does not read its copy, or nothing reads a copy.
-
-        Args:
-            layer: The layer.
-            reads: The names of the copies that each output and layer term depends on.
-        """
+    def _validate_copies(self, layer: GradientCombination, reads: _Reads) -> None:
+        """Raises `ValueError` if a term does not read its copy."""
         for term in layer.terms:
-            if self.losses_of.get(term) and term in reads and term not in reads[term]:
+            is_wrong = term in reads and term not in reads[term]
+            if is_wrong and any(map(self.has_weight, self.losses_of.get(term, ()))):
                 others = [x for x in layer.terms if x in reads[term]]
                 raise ValueError(
                     f"Expected the head of the term {term!r} to read its own copy, `z[{term!r}]`, "
@@ -88,38 +110,74 @@ class Wiring:
                     "otherwise. Received: a model in which it reads "
                     f"{f'the copies of {others}' if others else 'none of the copies'}"
                 )
-        unread = set(layer.terms).difference(*reads.values())
-        unknown = [term for term in self.unknown_names(layer.terms) if term in unread]
-        if unknown:
-            raise ValueError(
-                f"Invalid value for argument `terms` of the layer {layer.name!r}. Expected names "
-                f"of terms or outputs of the model, among {list(self.losses_of)}. "
-                f"Received: terms={list(layer.terms)}, of which no head reads {unknown}"
-            )
+
+    def has_weight(self, loss: str) -> bool:
+        """Returns whether the weight of a loss is not the constant 0."""
+        if loss in self._terms:
+            term = self._terms[loss]
+            return not term.is_off and (term.schedule is not None or bool(term.value))
+        weights = self._get_config().get("loss_weights")
+        if isinstance(weights, list | tuple):
+            weights = dict(zip(self.outputs, weights, strict=False))
+        return (weights.get(loss) if isinstance(weights, Mapping) else weights) != 0
 
     def unknown_names(self, names: Iterable[str]) -> list[str]:
         """Returns the names that neither a term nor an output nor a layer of the model has."""
         return [x for x in names if x not in self.losses_of and x not in self._layer_names]
 
-    def misnamed(self) -> Iterator[tuple[GradientCombination, list[str], list[str]]]:
-        """Yields the layers with unknown names: layer, names, and terms that no layer names.
+    def misnamed(self, has_other_losses: bool = False) -> Iterator[Misnamed]:
+        """Yields, for each layer, the copies that should have another name or not exist.
 
-        A copy may serve several terms and then have any name. So unknown names are yielded only if
-        there are not more terms without a copy of their own.
+        A copy for a group of terms, or for a further layer that combines gradients, may have any
+        name, and so may those beside it: a group may have one term. Where the graph is unknown,
+        there may be groups if more terms than copies have no counterpart.
+
+        Args:
+            has_other_losses: Whether layers add losses that are no terms. Their copies may have any
+                name.
         """
-        named = {x for layer in self._combinations for x in layer.terms}
-        named |= {loss for name in named for loss in self.losses_of.get(name, ())}
-        losses = {loss: None for losses in self.losses_of.values() for loss in losses}
-        unnamed = [loss for loss in losses if loss not in named]
         for layer in self._combinations:
             unknown = self.unknown_names(layer.terms)
-            if unknown and len(unnamed) <= len(unknown):
-                yield layer, unknown, unnamed
+            if layer in self._reads:
+                unread = [name for name in unknown if not self._readers(layer, name)]
+                meant = self._meant(layer, unknown)
+            else:
+                unread, meant = [], dict.fromkeys(unknown, self._without_copy(len(unknown)))
+            names = [] if has_other_losses else [name for name in unknown if meant[name]]
+            if names or unread:
+                unnamed = list(dict.fromkeys(term for name in names for term in meant[name]))
+                yield Misnamed(layer, names, unread, unnamed)
+
+    def _readers(self, layer: GradientCombination, copy: str) -> list[Any]:
+        return [reader for reader, copies in self._reads[layer].items() if copy in copies]
+
+    def _meant(self, layer: GradientCombination, unknown: list[str]) -> dict[str, list[str]]:
+        """Returns the term or output that each copy should be named by; none if it is right."""
+        named = {loss for name in layer.terms for loss in self.losses_of.get(name, ())}
+        meant: dict[str, list[str]] = {}
+        for copy in unknown:
+            readers = self._readers(layer, copy)
+            is_passed_on = any(isinstance(x, GradientCombination) for x in readers)
+            terms = [] if is_passed_on else [x for x in readers if self.losses_of.get(x)]
+            if len(terms) > 1:
+                return {name: [] for name in unknown}
+            has_other = named.intersection(*(self.losses_of[x] for x in terms))
+            meant[copy] = [] if has_other else [x for x in terms if x not in self._nameless]
+        return meant
+
+    def _without_copy(self, most: int) -> list[str]:
+        """Returns the terms that no layer has a copy for, if they are not more than that."""
+        named = {name for layer in self._combinations for name in layer.terms}
+        named |= {loss for name in named for loss in self.losses_of.get(name, ())}
+        given = [losses for name, losses in self.losses_of.items() if name not in self._nameless]
+        unnamed = list(dict.fromkeys(x for losses in given for x in losses if x not in named))
+        return unnamed if len(unnamed) <= most else []
 
 
-def _is_known(layer: keras.layers.Layer) -> bool:
-    """Returns whether a layer or model is one of Keras or of this package."""
-    return type(layer).__module__.partition(".")[0] in ("keras", "keras_jointloss")
+def _may_add_loss(layer: keras.layers.Layer) -> bool:
+    """Returns whether a layer or model may add a loss that is no term."""
+    is_known = type(layer).__module__.partition(".")[0] in ("keras", "keras_jointloss")
+    return not is_known or getattr(layer, "activity_regularizer", None) is not None
 
 
 def _names_with_loss(model: keras.Model) -> list[str]:
@@ -159,15 +217,15 @@ def _name_in_list(loss: Any) -> str | None:
 
 def _copies_read(
     outputs: Mapping[str, list], layers: Iterable[GradientCombination]
-) -> dict[GradientCombination, dict[str, set[str]]]:
-    """Returns which copies of a layer each output and layer term depends on.
+) -> dict[GradientCombination, _Reads]:
+    """Returns which copies of a layer each output, layer term and other such layer depends on.
 
     Args:
         outputs: The symbolic tensors of each output of a Functional model.
         layers: The layers. The result has those that are called in the graph of this model only,
             not within a layer of it.
     """
-    tensors = {name: list(found) for name, found in outputs.items()}
+    tensors: dict[Any, list] = {name: list(found) for name, found in outputs.items()}
     called, hidden = set(), set()
     for found in _ancestors([x for tensors_of in outputs.values() for x in tensors_of]):
         operation = found.operation
@@ -179,7 +237,9 @@ def _copies_read(
         for layer in (operation, *inner):
             if isinstance(layer, LayerTerm):
                 tensors.setdefault(layer.name, []).extend(found.inputs)
-    reads: dict[GradientCombination, dict[str, set[str]]] = {
+            elif isinstance(layer, GradientCombination):
+                tensors.setdefault(layer, []).extend(found.inputs)
+    reads: dict[GradientCombination, _Reads] = {
         layer: {name: set() for name in tensors} for layer in layers if layer in called - hidden
     }
     for name, found_tensors in tensors.items():

@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from keras_jointloss.find_terms import find_terms
 from keras_jointloss.wiring import Wiring
 
 GENERATOR = np.random.default_rng(0)
@@ -38,6 +39,12 @@ def connect(model, losses=None, **options):
     kj.callbacks.JointLossCallback().set_model(model)
 
 
+def misnamed(model):
+    """Returns the copies of each layer that a warning names: misnamed ones and unread ones."""
+    found = Wiring(model, find_terms(model)).misnamed()
+    return [(names, unread, unnamed) for _, names, unread, unnamed in found]
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize(
     ("reads", "message"),
@@ -45,9 +52,8 @@ def connect(model, losses=None, **options):
         ({"a": "a", "b": "a"}, r"head of the term 'b'.*`z\['b'\]`.*Received:.*copies of \['a'\]"),
         ({"a": "b", "b": "a"}, r"head of the term 'a'.*`z\['a'\]`.*Received:.*copies of \['b'\]"),
         ({"a": "a", "b": ""}, r"head of the term 'b'.*`z\['b'\]`.*Received:.*none of the copies"),
-        ({"a": "a"}, r"`terms`.*'shared'.*among \['a'\]. Received: terms=\['a', 'b'\].*\['b'\]"),
     ],
-    ids=["same copy", "swapped", "no copy", "copy without a head"],
+    ids=["same copy", "swapped", "no copy"],
 )
 def test_head_that_does_not_read_its_copy_is_refused(reads, message, layer):
     with pytest.raises(ValueError, match=message):
@@ -94,6 +100,24 @@ def several_layers():
     return keras.Model(inputs, heads)
 
 
+def in_series():
+    """The copy for the upper layer is for one term, which has a copy of its own there."""
+    inputs, lower = trunk(["a", "upper"])
+    upper = kj.layers.GradientBalancer(["b"])(keras.layers.Dense(4)(lower["upper"]))
+    return keras.Model(inputs, {"a": lower["a"], "b": keras.layers.Dense(1)(upper["b"])})
+
+
+def with_two_copies():
+    """A head reads a second copy."""
+    return with_heads(["a", "b", "second"], {"a": "a", "b": ["b", "second"]})
+
+
+def with_features():
+    """A copy is an output without a loss."""
+    inputs, z = trunk(["a", "features"])
+    return keras.Model(inputs, {"a": keras.layers.Dense(1)(z["a"]), "code": z["features"]})
+
+
 def called_twice():
     """A trunk for points inside and on the edge; one term is that of a layer."""
     shared = kj.layers.SharedTrunk(keras.layers.Dense(4), ["equation", "edge"])
@@ -121,11 +145,52 @@ def of_features():
 
 @pytest.mark.parametrize(
     "model",
-    [several_layers, called_twice, nested, of_features],
+    [
+        several_layers,
+        in_series,
+        with_two_copies,
+        with_features,
+        called_twice,
+        nested,
+        of_features,
+    ],
     ids=lambda build: build.__name__,
 )
 def test_right_wiring_is_accepted(model):
-    connect(model())
+    model = model()
+    connect(model, dict.fromkeys(set(model.output) - {"code"}, "mse"))
+    assert misnamed(model) == []
+
+
+@pytest.mark.parametrize("kind", ["joint", "off", "plain", "plain list"])
+@pytest.mark.parametrize("copies", ["", "b"])
+def test_head_without_a_weight_may_read_anything(kind, copies):
+    model = with_heads(["a", "b"], {"a": copies, "b": "b"})
+    losses, weights = {"a": "mse", "b": "mse"}, {"a": 0.0, "b": 0.5}
+    if kind == "plain":
+        model.compile("sgd", loss=losses, loss_weights=weights)
+    elif kind == "plain list":
+        model = keras.Model(
+            model.inputs, [keras.layers.Identity(name=x)(model.output[x]) for x in losses]
+        )
+        model.compile("sgd", loss=["mse", "mse"], loss_weights=[0.0, 0.5])
+    else:
+        model.compile("sgd", **kj.joint_loss(losses, weights if kind == "joint" else None))
+        if kind == "off":
+            model.loss["a"].weight.switch_off()
+    kj.callbacks.JointLossCallback().set_model(model)
+
+
+def test_head_whose_weight_starts_at_0_has_to_read_its_copy():
+    model = with_heads(["a", "b"], {"a": "b", "b": "b"})
+    with pytest.raises(ValueError, match="head of the term 'a'"):
+        connect(model, weights={"a": kj.schedules.Linear(0.0, 1.0, steps=4)})
+
+
+def test_name_of_a_loss_beside_others_of_weight_0_is_accepted():
+    model = with_heads(["a_l1", "b"], {"a": ["a_l1"], "b": "b"})
+    connect(model, {"a": {"l1": "mae", "l2": "mse"}, "b": "mse"}, weights={"a_l2": 0.0})
+    assert misnamed(model) == []
 
 
 def test_outputs_without_a_loss_and_names_of_layers_are_accepted():
@@ -135,7 +200,32 @@ def test_outputs_without_a_loss_and_names_of_layers_are_accepted():
     heads = {x: keras.layers.Dense(1)(ops.concatenate([z[x], sampled], axis=1)) for x in "ab"}
     model = keras.Model(inputs, heads)
     connect(model, {"a": "mse"})
-    assert not list(Wiring(model, ["a"]).misnamed())
+    assert misnamed(model) == []
+
+
+@pytest.mark.parametrize("loss", ["mse", ["mse", "mse"]])
+def test_outputs_that_nobody_has_named_leave_the_names_of_copies_free(loss):
+    inputs, z = trunk(["a", "b"])
+    model = keras.Model(inputs, [keras.layers.Dense(1)(z[x]) for x in "ab"])
+    model.compile("sgd", loss=loss)
+    kj.callbacks.JointLossCallback().set_model(model)
+    assert misnamed(model) == []
+
+
+def test_only_output_leaves_the_name_of_its_copy_free():
+    inputs, z = trunk(["label", "pair"])
+    a, b = kj.layers.ContrastiveTerm("InfoNCE", name="pair")((z["pair"], z["pair"]))
+    model = keras.Model(inputs, keras.layers.Dense(1)(ops.concatenate([z["label"], a + b], 1)))
+    connect(model, "mse")
+    assert misnamed(model) == []
+
+
+def test_layer_with_an_activity_regularizer_may_read_a_copy_of_any_name():
+    inputs, z = trunk(["a", "sparse"])
+    code = keras.layers.Dense(4, activity_regularizer="l2")(z["sparse"])
+    model = keras.Model(inputs, {"a": keras.layers.Dense(1)(z["a"]), "b": code})
+    connect(model)
+    assert Wiring(model, find_terms(model)).may_have_other_losses
 
 
 def test_outputs_in_a_list_are_matched_by_the_names_of_their_losses():
@@ -154,17 +244,50 @@ def test_outputs_in_a_list_are_matched_by_the_names_of_their_losses():
 @pytest.mark.parametrize(
     ("terms", "reads", "unknown"),
     [
-        (["a", "bb"], {"a": "a", "b": ["bb"]}, ["bb"]),
+        (["a", "bb"], {"a": "a", "b": ["bb"]}, (["bb"], [], ["b"])),
         (["x", "y"], {"a": "x", "b": "x", "c": "y"}, None),  # A copy serves several terms.
         (["x", "c"], {"a": "x", "b": "x", "c": "c"}, None),
+        (["a", "x"], {"a": "ax", "b": "x"}, None),
+        (["a", "b"], {"a": "a"}, ([], ["b"], [])),
+        (["a", "bb"], {"a": "a", "b": "a"}, ([], ["bb"], [])),
     ],
-    ids=["misnamed", "groups", "group and term"],
+    ids=["misnamed", "groups", "group and term", "shared", "unread", "unread and misnamed"],
 )
 def test_unknown_names_are_found_unless_a_copy_may_serve_several_terms(terms, reads, unknown):
     model = with_heads(terms, reads)
     connect(model)
-    found = list(Wiring(model, list(reads)).misnamed())
-    assert [names for _, names, _ in found] == ([] if unknown is None else [unknown])
+    assert misnamed(model) == ([] if unknown is None else [unknown])
+
+
+@pytest.mark.parametrize(
+    ("terms", "unknown"),
+    [(["a", "x"], (["x"], [], ["b"])), (["a", "x", "b"], None), (["x"], None)],
+    ids=["misnamed", "unread", "group"],
+)
+def test_names_are_unknown_in_a_subclassed_model_only_if_terms_lack_a_copy(terms, unknown):
+    model = Custom(terms)
+    model.compile("sgd", **kj.joint_loss({"a": "mse", "b": "mse"}))
+    assert misnamed(model) == ([] if unknown is None else [unknown])
+
+
+def test_copy_that_nothing_reads_changes_no_number_and_is_reported_once(recwarn):
+    weights = []
+    for terms in (["a", "b"], ["a", "later", "b"]):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((5,))
+        z = kj.layers.GradientBalancer(terms, "cagrad")(keras.layers.Dense(4)(inputs))
+        model = keras.Model(inputs, {x: keras.layers.Dense(1)(z[x]) for x in "ab"})
+        model.compile("sgd", **kj.joint_loss({"a": "mse", "b": "mse"}))
+        y = {"a": TARGET, "b": -TARGET}
+        callback = kj.callbacks.JointLossCallback()
+        model.fit(X, y, epochs=2, verbose=0, shuffle=False, callbacks=[callback])
+        dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+        weights.append([x for layer in dense for x in layer.get_weights()])
+    for without, beside in zip(*weights, strict=True):
+        np.testing.assert_allclose(beside, without, rtol=1e-5, atol=1e-7)
+    found = [str(x.message) for x in recwarn if "`terms`" in str(x.message)]
+    assert len(found) == 1
+    assert "['a', 'later', 'b'], of which nothing reads ['later']" in found[0]
 
 
 class Custom(keras.Model):

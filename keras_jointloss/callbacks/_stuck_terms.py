@@ -4,8 +4,6 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
-import keras
-
 from keras_jointloss.model_terms import ModelTerms
 
 #: The values of the terms of an epoch, by term and by name.
@@ -55,12 +53,10 @@ class TermProgress:
     """Measures which terms train in an epoch.
 
     Args:
-        model: The model.
-        terms: Its terms.
+        terms: The terms of a model.
     """
 
-    def __init__(self, model: keras.Model, terms: ModelTerms):
-        self._get_config = model.get_compile_config
+    def __init__(self, terms: ModelTerms):
         self._terms = terms
         self._epochs = 0
         self._weighted: set[str] = set()
@@ -112,15 +108,11 @@ class TermProgress:
 
     def _plain_losses(self, names: Iterable[str], logs: Mapping[str, Any]) -> dict[str, float]:
         """Returns the losses of outputs with a weight that are compiled without `joint_loss`."""
-        weights = self._get_config().get("loss_weights")
-        if isinstance(weights, list | tuple):
-            weights = dict(zip(self._terms.wiring.outputs, weights, strict=False))
-        elif not isinstance(weights, Mapping):
-            weights = dict.fromkeys(names, weights)
-        only = len(self._terms.wiring.outputs) == 1
+        wiring = self._terms.wiring
+        only = len(wiring.outputs) == 1
         found = {name: logs.get("loss" if only else f"{name}_loss") for name in names}
         return {
             name: float(loss)
             for name, loss in found.items()
-            if loss is not None and weights.get(name) != 0
+            if loss is not None and wiring.has_weight(name)
         }

@@ -146,16 +146,23 @@ class TrainingWarnings:
         wiring = self._terms.wiring
         weighted = [x["weighted"] for x in readings.values() if "weighted" in x]
         is_all = bool(weighted) and is_rounding(rest(total, weighted), total, weighted)
-        if wiring.may_have_other_losses and not is_all:
-            return  # The copy of a loss that a layer adds may have any name.
-        for layer, unknown, unnamed in wiring.misnamed():
-            self._once(
-                f"names {layer.name}",
-                f"The layer {layer.name!r} has the `terms` {list(layer.terms)}, of which {unknown} "
-                f"are not among the terms and outputs of the model, {list(wiring.losses_of)}. "
-                + (f"The terms {unnamed} have no copy of their name. " if unnamed else "")
-                + "Name each copy by the term or the output whose head reads it.",
-            )
+        has_other_losses = wiring.may_have_other_losses and not is_all
+        for layer, unknown, unread, unnamed in wiring.misnamed(has_other_losses):
+            given = f"The layer {layer.name!r} has the `terms` {list(layer.terms)}"
+            expected = f"the terms and outputs of the model, {list(wiring.losses_of)}"
+            if unknown:
+                self._once(
+                    f"names {layer.name}",
+                    f"{given}, of which {unknown} are not among {expected}. The terms {unnamed} "
+                    "have no copy of their name. Name each copy by the term or the output whose "
+                    "head reads it.",
+                )
+            if unread:
+                self._once(
+                    f"unread {layer.name}",
+                    f"{given}, of which nothing reads {unread}, which are not among {expected}. "
+                    "Leave them out, or let the head of the term read its copy, by its name.",
+                )
 
     def of_monitors(self, callbacks: Iterable[Any], logs: Mapping[str, Any]) -> None:
         """Warns of callbacks that compare a total from different weights.

@@ -180,7 +180,7 @@ class JointLossCallback(keras.callbacks.Callback):
         log_dir = self._summaries.log_dir
         self._record = TrainingRecord(self._summaries, terms, log_dir, self.hparams)
         self._warnings = TrainingWarnings(terms)
-        self._progress = TermProgress(model, terms)
+        self._progress = TermProgress(terms)
         self._get_metrics = lambda: model.metrics
         self._curves = TrainCurves(
             self._every, self._readings, self._gradients, self._summaries, self._get_metrics
