@@ -146,16 +146,18 @@ def flatten_layers(layer: keras.layers.Layer, include_self: bool = True) -> Iter
 
 @contextlib.contextmanager
 def kept_losses(layer: keras.layers.Layer) -> Iterator[None]:
-    """Puts the losses that layers have added back at the end.
+    """Puts the losses that layers have added back at the end, also after an error.
 
     Args:
         layer: A layer or model; the layers within it are those whose losses are kept.
     """
     kept = [(x, list(x._losses)) for x in flatten_layers(layer)]
-    yield
-    for x, losses in kept:
-        x._losses.clear()
-        x._losses.extend(losses)
+    try:
+        yield
+    finally:
+        for x, losses in kept:
+            x._losses.clear()
+            x._losses.extend(losses)
 
 
 def outermost_layer() -> keras.layers.Layer | None:
@@ -182,15 +184,31 @@ def training_of(frame: Any) -> bool | None:
     Args:
         frame: A frame whose code is one of `CALLS`.
     """
+    given, others = _arguments_of(frame)
+    arguments = {**others, **given}
+    return bool(arguments["training"]) if "training" in arguments else None
+
+
+def given_training(frame: Any) -> Any:
+    """Returns the argument `training` that the caller of a layer gave, or `None`.
+
+    Args:
+        frame: A frame whose code is one of `CALLS`.
+    """
+    given, _ = _arguments_of(frame)
+    return given.get("training")
+
+
+def _arguments_of(frame: Any) -> tuple[dict, dict]:
+    """Returns the arguments that a running call of a layer was given, and all with defaults."""
     values = frame.f_locals
     specification = values.get("call_spec")
-    if specification is None:
-        bound = inspect.signature(values["self"].call).bind(*values["args"], **values["kwargs"])
-        bound.apply_defaults()
-        arguments = bound.arguments
-    else:
-        arguments = {**specification.arguments_dict, **specification.user_arguments_dict}
-    return bool(arguments["training"]) if "training" in arguments else None
+    if specification is not None:
+        return specification.user_arguments_dict, specification.arguments_dict
+    bound = inspect.signature(values["self"].call).bind(*values["args"], **values["kwargs"])
+    given = dict(bound.arguments)
+    bound.apply_defaults()
+    return given, dict(bound.arguments)
 
 
 def identity_of(frame: Any) -> Any:

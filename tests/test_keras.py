@@ -1,5 +1,7 @@
 """The private names of Keras: a missing name raises a clear error."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -41,6 +43,10 @@ def test_losses_of_layers_are_put_back():
     with _keras.kept_losses(model):
         model(ops.zeros((1, 2)))
         assert float(sum(model.losses)) == 0.0
+    assert float(sum(model.losses)) == 2.0
+    with contextlib.suppress(KeyError), _keras.kept_losses(model):
+        model(ops.zeros((1, 2)))
+        raise KeyError
     assert float(sum(model.losses)) == 2.0
 
 

@@ -119,6 +119,36 @@ def test_subclassed_models_train_like_the_functional_model(kind):
         assert steps_of(model.combination) == BATCHES
 
 
+class Labelling(Optional):
+    """Calls itself in each step of training, such as for pseudo labels."""
+
+    if BACKEND == "jax":
+
+        def compute_loss_and_updates(self, trained, others, metrics, x, *args, **options):
+            *_, losses = self.stateless_call(trained, others, x, training=False, return_losses=True)
+            assert not losses
+            return super().compute_loss_and_updates(trained, others, metrics, x, *args, **options)
+
+    else:
+
+        def train_step(self, data):
+            self(data[0], training=False)
+            assert not self.losses
+            return super().train_step(data)
+
+
+def assert_same(found, expected):
+    for x, y in zip(keras.tree.flatten(found), keras.tree.flatten(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["balancer", "trunk"])
+def test_call_that_a_step_makes_for_inference_does_not_train(kind):
+    model = Labelling(kind)
+    assert_same(trained(model), trained(Optional(kind)))
+    assert steps_of(model.combination) == BATCHES
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_outermost_call_decides_outside_of_a_loop(training):
     class Opposite(keras.Model):
