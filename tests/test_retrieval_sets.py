@@ -34,6 +34,10 @@ def make_model(kind="stacked"):
     if kind == "term":
         a, b = kj.layers.ContrastiveTerm("InfoNCE", name="term")((a, b))
         outputs = a + b
+    elif kind == "weighted term":
+        term = kj.layers.ContrastiveTerm("InfoNCE", name="term")
+        inputs.append(keras.Input((), name="weight"))
+        outputs = ops.add(*term((a, b), sample_weight=inputs[-1]))
     elif kind.startswith("term as outputs"):
         term = kj.layers.ContrastiveTerm("InfoNCE", name="term")
         # The second one has another output first, the third other names.
@@ -194,6 +198,7 @@ def test_pairs_of_items_give_the_same_as_data(untrained):
         ("two", {"embeddings": ["a", "b"], "name": "test_set"}, "test_set"),
         ("term", {}, "term"),
         ("term", {"embeddings": "term"}, "term"),
+        ("weighted term", {}, "term"),
         ("term as outputs", {}, "term"),
         ("term as outputs", {"embeddings": "term"}, "term"),
         ("term as outputs", {"embeddings": ["term[0]", "term[1]"]}, "term[0]_term[1]"),

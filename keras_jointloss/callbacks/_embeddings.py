@@ -8,7 +8,6 @@ import numpy as np
 
 from keras_jointloss._backend import predict
 from keras_jointloss.layers import ContrastiveTerm
-from keras_jointloss.layers._contrastive_inputs import split
 
 
 class Found(NamedTuple):
@@ -124,9 +123,16 @@ def _terms(model):
 
 
 def _inputs_of_terms(model):
-    """Returns each `ContrastiveTerm` with its embeddings, which it returns unchanged."""
+    """Returns each `ContrastiveTerm` with its embeddings, which it returns unchanged.
+
+    Its other inputs, labels and sample weights, follow them.
+    """
     terms = (layer for layer in model.layers if isinstance(layer, ContrastiveTerm))
-    return [(term, split(term.input, term.loss)[0]) for term in terms]
+    return [(term, keras.tree.flatten(term.input)[: len(_outputs_of(term))]) for term in terms]
+
+
+def _outputs_of(term) -> list:
+    return keras.tree.flatten(term.output)
 
 
 def _before_terms(model, x):
@@ -135,7 +141,7 @@ def _before_terms(model, x):
     It depends on one side only, whereas each output of a term depends on all of its inputs.
     """
     for term, embeddings in reversed(_inputs_of_terms(model)):
-        for given, returned in zip(embeddings, keras.tree.flatten(term.output), strict=True):
+        for given, returned in zip(embeddings, _outputs_of(term), strict=True):
             x = given if returned is x else x
     return x
 
