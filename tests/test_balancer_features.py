@@ -53,11 +53,11 @@ def test_gradients_of_features_of_different_batch_sizes_are_combined(rule, reduc
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def build(calls, rule="mgda"):
+def build(calls, rule="mgda", telemetry=True):
     """Returns a model with a head for each input, between which a balancer is called."""
     keras.utils.set_random_seed(3)
     trunk = keras.layers.Dense(4, name="trunk")
-    balancer = kj.layers.GradientBalancer(["a", "b"], rule, name="balancer")
+    balancer = kj.layers.GradientBalancer(["a", "b"], rule, telemetry=telemetry, name="balancer")
     heads = {term: keras.layers.Dense(1, name=f"head_{term}") for term in "ab"}
     inputs = [keras.Input((5,), name=term) for term in "ab"]
     features = [trunk(x) for x in inputs]
@@ -96,10 +96,16 @@ def test_inputs_of_different_batch_sizes_are_balanced_in_training(jit_compile):
     np.testing.assert_allclose(weights_of(model)["trunk_0"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_several_calls_in_a_step_warn_once():
-    model = build(2)
+@pytest.mark.parametrize("telemetry", [True, False])
+def test_several_calls_in_a_step_warn_once(telemetry):
+    model = build(2, telemetry=telemetry)
     message = "'balancer' is called several times.*with a list of all the features.*`SharedTrunk`"
     with pytest.warns(UserWarning, match=message):
         model.train_on_batch(X, Y)
     model.run_eagerly, model.train_function = True, None  # Is traced again, or not at all.
     model.train_on_batch(X, Y)
+    # One call alone has no gradient of the other's term: that is no second thing to warn of.
+    callbacks = [kj.callbacks.JointLossCallback()] if telemetry else []
+    y = {"a": Y["a"], "b": Y["a"]}
+    model.optimizer.learning_rate = 1e-3
+    model.fit([X[0]] * 2, y, batch_size=4, epochs=2, verbose=0, callbacks=callbacks)

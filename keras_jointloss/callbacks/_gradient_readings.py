@@ -115,9 +115,15 @@ class GradientReadings:
                 yield prefix, f"The gradients of the terms {terms} are {what}."
 
     def without_gradient(self, statistics: Statistics) -> Iterator[tuple[str, str]]:
-        """Yields the copies whose gradient was 0 in every step: names of layer and copy."""
+        """Yields the copies whose gradient was 0 in every step: names of layer and copy.
+
+        The statistics of a layer that is called several times in a step do not tell: they cover one
+        of the calls.
+        """
         for prefix, of_layer in statistics.items():
             layer = self._layer_of[prefix]
+            if layer.has_several_calls:
+                continue
             for term, norm in zip(layer.terms, of_layer.norms, strict=True):
                 if norm == 0:
                     yield layer.name, term

@@ -24,7 +24,7 @@ from keras_jointloss._validation import validate_choice
 from keras_jointloss.aggregators._gramian import correlation, nonzero
 from keras_jointloss.layers._gradient_record import GradientRecord, GradientStatistics
 from keras_jointloss.layers._loss_scale import loss_scale, probe_loss
-from keras_jointloss.layers._overlapping_calls import TrainedCall
+from keras_jointloss.layers._overlapping_calls import FunctionGradient, TrainedCall
 from keras_jointloss.layers._record_gradient import tensor_of, validate_optimizer
 
 
@@ -40,13 +40,13 @@ class _Forward(NamedTuple):
 
     Attributes:
         step: The number of the step, from 0.
-        is_recorded: Whether to record the gradients, on JAX.
+        gradient: The gradient that JAX is taking; `None` on other backends.
         parts_of: As in `GradientCombination._copies`.
         call: The call.
     """
 
     step: Any
-    is_recorded: bool
+    gradient: FunctionGradient | None
     parts_of: Callable[[Any], list]
     call: TrainedCall
 
@@ -113,7 +113,9 @@ class GradientCombination(keras.layers.Layer):
         #: Over how many steps the optimizer accumulates gradients, as far as it is known.
         self.accumulated_steps = 1
         self._get_latest_call: Callable[[], TrainedCall | None] = lambda: None
-        self._has_warned = False
+        self._latest_gradient: FunctionGradient | None = None
+        #: Whether a step of training has reached several calls; the record covers one of them.
+        self.has_several_calls = False
 
     def build(self, input_shape=None):
         # Each replica has its own count: to assign a mirrored one, it would wait for the others.
@@ -192,10 +194,12 @@ class GradientCombination(keras.layers.Layer):
         if trains_functionally():
             # There only gradients leave the backward pass.
             self._step.state.assign(step + 1)
-        is_recorded = record is not None and record.begin()
+        gradient = None
+        if trains_functionally():
+            gradient = FunctionGradient(None if record is None else record.latest.value)
         call = TrainedCall(self._get_latest_call())
         self._get_latest_call = weakref.ref(call)
-        forward = _Forward(step, is_recorded, parts_of, call)
+        forward = _Forward(step, gradient, parts_of, call)
         # PyTorch keeps the closure alive, in a cycle with the losses.
         backward = weakref.WeakMethod(self._backward)
 
@@ -216,17 +220,17 @@ class GradientCombination(keras.layers.Layer):
 
     def _backward(self, upstream, state, forward):
         """Returns the combined gradient, and the gradient of the variable that holds the record."""
-        record = self.record
-        is_left_out = trains_functionally() and record is not None and not forward.is_recorded
         # JAX traces the backward pass along with the forward pass, which then cannot overlap.
-        is_again = is_left_out and record is not None and is_traced(record.latest.value)
-        if (forward.call.reach() or is_again) and not self._has_warned:
-            self._has_warned = True
+        is_again = forward.gradient is not None and forward.gradient.follows(self._latest_gradient)
+        self._latest_gradient = forward.gradient
+        if (forward.call.reach() or is_again) and not self.has_several_calls:
+            self.has_several_calls = True
             warnings.warn(f"{self.name!r} {self.several_calls}", stacklevel=2)
         before = GradientRecord.decode(state[0]) if state else None
         combined, latest = self._combined(upstream, before, forward)
         if trains_functionally():
-            return combined, ops.zeros_like(latest) if is_left_out else latest
+            # The gradients of the variable add up: it holds the record of one call.
+            return combined, ops.zeros_like(latest) if is_again and state else latest
         # Counted in the backward pass, so that prediction and evaluation take no steps.
         self._step.state.assign(forward.step + 1)
         if self.record is not None:

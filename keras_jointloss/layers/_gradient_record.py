@@ -1,7 +1,6 @@
 """The gradient statistics that the backward pass records, and their means over an epoch."""
 
 import math
-import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -160,7 +159,6 @@ class GradientRecord:
         else:
             self.latest = layer_state(f"{name}_latest", shape, 0.0, is_watched=True, **replicated)
         self.sums = layer_state(f"{name}_sums", (6 + 3 * terms, terms), 0.0, **replicated)
-        self._get_differentiated = lambda: None
 
     @property
     def state(self) -> list:
@@ -173,19 +171,6 @@ class GradientRecord:
         return [self.latest] if self.is_trained else []
 
     # Within the compiled step.
-
-    def begin(self) -> bool:
-        """Returns whether to record the call that begins.
-
-        On JAX this is the first call of a step, since gradients of a variable add up. Each step
-        has its own tracer for the variable. Elsewhere the last backward pass overwrites the others.
-        """
-        if not self.is_trained:
-            return True
-        differentiated = self.latest.value
-        is_first = self._get_differentiated() is not differentiated
-        self._get_differentiated = weakref.ref(differentiated)
-        return is_first
 
     @staticmethod
     def decode(latest) -> StepRecord:

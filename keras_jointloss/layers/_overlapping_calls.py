@@ -3,7 +3,10 @@
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Optional
+from typing import Any, Optional
+
+from keras_jointloss._backend import is_traced
+from keras_jointloss._backend.functions import current_trace
 
 
 class TrainedCall:
@@ -32,3 +35,26 @@ class TrainedCall:
         self.is_reached = True
         neighbours = (self._get_previous(), self._next)
         return any(call is not None and call.is_reached for call in neighbours)
+
+
+class FunctionGradient:
+    """The gradient of a function that JAX takes when a layer is called.
+
+    Args:
+        variable: The value of a variable that the gradient is taken with respect to, or `None`.
+            Each gradient has its own, and functions within the function see the same one.
+    """
+
+    def __init__(self, variable: Any):
+        self._trace = current_trace()
+        # It does not keep what it is compared by alive.
+        is_own = variable is not None and is_traced(variable)
+        self._get_variable = weakref.ref(variable) if is_own else lambda: None
+
+    def follows(self, other: Optional["FunctionGradient"]) -> bool:
+        """Returns whether another call belongs to the same gradient."""
+        if other is None or other is self:
+            return False
+        variable = self._get_variable()
+        is_same = variable is not None and variable is other._get_variable()
+        return is_same or self._trace == other._trace

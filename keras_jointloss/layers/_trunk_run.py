@@ -33,8 +33,7 @@ def run_for_terms(
         parameters: Its trainable variables.
         copies: Their values for each term.
     """
-    state = [(variable, ops.copy(variable)) for variable in trunk.variables]
-    state = [(variable, value) for variable, value in state if not variable.trainable]
+    state = [(x, ops.copy(x)) for x in trunk.variables if not x.trainable]
     outputs = {}
     for term, values in copies.items():
         with _Run(zip(parameters, values, strict=True), state) as scope:
