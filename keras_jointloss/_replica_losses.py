@@ -8,6 +8,7 @@ from typing import Any
 from keras import ops
 
 from keras_jointloss._backend import replica_count, takes_turns
+from keras_jointloss._backend.ranks import is_differentiated
 from keras_jointloss._keras import kept_losses
 from keras_jointloss._loops import running_model
 from keras_jointloss._masks import reduce_values
@@ -21,12 +22,19 @@ from keras_jointloss._replicas import (
 )
 
 
-def may_exchange() -> bool:
+def may_exchange(views: Any) -> bool:
     """Returns whether one of several replicas may exchange values for the loss of an output.
 
-    On TensorFlow this needs the model whose step is running, to keep the losses of its layers.
+    All of them compute the loss in a step of Keras, and in a loop of PyTorch that takes a gradient;
+    one process alone may compute a loss for validation. On TensorFlow an exchange needs the model
+    whose step is running, to keep the losses of its layers.
+
+    Args:
+        views: The views that the loss compares.
     """
-    return is_after_call() and (not takes_turns() or running_model() is not None)
+    if not is_after_call():
+        return False
+    return running_model() is not None or (not takes_turns() and is_differentiated(views))
 
 
 @contextlib.contextmanager
@@ -77,9 +85,10 @@ def warn_of_separate_items(name: str) -> None:
     """Warns that a loss of several replicas compares the items of each replica alone."""
     warnings.warn(
         f"{name} compares the items of a batch with each other. Called by a layer or in a custom "
-        f"loop it sees, in each of {replica_count()} replicas, only the items of that replica, so "
-        "the result depends on the number of replicas. As the loss of an output in `fit` and "
-        "`evaluate`, and in `keras_jointloss.layers.ContrastiveTerm`, it compares the items of all "
+        "loop (on PyTorch: one without gradients) it sees, in each of "
+        f"{replica_count()} replicas, only the items of that replica, so the result depends on the "
+        "number of replicas. As the loss of an output in `fit` and `evaluate`, and in "
+        "`keras_jointloss.layers.ContrastiveTerm`, it compares the items of all "
         "replicas.",
         stacklevel=2,
     )

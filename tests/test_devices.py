@@ -225,6 +225,26 @@ def test_nothing_is_exchanged_while_keras_builds_a_model():
 
 
 @pytest.mark.backend("torch")
+def test_processes_exchange_where_all_of_them_compute_the_loss(monkeypatch):
+    import torch
+
+    loss, y = kj.losses.InfoNCE(), np.zeros(4)
+    views = torch.rand(4, 2, 3, requires_grad=True)
+    alone = float(loss(y, views.detach()))
+    model = keras.Sequential([keras.layers.Rescaling(1.0)])
+    model.compile(loss=loss)
+    # Any exchange fails here, as there is no other process.
+    monkeypatch.setattr(ranks, "count_ranks", lambda: 2)
+    with pytest.warns(UserWarning, match="InfoNCE compares"), torch.no_grad():
+        assert float(loss(y, views)) == alone
+    assert float(loss(y, views.detach())) == alone
+    with pytest.raises(ValueError, match="process group"):
+        loss(y, views)
+    with pytest.raises(ValueError, match="process group"):
+        model.test_on_batch(views.detach(), y)
+
+
+@pytest.mark.backend("torch")
 def test_processes_in_a_loop_equal_one(tmp_path):
     workers = start(tmp_path)
     model = models.for_loop()

@@ -9,6 +9,18 @@ def count_ranks() -> int:
     return distributed.get_world_size() if is_on else 1
 
 
+def is_differentiated(x) -> bool:
+    """Returns whether a gradient may be taken with respect to a tensor.
+
+    True for one without values, while Keras builds a model: it is sent to no other process.
+    """
+    import torch
+
+    if not torch.is_tensor(x):
+        return False
+    return x.device.type == "meta" or (torch.is_grad_enabled() and x.requires_grad)
+
+
 def sum_of_ranks(x):
     """Returns the sum of a tensor over the processes. No gradient flows."""
     from torch import distributed

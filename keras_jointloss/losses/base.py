@@ -57,8 +57,11 @@ class ViewsLoss(keras.losses.Loss):
 
     As the loss of an output in `fit` and `evaluate` under `tf.distribute`, and in the processes of
     `torch.distributed`, it compares the items of all replicas: the loss and its gradient are those
-    of one device with the same global batches. If a layer calls it in its own `call`, or a custom
-    loop of TensorFlow does, it sees the items of one replica, and a warning says so.
+    of one device with the same global batches. In a custom loop of PyTorch it does so for views
+    that have a gradient: each process has to compute the loss then, or the others wait for it.
+    Under `torch.no_grad()` one process may compute it alone. There, in a custom loop of TensorFlow,
+    and if a layer calls it in its own `call`, it sees the items of one replica, and a warning says
+    so.
 
     An item is excluded from the batch (as anchor, positive and negative) if the Keras mask of
     `y_pred`, `(batch,)`, excludes it, if its sample weight is 0 or if its label is `unlabelled`.
@@ -232,12 +235,12 @@ class ViewsLoss(keras.losses.Loss):
             self.validate_views(views.shape)
             values = self._values(y_true, views, valid_items(y_pred, sample_weight))
             # Keras reads the mask from the prediction.
-            reduce = reduced_over_replicas if self.is_of_all_replicas() else reduce_values
+            reduce = reduced_over_replicas if self.is_of_all_replicas(views) else reduce_values
             return reduce(values, y_pred, sample_weight, self.reduction, self.dtype)
 
-    def is_of_all_replicas(self) -> bool:
+    def is_of_all_replicas(self, y_pred) -> bool:
         """Returns whether the reduced loss of one of several replicas is here that of all."""
-        return self.reduction not in ("none", None) and may_exchange()
+        return self.reduction not in ("none", None) and may_exchange(y_pred)
 
     def _values(self, y_true, views, valid):
         self.validate_views(views.shape)
@@ -249,7 +252,7 @@ class ViewsLoss(keras.losses.Loss):
             self.validate_labels(labels.shape, views.shape[0])
             labels = as_labels(labels)
         own = Batch(stacked(views), labels, valid)
-        if self.compares_items and may_exchange():
+        if self.compares_items and may_exchange(own.views):
             return values_among_all(self.values, own, self.takes_exchange)
         if self.compares_items and in_replica() and not self._has_warned_of_replicas:
             self._has_warned_of_replicas = True

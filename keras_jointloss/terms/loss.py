@@ -107,7 +107,7 @@ class TermLoss(keras.losses.Loss):
         if self._own_reduction() in ("none", None):
             self.weight.record(mean, batch_size, counts)
             return value
-        is_part = in_replica() and not self._is_of_all_replicas()
+        is_part = in_replica() and not self._is_of_all_replicas(y_pred)
         divisor = self._divisor(y_pred, sample_weight) if is_part else None
         self.weight.record(_unscaled(mean), batch_size, counts, divisor=divisor)
         if self._own_reduction() == "sum" or not is_part:
@@ -187,10 +187,10 @@ class TermLoss(keras.losses.Loss):
         unreduced = reduce_values(values, y_pred, sample_weight, "none", loss.dtype)
         return value if len(unreduced.shape) else own_share(value)
 
-    def _is_of_all_replicas(self) -> bool:
+    def _is_of_all_replicas(self, y_pred) -> bool:
         """Returns whether the loss that was given is that of all replicas, as one on views is."""
         ask = getattr(self._resolved, "is_of_all_replicas", None)
-        return ask is not None and ask()
+        return ask is not None and ask(y_pred)
 
     def _own_reduction(self):
         """Returns the reduction of the loss that was given."""
