@@ -74,6 +74,10 @@ class ModelTerms(Mapping[str, TermWeight]):
 
     def _connect(self, model: keras.Model) -> None:
         """Connects the terms to the rule; compiles the model again if that changes a step."""
+        with variable_scope(model):
+            is_new = [weight.watch() for weight in self._weights.values()]
+        if any(is_new):
+            model.train_function = None
         steps = accumulated_steps(model)
         if any([layer.accumulate(steps) for layer in self.gradient_layers]):
             model.train_function = None

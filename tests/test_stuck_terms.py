@@ -7,9 +7,15 @@ from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss.callbacks._stuck_terms import StuckTerm, stuck_terms
-from tests.small_models import X
+from tests.small_models import X, compiled, fit
 
 NAN, INF = float("nan"), float("inf")
+
+
+def watched_weight():
+    weight = kj.LossWeight()
+    weight.watch()
+    return weight
 
 
 @pytest.mark.parametrize(
@@ -31,7 +37,7 @@ NAN, INF = float("nan"), float("inf")
     ],
 )
 def test_constancy_holds_if_no_comparable_step_differs(steps, holds):
-    weight = kj.LossWeight()
+    weight = watched_weight()
     for loss, items in steps:
         weight.record(ops.convert_to_tensor(loss, dtype="float32"), items)
     assert weight.constancy.holds == holds
@@ -40,10 +46,28 @@ def test_constancy_holds_if_no_comparable_step_differs(steps, holds):
 
 
 def test_steps_whose_items_do_not_count_are_not_compared():
-    weight = kj.LossWeight()
+    weight = watched_weight()
     for _ in range(3):
         weight.record(ops.convert_to_tensor(0.0), 8, counts=ops.convert_to_tensor(False))
+        weight.record(ops.convert_to_tensor(0.0), 0)
     assert not weight.constancy.holds
+    assert not weight.constancy.has_counted
+    weight.record(ops.convert_to_tensor(0.0), 8, counts=ops.convert_to_tensor(True))
+    assert weight.constancy.has_counted
+
+
+def test_only_a_callback_lets_terms_compare_their_steps():
+    model = compiled()
+    weight = model.loss["a"].weight
+    fit(model, callbacks=[])
+    assert weight.constancy is None
+    function = model.train_function
+    fit(model)
+    assert model.train_function is not function
+    assert weight.constancy.has_counted
+    function = model.train_function
+    fit(model)
+    assert model.train_function is function
 
 
 def test_judgement_names_terms_and_reasons():
@@ -100,3 +124,79 @@ def test_epoch_of_one_batch_reports_nothing():
     y = {"a": X[:, :1]}
     callbacks = [kj.callbacks.JointLossCallback()]
     model.fit(X, y, batch_size=len(X), epochs=2, verbose=0, callbacks=callbacks)
+
+
+def full_batches(optimizer, loss="mse", epochs=1):
+    """Trains on the same batch four times an epoch."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((5,))
+    model = keras.Model(inputs, {"a": keras.layers.Dense(1)(inputs)})
+    model.compile(optimizer, **kj.joint_loss({"a": loss}))
+    x, y = (np.tile(values, (4, 1)) for values in (X, X[:, :1]))
+    callbacks = [kj.callbacks.JointLossCallback()]
+    options = {"shuffle": False, "epochs": epochs, "verbose": 0, "callbacks": callbacks}
+    model.fit(x, {"a": y}, batch_size=len(X), **options)
+
+
+def test_epochs_in_which_no_step_sees_an_update_report_nothing():
+    full_batches(keras.optimizers.SGD(0.1, gradient_accumulation_steps=4), epochs=2)
+    with pytest.warns(UserWarning, match="'a' did not change from step to step in epoch 0"):
+        full_batches(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2), constant)
+
+
+def test_standing_still_at_the_end_of_a_schedule_reports_nothing():
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 2)
+    full_batches(keras.optimizers.SGD(schedule), constant, epochs=2)
+
+
+def test_loss_that_has_converged_on_its_batch_is_not_said_to_be_broken():
+    with pytest.warns(UserWarning, match="did not change.* converged on a batch") as caught:
+        full_batches(keras.optimizers.SGD(0.0001), constant)
+    assert not any("does not train" in str(x.message) for x in caught)
+
+
+def test_evaluation_in_the_middle_leaves_the_epoch_unjudged():
+    class Evaluate(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 1:
+                self.model.evaluate(X[:8], {"a": X[:8, :1]}, verbose=0)
+
+    def zero_at_first(y_true, y_pred):
+        return ops.mean(y_true * ops.square(y_pred), axis=-1)
+
+    inputs = keras.Input((5,))
+    model = keras.Model(inputs, {"a": keras.layers.Dense(1)(inputs)})
+    model.compile("sgd", **kj.joint_loss({"a": zero_at_first}))
+    y = {"a": np.where(np.arange(len(X)) < 20, 0.0, 1.0)[:, None]}
+    callbacks = [kj.callbacks.JointLossCallback(), Evaluate()]
+    model.fit(X, y, batch_size=10, shuffle=False, verbose=0, callbacks=callbacks)
+
+
+def balanced(optimizer, loss_weights=None, loss="mse"):
+    """Trains with zeros in the heads, in four batches."""
+    inputs = keras.Input((5,))
+    z = kj.layers.GradientBalancer(["a", "b"], "pcgrad", name="bal")(inputs)
+    heads = {name: keras.layers.Dense(1, kernel_initializer="zeros")(z[name]) for name in "ab"}
+    model = keras.Model(inputs, heads)
+    model.compile(optimizer, **kj.joint_loss({"a": loss, "b": "mse"}, loss_weights))
+    y = {"a": X[:, :1], "b": X[:, 1:2]}
+    callbacks = [kj.callbacks.JointLossCallback()]
+    model.fit(X, y, batch_size=10, epochs=2, verbose=0, callbacks=callbacks)
+
+
+def test_gradient_of_0_before_the_first_update_reports_nothing():
+    balanced(keras.optimizers.SGD(0.1, gradient_accumulation_steps=4))
+
+
+def test_gradient_too_small_to_measure_reports_nothing():
+    balanced(keras.optimizers.SGD(0.1), {"a": 1e-30})
+
+
+def detached(y_true, y_pred):
+    return ops.mean(ops.square(y_true - ops.stop_gradient(y_pred)) + 0 * y_pred, axis=-1)
+
+
+def test_gradient_of_0_after_an_update_is_reported_under_accumulation():
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=4)
+    with pytest.warns(UserWarning, match="'a' at the layer 'bal' was 0 in every step of epoch 1"):
+        balanced(optimizer, loss=detached)

@@ -3,14 +3,15 @@
 from typing import ClassVar
 
 import keras
+import numpy as np
 import pytest
 from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss.callbacks._term_readings import TermReadings
-from keras_jointloss.callbacks._training_warnings import TrainingWarnings, limits_gradients
+from keras_jointloss.callbacks._training_warnings import TrainingWarnings, forgets_large_gradients
 from tests.backends import once_compiled
-from tests.small_models import compiled, fit
+from tests.small_models import X, compiled, fit
 
 SCALE = "Scale the losses"
 
@@ -57,6 +58,8 @@ class ModelTerms(dict):
     def __init__(self, rule, losses, given=None):
         given = [1.0] * len(losses) if given is None else given
         super().__init__({f"term{i}": kj.LossWeight(weight) for i, weight in enumerate(given)})
+        for weight in self.values():
+            weight.watch()
         self.weighting = rule
         rule.bind(self)
         rule.start(is_new_epoch=True)
@@ -74,14 +77,16 @@ class ModelTerms(dict):
         self.weighting.start()
 
     def record(self, losses):
+        """Records the losses of a step; `None` for one of no items that count, which is 0."""
         for weight, loss in zip(self.values(), losses, strict=True):
-            weight.record(ops.convert_to_tensor(loss, "float32"), 4)
+            counts = ops.convert_to_tensor(loss is not None)
+            weight.record(ops.convert_to_tensor(loss or 0.0, "float32"), 4, counts)
 
-    def warn(self, reports=None, lengths=(), is_clipped=True):
-        readings = TermReadings(self, lambda: False)
-        readings.keep_train(has_means=True)
+    def warn(self, reports=None, lengths=(), forgets=True):
+        readings = TermReadings(self, lambda: False).read()
+        counted = {name for name, weight in self.items() if weight.constancy.has_counted}
         reports = reports or TrainingWarnings(self)
-        reports.of_factors(readings, dict(zip(self, lengths, strict=False)), is_clipped)
+        reports.of_factors(readings, counted, dict(zip(self, lengths, strict=False)), forgets)
 
 
 @pytest.mark.parametrize("weights", [[1.0, 0.0, 2.0], [1.0, 1.9e-4, 2.0]])
@@ -177,19 +182,19 @@ def test_loss_below_the_default_floor_warns(rule):
 def test_large_loss_without_clipped_gradients_warns_in_the_first_epoch_of_uncertainty():
     terms = ModelTerms(kj.weighting.Uncertainty(), [1.0, 1.1e3])
     terms.warn()
-    ModelTerms(kj.weighting.Uncertainty(), [1.0, 900.0]).warn(is_clipped=False)
+    ModelTerms(kj.weighting.Uncertainty(), [1.0, 900.0]).warn(forgets=False)
     message = r"Uncertainty: the loss of the term 'term1' is 1.1e\+03.*`global_clipnorm=1.0`"
     with pytest.warns(UserWarning, match=message):
-        terms.warn(is_clipped=False)
+        terms.warn(forgets=False)
     terms.weighting.start(is_new_epoch=True)
-    terms.warn(is_clipped=False)
+    terms.warn(forgets=False)
 
 
-def test_optimizers_that_limit_gradients():
+def test_optimizers_that_forget_large_gradients():
     adam, scaled = keras.optimizers.Adam, keras.optimizers.LossScaleOptimizer
     clipped = (adam(clipnorm=1.0), adam(clipvalue=1.0), adam(global_clipnorm=1.0), scaled(adam()))
-    assert all(limits_gradients(optimizer) for optimizer in clipped)
-    assert not limits_gradients(adam())
+    assert all(forgets_large_gradients(x) for x in (*clipped, keras.optimizers.SGD()))
+    assert not any(forgets_large_gradients(x) for x in (adam(), keras.optimizers.SGD(momentum=0.9)))
 
 
 def test_multiplier_of_a_constraint_that_holds_does_not_warn_but_a_large_one_does():
@@ -203,6 +208,45 @@ def test_multiplier_of_a_constraint_that_holds_does_not_warn_but_a_large_one_doe
     message = r"'term1' with 1.99e\+04 .* the term 'term2' with 1 .* bound out of reach"
     with pytest.warns(UserWarning, match=message):
         terms.warn()
+
+
+RULES = [
+    kj.weighting.DynamicWeightAverage(),
+    kj.weighting.FAMO(),
+    kj.weighting.GeometricMean(),
+    kj.weighting.RandomWeighting(),
+    kj.weighting.Shares({"term0": 1, "term1": 1}),
+    kj.weighting.SmoothTchebycheff(),
+    kj.weighting.Uncertainty(),
+    Gives([1e-8, 1.0]),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+def test_term_of_which_no_item_counts_is_not_judged(rule):
+    terms = ModelTerms(rule, [None, 1.0])
+    terms.warn()  # Warnings are errors.
+    assert rule.factors["term0"] > 0
+
+
+@pytest.mark.parametrize("rule", [pytest.param("FAMO", marks=once_compiled), "RandomWeighting"])
+def test_terms_without_weights_or_labels_do_not_warn_in_training(rule):
+    inputs, zero = keras.Input((5,)), keras.Input(())
+    views = keras.layers.Dense(4)(inputs), keras.layers.Dense(4)(inputs)
+    pair = kj.layers.ContrastiveTerm("InfoNCE", name="pair")(views, sample_weight=zero)
+    heads = {name: keras.layers.Dense(2)(pair[0]) for name in ("a", "weightless", "classes")}
+    model = keras.Model([inputs, zero], heads)
+    losses = {"a": "mse", "weightless": "mse", "classes": kj.losses.SupCon(unlabelled=-1)}
+    model.compile("sgd", **kj.joint_loss(losses, weighting=rule))
+    y = {"a": X[:, :2], "weightless": X[:, :2], "classes": np.full(len(X), -1)}
+    weights = {name: np.full(len(X), float(name != "weightless")) for name in losses}
+    options = {"epochs": 2, "verbose": 0, "callbacks": [kj.callbacks.JointLossCallback()]}
+    model.fit([X, np.zeros(len(X), "float32")], y, sample_weight=weights, **options)
+
+
+def test_loss_of_0_with_a_small_weight_is_told_what_to_do_about_the_weight():
+    with pytest.warns(UserWarning, match=r"'term0' with 1e-08 at a loss of 0.*Limit the weights"):
+        ModelTerms(Gives([1e-8, 1.0]), [0.0, 1.0]).warn()
 
 
 @once_compiled

@@ -129,7 +129,8 @@ A term can have a loss and a weight, and train nothing. `JointLossCallback` refu
 the head of a term reads the copy of another one, as below. Where it cannot follow the graph, as in
 a subclassed model, it warns after the first epoch of a term whose gradient at the layer was 0 in
 every step. It also warns of a term whose loss did not change from step to step: its embeddings have
-collapsed to one point, units are dead, or the loss is detached or has reached its floor.
+collapsed to one point, units are dead, or the loss is detached, has reached its floor, or has
+converged on a batch that is the same in each step.
 """
 
 inputs = keras.Input((64,))

@@ -4,10 +4,16 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import keras
+
 from keras_jointloss.model_terms import ModelTerms
+from keras_jointloss.terms.clock import learning_rate, optimizer_updates
 
 #: The values of the terms of an epoch, by term and by name.
 _Readings = Mapping[str, Mapping[str, float]]
+#: A weighted loss whose gradient may be too small to measure: single precision holds no square of a
+#: number below 1e-19.
+_UNMEASURABLE = 1e-15
 
 
 class StuckTerm(NamedTuple):
@@ -53,19 +59,36 @@ class TermProgress:
     """Measures which terms train in an epoch.
 
     Args:
-        terms: The terms of a model.
+        model: The model.
+        terms: Its terms.
     """
 
-    def __init__(self, terms: ModelTerms):
+    def __init__(self, model: keras.Model, terms: ModelTerms):
+        self._trained = model
         self._terms = terms
-        self._epochs = 0
+        # How often the optimizer had updated the model before the training and before the epoch.
+        self._updates_before: int | None = None
+        self._updates_at_begin = 0
         self._weighted: set[str] = set()
-        self._constant: set[str] | None = None
+        self._constant: set[str] = set()
+        self._is_interrupted = False
+        #: The terms of which any item counted in the epoch.
+        self.counted: set[str] = set()
 
     def start_epoch(self) -> None:
         """Starts to measure, once the weights are those of the first step."""
-        self._epochs += 1
-        self._weighted, self._constant = self._names_with_weight(), None
+        self._updates_at_begin = optimizer_updates(self._trained)
+        if self._updates_before is None:
+            self._updates_before = self._updates_at_begin
+        self._weighted, self._is_interrupted = self._names_with_weight(), False
+        self._reset()
+
+    def resume(self) -> None:
+        """Measures the rest of an epoch, after an evaluation in the middle of it."""
+        self._is_interrupted = True
+        self._reset()
+
+    def _reset(self) -> None:
         for term in self._terms.values():
             term.constancy.reset()
 
@@ -74,37 +97,46 @@ class TermProgress:
 
     def end(self) -> None:
         """Ends the measurement at the end of the epoch or before an evaluation, which resets it."""
-        if self._constant is None:
-            holds = (name for name, term in self._terms.items() if term.constancy.holds)
-            self._constant = set(holds)
+        found = {name: term.constancy for name, term in self._terms.items()}
+        self.counted = {name for name, x in found.items() if x.has_counted}
+        self._constant = {name for name, x in found.items() if x.holds and not self._is_interrupted}
 
     def stuck(
         self,
         readings: _Readings,
         logs: Mapping[str, Any],
-        batches: int,
         without_gradient: Iterable[tuple[str, str]],
     ) -> list[StuckTerm]:
         """Returns the terms that did not train in the epoch that has ended.
 
+        None after an epoch that ends with a learning rate of 0.
+
         Args:
             readings: The values of the terms in training.
             logs: The logs of the epoch, for losses that are no terms.
-            batches: The number of batches of the epoch.
             without_gradient: As in `stuck_terms`.
         """
-        weighted = self._weighted & self._names_with_weight()
+        if learning_rate(self._trained) == 0:
+            return []
+        updates = optimizer_updates(self._trained)
+        # No step has seen the last update: if it is the only one, any loss may stand still.
+        unjudged = self._constant if updates - self._updates_at_begin < 2 else set()
+        # Before the first update there may be no gradient, as below a head that starts with zeros.
+        copies = list(without_gradient) if updates - (self._updates_before or 0) > 1 else []
+        weighted = (self._weighted & self._names_with_weight()) - unjudged
         losses = {
             name: reading["loss"]
             for name, reading in readings.items()
             if "loss" in reading and name in weighted and not self._terms[name].may_be_constant
         }
-        # The first step may have no gradient, as below a head that is initialized with zeros.
-        copies = list(without_gradient) if batches > 1 or self._epochs > 1 else []
-        losses_of = self._terms.wiring.losses_of
+        tiny = {name for name, x in readings.items() if abs(x.get("weighted", 1.0)) < _UNMEASURABLE}
+        losses_of = {
+            name: [x for x in found if x not in tiny]
+            for name, found in self._terms.wiring.losses_of.items()
+        }
         plain = {x for _, name in copies for x in losses_of.get(name, ()) if x not in self._terms}
         losses |= self._plain_losses(plain, logs) if plain else {}
-        return stuck_terms(losses, self._constant or (), copies, losses_of)
+        return stuck_terms(losses, self._constant, copies, losses_of)
 
     def _plain_losses(self, names: Iterable[str], logs: Mapping[str, Any]) -> dict[str, float]:
         """Returns the losses of outputs with a weight that are compiled without `joint_loss`."""

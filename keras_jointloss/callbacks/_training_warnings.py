@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import keras
@@ -86,30 +86,36 @@ class TrainingWarnings:
             )
 
     def of_factors(
-        self, readings: TermReadings, lengths: Mapping[str, float], is_clipped: bool
+        self,
+        readings: Readings,
+        counted: Collection[str],
+        lengths: Mapping[str, float],
+        forgets: bool,
     ) -> None:
         """Warns of a term that contributes practically nothing, or cannot be weighed.
 
         Args:
-            readings: The readings of the epoch.
+            readings: The values of the terms in training.
+            counted: The terms of which any item counted.
             lengths: As in `keras_jointloss.callbacks._untrained_terms.untrained_term`.
-            is_clipped: As in `keras_jointloss.weighting.Weighting.describe_limit`.
+            forgets: As in `keras_jointloss.weighting.Weighting.describe_limit`.
         """
         rule = self._terms.weighting
         if rule is None:
             return
         trained = {
             name: reading
-            for name, reading in readings.kept["train"].items()
-            if not self._terms[name].is_off
+            for name, reading in readings.items()
+            # The loss of no items is 0, and moves no rule.
+            if name in counted
+            and not self._terms[name].is_off
             and math.isfinite(reading.get("loss", math.nan))
-            and reading.get("labelled") != 0  # The loss of no labels is 0, and moves no rule.
         }
         untrained = untrained_term(rule, self._terms, trained, lengths)
         if untrained is not None:
             self._once("factors", untrained)
         losses = {name: reading["loss"] for name, reading in trained.items()}
-        limit = rule.describe_limit(losses, is_clipped)
+        limit = rule.describe_limit(losses, forgets)
         if limit is not None:
             self._once("limit", f"{type(rule).__name__}: {limit}")
 
@@ -119,11 +125,12 @@ class TrainingWarnings:
             if layer is None:
                 what = (
                     f"The loss of the term {name!r} did not change from step to step in epoch "
-                    f"{epoch}, in which its mean was {loss:.6g}, although its weight is not 0: the "
-                    "term does not train. Likely causes: its embeddings have collapsed to one "
-                    "point; it is detached, as by `stop_gradient` or constants in place of the "
-                    "output of the model; the units before it are dead or saturated; it has "
-                    "reached its floor, as when all pairs keep a margin."
+                    f"{epoch}, in which its mean was {loss:.6g}, although its weight is not 0. "
+                    "Possible causes: its embeddings have collapsed to one point; it is detached, "
+                    "as by `stop_gradient` or constants in place of the output of the model; the "
+                    "units before it are dead, saturated or frozen; it has reached its floor, as "
+                    "when all pairs keep a margin; it has converged on a batch that is the same in "
+                    "each step."
                 )
             else:
                 what = (
@@ -186,10 +193,11 @@ class TrainingWarnings:
                 )
 
 
-def limits_gradients(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Returns whether an optimizer clips gradients, or skips steps in which they are too large."""
+def forgets_large_gradients(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Returns whether an optimizer clips gradients, skips steps with large ones, or keeps none."""
     clips = (
         getattr(optimizer, name, None) for name in ("clipnorm", "global_clipnorm", "clipvalue")
     )
     is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    return is_scaled or any(clip is not None for clip in clips)
+    is_plain = isinstance(optimizer, keras.optimizers.SGD) and not optimizer.momentum
+    return is_scaled or is_plain or any(clip is not None for clip in clips)

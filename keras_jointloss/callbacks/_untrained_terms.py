@@ -16,6 +16,7 @@ class Part(NamedTuple):
     Attributes:
         name: The name of the term.
         loss: Its loss.
+        factor: The weight that the rule gives it at the end of the epoch.
         of_rule: Its loss times the weight that the rule gives it.
         contribution: The length of its weighted gradient where a layer reports it, or else its
             weighted loss: with the weight that the user gives it, too.
@@ -23,13 +24,9 @@ class Part(NamedTuple):
 
     name: str
     loss: float
+    factor: float
     of_rule: float
     contribution: float
-
-    @property
-    def factor(self) -> float:
-        """The weight that the rule gives the term."""
-        return self.of_rule / self.loss if self.loss else math.inf
 
     def exceeds(self, other: "Part", ratio: float) -> bool:
         """Returns whether a term contributes more than `ratio` times as much as another.
@@ -81,7 +78,7 @@ def _parts(rule, terms, readings, lengths) -> Iterator[Part]:
         given = float(to_numpy(terms[name].next_value()))
         # The mean over the epoch, but for a user weight that has just left 0.
         of_rule = max(weighted / given if given else 0.0, factor * loss)
-        part = Part(name, loss, of_rule, lengths.get(name, weighted))
+        part = Part(name, loss, factor, of_rule, lengths.get(name, weighted))
         if all(map(math.isfinite, part[1:])):
             yield part
 

@@ -21,7 +21,7 @@ from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_on_l
 from keras_jointloss.callbacks._term_readings import RUNS, TermReadings, has_regularizers
 from keras_jointloss.callbacks._train_curves import TrainCurves, batches_between
 from keras_jointloss.callbacks._training_record import TrainingRecord, validate_hyperparameters
-from keras_jointloss.callbacks._training_warnings import TrainingWarnings, limits_gradients
+from keras_jointloss.callbacks._training_warnings import TrainingWarnings, forgets_large_gradients
 from keras_jointloss.model_terms import ModelTerms
 from keras_jointloss.reports import Report
 from keras_jointloss.terms.clock import optimizer_step
@@ -92,7 +92,8 @@ class JointLossCallback(keras.callbacks.Callback):
     `val_loss` of epochs with different weights, and of terms that do not train although they have
     a weight: those whose loss did not change from step to step in an epoch (not for a `LossTerm`
     at its `floor` or `target`, nor while its labels are missing or its sample weights are 0), and
-    those whose gradient was 0 in every step at a layer that combines gradients.
+    those whose gradient was 0 in every step at a layer that combines gradients. Epochs with fewer
+    than two updates of the optimizer, or with a learning rate of 0 at their end, are not judged.
 
     Args:
         log_dir: The folder for TensorBoard, or `None` to write nothing.
@@ -180,7 +181,7 @@ class JointLossCallback(keras.callbacks.Callback):
         log_dir = self._summaries.log_dir
         self._record = TrainingRecord(self._summaries, terms, log_dir, self.hparams)
         self._warnings = TrainingWarnings(terms)
-        self._progress = TermProgress(terms)
+        self._progress = TermProgress(model, terms)
         self._get_metrics = lambda: model.metrics
         self._curves = TrainCurves(
             self._every, self._readings, self._gradients, self._summaries, self._get_metrics
@@ -214,6 +215,7 @@ class JointLossCallback(keras.callbacks.Callback):
         if not self._terms.clock.is_on and self._terms.clock.driver is self:
             self._readings.kept = {}
             self._sync_state()
+            self._progress.resume()
             self._curves.skip(self._begin_step + batch)
             self._terms.clock.start()
 
@@ -325,9 +327,10 @@ class JointLossCallback(keras.callbacks.Callback):
             self._warnings.of_gradients(self._gradients, statistics)
             self._warnings.of_unrecorded(self._gradients, statistics, self._batches, epoch)
         lengths = self._gradients.lengths(statistics, self._terms)
-        self._warnings.of_factors(self._readings, lengths, limits_gradients(self.model.optimizer))
         train, copies = self._readings.kept["train"], self._gradients.without_gradient(statistics)
-        stuck = self._progress.stuck(train, logs, self._batches, copies)
+        forgets = forgets_large_gradients(self.model.optimizer)
+        self._warnings.of_factors(train, self._progress.counted, lengths, forgets)
+        stuck = self._progress.stuck(train, logs, copies)
         self._warnings.of_stuck_terms(stuck, epoch)
         self._warnings.of_names(train, self._readings.totals["train"])
         self._warnings.of_monitors(running_callbacks(), logs)

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._loops import running_loop
+from keras_jointloss._math import to_numpy
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.weight import TermWeight
 
@@ -24,10 +25,19 @@ def accumulated_steps(model: keras.Model) -> int:
     return getattr(_inner_optimizer(model), "gradient_accumulation_steps", None) or 1
 
 
+def optimizer_updates(model: keras.Model) -> int:
+    """Returns how often the optimizer has updated the model; loss scaling skips some batches."""
+    return int(to_numpy(ops.convert_to_tensor(_inner_optimizer(model).iterations)))
+
+
 def optimizer_step(model: keras.Model) -> int:
     """Returns the number of batches that the optimizer has used; loss scaling skips some."""
-    iterations = ops.convert_to_tensor(_inner_optimizer(model).iterations)
-    return int(ops.convert_to_numpy(iterations)) * accumulated_steps(model)
+    return optimizer_updates(model) * accumulated_steps(model)
+
+
+def learning_rate(model: keras.Model) -> float:
+    """Returns the learning rate of the next update."""
+    return float(to_numpy(ops.convert_to_tensor(_inner_optimizer(model).learning_rate)))
 
 
 class Clock:

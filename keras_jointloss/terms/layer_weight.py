@@ -41,7 +41,9 @@ class LayerWeight(TermWeight):
         dtype = float_dtype(keras.config.floatx())
         self._create_variables(weight, dtype, add_variable)
         self.counts_steps = self.counts_steps or counts_steps
-        self.adapt()  # It is known only later whether a weighting needs this variable.
+        # It is known only later whether a weighting and a callback need these variables.
+        self.adapt()
+        self._add_constancy()
         # For each mean, the sums over items of the value and of 1.
         self._other_sums = {name: add_variable(name, (2,), 0.0, dtype=dtype) for name in means}
         self._finish, self._readings = dict(means), dict(readings)

@@ -48,6 +48,8 @@ class TermWeight:
     has_missing_targets = False
     #: Whether its loss may be constant on purpose, as at a floor.
     may_be_constant = False
+    #: Whether a callback reads `constancy`, which is recorded only then. Part of the compiled step.
+    is_watched = False
 
     def _create_variables(
         self, weight: Weight, dtype: str, add_variable: Callable[..., Any]
@@ -69,8 +71,9 @@ class TermWeight:
         self._mode = add_variable("mode", (), _STILL, **{**replicated, "dtype": "int32"})
         #: The means since the last `reset`.
         self.means = Means(add_variable, dtype)
-        #: Whether the loss has moved since the last `reset`.
-        self.constancy = Constancy(add_variable, dtype)
+        #: Whether the loss has counted and moved since the last `reset`, once it `is_watched`.
+        self.constancy: Any = None
+        self._create_constancy = partial(Constancy, add_variable, dtype)
         self._factor: Any = None
         self._add_factor = partial(add_variable, "factor", (), **replicated)
 
@@ -79,11 +82,24 @@ class TermWeight:
         if self._factor is None:
             self._factor = self._add_factor(factor)
 
+    def watch(self) -> bool:
+        """Lets the steps record `constancy`, and returns whether that is new."""
+        is_new, self.is_watched = not self.is_watched, True
+        self._add_constancy()
+        return is_new
+
+    def _add_constancy(self) -> None:
+        # Not before it is watched: a new variable also lets JAX trace the step again.
+        if self.constancy is None:
+            self.constancy = self._create_constancy()
+
     @property
     def state(self) -> list:
         """The variables of the term."""
-        factor = [] if self._factor is None else [self._factor]
-        return [self._value, self._step, self._mode, self.means.sums, self.constancy.state, *factor]
+        late = [] if self._factor is None else [self._factor]
+        if self.constancy is not None:
+            late.append(self.constancy.state)
+        return [self._value, self._step, self._mode, self.means.sums, *late]
 
     @property
     def is_dynamic(self) -> bool:
@@ -122,7 +138,8 @@ class TermWeight:
         """
         weight = self.tensor()  # Read first, since the observer may move it for the next step.
         self.means.record(loss, items, weight, batch_size, targets)
-        self.constancy.record(loss, items, counts)
+        if self.is_watched:
+            self.constancy.record(loss, items, counts)
         if self.observer is not None:
             is_on = ops.not_equal(ops.convert_to_tensor(self._mode), _OFF)
             items = items if divisor is None else divisor
@@ -186,7 +203,8 @@ class TermWeight:
         self.means.reset()
         if self.clock is not None and self.clock.outlasts_reset():
             return
-        self.constancy.reset()
+        if self.is_watched:
+            self.constancy.reset()
         if self.annealing:
             self.stop_annealing()
 

@@ -69,21 +69,21 @@ def raise_to_floor(losses, floor: Any, terms: Iterable[str], step):
     return ops.maximum(losses, tensor_by_term(values, terms, least, step, losses.dtype))
 
 
-def describe_default_floor(rule: Any, losses: Mapping[str, float]) -> str | None:
+def describe_default_floor(rule: Any, terms: Iterable[str]) -> str | None:
     """Returns a sentence on a loss below the floor that holds by default; `None` if there is none.
 
     Args:
         rule: A rule with a `floor`.
-        losses: The mean losses of an epoch by the name of the term.
+        terms: The names of the terms that take part in training.
     """
     by_name = rule.floor if isinstance(rule.floor, Mapping) else {}
     if rule.min_weight or (rule.floor is not None and not by_name):
         return None
     least = keras.config.epsilon()
-    # The mean falls below the floor long after the loss itself.
+    # The mean of an epoch falls below the floor long after the loss itself.
     latest = dict(zip(rule.terms, rule.progress.arrays()["loss"].tolist(), strict=True))
-    for name in losses:
-        loss = min(losses[name], latest[name]) - rule.minimum_loss
+    for name in terms:
+        loss = latest[name] - rule.minimum_loss
         if loss < least and name not in by_name:
             return (
                 f"the loss of the term {name!r} is {loss:.3g} and counts as {least:g}, the least "

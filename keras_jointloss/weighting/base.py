@@ -163,15 +163,15 @@ class Weighting(BoundRule):
         """
         return {}
 
-    def describe_limit(self, losses: Mapping[str, float], is_clipped: bool) -> str | None:
+    def describe_limit(self, losses: Mapping[str, float], forgets: bool) -> str | None:
         """Returns a sentence if the rule cannot weigh losses of this size, or else `None`.
 
         The callback warns with it, once.
 
         Args:
             losses: The mean losses of an epoch by the name of the term.
-            is_clipped: Whether the optimizer limits gradients, or skips steps in which they are too
-                large.
+            forgets: Whether a large gradient leaves nothing behind in the optimizer: it limits
+                gradients, skips steps in which they are too large, or remembers none.
         """
         return None
 

@@ -101,7 +101,7 @@ class FAMO(Weighting):
         state.update({"logit": logit, "log_loss": log_loss})
         return ops.softmax(logit - log_loss)
 
-    def describe_limit(self, losses, is_clipped):
+    def describe_limit(self, losses, forgets):
         return describe_default_floor(self, losses)
 
     def get_config(self) -> dict:

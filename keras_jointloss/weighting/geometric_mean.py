@@ -68,5 +68,5 @@ class GeometricMean(Weighting):
         logarithms = ops.log(raise_to_floor(losses, self.floor, self.terms, step))
         return ops.exp(ops.sum(logarithms) / count - logarithms) / count
 
-    def describe_limit(self, losses, is_clipped):
+    def describe_limit(self, losses, forgets):
         return describe_default_floor(self, losses)

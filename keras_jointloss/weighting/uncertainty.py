@@ -95,9 +95,9 @@ class Uncertainty(Weighting):
         self.state["log_variance"] = log_variance
         return 0.5 * ops.exp(-log_variance)
 
-    def describe_limit(self, losses, is_clipped):
+    def describe_limit(self, losses, forgets):
         largest = max(losses, key=losses.__getitem__, default=None)
-        if is_clipped or largest is None or losses[largest] < 1e3 or int(to_numpy(self.epoch)) > 1:
+        if forgets or largest is None or losses[largest] < 1e3 or int(to_numpy(self.epoch)) > 1:
             return None
         return (
             f"the loss of the term {largest!r} is {losses[largest]:.3g}. With the weight of the "
