@@ -49,7 +49,8 @@ class GradientBalancer(GradientCombination):
 
     The layer balances whenever the enclosing model trains: in each training step of Keras, and in
     a direct call of the model with `training=True`. The argument `training` of the layer itself
-    does not switch it off, such as the `training=False` that freezes batch normalization. In
+    does not switch it off, such as the `training=False` that freezes batch normalization. Where a
+    custom step itself calls the model with `training=False`, as for pseudo labels, and in
     `evaluate`, `predict` and an exported model the layer computes nothing. In a direct call of a
     model whose `call` takes no argument `training`, the layer cannot detect this. It then copies
     its inputs, and within a gradient on JAX it also counts the call as a step and warns. Under
