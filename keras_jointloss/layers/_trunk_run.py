@@ -59,11 +59,11 @@ class _Run(keras.StatelessScope):
     def __init__(self, parameters: Iterable[tuple], state: Iterable[tuple]):
         parameters = list(parameters)
         super().__init__([*parameters, *state], collect_losses=True)
-        self._parameters = {id(variable) for variable, _ in parameters}
+        self._copied = {id(variable) for variable, _ in parameters}
         self.assigned: dict[int, keras.Variable] = {}
 
     def get_current_value(self, variable):
-        if id(variable) in self._parameters and has_own_gradient(run_for_terms.__code__):
+        if id(variable) in self._copied and has_own_gradient(run_for_terms.__code__):
             raise _invalid(
                 "that TensorFlow differentiates with respect to copies of its parameters. It does "
                 "not if a function with a gradient of its own reads them, such as one that "
@@ -77,7 +77,7 @@ class _Run(keras.StatelessScope):
 
     def add_update(self, update):
         variable, _ = update
-        if id(variable) in self._parameters:
+        if id(variable) in self._copied:
             raise _invalid(
                 f"that does not assign to its parameters. {_INSTEAD}",
                 f"a trunk that assigns to its parameter {variable.path!r}",
