@@ -132,7 +132,7 @@ for class_weight in (None, {"digit": {9: 2.0}}):
     fit(model, {"digit": labels, "ink": rows}, sample_weight=weights)
     found = np.argmax(model.predict(x[test], verbose=0)["digit"], axis=1) == 9
     nines = digits[test] == 9
-    print(f"nines found: {found[nines].mean():.0%}, found wrongly: {found[~nines].mean():.0%}")
+    print(f"nines found: {found[nines].mean():.1%}, found wrongly: {found[~nines].mean():.1%}")
 
 """
 ## Contrastive losses
