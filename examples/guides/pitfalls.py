@@ -112,14 +112,14 @@ for name, model in {"first": first, "clone": keras.models.clone_model(first)}.it
 ## A loss that reaches 0
 
 `GeometricMean` and `FAMO` weigh a loss by its inverse, so a loss that can reach 0 takes all the
-weight. Here the second target is always 0. Give that term a `floor`, below which it counts as
-solved, or all terms a `min_weight`.
+weight. Here the second target is always 0. A warning tells when such a loss falls below the least
+that counts. Give that term a `floor`, below which it counts as solved, or all terms a `min_weight`.
 """
 
 solved = {**TARGETS, "image": 0 * images}
 for floor in (None, {"image": 0.1}):
     model = build(kj.joint_loss(LOSSES, weighting=kj.weighting.GeometricMean(floor)))
-    logs = fit(model, kj.callbacks.JointLossCallback(), y=solved, epochs=6)
+    logs = fit(model, kj.callbacks.JointLossCallback(), y=solved, epochs=12)
     print({key: logs[key] for key in ("digit_weight", "image_weight", "val_digit_loss")})
 
 """
