@@ -102,7 +102,7 @@ class TermLoss(keras.losses.Loss):
         values, sample_weight = self._values_to_weight(y_true, y_pred, sample_weight)
         value = self._reduced(y_true, y_pred, sample_weight, values)
         batch_size = ops.shape(keras.tree.flatten(y_pred)[0])[0]
-        counts = self._counts(y_true, sample_weight)
+        counts = self._counts(y_true, sample_weight) if self.weight.uses_counts else None
         mean = ops.mean(value) if len(value.shape) else value
         if self._own_reduction() in ("none", None):
             self.weight.record(mean, batch_size, counts)
@@ -227,7 +227,7 @@ class TermLoss(keras.losses.Loss):
     def _call_with_missing(self, labelled, y_true, y_pred, sample_weight):
         value = labelled(y_true, y_pred, sample_weight)
         counts = None
-        if sample_weight is not None:
+        if sample_weight is not None and self.weight.uses_counts:
             counts = labelled.has_weight(y_true, y_pred, sample_weight)
         batch_size = ops.shape(keras.tree.flatten(y_pred)[0])[0]
         loss, divisor = _unscaled(value.loss), None

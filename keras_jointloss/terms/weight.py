@@ -102,6 +102,11 @@ class TermWeight:
         return [self._value, self._step, self._mode, self.means.sums, *late]
 
     @property
+    def uses_counts(self) -> bool:
+        """Whether a step needs to know if any item counts."""
+        return self.is_watched or self.observer is not None
+
+    @property
     def is_dynamic(self) -> bool:
         """Whether the weight is meant to move during training."""
         return self.counts_steps or self.observer is not None
