@@ -2,13 +2,15 @@
 
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 #: The largest count: steps and sizes are computed in int32, which holds no larger number.
 MAX_COUNT = 2**31 - 1
+#: The largest number: a larger one is infinity in float32, in which options are used.
+MAX_NUMBER = float(np.finfo("float32").max)
 
 
 def validate_number(
@@ -18,7 +20,7 @@ def validate_number(
     exclusive: bool = False,
     expected: str | None = None,
 ) -> float:
-    """Returns `value` as a float if it is a finite number that is large enough.
+    """Returns `value` as a float if it is a number that is finite in float32 and large enough.
 
     Args:
         value: The value passed.
@@ -30,19 +32,26 @@ def validate_number(
     Raises:
         ValueError: If `value` is anything else.
     """
-    if isinstance(value, np.ndarray) and value.shape == ():
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.shape == ()):
         value = value.item()
+    number: Any = value if isinstance(value, numbers.Real) else math.nan
     if (
-        isinstance(value, bool | np.bool_)
-        or not isinstance(value, numbers.Real)
-        or not math.isfinite(value)
-        or value < minimum
-        or (exclusive and value == minimum)
+        isinstance(value, bool)
+        or not abs(number) <= MAX_NUMBER  # Nor is NaN.
+        or number < minimum
+        or (exclusive and number == minimum)
     ):
         bound = "" if minimum == -math.inf else f" {'>' if exclusive else '>='} {minimum:g}"
+        is_large = MAX_NUMBER < abs(number) < math.inf
+        if is_large and isinstance(value, int):  # Python writes out no integer of any size.
+            received = f"an integer of {value.bit_length()} bits"
+        else:
+            received = repr(value)
+        if is_large:
+            received = f"{received}, which float32 cannot hold"
         raise ValueError(
             f"Invalid value for argument `{name}`. Expected {expected or f'a finite number{bound}'}"
-            f". Received: {name}={value!r}"
+            f". Received: {name}={received}"
         )
     return float(value)
 
@@ -74,6 +83,26 @@ def validate_bool(value: Any, name: str) -> bool:
             f"Received: {name}={value!r}"
         )
     return bool(value)
+
+
+def validate_list(value: Any, name: str, expected: str) -> list:
+    """Returns `value` as a list if it is a list, a tuple or an array.
+
+    Args:
+        value: The value passed.
+        name: The name of the argument, for the error message.
+        expected: What the list contains, in words.
+
+    Raises:
+        ValueError: If `value` is anything else.
+    """
+    is_array = isinstance(value, np.ndarray) and value.ndim > 0
+    if not is_array and (isinstance(value, str) or not isinstance(value, Sequence)):
+        raise ValueError(
+            f"Invalid value for argument `{name}`. Expected a list of {expected}. "
+            f"Received: {name}={value!r}"
+        )
+    return list(value)
 
 
 def validate_choice(value: Any, name: str, choices: tuple) -> Any:

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._registry import find
-from keras_jointloss._validation import validate_number, validate_share
+from keras_jointloss._validation import validate_bool, validate_number, validate_share
 from keras_jointloss.aggregators._gramian import (
     active_terms,
     at_least,
@@ -61,7 +61,7 @@ class Aggregator:
     degree = 0
 
     def __init__(self, rescale: bool = False, ema: float = 0.0):
-        self.rescale = bool(rescale)
+        self.rescale = validate_bool(rescale, "rescale")
         self.ema = validate_share(ema, "ema")
 
     def coefficients(self, gramian):

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_jointloss import losses
 from keras_jointloss._masks import finite_items
+from keras_jointloss._validation import validate_list
 from keras_jointloss.layers._layer_term import validate_reduction
 from keras_jointloss.terms.by_shape import get_loss, get_metric
 from keras_jointloss.terms.missing import fill, match_ranks
@@ -53,7 +54,8 @@ def loss_between_views(loss: keras.losses.Loss, views, valid=None):
 
 def mean_metrics(metrics: Sequence[Any], loss: Any) -> list[keras.metrics.MeanMetricWrapper]:
     """Returns the metrics of target and prediction, which must be means over items."""
-    if loss is None and len(metrics):
+    metrics = validate_list(metrics, "metrics", "metrics")
+    if loss is None and metrics:
         raise ValueError(
             "Invalid value for argument `metrics`. Expected none without a loss, since there is no "
             f"target. Received: metrics={metrics!r}"

@@ -20,7 +20,7 @@ from keras_jointloss._math import float_dtype, to_numpy
 from keras_jointloss._saved_state import SavedState, load_or_undo
 from keras_jointloss._state import as_state, layer_state
 from keras_jointloss._training import is_training
-from keras_jointloss._validation import validate_choice
+from keras_jointloss._validation import validate_bool, validate_choice
 from keras_jointloss.aggregators._gramian import correlation, nonzero
 from keras_jointloss.layers._gradient_record import GradientRecord, GradientStatistics
 from keras_jointloss.layers._loss_scale import loss_scale, probe_loss
@@ -97,8 +97,8 @@ class GradientCombination(keras.layers.Layer):
             )
         self.terms = tuple(terms)
         self.reduction = validate_choice(reduction, "reduction", ("flatten", "sum"))
-        self.rescale = bool(rescale)
-        self.telemetry = bool(telemetry)
+        self.rescale = validate_bool(rescale, "rescale")
+        self.telemetry = validate_bool(telemetry, "telemetry")
         found = aggregators.get("sum" if aggregator is None else aggregator)
         self.aggregator = found.for_terms(self.terms)
         if isinstance(aggregator, str) and not self.rescale:

@@ -208,6 +208,19 @@ class ViewsLoss(keras.losses.Loss):
                 f"{one}. Received: shape={tuple(shape)}"
             )
 
+    def _validate_items(self, count: int | None, sample_weight) -> None:
+        """Raises `ValueError` if there are no items, or another number of weights."""
+        name = type(self).__name__
+        # One of several replicas may have none of the items of a small batch.
+        if count == 0 and not in_replica():
+            raise ValueError(f"{name} expects one item or more. Received: y_pred of an empty batch")
+        shape = () if sample_weight is None else tuple(ops.convert_to_tensor(sample_weight).shape)
+        if shape and None not in (shape[0], count) and shape[0] not in (1, count):
+            raise ValueError(
+                f"{name} expects `sample_weight` of shape ({count},). "
+                f"Received: sample_weight of shape {shape}"
+            )
+
     def validate_labels(self, shape, batch_size: int | None = None) -> None:
         """Raises `ValueError` if `shape` does not hold one label or row of classes per item."""
         is_matrix = len(shape) == 2 and (shape[1] in (1, None) or self.label_kind != "pair")
@@ -233,6 +246,7 @@ class ViewsLoss(keras.losses.Loss):
         with keras.name_scope(self.name):
             views = ops.convert_to_tensor(y_pred, dtype=self.dtype)
             self.validate_views(views.shape)
+            self._validate_items(views.shape[0], sample_weight)
             values = self._values(y_true, views, valid_items(y_pred, sample_weight))
             # Keras reads the mask from the prediction.
             reduce = reduced_over_replicas if self.is_of_all_replicas(views) else reduce_values

@@ -15,6 +15,7 @@ from keras_jointloss._replicas import (
     recorded_sum,
     rows_of,
 )
+from keras_jointloss._validation import validate_list
 
 
 class ViewsMetric(keras.metrics.Metric):
@@ -200,6 +201,7 @@ def other_pairs(views, valid, labels=None, items=None):
 
 def validate_metrics(metrics, has_labels):
     """Returns the metrics as a tuple, or raises `ValueError` if one cannot be computed here."""
+    metrics = validate_list(metrics, "metrics", "metrics")
     for metric in metrics:
         if not isinstance(metric, ViewsMetric):
             raise ValueError(

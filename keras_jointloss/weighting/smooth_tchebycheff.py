@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_jointloss._validation import validate_number
+from keras_jointloss._validation import validate_list, validate_number
 from keras_jointloss.weighting.base import Weighting
 
 
@@ -58,7 +58,7 @@ class SmoothTchebycheff(Weighting):
         if preference is not None:
             self.preference = [
                 validate_number(value, f"preference[{index}]", 0, exclusive=True)
-                for index, value in enumerate(preference)
+                for index, value in enumerate(validate_list(preference, "preference", "numbers"))
             ]
         self.smoothness = validate_number(smoothness, "smoothness", 0, exclusive=True)
 

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_jointloss._math import to_numpy
-from keras_jointloss._validation import validate_number
+from keras_jointloss._validation import validate_bool, validate_number
 from keras_jointloss.weighting.base import Weighting
 
 #: Smaller losses count as this.
@@ -77,7 +77,7 @@ class Uncertainty(Weighting):
     ):
         super().__init__(ema=(0.9 if analytic else 0.0) if ema is None else ema, **kwargs)
         self.learning_rate = validate_number(learning_rate, "learning_rate", 0, exclusive=True)
-        self.analytic = bool(analytic)
+        self.analytic = validate_bool(analytic, "analytic")
 
     def initial_weight(self, count):
         return 0.5
