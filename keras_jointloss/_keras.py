@@ -58,7 +58,9 @@ class _Witness(keras.layers.Layer):
     """Records which of the overridden methods Keras calls."""
 
     def __init__(self, name):
-        super().__init__(name=name)
+        # Whatever the dtype policy, it returns its input itself.
+        super().__init__(name=name, autocast=False)
+        keep_from_recomputation(self)
         self.called = set()
         self.training: bool | None = None
         self.identity: Any = None
@@ -92,7 +94,8 @@ def check() -> None:
     parent, child = _Witness("parent"), _Witness("child")
     parent.child = child
     # Symbolic: no backend computes anything. Within another call, Keras does not clear losses.
-    is_outside = outermost_layer() is None
+    with keras.StatelessScope() as scope:
+        is_outside = outermost_layer() is None and scope.original_scope is None
     if is_outside:
         tensor = keras.KerasTensor((1, 1))
         parent(tensor, training=True)
@@ -103,7 +106,7 @@ def check() -> None:
         _check_source(tensor, parent)
     else:
         child.called.add("_clear_losses")
-    if not hasattr(parent, "_remat_mode"):
+    if not hasattr(_PROBE, "_remat_mode"):
         raise _unsupported("sets `Layer._remat_mode`", "does not have")
     if not hasattr(getattr(keras.metrics.Metric(), "_tracker", None), "untrack"):
         raise _unsupported("removes variables by `Metric._tracker`", "does not have")

@@ -96,3 +96,20 @@ def test_check_runs_before_keras_uses_losses_and_metrics(argument):
     model.compile("sgd", **{"loss": "mse", argument: given})
     with pytest.raises(ValueError, match=r"Expected `joint_loss\(\.\.\., outputs='list'\)`"):
         model.evaluate(x, [x, x], verbose=0)
+
+
+@pytest.mark.parametrize("floatx", ["float64", "float16"])
+@pytest.mark.parametrize("policy", [None, "mixed_float16", "mixed_bfloat16", "float64"])
+def test_package_can_be_imported_under_any_dtype_policy(policy, floatx):
+    keras.config.set_floatx(floatx)
+    if policy is not None:
+        keras.config.set_dtype_policy(policy)
+    _keras.check()
+
+
+@pytest.mark.parametrize(
+    "scope", [keras.StatelessScope, keras.RematScope, lambda: keras.device("cpu:0")]
+)
+def test_package_can_be_imported_in_a_scope(scope):
+    with scope():
+        _keras.check()
