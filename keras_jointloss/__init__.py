@@ -1,4 +1,15 @@
-"""Joint losses for Keras: several loss terms in plain `compile` and `fit`."""
+"""Joint losses for Keras: several loss terms in plain `compile` and `fit`.
+
+Each part of the package imports only from the parts in the lines above it:
+
+    _core
+    aggregators, schedules, tensorboard
+    terms
+    losses, metrics, weighting
+    layers
+    joint
+    callbacks, distribution
+"""
 
 import importlib
 import sys
@@ -17,10 +28,10 @@ _SUBMODULES = (
     "weighting",
 )
 _ATTRIBUTES = {
-    "joint_loss": "joint",
+    "joint_loss": "joint.joint_loss",
     "LossWeight": "terms.output_weight",
     "plot": "tensorboard.plot",
-    "report": "reports",
+    "report": "joint.report",
 }
 
 __all__ = [

@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
-from keras_jointloss import _keras
-from keras_jointloss._backend import name, workers
+from keras_jointloss._core import keras as _keras
+from keras_jointloss._core.backend import name, workers
 from keras_jointloss.terms.clock import optimizer_step
 
 __all__ = ["enable_multi_worker_fit"]

@@ -11,7 +11,7 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_jointloss._validation import MAX_COUNT, validate_number
+from keras_jointloss._core.validation import MAX_COUNT, validate_number
 
 __all__ = ["Cyclical", "Linear", "Sequential", "Sigmoid"]
 

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 import keras_jointloss as kj
-from keras_jointloss.find_terms import find_terms
+from keras_jointloss.joint.find_terms import find_terms
 from keras_jointloss.terms.applied_weight import AppliedWeight
 
 RULES = (

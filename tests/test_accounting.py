@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from keras_jointloss.callbacks._term_readings import TermReadings
+from keras_jointloss.callbacks.joint._term_readings import TermReadings
 from tests.small_models import X, Y, compiled, fit, ramp
 
 GENERATOR = np.random.default_rng(3)

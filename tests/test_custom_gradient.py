@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_jointloss._backend import custom_gradient
+from keras_jointloss._core.backend import custom_gradient
 from tests.gradients import value_and_gradient
 
 X = np.array([1.0, -2.0, 3.0], "float32")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import keras_jointloss as kj
-from keras_jointloss._backend import ranks
+from keras_jointloss._core.backend import ranks
 from tests.workers import models
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,8 @@ import keras
 import pytest
 
 import keras_jointloss as kj
-from keras_jointloss import _keras, distribution
+from keras_jointloss import distribution
+from keras_jointloss._core import keras as _keras
 
 
 @pytest.mark.backend("jax", "torch")
@@ -86,7 +87,8 @@ def test_process_ends_by_itself_where_there_is_no_alarm(monkeypatch):
 @pytest.mark.backend("tensorflow")
 def test_process_of_a_failed_training_ends_although_something_waits():
     code = (
-        "import atexit, time; from keras_jointloss._backend import workers; workers._GRACE = 1; "
+        "import atexit, time; from keras_jointloss._core.backend import workers; "
+        "workers._GRACE = 1; "
         "atexit.register(time.sleep, 600); workers.end_soon(); raise ValueError('failed')"
     )
     ended = subprocess.run(

@@ -7,7 +7,7 @@ from keras import ops
 from keras.optimizers.schedules import PolynomialDecay
 
 import keras_jointloss as kj
-from keras_jointloss.find_terms import find_terms
+from keras_jointloss.joint.find_terms import find_terms
 from tests.backends import once_compiled
 from tests.subjects import DATA
 

@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from keras_jointloss import _keras
+from keras_jointloss._core import keras as _keras
 
 
 def test_keras_defines_and_calls_all_private_names():

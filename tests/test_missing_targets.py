@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from keras_jointloss.terms.labelled_metric import LabelledMetric
+from keras_jointloss.terms.missing.labelled_metric import LabelledMetric
 from tests.backends import once_compiled
 from tests.gradients import COMPILES, compiled_value_and_gradient, value_and_gradient
 

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from keras_jointloss.find_terms import find_terms
+from keras_jointloss.joint.find_terms import find_terms
 from keras_jointloss.terms.loss import TermLoss
 from keras_jointloss.terms.loss_sum import LossSum
 from keras_jointloss.terms.term_reading import TermReading

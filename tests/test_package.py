@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import graphlib
 import importlib
 import os
 import pkgutil
@@ -15,40 +16,24 @@ import keras
 import pytest
 
 import keras_jointloss as kj
-from keras_jointloss import _keras
+from keras_jointloss._core import keras as _keras
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = kj.__name__
 
-# A module imports only from earlier levels. All modules of a family have its level.
-LEVELS = (
-    {
-        "_backend",
-        "_keras",
-        "_loops",
-        "_masks",
-        "_math",
-        "_registry",
-        "_state",
-        "_validation",
-        "reports",
-        "tensorboard",
-    },
-    {"_labels", "_replicas", "_saved_state", "_training", "aggregators", "schedules"},
-    {"_replica_losses"},
-    {"terms"},
-    {"losses", "metrics", "weighting"},
-    {"_joint_arguments"},
-    {"joint", "layers"},
-    {"find_terms"},
-    {"wiring"},
-    {"model_terms"},
-    {"callbacks", "distribution"},
-)
+
+def levels(text: str) -> list[set[str]]:
+    """Returns the parts of the package by level, from the indented lines of a text."""
+    lines = re.findall(r"^    (\w+(?:, \w+)*)$", text, re.MULTILINE)
+    return [set(line.split(", ")) for line in lines]
+
+
+LEVELS = levels(kj.__doc__)
 LEVEL = {family: level for level, families in enumerate(LEVELS) for family in families}
 BACKENDS = {"jax", "tensorflow", "torch"}
 # The TensorBoard server does not have to load these.
 NOT_FOR_TENSORBOARD = {"keras", PACKAGE, *BACKENDS}
+BACKEND = f"{PACKAGE}._core.backend"
 
 
 def sources() -> dict[str, Path]:
@@ -92,15 +77,16 @@ def violations(module: str, source: str, package: str | None = None) -> list[str
     """Returns a sentence for each invalid import of a module."""
     importer = family(module)
     if importer and importer not in LEVEL:
-        return [f"{module}: has no level yet, give it one in {Path(__file__).name}"]
+        return [f"{module}: has no level yet, give it one in the docstring of the package"]
     found = []
     for name in sorted(imported(source, package or module.rpartition(".")[0])):
         top = name.partition(".")[0]
         if f"{name}.".startswith("keras.src."):
             found.append(f"{module}: imports the private {name}")
-        if top in BACKENDS and importer != "_backend":
-            found.append(f"{module}: imports {name}, which only `_backend` may")
-        if importer == "tensorboard" and top in NOT_FOR_TENSORBOARD and family(name) != importer:
+        if top in BACKENDS and not f"{module}.".startswith(f"{BACKEND}."):
+            found.append(f"{module}: imports {name}, which only `_core.backend` may")
+        is_allowed = family(name) == importer or name.startswith(f"{PACKAGE}._core.validation.")
+        if importer == "tensorboard" and top in NOT_FOR_TENSORBOARD and not is_allowed:
             found.append(f"{module}: imports {name}, which TensorBoard does not need")
         if top == PACKAGE and importer and family(name) != importer:
             if family(name) not in LEVEL:
@@ -161,7 +147,7 @@ def private_uses(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("module", sorted({*MODULES} - {f"{PACKAGE}._keras"}))
+@pytest.mark.parametrize("module", sorted({*MODULES} - {f"{PACKAGE}._core.keras"}))
 def test_private_keras_names_are_used_in_one_module(module):
     assert private_uses(MODULES[module].read_text(encoding="utf-8")) == []
 
@@ -201,13 +187,14 @@ def test_modules_import_only_from_lower_levels(module):
         ("losses.info_nce", "import keras_jointloss"),
         ("losses.info_nce", "def call(self):\n    import tensorflow as tf"),
         ("joint", "from jax import numpy"),
+        ("_core.math", "from keras_jointloss.terms import LossWeight"),
         ("callbacks.joint_loss_callback", "import torch.distributed"),
         ("layers", "from keras.src.backend import Variable"),
         ("layers", "from keras import src"),
         ("layers", "import keras\nkeras.src.backend.Variable()"),
-        ("_backend", "import keras.src"),
+        ("_core.backend", "import keras.src"),
         ("tensorboard.writer", "import keras"),
-        ("tensorboard.writer", "from keras_jointloss import _math"),
+        ("tensorboard.writer", "from keras_jointloss._core import math"),
         ("tensorboard.writer", "def write(self):\n    from tensorflow import summary"),
         ("utils", ""),
     ],
@@ -219,9 +206,12 @@ def test_checker_reports_violations(module, source):
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("losses.info_nce", "from keras_jointloss._math import dot\nfrom .base import ViewsLoss"),
+        (
+            "losses.info_nce",
+            "from keras_jointloss._core.math import dot\nfrom .base import ViewsLoss",
+        ),
         ("losses.info_nce", "import keras\nfrom keras import ops\nimport numpy as np"),
-        ("_backend", "def gather(x):\n    import tensorflow as tf\n    import jax, torch"),
+        ("_core.backend.jax", "def gather(x):\n    import tensorflow as tf\n    import jax, torch"),
         ("callbacks", "from keras_jointloss.tensorboard import SummaryWriter"),
         ("tensorboard.writer", "from tensorboard.plugins.scalar import metadata"),
         ("tensorboard.plugin", "from keras_jointloss.tensorboard.writer import SummaryWriter"),
@@ -229,6 +219,22 @@ def test_checker_reports_violations(module, source):
 )
 def test_checker_accepts_valid_imports(module, source):
     assert violations(f"{PACKAGE}.{module}", source) == []
+
+
+def test_map_of_the_source_states_the_same_levels():
+    assert levels((ROOT / "docs" / "source.md").read_text("utf-8")) == LEVELS
+
+
+def test_modules_import_one_another_in_no_circle():
+    imports = {}
+    for module, path in MODULES.items():
+        package = module if path.stem == "__init__" else module.rpartition(".")[0]
+        names = imported(path.read_text("utf-8"), package)
+        imports[module] = {
+            next((x for x in (name, name.rpartition(".")[0]) if x in MODULES), module)
+            for name in names
+        } - {module}
+    graphlib.TopologicalSorter(imports).prepare()
 
 
 def run_python(code: str, **environment: str) -> str:
@@ -277,7 +283,7 @@ def test_import_loads_only_the_package():
 def test_only_one_module_queries_the_backend():
     sources = {name: path.read_text("utf-8") for name, path in MODULES.items()}
     asking = {name for name, source in sources.items() if "backend.backend()" in source}
-    assert asking == {f"{PACKAGE}._backend"}
+    assert asking == {BACKEND}
 
 
 def test_tensorboard_loads_neither_keras_nor_a_backend():

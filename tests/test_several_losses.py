@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from keras_jointloss.find_terms import find_terms
+from keras_jointloss.joint.find_terms import find_terms
 from keras_jointloss.terms import LossPart
 from tests.backends import once_compiled
 from tests.small_models import X, Y, build, fit, ramp

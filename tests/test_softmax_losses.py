@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from keras_jointloss import _math
+from keras_jointloss._core import math as _math
 from keras_jointloss.losses import _tiles
 from tests import reference
 from tests.backends import once_compiled

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from keras_jointloss.callbacks._stuck_terms import StuckTerm, stuck_terms
+from keras_jointloss.callbacks.joint._stuck_terms import StuckTerm, stuck_terms
 from tests.small_models import X, compiled, fit
 
 NAN, INF = float("nan"), float("inf")

@@ -8,7 +8,7 @@ import pytest
 
 import keras_jointloss as kj
 from keras_jointloss.callbacks import JointLossCallback, TermStopping
-from keras_jointloss.find_terms import find_terms
+from keras_jointloss.joint.find_terms import find_terms
 from tests.backends import once_compiled
 from tests.small_models import X, Y, compiled, fit, ramp, with_layer_term
 from tests.terms import RULES, Terms, make

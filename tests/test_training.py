@@ -15,7 +15,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from keras_jointloss.find_terms import find_terms
+from keras_jointloss.joint.find_terms import find_terms
 from tests.subjects import BATCH, DATA, ITEMS, SUBJECTS, Subject
 
 STEPS = ITEMS // BATCH

@@ -8,8 +8,11 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from keras_jointloss.callbacks._term_readings import TermReadings
-from keras_jointloss.callbacks._training_warnings import TrainingWarnings, forgets_large_gradients
+from keras_jointloss.callbacks.joint._term_readings import TermReadings
+from keras_jointloss.callbacks.joint._training_warnings import (
+    TrainingWarnings,
+    forgets_large_gradients,
+)
 from tests.backends import once_compiled
 from tests.small_models import X, compiled, fit
 

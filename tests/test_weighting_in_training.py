@@ -16,7 +16,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from keras_jointloss.find_terms import find_terms
+from keras_jointloss.joint.find_terms import find_terms
 from tests import reference_weighting as reference
 from tests.backends import once_compiled
 from tests.summaries import read_scalars

@@ -6,8 +6,8 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from keras_jointloss.find_terms import find_terms
-from keras_jointloss.wiring import Wiring
+from keras_jointloss.joint.find_terms import find_terms
+from keras_jointloss.joint.wiring import Wiring
 
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.normal(size=(20, 5)).astype("float32")

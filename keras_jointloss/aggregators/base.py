@@ -6,8 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._registry import find
-from keras_jointloss._validation import validate_bool, validate_number, validate_share
+from keras_jointloss._core.registry import find
+from keras_jointloss._core.validation import validate_bool, validate_number, validate_share
 from keras_jointloss.aggregators._gramian import (
     active_terms,
     at_least,

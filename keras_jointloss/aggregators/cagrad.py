@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_jointloss._validation import validate_number
+from keras_jointloss._core.validation import validate_number
 from keras_jointloss.aggregators._gramian import (
     active_terms,
     at_least,

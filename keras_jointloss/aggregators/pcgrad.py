@@ -3,8 +3,8 @@
 import keras
 from keras import ops
 
-from keras_jointloss._math import scramble
-from keras_jointloss._validation import validate_seed
+from keras_jointloss._core.math import scramble
+from keras_jointloss._core.validation import validate_seed
 from keras_jointloss.aggregators._gramian import active_terms
 from keras_jointloss.aggregators.base import Aggregator
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
-from keras_jointloss._math import mean_where
-from keras_jointloss._validation import validate_by_name, validate_names, validate_number
+from keras_jointloss._core.math import mean_where
+from keras_jointloss._core.validation import validate_by_name, validate_names, validate_number
 from keras_jointloss.aggregators._gramian import active_terms, correlation
 from keras_jointloss.aggregators.base import PreferenceAggregator
 

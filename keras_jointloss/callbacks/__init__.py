@@ -1,7 +1,7 @@
 """Callbacks for joint losses."""
 
-from keras_jointloss.callbacks.joint_loss_callback import JointLossCallback
-from keras_jointloss.callbacks.retrieval_evaluation import RetrievalEvaluation
+from keras_jointloss.callbacks.joint.joint_loss_callback import JointLossCallback
+from keras_jointloss.callbacks.retrieval.retrieval_evaluation import RetrievalEvaluation
 from keras_jointloss.callbacks.term_stopping import TermStopping
 
 __all__ = ["JointLossCallback", "RetrievalEvaluation", "TermStopping"]

@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 
 import keras
 
-from keras_jointloss._backend import is_chief
-from keras_jointloss._loops import enclosing_callbacks
+from keras_jointloss._core.backend import is_chief
+from keras_jointloss._core.loops import enclosing_callbacks
 from keras_jointloss.tensorboard import SummaryWriter
 
 # The charts of the custom scalars dashboard, with the tags in each.

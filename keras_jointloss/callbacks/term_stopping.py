@@ -7,8 +7,8 @@ from typing import Any
 
 import keras
 
-from keras_jointloss._validation import validate_choice, validate_count, validate_number
-from keras_jointloss.find_terms import find_terms
+from keras_jointloss._core.validation import validate_choice, validate_count, validate_number
+from keras_jointloss.joint.find_terms import find_terms
 from keras_jointloss.tensorboard.runs import is_larger_better
 from keras_jointloss.terms.weight import TermWeight
 

@@ -6,7 +6,7 @@ from functools import partial
 from keras import ops
 
 from keras_jointloss.layers._layer_term import mean_over_items
-from keras_jointloss.terms.missing import fill
+from keras_jointloss.terms.missing.targets import fill
 
 
 def mean_over_elements(

@@ -8,17 +8,17 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._backend import (
+from keras_jointloss._core.backend import (
     is_traced,
     replica_count,
     takes_turns,
     trains_functionally,
 )
-from keras_jointloss._loops import STEPS, enclosing_scope, running_loop
-from keras_jointloss._math import divide_or_0
-from keras_jointloss._replicas import own_share, recorded_sum, sum_of_replicas
-from keras_jointloss._saved_state import SavedState, load_or_undo
-from keras_jointloss._state import as_state
+from keras_jointloss._core.loops import STEPS, enclosing_scope, running_loop
+from keras_jointloss._core.math import divide_or_0
+from keras_jointloss._core.replicas import own_share, recorded_sum, sum_of_replicas
+from keras_jointloss._core.saved_state import SavedState, load_or_undo
+from keras_jointloss._core.state import as_state
 from keras_jointloss.layers._late_loss import CallLoss, LateLoss, Step
 from keras_jointloss.terms.given_weight import Weight
 from keras_jointloss.terms.layer_weight import LayerWeight

@@ -5,12 +5,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss import _keras
-from keras_jointloss._backend import for_chunks
-from keras_jointloss._training import is_training
-from keras_jointloss._validation import validate_count
-from keras_jointloss.layers._gradient_combination import GradientCombination
+from keras_jointloss._core import keras as _keras
+from keras_jointloss._core.backend import for_chunks
+from keras_jointloss._core.training import is_training
+from keras_jointloss._core.validation import validate_count
 from keras_jointloss.layers._layer_term import LayerTerm
+from keras_jointloss.layers.gradients._combination import GradientCombination
 
 #: The name of the state of every `keras.random.SeedGenerator`.
 SEED = "seed_generator_state"

@@ -8,11 +8,10 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_jointloss._backend import in_replica, sum_over_replicas
-from keras_jointloss._math import float_dtype
-from keras_jointloss._training import is_training
-from keras_jointloss._validation import validate_number
-from keras_jointloss.layers._comparison import loss_function, mean_metrics
+from keras_jointloss._core.backend import in_replica, sum_over_replicas
+from keras_jointloss._core.math import float_dtype
+from keras_jointloss._core.training import is_training
+from keras_jointloss._core.validation import validate_number
 from keras_jointloss.layers._element_mean import (
     has_leading_axes,
     mean_over_elements,
@@ -20,6 +19,7 @@ from keras_jointloss.layers._element_mean import (
 )
 from keras_jointloss.layers._late_loss import CallLoss
 from keras_jointloss.layers._layer_term import LayerTerm, mean_over_items
+from keras_jointloss.layers.contrastive._comparison import loss_function, mean_metrics
 from keras_jointloss.terms.given_weight import Weight, deserialize_weight, validate_schedule
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_jointloss._validation import validate_number
+from keras_jointloss._core.validation import validate_number
 
 
 def hinge(difference, margin: float | str):

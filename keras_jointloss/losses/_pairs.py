@@ -4,10 +4,9 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_jointloss._labels import label_tensor
-from keras_jointloss._masks import finite_items
-from keras_jointloss._math import float_dtype, prepare
-from keras_jointloss._replicas import Items, rows_of
+from keras_jointloss._core.batch import finite_items, label_tensor
+from keras_jointloss._core.math import float_dtype, prepare
+from keras_jointloss._core.replicas import Items, rows_of
 
 #: The accepted values of `same_label`.
 SAME_LABEL = (None, "positive", "ignore")

@@ -17,8 +17,8 @@ import math
 
 from keras import ops
 
-from keras_jointloss._backend import batch_shards, custom_gradient
-from keras_jointloss._math import dot_matrix, matrix_of_prepared, matrix_product
+from keras_jointloss._core.backend import batch_shards, custom_gradient
+from keras_jointloss._core.math import dot_matrix, matrix_of_prepared, matrix_product
 from keras_jointloss.losses._pairs import Roles, Samples
 from keras_jointloss.losses._tiles import choose, defaults_for, for_rows, put_rows
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_jointloss._math import similarity_of_prepared
+from keras_jointloss._core.math import similarity_of_prepared
 from keras_jointloss.losses._pairs import (
     Roles,
     as_views,

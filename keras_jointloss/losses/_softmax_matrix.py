@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_jointloss._math import divide_or_0, logsumexp_where, matrix_of_prepared
+from keras_jointloss._core.math import divide_or_0, logsumexp_where, matrix_of_prepared
 from keras_jointloss.losses._pairs import Roles
 
 

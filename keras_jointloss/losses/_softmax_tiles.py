@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_jointloss._backend import custom_gradient, decided
-from keras_jointloss._math import (
+from keras_jointloss._core.backend import custom_gradient, decided
+from keras_jointloss._core.math import (
     divide_or_0,
     dot_matrix,
     logsumexp_where,

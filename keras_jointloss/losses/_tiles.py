@@ -5,9 +5,9 @@ from typing import Any
 
 from keras import ops
 
-from keras_jointloss._backend import is_on_accelerator, runs_in_python
-from keras_jointloss._math import by_size
-from keras_jointloss._validation import validate_count
+from keras_jointloss._core.backend import is_on_accelerator, runs_in_python
+from keras_jointloss._core.math import by_size
+from keras_jointloss._core.validation import validate_count
 
 #: The largest number of elements of a matrix that is held as a whole by default.
 DENSE_LIMIT = 2**22

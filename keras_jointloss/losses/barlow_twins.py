@@ -4,8 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_jointloss._math import safe_sqrt
-from keras_jointloss._validation import validate_number
+from keras_jointloss._core.math import safe_sqrt
+from keras_jointloss._core.validation import validate_number
 from keras_jointloss.losses._pairs import as_views, item_losses, moments
 from keras_jointloss.losses.base import ViewsLoss
 

@@ -6,16 +6,23 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_jointloss._backend import in_replica
-from keras_jointloss._labels import as_labels, check_labels, label_tensor, labelled
-from keras_jointloss._masks import reduce_values, stacked, valid_items
-from keras_jointloss._replica_losses import (
+from keras_jointloss._core.backend import in_replica
+from keras_jointloss._core.batch import (
+    as_labels,
+    check_labels,
+    label_tensor,
+    labelled,
+    reduce_values,
+    stacked,
+    valid_items,
+)
+from keras_jointloss._core.replica_losses import (
     may_exchange,
     reduced_over_replicas,
     values_among_all,
     warn_of_separate_items,
 )
-from keras_jointloss._replicas import Batch, rows_of
+from keras_jointloss._core.replicas import Batch, rows_of
 
 
 class LearnedParameter(NamedTuple):

@@ -4,9 +4,9 @@ import math
 
 import keras
 
-from keras_jointloss._labels import validate_unlabelled
-from keras_jointloss._math import SIMILARITIES
-from keras_jointloss._validation import validate_choice, validate_number
+from keras_jointloss._core.batch import validate_unlabelled
+from keras_jointloss._core.math import SIMILARITIES
+from keras_jointloss._core.validation import validate_choice, validate_number
 from keras_jointloss.losses._pairs import SAME_LABEL
 from keras_jointloss.losses._softmax import cross_entropy_among_views
 from keras_jointloss.losses._tiles import validate_tile_size

@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from keras_jointloss._math import float_dtype
+from keras_jointloss._core.math import float_dtype
 
 
 def gaussian_kl(mean, log_variance):

@@ -5,9 +5,9 @@ import math
 import keras
 from keras import ops
 
-from keras_jointloss._labels import validate_unlabelled
-from keras_jointloss._math import dot_matrix, logsumexp_where
-from keras_jointloss._validation import validate_number
+from keras_jointloss._core.batch import validate_unlabelled
+from keras_jointloss._core.math import dot_matrix, logsumexp_where
+from keras_jointloss._core.validation import validate_number
 from keras_jointloss.losses._pairs import as_views, class_roles, item_losses, mean_of_views
 from keras_jointloss.losses.base import ViewsLoss
 

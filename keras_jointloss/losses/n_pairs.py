@@ -3,9 +3,9 @@
 import keras
 from keras import ops
 
-from keras_jointloss._labels import validate_unlabelled
-from keras_jointloss._math import SIMILARITIES
-from keras_jointloss._validation import validate_choice, validate_share
+from keras_jointloss._core.batch import validate_unlabelled
+from keras_jointloss._core.math import SIMILARITIES
+from keras_jointloss._core.validation import validate_choice, validate_share
 from keras_jointloss.losses._pairs import Roles, as_views, item_losses, samples_of
 from keras_jointloss.losses._softmax import cross_entropy
 from keras_jointloss.losses._tiles import validate_tile_size

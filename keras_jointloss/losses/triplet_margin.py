@@ -3,8 +3,8 @@
 import keras
 from keras import ops
 
-from keras_jointloss._math import SIMILARITIES, paired_similarity
-from keras_jointloss._validation import validate_bool, validate_choice
+from keras_jointloss._core.math import SIMILARITIES, paired_similarity
+from keras_jointloss._core.validation import validate_bool, validate_choice
 from keras_jointloss.losses._hinge import hinge, validate_margin
 from keras_jointloss.losses._pairs import as_views, item_losses
 from keras_jointloss.losses.base import ViewsLoss

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_jointloss._validation import validate_number
+from keras_jointloss._core.validation import validate_number
 from keras_jointloss.losses._pairs import as_views, item_losses, moments
 from keras_jointloss.losses.base import ViewsLoss
 

@@ -5,17 +5,23 @@ import math
 import keras
 from keras import ops
 
-from keras_jointloss._labels import as_labels, label_tensor, labelled
-from keras_jointloss._masks import item_weights, stacked, valid_items
-from keras_jointloss._math import float_dtype
-from keras_jointloss._replicas import (
+from keras_jointloss._core.batch import (
+    as_labels,
+    item_weights,
+    label_tensor,
+    labelled,
+    stacked,
+    valid_items,
+)
+from keras_jointloss._core.math import float_dtype
+from keras_jointloss._core.replicas import (
     Batch,
     global_batch,
     is_after_call,
     recorded_sum,
     rows_of,
 )
-from keras_jointloss._validation import validate_list
+from keras_jointloss._core.validation import validate_list
 
 
 class ViewsMetric(keras.metrics.Metric):

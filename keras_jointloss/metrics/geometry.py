@@ -3,9 +3,9 @@
 import keras
 from keras import ops
 
-from keras_jointloss._math import dot, dot_matrix, l2_normalize
-from keras_jointloss._replicas import rows_of
-from keras_jointloss._validation import validate_number
+from keras_jointloss._core.math import dot, dot_matrix, l2_normalize
+from keras_jointloss._core.replicas import rows_of
+from keras_jointloss._core.validation import validate_number
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs
 
 

@@ -5,10 +5,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._labels import check_labels, validate_unlabelled
-from keras_jointloss._math import SIMILARITIES, paired_similarity, similarity_matrix
-from keras_jointloss._replicas import rows_of
-from keras_jointloss._validation import validate_choice, validate_number
+from keras_jointloss._core.batch import check_labels, validate_unlabelled
+from keras_jointloss._core.math import SIMILARITIES, paired_similarity, similarity_matrix
+from keras_jointloss._core.replicas import rows_of
+from keras_jointloss._core.validation import validate_choice, validate_number
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs
 
 

@@ -5,10 +5,10 @@ import math
 import keras
 from keras import ops
 
-from keras_jointloss._labels import validate_unlabelled
-from keras_jointloss._math import SIMILARITIES
-from keras_jointloss._replicas import Items, rows_of
-from keras_jointloss._validation import validate_choice, validate_count
+from keras_jointloss._core.batch import validate_unlabelled
+from keras_jointloss._core.math import SIMILARITIES
+from keras_jointloss._core.replicas import Items, rows_of
+from keras_jointloss._core.validation import validate_choice, validate_count
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs
 from keras_jointloss.metrics.retrieval import RetrievalMetric
 from keras_jointloss.metrics.similarity import closeness_matrix

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_jointloss._math import dot, dot_matrix, l2_normalize
+from keras_jointloss._core.math import dot, dot_matrix, l2_normalize
 
 
 def closeness_matrix(a, b, similarity):

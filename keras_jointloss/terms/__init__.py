@@ -2,10 +2,10 @@
 
 from keras_jointloss.terms.applied_weight import AppliedWeight
 from keras_jointloss.terms.class_weighted_metric import ClassWeightedMetric
-from keras_jointloss.terms.labelled_metric import LabelledMetric
 from keras_jointloss.terms.loss import TermLoss
 from keras_jointloss.terms.loss_part import LossPart
 from keras_jointloss.terms.loss_sum import LossSum
+from keras_jointloss.terms.missing.labelled_metric import LabelledMetric
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.term_reading import TermReading
 

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._backend import base_of_numbers
+from keras_jointloss._core.backend import base_of_numbers
 
 
 class _Applied(threading.local):

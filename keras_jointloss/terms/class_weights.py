@@ -7,8 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_jointloss._loops import running_loop
-from keras_jointloss._validation import validate_count, validate_number
+from keras_jointloss._core.loops import running_loop
+from keras_jointloss._core.validation import validate_count, validate_number
 
 #: One more than the largest class: float32, in which Keras gives targets to losses, holds no more.
 _CLASSES = 2**24

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._loops import running_loop
-from keras_jointloss._math import to_numpy
+from keras_jointloss._core.loops import running_loop
+from keras_jointloss._core.math import to_numpy
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.weight import TermWeight
 
@@ -74,7 +74,7 @@ class Clock:
         """Attaches the clock to the terms of the model, as currently compiled.
 
         Args:
-            terms: As `keras_jointloss.find_terms.find_terms` returns them.
+            terms: As `keras_jointloss.joint.find_terms.find_terms` returns them.
             weighting: The `Weighting` of the model, or `None`.
 
         Raises:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_jointloss._math import to_numpy
+from keras_jointloss._core.math import to_numpy
 
 #: The mean change from step to step, relative to the loss, that may come from rounding alone. The
 #: loss of collapsed embeddings changes by 1.5e-7 while the embeddings move.

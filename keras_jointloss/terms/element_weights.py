@@ -5,8 +5,8 @@ from typing import Any
 
 from keras import ops
 
-from keras_jointloss._math import divide_or_0
-from keras_jointloss.terms.missing import pairs_of_elements
+from keras_jointloss._core.math import divide_or_0
+from keras_jointloss.terms.missing.targets import pairs_of_elements
 
 
 def weighs_elements(sample_weight: Any, y_pred: Any) -> bool:

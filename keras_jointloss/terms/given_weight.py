@@ -7,8 +7,8 @@ import keras
 import numpy as np
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_jointloss._math import to_numpy
-from keras_jointloss._validation import validate_number
+from keras_jointloss._core.math import to_numpy
+from keras_jointloss._core.validation import validate_number
 
 Weight: TypeAlias = float | LearningRateSchedule
 

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_jointloss._math import float_dtype, to_numpy
-from keras_jointloss._state import layer_state
+from keras_jointloss._core.math import float_dtype, to_numpy
+from keras_jointloss._core.state import layer_state
 from keras_jointloss.terms.given_weight import Weight
 from keras_jointloss.terms.means import Totals
 from keras_jointloss.terms.weight import TermWeight

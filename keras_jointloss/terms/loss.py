@@ -6,9 +6,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._backend import in_replica, summed_replicas, takes_turns
-from keras_jointloss._masks import reduce_values, reduced
-from keras_jointloss._replicas import counted_by, own_share
+from keras_jointloss._core.backend import in_replica, summed_replicas, takes_turns
+from keras_jointloss._core.batch import reduce_values, reduced
+from keras_jointloss._core.replicas import counted_by, own_share
 from keras_jointloss.terms._probe import is_mean_over_elements, outside_of_traces
 from keras_jointloss.terms.by_shape import get_loss
 from keras_jointloss.terms.class_weights import ClassWeights, is_one_hot
@@ -17,8 +17,12 @@ from keras_jointloss.terms.element_weights import (
     weighs_elements,
     weighted_items,
 )
-from keras_jointloss.terms.labelled_loss import LabelledLoss
-from keras_jointloss.terms.missing import deserialize_missing, match_ranks, serialize_missing
+from keras_jointloss.terms.missing.labelled_loss import LabelledLoss
+from keras_jointloss.terms.missing.targets import (
+    deserialize_missing,
+    match_ranks,
+    serialize_missing,
+)
 from keras_jointloss.terms.output_weight import LossWeight, deserialize_term_weight
 
 
@@ -37,7 +41,7 @@ class TermLoss(keras.losses.Loss):
         weight: The `LossWeight` of the term.
         name: The name of the term.
         missing: The value of a target that is missing, NaN or a number; `None` if none is. See
-            `keras_jointloss.terms.labelled_loss.LabelledLoss`.
+            `keras_jointloss.terms.missing.labelled_loss.LabelledLoss`.
         class_weight: A dict of class to weight, which multiplies sample weights in training; `None`
             if classes have no weights. See `keras_jointloss.terms.class_weights.ClassWeights`.
 

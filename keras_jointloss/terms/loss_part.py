@@ -5,9 +5,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._backend import summed_replicas
-from keras_jointloss._masks import item_weights, stacked, valid_items
-from keras_jointloss._replicas import Batch, global_batch, is_after_call, rows_of
+from keras_jointloss._core.backend import summed_replicas
+from keras_jointloss._core.batch import item_weights, stacked, valid_items
+from keras_jointloss._core.replicas import Batch, global_batch, is_after_call, rows_of
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

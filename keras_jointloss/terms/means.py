@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from keras_jointloss._math import to_numpy
+from keras_jointloss._core.math import to_numpy
 
 
 class Totals(NamedTuple):

@@ -8,12 +8,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._backend import sum_over_replicas, takes_turns, trains_functionally
-from keras_jointloss._math import divide_or_0, float_dtype, to_numpy
-from keras_jointloss._replicas import own_share
-from keras_jointloss._saved_state import SavedState, load_or_undo
-from keras_jointloss._state import constant
-from keras_jointloss._validation import validate_bool, validate_count, validate_number
+from keras_jointloss._core.backend import sum_over_replicas, takes_turns, trains_functionally
+from keras_jointloss._core.math import divide_or_0, float_dtype, to_numpy
+from keras_jointloss._core.replicas import own_share
+from keras_jointloss._core.saved_state import SavedState, load_or_undo
+from keras_jointloss._core.state import constant
+from keras_jointloss._core.validation import validate_bool, validate_count, validate_number
 from keras_jointloss.terms.applied_weight import offer
 from keras_jointloss.terms.given_weight import Weight, deserialize_weight
 from keras_jointloss.terms.weight import TermWeight

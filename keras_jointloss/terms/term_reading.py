@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_jointloss._validation import validate_choice
+from keras_jointloss._core.validation import validate_choice
 from keras_jointloss.terms.output_weight import LossWeight
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_jointloss._loops import running_loop
-from keras_jointloss._math import to_numpy
-from keras_jointloss._saved_state import SavedState
-from keras_jointloss._validation import validate_number
+from keras_jointloss._core.loops import running_loop
+from keras_jointloss._core.math import to_numpy
+from keras_jointloss._core.saved_state import SavedState
+from keras_jointloss._core.validation import validate_number
 from keras_jointloss.terms.constancy import Constancy
 from keras_jointloss.terms.given_weight import Weight, validate_schedule, validate_weight
 from keras_jointloss.terms.means import Means, Totals

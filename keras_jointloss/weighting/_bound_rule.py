@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
-from keras_jointloss import _keras
-from keras_jointloss._backend import trains_functionally
-from keras_jointloss._saved_state import SavedState, load_or_undo
-from keras_jointloss._validation import validate_names
+from keras_jointloss._core import keras as _keras
+from keras_jointloss._core.backend import trains_functionally
+from keras_jointloss._core.saved_state import SavedState, load_or_undo
+from keras_jointloss._core.validation import validate_names
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.weight import TermWeight
 from keras_jointloss.weighting import _step

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_jointloss._validation import validate_by_name, validate_number
+from keras_jointloss._core.validation import validate_by_name, validate_number
 from keras_jointloss.terms.given_weight import deserialize_weight, validate_schedule
 
 #: What helps where a loss that reaches 0 takes all the weight.

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_jointloss._math import to_numpy
+from keras_jointloss._core.math import to_numpy
 
 
 class Progress:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_jointloss._saved_state import SavedState
+from keras_jointloss._core.saved_state import SavedState
 from keras_jointloss.weighting import _step
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from keras import ops
 
-from keras_jointloss._backend import replica_count, sum_over_replicas
-from keras_jointloss._math import divide_or_0
+from keras_jointloss._core.backend import replica_count, sum_over_replicas
+from keras_jointloss._core.math import divide_or_0
 
 
 class StepLosses:

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
-from keras_jointloss._math import float_dtype
-from keras_jointloss._registry import find
-from keras_jointloss._validation import (
+from keras_jointloss._core.math import float_dtype
+from keras_jointloss._core.registry import find
+from keras_jointloss._core.validation import (
     validate_choice,
     validate_count,
     validate_number,

@@ -5,8 +5,8 @@ from typing import ClassVar
 import keras
 from keras import ops
 
-from keras_jointloss._math import divide_or_0
-from keras_jointloss._validation import validate_number
+from keras_jointloss._core.math import divide_or_0
+from keras_jointloss._core.validation import validate_number
 from keras_jointloss.weighting.base import SCALE_REMEDY, Weighting
 
 

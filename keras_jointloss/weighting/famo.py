@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
-from keras_jointloss._validation import validate_number
+from keras_jointloss._core.validation import validate_number
 from keras_jointloss.weighting._adam import ADAM_STATE, adam_step
 from keras_jointloss.weighting._by_term import (
     FLOOR_REMEDY,

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
-from keras_jointloss._math import divide_or_0, mean, mean_where
-from keras_jointloss._validation import validate_number
+from keras_jointloss._core.math import divide_or_0, mean, mean_where
+from keras_jointloss._core.validation import validate_number
 from keras_jointloss.weighting._adam import ADAM_STATE, adam_step
 from keras_jointloss.weighting.base import Weighting
 

@@ -5,8 +5,8 @@ import math
 import keras
 from keras import ops
 
-from keras_jointloss._math import scramble
-from keras_jointloss._validation import validate_seed
+from keras_jointloss._core.math import scramble
+from keras_jointloss._core.validation import validate_seed
 from keras_jointloss.weighting.base import SCALE_REMEDY, Weighting
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
-from keras_jointloss._math import divide_or_0
+from keras_jointloss._core.math import divide_or_0
 from keras_jointloss.weighting._by_term import (
     tensor_by_term,
     validate_by_term,

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_jointloss._validation import validate_list, validate_number
+from keras_jointloss._core.validation import validate_list, validate_number
 from keras_jointloss.weighting.base import Weighting
 
 

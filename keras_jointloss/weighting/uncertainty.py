@@ -6,8 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_jointloss._math import to_numpy
-from keras_jointloss._validation import validate_bool, validate_number
+from keras_jointloss._core.math import to_numpy
+from keras_jointloss._core.validation import validate_bool, validate_number
 from keras_jointloss.weighting.base import Weighting
 
 #: Smaller losses count as this.

@@ -1,0 +1,319 @@
+"""Everything that depends on the backend or on distributed training, for all other modules."""
+
+import contextlib
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_jointloss._core.backend import chunks, gradients, processes, ranks, workers
+
+
+def name() -> str:
+    """Returns the name of the backend, as Keras calls it."""
+    return keras.backend.backend()
+
+
+def trains_functionally() -> bool:
+    """Returns whether a training step is a function of the variables, as on JAX.
+
+    A layer then cannot change a variable that a metric reads in the same step, Keras calls the
+    layers before it computes the losses of outputs, and only gradients leave the backward pass.
+    """
+    return keras.backend.backend() == "jax"
+
+
+def base_of_numbers() -> type:
+    """Returns the base class of objects that Keras multiplies a loss by.
+
+    On PyTorch, Keras converts anything but a tensor or a Keras variable through NumPy, which waits
+    for the device in every step.
+    """
+    return keras.Variable if keras.backend.backend() == "torch" else object
+
+
+def replica_count() -> int:
+    """Returns the number of replicas that compute one training step together.
+
+    These are the replicas of `tf.distribute`, or the processes of `torch.distributed`, that each
+    see their own loss. On JAX a loss is always that of the global batch, and the count is 1.
+    """
+    if keras.backend.backend() == "torch":
+        return ranks.count_ranks()
+    return summed_replicas()
+
+
+def summed_replicas() -> int:
+    """Returns over how many replicas Keras sums losses, gradients and the state of layers.
+
+    Keras does so under `tf.distribute`, and divides the loss of each replica by their number. With
+    `torch.distributed` the count is 1: `DistributedDataParallel` averages gradients, of losses that
+    are not divided, and each process has a state of its own.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def sum_over_replicas(x):
+    """Returns the sum of a tensor over the replicas, on each of them.
+
+    TensorFlow switches to another replica meanwhile: do not use it in the forward pass of a model.
+    """
+    if replica_count() == 1:
+        return x
+    if keras.backend.backend() == "torch":
+        return ranks.sum_of_ranks(x)
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    # There is no context while Keras builds the model symbolically.
+    return x if context is None else context.all_reduce(tf.distribute.ReduceOp.SUM, x)
+
+
+def batch_shards() -> int:
+    """Returns over how many devices `keras.distribution` splits a batch, on JAX."""
+    distribution = keras.distribution.distribution()
+    if distribution is None or keras.backend.backend() != "jax":
+        return 1
+    mesh = distribution.device_mesh
+    return mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)]
+
+
+def in_replica() -> bool:
+    """Returns whether this code runs in the step of one of several replicas.
+
+    It does not while Keras builds the model symbolically.
+    """
+    return ranks.count_ranks() > 1 if keras.backend.backend() == "torch" else takes_turns()
+
+
+def takes_turns() -> bool:
+    """Returns whether this code runs in a replica that others interrupt at an exchange.
+
+    The replicas of `tf.distribute` in one process do, and share the layers of a model.
+    """
+    if summed_replicas() == 1:
+        return False
+    import tensorflow as tf
+
+    return tf.distribute.get_replica_context() is not None
+
+
+class Shares(NamedTuple):
+    """How the rows of a batch are divided among the replicas.
+
+    Attributes:
+        counts: The number of rows of each replica, a list.
+        index: The index of this replica.
+        start: The index of the first row of this replica.
+    """
+
+    counts: list
+    index: Any
+    start: Any
+
+
+def rows_of_replicas(tensors: list, own) -> tuple[list, Shares]:
+    """Returns the rows of all replicas for each tensor, and the shares of the replicas.
+
+    To be called `in_replica`. The numbers of rows may differ. No gradient flows. TensorFlow
+    switches to another replica meanwhile, as in `sum_over_replicas`.
+
+    Args:
+        tensors: Tensors with the same number of rows.
+        own: A tensor with as many rows.
+    """
+    if keras.backend.backend() == "torch":
+        rows, counts, index = ranks.rows_of_ranks(tensors, own)
+        return rows, Shares(counts, index, sum(counts[:index]))
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    # Workers cannot gather an input itself, which is on no device.
+    tensors = [tf.identity(x) for x in tensors]
+    *rows, counts = context.all_gather([*tensors, tf.shape(own)[:1]], axis=0)
+    index = context.replica_id_in_sync_group
+    shares = Shares(tf.unstack(counts, replica_count()), index, tf.reduce_sum(counts[:index]))
+    return [tf.stop_gradient(x) for x in rows], shares
+
+
+def tensor_of_replica(x, replica: int, after):
+    """Returns the tensor of one replica, on each of them. No gradient flows.
+
+    To be called `in_replica`. TensorFlow switches to another replica meanwhile, as in
+    `sum_over_replicas`.
+
+    Args:
+        x: A tensor, of the same shape on all replicas.
+        replica: The index of the replica.
+        after: A tensor to compute first. TensorFlow would otherwise exchange several tensors at
+            the same time and hold them all.
+    """
+    if keras.backend.backend() == "torch":
+        return ranks.tensor_of_rank(x, replica)
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    with tf.control_dependencies([after]):
+        x = tf.where(tf.equal(context.replica_id_in_sync_group, replica), x, tf.zeros_like(x))
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
+
+
+def is_chief(model: keras.Model) -> bool:
+    """Returns whether this process writes the logs of all processes that train a model together.
+
+    True if there are no others.
+    """
+    if name() == "jax":
+        import jax
+
+        return jax.process_index() == 0
+    if name() == "torch":
+        import torch
+
+        return ranks.count_ranks() == 1 or torch.distributed.get_rank() == 0
+    strategy = model.distribute_strategy
+    return not workers.is_one_of_workers(strategy) or workers.is_chief(strategy)
+
+
+def predict(model: keras.Model, x: Any, batch_size: int | None = None) -> Any:
+    """Returns what `model.predict` returns, on each of several processes.
+
+    On JAX, `model.predict` cannot return outputs that are split over processes. There each process
+    computes all of them. On TensorFlow, several workers share the work.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        if jax.process_count() > 1:
+            return processes.predict_on_jax_process(model, x, batch_size or 32)
+    return model.predict(x, batch_size=batch_size, verbose=0)
+
+
+def variable_scope(model: keras.Model):
+    """Returns the context in which to create variables for a model."""
+    strategy = getattr(model, "distribute_strategy", None)
+    return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+
+def runs_in_python() -> bool:
+    """Returns whether the backend executes each operation immediately, as PyTorch does.
+
+    A loop over Python integers is then as fast as a loop of the backend. Unlike a condition on a
+    tensor, it does not wait for the device.
+    """
+    return keras.backend.backend() == "torch"
+
+
+def is_on_accelerator(x) -> bool:
+    """Returns whether a tensor is on a GPU or TPU, or will be when a compiled function runs."""
+    if keras.backend.backend() == "torch":
+        return x.device.type not in ("cpu", "meta")
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.default_backend() != "cpu"
+    import tensorflow as tf
+
+    return any(device.device_type != "CPU" for device in tf.config.list_logical_devices())
+
+
+def decided(condition):
+    """Returns a scalar condition as a bool if operations run one by one, else unchanged.
+
+    In that case `ops.cond` on a tensor makes the host wait for the device; on a bool it does not.
+    """
+    if not runs_in_python() or condition.device.type == "meta":  # No values in a symbolic call.
+        return condition
+    return bool(condition)
+
+
+def is_traced(tensors: Any) -> bool:
+    """Returns whether a computation with these tensors is traced, so that they have no values.
+
+    The transformations of `torch.func`, such as `vmap`, are not recognized.
+
+    Args:
+        tensors: A structure of tensors and `None`.
+    """
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return any(isinstance(x, jax.core.Tracer) for x in keras.tree.flatten(tensors))
+    import tensorflow as tf
+
+    return not tf.executing_eagerly()
+
+
+def host_values(x: Any) -> np.ndarray | None:
+    """Returns the values of an array, or `None` if the host cannot read them without waiting.
+
+    It cannot within a compiled function, and should not if training runs operation by operation on
+    an accelerator, as on PyTorch.
+    """
+    if is_traced(x):
+        return None
+    if not ops.is_tensor(x):
+        return np.asarray(x)
+    if keras.backend.backend() == "torch" and x.device.type != "cpu":
+        return None
+    if keras.backend.backend() == "jax" and not x.is_fully_addressable:
+        return None
+    return ops.convert_to_numpy(x)
+
+
+def custom_gradient(compute, *inputs):
+    """Returns the tensor that `compute` returns, differentiated with the function it returns.
+
+    Unlike with `keras.ops.custom_gradient`, that function has the same arguments on all backends,
+    and TensorFlow keeps no graph alive for it.
+
+    Args:
+        compute: Called with the inputs; returns a tensor and a function. The function maps the
+            gradient with respect to this tensor to the gradient with respect to the input, or to
+            a tuple with one for each of several inputs.
+        *inputs: Tensors.
+    """
+    of_backend = gradients.of_tensorflow if name() == "tensorflow" else gradients.of_keras
+    return of_backend(compute, inputs)
+
+
+def differentiated(x):
+    """Returns a tensor that PyTorch differentiates with respect to.
+
+    JAX does so with the arguments of a function, and TensorFlow with trainable variables.
+    """
+    return x.detach().requires_grad_() if keras.backend.backend() == "torch" else x
+
+
+def for_chunks(run, parameters: list, state: list, inputs: list, size: int) -> tuple[list, list]:
+    """Calls `run` for one chunk of rows after another, and again in the backward pass.
+
+    Only the inputs, the outputs and one chunk's activations are in memory at the same time. The
+    backward pass sums the gradients of the chunks with respect to `parameters`.
+
+    Args:
+        run: Called with the parameters, the state and the rows of a chunk; returns a list of
+            outputs with the same rows, and the next state. It depends on nothing that changes.
+        parameters: Tensors to differentiate with respect to.
+        state: Tensors that pass from chunk to chunk without a gradient.
+        inputs: Tensors with the same number of rows.
+        size: The number of rows in a chunk.
+
+    Returns:
+        The outputs of all rows and the last state.
+    """
+    loops = {
+        "jax": chunks.for_jax_chunks,
+        "tensorflow": chunks.for_tensorflow_chunks,
+        "torch": chunks.for_torch_chunks,
+    }
+    return loops[name()](run, parameters, state, inputs, size)

@@ -1,0 +1,207 @@
+"""What a batch says about its items: masks, weights and class labels."""
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_jointloss._core import backend as _backend
+from keras_jointloss._core.backend import host_values
+from keras_jointloss._core.loops import running_loop
+from keras_jointloss._core.math import value_range
+from keras_jointloss._core.validation import validate_count
+
+
+def finite_items(views):
+    """Returns 1 for each item whose views are finite, and NaN for the others: `(batch,)`.
+
+    Comparisons with NaN are false, and the hinge of an infinite distance is 0: a loss can be finite
+    although its gradient is not. Its product with this factor is NaN, like the gradient of it.
+    """
+    is_finite = ops.isfinite(ops.sum(ops.stop_gradient(views), axis=(1, 2)))
+    return ops.where(is_finite, ops.ones_like(views[:, 0, 0]), math.nan)
+
+
+def stacked(views):
+    """Returns `(batch, views, dim)` unchanged, and one view per item, `(batch, dim)`, as such."""
+    return views[:, None] if len(views.shape) == 2 else views
+
+
+class _Mask(keras.losses.Loss):
+    """Exposes the Keras mask of the items: Keras multiplies this loss, all ones, by the mask.
+
+    Where Keras stores the mask of a tensor depends on the backend, and only losses receive it.
+    """
+
+    def __init__(self):
+        super().__init__(name="mask", reduction="none")
+        self.ones = None
+
+    def call(self, y_true, y_pred):
+        self.ones = ops.ones_like(stacked(y_pred)[:, 0, :1])  # (batch, 1)
+        return self.ones
+
+
+class _Precomputed(keras.losses.Loss):
+    """Reduces precomputed values, as Keras does after the `call` of any loss."""
+
+    def __init__(self, values, reduction, dtype):
+        super().__init__(name="reduction", reduction=reduction, dtype=dtype)
+        self.values = values
+
+    def call(self, y_true, y_pred):
+        return self.values
+
+
+def reduce_values(values, y_pred, sample_weight=None, reduction="sum", dtype=None):
+    """Reduces the values of items as Keras reduces those of a loss.
+
+    Args:
+        values: `(batch, ...)`.
+        y_pred: The prediction, whose Keras mask applies.
+        sample_weight: As Keras passes it to a loss, or `None`.
+        reduction: As in `keras.losses.Loss`.
+        dtype: As in `keras.losses.Loss`.
+    """
+    return reduced(_Precomputed(values, reduction, dtype)(y_pred, y_pred, sample_weight), reduction)
+
+
+def reduced(loss, reduction):
+    """Returns what a loss of Keras returned, as 0 if a replica without items runs eagerly.
+
+    Keras does not reduce the values of no items, of the shape `(0,)`.
+    """
+    is_unreduced = tuple(loss.shape) == (0,) and reduction not in (None, "none")
+    return ops.sum(loss) if is_unreduced else loss
+
+
+def item_weights(sample_weight, views):
+    """Returns the weight of each item, `(batch,)`, from a number or one per item."""
+    weight = ops.reshape(ops.convert_to_tensor(sample_weight), (-1,))
+    return ops.broadcast_to(weight, ops.shape(views)[:1])
+
+
+def valid_items(views, sample_weight=None):
+    """Returns the mask of included items, `(batch,)`, bool, or `None` if all are known to be.
+
+    Args:
+        views: `(batch, views, dim)` or `(batch, dim)`. An item with a view that Keras masks is
+            excluded.
+        sample_weight: A number, or one per item. An item of weight 0 is excluded.
+    """
+    loss = _Mask()
+    mask = loss(views, views)  # (batch, 1) or (batch, views)
+    valid = None if mask is loss.ones else ops.all(mask > 0, axis=1)
+    if sample_weight is None:
+        return valid
+    weighs = ops.not_equal(item_weights(sample_weight, views), 0)
+    return weighs if valid is None else ops.logical_and(valid, weighs)
+
+
+def validate_unlabelled(value: Any, same_label: str | None = "positive") -> int | None:
+    """Returns `value` if it can be the label that marks items without one.
+
+    Args:
+        value: The argument to validate.
+        same_label: The argument `same_label`; `None` if there are no labels.
+
+    Raises:
+        ValueError: If `value` is neither `None` nor a whole number, or if it is given without
+            labels.
+    """
+    if value is not None and same_label is None:
+        raise ValueError(
+            "Invalid value for argument `unlabelled`. Expected None, since same_label=None. "
+            f"Received: unlabelled={value!r}"
+        )
+    return None if value is None else validate_count(value, "unlabelled", minimum=-(2**31))
+
+
+def label_tensor(labels: Any):
+    """Returns labels as a tensor.
+
+    Raises:
+        ValueError: If the backend would truncate 64-bit integers to 32 bits, which could make
+            different labels equal.
+    """
+    tensor = ops.convert_to_tensor(labels)
+    given = None if ops.is_tensor(labels) else np.asarray(labels)
+    if given is not None and given.size and given.dtype.kind in "iu":
+        least, largest = value_range(tensor.dtype)
+        if given.min() < least or given.max() > largest:
+            raise ValueError(
+                f"Expected labels from {least} to {largest}, since "
+                f"{_backend.name()} stores integers in 32 bits here. Replace ids with their "
+                "indices, `np.unique(ids, return_inverse=True)[1]`. "
+                f"Received: labels from {given.min()} to {given.max()}"
+            )
+    return tensor
+
+
+def as_labels(labels):
+    """Returns labels of shape `(batch, 1)` as `(batch,)`, and others unchanged."""
+    return ops.squeeze(labels, 1) if len(labels.shape) == 2 and labels.shape[1] == 1 else labels
+
+
+def labelled(labels, valid, unlabelled: int | None):
+    """Returns the mask of the valid items that have a label.
+
+    Args:
+        labels: `(batch,)` or `(batch, classes)`.
+        valid: `(batch,)`, bool, or `None` if all items are valid.
+        unlabelled: The label that marks items without one; in a row of classes, the value of every
+            entry. `None` if every item has a label.
+
+    Returns:
+        `(batch,)`, bool, or `None` if all items are valid and have a label.
+    """
+    if unlabelled is None:
+        return valid
+    least, largest = value_range(labels.dtype)
+    if not least <= unlabelled <= largest:
+        return valid
+    has_label = ops.not_equal(labels, ops.cast(unlabelled, labels.dtype))
+    if len(has_label.shape) == 2:
+        has_label = ops.any(has_label, axis=1)
+    return has_label if valid is None else ops.logical_and(valid, has_label)
+
+
+def check_labels(labels, valid, name: str, is_pair: bool) -> None:
+    """Raises `ValueError` if a valid item has a label out of range.
+
+    The label of a pair and each entry of a class row lie in [0, 1]. The check needs values that
+    the host can read: it does nothing in a compiled function or for PyTorch tensors on an
+    accelerator.
+
+    Args:
+        labels: `(batch,)` or `(batch, classes)`.
+        valid: `(batch,)`, bool, or `None` if all items are valid.
+        name: The name of the loss or metric, for the message.
+        is_pair: Whether the labels are those of pairs; otherwise they are classes.
+    """
+    if not is_pair and len(labels.shape) < 2:
+        return
+    values, included = host_values(labels), None if valid is None else host_values(valid)
+    if values is None or (included is None and valid is not None):
+        return
+    values = values if included is None else values[included]
+    if values.dtype == bool or not values.size:
+        return
+    least, largest = values.min(), values.max()
+    if least >= 0 and largest <= 1:
+        return
+    if running_loop() == "compute_output_spec":  # Keras builds the model, with arbitrary values.
+        return
+    if is_pair:
+        expected = (
+            "labels from 0 (a pair that does not match) to 1 (a pair that does). "
+            "Pass (y + 1) / 2 in place of labels -1 and 1"
+        )
+    else:
+        expected = (
+            "class rows with 1 for each class of an item and 0 for the others. "
+            "Pass one id per item as (batch,)"
+        )
+    raise ValueError(f"{name} expects {expected}. Received: labels from {least:g} to {largest:g}")

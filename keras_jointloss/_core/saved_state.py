@@ -1,0 +1,165 @@
+"""Loads the state of objects from a weights file or a config: what does not fit is refused."""
+
+import math
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_jointloss._core.loops import skips_mismatch
+from keras_jointloss._core.math import to_numpy
+from keras_jointloss._core.validation import MAX_COUNT
+
+
+class _Snapshot(dict):
+    """The present state of an object, which needs no check."""
+
+
+class SavedState:
+    """The state of an object, by name, as a weights file or a config holds it.
+
+    Each method returns a value that can be assigned, or raises `ValueError`.
+
+    Args:
+        values: The store of a weights file, or a mapping.
+        owner: The object, for the messages.
+    """
+
+    def __init__(self, values: Any, owner: str):
+        if not hasattr(values, "keys"):
+            raise ValueError(
+                f"Invalid saved state of {owner}. Expected values by name. Received: {values!r}"
+            )
+        self._values = values
+        self._owner = owner
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values.keys()  # noqa: SIM118 (a store is not a dict)
+
+    def get(self, name: str) -> Any:
+        """Returns a value as it is, or `None` if there is none."""
+        return self._values[name] if name in self else None
+
+    def array(
+        self,
+        key: str,
+        shape: tuple[int, ...],
+        minimum: Any = -math.inf,
+        maximum: float = math.inf,
+        name: str | None = None,
+        is_checked: Any = True,
+        may_be_infinite: Any = False,
+    ) -> np.ndarray:
+        """Returns an array of finite numbers.
+
+        Args:
+            key: The name of the value.
+            shape: The shape of the array.
+            minimum: The smallest valid number, one for all or an array.
+            maximum: The largest valid number.
+            name: The name of the value for the message, `key` by default.
+            is_checked: Which of the numbers to check, as an array; by default all.
+            may_be_infinite: Which of the numbers may be infinity, as an array; by default none.
+        """
+        name, shape = name or key, tuple(shape)
+        expected = f"finite numbers of the shape {shape}" if shape else "a finite number"
+        if key not in self:
+            raise self.error(name, expected, "none")
+        value = np.array(self._values[key])
+        if isinstance(self._values, _Snapshot):
+            return value
+        try:
+            numbers = value.astype("float64")
+        except (TypeError, ValueError):
+            raise self.error(name, expected, f"{name}={value!r}") from None
+        if value.shape != shape:
+            raise self.error(name, expected, f"an array of the shape {value.shape}")
+        is_valid = np.isfinite(numbers) & (numbers >= minimum) & (numbers <= maximum)
+        is_bad = ~(is_valid | (may_be_infinite & (numbers == math.inf))) & is_checked
+        if is_bad.any():
+            least = float(np.broadcast_to(minimum, shape)[is_bad][0])
+            bounds = [f">= {least:g}"] * math.isfinite(least)
+            bounds += [f"<= {maximum:g}"] * math.isfinite(maximum)
+            expected = f"{expected} {' and '.join(bounds)}".strip()
+            raise self.error(name, expected, f"{name}={numbers[is_bad][0]:g}")
+        return value
+
+    def number(self, name: str) -> float:
+        """Returns a finite number, 0 or more."""
+        return float(self.array(name, (), 0))
+
+    def count(self, name: str, maximum: int = MAX_COUNT) -> int:
+        """Returns a whole number, 0 or more."""
+        value = self.array(name, (), 0, maximum)
+        if value != int(value):
+            raise self.error(name, "a whole number", f"{name}={value}")
+        return int(value)
+
+    def error(self, name: str, expected: str, received: str) -> ValueError:
+        """Returns the error for a value that cannot be used."""
+        return ValueError(
+            f"Invalid value for `{name}` in the saved state of {self._owner}. "
+            f"Expected {expected}. Received: {received}"
+        )
+
+
+class _File:
+    """What was loaded from one file, and what did not fit."""
+
+    def __init__(self):
+        self.undo: list[Callable[[], None]] = []
+        self.errors: dict[int, str] = {}
+
+
+# By the store that Keras passes to every object while it loads a file.
+_files: "weakref.WeakKeyDictionary[Any, _File]" = weakref.WeakKeyDictionary()
+
+
+def load_or_undo(
+    owner: Any,
+    store: Any,
+    load: Callable[[Any], None],
+    restore: Callable[[Mapping[str, Any]], None] | None = None,
+) -> None:
+    """Loads the state of an object; if it does not fit, no object of this package changes.
+
+    Keras goes on with the other objects after an error, and raises it at the end. It calls an
+    object that it reaches by two paths again, with an empty store. If that call succeeded, it would
+    forget the error. So an error is raised again, and for the objects that follow. With
+    `skip_mismatch=True` only the object itself stays as it is.
+
+    Args:
+        owner: The object, which has a `save_own_variables`.
+        store: The store of the file, or a dict.
+        load: Loads from a store, after which the state may be incomplete if it raises an error.
+        restore: Loads what `save_own_variables` returned before; `load` by default.
+    """
+    file = _File() if isinstance(store, dict) else _files.setdefault(store, _File())
+    skips = bool(file.errors) and skips_mismatch()
+    for failed, message in file.errors.items():
+        if failed == id(owner) or not skips:
+            raise ValueError(message)
+    before = _Snapshot()
+    owner.save_own_variables(before)
+    before.update({name: _copied(value) for name, value in before.items()})
+
+    def undo():
+        (restore or load)(before)
+
+    try:
+        load(store)
+    except Exception as error:
+        file.errors[id(owner)] = str(error)  # The error itself refers to the store.
+        undo()
+        if not skips_mismatch():
+            for undo_other in reversed(file.undo):
+                undo_other()
+        raise
+    file.undo.append(undo)
+
+
+def _copied(value: Any) -> np.ndarray:
+    """Returns the value of an array or a variable, which may change."""
+    return np.array(to_numpy(value) if isinstance(value, keras.Variable) else value)

@@ -1,0 +1,150 @@
+"""Which terms do not train although they should, as measured over an epoch."""
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import keras
+
+from keras_jointloss.joint.model_terms import ModelTerms
+from keras_jointloss.terms.clock import learning_rate, optimizer_updates
+
+#: The values of the terms of an epoch, by term and by name.
+_Readings = Mapping[str, Mapping[str, float]]
+#: A weighted loss whose gradient may be too small to measure: single precision holds no square of a
+#: number below 1e-19.
+_UNMEASURABLE = 1e-15
+
+
+class StuckTerm(NamedTuple):
+    """A term that does not train.
+
+    Attributes:
+        name: The name of the term, or of the copy that its head should read.
+        loss: Its mean loss.
+        layer: The layer at which its gradient was 0 in every step, although its loss changed.
+            `None` if its loss was exactly the same in every step.
+    """
+
+    name: str
+    loss: float
+    layer: str | None = None
+
+
+def stuck_terms(
+    losses: Mapping[str, float],
+    constant: Collection[str],
+    without_gradient: Iterable[tuple[str, str]],
+    losses_of: Mapping[str, Collection[str]],
+) -> list[StuckTerm]:
+    """Returns the terms that do not train.
+
+    Args:
+        losses: The mean losses of the terms that should train.
+        constant: The terms whose loss was exactly the same in every step.
+        without_gradient: The copies whose gradient was 0 in every step: their layers and names.
+        losses_of: The terms whose gradients add up in a copy, by its name.
+    """
+    finite = {name: loss for name, loss in losses.items() if math.isfinite(loss)}
+    found = [StuckTerm(name, loss) for name, loss in finite.items() if name in constant]
+    for layer, name in without_gradient:
+        # A loss that has reached 0 has no gradient, nor does one that is constant.
+        own = [finite[x] for x in losses_of.get(name, ()) if x in finite and x not in constant]
+        if any(own):
+            found.append(StuckTerm(name, sum(own), layer))
+    return found
+
+
+class TermProgress:
+    """Measures which terms train in an epoch.
+
+    Args:
+        model: The model.
+        terms: Its terms.
+    """
+
+    def __init__(self, model: keras.Model, terms: ModelTerms):
+        self._trained = model
+        self._terms = terms
+        # How often the optimizer had updated the model before the training and before the epoch.
+        self._updates_before: int | None = None
+        self._updates_at_begin = 0
+        self._weighted: set[str] = set()
+        self._constant: set[str] = set()
+        self._is_interrupted = False
+        #: The terms of which any item counted in the epoch.
+        self.counted: set[str] = set()
+
+    def start_epoch(self) -> None:
+        """Starts to measure, once the weights are those of the first step."""
+        self._updates_at_begin = optimizer_updates(self._trained)
+        if self._updates_before is None:
+            self._updates_before = self._updates_at_begin
+        self._weighted, self._is_interrupted = self._names_with_weight(), False
+        self._reset()
+
+    def resume(self) -> None:
+        """Measures the rest of an epoch, after an evaluation in the middle of it."""
+        self._is_interrupted = True
+        self._reset()
+
+    def _reset(self) -> None:
+        for term in self._terms.values():
+            term.constancy.reset()
+
+    def _names_with_weight(self) -> set[str]:
+        return {name for name, term in self._terms.items() if float(term)}
+
+    def end(self) -> None:
+        """Ends the measurement at the end of the epoch or before an evaluation, which resets it."""
+        found = {name: term.constancy for name, term in self._terms.items()}
+        self.counted = {name for name, x in found.items() if x.has_counted}
+        self._constant = {name for name, x in found.items() if x.holds and not self._is_interrupted}
+
+    def stuck(
+        self,
+        readings: _Readings,
+        logs: Mapping[str, Any],
+        without_gradient: Iterable[tuple[str, str]],
+    ) -> list[StuckTerm]:
+        """Returns the terms that did not train in the epoch that has ended.
+
+        None after an epoch that ends with a learning rate of 0.
+
+        Args:
+            readings: The values of the terms in training.
+            logs: The logs of the epoch, for losses that are no terms.
+            without_gradient: As in `stuck_terms`.
+        """
+        if learning_rate(self._trained) == 0:
+            return []
+        updates = optimizer_updates(self._trained)
+        # No step has seen the last update: if it is the only one, any loss may stand still.
+        unjudged = self._constant if updates - self._updates_at_begin < 2 else set()
+        # Before the first update there may be no gradient, as below a head that starts with zeros.
+        copies = list(without_gradient) if updates - (self._updates_before or 0) > 1 else []
+        weighted = (self._weighted & self._names_with_weight()) - unjudged
+        losses = {
+            name: reading["loss"]
+            for name, reading in readings.items()
+            if "loss" in reading and name in weighted and not self._terms[name].may_be_constant
+        }
+        tiny = {name for name, x in readings.items() if abs(x.get("weighted", 1.0)) < _UNMEASURABLE}
+        losses_of = {
+            name: [x for x in found if x not in tiny]
+            for name, found in self._terms.wiring.losses_of.items()
+        }
+        plain = {x for _, name in copies for x in losses_of.get(name, ()) if x not in self._terms}
+        losses |= self._plain_losses(plain, logs) if plain else {}
+        return stuck_terms(losses, self._constant, copies, losses_of)
+
+    def _plain_losses(self, names: Iterable[str], logs: Mapping[str, Any]) -> dict[str, float]:
+        """Returns the losses of outputs with a weight that are compiled without `joint_loss`."""
+        wiring = self._terms.wiring
+        only = len(wiring.outputs) == 1
+        found = {name: logs.get("loss" if only else f"{name}_loss") for name in names}
+        return {
+            name: float(loss)
+            for name, loss in found.items()
+            if loss is not None and wiring.has_weight(name)
+        }

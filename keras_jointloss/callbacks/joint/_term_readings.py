@@ -1,0 +1,209 @@
+"""The logged values of the terms of a model: losses, weights and shares."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import keras
+
+from keras_jointloss.callbacks.joint._fixed_total import FixedTotal
+from keras_jointloss.joint.model_terms import ModelTerms
+from keras_jointloss.joint.report import Contribution, Report, RunReport, is_rounding, rest, share
+from keras_jointloss.terms.layer_weight import LayerWeight
+from keras_jointloss.terms.means import Totals
+
+#: The values to log, by term and by name.
+Readings = dict[str, dict[str, float]]
+#: The runs, with the prefixes of their values in the Keras logs.
+RUNS = {"train": "", "validation": "val_"}
+
+
+class TermReadings:
+    """Reads the terms of a model and keeps the readings of an epoch by run.
+
+    Args:
+        terms: The terms of the model.
+        has_regularizers: Returns whether the model has regularizers.
+        fixed_total: The total at fixed weights, or `None`.
+    """
+
+    def __init__(
+        self,
+        terms: ModelTerms,
+        has_regularizers: Callable[[], bool],
+        fixed_total: FixedTotal | None = None,
+    ):
+        self._terms = terms
+        self._has_regularizers = has_regularizers
+        self._fixed_total = fixed_total
+        # Once seen, it is always logged, so that its curve has no gaps.
+        self._has_other = False
+        #: The readings at the end of the epoch for the runs `"train"` and `"validation"`, and the
+        #: loss of the model.
+        self.kept: dict[str, Readings] = {}
+        self.totals: dict[str, float] = {}
+        #: The table of the latest epoch or evaluation that has ended, if any.
+        self.report: Report | None = None
+
+    def start_epoch(self) -> None:
+        """Drops the readings of the previous epoch and resets the means of layer terms."""
+        self.kept, self.totals = {}, {}
+        self.reset_layer_terms()
+
+    def reset_layer_terms(self) -> None:
+        """Resets the means of layer terms."""
+        # Keras does so through the metrics of the layer, but not on JAX or in a model with a custom
+        # `metrics` property.
+        for term in self._terms.values():
+            if isinstance(term, LayerWeight):
+                term.reset()
+
+    def sums(self) -> dict[str, Totals]:
+        """Returns the current sums of the terms, to read differences of them."""
+        return {name: term.totals() for name, term in self._terms.items()}
+
+    def read(
+        self, now: Mapping[str, Totals] | None = None, since: Mapping[str, Totals] | None = None
+    ) -> Readings:
+        """Returns the current values, with means since the last reset, or between two times.
+
+        Args:
+            now: The sums of the terms, by default the current ones.
+            since: Earlier sums.
+        """
+        now, since = self.sums() if now is None else now, since or {}
+        totals = {name: x.since(since.get(name)) for name, x in now.items()}
+        rule = self._terms.weighting
+        others = {} if rule is None else rule.read()
+        readings = {
+            name: {**term.read(totals[name]), **others.get(name, {})}
+            for name, term in self._terms.items()
+        }
+        # Keras averages the total over all batches, and a layer may be called in some only.
+        size = max((x.size for x in totals.values()), default=0)
+        for name, reading in readings.items():
+            if "weighted" in reading:
+                reading["weighted"] *= totals[name].size / size
+        return readings
+
+    def keep_train(self, has_means: bool) -> None:
+        """Keeps the readings of training before an evaluation resets the means.
+
+        Args:
+            has_means: Whether the means are those of training and not of an evaluation.
+        """
+        self.kept["train"] = self.read()
+        if not has_means:
+            for reading in self.kept["train"].values():
+                for key in ("loss", "weighted", "labelled"):
+                    reading.pop(key, None)
+
+    def to_logs(self) -> dict[str, float]:
+        """Returns the kept readings by their names in the Keras logs, NaN for those of no item."""
+        logs = {}
+        for run, readings in self.kept.items():
+            prefix = RUNS[run]
+            for name, reading in readings.items():
+                weighted = reading.get("weighted", math.nan)
+                values = {"loss": math.nan, **reading, "share": share(weighted, self.totals[run])}
+                if self._terms[name].has_missing_targets:
+                    values.setdefault("labelled", math.nan)
+                values.pop("weighted", None)
+                logs.update({f"{prefix}{name}_{key}": x for key, x in values.items()})
+            if self._fixed_total is not None:
+                fixed = self.fixed_total(readings)
+                logs[f"{prefix}joint_loss"] = math.nan if fixed is None else fixed
+        return logs
+
+    def mend(self, logs: dict[str, float], run: str, prefix: str = "") -> None:
+        """Replaces the losses of terms in the Keras logs by those of the kept readings.
+
+        Keras' own may count a smaller last batch fully, or count missing targets. For an output
+        with several losses, Keras logs their weighted sum.
+
+        Args:
+            logs: The logs.
+            run: The run of the readings.
+            prefix: The prefix of its values in the logs.
+        """
+        readings = self.kept[run]
+        losses = {name: x.get("loss", math.nan) for name, x in readings.items()}
+        losses.update({f"{name}_labelled": loss for name, loss in losses.items()})
+        for output, terms in self._terms.output_sums.items():
+            losses[output] = sum(readings[name].get("weighted", math.nan) for name in terms)
+        named = {f"{prefix}{name}_loss": loss for name, loss in losses.items()}
+        logs.update({key: loss for key, loss in named.items() if key in logs})
+
+    def fixed_total(self, readings: Readings) -> float | None:
+        """Returns the total of readings at fixed weights, or `None` if there is none."""
+        return None if self._fixed_total is None else self._fixed_total.of(readings)
+
+    def to_tags(
+        self,
+        readings: Readings,
+        total: float,
+        epoch: tuple[Readings, float] | None = None,
+    ) -> dict[str, float]:
+        """Returns readings by TensorBoard tag.
+
+        Args:
+            readings: As `read` returns them.
+            total: The loss of the model.
+            epoch: Readings and loss since the start of the epoch, whose rounding is smaller than
+                that of a few batches; by default the same.
+        """
+        values = {"joint_loss/total": total}
+        for name, reading in readings.items():
+            for key, value in reading.items():
+                values[f"joint_loss/{name}/{'raw' if key == 'loss' else key}"] = value
+            if "weighted" in reading:
+                values[f"joint_loss/{name}/share"] = share(reading["weighted"], total)
+        self._find_other(*((readings, total) if epoch is None else epoch))
+        weighted = _weighted(readings)
+        # Without any, another callback has evaluated the model, which reset the means.
+        if self._has_other and weighted:
+            other = rest(total, weighted)
+            values["joint_loss/other"] = other
+            values.setdefault("joint_loss/other/share", share(other, total))
+        fixed = self.fixed_total(readings)
+        if fixed is not None:
+            values["joint_loss/fixed_total"] = fixed
+        return values
+
+    def _find_other(self, readings: Readings, total: float) -> None:
+        """Finds out whether any loss is part of no term."""
+        weighted = _weighted(readings)
+        other = rest(total, weighted)
+        if not self._has_other and weighted and math.isfinite(other):
+            self._has_other = self._has_regularizers() or not is_rounding(other, total, weighted)
+
+    def keep_report(self) -> None:
+        """Makes the kept readings the `report`."""
+        runs = {}
+        for run in (run for run in RUNS if run in self.totals):
+            total = self.totals[run]
+            terms = {name: _contribution(x, total) for name, x in self.kept[run].items()}
+            runs[run] = RunReport(terms, total)
+        self.report = Report(runs)
+
+    def nonfinite_losses(self) -> Iterator[tuple[str, float, str]]:
+        """Yields the losses in the kept readings that are not finite: term, loss and run."""
+        for run, readings in self.kept.items():
+            for name, reading in readings.items():
+                if not math.isfinite(reading.get("loss", 0.0)):
+                    yield name, reading["loss"], run
+
+
+def has_regularizers(model: keras.Model) -> bool:
+    """Returns whether a trainable variable of the model has a regularizer."""
+    variables = model.trainable_variables
+    return any(getattr(variable, "regularizer", None) is not None for variable in variables)
+
+
+def _weighted(readings: Readings) -> list[float]:
+    return [x["weighted"] for x in readings.values() if "weighted" in x]
+
+
+def _contribution(reading: dict[str, float], total: float) -> Contribution:
+    weighted = reading.get("weighted", math.nan)
+    raw = reading.get("loss", math.nan)
+    return Contribution(raw, reading["weight"], weighted, share(weighted, total))

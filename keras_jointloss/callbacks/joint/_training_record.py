@@ -1,0 +1,160 @@
+"""What a training logs about itself: schedules, ends of epochs, hyperparameters and results."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_jointloss.callbacks._summaries import Summaries
+from keras_jointloss.joint.model_terms import ModelTerms
+from keras_jointloss.tensorboard.hparams import write_hparams
+
+#: The number of points of a schedule.
+_POINTS = 100
+
+
+class TrainingRecord:
+    """Logs for TensorBoard how a training is set up and where its epochs end.
+
+    Args:
+        summaries: The runs.
+        terms: The terms of the model.
+        log_dir: The folder, or `None` to write nothing.
+        hparams: Hyperparameters for the HParams dashboard, or `None` to write none.
+    """
+
+    def __init__(
+        self,
+        summaries: Summaries,
+        terms: ModelTerms,
+        log_dir: str | None,
+        hparams: Mapping[str, Any] | None,
+    ):
+        self._summaries = summaries
+        self._terms = terms
+        self._log_dir = log_dir
+        self._hparams = hparams
+        self._start_time = time.time()
+        self._has_schedules = False
+        self._latest: tuple[int, Mapping[str, Any], Mapping[str, float]] | None = None
+
+    def start_epoch(self, epoch: int, step: int, params: Mapping[str, Any]) -> None:
+        """Logs the schedules up to the end of training, once the number of steps is known.
+
+        Args:
+            epoch: The index of the epoch that begins.
+            step: The training step.
+            params: What `fit` tells its callbacks: `epochs` and `steps`, `None` if unknown.
+        """
+        steps, epochs = params.get("steps"), params.get("epochs")
+        if self._log_dir is None or self._has_schedules or not steps or not epochs:
+            return
+        self._has_schedules = True
+        end = step + steps * (epochs - epoch)
+        schedules = follow_schedules(self._terms, step, end)
+        self._summaries.start("train", epoch, step, end, schedules)
+
+    def end_epoch(
+        self, epoch: int, step: int, logs: Mapping[str, Any], readings: Mapping[str, float]
+    ) -> None:
+        """Logs the end of an epoch.
+
+        Args:
+            epoch: The index of the epoch.
+            step: The training step.
+            logs: The logs of the epoch, to which later callbacks may still add.
+            readings: What the terms logged: of them, only the losses are results.
+        """
+        self._latest = step, logs, readings
+        self._summaries.end_epoch("train", epoch, step)
+
+    def end(self) -> None:
+        """Writes hyperparameters and results at the end of training."""
+        if self._hparams is None or self._log_dir is None or self._latest is None:
+            return
+        step, logs, readings = self._latest
+        results = {
+            key: float(value)
+            for key, value in logs.items()
+            if not key.startswith("gradients_") and (key not in readings or key.endswith("_loss"))
+        }
+        values = hyperparameters(self._terms, self._hparams)
+        write_hparams(self._log_dir, values, results, step, self._start_time)
+
+
+def follow_schedules(
+    terms: ModelTerms, begin: int, end: int
+) -> dict[str, tuple[list[int], list[float]]]:
+    """Returns by term the steps and the weights of its schedule.
+
+    A weighting, which multiplies the weights, makes them unknown: then there is none.
+
+    Args:
+        terms: The terms of the model.
+        begin: The first step.
+        end: The last step.
+    """
+    if terms.weighting is not None:
+        return {}
+    steps = np.unique(np.linspace(begin, end, _POINTS).round().astype("int64")).tolist()
+    return {
+        name: (steps, [max(0.0, value) for value in _evaluate(weight.schedule, steps)])
+        for name, weight in terms.items()
+        if weight.schedule is not None
+    }
+
+
+def _evaluate(schedule: Callable, steps: list[int]) -> list[float]:
+    """Returns the values of a schedule at steps, at once if it can."""
+    try:
+        values = ops.convert_to_numpy(schedule(ops.convert_to_tensor(steps, "int32")))
+    except Exception:  # A custom schedule need not take several steps, and may raise anything.
+        values = np.empty(0)
+    if values.shape == (len(steps),):
+        return values.tolist()
+    return [float(schedule(ops.convert_to_tensor(step, "int32"))) for step in steps]
+
+
+def hyperparameters(
+    terms: ModelTerms, others: Mapping[str, Any]
+) -> dict[str, str | bool | int | float]:
+    """Returns the hyperparameters of a joint loss by name.
+
+    Args:
+        terms: The terms of the model.
+        others: Those of the user, which go before.
+    """
+    found: dict[str, Any] = {
+        f"weight/{name}": weight.initial if weight.schedule is None else _words(weight.schedule)
+        for name, weight in terms.items()
+    }
+    found["weighting"] = "none" if terms.weighting is None else type(terms.weighting).__name__
+    for layer in terms.gradient_layers:
+        name = "aggregator" if len(terms.gradient_layers) == 1 else f"aggregator/{layer.name}"
+        found[name] = "none" if layer.aggregator is None else type(layer.aggregator).__name__
+    return {**found, **others}
+
+
+def validate_hyperparameters(values: Any) -> dict[str, Any] | None:
+    """Returns `values`, or raises `ValueError` if they are neither `None` nor a dict of them."""
+    kinds = (str, bool, int, float, np.bool_, np.integer, np.floating, np.str_)
+    if values is not None and not (
+        isinstance(values, Mapping)
+        and all(isinstance(x, str) for x in values)
+        and all(isinstance(x, kinds) for x in values.values())
+    ):
+        raise ValueError(
+            "Invalid value for argument `hparams`. Expected None, or a dict of name to a string, a "
+            f"number or a boolean. Received: hparams={values!r}"
+        )
+    return None if values is None else dict(values)
+
+
+def _words(schedule: keras.optimizers.schedules.LearningRateSchedule) -> str:
+    """Returns the class of a schedule and its numbers."""
+    config = schedule.get_config()
+    words = [f"{key}={x!r}" for key, x in config.items() if isinstance(x, int | float)]
+    return f"{type(schedule).__name__}({', '.join(words)})"

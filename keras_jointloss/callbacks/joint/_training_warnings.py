@@ -1,0 +1,203 @@
+"""What the callback warns of during training, each once."""
+
+import math
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import keras
+
+from keras_jointloss.callbacks.joint._comparing import compares
+from keras_jointloss.callbacks.joint._gradient_readings import GradientReadings, Statistics
+from keras_jointloss.callbacks.joint._stuck_terms import StuckTerm
+from keras_jointloss.callbacks.joint._term_readings import Readings, TermReadings
+from keras_jointloss.callbacks.joint._untrained_terms import untrained_term
+from keras_jointloss.joint.model_terms import ModelTerms
+from keras_jointloss.joint.report import is_rounding, rest
+
+
+class TrainingWarnings:
+    """Warns once in a training of each thing that goes wrong.
+
+    Args:
+        terms: The terms of the model.
+    """
+
+    def __init__(self, terms: ModelTerms):
+        self._terms = terms
+        self._warned: set[str] = set()
+        self._weights_at_begin: dict[str, float] | None = None
+
+    def _once(self, about: str, what: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            warnings.warn(what, stacklevel=4)
+
+    def start_epoch(self) -> None:
+        """Records the weights with which the training begins, if this is its first epoch."""
+        if self._weights_at_begin is None:
+            self._weights_at_begin = self._weights()
+
+    def _weights(self) -> dict[str, float]:
+        return {name: float(weight) for name, weight in self._terms.items()}
+
+    def of_losses(self, readings: TermReadings, step: int) -> None:
+        """Warns of each term whose mean loss is not finite."""
+        for name, loss, run in readings.nonfinite_losses():
+            self._once(
+                f"loss of {name}", f"The loss of term {name!r} is {loss} ({run}, step {step})."
+            )
+
+    def of_standstill(self, batches: int, epoch: int) -> None:
+        """Warns if the weights did not move in all batches of an epoch."""
+        if self._terms.clock.has_missed(batches):
+            self._once(
+                "standstill",
+                "The weights of a schedule or weighting did not move in all of the "
+                f"{batches} batches of epoch {epoch}. Expected training of all layer terms "
+                "by `fit`, or by `train_on_batch` between the hooks of a "
+                "`keras.callbacks.CallbackList` without `reset_metrics` after "
+                "`on_train_batch_begin`.",
+            )
+
+    def of_gradients(self, readings: GradientReadings, statistics: Statistics) -> None:
+        """Warns of the terms whose gradients were the first to be non-finite."""
+        for prefix, what in readings.nonfinite_gradients(statistics):
+            self._once(prefix, what)
+
+    def of_unrecorded(
+        self, readings: GradientReadings, statistics: Statistics, batches: int, epoch: int
+    ) -> None:
+        """Warns of each layer that has combined no gradients in an epoch.
+
+        Args:
+            readings: The readings of the layers.
+            statistics: The statistics of the epoch.
+            batches: The number of batches in the epoch.
+            epoch: The epoch, from 0.
+        """
+        for name in readings.unrecorded(statistics, batches):
+            self._once(
+                f"record of {name}",
+                f"The layer {name!r} has recorded no gradients in the {batches} batches of epoch "
+                f"{epoch}: it has no statistics, and a `SharedTrunk` balances nothing. The trunk "
+                "or, on JAX, the layer itself or a model around it may be frozen with `trainable = "
+                "False`, or no loss depends on its outputs.",
+            )
+
+    def of_factors(
+        self,
+        readings: Readings,
+        counted: Collection[str],
+        lengths: Mapping[str, float],
+        forgets: bool,
+    ) -> None:
+        """Warns of a term that contributes practically nothing, or cannot be weighed.
+
+        Args:
+            readings: The values of the terms in training.
+            counted: The terms of which any item counted.
+            lengths: As in `keras_jointloss.callbacks.joint._untrained_terms.untrained_term`.
+            forgets: As in `keras_jointloss.weighting.Weighting.describe_limit`.
+        """
+        rule = self._terms.weighting
+        if rule is None:
+            return
+        trained = {
+            name: reading
+            for name, reading in readings.items()
+            # The loss of no items is 0, and moves no rule.
+            if name in counted
+            and not self._terms[name].is_off
+            and math.isfinite(reading.get("loss", math.nan))
+        }
+        untrained = untrained_term(rule, self._terms, trained, lengths)
+        if untrained is not None:
+            self._once("factors", untrained)
+        losses = {name: reading["loss"] for name, reading in trained.items()}
+        limit = rule.describe_limit(losses, forgets)
+        if limit is not None:
+            self._once("limit", f"{type(rule).__name__}: {limit}")
+
+    def of_stuck_terms(self, stuck: Iterable[StuckTerm], epoch: int) -> None:
+        """Warns of each term that does not train."""
+        for name, loss, layer in stuck:
+            if layer is None:
+                what = (
+                    f"The loss of the term {name!r} did not change from step to step in epoch "
+                    f"{epoch}, in which its mean was {loss:.6g}, although its weight is not 0. "
+                    "Possible causes: its embeddings have collapsed to one point; it is detached, "
+                    "as by `stop_gradient` or constants in place of the output of the model; the "
+                    "units before it are dead, saturated or frozen; it has reached its floor, as "
+                    "when all pairs keep a margin; it has converged on a batch that is the same in "
+                    "each step."
+                )
+            else:
+                what = (
+                    f"The gradient of the term {name!r} at the layer {layer!r} was 0 in every step "
+                    f"of epoch {epoch}, although its loss moves and its weight is not 0. Its head "
+                    f"has to read `z[{name!r}]` of z = {layer}(...). Likely causes: it reads the "
+                    "copy of another term or a tensor before the layer; `stop_gradient` or an "
+                    "operation without a derivative lies between; the units between are dead or "
+                    "saturated."
+                )
+            self._once(f"stuck {name} {layer}", what)
+
+    def of_names(self, readings: Readings, total: float) -> None:
+        """Warns of names of copies that belong to nothing in the model.
+
+        Args:
+            readings: The values of the terms in training.
+            total: The loss of the model.
+        """
+        wiring = self._terms.wiring
+        weighted = [x["weighted"] for x in readings.values() if "weighted" in x]
+        is_all = bool(weighted) and is_rounding(rest(total, weighted), total, weighted)
+        has_other_losses = wiring.may_have_other_losses and not is_all
+        for layer, unknown, unread, unnamed in wiring.misnamed(has_other_losses):
+            given = f"The layer {layer.name!r} has the `terms` {list(layer.terms)}"
+            expected = f"the terms and outputs of the model, {list(wiring.losses_of)}"
+            if unknown:
+                self._once(
+                    f"names {layer.name}",
+                    f"{given}, of which {unknown} are not among {expected}. The terms {unnamed} "
+                    "have no copy of their name. Name each copy by the term or the output whose "
+                    "head reads it.",
+                )
+            if unread:
+                self._once(
+                    f"unread {layer.name}",
+                    f"{given}, of which nothing reads {unread}, which are not among {expected}. "
+                    "Leave them out, or let the head of the term read its copy, by its name.",
+                )
+
+    def of_monitors(self, callbacks: Iterable[Any], logs: Mapping[str, Any]) -> None:
+        """Warns of callbacks that compare a total from different weights.
+
+        Args:
+            callbacks: The callbacks of the training.
+            logs: The logs at the end of an epoch.
+        """
+        if self._weights() == self._weights_at_begin:
+            return
+        for callback in callbacks:
+            monitor = getattr(callback, "monitor", None)
+            if monitor in ("loss", "val_loss") and monitor in logs and compares(callback):
+                name = type(callback).__name__
+                self._once(
+                    f"monitor {name}",
+                    f"{name} monitors {monitor!r} while the weights of the terms move: it compares "
+                    "different sums. Monitor 'val_joint_loss' (or 'joint_loss') with "
+                    "`mode='min'`, which `JointLossCallback(validation_weights=...)` logs at fixed "
+                    "weights.",
+                )
+
+
+def forgets_large_gradients(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Returns whether an optimizer clips gradients, skips steps with large ones, or keeps none."""
+    clips = (
+        getattr(optimizer, name, None) for name in ("clipnorm", "global_clipnorm", "clipvalue")
+    )
+    is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    is_plain = isinstance(optimizer, keras.optimizers.SGD) and not optimizer.momentum
+    return is_scaled or is_plain or any(clip is not None for clip in clips)

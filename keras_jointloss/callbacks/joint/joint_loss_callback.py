@@ -1,0 +1,342 @@
+"""The callback that anneals or adapts the weights of a joint loss and logs its terms."""
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from keras_jointloss._core.loops import (
+    evaluation_logs,
+    move_to_front,
+    running_callbacks,
+    running_loop,
+)
+from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_on_log
+from keras_jointloss.callbacks.joint._comparing import forget_unknown
+from keras_jointloss.callbacks.joint._fixed_total import FixedTotal, validate_fixed_weights
+from keras_jointloss.callbacks.joint._gradient_readings import GradientReadings, Statistics
+from keras_jointloss.callbacks.joint._stuck_terms import TermProgress
+from keras_jointloss.callbacks.joint._term_readings import RUNS, TermReadings, has_regularizers
+from keras_jointloss.callbacks.joint._train_curves import TrainCurves, batches_between
+from keras_jointloss.callbacks.joint._training_record import (
+    TrainingRecord,
+    validate_hyperparameters,
+)
+from keras_jointloss.callbacks.joint._training_warnings import (
+    TrainingWarnings,
+    forgets_large_gradients,
+)
+from keras_jointloss.joint.model_terms import ModelTerms
+from keras_jointloss.joint.report import Report
+from keras_jointloss.terms.clock import optimizer_step
+
+
+class JointLossCallback(keras.callbacks.Callback):
+    """Anneals or adapts the weights of a joint loss while `fit` runs, and logs every term.
+
+    Annealing: at the start of training the callback sets the schedules of all output and layer
+    terms to the training step, the number of batches the model has been trained on. From there the
+    weights move inside the compiled step. A resumed training (`initial_epoch`, a loaded model,
+    `keras.callbacks.BackupAndRestore`) thus continues where it stopped, and evaluation moves
+    nothing. A model that is compiled again with a new optimizer starts again at step 0.
+
+    Weighting: the callback binds the rule given to `keras_jointloss.joint_loss` to all terms of the
+    model, including layer terms. The rule then runs in the compiled step. Its state is saved with
+    the model, including in the files of `keras.callbacks.BackupAndRestore` and in weights files.
+
+    The callback moves to the front of the list of callbacks, so that callbacks that monitor or log
+    its values find them in the `logs`, whatever their position. It also works in a custom loop that
+    calls the hooks of a `keras.callbacks.CallbackList` around `train_on_batch`.
+
+    Logging: the callback writes to `log_dir/train` and `log_dir/validation`, over the training
+    step,
+
+    - `joint_loss/<term>/raw`: the mean loss of the term, unweighted,
+    - `joint_loss/<term>/weight`: the current weight,
+    - `joint_loss/<term>/weighted`: the mean of weight times loss,
+    - `joint_loss/<term>/share`: weighted divided by total,
+    - `joint_loss/<term>/<reading>`: other values that a layer or a weighting reports for the term,
+      such as `temperature` or `noise`,
+    - `joint_loss/total`: the minimized loss, which is the sum of the weighted terms and of all
+      other losses that layers and regularizers add,
+    - `joint_loss/other`, `joint_loss/other/share`: the sum of these other losses, if there are any,
+      and its share,
+    - `joint_loss/fixed_total`: the total at `validation_weights`.
+
+    For layers that combine gradients, it also writes to `log_dir/train`
+
+    - `gradients/<term>/norm`, `gradients/<term>/coefficient`: the length of the term's gradient and
+      the coefficient that multiplied it,
+    - `gradients/<term>~<other>/cosine`, `gradients/<term>~<other>/conflict`: the cosine of the
+      angle between two gradients, and the share of the steps in which it was negative,
+    - `gradients/conflict`: the share of the steps in which any cosine was negative,
+    - `gradients/cosines`: a picture of all cosines at the end of an epoch,
+
+    under `gradients/<name of the layer>/` if there are several such layers.
+
+    A point of `train` has the means since the last point or the start of the epoch. `raw` is the
+    mean over the items that take part, of missing targets over the labelled ones; as in the loss of
+    Keras, sample weights multiply the losses, not the number of items. `weighted` is the part of
+    `loss`, in which Keras weights each batch by its size: raw times a constant weight, unless the
+    batches differ in the share of items that take part. TensorBoard's tab "Joint loss" shows all of
+    them. `log_dir` may be that of a `keras.callbacks.TensorBoard` in the same `fit`.
+
+    `History` contains `<term>_loss`, `<term>_weight` and `<term>_share` of every term, even where
+    Keras does not show them itself, and the gradient statistics above, with underscores for
+    slashes: `gradients_conflict`. A value that an epoch does not have is NaN, and no point in
+    TensorBoard; an epoch without validation has none of its values, as in Keras. Keras' own
+    `<term>_loss`, in which a smaller last batch may count fully, stays in the progress bar during
+    an epoch; in the logs of the epoch and of `evaluate`, the mean `raw` replaces it. `summary`
+    returns a table of an epoch, as does `kj.report(history)`.
+
+    Warnings: of each term whose loss is not finite, of the terms whose gradients were the first to
+    be non-finite, if the weights did not move in every step of an epoch, if under a
+    weighting a term contributes less than 1/10,000 of another, by its weight or from the beginning
+    by its size, if `EarlyStopping`, `ReduceLROnPlateau` or `ModelCheckpoint` compares `loss` or
+    `val_loss` of epochs with different weights, and of terms that do not train although they have
+    a weight: those whose loss did not change from step to step in an epoch (not for a `LossTerm`
+    at its `floor` or `target`, nor while its labels are missing or its sample weights are 0), and
+    those whose gradient was 0 in every step at a layer that combines gradients. Epochs with fewer
+    than two updates of the optimizer, or with a learning rate of 0 at their end, are not judged.
+
+    Args:
+        log_dir: The folder for TensorBoard, or `None` to write nothing.
+        update_freq: When to write the `train` run: `"epoch"`, `"batch"`, or a number of batches.
+            The end of an epoch is always written. Points are differences of float32 sums over the
+            epoch: off by about 0.1 % after 50,000 steps of an epoch, and 0.4 % after 200,000.
+        validation_weights: Weights that do not move, for a total that epochs can be compared by:
+            the logs then contain `joint_loss` and `val_joint_loss`, the sums of the raw losses of
+            the terms with these weights (without other losses), for callbacks such as
+            `EarlyStopping("val_joint_loss", mode="min")`. A dict with a number >= 0 for each term;
+            `"equal"` for 1 each; `"initial"` for the weights that the user gave, of a schedule its
+            value at step 0. A term that fades in from 0 then does not count.
+        on_log: Called as `on_log(run, {tag: value}, step)` with all scalars above, wherever they
+            are written, also without `log_dir`: for another tracker. `run` is `"train"` or
+            `"validation"`. Of several processes only the chief writes and calls.
+        hparams: Hyperparameters of the user for TensorBoard's HParams dashboard, or `{}`. `fit`
+            then writes them at its end to `log_dir/hparams`, with the weights, the weighting and
+            the aggregator, and as metrics the last losses and metrics in the `logs`.
+
+    Raises:
+        ValueError: If an argument is invalid; at the start of `fit`, if the model has no term and
+            no layer that reports gradients, two terms of the same name, losses that do not match
+            its outputs, or weights that belong to another model, if the head of a term does not
+            read its own copy of a layer that combines gradients, or if `validation_weights` are not
+            those of its terms or all 0, or a term is named `"joint"`; after the first batch, if the
+            model does not use the weights, because it was not compiled with everything that
+            `joint_loss` returned.
+        FloatingPointError: At the end of an epoch, if a weighting with `on_nonfinite="raise"`
+            received an unusable loss.
+        OSError: At the start of `fit`, if `log_dir` cannot be written.
+
+    Example:
+
+    >>> callback = JointLossCallback(log_dir="logs", update_freq=100, validation_weights="equal")
+    """
+
+    def __init__(
+        self,
+        log_dir: str | os.PathLike | None = None,
+        update_freq: str | int = "epoch",
+        validation_weights: Mapping[str, float] | str | None = None,
+        on_log: OnLog | None = None,
+        hparams: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.log_dir = None if log_dir is None else os.fspath(log_dir)
+        self.update_freq = update_freq
+        every = batches_between(update_freq)
+        self.validation_weights = validate_fixed_weights(validation_weights, "validation_weights")
+        self.on_log = validate_on_log(on_log)
+        self.hparams = validate_hyperparameters(hparams)
+        has_logs = self.log_dir is not None or on_log is not None
+        self._every = every if has_logs else None
+        # Keras runs batch hooks in the background if all are safe there. Empty hooks are.
+        self.async_safe = self._every is None
+        # Created for a model.
+        self._terms: Any = None
+        self._readings: Any = None
+        self._gradients: Any = None
+        self._summaries: Any = None
+        self._curves: Any = None
+        self._record: Any = None
+        self._warnings: Any = None
+        self._progress: Any = None
+        self._get_metrics: Any = list
+        self._is_validated = False
+        self._is_training = False
+        self._is_first_test_batch = False
+        # The training step at which the epoch began, and how many of its batches have begun.
+        self._begin_step = 0
+        self._batches = 0
+        # The logged values of the last epoch that are NaN.
+        self._unknown: set[str] = set()
+
+    def set_model(self, model):
+        super().set_model(model)
+        move_to_front(self)
+        self._terms = terms = ModelTerms(model)
+        fixed_weights, name = self.validation_weights, "validation_weights"
+        fixed_total = None if fixed_weights is None else FixedTotal(fixed_weights, terms, name)
+        self._readings = TermReadings(terms, lambda: has_regularizers(model), fixed_total)
+        self._gradients = GradientReadings(terms.gradient_layers)
+        has = bool(terms), bool(terms.gradient_layers)
+        self._summaries = Summaries(model, self.log_dir, *has, self.on_log)
+        log_dir = self._summaries.log_dir
+        self._record = TrainingRecord(self._summaries, terms, log_dir, self.hparams)
+        self._warnings = TrainingWarnings(terms)
+        self._progress = TermProgress(model, terms)
+        self._get_metrics = lambda: model.metrics
+        self._curves = TrainCurves(
+            self._every, self._readings, self._gradients, self._summaries, self._get_metrics
+        )
+        self._is_validated = False
+
+    def on_train_begin(self, logs=None):
+        self._is_training = True
+        self._warnings = TrainingWarnings(self._terms)
+        self._terms.clock.start_training(self, is_custom_loop=running_loop() is None)
+        self._summaries.open("train")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._readings.start_epoch()
+        self._gradients.reset()
+        self._sync_state()
+        # Not at the start of training, when another callback may restore the optimizer.
+        if self._terms.clock.driver is self:
+            self._terms.clock.start_epoch()
+        self._warnings.start_epoch()
+        self._progress.start_epoch()
+        forget_unknown(running_callbacks(), self._unknown)
+        self._begin_step = step = self._training_step()
+        self._curves.start_epoch(step)
+        self._batches = 0
+        self._record.start_epoch(epoch, step, self.params or {})
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._batches += 1
+        # Another callback may have evaluated the model in the middle of the epoch.
+        if not self._terms.clock.is_on and self._terms.clock.driver is self:
+            self._readings.kept = {}
+            self._sync_state()
+            self._progress.resume()
+            self._curves.skip(self._begin_step + batch)
+            self._terms.clock.start()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._is_training and not self._is_validated:
+            self._is_validated = True
+            # Not through `self.model`, which on JAX writes to the variables while training runs.
+            self._terms.validate_use(self._get_metrics())
+        if self._curves.is_due(self._begin_step + batch + 1):
+            self._sync_state()
+            self._curves.write(self._training_step(), logs.get("loss", math.nan))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._keep_train_readings()
+        self._readings.totals["train"] = float(logs.get("loss", math.nan))
+        self._readings.keep_report()
+        step = self._training_step()
+        statistics = self._gradients.read()
+        self._warn(epoch, step, logs, statistics)
+        readings = {**self._readings.to_logs(), **self._gradients.to_logs(statistics)}
+        for key, value in readings.items():
+            logs.setdefault(key, value)
+        for run in self._readings.kept:
+            self._readings.mend(logs, run, RUNS[run])
+        self._unknown = {key for key in readings if math.isnan(logs[key])}
+        total, kept = self._readings.totals["train"], self._readings.kept["train"]
+        self._curves.end_epoch(step, total, kept, statistics)
+        self._summaries.images("train", self._gradients.heat_maps(statistics), step)
+        self._record.end_epoch(epoch, step, logs, readings)
+        if self._terms.weighting is not None:
+            self._terms.weighting.report(epoch)
+
+    def on_train_end(self, logs=None):
+        self._is_training = False
+        self._sync_state()
+        self._terms.clock.end_training()
+        self._record.end()
+        self._summaries.close()
+
+    def on_test_begin(self, logs=None):
+        if self._is_training:
+            self._keep_train_readings()
+        self._is_first_test_batch = True
+
+    def on_test_batch_begin(self, batch, logs=None):
+        # Not before every callback of this class has kept the readings of training.
+        if self._is_first_test_batch:
+            self._is_first_test_batch = False
+            self._readings.reset_layer_terms()
+
+    def on_test_end(self, logs=None):
+        self._sync_state()
+        readings = self._readings.read()
+        total = float(logs.get("loss", math.nan))
+        self._readings.kept["validation"] = readings
+        self._readings.totals["validation"] = total
+        fixed_total = self._readings.fixed_total(readings)
+        if fixed_total is not None:
+            logs["joint_loss"] = fixed_total
+        for values in (logs, evaluation_logs()):
+            self._readings.mend(values, "validation")
+        tags = self._readings.to_tags(readings, total)
+        self._summaries.scalars("validation", tags, self._training_step())
+        if not self._is_training:
+            self._readings.keep_report()
+            self._summaries.close()
+
+    def summary(self) -> Report:
+        """Returns a table of what each term contributed to the loss, as text and as HTML.
+
+        It shows the latest epoch that has ended, or else the latest evaluation.
+
+        Raises:
+            ValueError: If there has been neither.
+        """
+        report = None if self._readings is None else self._readings.report
+        if report is None:
+            raise ValueError(
+                "Expected `summary` to be called after the first epoch of `fit`, or after "
+                "`evaluate`, with this callback. Received: a callback without any values"
+            )
+        return report
+
+    def _sync_state(self) -> None:
+        """Copies the state of the step into the variables on JAX, as Keras does for `model`."""
+        _ = self.model
+
+    def _keep_train_readings(self) -> None:
+        if "train" not in self._readings.kept:
+            self._sync_state()
+            # If the clock is off, another callback has already evaluated the model.
+            has_means = self._terms.clock.is_on
+            self._readings.keep_train(has_means)
+            if has_means:
+                self._curves.keep()
+            self._progress.end()
+
+    def _training_step(self) -> int:
+        """Returns the number of batches that the model has been trained on."""
+        step = self._terms.clock.step if self._is_training else None
+        return optimizer_step(self.model) if step is None else step
+
+    def _warn(self, epoch: int, step: int, logs: dict, statistics: Statistics) -> None:
+        if self._is_training and self._terms.clock.driver is self:
+            self._warnings.of_standstill(self._batches, epoch)
+        self._warnings.of_losses(self._readings, step)
+        # Loss scaling deliberately tries scales that are too large and skips these steps.
+        if not isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer):
+            self._warnings.of_gradients(self._gradients, statistics)
+            self._warnings.of_unrecorded(self._gradients, statistics, self._batches, epoch)
+        lengths = self._gradients.lengths(statistics, self._terms)
+        train, copies = self._readings.kept["train"], self._gradients.without_gradient(statistics)
+        forgets = forgets_large_gradients(self.model.optimizer)
+        self._warnings.of_factors(train, self._progress.counted, lengths, forgets)
+        stuck = self._progress.stuck(train, logs, copies)
+        self._warnings.of_stuck_terms(stuck, epoch)
+        self._warnings.of_names(train, self._readings.totals["train"])
+        self._warnings.of_monitors(running_callbacks(), logs)

@@ -1,0 +1,290 @@
+"""Validates the arguments of `joint_loss` and resolves them by output and by term."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import keras
+
+from keras_jointloss._core.validation import validate_names
+from keras_jointloss.losses.base import ViewsLoss
+from keras_jointloss.terms.class_weighted_metric import ClassWeightedMetric
+from keras_jointloss.terms.class_weights import validate_class_weight
+from keras_jointloss.terms.missing.labelled_metric import LabelledMetric
+from keras_jointloss.terms.missing.targets import validate_missing
+from keras_jointloss.terms.output_weight import LossWeight
+
+
+class Output(NamedTuple):
+    """The losses of one output of a model.
+
+    Attributes:
+        losses: The loss of each term by the term's name; empty for an output without a loss.
+        parts: The short name of each term by its name if the output has several losses.
+    """
+
+    losses: dict[str, Any]
+    parts: dict[str, str] | None = None
+
+
+def is_loss(value: Any) -> bool:
+    """Returns whether Keras accepts `value` as the loss of an output."""
+    is_object = isinstance(value, keras.metrics.Metric | keras.layers.Layer)
+    return isinstance(value, str) or (callable(value) and not is_object)
+
+
+def validate_losses(losses: Any, only_output: str | None) -> dict[str, Output]:
+    """Returns the losses by output.
+
+    Args:
+        losses: A dict of output name to a loss, `None`, or several losses.
+        only_output: The name of the output if the user gave none: its terms have the names of the
+            losses.
+
+    Raises:
+        ValueError: If there is no loss, one is invalid, or two terms have the same name.
+    """
+    if (
+        not isinstance(losses, Mapping)
+        or not all(isinstance(name, str) for name in losses)
+        or all(loss is None for loss in losses.values())
+    ):
+        raise ValueError(
+            "Invalid value for argument `losses`. Expected a dict of output name to loss with at "
+            f"least one loss, or a loss for the only output. Received: losses={losses!r}"
+        )
+    outputs = {}
+    for name, loss in losses.items():
+        if isinstance(loss, Mapping | list | tuple):
+            prefix = "" if name == only_output else f"{name}_"
+            parts = {f"{prefix}{part}": part for part in _parts(name, loss)}
+            by_term = dict(zip(parts, _parts(name, loss).values(), strict=True))
+            outputs[name] = Output(by_term, parts)
+        elif loss is None or is_loss(loss):
+            outputs[name] = Output({} if loss is None else {name: loss})
+        else:
+            raise ValueError(
+                f"Invalid value for argument `losses`. Expected the loss of {name!r} to be a name, "
+                f"a function or a `keras.losses.Loss`. Received: losses={{{name!r}: {loss!r}}}"
+            )
+    terms = [term for output in outputs.values() for term in output.losses]
+    sums = [name for name, output in outputs.items() if output.parts and name != only_output]
+    for name in (*terms, *sums):
+        if [*terms, *sums].count(name) > 1:
+            raise ValueError(
+                "Invalid value for argument `losses`. Expected terms with different names. "
+                f"Received: two terms or outputs named {name!r} in losses={losses!r}"
+            )
+    return outputs
+
+
+def _parts(output: str, losses: Any) -> dict[str, Any]:
+    """Returns several losses of an output by name."""
+    is_named = isinstance(losses, Mapping)
+    names = list(losses) if is_named else [_name_of(loss) for loss in losses]
+    values = list(losses.values()) if is_named else list(losses)
+    if (
+        not names
+        or not all(isinstance(name, str) and name.isprintable() and name for name in names)
+        or not all(is_loss(loss) for loss in values)
+    ):
+        raise ValueError(
+            f"Invalid value for argument `losses`. Expected the losses of {output!r} as one loss, "
+            "a dict of name to loss or a list of losses that have names. A nested output needs a "
+            f"top-level name of its own. Received: losses={{{output!r}: {losses!r}}}"
+        )
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"Invalid value for argument `losses`. Expected the losses of {output!r} to have "
+            "different names: use a dict of name to loss. "
+            f"Received: losses named {names} in losses={{{output!r}: {losses!r}}}"
+        )
+    return dict(zip(names, values, strict=True))
+
+
+def _name_of(loss: Any) -> Any:
+    """Returns the name of a loss; `None` if it has none."""
+    name = loss if isinstance(loss, str) else getattr(loss, "name", None)
+    name = getattr(loss, "__name__", None) if name is None else name
+    return None if name == "<lambda>" else name
+
+
+def validate_weights(
+    weights: Any, outputs: Mapping[str, Output], has_names: bool
+) -> dict[str, LossWeight]:
+    """Returns the weight of each term.
+
+    Args:
+        weights: A dict of term name to weight, or `None`.
+        outputs: As `validate_losses` returns them.
+        has_names: Whether Keras logs metrics with the name of the output: not if there is only one,
+            or if the outputs are a list.
+
+    Raises:
+        ValueError: If a weight is invalid, is for an unknown term or is used twice.
+    """
+    weights = {} if weights is None else weights
+    terms = [term for output in outputs.values() for term in output.losses]
+    if not isinstance(weights, Mapping) or not set(weights) <= set(terms):
+        raise ValueError(
+            "Invalid value for argument `weights`. Expected a dict whose keys are names of losses, "
+            f"among {terms}. Received: weights={weights!r}"
+        )
+    result = {}
+    for output in outputs.values():
+        for term in output.losses:
+            prefix = (output.parts or {}).get(term) if has_names else term
+            metric_name = "weight" if prefix is None else f"{prefix}_weight"
+            result[term] = _loss_weight(weights.get(term, 1.0), term, metric_name)
+    if len({id(weight) for weight in result.values()}) < len(result):
+        raise ValueError(
+            "Invalid value for argument `weights`. Expected a `LossWeight` of its own for each "
+            f"term. Received: weights={weights!r}"
+        )
+    return result
+
+
+def _loss_weight(weight: Any, term: str, metric_name: str) -> LossWeight:
+    if isinstance(weight, LossWeight):
+        if weight.clock is not None or weight.weighting is not None:
+            raise ValueError(
+                f"Invalid value for argument `weights`. Expected for {term!r} a `LossWeight` that "
+                "belongs to no model and to no weighting yet: create a new one. "
+                f"Received: weights={{{term!r}: {weight!r}}}"
+            )
+        if weight.name == "weight":
+            weight.name = metric_name
+        return weight
+    try:
+        return LossWeight(weight, name=metric_name)
+    except ValueError as error:
+        raise ValueError(f"The weight of loss {term!r} is invalid. {error}") from None
+
+
+def metrics_by_output(metrics: Any, outputs: Mapping[str, Output], argument: str) -> dict[str, Any]:
+    """Returns metrics by output name.
+
+    Raises:
+        ValueError: If `metrics` has no names and there are several losses.
+    """
+    if metrics is None:
+        return {}
+    if isinstance(metrics, Mapping):
+        return dict(metrics)
+    names = [name for name, output in outputs.items() if output.losses]
+    if len(names) == 1:
+        return {names[0]: metrics}
+    raise ValueError(
+        f"Invalid value for argument `{argument}`. Expected a dict of output name to metrics. "
+        f"Received: {argument}={metrics!r}"
+    )
+
+
+def missing_by_output(missing: Any, outputs: Mapping[str, Output]) -> dict[str, float]:
+    """Returns the value of missing targets for each output that may have some.
+
+    Raises:
+        ValueError: If a value is invalid, or is for an output without a loss or with a contrastive
+            loss.
+    """
+    names = [name for name, output in outputs.items() if output.losses]
+    if missing is None:
+        return {}
+    values = missing if isinstance(missing, Mapping) else dict.fromkeys(names, missing)
+    if not set(values) <= set(names):
+        raise ValueError(
+            "Invalid value for argument `missing`. Expected a number, or a dict whose keys are "
+            f"outputs with a loss, among {names}. Received: missing={missing!r}"
+        )
+    for name in values:
+        for loss in outputs[name].losses.values():
+            if isinstance(loss, ViewsLoss):
+                raise ValueError(
+                    "Invalid value for argument `missing`. Expected a dict without the output "
+                    f"{name!r}: {type(loss).__name__} compares all items of a batch. Give it "
+                    "`unlabelled=` if it has class labels, or a `sample_weight` of 0 for items to "
+                    f"leave out. Received: missing={missing!r}"
+                )
+    return {name: validate_missing(value) for name, value in values.items() if value is not None}
+
+
+def class_weights_by_term(
+    class_weight: Any, outputs: Mapping[str, Output]
+) -> dict[str, dict[int, float]]:
+    """Returns the weights of classes for each term, and for each output, that has some.
+
+    Raises:
+        ValueError: If a value is invalid, or is for an unknown term, one without a loss or with a
+            contrastive loss.
+    """
+    if class_weight is None:
+        return {}
+    with_loss = {name: output for name, output in outputs.items() if output.losses}
+    terms = {term: x for output in with_loss.values() for term, x in output.losses.items()}
+    is_by_name = isinstance(class_weight, Mapping) and all(isinstance(x, str) for x in class_weight)
+    if isinstance(class_weight, Mapping) and len(with_loss) == 1 and not is_by_name:
+        class_weight = {next(iter(with_loss)): class_weight}
+    elif not is_by_name or not set(class_weight) <= {*with_loss, *terms}:
+        raise ValueError(
+            "Invalid value for argument `class_weight`. Expected a dict of class to weight for "
+            "each output with a loss, or for a term of an output with several losses, among "
+            f"{list(dict.fromkeys((*with_loss, *terms)))}. Received: class_weight={class_weight!r}"
+        )
+    result = {}
+    # The terms last, whose weights replace those of their output.
+    for name in sorted(class_weight, key=lambda name: name not in with_loss):
+        if class_weight[name] is None:
+            continue
+        weights = validate_class_weight(class_weight[name], f"class_weight[{name!r}]")
+        for term in with_loss[name].losses if name in with_loss else [name]:
+            if isinstance(terms[term], ViewsLoss):
+                raise ValueError(
+                    "Invalid value for argument `class_weight`. Expected a dict without "
+                    f"{name!r}: {type(terms[term]).__name__} compares all items of a batch. Use a "
+                    f"`sample_weight`. Received: class_weight={class_weight!r}"
+                )
+            result[term] = weights
+        result[name] = weights
+    return result
+
+
+def class_weighted_metrics(
+    metrics: Mapping[str, Any], class_weights: Mapping[str, dict[int, float]]
+) -> dict[str, list[Any]]:
+    """Returns weighted metrics by output as lists, with the class weights of the output."""
+    result = {name: as_list(given) for name, given in metrics.items()}
+    for name in set(result) & set(class_weights):
+        weights = class_weights[name]
+        result[name] = [ClassWeightedMetric(x, weights) for x in result[name] if x is not None]
+    return result
+
+
+def labelled_metrics(
+    metrics: Mapping[str, Any], missing: Mapping[str, float]
+) -> dict[str, list[Any]]:
+    """Returns metrics by output as lists; those of outputs with missing targets leave these out."""
+    result = {}
+    for name, given in metrics.items():
+        result[name] = as_list(given)
+        if name in missing:
+            value = missing[name]
+            result[name] = [LabelledMetric(x, value) for x in result[name] if x is not None]
+    return result
+
+
+def in_order(
+    by_output: Mapping[str, Any], outputs: Mapping[str, Output], argument: str
+) -> list[Any]:
+    """Returns what belongs to each output as a list in the order of the outputs.
+
+    Raises:
+        ValueError: If an output is unknown.
+    """
+    validate_names(by_output, argument, outputs)
+    return [by_output.get(name) for name in outputs]
+
+
+def as_list(metrics: Any) -> list:
+    """Returns the metrics of an output as a list."""
+    if metrics is None:
+        return []
+    return list(metrics) if isinstance(metrics, list | tuple) else [metrics]

@@ -1,0 +1,265 @@
+"""The arguments of `model.compile` for several loss terms."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from keras_jointloss._core import keras as _keras
+from keras_jointloss._core.validation import validate_choice
+from keras_jointloss.joint.arguments import (
+    Output,
+    class_weighted_metrics,
+    class_weights_by_term,
+    in_order,
+    is_loss,
+    labelled_metrics,
+    metrics_by_output,
+    missing_by_output,
+    validate_losses,
+    validate_weights,
+)
+from keras_jointloss.terms.applied_weight import AppliedWeight
+from keras_jointloss.terms.given_weight import Weight
+from keras_jointloss.terms.loss import TermLoss
+from keras_jointloss.terms.loss_part import LossPart
+from keras_jointloss.terms.loss_sum import LossSum
+from keras_jointloss.terms.output_form import validate_form
+from keras_jointloss.terms.output_weight import LossWeight
+from keras_jointloss.terms.term_reading import TermReading
+from keras_jointloss.weighting import get as get_weighting
+
+# Keras refuses another form too, but speaks of metrics that the user has not given, or raises
+# `TypeError: 'NoneType' object is not iterable`.
+_keras.before_build(validate_form)
+
+#: The name of the term if the model has one output and the loss is not a dict.
+ONLY_TERM = "output"
+
+
+def joint_loss(
+    losses: Mapping[str, Any] | Any,
+    weights: Mapping[str, Weight | LossWeight] | Weight | LossWeight | None = None,
+    weighting: Any = None,
+    metrics: Mapping[str, Any] | Any | None = None,
+    weighted_metrics: Mapping[str, Any] | Any | None = None,
+    missing: Mapping[str, float] | float | None = None,
+    class_weight: Mapping[str, Mapping[int, float]] | Mapping[int, float] | None = None,
+    outputs: str | None = None,
+) -> dict[str, Any]:
+    """Returns the arguments for `model.compile` to train on several weighted loss terms.
+
+    The loss of the model is
+
+        total = sum_i weight_i(step) * loss_i(y_true_i, y_pred_i) + losses added by layers
+
+    A weight given as a schedule moves, and a weighting adapts the weights, while a
+    `keras_jointloss.callbacks.JointLossCallback` takes part in `fit`. The logs contain
+    `<name>_weight` in addition to Keras' own `<name>_loss`.
+
+    An output can have several losses: `{"mask": {"dice": keras.losses.Dice(), "bce":
+    "binary_crossentropy"}}` makes the terms `mask_dice` and `mask_bce`, which share the target
+    `y["mask"]` and have weights, schedules and logs of their own. Keras' own `mask_loss` is then
+    their weighted sum.
+
+    Missing targets: `missing=float("nan")`, or by output `missing={"rating": -1}`, gives the value
+    of a target that is missing. It contributes nothing to loss, gradient and metrics, and means run
+    over the labelled targets, so that a term with 1 % of labels weighs as much as one with all. A
+    batch without labels has loss 0 and moves no rule. If the loss or metric is a mean over the
+    last axis (squared errors, binary cross-entropy, ...), each element of a `(batch, ..., k)`
+    target can be missing on its own; otherwise a row with a missing element is left out. Sums (the
+    reduction `"sum"`) run over the labelled targets. A loss that returns one number for a batch or,
+    with axes, for an item, such as `keras.losses.Dice`, receives 0 for missing targets and their
+    predictions. The logs contain `<name>_labelled_loss`, the mean over the labelled targets, and
+    with the callback `<name>_labelled`, their share. With several outputs, Keras' own `<name>_loss`
+    counts a batch by its size, a batch without labels as 0, too. With the callback, the logs of an
+    epoch and of `evaluate` have the mean over the labelled targets there, but not the progress bar
+    during an epoch.
+
+    Without `missing`, a `sample_weight` of 0 leaves items out, too, but Keras' default reduction
+    divides by the number of all items: a term with a quarter of labels then weighs a quarter. The
+    reduction `"mean_with_sample_weight"` of a loss divides by the sum of the weights instead.
+
+    Weights of classes: `class_weight={"category": {0: 1.0, 1: 3.0}}` does for an output what
+    `fit(class_weight=)` does for a model with one output, where Keras allows no other. The class is
+    an integer, a float that is rounded or the largest entry of a one-hot row; classes that are not
+    named weigh 1. With more axes each position has its class, so integers `(batch, height, width)`
+    weigh each pixel. The weights multiply the `sample_weight`, in the loss and in
+    `weighted_metrics`, wherever a model runs its `train_step`: in `fit` and `train_on_batch`, not
+    in validation, `evaluate` or a direct call of a loss. As with `sample_weight`, the mean still
+    divides by the number of items, unless the reduction is `"mean_with_sample_weight"`.
+
+    Weights of elements: if a loss is a mean over the last axis, a `sample_weight` may have the
+    shape of the predictions, `(batch, ..., k)`, and weighs each element. Metrics of Keras do not
+    take these weights in `weighted_metrics`, except for outputs with missing targets.
+
+    Call this function once for each model, and pass everything it returns to `compile`: the
+    weights, and the state of a weighting, belong to one model.
+
+    Models that return a list: a Functional model has names for its outputs, those of its layers
+    (`model.output_names`), and takes a dict with them. A subclassed model has none: pass
+    `outputs="list"` and a dict with names of your own in the order of the outputs. It becomes lists
+    for `compile`; `y` and `sample_weight` are lists as well. The logs contain `<name>_loss` and
+    `<name>_weight` as usual, but Keras logs `metrics` by their own names alone. (Of a Functional
+    model it logs all by the names of its layers, and the callback adds those of the terms.)
+
+    Outputs without a loss: omit them from `losses`, or, in a model whose outputs are a list, pass
+    `None` for them (Keras then requires the name of every output). Once a model has metrics, and
+    weights are metrics, Keras requires a target in `y` for every output, including those without a
+    loss: pass zeros.
+
+    Args:
+        losses: For each output name a loss as Keras accepts it: a name, a function, a
+            `keras.losses.Loss`, or `None`. For several losses of an output, a dict of name to loss,
+            or a list, whose terms have the losses' own names. For a model with one output whose
+            name Keras does not know, such as a `keras.Sequential`, a single loss, whose term is
+            called `"output"`, or a list of losses, whose terms have the losses' own names.
+        weights: For each term a number, 0 or more, a
+            `keras.optimizers.schedules.LearningRateSchedule` or a `LossWeight`. A missing name has
+            weight 1. For a single loss, a single weight.
+        weighting: A rule of `keras_jointloss.weighting` that adapts the weights of all terms,
+            including layer terms, as an instance or by name; `None` to disable. It multiplies the
+            given weights. The `keras_jointloss.callbacks.JointLossCallback` binds it to the terms
+            and runs it.
+        metrics: As in `model.compile`, by output name. If only one output has a loss, its metric or
+            list of metrics is enough.
+        weighted_metrics: Likewise, for metrics that respect `sample_weight`.
+        missing: The value of missing targets: NaN or a number, for all outputs or by output name;
+            `None` if there are none. Contrastive losses have `unlabelled=` instead.
+        class_weight: For each output, or each of several losses of an output by the name of the
+            term, a dict of class to weight, a number >= 0. If only one output has a loss, its dict
+            is enough. `None` if classes have no weights.
+        outputs: `"list"` for a model that returns a list of tensors without names; `None` for any
+            other.
+
+    Returns:
+        A dict with `loss`, `loss_weights`, `metrics` and, if given, `weighted_metrics`.
+        `model.loss[name].weight` is then the term's `LossWeight`, in a loaded model as well; for a
+        single loss it is `model.loss.weight`, for one of several losses of an output
+        `model.loss["mask"].parts["dice"].weight`, and for the first of a list of outputs
+        `model.loss[0].weight`.
+
+    Raises:
+        ValueError: If there is no loss, two terms have the same name, a weight is given for a name
+            that is not a term, a weight is invalid or used for two terms, the weighting does not
+            exist, an argument has the wrong type, or `missing` is given for an output without a
+            loss, with a contrastive loss, a loss without reduction, or a metric that takes no
+            `sample_weight`, or `class_weight` for an output without a loss or with a contrastive
+            loss; in the first step, if the losses do not have the form of the outputs, or a loss
+            has no value to weight for each class.
+
+    Example:
+
+    >>> import keras
+    >>> inputs = keras.Input((4,))
+    >>> outputs = {
+    ...     "label": keras.layers.Dense(3)(inputs),
+    ...     "rating": keras.layers.Dense(1)(inputs),
+    ... }
+    >>> model = keras.Model(inputs, outputs)
+    >>> fade_in = keras.optimizers.schedules.PolynomialDecay(0.0, 1000, 1.0)
+    >>> model.compile(
+    ...     "adam",
+    ...     **joint_loss(
+    ...         {
+    ...             "label": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    ...             "rating": "mean_squared_error",
+    ...         },
+    ...         weights={"rating": fade_in},
+    ...     ),
+    ... )
+    >>> float(model.loss["label"].weight), float(model.loss["rating"].weight)
+    (1.0, 0.0)
+    """
+    is_list = outputs is not None and validate_choice(outputs, "outputs", ("list",)) == "list"
+    is_single = is_loss(losses) or isinstance(losses, list | tuple)
+    if is_single and is_list:
+        raise ValueError(
+            "Invalid value for argument `losses`. Expected a dict of output name to loss in the "
+            f"order of the outputs, since outputs='list'. Received: losses={losses!r}"
+        )
+    if is_single:
+        losses = {ONLY_TERM: losses}
+        if is_loss(losses[ONLY_TERM]) and weights is not None and not isinstance(weights, Mapping):
+            weights = {ONLY_TERM: weights}
+    by_output = validate_losses(losses, ONLY_TERM if is_single else None)
+    has_names = len(by_output) > 1 and not is_list
+    weights = validate_weights(weights, by_output, has_names)
+    rule = get_weighting(weighting)
+    if rule is not None:
+        for weight in weights.values():
+            weight.adapt()
+        rule.output_terms = tuple(weights)
+        # The model tracks the rule's variables through one of its metrics.
+        next(iter(weights.values())).weighting = rule
+    missing = missing_by_output(missing, by_output)
+    class_weights = class_weights_by_term(class_weight, by_output)
+    metrics = labelled_metrics(metrics_by_output(metrics, by_output, "metrics"), missing)
+    for name, output in by_output.items():
+        if output.losses:
+            # The weights first: if two metrics have the same name, Keras renames the second.
+            own, parts = _metrics_of(output, weights, name in missing, is_list)
+            metrics[name] = [*own, *metrics.get(name, ()), *parts]
+    arguments: dict[str, Any] = {
+        "loss": {
+            name: _loss_of(name, output, weights, missing.get(name), class_weights)
+            for name, output in by_output.items()
+        },
+        "loss_weights": {name: _weight_of(output) for name, output in by_output.items()},
+        "metrics": metrics,
+    }
+    if weighted_metrics is not None:
+        given = metrics_by_output(weighted_metrics, by_output, "weighted_metrics")
+        given = labelled_metrics(given, missing)
+        arguments["weighted_metrics"] = class_weighted_metrics(given, class_weights)
+    if is_list:
+        return {key: in_order(value, by_output, key) for key, value in arguments.items()}
+    if is_single:
+        arguments = {key: value[ONLY_TERM] for key, value in arguments.items()}
+        # Keras accepts a single weight without a list only if it is a number.
+        arguments["loss_weights"] = [arguments["loss_weights"]]
+    return arguments
+
+
+def _loss_of(
+    name: str,
+    output: Output,
+    weights: Mapping[str, LossWeight],
+    missing: float | None,
+    class_weights: Mapping[str, Any],
+) -> Any:
+    """Returns the loss of an output."""
+    losses = {
+        term: TermLoss(loss, weights[term], term, missing, class_weights.get(term))
+        for term, loss in output.losses.items()
+    }
+    if output.parts is None:
+        return losses.get(name)
+    parts = {part: losses[term] for term, part in output.parts.items()}
+    # Keras logs an output without a name by the name of its loss.
+    return LossSum(parts, name.replace("/", "_"))
+
+
+def _weight_of(output: Output) -> Any:
+    """Returns what Keras multiplies the loss of an output by."""
+    if not output.losses:
+        return None
+    return AppliedWeight() if output.parts is None else 1.0
+
+
+def _metrics_of(
+    output: Output, weights: Mapping[str, LossWeight], has_missing: bool, is_list: bool
+) -> tuple[list, list]:
+    """Returns the metrics that log the terms of an output, and those that log parts of losses."""
+    own: list[Any] = []
+    parts: list[Any] = []
+    for term, loss in output.losses.items():
+        own.append(weights[term])
+        prefix = f"{term}_" if is_list else ""
+        if output.parts is not None:
+            # Keras logs the loss of the output only.
+            own.append(TermReading(weights[term]))
+            prefix = prefix or f"{output.parts[term]}_"
+        elif has_missing:
+            own.append(TermReading(weights[term], "labelled_loss"))
+        for part in getattr(loss, "part_names", ()):
+            parts.append(LossPart(loss, part, f"{prefix}{part}"))
+    return own, parts

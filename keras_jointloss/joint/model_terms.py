@@ -1,0 +1,158 @@
+"""The set of terms of a compiled model: connects them to the model's clock and weighting."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import keras
+
+from keras_jointloss._core.backend import variable_scope
+from keras_jointloss.joint.find_terms import find_gradient_layers, find_losses, find_terms
+from keras_jointloss.joint.wiring import Wiring
+from keras_jointloss.terms.clock import Clock, accumulated_steps
+from keras_jointloss.terms.output_form import validate_form
+from keras_jointloss.terms.output_weight import LossWeight
+from keras_jointloss.terms.weight import TermWeight
+from keras_jointloss.weighting import Weighting
+
+
+class ModelTerms(Mapping[str, TermWeight]):
+    """The weights of the terms of a compiled model by name, connected to its clock and weighting.
+
+    Output terms come first, then layer terms, as in `keras_jointloss.joint.find_terms.find_terms`.
+
+    Args:
+        model: A compiled model.
+
+    Raises:
+        ValueError: If the model has no term and no layer that reports gradients, two terms of the
+            same name, losses that do not match its outputs, weights or a weighting that belong to
+            another model, a weighting that needs gradients that no layer reports, or a term that
+            does not read its copy of a layer that combines gradients.
+    """
+
+    def __init__(self, model: keras.Model):
+        self._weights = find_terms(model)
+        #: The layers of the model that combine gradients and report statistics.
+        self.gradient_layers = find_gradient_layers(model)
+        if not self._weights and not self.gradient_layers:
+            raise ValueError(
+                "JointLossCallback expects a model with a term: compile it with "
+                "`keras_jointloss.joint_loss`, or add a `ContrastiveTerm` or a `GradientBalancer` "
+                f"to it. Received: model {model.name!r} without any of these"
+            )
+        #: The terms of each output with several losses, of which Keras logs the weighted sum.
+        self.output_sums = {
+            output: list(losses)
+            for output, losses in find_losses(model).items()
+            if isinstance(model.loss, Mapping | list) and output not in losses
+        }
+        _validate_form(model)
+        #: What the copies of these layers stand for.
+        self.wiring = Wiring(model, self._weights)
+        self.wiring.validate()
+        rules = [weight.weighting for weight in self.output_weights.values()]
+        #: The rule that adapts the weights, or `None`.
+        self.weighting: Weighting | None = next((x for x in rules if x is not None), None)
+        #: Counts the training steps for all terms and the rule.
+        self.clock = Clock.of(model)
+        self.clock.attach(self._weights, self.weighting)
+        self._connect(model)
+
+    def __getitem__(self, name: str) -> TermWeight:
+        return self._weights[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    @property
+    def output_weights(self) -> dict[str, LossWeight]:
+        """The weights of the output terms by name."""
+        return {name: x for name, x in self._weights.items() if isinstance(x, LossWeight)}
+
+    def _connect(self, model: keras.Model) -> None:
+        """Connects the terms to the rule; compiles the model again if that changes a step."""
+        with variable_scope(model):
+            is_new = [weight.watch() for weight in self._weights.values()]
+        if any(is_new):
+            model.train_function = None
+        steps = accumulated_steps(model)
+        if any([layer.accumulate(steps) for layer in self.gradient_layers]):
+            model.train_function = None
+        if self._bind_weighting(model):
+            # Functions that were compiled without the rule would not run it.
+            model.train_function = model.test_function = None
+        if model.train_function is None:
+            for weight in self.output_weights.values():
+                weight.is_applied = weight.is_counted = False
+        if self._name_weights(model):
+            # The compiled functions return it under the old name.
+            model.train_function = model.test_function = None
+
+    def _bind_weighting(self, model: keras.Model) -> bool:
+        """Binds the rule to the terms, and returns whether this changes a training step."""
+        rule = self.weighting
+        if rule is None:
+            # The model may have had a weighting when it was last compiled.
+            for weight in self._weights.values():
+                weight.release()
+            return False
+        names = getattr(model, "output_names", None) or []
+        if len(set(names)) < len(names):
+            raise ValueError(
+                "Expected a model whose outputs have different names, since its terms have a "
+                f"weighting. Received: a model with outputs {names}"
+            )
+        with variable_scope(model):
+            is_new = rule.bind(self._weights)
+        rule.bind_gradients(self.gradient_layers)
+        return is_new
+
+    def _name_weights(self, model: keras.Model) -> bool:
+        """Gives each output weight the name that Keras logs as `<term>_weight`.
+
+        Returns:
+            Whether a name has changed.
+        """
+        count = len(getattr(model, "outputs", None) or [])
+        has_changed = False
+        for output, losses in find_losses(model).items() if count else ():
+            for term, loss in losses.items():
+                weight, long = loss.weight, f"{term}_weight"
+                short = long.removeprefix(f"{output}_")
+                # Keras prefixes a metric's name with the output's if there are several outputs.
+                right, wrong = (short, long) if count > 1 else (long, short)
+                if weight.name != right and weight.name in ("weight", wrong):
+                    weight.name, has_changed = right, True
+        return has_changed
+
+    def validate_use(self, metrics: Iterable[Any]) -> None:
+        """Raises `ValueError` if the model has trained without using a weight of an output term.
+
+        Args:
+            metrics: The metrics of the model.
+        """
+        metrics = [x for metric in metrics for x in getattr(metric, "metrics", [metric])]
+        for name, weight in self.output_weights.items():
+            is_metric = any(weight is metric for metric in metrics)
+            if not (is_metric and weight.is_applied and weight.is_counted):
+                raise ValueError(
+                    f"The model does not use the weight of the term {name!r}. Expected a model "
+                    "that is compiled with everything that `keras_jointloss.joint_loss` returns, "
+                    "`compile(..., **joint_loss(...))`, with further metrics passed to "
+                    "`joint_loss`; a custom `metrics` property must include "
+                    "`super().metrics`, and a custom `train_step` must call "
+                    "`self.compute_loss` and `self.compute_metrics`. Received: a model in which "
+                    f"the weight is {'' if weight.is_applied else 'not '}applied to the loss and "
+                    f"{'' if is_metric and weight.is_counted else 'not '}among the metrics"
+                )
+
+
+def _validate_form(model: keras.Model) -> None:
+    """Raises `ValueError` if the losses do not have the form of the outputs, where it is known."""
+    if hasattr(model, "output_names"):
+        validate_form(model.loss, model.output, model.output_names)
+    elif isinstance(model, keras.Sequential):
+        validate_form(model.loss, None, None)

@@ -1,0 +1,83 @@
+"""The losses and the metrics that compare two tensors inside a model with each other."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_jointloss import losses
+from keras_jointloss._core.batch import finite_items
+from keras_jointloss._core.validation import validate_list
+from keras_jointloss.layers._layer_term import validate_reduction
+from keras_jointloss.terms.by_shape import get_loss, get_metric
+from keras_jointloss.terms.missing.targets import fill, match_ranks
+
+
+def loss_function(loss: Any) -> Callable[[Any, Any], Any] | None:
+    """Returns the function of target and prediction that computes the values of a loss."""
+    if loss is None:
+        return None
+    if isinstance(loss, losses.ViewsLoss):
+        raise ValueError(
+            "Invalid value for argument `loss`. Expected a loss between a target and a prediction: "
+            f"use `ContrastiveTerm` for a loss on views. Received: loss={loss!r}"
+        )
+    is_callable = callable(loss) and not isinstance(loss, keras.layers.Layer | keras.metrics.Metric)
+    if not (isinstance(loss, str) or is_callable):
+        raise ValueError(
+            "Invalid value for argument `loss`. Expected a name, a function, a "
+            f"`keras.losses.Loss` or None. Received: loss={loss!r}"
+        )
+    found = get_loss(loss)
+    validate_reduction(found, loss)
+    if isinstance(found, keras.losses.Loss):
+        return found.call
+    return lambda target, prediction: found(*match_ranks(target, prediction))
+
+
+def loss_between_views(loss: keras.losses.Loss, views, valid=None):
+    """Returns the loss of each item between its two views: `(batch,)`.
+
+    Args:
+        loss: A loss of Keras.
+        views: `(batch, 2, dim)`: prediction and target.
+        valid: `(batch,)`, bool: which items to include; the others have loss 0. `None` for all.
+    """
+    pair = views[:, 1], views[:, 0]
+    if valid is None:
+        return loss.call(*pair) * finite_items(views)
+    # The gradient, too, has to be 0 for the others.
+    values = loss.call(*fill(*pair, valid))
+    return ops.where(valid, values * finite_items(ops.where(valid[:, None, None], views, 0)), 0)
+
+
+def mean_metrics(metrics: Sequence[Any], loss: Any) -> list[keras.metrics.MeanMetricWrapper]:
+    """Returns the metrics of target and prediction, which must be means over items."""
+    metrics = validate_list(metrics, "metrics", "metrics")
+    if loss is None and metrics:
+        raise ValueError(
+            "Invalid value for argument `metrics`. Expected none without a loss, since there is no "
+            f"target. Received: metrics={metrics!r}"
+        )
+    found = []
+    for metric in metrics:
+        result = metric
+        if isinstance(metric, str):
+            result = get_metric(metric)
+        elif callable(metric) and not isinstance(metric, keras.metrics.Metric):
+            result = keras.metrics.MeanMetricWrapper(metric, name=metric.__name__)
+        if not isinstance(result, keras.metrics.MeanMetricWrapper):
+            raise ValueError(
+                "Invalid value for argument `metrics`. Expected names, functions or "
+                "`keras.metrics.MeanMetricWrapper` objects, which are means over items. "
+                f"Received: {metric!r}"
+            )
+        found.append(result)
+    names = [metric.name for metric in found]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            "Invalid value for argument `metrics`. Expected metrics with different names. "
+            f"Received: {names}"
+        )
+    return found

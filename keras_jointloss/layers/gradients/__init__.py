@@ -1,0 +1,1 @@
+"""The layers that combine the gradients of terms."""

@@ -1,0 +1,1 @@
+"""Terms whose targets may be missing."""

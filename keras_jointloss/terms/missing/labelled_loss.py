@@ -1,0 +1,197 @@
+"""A loss over the labelled targets of a batch."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from keras_jointloss._core.backend import summed_replicas
+from keras_jointloss._core.batch import reduce_values
+from keras_jointloss._core.math import divide_or_0
+from keras_jointloss._core.replicas import counted_by
+from keras_jointloss.terms._probe import ignores_zeros, is_mean_over_elements
+from keras_jointloss.terms.element_weights import validate_rank, weighs_elements
+from keras_jointloss.terms.missing.targets import (
+    elements,
+    expand,
+    fill,
+    items,
+    validate_missing,
+    with_rank,
+)
+
+
+class LabelledValue(NamedTuple):
+    """The loss of a batch.
+
+    Attributes:
+        loss: The loss as Keras expects it: under `tf.distribute`, divided by the number of
+            replicas.
+        labelled: The number of labelled targets.
+        targets: The number of targets, without those that Keras masks.
+        divisor: What the mean divides by; `None` if the loss is a sum.
+    """
+
+    loss: Any
+    labelled: Any
+    targets: Any
+    divisor: Any
+
+
+class LabelledLoss:
+    """Computes a loss over the labelled targets of a batch.
+
+        loss = sum_i w_i * loss_i / n
+
+    where `i` runs over the labelled targets, `w_i` is the sample weight and `n` the number of the
+    labelled targets, or, for the reduction `"mean_with_sample_weight"`, the sum of their weights.
+    Where a target is an element of a row, `w_i` may be the weight of a row or of the element.
+    Without labelled targets the loss is 0.
+
+    If the loss is a mean over the last axis, a target is an element of `(batch, ..., k)`. Otherwise
+    it is a row, which is labelled if all of its elements are. A trial in the constructor finds out.
+    A loss that returns one number for a batch or an item, such as `keras.losses.Dice`, receives 0
+    for missing targets and for their predictions, which must not change its value.
+
+    Args:
+        compute: Returns the unreduced loss of targets and predictions.
+        reduction: The reduction, as in `keras.losses.Loss`.
+        dtype: The dtype of the loss.
+        missing: The value of a missing target: NaN or a number.
+
+    Raises:
+        ValueError: If there is no reduction.
+    """
+
+    def __init__(
+        self, compute: Callable[[Any, Any], Any], reduction: Any, dtype: str, missing: float
+    ):
+        if reduction in (None, "none"):
+            raise ValueError(
+                "Invalid value for argument `missing`. Expected None for a loss without a "
+                f"reduction. Received: missing={missing!r}, reduction={reduction!r}"
+            )
+        self.missing = validate_missing(missing)
+        self._compute = compute
+        self._reduction = reduction
+        self.dtype = dtype
+        #: Whether the loss is a mean over the last axis.
+        self.is_elementwise = is_mean_over_elements(compute)
+        #: Whether the loss is one number for a batch or an item, such as `keras.losses.Dice`.
+        self.ignores_zeros = not self.is_elementwise and ignores_zeros(compute)
+
+    def __call__(self, y_true, y_pred, sample_weight=None) -> LabelledValue:
+        if keras.tree.is_nested(y_pred) or keras.tree.is_nested(y_true):
+            raise ValueError(
+                "Expected one tensor as target and prediction of an output with missing targets. "
+                f"Received: y_true={y_true!r}, y_pred={y_pred!r}"
+            )
+        y_true, plain_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+        values, labelled, has_element_axis = self._values(y_true, plain_pred)
+        ones, weighted, is_weighted = ops.ones_like(values), labelled, sample_weight is not None
+        if has_element_axis and weighs_elements(sample_weight, values):
+            weight = ops.cast(sample_weight, values.dtype)
+            values, weighted, sample_weight = values * weight, labelled * weight, None
+        elif is_weighted:
+            validate_rank(values[..., 0] if has_element_axis else values, sample_weight)
+        first = values[..., 0] if has_element_axis else values
+        # Keras returns the same tensor if there is no mask.
+        is_unmasked = reduce_values(first, y_pred, None, "none", self.dtype) is first
+        if has_element_axis and not (is_unmasked and sample_weight is None):
+            values, labelled, ones, weighted = (
+                ops.sum(x, axis=-1) for x in (values, labelled, ones, weighted)
+            )
+
+        def total(values, weight=None):
+            if weight is None and is_unmasked:
+                return ops.sum(values)
+            return reduce_values(values, y_pred, weight, "sum", self.dtype)
+
+        loss, count, divisor = total(values, sample_weight), total(labelled), None
+        if self._reduction != "sum":
+            is_weighted = is_weighted and self._reduction == "mean_with_sample_weight"
+            divisor = total(weighted, sample_weight) if is_weighted else count
+            loss = _mean(loss, divisor)
+        return LabelledValue(loss, count, total(ones), divisor)
+
+    def has_weight(self, y_true, y_pred, sample_weight):
+        """Returns whether any labelled target has a weight other than 0."""
+        y_true, plain_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+        weighs = ops.not_equal(ops.convert_to_tensor(sample_weight), 0)
+        batch = elements(y_true, plain_pred, self.missing) if self.is_elementwise else None
+        if batch is None:
+            labelled = items(y_true, plain_pred, self.missing)
+        elif weighs_elements(weighs, batch[1]):
+            labelled = ops.any(ops.logical_and(batch[2], weighs), axis=-1)
+            weighs = ops.ones_like(labelled)
+        else:
+            labelled = ops.any(batch[2], axis=-1)
+        labelled = ops.cast(labelled, self.dtype)
+        weighs = expand(ops.cast(weighs, self.dtype), len(labelled.shape))
+        return reduce_values(labelled, y_pred, weighs) > 0
+
+    def _values(self, y_true, y_pred) -> tuple[Any, Any, bool]:
+        """Returns the values, which targets are labelled, and whether these are elements.
+
+        Of the shape `(batch, ...)`, with a last axis of elements if there are any. The value of a
+        target that is not labelled is 0.
+        """
+        batch = elements(y_true, y_pred, self.missing) if self.is_elementwise else None
+        if batch is not None:
+            return *self._values_of_elements(*batch), True
+        if self.ignores_zeros:
+            return *self._with_zeros(y_true, y_pred), False
+        mask = items(y_true, y_pred, self.missing)
+        values = self._compute(*fill(y_true, y_pred, mask))
+        if not len(values.shape):
+            raise ValueError(
+                "Expected a loss that returns one value for each item of an output with missing "
+                "targets, or a scalar that targets and predictions of 0 do not change. Received: a "
+                "loss that returns another scalar"
+            )
+        mask = with_rank(mask, len(values.shape))
+        if any(
+            a != b and None not in (a, b) for a, b in zip(mask.shape, values.shape, strict=True)
+        ):
+            raise ValueError(
+                "Expected a loss that returns one value for each item of an output with missing "
+                f"targets. Received: a loss of the shape {tuple(values.shape)} for targets of the "
+                f"shape {tuple(y_true.shape)}"
+            )
+        # Of the shape of the values, whose axes the mask may have with size 1.
+        mask = ops.broadcast_to(mask, ops.shape(values))
+        return ops.where(mask, values, 0), ops.cast(mask, values.dtype), False
+
+    def _values_of_elements(self, y_true, y_pred, mask) -> tuple[Any, Any]:
+        y_true, y_pred = fill(y_true, y_pred, mask)
+        columns = [ops.reshape(y, (-1, 1)) for y in (y_true, y_pred)]
+        values = ops.reshape(self._compute(*columns), ops.shape(mask))
+        values, labelled = ops.where(mask, values, 0), ops.cast(mask, values.dtype)
+        if self._reduction == "sum":
+            # The loss of an item is a mean over its elements. Missing ones count as 0.
+            values = ops.divide(values, ops.shape(mask)[-1])
+        return values, labelled
+
+    def _with_zeros(self, y_true, y_pred) -> tuple[Any, Any]:
+        batch = elements(y_true, y_pred, self.missing)
+        if batch is None:
+            mask = items(y_true, y_pred, self.missing)
+        else:
+            y_true, y_pred, mask = batch
+        value = self._compute(*fill(y_true, y_pred, mask, prediction=0.0))
+        if len(value.shape) > 1:
+            raise ValueError(
+                "Expected a loss that returns one value for each item or for a batch of an output "
+                f"with missing targets. Received: a loss of the shape {tuple(value.shape)}"
+            )
+        has_label = ops.any(mask, axis=tuple(range(1, len(mask.shape))))  # (batch,)
+        labelled = ops.cast(has_label, value.dtype)
+        if self._reduction == "sum" and not len(value.shape):
+            value = divide_or_0(value, ops.sum(labelled))
+        return ops.where(has_label, value, 0), labelled
+
+
+def _mean(total, divisor):
+    """Returns `total / divisor`, as one replica's part of the mean over all replicas."""
+    return counted_by(divide_or_0(total, divisor) / summed_replicas(), divisor)
