@@ -11,15 +11,13 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_jointloss._core.validation import MAX_COUNT, validate_number
+from keras_jointloss._core.validation import MAX_COUNT, invalid, validate_number
 
 __all__ = ["Cyclical", "Linear", "Sequential", "Sigmoid"]
 
 
 def _invalid(value: Any, name: str, expected: str) -> ValueError:
-    return ValueError(
-        f"Invalid value for argument `{name}`. Expected {expected}. Received: {name}={value!r}"
-    )
+    return invalid(name, expected, value)
 
 
 def _validate_steps(value: Any, name: str, minimum: int = 1) -> int:

@@ -11,7 +11,7 @@ from keras_jointloss._core import backend as _backend
 from keras_jointloss._core.backend import host_values
 from keras_jointloss._core.loops import running_loop
 from keras_jointloss._core.math import value_range
-from keras_jointloss._core.validation import validate_count
+from keras_jointloss._core.validation import invalid, validate_count
 
 
 def finite_items(views):
@@ -112,10 +112,7 @@ def validate_unlabelled(value: Any, same_label: str | None = "positive") -> int 
             labels.
     """
     if value is not None and same_label is None:
-        raise ValueError(
-            "Invalid value for argument `unlabelled`. Expected None, since same_label=None. "
-            f"Received: unlabelled={value!r}"
-        )
+        raise invalid("unlabelled", "None, since same_label=None", value)
     return None if value is None else validate_count(value, "unlabelled", minimum=-(2**31))
 
 

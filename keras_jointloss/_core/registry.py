@@ -5,6 +5,8 @@ from typing import Any, TypeVar
 
 import keras
 
+from keras_jointloss._core.validation import invalid
+
 Member = TypeVar("Member")
 
 
@@ -37,9 +39,8 @@ def find(identifier: Any, base: type[Member], argument: str, module: str) -> Mem
             if plain in (name.replace("_", "").lower() for name in names):
                 _validate_name(value, argument, identifier)
                 return value()
-    raise ValueError(
-        f"Invalid value for argument `{argument}`. Expected a member of `keras_jointloss.{module}`,"
-        f" or the name of its class. Received: {argument}={identifier!r}"
+    raise invalid(
+        argument, f"a member of `keras_jointloss.{module}`, or the name of its class", identifier
     )
 
 
@@ -52,8 +53,9 @@ def _validate_name(member: type, argument: str, name: str) -> None:
         if x.default is x.empty and x.kind is x.POSITIONAL_OR_KEYWORD
     ]
     if required:
-        raise ValueError(
-            f"Invalid value for argument `{argument}`. Expected an instance, "
-            f"`{member.__name__}({', '.join(required)})`, since the name alone does not give these "
-            f"arguments. Received: {argument}={name!r}"
+        raise invalid(
+            argument,
+            f"an instance, `{member.__name__}({', '.join(required)})`, since the name alone does "
+            "not give these arguments",
+            name,
         )

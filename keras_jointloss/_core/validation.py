@@ -13,6 +13,21 @@ MAX_COUNT = 2**31 - 1
 MAX_NUMBER = float(np.finfo("float32").max)
 
 
+def invalid(name: str, expected: str, value: Any, note: str = "") -> ValueError:
+    """Returns the error of an invalid argument.
+
+    Args:
+        name: The name of the argument.
+        expected: What it should be, in words.
+        value: What it is.
+        note: What else to say of it.
+    """
+    return ValueError(
+        f"Invalid value for argument `{name}`. Expected {expected}. "
+        f"Received: {name}={value!r}{note}"
+    )
+
+
 def validate_number(
     value: Any,
     name: str,
@@ -64,10 +79,7 @@ def validate_count(value: Any, name: str, minimum: int = 1) -> int:
     """
     is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not is_whole or not minimum <= int(value) <= MAX_COUNT:
-        raise ValueError(
-            f"Invalid value for argument `{name}`. Expected a whole number >= {minimum} "
-            f"and <= {MAX_COUNT}. Received: {name}={value!r}"
-        )
+        raise invalid(name, f"a whole number >= {minimum} and <= {MAX_COUNT}", value)
     return int(value)
 
 
@@ -78,10 +90,7 @@ def validate_bool(value: Any, name: str) -> bool:
         ValueError: If `value` is anything else.
     """
     if not isinstance(value, bool | np.bool_):
-        raise ValueError(
-            f"Invalid value for argument `{name}`. Expected True or False. "
-            f"Received: {name}={value!r}"
-        )
+        raise invalid(name, "True or False", value)
     return bool(value)
 
 
@@ -98,10 +107,7 @@ def validate_list(value: Any, name: str, expected: str) -> list:
     """
     is_array = isinstance(value, np.ndarray) and value.ndim > 0
     if not is_array and (isinstance(value, str) or not isinstance(value, Sequence)):
-        raise ValueError(
-            f"Invalid value for argument `{name}`. Expected a list of {expected}. "
-            f"Received: {name}={value!r}"
-        )
+        raise invalid(name, f"a list of {expected}", value)
     return list(value)
 
 
@@ -114,10 +120,7 @@ def validate_choice(value: Any, name: str, choices: tuple) -> Any:
     if not any(
         value is choice or (isinstance(value, str) and value == choice) for choice in choices
     ):
-        raise ValueError(
-            f"Invalid value for argument `{name}`. Expected one of {choices}. "
-            f"Received: {name}={value!r}"
-        )
+        raise invalid(name, f"one of {choices}", value)
     return value
 
 
@@ -130,9 +133,7 @@ def validate_share(value: Any, name: str) -> float:
     expected = "a number >= 0 and < 1"
     value = validate_number(value, name, minimum=0, expected=expected)
     if value >= 1:
-        raise ValueError(
-            f"Invalid value for argument `{name}`. Expected {expected}. Received: {name}={value!r}"
-        )
+        raise invalid(name, expected, value)
     return value
 
 
@@ -161,10 +162,7 @@ def validate_by_name(
     """
     is_dict = isinstance(values, Mapping) and all(isinstance(name, str) for name in values)
     if not is_dict or not values:
-        raise ValueError(
-            f"Invalid value for argument `{argument}`. Expected a dict with {expected} by the name "
-            f"of the term. Received: {argument}={values!r}"
-        )
+        raise invalid(argument, f"a dict with {expected} by the name of the term", values)
     return {name: validate(value, f"{argument}[{name!r}]") for name, value in values.items()}
 
 
@@ -192,7 +190,4 @@ def validate_names(
     problems = [f"unknown names {unknown}"] * bool(unknown)
     problems += [f"no value for {missing}"] * bool(missing)
     expected = f"a value for each of the terms {names}" if is_complete else f"names among {names}"
-    raise ValueError(
-        f"Invalid value for argument `{argument}`. Expected {expected}. "
-        f"Received: {argument}={dict(values)!r}, with {' and '.join(problems)}"
-    )
+    raise invalid(argument, expected, dict(values), f", with {' and '.join(problems)}")

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.registry import find
-from keras_jointloss._core.validation import validate_bool, validate_number, validate_share
+from keras_jointloss._core.validation import invalid, validate_bool, validate_number, validate_share
 from keras_jointloss.aggregators._gramian import (
     active_terms,
     at_least,
@@ -258,19 +258,15 @@ class PreferenceAggregator(Aggregator):
                 raise self._invalid(preference)
 
     def _invalid(self, preference) -> ValueError:
-        return ValueError(
-            f"Invalid value for argument `{self.argument}`. Expected a list of numbers >= 0, not "
-            f"all 0. Received: {self.argument}={preference!r}"
-        )
+        return invalid(self.argument, "a list of numbers >= 0, not all 0", preference)
 
     def preferences(self, gramian):
         """Returns the preferences, 0 for absent terms and normalized to sum 1: `(k,)`."""
         result = ops.cast(active_terms(gramian), gramian.dtype)
         if self.preference is not None:
             if len(self.preference) != gramian.shape[0]:
-                raise ValueError(
-                    f"Invalid value for argument `{self.argument}`. Expected {gramian.shape[0]} "
-                    f"numbers, one for each term. Received: {self.argument}={self.preference!r}"
+                raise invalid(
+                    self.argument, f"{gramian.shape[0]} numbers, one for each term", self.preference
                 )
             result = result * ops.convert_to_tensor(self.preference, dtype=gramian.dtype)
         return result / nonzero(ops.sum(result))

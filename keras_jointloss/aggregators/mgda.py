@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_jointloss._core.validation import invalid
 from keras_jointloss.aggregators._gramian import (
     active_terms,
     at_least,
@@ -58,10 +59,7 @@ class MGDA(Aggregator):
     def __init__(self, normalize: str | None = None, rescale: bool = False, ema: float = 0.0):
         super().__init__(rescale=rescale, ema=ema)
         if normalize not in _NORMALIZATIONS:
-            raise ValueError(
-                f"Invalid value for argument `normalize`. Expected one of {_NORMALIZATIONS}. "
-                f"Received: normalize={normalize!r}"
-            )
+            raise invalid("normalize", f"one of {_NORMALIZATIONS}", normalize)
         self.normalize = normalize
         self.inputs = ("losses",) if normalize in ("loss", "loss+") else ()
 

@@ -7,7 +7,12 @@ from typing import Any
 import keras
 
 from keras_jointloss._core.math import mean_where
-from keras_jointloss._core.validation import validate_by_name, validate_names, validate_number
+from keras_jointloss._core.validation import (
+    invalid,
+    validate_by_name,
+    validate_names,
+    validate_number,
+)
 from keras_jointloss.aggregators._gramian import active_terms, correlation
 from keras_jointloss.aggregators.base import PreferenceAggregator
 
@@ -79,10 +84,11 @@ class Shares(PreferenceAggregator):
 
     def coefficients(self, gramian):
         if isinstance(self.shares, Mapping):
-            raise ValueError(
-                "Invalid value for argument `shares`. Expected a list of numbers in the order of "
-                "the gradients, whose names are known in a layer only. Received: "
-                f"shares={self.shares!r}"
+            raise invalid(
+                "shares",
+                "a list of numbers in the order of the gradients, whose names are known in a "
+                "layer only",
+                self.shares,
             )
         lengths, _ = correlation(gramian)
         return self.preferences(gramian) * mean_where(lengths, active_terms(gramian), 0) / lengths

@@ -9,6 +9,7 @@ import keras
 
 from keras_jointloss._core.backend import is_chief
 from keras_jointloss._core.loops import enclosing_callbacks
+from keras_jointloss._core.validation import invalid
 from keras_jointloss.tensorboard import SummaryWriter
 
 # The charts of the custom scalars dashboard, with the tags in each.
@@ -35,9 +36,10 @@ Schedules: TypeAlias = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 def validate_on_log(on_log: Any) -> OnLog | None:
     """Returns `on_log`, or raises `ValueError` if it is neither `None` nor a function."""
     if on_log is not None and not callable(on_log):
-        raise ValueError(
-            "Invalid value for argument `on_log`. Expected None or a function of the run, the "
-            f"scalars by tag and the training step. Received: on_log={on_log!r}"
+        raise invalid(
+            "on_log",
+            "None or a function of the run, the scalars by tag and the training step",
+            on_log,
         )
     return on_log
 

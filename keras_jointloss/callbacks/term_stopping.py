@@ -7,7 +7,12 @@ from typing import Any
 
 import keras
 
-from keras_jointloss._core.validation import validate_choice, validate_count, validate_number
+from keras_jointloss._core.validation import (
+    invalid,
+    validate_choice,
+    validate_count,
+    validate_number,
+)
 from keras_jointloss.joint.find_terms import find_terms
 from keras_jointloss.tensorboard.runs import is_larger_better
 from keras_jointloss.terms.weight import TermWeight
@@ -67,9 +72,10 @@ class TermStopping(keras.callbacks.Callback):
             or not monitor
             or not all(isinstance(x, str) for pair in monitor.items() for x in pair)
         ):
-            raise ValueError(
-                "Invalid value for argument `monitor`. Expected a dict of term to the name of a "
-                f"value in the logs, with at least one term. Received: monitor={monitor!r}"
+            raise invalid(
+                "monitor",
+                "a dict of term to the name of a value in the logs, with at least one term",
+                monitor,
             )
         self.monitor = dict(monitor)
         self.patience = _by_term(
@@ -169,8 +175,5 @@ def _by_term(value: Any, name: str, terms: Mapping[str, Any], validate: Callable
     if not isinstance(value, Mapping):
         return dict.fromkeys(terms, validate(value, name))
     if set(value) != set(terms):
-        raise ValueError(
-            f"Invalid value for argument `{name}`. Expected a value for each term of `monitor`, "
-            f"{list(terms)}. Received: {name}={value!r}"
-        )
+        raise invalid(name, f"a value for each term of `monitor`, {list(terms)}", value)
     return {term: validate(value[term], f"{name}[{term!r}]") for term in terms}

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_jointloss._core.validation import validate_names
+from keras_jointloss._core.validation import invalid, validate_names
 from keras_jointloss.losses.base import ViewsLoss
 from keras_jointloss.terms.class_weighted_metric import ClassWeightedMetric
 from keras_jointloss.terms.class_weights import validate_class_weight
@@ -48,9 +48,10 @@ def validate_losses(losses: Any, only_output: str | None) -> dict[str, Output]:
         or not all(isinstance(name, str) for name in losses)
         or all(loss is None for loss in losses.values())
     ):
-        raise ValueError(
-            "Invalid value for argument `losses`. Expected a dict of output name to loss with at "
-            f"least one loss, or a loss for the only output. Received: losses={losses!r}"
+        raise invalid(
+            "losses",
+            "a dict of output name to loss with at least one loss, or a loss for the only output",
+            losses,
         )
     outputs = {}
     for name, loss in losses.items():
@@ -125,10 +126,7 @@ def validate_weights(
     weights = {} if weights is None else weights
     terms = [term for output in outputs.values() for term in output.losses]
     if not isinstance(weights, Mapping) or not set(weights) <= set(terms):
-        raise ValueError(
-            "Invalid value for argument `weights`. Expected a dict whose keys are names of losses, "
-            f"among {terms}. Received: weights={weights!r}"
-        )
+        raise invalid("weights", f"a dict whose keys are names of losses, among {terms}", weights)
     result = {}
     for output in outputs.values():
         for term in output.losses:
@@ -136,10 +134,7 @@ def validate_weights(
             metric_name = "weight" if prefix is None else f"{prefix}_weight"
             result[term] = _loss_weight(weights.get(term, 1.0), term, metric_name)
     if len({id(weight) for weight in result.values()}) < len(result):
-        raise ValueError(
-            "Invalid value for argument `weights`. Expected a `LossWeight` of its own for each "
-            f"term. Received: weights={weights!r}"
-        )
+        raise invalid("weights", "a `LossWeight` of its own for each term", weights)
     return result
 
 
@@ -173,10 +168,7 @@ def metrics_by_output(metrics: Any, outputs: Mapping[str, Output], argument: str
     names = [name for name, output in outputs.items() if output.losses]
     if len(names) == 1:
         return {names[0]: metrics}
-    raise ValueError(
-        f"Invalid value for argument `{argument}`. Expected a dict of output name to metrics. "
-        f"Received: {argument}={metrics!r}"
-    )
+    raise invalid(argument, "a dict of output name to metrics", metrics)
 
 
 def missing_by_output(missing: Any, outputs: Mapping[str, Output]) -> dict[str, float]:
@@ -191,18 +183,20 @@ def missing_by_output(missing: Any, outputs: Mapping[str, Output]) -> dict[str, 
         return {}
     values = missing if isinstance(missing, Mapping) else dict.fromkeys(names, missing)
     if not set(values) <= set(names):
-        raise ValueError(
-            "Invalid value for argument `missing`. Expected a number, or a dict whose keys are "
-            f"outputs with a loss, among {names}. Received: missing={missing!r}"
+        raise invalid(
+            "missing",
+            f"a number, or a dict whose keys are outputs with a loss, among {names}",
+            missing,
         )
     for name in values:
         for loss in outputs[name].losses.values():
             if isinstance(loss, ViewsLoss):
-                raise ValueError(
-                    "Invalid value for argument `missing`. Expected a dict without the output "
-                    f"{name!r}: {type(loss).__name__} compares all items of a batch. Give it "
-                    "`unlabelled=` if it has class labels, or a `sample_weight` of 0 for items to "
-                    f"leave out. Received: missing={missing!r}"
+                raise invalid(
+                    "missing",
+                    f"a dict without the output {name!r}: {type(loss).__name__} compares all "
+                    "items of a batch. Give it `unlabelled=` if it has class labels, or a "
+                    "`sample_weight` of 0 for items to leave out",
+                    missing,
                 )
     return {name: validate_missing(value) for name, value in values.items() if value is not None}
 
@@ -224,10 +218,11 @@ def class_weights_by_term(
     if isinstance(class_weight, Mapping) and len(with_loss) == 1 and not is_by_name:
         class_weight = {next(iter(with_loss)): class_weight}
     elif not is_by_name or not set(class_weight) <= {*with_loss, *terms}:
-        raise ValueError(
-            "Invalid value for argument `class_weight`. Expected a dict of class to weight for "
-            "each output with a loss, or for a term of an output with several losses, among "
-            f"{list(dict.fromkeys((*with_loss, *terms)))}. Received: class_weight={class_weight!r}"
+        raise invalid(
+            "class_weight",
+            "a dict of class to weight for each output with a loss, or for a term of an output "
+            f"with several losses, among {list(dict.fromkeys((*with_loss, *terms)))}",
+            class_weight,
         )
     result = {}
     # The terms last, whose weights replace those of their output.
@@ -237,10 +232,11 @@ def class_weights_by_term(
         weights = validate_class_weight(class_weight[name], f"class_weight[{name!r}]")
         for term in with_loss[name].losses if name in with_loss else [name]:
             if isinstance(terms[term], ViewsLoss):
-                raise ValueError(
-                    "Invalid value for argument `class_weight`. Expected a dict without "
-                    f"{name!r}: {type(terms[term]).__name__} compares all items of a batch. Use a "
-                    f"`sample_weight`. Received: class_weight={class_weight!r}"
+                raise invalid(
+                    "class_weight",
+                    f"a dict without {name!r}: {type(terms[term]).__name__} compares all items of "
+                    "a batch. Use a `sample_weight`",
+                    class_weight,
                 )
             result[term] = weights
         result[name] = weights

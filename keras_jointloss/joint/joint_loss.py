@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from keras_jointloss._core import keras as _keras
-from keras_jointloss._core.validation import validate_choice
+from keras_jointloss._core.validation import invalid, validate_choice
 from keras_jointloss.joint.arguments import (
     Output,
     class_weighted_metrics,
@@ -172,9 +172,10 @@ def joint_loss(
     is_list = outputs is not None and validate_choice(outputs, "outputs", ("list",)) == "list"
     is_single = is_loss(losses) or isinstance(losses, list | tuple)
     if is_single and is_list:
-        raise ValueError(
-            "Invalid value for argument `losses`. Expected a dict of output name to loss in the "
-            f"order of the outputs, since outputs='list'. Received: losses={losses!r}"
+        raise invalid(
+            "losses",
+            "a dict of output name to loss in the order of the outputs, since outputs='list'",
+            losses,
         )
     if is_single:
         losses = {ONLY_TERM: losses}

@@ -19,6 +19,7 @@ from keras_jointloss._core.math import divide_or_0
 from keras_jointloss._core.replicas import own_share, recorded_sum, sum_of_replicas
 from keras_jointloss._core.saved_state import SavedState, load_or_undo
 from keras_jointloss._core.state import as_state
+from keras_jointloss._core.validation import invalid
 from keras_jointloss.layers._late_loss import CallLoss, LateLoss, Step
 from keras_jointloss.terms.given_weight import Weight
 from keras_jointloss.terms.layer_weight import LayerWeight
@@ -233,7 +234,6 @@ def validate_reduction(loss: Any, given: Any) -> None:
         given: The argument of the user.
     """
     if isinstance(loss, keras.losses.Loss) and loss.reduction in ("sum", "none", None):
-        raise ValueError(
-            "Invalid value for argument `loss`. Expected a loss whose reduction is a mean. "
-            f"Received: loss={given!r} with reduction={loss.reduction!r}"
+        raise invalid(
+            "loss", "a loss whose reduction is a mean", given, f" with reduction={loss.reduction!r}"
         )

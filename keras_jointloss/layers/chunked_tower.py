@@ -8,7 +8,7 @@ from keras import ops
 from keras_jointloss._core import keras as _keras
 from keras_jointloss._core.backend import for_chunks
 from keras_jointloss._core.training import is_training
-from keras_jointloss._core.validation import validate_count
+from keras_jointloss._core.validation import invalid, validate_count
 from keras_jointloss.layers._layer_term import LayerTerm
 from keras_jointloss.layers.gradients._combination import GradientCombination
 
@@ -88,10 +88,7 @@ class ChunkedTower(keras.layers.Layer):
         # Without autocasting the tower gets its inputs and parameters unchanged.
         super().__init__(name=name, autocast=False, **kwargs)
         if not isinstance(tower, keras.layers.Layer):
-            raise ValueError(
-                "Invalid value for argument `tower`. Expected a layer or a model. "
-                f"Received: tower={tower!r}"
-            )
+            raise invalid("tower", "a layer or a model", tower)
         for layer in _keras.flatten_layers(tower):
             adds_losses = isinstance(layer, LayerTerm | GradientCombination)
             if adds_losses or layer.activity_regularizer is not None:

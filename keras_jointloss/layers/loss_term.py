@@ -11,7 +11,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_jointloss._core.backend import in_replica, sum_over_replicas
 from keras_jointloss._core.math import float_dtype
 from keras_jointloss._core.training import is_training
-from keras_jointloss._core.validation import validate_number
+from keras_jointloss._core.validation import invalid, validate_number
 from keras_jointloss.layers._element_mean import (
     has_leading_axes,
     mean_over_elements,
@@ -125,9 +125,11 @@ class LossTerm(LayerTerm):
         self._compare = loss_function(loss)
         self.floor = None if floor is None else validate_number(floor, "floor")
         if self.floor is not None and loss is not None:
-            raise ValueError(
-                "Invalid value for argument `floor`. Expected None, since the dimensions of a loss "
-                f"between two tensors have no values of their own. Received: floor={floor!r}"
+            raise invalid(
+                "floor",
+                "None, since the dimensions of a loss between two tensors have no values of their "
+                "own",
+                floor,
             )
         self.target = target
         if isinstance(target, LearningRateSchedule):

@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_jointloss._core.backend import is_on_accelerator, runs_in_python
 from keras_jointloss._core.math import by_size
-from keras_jointloss._core.validation import validate_count
+from keras_jointloss._core.validation import invalid, validate_count
 
 #: The largest number of elements of a matrix that is held as a whole by default.
 DENSE_LIMIT = 2**22
@@ -27,9 +27,8 @@ def validate_tile_size(tile_size: Any, similarity: str) -> int | None:
     if tile_size is None:
         return None
     if similarity == "euclidean":
-        raise ValueError(
-            "Invalid value for argument `tile_size`. Expected None, since Euclidean distances "
-            f"are not computed in tiles. Received: tile_size={tile_size!r}"
+        raise invalid(
+            "tile_size", "None, since Euclidean distances are not computed in tiles", tile_size
         )
     return validate_count(tile_size, "tile_size")
 

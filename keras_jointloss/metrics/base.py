@@ -21,7 +21,7 @@ from keras_jointloss._core.replicas import (
     recorded_sum,
     rows_of,
 )
-from keras_jointloss._core.validation import validate_list
+from keras_jointloss._core.validation import invalid, validate_list
 
 
 class ViewsMetric(keras.metrics.Metric):
@@ -210,10 +210,7 @@ def validate_metrics(metrics, has_labels):
     metrics = validate_list(metrics, "metrics", "metrics")
     for metric in metrics:
         if not isinstance(metric, ViewsMetric):
-            raise ValueError(
-                "Invalid value for argument `metrics`. Expected metrics from "
-                f"`keras_jointloss.metrics`. Received: metrics={metrics!r}"
-            )
+            raise invalid("metrics", "metrics from `keras_jointloss.metrics`", metrics)
         if metric.has_labels and not has_labels:
             raise ValueError(
                 "Invalid value for argument `metrics`. Expected metrics without labels, since the "

@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_jointloss._core.math import dot, dot_matrix, l2_normalize
 from keras_jointloss._core.replicas import rows_of
-from keras_jointloss._core.validation import validate_number
+from keras_jointloss._core.validation import invalid, validate_number
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs
 
 
@@ -103,9 +103,7 @@ class Uniformity(ViewsMetric):
         expected = "a number > 0 and <= 20"
         self.t = validate_number(t, "t", 0, exclusive=True, expected=expected)
         if self.t > 20:
-            raise ValueError(
-                f"Invalid value for argument `t`. Expected {expected}. Received: t={t!r}"
-            )
+            raise invalid("t", expected, t)
 
     def values(self, views, labels=None, valid=None, items=None):
         others = other_pairs(views, all_or(valid, views), items=items)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from keras_jointloss._core.validation import invalid
 from keras_jointloss.tensorboard.history import from_history
 from keras_jointloss.tensorboard.read import read_runs
 from keras_jointloss.tensorboard.runs import Run
@@ -100,9 +101,10 @@ def _collect(source: Any) -> tuple[list[Run], bool]:
             default = "run" if len(histories) == 1 else f"run {position + 1}"
             found = [from_history(part, name or default)]
         else:
-            raise ValueError(
-                "Invalid value for argument `source`. Expected what `fit` returned, its `history`, "
-                f"a folder, or a list or dict of these. Received: source={part!r}"
+            raise invalid(
+                "source",
+                "what `fit` returned, its `history`, a folder, or a list or dict of these",
+                part,
             )
         runs += found
     return _with_distinct_names(runs), bool(histories)

@@ -13,6 +13,7 @@ from typing import Any
 
 from tensorboard.plugins import base_plugin
 
+from keras_jointloss._core.validation import invalid
 from keras_jointloss.tensorboard.marker import PLUGIN
 
 #: A training that has logged nothing for so many seconds is not running any more.
@@ -211,9 +212,7 @@ def _number(arguments: Any, name: str, default: Any) -> Any:
     try:
         return type(default)(text)
     except ValueError:
-        raise ValueError(
-            f"Invalid value for argument `{name}`. Expected a number. Received: {name}={text!r}"
-        ) from None
+        raise invalid(name, "a number", text) from None
 
 
 def _page(name: str) -> bytes:

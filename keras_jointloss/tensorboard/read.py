@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_jointloss._core.validation import invalid
 from keras_jointloss.tensorboard.marker import EPOCHS_TAG, TRAINING_TAG, parse_training
 from keras_jointloss.tensorboard.runs import SPLITS, Run, Series
 
@@ -101,10 +102,7 @@ def read_events(log_dir: str) -> tuple[dict[str, dict[str, Series]], dict[str, d
     markers: dict[str, dict[str, Any]] = {}
     runs = dict(_event_files(log_dir))
     if not runs:
-        raise ValueError(
-            "Invalid value for argument `log_dir`. Expected a folder with event files of "
-            f"TensorBoard, at any depth. Received: log_dir={log_dir!r}"
-        )
+        raise invalid("log_dir", "a folder with event files of TensorBoard, at any depth", log_dir)
     for run, files in runs.items():
         points: dict[str, list[tuple[int, float, float]]] = {}
         plugins: dict[str, str] = {}

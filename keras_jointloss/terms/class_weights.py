@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_jointloss._core.loops import running_loop
-from keras_jointloss._core.validation import validate_count, validate_number
+from keras_jointloss._core.validation import invalid, validate_count, validate_number
 
 #: One more than the largest class: float32, in which Keras gives targets to losses, holds no more.
 _CLASSES = 2**24
@@ -25,18 +25,12 @@ def validate_class_weight(value: Any, name: str) -> dict[int, float]:
         ValueError: If `value` is anything else.
     """
     if not isinstance(value, Mapping) or not value:
-        raise ValueError(
-            f"Invalid value for argument `{name}`. Expected a dict of class to weight. "
-            f"Received: {name}={value!r}"
-        )
+        raise invalid(name, "a dict of class to weight", value)
     weights = {}
     for key, weight in value.items():
         index = validate_count(key, f"a class in {name}", minimum=0)
         if index >= _CLASSES:
-            raise ValueError(
-                f"Invalid value for argument `{name}`. Expected classes < {_CLASSES}. "
-                f"Received: {name}={value!r}"
-            )
+            raise invalid(name, f"classes < {_CLASSES}", value)
         weights[index] = validate_number(weight, f"{name}[{key!r}]", minimum=0)
     return weights
 

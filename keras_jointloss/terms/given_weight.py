@@ -8,7 +8,7 @@ import numpy as np
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_jointloss._core.math import to_numpy
-from keras_jointloss._core.validation import validate_number
+from keras_jointloss._core.validation import invalid, validate_number
 
 Weight: TypeAlias = float | LearningRateSchedule
 
@@ -45,8 +45,10 @@ def validate_schedule(
     start = to_numpy(schedule(0))
     if start.shape != () or not np.isfinite(start) or start < minimum:
         bound = "" if minimum == -math.inf else f" >= {minimum:g}"
-        raise ValueError(
-            f"Invalid value for argument `{name}`. Expected a schedule that returns a finite "
-            f"scalar{bound}. Received: {name}={schedule!r}, which returns {start!r} at step 0"
+        raise invalid(
+            name,
+            f"a schedule that returns a finite scalar{bound}",
+            schedule,
+            f", which returns {start!r} at step 0",
         )
     return float(start)

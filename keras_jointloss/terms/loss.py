@@ -9,6 +9,7 @@ from keras import ops
 from keras_jointloss._core.backend import in_replica, summed_replicas, takes_turns
 from keras_jointloss._core.batch import reduce_values, reduced
 from keras_jointloss._core.replicas import counted_by, own_share
+from keras_jointloss._core.validation import invalid
 from keras_jointloss.terms._probe import is_mean_over_elements, outside_of_traces
 from keras_jointloss.terms.by_shape import get_loss
 from keras_jointloss.terms.class_weights import ClassWeights, is_one_hot
@@ -69,10 +70,11 @@ class TermLoss(keras.losses.Loss):
         if class_weight is not None:
             self._class_weights = ClassWeights.of(class_weight)
             if self._labelled is not None and self._labelled.ignores_zeros:
-                raise ValueError(
-                    "Invalid value for argument `class_weight`. Expected None for a loss that is "
-                    "one number for a batch or an item, such as `keras.losses.Dice`. "
-                    f"Received: class_weight={class_weight!r}"
+                raise invalid(
+                    "class_weight",
+                    "None for a loss that is one number for a batch or an item, such as "
+                    "`keras.losses.Dice`",
+                    class_weight,
                 )
         #: Whether the loss is a mean over the last axis; `None` until it matters.
         self._is_elementwise: bool | None = None

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import keras
 from keras import ops
 
+from keras_jointloss._core.validation import invalid
 from keras_jointloss.terms.applied_weight import take
 from keras_jointloss.terms.loss import TermLoss
 
@@ -37,10 +38,7 @@ class LossSum(keras.losses.Loss):
     def __init__(self, parts: Mapping[str, TermLoss], name: str = "loss_sum"):
         super().__init__(name=name)
         if not parts or not all(isinstance(part, TermLoss) for part in parts.values()):
-            raise ValueError(
-                "Invalid value for argument `parts`. Expected a non-empty dict of name to "
-                f"`TermLoss`. Received: parts={parts!r}"
-            )
+            raise invalid("parts", "a non-empty dict of name to `TermLoss`", parts)
         self.parts = dict(parts)
 
     def __call__(self, y_true, y_pred, sample_weight=None):

@@ -13,7 +13,7 @@ from keras_jointloss._core.math import divide_or_0, float_dtype, to_numpy
 from keras_jointloss._core.replicas import own_share
 from keras_jointloss._core.saved_state import SavedState, load_or_undo
 from keras_jointloss._core.state import constant
-from keras_jointloss._core.validation import validate_bool, validate_count, validate_number
+from keras_jointloss._core.validation import invalid, validate_bool, validate_count, validate_number
 from keras_jointloss.terms.applied_weight import offer
 from keras_jointloss.terms.given_weight import Weight, deserialize_weight
 from keras_jointloss.terms.weight import TermWeight
@@ -46,10 +46,7 @@ def deserialize_term_weight(config: Any) -> "LossWeight":
     else:
         weight = config
     if not isinstance(weight, LossWeight):
-        raise ValueError(
-            "Invalid value for argument `weight`. Expected a `LossWeight`. "
-            f"Received: weight={weight!r}"
-        )
+        raise invalid("weight", "a `LossWeight`", weight)
     if isinstance(config, dict):
         _sharing.weights[weight.key] = weakref.ref(weight)
     return weight
@@ -251,9 +248,6 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         if isinstance(weighting, dict):
             weighting = keras.saving.deserialize_keras_object(weighting)
         if weighting is not None and not hasattr(weighting, "bind"):
-            raise ValueError(
-                "Invalid value for argument `weighting`. Expected a weighting of "
-                f"`keras_jointloss.weighting`. Received: weighting={weighting!r}"
-            )
+            raise invalid("weighting", "a weighting of `keras_jointloss.weighting`", weighting)
         instance.weighting = weighting
         return instance

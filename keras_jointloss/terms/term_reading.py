@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_jointloss._core.validation import validate_choice
+from keras_jointloss._core.validation import invalid, validate_choice
 from keras_jointloss.terms.output_weight import LossWeight
 
 
@@ -28,10 +28,7 @@ class TermReading(keras.metrics.Metric):
 
     def __init__(self, weight: LossWeight, value: str = "loss", name: Any = None, dtype=None):
         if not isinstance(weight, LossWeight):
-            raise ValueError(
-                "Invalid value for argument `weight`. Expected a `LossWeight`. "
-                f"Received: weight={weight!r}"
-            )
+            raise invalid("weight", "a `LossWeight`", weight)
         # A function, as Keras would track the weight as a part of this metric, a second time.
         self._get_weight = lambda: weight
         self.value = validate_choice(value, "value", ("loss", "labelled_loss"))

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
-from keras_jointloss._core.validation import validate_number
+from keras_jointloss._core.validation import invalid, validate_number
 from keras_jointloss.weighting._by_term import (
     tensor_by_term,
     validate_by_term,
@@ -83,15 +83,9 @@ class Constraint(Weighting):
         self.learning_rate = validate_number(learning_rate, "learning_rate", 0, exclusive=True)
         # The multipliers begin at 1, which is the weight of the other terms, too.
         if not 0 < self.min_weight <= 1:
-            raise ValueError(
-                "Invalid value for argument `min_weight`. Expected a number > 0 and <= 1. "
-                f"Received: min_weight={min_weight!r}"
-            )
+            raise invalid("min_weight", "a number > 0 and <= 1", min_weight)
         if self.max_weight is not None and self.max_weight < 1:
-            raise ValueError(
-                "Invalid value for argument `max_weight`. Expected a number >= 1, or None. "
-                f"Received: max_weight={max_weight!r}"
-            )
+            raise invalid("max_weight", "a number >= 1, or None", max_weight)
 
     def update(self, losses, step):
         bounds = tensor_by_term(self.bounds, self.terms, 0.0, step, losses.dtype)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from keras_jointloss._core.validation import validate_number
+from keras_jointloss._core.validation import invalid, validate_number
 from keras_jointloss.terms.weight import TermWeight
 
 _NAMED = ("initial", "equal")
@@ -20,10 +20,7 @@ def validate_fixed_weights(weights: Any, name: str) -> Any:
     if weights is None or (isinstance(weights, str) and weights in _NAMED):
         return weights
     if not isinstance(weights, Mapping):
-        raise ValueError(
-            f"Invalid value for argument `{name}`. Expected {_EXPECTED}. "
-            f"Received: {name}={weights!r}"
-        )
+        raise invalid(name, _EXPECTED, weights)
     return {term: validate_number(x, f"{name}[{term!r}]", 0) for term, x in weights.items()}
 
 
@@ -48,20 +45,17 @@ class FixedTotal:
         else:
             self.weights = dict(weights)
         if set(self.weights) != set(terms):
-            raise ValueError(
-                f"Invalid value for argument `{name}`. Expected a number for each term of the "
-                f"model, {list(terms)}. Received: {name}={weights!r}"
-            )
+            raise invalid(name, f"a number for each term of the model, {list(terms)}", weights)
         if "joint" in terms:
-            raise ValueError(
-                f"Invalid value for argument `{name}`. Expected None, since the model has a term "
-                "named 'joint': 'joint_loss' in the logs is its loss. Received: "
-                f"{name}={weights!r}"
+            raise invalid(
+                name,
+                "None, since the model has a term named 'joint': 'joint_loss' in the logs is its "
+                "loss",
+                weights,
             )
         if self.weights and not any(self.weights.values()):
-            raise ValueError(
-                f"Invalid value for argument `{name}`. Expected a weight > 0 for one term at "
-                f"least. Received: {name}={weights!r}, the weights {self.weights}"
+            raise invalid(
+                name, "a weight > 0 for one term at least", weights, f", the weights {self.weights}"
             )
 
     def of(self, readings: Mapping[str, Mapping[str, float]]) -> float | None:

@@ -7,8 +7,9 @@ import keras
 import numpy as np
 
 from keras_jointloss._core.math import to_numpy
-from keras_jointloss.callbacks.joint import _gradient_readings
+from keras_jointloss._core.validation import invalid
 from keras_jointloss.callbacks._summaries import Summaries
+from keras_jointloss.callbacks.joint import _gradient_readings
 from keras_jointloss.callbacks.joint._gradient_readings import GradientReadings, Statistics
 from keras_jointloss.callbacks.joint._term_readings import Readings, TermReadings
 from keras_jointloss.terms.means import Totals
@@ -39,10 +40,7 @@ def batches_between(update_freq: Any) -> int | None:
     """
     is_count = isinstance(update_freq, int) and not isinstance(update_freq, bool)
     if not (update_freq in ("epoch", "batch") or (is_count and int(update_freq) >= 1)):
-        raise ValueError(
-            "Invalid value for argument `update_freq`. Expected 'epoch', 'batch' or a number "
-            f"of batches >= 1. Received: update_freq={update_freq!r}"
-        )
+        raise invalid("update_freq", "'epoch', 'batch' or a number of batches >= 1", update_freq)
     return int(update_freq) if is_count else {"epoch": None, "batch": 1}[update_freq]
 
 

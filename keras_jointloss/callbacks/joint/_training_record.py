@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_jointloss._core.validation import invalid
 from keras_jointloss.callbacks._summaries import Summaries
 from keras_jointloss.joint.model_terms import ModelTerms
 from keras_jointloss.tensorboard.hparams import write_hparams
@@ -146,9 +147,8 @@ def validate_hyperparameters(values: Any) -> dict[str, Any] | None:
         and all(isinstance(x, str) for x in values)
         and all(isinstance(x, kinds) for x in values.values())
     ):
-        raise ValueError(
-            "Invalid value for argument `hparams`. Expected None, or a dict of name to a string, a "
-            f"number or a boolean. Received: hparams={values!r}"
+        raise invalid(
+            "hparams", "None, or a dict of name to a string, a number or a boolean", values
         )
     return None if values is None else dict(values)
 

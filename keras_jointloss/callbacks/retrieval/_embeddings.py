@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_jointloss._core.backend import predict
+from keras_jointloss._core.validation import invalid
 from keras_jointloss.layers import ContrastiveTerm
 
 
@@ -28,10 +29,7 @@ def validate_embeddings(embeddings):
         return embeddings
     names = list(embeddings) if isinstance(embeddings, Iterable) else []
     if len(names) != 2 or not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            "Invalid value for argument `embeddings`. Expected None, a name or two names. "
-            f"Received: embeddings={embeddings!r}"
-        )
+        raise invalid("embeddings", "None, a name or two names", embeddings)
     return names
 
 
@@ -102,9 +100,11 @@ def embed_sides(model, found, embeddings, data, batch_size):
         sides.append(np.asarray(prediction, "float32"))
     a, b = sides
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-        raise ValueError(
-            "Invalid value for argument `embeddings`. Expected embeddings (items, dim) of the same "
-            f"dim. Received: embeddings={embeddings!r} of shapes {a.shape}, {b.shape}"
+        raise invalid(
+            "embeddings",
+            "embeddings (items, dim) of the same dim",
+            embeddings,
+            f" of shapes {a.shape}, {b.shape}",
         )
     return name, a, b
 
@@ -205,16 +205,18 @@ def _select(outputs, pairs, embeddings):
     if isinstance(embeddings, list):
         single = {name: x for name, x in outputs.items() if len(x.shape) == 2}
         if not set(embeddings) <= set(single):
-            raise ValueError(
-                "Invalid value for argument `embeddings`. Expected two names of the model's "
-                f"outputs (batch, dim), which are {sorted(single)}. "
-                f"Received: embeddings={embeddings!r}"
+            raise invalid(
+                "embeddings",
+                f"two names of the model's outputs (batch, dim), which are {sorted(single)}",
+                embeddings,
             )
         a, b = (single[name] for name in embeddings)
         if a.shape[1] != b.shape[1]:
-            raise ValueError(
-                "Invalid value for argument `embeddings`. Expected two outputs of the same dim. "
-                f"Received: embeddings={embeddings!r} of shapes {tuple(a.shape)}, {tuple(b.shape)}"
+            raise invalid(
+                "embeddings",
+                "two outputs of the same dim",
+                embeddings,
+                f" of shapes {tuple(a.shape)}, {tuple(b.shape)}",
             )
         return "_".join(embeddings), [a, b]
     found = {**pairs, **{name: [x] for name, x in outputs.items() if _is_stacked(x)}}
@@ -222,10 +224,11 @@ def _select(outputs, pairs, embeddings):
         return next(iter(found.items()))
     if embeddings in found:
         return embeddings, found[embeddings]
-    raise ValueError(
-        "Invalid value for argument `embeddings`. Expected the name of one of the model's stacked "
-        "outputs (batch, 2, dim) and ContrastiveTerms (or None, if there is only one), which are "
-        f"{sorted(found)}. Received: embeddings={embeddings!r}"
+    raise invalid(
+        "embeddings",
+        "the name of one of the model's stacked outputs (batch, 2, dim) and ContrastiveTerms (or "
+        f"None, if there is only one), which are {sorted(found)}",
+        embeddings,
     )
 
 
@@ -252,11 +255,12 @@ def _select_sides(outputs, nested, pairs, embeddings):
         return embeddings, pairs[embeddings]
     elif embeddings in single:
         return embeddings, [single[embeddings]] * 2
-    raise ValueError(
-        "Invalid value for argument `embeddings`. Expected the name of a stacked output "
-        f"(batch, 2, dim) or a ContrastiveTerm, which are {sorted(pairs)}, or one or two names of "
-        f"outputs (batch, dim) and nested models, which are {sorted(single)}. "
-        f"Received: embeddings={embeddings!r}"
+    raise invalid(
+        "embeddings",
+        "the name of a stacked output (batch, 2, dim) or a ContrastiveTerm, which are "
+        f"{sorted(pairs)}, or one or two names of outputs (batch, dim) and nested models, which "
+        f"are {sorted(single)}",
+        embeddings,
     )
 
 

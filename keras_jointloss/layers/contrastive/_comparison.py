@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_jointloss import losses
 from keras_jointloss._core.batch import finite_items
-from keras_jointloss._core.validation import validate_list
+from keras_jointloss._core.validation import invalid, validate_list
 from keras_jointloss.layers._layer_term import validate_reduction
 from keras_jointloss.terms.by_shape import get_loss, get_metric
 from keras_jointloss.terms.missing.targets import fill, match_ranks
@@ -19,16 +19,14 @@ def loss_function(loss: Any) -> Callable[[Any, Any], Any] | None:
     if loss is None:
         return None
     if isinstance(loss, losses.ViewsLoss):
-        raise ValueError(
-            "Invalid value for argument `loss`. Expected a loss between a target and a prediction: "
-            f"use `ContrastiveTerm` for a loss on views. Received: loss={loss!r}"
+        raise invalid(
+            "loss",
+            "a loss between a target and a prediction: use `ContrastiveTerm` for a loss on views",
+            loss,
         )
     is_callable = callable(loss) and not isinstance(loss, keras.layers.Layer | keras.metrics.Metric)
     if not (isinstance(loss, str) or is_callable):
-        raise ValueError(
-            "Invalid value for argument `loss`. Expected a name, a function, a "
-            f"`keras.losses.Loss` or None. Received: loss={loss!r}"
-        )
+        raise invalid("loss", "a name, a function, a `keras.losses.Loss` or None", loss)
     found = get_loss(loss)
     validate_reduction(found, loss)
     if isinstance(found, keras.losses.Loss):
@@ -56,10 +54,7 @@ def mean_metrics(metrics: Sequence[Any], loss: Any) -> list[keras.metrics.MeanMe
     """Returns the metrics of target and prediction, which must be means over items."""
     metrics = validate_list(metrics, "metrics", "metrics")
     if loss is None and metrics:
-        raise ValueError(
-            "Invalid value for argument `metrics`. Expected none without a loss, since there is no "
-            f"target. Received: metrics={metrics!r}"
-        )
+        raise invalid("metrics", "none without a loss, since there is no target", metrics)
     found = []
     for metric in metrics:
         result = metric

@@ -21,7 +21,7 @@ from keras_jointloss._core.math import float_dtype, to_numpy
 from keras_jointloss._core.saved_state import SavedState, load_or_undo
 from keras_jointloss._core.state import as_state, layer_state
 from keras_jointloss._core.training import is_training
-from keras_jointloss._core.validation import validate_bool, validate_choice
+from keras_jointloss._core.validation import invalid, validate_bool, validate_choice
 from keras_jointloss.aggregators._gramian import correlation, nonzero
 from keras_jointloss.layers.gradients._loss_scale import loss_scale, probe_loss
 from keras_jointloss.layers.gradients._overlapping_calls import FunctionGradient, TrainedCall
@@ -92,10 +92,7 @@ class GradientCombination(keras.layers.Layer):
             or not all(isinstance(term, str) for term in terms)
             or len(set(terms)) < len(terms)
         ):
-            raise ValueError(
-                "Invalid value for argument `terms`. Expected a non-empty list of distinct names. "
-                f"Received: terms={terms!r}"
-            )
+            raise invalid("terms", "a non-empty list of distinct names", terms)
         self.terms = tuple(terms)
         self.reduction = validate_choice(reduction, "reduction", ("flatten", "sum"))
         self.rescale = validate_bool(rescale, "rescale")

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_jointloss._core import keras as _keras
 from keras_jointloss._core.math import float_dtype
+from keras_jointloss._core.validation import invalid
 from keras_jointloss.layers.gradients._combination import Copies, GradientCombination
 from keras_jointloss.layers.gradients._step_memory import StepMemory
 from keras_jointloss.layers.gradients._trunk_run import (
@@ -111,10 +112,7 @@ class SharedTrunk(GradientCombination):
         # The parameters are the only row. Each replica sees the gradients of its own items.
         super().__init__(terms, aggregator, "sum", rescale, telemetry, name, **kwargs)
         if not isinstance(trunk, keras.layers.Layer):
-            raise ValueError(
-                "Invalid value for argument `trunk`. Expected a layer or a model. "
-                f"Received: trunk={trunk!r}"
-            )
+            raise invalid("trunk", "a layer or a model", trunk)
         validate_trunk(trunk)
         self.trunk = trunk
         self.supports_masking = trunk.supports_masking

@@ -7,6 +7,7 @@ and the tab in TensorBoard.
 
 from collections.abc import Sequence
 
+from keras_jointloss._core.validation import invalid
 from keras_jointloss.tensorboard.figures.cosines import cosines
 from keras_jointloss.tensorboard.figures.lines import (
     gradients,
@@ -43,10 +44,7 @@ def draw(kind: str, runs: Sequence[Run], view: View) -> Drawing:
         ValueError: If the kind is unknown, an argument is invalid, or there is nothing to show.
     """
     if kind not in KINDS:
-        raise ValueError(
-            f"Invalid value for argument `kind`. Expected one of {tuple(KINDS)}. "
-            f"Received: kind={kind!r}"
-        )
+        raise invalid("kind", f"one of {tuple(KINDS)}", kind)
     if not runs:
         raise ValueError("There is no run to show.")
     return KINDS[kind](runs, view)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_jointloss._core.validation import invalid
 from keras_jointloss.tensorboard.figures.panels import Drawing, grid, nothing
 from keras_jointloss.tensorboard.figures.style import THEMES, marks, text
 from keras_jointloss.tensorboard.figures.view import View
@@ -121,10 +122,7 @@ def _resolve(name: str, runs: Sequence[Run], argument: str) -> tuple[str, str]:
     for split, tag in candidates:
         if any(tag in run.split(split) for run in runs):
             return split, tag
-    raise ValueError(
-        f"Invalid value for argument `{argument}`. Expected one of {value_names(runs)}. "
-        f"Received: {argument}={name!r}"
-    )
+    raise invalid(argument, f"one of {value_names(runs)}", name)
 
 
 def _final(run: Run, split: str, tag: str) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from keras_jointloss._core.validation import invalid
 from keras_jointloss.tensorboard.runs import AXES, SPLITS, Run, find_terms
 
 #: How several runs are compared: each in a row of its own, or in the same axes.
@@ -55,23 +56,14 @@ class View:
             _validate(self.scale, "scale", SCALES)
         splits = self.splits
         if isinstance(splits, str) or not splits or any(x not in SPLITS for x in splits):
-            raise ValueError(
-                f"Invalid value for argument `splits`. Expected one or several of {SPLITS}. "
-                f"Received: splits={splits!r}"
-            )
+            raise invalid("splits", f"one or several of {SPLITS}", splits)
         for name in ("points", "columns"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"Invalid value for argument `{name}`. Expected a whole number >= 1. "
-                    f"Received: {name}={value!r}"
-                )
+                raise invalid(name, "a whole number >= 1", value)
         is_number = isinstance(self.smoothing, int | float)
         if not (is_number and 0 <= self.smoothing < 1):
-            raise ValueError(
-                "Invalid value for argument `smoothing`. Expected a number >= 0 and < 1. "
-                f"Received: smoothing={self.smoothing!r}"
-            )
+            raise invalid("smoothing", "a number >= 0 and < 1", self.smoothing)
 
     def shown_terms(self, runs: Sequence[Run]) -> list[str]:
         """Returns the terms to show, in the order of their names.
@@ -93,7 +85,4 @@ class View:
 
 def _validate(value: Any, name: str, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise ValueError(
-            f"Invalid value for argument `{name}`. Expected one of {tuple(choices)}. "
-            f"Received: {name}={value!r}"
-        )
+        raise invalid(name, f"one of {tuple(choices)}", value)

@@ -10,6 +10,7 @@ from keras_jointloss._core.backend import summed_replicas
 from keras_jointloss._core.batch import reduce_values
 from keras_jointloss._core.math import divide_or_0
 from keras_jointloss._core.replicas import counted_by
+from keras_jointloss._core.validation import invalid
 from keras_jointloss.terms._probe import ignores_zeros, is_mean_over_elements
 from keras_jointloss.terms.element_weights import validate_rank, weighs_elements
 from keras_jointloss.terms.missing.targets import (
@@ -68,9 +69,11 @@ class LabelledLoss:
         self, compute: Callable[[Any, Any], Any], reduction: Any, dtype: str, missing: float
     ):
         if reduction in (None, "none"):
-            raise ValueError(
-                "Invalid value for argument `missing`. Expected None for a loss without a "
-                f"reduction. Received: missing={missing!r}, reduction={reduction!r}"
+            raise invalid(
+                "missing",
+                "None for a loss without a reduction",
+                missing,
+                f", reduction={reduction!r}",
             )
         self.missing = validate_missing(missing)
         self._compute = compute

@@ -14,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from keras_jointloss._core.math import value_range
+from keras_jointloss._core.validation import invalid
 
 #: A prediction that is valid as a probability, a logit and a number.
 PREDICTION = 0.5
@@ -29,10 +30,7 @@ def validate_missing(value: Any) -> float:
         value = value.item()
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
     if not is_number or math.isinf(value):
-        raise ValueError(
-            "Invalid value for argument `missing`. Expected NaN or a finite number. "
-            f"Received: missing={value!r}"
-        )
+        raise invalid("missing", "NaN or a finite number", value)
     return float(value)
 
 
