@@ -13,20 +13,11 @@ Each part of the package imports only from the parts in the lines above it:
 
 import importlib
 import sys
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_SUBMODULES = (
-    "aggregators",
-    "callbacks",
-    "distribution",
-    "layers",
-    "losses",
-    "metrics",
-    "schedules",
-    "tensorboard",
-    "weighting",
-)
+#: The files of names that are no files.
 _ATTRIBUTES = {
     "joint_loss": "joint.joint_loss",
     "LossWeight": "terms.output_weight",
@@ -37,27 +28,55 @@ _ATTRIBUTES = {
 __all__ = [
     "LossWeight",
     "__version__",
+    "aggregators",
+    "callbacks",
     "custom_objects",
+    "distribution",
     "joint_loss",
+    "layers",
+    "losses",
+    "metrics",
     "plot",
     "report",
-    *_SUBMODULES,
+    "schedules",
+    "tensorboard",
+    "weighting",
 ]
 
 
-def __getattr__(name):
-    if name in _ATTRIBUTES:
-        return getattr(importlib.import_module(f"{__name__}.{_ATTRIBUTES[name]}"), name)
-    if name in _SUBMODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# At run time names are loaded when they are first used, since the TensorBoard server needs few.
+# Editors and type checkers read the imports.
+if TYPE_CHECKING:
+    from keras_jointloss import (
+        aggregators,
+        callbacks,
+        distribution,
+        layers,
+        losses,
+        metrics,
+        schedules,
+        tensorboard,
+        weighting,
+    )
+    from keras_jointloss.joint.joint_loss import joint_loss
+    from keras_jointloss.joint.report import report
+    from keras_jointloss.tensorboard.plot import plot
+    from keras_jointloss.terms.output_weight import LossWeight
+else:
+
+    def __getattr__(name):
+        if name in _ATTRIBUTES:
+            return getattr(importlib.import_module(f"{__name__}.{_ATTRIBUTES[name]}"), name)
+        if name in __all__:
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
 
-def custom_objects() -> dict:
+def custom_objects() -> dict[str, Any]:
     """Returns every serializable class of the package by its registered name.
 
     Importing the package registers them with Keras, so this is needed only where Keras asks for
@@ -79,9 +98,9 @@ def custom_objects() -> dict:
     }
 
 
-def _register():
+def _register() -> None:
     """Imports everything that Keras needs to load a model."""
-    for name in (*_SUBMODULES, "terms"):
+    for name in ("callbacks", "layers", "schedules", "terms", "weighting"):
         importlib.import_module(f"{__name__}.{name}")
 
 

@@ -230,3 +230,12 @@ def test_site_can_draw_all_formulas():
     assert len(found) > 50
     for formula in found:
         assert formulas.to_latex(formula)
+
+
+def test_contributing_names_every_test_file_once():
+    text = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+    _, _, table = text.partition("## Where it is tested")
+    rows = re.findall(r"^\| .* \| (\w[\w, ]+) \|$", table.partition("\n## ")[0], re.MULTILINE)
+    named = [name for row in rows for name in row.split(", ")]
+    files = [path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")]
+    assert sorted(named) == sorted(files)

@@ -115,7 +115,7 @@ def test_every_guide_is_on_the_site():
         ROOT / "docs" / "benchmarks.md",
         ROOT / "docs" / "limits.md",
         ROOT / "docs" / "promises.md",
-        ROOT / "docs" / "source.md",
+        ROOT / "docs" / "contributing.md",
         *sorted(guides.SCRIPTS.glob("*.py")),
     ],
     ids=lambda path: path.name,
@@ -170,7 +170,7 @@ def test_dead_links_and_loads_from_outside_are_found(tmp_path):
 
 
 def test_map_of_the_source_names_files_that_exist():
-    text = (ROOT / "docs" / "source.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
     files = set(re.findall(r"`([\w/]+(?:\.py|/))`", text)) - {"keras_jointloss/"}
     assert len(files) > 20
     for file in files:

@@ -3,7 +3,7 @@
 
 Each family of the package has a base class that validates, masks, logs and saves. You write one
 function or method. This guide writes one of each, tests them, trains with them, and loads the saved
-model. To add one to the package itself, see [Source](../../docs/source.md).
+model. To add one to the package itself, see [Contributing](../../docs/contributing.md).
 """
 
 import keras

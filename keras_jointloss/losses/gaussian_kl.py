@@ -3,9 +3,10 @@
 from keras import ops
 
 from keras_jointloss._core.math import float_dtype
+from keras_jointloss._core.types import Tensor
 
 
-def gaussian_kl(mean, log_variance):
+def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
     """Returns the divergence of a diagonal Gaussian from the standard one, for each dimension.
 
     With the mean `m` and the variance `v` of a dimension:
