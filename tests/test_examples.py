@@ -231,6 +231,16 @@ def check_missing_targets(lines):
         assert -50 < dell < 100
 
 
+def check_classical(lines, *least):
+    """Checks that the printed shares are above these.
+
+    Without learning, the separation is 50 %, the accuracy at most 20 % (the share of the largest
+    category), and the explained shares are at most 0.
+    """
+    found = [float(x) for x in re.findall(r"(-?[\d.]+)%", " ".join(lines))]
+    assert all(low < x < 100 for low, x in zip(least, found, strict=True))
+
+
 def check_printed(lines):
     """Checks that a guide shows an outcome."""
     assert any(lines)
@@ -305,11 +315,13 @@ GUIDES = {
 # The scripts by name: arguments that make them fast, and the check of their output.
 SCRIPTS = {
     **GUIDES,
+    "add_loss": (["--epochs", "1"], lambda lines: check_classical(lines, 10, 50)),
     "distributed": (["--epochs", "2", "--items", "256"], check_distributed),
     "emoji": (
         ["--epochs", "1", "--log-dir", "logs", "--save", "models/emoji.keras"],
         check_emoji,
     ),
+    "explicit_weights": (["--epochs", "1"], lambda lines: check_classical(lines, 10, 50)),
     "guides/coming_from": ([], check_coming_from),
     "guides/conflicts": ([], check_conflicts),
     "guides/dashboard": ([], check_dashboard),
@@ -338,6 +350,7 @@ SCRIPTS = {
         check_physics,
     ),
     "vae": (["--epochs", "20", "--variants", "plain", "constraint"], check_vae),
+    "weighted_sum": (["--epochs", "1"], lambda lines: check_classical(lines, 60, 25)),
     "weighting": (
         ["--epochs", "1", "--log-dir", "logs", "--weights", "1", "30", "--rules", "FAMO"],
         check_weighting,
