@@ -92,7 +92,7 @@ def test_item_of_weight_0_is_excluded():
 
 
 def test_masked_item_is_excluded():
-    layer = kj.layers.ContrastiveTerm("InfoNCE", metrics=[kj.metrics.RecallAtK(1)])
+    layer = kj.layers.ContrastiveTerm("info_nce", metrics=["recall_at_k"])
     mask = np.array([True, False, True, True, False, True])
     loss = called(layer, *embeddings(), mask=[ops.convert_to_tensor(mask), None])
     expected = reference.info_nce(VIEWS[mask, :2]).mean()

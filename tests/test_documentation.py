@@ -154,8 +154,8 @@ def test_errors_name_the_line():
 
 PUBLIC = [name for module in api_pages.public_modules() for name in api_pages.names_of(module)]
 CLASSES = [name for name in PUBLIC if inspect.isclass(name.value)]
-# What their functions say of arguments is short: the class has formula, example and reference.
-FUNCTIONS_OF_CLASSES = {getattr(name.value, "function", None) for name in CLASSES}
+# A class has formula, example and reference, and describes the arguments that its function shares.
+CLASS_OF = {getattr(name.value, "function", None): name.value for name in CLASSES}
 BASES = (kj.losses.ViewsLoss, kj.weighting.Weighting, kj.aggregators.Aggregator)
 METHODS = [
     name
@@ -189,17 +189,21 @@ def full_name(name):
 def test_public_name_is_documented(name):
     docstring = inspect.getdoc(name.value)
     assert docstring.partition("\n")[0].endswith(".")
-    described = re.findall(
-        r"^ {4}\**(\w+):", section(docstring, "Args", "Attributes"), re.MULTILINE
+    lines = re.findall(
+        r"^ {4}\**(\w+(?:, \w+)*):", section(docstring, "Args", "Attributes"), re.MULTILINE
     )
+    described = [argument for line in lines for argument in line.split(", ")]
     value = name.value
     if isinstance(value, type) and issubclass(value, keras.Layer):
         # Python 3.11.2 takes the signature of Keras' `__new__` where `__init__` is inherited.
         value = functools.partial(value.__init__, None)
-    assert described == list(inspect.signature(value).parameters)
-    if name.value in FUNCTIONS_OF_CLASSES:
-        assert re.search(r"See `\w+`", docstring)
+    expected = list(inspect.signature(value).parameters)
+    if value in CLASS_OF:
+        shared = set(inspect.signature(CLASS_OF[value]).parameters) - {*described}
+        assert described == [argument for argument in expected if argument not in shared]
+        assert f"See `{CLASS_OF[value].__name__}` for the other arguments." in docstring
     else:
+        assert described == expected
         assert ">>>" in docstring or "::\n" in docstring
 
 

@@ -307,23 +307,27 @@ def test_arguments_out_of_range_are_refused(argument):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_get_finds_every_loss_by_name(name):
-    loss = kj.losses.get(CLASSES[name].__name__)
-    assert type(loss) is CLASSES[name]
-    assert loss.name == name
+    for identifier in (CLASSES[name].__name__, name):
+        loss = kj.losses.get(identifier)
+        assert type(loss) is CLASSES[name]
+        assert loss.name == name
 
 
 def test_get_finds_losses_by_name_instance_and_config():
-    assert isinstance(kj.losses.get("MeanSquaredError"), keras.losses.MeanSquaredError)
+    for name in ("MeanSquaredError", "mean_squared_error", "mse"):
+        assert isinstance(kj.losses.get(name), keras.losses.MeanSquaredError)
+    for name in ("_Custom", "custom"):
+        assert isinstance(kj.losses.get(name), _Custom)
     loss = kj.losses.InfoNCE(0.3)
     assert kj.losses.get(loss) is loss
     config = keras.saving.serialize_keras_object(loss)
     assert kj.losses.get(config).get_config() == loss.get_config()
 
 
-@pytest.mark.parametrize("identifier", ["NoSuchLoss", "Reduction", "ContrastiveTerm", 3, None])
-def test_get_refuses_other_objects(identifier):
-    with pytest.raises(ValueError, match=r"Expected a `keras.losses.Loss`.*Received: loss="):
-        kj.losses.get(identifier)
+@pytest.mark.parametrize("name", ["NoSuchLoss", "Reduction", "ContrastiveTerm", "Loss", 3, None])
+def test_get_refuses_other_objects(name):
+    with pytest.raises(ValueError, match=r"Expected a member of .*'InfoNCE'.*Received: loss="):
+        kj.losses.get(name)
 
 
 NO_LOSSES = [
@@ -335,9 +339,9 @@ NO_LOSSES = [
 
 @pytest.mark.parametrize("config", NO_LOSSES, ids=["metric", "layer", "function"])
 def test_get_refuses_configs_of_other_objects(config):
-    with pytest.raises(ValueError, match=r"Expected a `keras.losses.Loss`.*Received: loss="):
+    with pytest.raises(ValueError, match=r"Expected a member of .*'InfoNCE'.*Received: loss="):
         kj.losses.get(config)
-    with pytest.raises(ValueError, match=r"Expected a `keras.losses.Loss`.*Received: loss="):
+    with pytest.raises(ValueError, match=r"Expected a member of .*'InfoNCE'.*Received: loss="):
         kj.layers.ContrastiveTerm(config)
 
 

@@ -150,7 +150,7 @@ def recorded_shapes(monkeypatch):
 
         return record
 
-    functions = {"similarity": "dot_matrix", "geometry": "dot_matrix", "pairs": "similarity_matrix"}
+    functions = {"retrieval": "dot_matrix", "geometry": "dot_matrix", "pairs": "similarity_matrix"}
     for name, function in functions.items():
         module = sys.modules[f"keras_jointloss.metrics.{name}"]
         monkeypatch.setattr(module, function, recorded(getattr(module, function)))

@@ -1,6 +1,7 @@
-"""Finds a member of a family of rules by instance, by name or by config."""
+"""Finds a member of a family (losses, metrics, rules, aggregators) by instance, name or config."""
 
 import inspect
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import keras
@@ -10,15 +11,22 @@ from keras_jointloss._core.validation import invalid
 Member = TypeVar("Member")
 
 
-def find(identifier: Any, base: type[Member], argument: str, module: str) -> Member:
+def find(
+    identifier: Any,
+    base: type[Member],
+    argument: str,
+    module: str,
+    others: Iterable[type] = (),
+) -> Member:
     """Returns a member of a family by instance, by name or by config.
 
     Args:
-        identifier: An instance of `base`, the name of a registered subclass (case and underscores
-            do not matter), or the serialized form of an instance.
+        identifier: An instance of `base`, the name of a subclass that is registered or among
+            `others` (case and underscores do not matter), or the serialized form of an instance.
         base: The base class of the family.
         argument: The name of the argument, for the error message.
-        module: The module of the family.
+        module: The module of the family in the package, for the error message.
+        others: Further subclasses. A registered one of the same name comes first.
 
     Raises:
         ValueError: If there is no such member, or it cannot be created without arguments.
@@ -29,29 +37,42 @@ def find(identifier: Any, base: type[Member], argument: str, module: str) -> Mem
         result = keras.saving.deserialize_keras_object(identifier)
         if isinstance(result, base):
             return result
+    registered = keras.saving.get_custom_objects().items()
+    members = [(name.rpartition(">")[2], x) for name, x in registered if _is_subclass(x, base)]
     if isinstance(identifier, str):
-        plain = identifier.replace("_", "").lower()
-        for name, value in keras.saving.get_custom_objects().items():
-            if not isinstance(value, type) or not issubclass(value, base):
-                continue
+        for name, member in [*members, *((x.__name__, x) for x in others if _is_subclass(x, base))]:
             # The two differ for a class that another family has, too.
-            names = (name.rpartition(">")[2], value.__name__)
-            if plain in (name.replace("_", "").lower() for name in names):
-                _validate_name(value, argument, identifier)
-                return value()
+            if _plain(identifier) in (_plain(name), _plain(member.__name__)):
+                _validate_name(member, argument, identifier)
+                return member()
+    names = sorted({x.__name__ for _, x in members if not (x.__name__[0] == "_" or _required(x))})
     raise invalid(
-        argument, f"a member of `keras_jointloss.{module}`, or the name of its class", identifier
+        argument,
+        f"a member of `keras_jointloss.{module}`, or the name of its class, one of {names}",
+        identifier,
     )
+
+
+def _is_subclass(value: Any, base: type) -> bool:
+    return isinstance(value, type) and issubclass(value, base) and value is not base
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+def _required(member: type) -> list[str]:
+    """Returns the arguments of a class that have no default."""
+    return [
+        x.name
+        for x in inspect.signature(member).parameters.values()
+        if x.default is x.empty and x.kind is x.POSITIONAL_OR_KEYWORD
+    ]
 
 
 def _validate_name(member: type, argument: str, name: str) -> None:
     """Raises `ValueError` if a member has arguments without default."""
-    parameters = inspect.signature(member).parameters.values()
-    required = [
-        f"{x.name}=..."
-        for x in parameters
-        if x.default is x.empty and x.kind is x.POSITIONAL_OR_KEYWORD
-    ]
+    required = [f"{x}=..." for x in _required(member)]
     if required:
         raise invalid(
             argument,

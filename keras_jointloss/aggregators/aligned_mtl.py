@@ -26,8 +26,7 @@ class AlignedMTL(PreferenceAggregator):
 
     Args:
         preference: The `p`, as in `PreferenceAggregator`.
-        rescale: As in `Aggregator`.
-        ema: As in `Aggregator`.
+        rescale, ema: As in `Aggregator`.
 
     Input shape:
         `(k, m)`, one gradient per row; or `(k, k)` in `solve`, their Gramian.

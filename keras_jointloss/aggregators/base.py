@@ -225,8 +225,7 @@ class PreferenceAggregator(Aggregator):
     Args:
         preference: A number >= 0 for each term, not all 0. Only their ratios matter. `None` for
             equal preferences.
-        rescale: As in `Aggregator`.
-        ema: As in `Aggregator`.
+        rescale, ema: As in `Aggregator`.
 
     Raises:
         ValueError: If `preference` is anything else or `ema` is not a number >= 0 and < 1; when

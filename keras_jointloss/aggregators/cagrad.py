@@ -35,8 +35,7 @@ class CAGrad(PreferenceAggregator):
         c: The largest distance from the mean gradient, a number >= 0, relative to its length. 0
             gives the mean itself; with 1 or more, the result conflicts with no gradient.
         preference: The `b`, as in `PreferenceAggregator`.
-        rescale: As in `Aggregator`.
-        ema: As in `Aggregator`.
+        rescale, ema: As in `Aggregator`.
 
     Input shape:
         `(k, m)`, one gradient per row; or `(k, k)` in `solve`, their Gramian.

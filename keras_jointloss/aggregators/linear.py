@@ -13,8 +13,7 @@ class Sum(Aggregator):
         w_i = 1
 
     Args:
-        rescale: As in `Aggregator`.
-        ema: As in `Aggregator`.
+        rescale, ema: As in `Aggregator`.
 
     Input shape:
         `(k, m)`, one gradient per row; or `(k, k)` in `solve`, their Gramian.
@@ -42,9 +41,7 @@ class Mean(PreferenceAggregator):
         w_i = 1/k    or, with a preference,    w_i = p_i / sum_j p_j
 
     Args:
-        preference: As in `PreferenceAggregator`.
-        rescale: As in `Aggregator`.
-        ema: As in `Aggregator`.
+        preference, rescale, ema: As in `PreferenceAggregator`.
 
     Input shape:
         `(k, m)`, one gradient per row; or `(k, k)` in `solve`, their Gramian.

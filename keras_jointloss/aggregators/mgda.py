@@ -30,8 +30,7 @@ class MGDA(Aggregator):
         normalize: The divisors of the gradients in the search for the coefficients, which then
             apply to the original gradients: `None` for no division, `"l2"` for their lengths,
             `"loss"` for the losses, `"loss+"` for the products of both. Losses should be > 0.
-        rescale: As in `Aggregator`.
-        ema: As in `Aggregator`.
+        rescale, ema: As in `Aggregator`.
 
     Input shape:
         `(k, m)`, one gradient per row; or `(k, k)` in `solve`, their Gramian. `losses`: `(k,)`,

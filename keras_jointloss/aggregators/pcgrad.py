@@ -40,8 +40,7 @@ class PCGrad(Aggregator):
         seed: An integer, >= 0 and < 2**31. The orders are drawn from it and the `step` of each
             call. Without a `step`, every call has the same orders. Permuting three or more terms
             permutes the coefficients, except for the effect of the orders.
-        rescale: As in `Aggregator`.
-        ema: As in `Aggregator`.
+        rescale, ema: As in `Aggregator`.
 
     Input shape:
         `(k, m)`, one gradient per row; or `(k, k)` in `solve`, their Gramian.

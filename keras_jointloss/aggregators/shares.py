@@ -36,8 +36,7 @@ class Shares(PreferenceAggregator):
             layer that knows the names of its terms, a dict by name. Only their ratios matter; they
             are divided by the sum of those of the terms that have a gradient. `None` for equal
             shares.
-        rescale: As in `Aggregator`.
-        ema: As in `Aggregator`.
+        rescale, ema: As in `Aggregator`.
 
     Input shape:
         `(k, m)`, one gradient per row; or `(k, k)` in `solve`, their Gramian.

@@ -18,8 +18,7 @@ class UPGrad(PreferenceAggregator):
 
     Args:
         preference: The `p`, as in `PreferenceAggregator`.
-        rescale: As in `Aggregator`.
-        ema: As in `Aggregator`.
+        rescale, ema: As in `Aggregator`.
 
     Input shape:
         `(k, m)`, one gradient per row; or `(k, k)` in `solve`, their Gramian.

@@ -16,13 +16,12 @@ def barlow_twins(
     valid=None,
     off_diagonal_weight=0.0051,
 ):
-    """Returns the Barlow Twins loss of each item. See `BarlowTwins`.
+    """Returns the Barlow Twins loss of each item. See `BarlowTwins` for the other arguments.
 
     Args:
         views: `(batch, 2, dim)`.
         labels: Not used.
         valid: `(batch,)`, bool: which items to include. `None` for all.
-        off_diagonal_weight: As in `BarlowTwins`.
 
     Returns:
         `(batch,)`.
@@ -58,9 +57,7 @@ class BarlowTwins(ViewsLoss):
 
     Args:
         off_diagonal_weight: The weight `lambda`, 0 or more.
-        name: Name of the loss.
-        reduction: As in `keras.losses.Loss`.
-        dtype: As in `keras.losses.Loss`.
+        name, reduction, dtype: As in `keras.losses.Loss`.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`. `y_true` is not used: pass anything with the right batch size.

@@ -1,5 +1,6 @@
 """The base class of the losses on views."""
 
+import contextlib
 import math
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from keras_jointloss._core.batch import (
     stacked,
     valid_items,
 )
+from keras_jointloss._core.registry import find
 from keras_jointloss._core.replica_losses import (
     may_exchange,
     reduced_over_replicas,
@@ -282,35 +284,24 @@ class ViewsLoss(keras.losses.Loss):
 
 
 def get(identifier: Any) -> keras.losses.Loss:
-    """Returns the loss for an instance, a name or a config.
+    """Returns a loss by instance, by name or by config.
 
     Args:
-        identifier: A `keras.losses.Loss`, the name of a class of `keras_jointloss.losses`
-            (`"InfoNCE"`) or of `keras.losses` (`"MeanSquaredError"`), or the serialized form of a
-            loss.
+        identifier: A `keras.losses.Loss`, the name of a class of `keras_jointloss.losses`, of a
+            registered custom class or of a class of `keras.losses` (`"InfoNCE"`, `"info_nce"`,
+            `"mean_squared_error"`: case and underscores do not matter), a short name of Keras
+            (`"mse"`), or the serialized form of a loss.
 
     Raises:
         ValueError: If there is no such loss.
 
     Example:
 
-    >>> get("InfoNCE").name
-    'info_nce'
+    >>> get("info_nce").name, get("mse").name
+    ('info_nce', 'mean_squared_error')
     """
-    if isinstance(identifier, keras.losses.Loss):
-        return identifier
-    if isinstance(identifier, dict):
-        loss = keras.losses.deserialize(identifier)
-        if isinstance(loss, keras.losses.Loss):
-            return loss
     if isinstance(identifier, str):
-        registered = keras.saving.get_registered_object(f"keras_jointloss>{identifier}")
-        if registered is not None and issubclass(registered, ViewsLoss):
-            return registered()
-        loss = getattr(keras.losses, identifier, None)
-        if isinstance(loss, type) and issubclass(loss, keras.losses.Loss):
-            return loss()
-    raise ValueError(
-        "Expected a `keras.losses.Loss`, its config, or the name of a class in "
-        f"`keras_jointloss.losses` or `keras.losses`. Received: loss={identifier!r}"
-    )
+        with contextlib.suppress(ValueError):  # "mse" is the function `mean_squared_error`.
+            identifier = getattr(keras.losses.get(identifier), "__name__", identifier)
+    others = vars(keras.losses).values()
+    return find(identifier, keras.losses.Loss, "loss", "losses` or `keras.losses", others)

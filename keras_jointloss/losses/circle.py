@@ -20,14 +20,12 @@ def circle(
     gamma=80.0,
     items=None,
 ):
-    """Returns the circle loss of each item. See `Circle`.
+    """Returns the circle loss of each item. See `Circle` for the other arguments.
 
     Args:
         views: `(batch, views, dim)`.
         labels: `(batch,)` or `(batch, classes)`.
         valid: `(batch,)`, bool: which items to include. `None` for all.
-        margin: As in `Circle`.
-        gamma: As in `Circle`.
         items: The `Items` whose losses to return; `None` for all.
 
     Returns:
@@ -69,9 +67,7 @@ class Circle(ViewsLoss):
         unlabelled: The label that marks items without one, such as -1, or `None`. These items are
             excluded from the batch (as anchors, positives and negatives) and have loss 0. Like
             items of weight 0, they count in the mean over the batch.
-        name: Name of the loss.
-        reduction: As in `keras.losses.Loss`.
-        dtype: As in `keras.losses.Loss`.
+        name, reduction, dtype: As in `keras.losses.Loss`.
 
     Input shape:
         `y_pred`: `(batch, views, dim)`, or `(batch, dim)` for one view per item.

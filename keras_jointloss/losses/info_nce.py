@@ -8,7 +8,12 @@ from keras import ops
 from keras_jointloss._core.batch import validate_unlabelled
 from keras_jointloss._core.math import SIMILARITIES, similarity_of_prepared
 from keras_jointloss._core.replicas import rows_of
-from keras_jointloss._core.validation import validate_choice, validate_number, validate_share
+from keras_jointloss._core.validation import (
+    validate_bool,
+    validate_choice,
+    validate_number,
+    validate_share,
+)
 from keras_jointloss.losses._pairs import (
     NEGATIVE,
     SAME_LABEL,
@@ -36,18 +41,13 @@ def info_nce(
     memory=None,
     items=None,
 ):
-    """Returns the InfoNCE loss of each item. See `InfoNCE`.
+    """Returns the InfoNCE loss of each item. See `InfoNCE` for the other arguments.
 
     Args:
         views: `(batch, views, dim)`.
         labels: `(batch,)` or `(batch, classes)`. Used with `same_label` only.
         valid: `(batch,)`, bool: which items to include. `None` for all.
         temperature: A float or a scalar tensor, > 0.
-        similarity: As in `InfoNCE`.
-        symmetric: As in `InfoNCE`.
-        same_label: As in `InfoNCE`.
-        label_smoothing: As in `InfoNCE`.
-        tile_size: As in `InfoNCE`.
         memory: A `Memory` of earlier items as additional candidates, or `None`.
         items: The `Items` whose losses to return; `None` for all.
 
@@ -125,9 +125,7 @@ class InfoNCE(ViewsLoss):
             `same_label`. These items are excluded from the batch (as anchors, positives and
             negatives) and have loss 0. Like items of weight 0, they count in the mean over the
             batch.
-        name: Name of the loss.
-        reduction: As in `keras.losses.Loss`.
-        dtype: As in `keras.losses.Loss`.
+        name, reduction, dtype: As in `keras.losses.Loss`.
 
     Input shape:
         `y_pred`: `(batch, views, dim)`, 2 views or more. `y_true`: with `same_label`, `(batch,)`,
@@ -179,7 +177,7 @@ class InfoNCE(ViewsLoss):
             dtype,
             temperature=validate_number(temperature, "temperature", 0, exclusive=True),
             similarity=validate_choice(similarity, "similarity", SIMILARITIES),
-            symmetric=validate_choice(symmetric, "symmetric", (True, False)),
+            symmetric=validate_bool(symmetric, "symmetric"),
             same_label=validate_choice(same_label, "same_label", SAME_LABEL),
             label_smoothing=validate_share(label_smoothing, "label_smoothing"),
             tile_size=validate_tile_size(tile_size, similarity),

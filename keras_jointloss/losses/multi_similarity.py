@@ -22,16 +22,12 @@ def multi_similarity(
     mining_margin=None,
     items=None,
 ):
-    """Returns the multi-similarity loss of each item. See `MultiSimilarity`.
+    """Returns the loss of each item. See `MultiSimilarity` for the other arguments.
 
     Args:
         views: `(batch, views, dim)`.
         labels: `(batch,)` or `(batch, classes)`.
         valid: `(batch,)`, bool: which items to include. `None` for all.
-        alpha: As in `MultiSimilarity`.
-        beta: As in `MultiSimilarity`.
-        base: As in `MultiSimilarity`.
-        mining_margin: As in `MultiSimilarity`.
         items: The `Items` whose losses to return; `None` for all.
 
     Returns:
@@ -92,9 +88,7 @@ class MultiSimilarity(ViewsLoss):
         unlabelled: The label that marks items without one, such as -1, or `None`. These items are
             excluded from the batch (as anchors, positives and negatives) and have loss 0. Like
             items of weight 0, they count in the mean over the batch.
-        name: Name of the loss.
-        reduction: As in `keras.losses.Loss`.
-        dtype: As in `keras.losses.Loss`.
+        name, reduction, dtype: As in `keras.losses.Loss`.
 
     Input shape:
         `y_pred`: `(batch, views, dim)`, or `(batch, dim)` for one view per item.

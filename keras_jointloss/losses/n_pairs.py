@@ -21,15 +21,12 @@ def n_pairs(
     tile_size=None,
     items=None,
 ):
-    """Returns the N-pairs loss of each item. See `NPairs`.
+    """Returns the N-pairs loss of each item. See `NPairs` for the other arguments.
 
     Args:
         views: `(batch, 2, dim)`.
         labels: `(batch,)` or `(batch, classes)`.
         valid: `(batch,)`, bool: which items to include. `None` for all.
-        similarity: As in `NPairs`.
-        label_smoothing: As in `NPairs`.
-        tile_size: As in `NPairs`.
         items: The `Items` whose losses to return; `None` for all.
 
     Returns:
@@ -65,9 +62,7 @@ class NPairs(ViewsLoss):
         unlabelled: The label that marks items without one, such as -1, or `None`. These items are
             excluded from the batch (as anchors, positives and negatives) and have loss 0. Like
             items of weight 0, they count in the mean over the batch.
-        name: Name of the loss.
-        reduction: As in `keras.losses.Loss`.
-        dtype: As in `keras.losses.Loss`.
+        name, reduction, dtype: As in `keras.losses.Loss`.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`.

@@ -36,7 +36,7 @@ def siglip(
     items=None,
     exchange=None,
 ):
-    """Returns the SigLIP loss of each item. See `SigLIP`.
+    """Returns the SigLIP loss of each item. See `SigLIP` for the other arguments.
 
     Args:
         views: `(batch, 2, dim)`.
@@ -44,9 +44,6 @@ def siglip(
         valid: `(batch,)`, bool: which items to include. `None` for all.
         temperature: A float or a scalar tensor, > 0.
         bias: A float or a scalar tensor.
-        similarity: As in `SigLIP`.
-        same_label: As in `SigLIP`.
-        tile_size: As in `SigLIP`.
         memory: A `Memory` of earlier items as additional candidates, or `None`.
         items: The `Items` whose losses to return; `None` for all.
         exchange: The `Exchange` of views with other replicas, or `None`. With it, `views` are those
@@ -110,9 +107,7 @@ class SigLIP(ViewsLoss):
             `same_label`. These items are excluded from the batch (as anchors, positives and
             negatives) and have loss 0. Like items of weight 0, they count in the mean over the
             batch.
-        name: Name of the loss.
-        reduction: As in `keras.losses.Loss`.
-        dtype: As in `keras.losses.Loss`.
+        name, reduction, dtype: As in `keras.losses.Loss`.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`.

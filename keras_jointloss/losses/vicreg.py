@@ -17,16 +17,12 @@ def vicreg(
     covariance_weight=1.0,
     epsilon=1e-4,
 ):
-    """Returns the VICReg loss of each item. See `VICReg`.
+    """Returns the VICReg loss of each item. See `VICReg` for the other arguments.
 
     Args:
         views: `(batch, 2, dim)`.
         labels: Not used.
         valid: `(batch,)`, bool: which items to include. `None` for all.
-        invariance_weight: As in `VICReg`.
-        variance_weight: As in `VICReg`.
-        covariance_weight: As in `VICReg`.
-        epsilon: As in `VICReg`.
 
     Returns:
         `(batch,)`.
@@ -80,9 +76,7 @@ class VICReg(ViewsLoss):
         variance_weight: The weight of the variance, 0 or more.
         covariance_weight: The weight of the covariance, 0 or more.
         epsilon: The number added to the variance, > 0.
-        name: Name of the loss.
-        reduction: As in `keras.losses.Loss`.
-        dtype: As in `keras.losses.Loss`.
+        name, reduction, dtype: As in `keras.losses.Loss`.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`. `y_true` is not used: pass anything with the right batch size.

@@ -14,6 +14,7 @@ from keras_jointloss._core.batch import (
     valid_items,
 )
 from keras_jointloss._core.math import float_dtype
+from keras_jointloss._core.registry import find
 from keras_jointloss._core.replicas import (
     Batch,
     global_batch,
@@ -21,7 +22,7 @@ from keras_jointloss._core.replicas import (
     recorded_sum,
     rows_of,
 )
-from keras_jointloss._core.validation import invalid, validate_list
+from keras_jointloss._core.validation import validate_list
 
 
 class ViewsMetric(keras.metrics.Metric):
@@ -37,14 +38,16 @@ class ViewsMetric(keras.metrics.Metric):
     NaN or infinity, whether or not its value depends on them. Under `tf.distribute` the batch is
     that of all replicas, except where a layer updates the metric in its `call`.
 
-    A subclass overrides `values`, `finish` if the metric is not the mean itself, and `get_config`
-    if it adds arguments. `values` and `finish` work on tensors alone and keep no state. If
+    A subclass overrides `values`, and `finish` if the metric is not the mean itself. It validates
+    its own arguments and passes them to `__init__` as keyword arguments. They become attributes and
+    part of the config. `values` and `finish` work on tensors alone and keep no state. If
     `takes_items` is true, `values` has an argument `items`, so that each of several replicas
     computes the values of its own items alone.
 
     Args:
         name: Name of the metric.
         dtype: As in `keras.metrics.Metric`. The computation uses at least float32.
+        **arguments: The validated arguments of the subclass.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`, float; for a metric of any number of views, also `(batch, dim)`
@@ -75,8 +78,11 @@ class ViewsMetric(keras.metrics.Metric):
     #: The label that marks items without one, which are excluded.
     unlabelled: int | None = None
 
-    def __init__(self, name: str | None = None, dtype=None):
+    def __init__(self, name: str | None = None, dtype=None, **arguments):
         super().__init__(name=name, dtype=dtype)
+        self._argument_names = tuple(arguments)
+        for argument, value in arguments.items():
+            setattr(self, argument, value)
         self._total = self.add_variable((), "zeros", dtype=self.dtype, name="total")
         self._weight = self.add_variable((), "zeros", dtype=self.dtype, name="weight")
 
@@ -158,6 +164,9 @@ class ViewsMetric(keras.metrics.Metric):
     def result(self):
         return self.finish(ops.divide_no_nan(self._total, self._weight))
 
+    def get_config(self) -> dict:
+        return {**super().get_config(), **{x: getattr(self, x) for x in self._argument_names}}
+
     def validate_views(self, shape) -> None:
         """Raises `ValueError` if `shape` is not a shape of stacked views, or of single ones."""
         is_stacked = len(shape) == 3 and (self.views is None or shape[1] in (self.views, None))
@@ -208,9 +217,8 @@ def other_pairs(views, valid, labels=None, items=None):
 def validate_metrics(metrics, has_labels):
     """Returns the metrics as a tuple, or raises `ValueError` if one cannot be computed here."""
     metrics = validate_list(metrics, "metrics", "metrics")
+    metrics = [find(metric, ViewsMetric, "metrics", "metrics") for metric in metrics]
     for metric in metrics:
-        if not isinstance(metric, ViewsMetric):
-            raise invalid("metrics", "metrics from `keras_jointloss.metrics`", metrics)
         if metric.has_labels and not has_labels:
             raise ValueError(
                 "Invalid value for argument `metrics`. Expected metrics without labels, since the "

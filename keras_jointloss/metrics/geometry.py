@@ -21,8 +21,7 @@ class Alignment(ViewsMetric):
 
     Args:
         alpha: The exponent, > 0.
-        name: Name of the metric.
-        dtype: As in `keras.metrics.Metric`.
+        name, dtype: As in `keras.metrics.Metric`.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`. `y_true` is not used.
@@ -45,8 +44,8 @@ class Alignment(ViewsMetric):
     takes_items = True
 
     def __init__(self, alpha: float = 2.0, name: str = "alignment", dtype=None):
-        super().__init__(name=name, dtype=dtype)
-        self.alpha = validate_number(alpha, "alpha", 0, exclusive=True)
+        alpha = validate_number(alpha, "alpha", 0, exclusive=True)
+        super().__init__(name, dtype, alpha=alpha)
 
     def values(self, views, labels=None, valid=None, items=None):
         views, valid = rows_of(views, items), rows_of(valid, items)
@@ -54,9 +53,6 @@ class Alignment(ViewsMetric):
         difference = unit[:, 0] - unit[:, 1]
         values = ops.power(dot(difference, difference), self.alpha / 2)
         return values, ops.cast(all_or(valid, views), values.dtype)
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "alpha": self.alpha}
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -73,8 +69,7 @@ class Uniformity(ViewsMetric):
 
     Args:
         t: The sharpness, > 0 and at most 20: larger values underflow in float32.
-        name: Name of the metric.
-        dtype: As in `keras.metrics.Metric`.
+        name, dtype: As in `keras.metrics.Metric`.
 
     Input shape:
         `y_pred`: `(batch, views, dim)`, any number of views, or `(batch, dim)` for one view per
@@ -99,11 +94,10 @@ class Uniformity(ViewsMetric):
     takes_items = True
 
     def __init__(self, t: float = 2.0, name: str = "uniformity", dtype=None):
-        super().__init__(name=name, dtype=dtype)
         expected = "a number > 0 and <= 20"
-        self.t = validate_number(t, "t", 0, exclusive=True, expected=expected)
-        if self.t > 20:
+        if validate_number(t, "t", 0, exclusive=True, expected=expected) > 20:
             raise invalid("t", expected, t)
+        super().__init__(name, dtype, t=float(t))
 
     def values(self, views, labels=None, valid=None, items=None):
         others = other_pairs(views, all_or(valid, views), items=items)
@@ -121,6 +115,3 @@ class Uniformity(ViewsMetric):
     def finish(self, mean):
         is_empty = mean <= 0
         return ops.where(is_empty, 0.0, ops.log(ops.where(is_empty, 1.0, mean)))
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "t": self.t}

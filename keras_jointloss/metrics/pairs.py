@@ -1,7 +1,5 @@
 """Metrics of the similarity of pairs."""
 
-from typing import Any
-
 import keras
 from keras import ops
 
@@ -24,8 +22,7 @@ class PairAccuracy(ViewsMetric):
         threshold: The similarity from which a pair is predicted to match. With
             `similarity="euclidean"`, it is minus the largest distance.
         similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
-        name: Name of the metric.
-        dtype: As in `keras.metrics.Metric`.
+        name, dtype: As in `keras.metrics.Metric`.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`, the pairs. `y_true`: `(batch,)` or `(batch, 1)`: 1 if the two
@@ -53,9 +50,12 @@ class PairAccuracy(ViewsMetric):
         name: str = "pair_accuracy",
         dtype=None,
     ):
-        super().__init__(name=name, dtype=dtype)
-        self.threshold = validate_number(threshold, "threshold")
-        self.similarity = validate_choice(similarity, "similarity", SIMILARITIES)
+        super().__init__(
+            name,
+            dtype,
+            threshold=validate_number(threshold, "threshold"),
+            similarity=validate_choice(similarity, "similarity", SIMILARITIES),
+        )
 
     def values(self, views, labels=None, valid=None, items=None):
         views, labels, valid = (rows_of(x, items) for x in (views, labels, valid))
@@ -63,10 +63,6 @@ class PairAccuracy(ViewsMetric):
         check_labels(labels, valid, type(self).__name__, is_pair=True)
         is_right = (similarity >= self.threshold) == (ops.cast(labels, views.dtype) > 0.5)
         return ops.cast(is_right, views.dtype), ops.cast(all_or(valid, views), views.dtype)
-
-    def get_config(self) -> dict:
-        config = {"threshold": self.threshold, "similarity": self.similarity}
-        return {**super().get_config(), **config}
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -77,8 +73,7 @@ class PositiveSimilarity(ViewsMetric):
 
     Args:
         similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
-        name: Name of the metric.
-        dtype: As in `keras.metrics.Metric`.
+        name, dtype: As in `keras.metrics.Metric`.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`. `y_true` is not used.
@@ -97,16 +92,13 @@ class PositiveSimilarity(ViewsMetric):
     takes_items = True
 
     def __init__(self, similarity: str = "cosine", name: str = "positive_similarity", dtype=None):
-        super().__init__(name=name, dtype=dtype)
-        self.similarity = validate_choice(similarity, "similarity", SIMILARITIES)
+        similarity = validate_choice(similarity, "similarity", SIMILARITIES)
+        super().__init__(name, dtype, similarity=similarity)
 
     def values(self, views, labels=None, valid=None, items=None):
         views, valid = rows_of(views, items), rows_of(valid, items)
         values = paired_similarity(views[:, 0], views[:, 1], self.similarity)
         return values, ops.cast(all_or(valid, views), values.dtype)
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "similarity": self.similarity}
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -123,8 +115,7 @@ class NegativeSimilarity(ViewsMetric):
             there are no labels.
         unlabelled: The label that marks items without one, which are excluded, or `None`. Requires
             `same_label`.
-        name: Name of the metric.
-        dtype: As in `keras.metrics.Metric`.
+        name, dtype: As in `keras.metrics.Metric`.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`. `y_true`: `(batch,)` or `(batch, 1)`, labels of any dtype, with
@@ -151,11 +142,14 @@ class NegativeSimilarity(ViewsMetric):
         name: str = "negative_similarity",
         dtype=None,
     ):
-        super().__init__(name=name, dtype=dtype)
-        self.similarity = validate_choice(similarity, "similarity", SIMILARITIES)
-        self.same_label = validate_choice(same_label, "same_label", (None, "ignore"))
+        super().__init__(
+            name,
+            dtype,
+            similarity=validate_choice(similarity, "similarity", SIMILARITIES),
+            same_label=validate_choice(same_label, "same_label", (None, "ignore")),
+            unlabelled=validate_unlabelled(unlabelled, same_label),
+        )
         self.has_labels = same_label is not None
-        self.unlabelled = validate_unlabelled(unlabelled, same_label)
 
     def values(self, views, labels=None, valid=None, items=None):
         a, b = views[:, 0], views[:, 1]
@@ -169,14 +163,6 @@ class NegativeSimilarity(ViewsMetric):
         count = ops.sum(ops.cast(others, views.dtype), axis=1)  # (items,)
         total = ops.sum(ops.where(others, 0.5 * (matrix + reverse), 0.0), axis=1)
         return total / ops.maximum(count, 1.0), ops.cast(count > 0, views.dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "similarity": self.similarity,
-            "same_label": self.same_label,
-            "unlabelled": self.unlabelled,
-        }
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -194,8 +180,7 @@ class SimilarityGap(NegativeSimilarity):
             if there are no labels.
         unlabelled: The label that marks items without one, which are excluded, or `None`. Requires
             `same_label`.
-        name: Name of the metric.
-        dtype: As in `keras.metrics.Metric`.
+        name, dtype: As in `keras.metrics.Metric`.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`. `y_true`: `(batch,)` or `(batch, 1)`, labels of any dtype, with

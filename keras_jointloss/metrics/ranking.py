@@ -10,8 +10,7 @@ from keras_jointloss._core.math import SIMILARITIES
 from keras_jointloss._core.replicas import Items, rows_of
 from keras_jointloss._core.validation import validate_choice, validate_count
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs
-from keras_jointloss.metrics.retrieval import RetrievalMetric
-from keras_jointloss.metrics.similarity import closeness_matrix
+from keras_jointloss.metrics.retrieval import RetrievalMetric, closeness_matrix
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -37,8 +36,7 @@ class MeanAveragePrecision(RetrievalMetric):
             candidates, `"ignore"` as neither right nor wrong. `None` if there are no labels.
         unlabelled: The label that marks items without one, which are excluded, or `None`. Requires
             `same_label`.
-        name: Name of the metric.
-        dtype: As in `keras.metrics.Metric`.
+        name, dtype: As in `keras.metrics.Metric`.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`. `y_true`: `(batch,)` or `(batch, 1)`, labels of any dtype, with
@@ -134,10 +132,8 @@ class NormalizedDiscountedCumulativeGain(RetrievalMetric):
         name: str | None = None,
         dtype=None,
     ):
-        self.k = validate_count(k, "k")
-        super().__init__(
-            direction, similarity, same_label, unlabelled, name or f"ndcg_at_{k}", dtype
-        )
+        k, name = validate_count(k, "k"), name or f"ndcg_at_{k}"
+        super().__init__(direction, similarity, same_label, unlabelled, name, dtype, k=k)
 
     def score(self, closeness, rounding, right, wrong):
         right, position = _in_order(closeness, rounding, right, wrong)
@@ -145,9 +141,6 @@ class NormalizedDiscountedCumulativeGain(RetrievalMetric):
         number = ops.sum(right, axis=1, keepdims=True)
         ideal = ops.sum(ops.where(position <= number, discount, 0.0), axis=1)
         return ops.sum(right * discount, axis=1) / ideal
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "k": self.k}
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -167,8 +160,7 @@ class MeanAveragePrecisionAtR(ViewsMetric):
     Args:
         similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
         unlabelled: The label that marks items without one, which are excluded, or `None`.
-        name: Name of the metric.
-        dtype: As in `keras.metrics.Metric`.
+        name, dtype: As in `keras.metrics.Metric`.
 
     Input shape:
         `y_pred`: `(batch, views, dim)`, any number of views, or `(batch, dim)` for one view per
@@ -199,9 +191,12 @@ class MeanAveragePrecisionAtR(ViewsMetric):
         name: str = "mean_average_precision_at_r",
         dtype=None,
     ):
-        super().__init__(name=name, dtype=dtype)
-        self.similarity = validate_choice(similarity, "similarity", SIMILARITIES)
-        self.unlabelled = validate_unlabelled(unlabelled)
+        super().__init__(
+            name,
+            dtype,
+            similarity=validate_choice(similarity, "similarity", SIMILARITIES),
+            unlabelled=validate_unlabelled(unlabelled),
+        )
 
     def values(self, views, labels=None, valid=None, items=None):
         number = views.shape[1]
@@ -225,10 +220,6 @@ class MeanAveragePrecisionAtR(ViewsMetric):
         values = ops.sum(ops.reshape(values, (-1, number)), axis=1) / number
         counts = ops.reshape(number_right, (-1, number))[:, 0] > 0
         return values, ops.cast(counts, views.dtype)
-
-    def get_config(self) -> dict:
-        config = {"similarity": self.similarity, "unlabelled": self.unlabelled}
-        return {**super().get_config(), **config}
 
 
 def _in_order(closeness, rounding, right, wrong):

@@ -3,14 +3,40 @@
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_jointloss._core.batch import validate_unlabelled
-from keras_jointloss._core.math import SIMILARITIES, max_along
+from keras_jointloss._core.math import SIMILARITIES, dot, dot_matrix, l2_normalize, max_along
 from keras_jointloss._core.replicas import rows_of
 from keras_jointloss._core.validation import validate_choice, validate_count
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs, own_pairs
-from keras_jointloss.metrics.similarity import closeness_matrix
+
+
+def closeness_matrix(a, b, similarity):
+    """Returns a measure that orders pairs as their similarity does, and its rounding error.
+
+    The measure is the cosine, the dot product, or minus the squared distance. The rounding error
+    of the squared distance is known near 0, unlike that of the distance.
+
+    Args:
+        a: `(m, dim)`.
+        b: `(n, dim)`.
+        similarity: `"cosine"`, `"dot"` or `"euclidean"`.
+
+    Returns:
+        Two tensors `(m, n)`: the closeness and its error, which is > 0. Two pairs are tied if their
+        closeness differs by at most the error.
+    """
+    if similarity == "cosine":
+        a, b = l2_normalize(a), l2_normalize(b)
+    squares = dot(a, a)[:, None] + dot(b, b)[None, :]  # (m, n)
+    closeness = dot_matrix(a, b)
+    if similarity == "euclidean":
+        closeness = 2.0 * closeness - squares
+    # At dim 4,096, the measured products of equal unit vectors differ by up to 2.5 roundings.
+    number = np.finfo(keras.backend.standardize_dtype(squares.dtype))
+    return closeness, 4.0 * float(number.eps) * squares + float(number.tiny)
 
 
 class RetrievalMetric(ViewsMetric):
@@ -35,8 +61,8 @@ class RetrievalMetric(ViewsMetric):
             there are no labels.
         unlabelled: The label that marks items without one, which are excluded, or `None`. Requires
             `same_label`.
-        name: Name of the metric.
-        dtype: As in `keras.metrics.Metric`.
+        name, dtype: As in `keras.metrics.Metric`.
+        **arguments: The validated arguments of the subclass.
     """
 
     takes_items = True
@@ -49,13 +75,18 @@ class RetrievalMetric(ViewsMetric):
         unlabelled: int | None = None,
         name: str | None = None,
         dtype=None,
+        **arguments,
     ):
-        super().__init__(name=name, dtype=dtype)
-        self.direction = validate_choice(direction, "direction", ("both", "a_to_b", "b_to_a"))
-        self.similarity = validate_choice(similarity, "similarity", SIMILARITIES)
-        self.same_label = validate_choice(same_label, "same_label", (None, "positive", "ignore"))
+        super().__init__(
+            name,
+            dtype,
+            direction=validate_choice(direction, "direction", ("both", "a_to_b", "b_to_a")),
+            similarity=validate_choice(similarity, "similarity", SIMILARITIES),
+            same_label=validate_choice(same_label, "same_label", (None, "positive", "ignore")),
+            unlabelled=validate_unlabelled(unlabelled, same_label),
+            **arguments,
+        )
         self.has_labels = same_label is not None
-        self.unlabelled = validate_unlabelled(unlabelled, same_label)
 
     def gain(self, ranks):
         """Returns the gain for each rank of the right candidate: `(queries,)`."""
@@ -94,15 +125,6 @@ class RetrievalMetric(ViewsMetric):
                 closeness, rounding = closeness_matrix(rows_of(b, items), a, self.similarity)
             scores = (scores + self.score(closeness, rounding, right, wrong)) / 2
         return scores, ops.cast(rows_of(valid, items), views.dtype)
-
-    def get_config(self) -> dict:
-        return {
-            **super().get_config(),
-            "direction": self.direction,
-            "similarity": self.similarity,
-            "same_label": self.same_label,
-            "unlabelled": self.unlabelled,
-        }
 
 
 def _ranks(closeness, rounding, right, wrong):
@@ -162,16 +184,11 @@ class RecallAtK(RetrievalMetric):
         name: str | None = None,
         dtype=None,
     ):
-        self.k = validate_count(k, "k")
-        super().__init__(
-            direction, similarity, same_label, unlabelled, name or f"recall_at_{k}", dtype
-        )
+        k, name = validate_count(k, "k"), name or f"recall_at_{k}"
+        super().__init__(direction, similarity, same_label, unlabelled, name, dtype, k=k)
 
     def gain(self, ranks):
         return ops.cast(ranks <= self.k, ranks.dtype)
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "k": self.k}
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -193,8 +210,7 @@ class MeanReciprocalRank(RetrievalMetric):
             there are no labels.
         unlabelled: The label that marks items without one, which are excluded, or `None`. Requires
             `same_label`.
-        name: Name of the metric.
-        dtype: As in `keras.metrics.Metric`.
+        name, dtype: As in `keras.metrics.Metric`.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`. `y_true`: `(batch,)` or `(batch, 1)`, labels of any dtype, with
