@@ -4,28 +4,19 @@ from keras_jointloss.losses._pairs import Memory
 from keras_jointloss.losses.barlow_twins import BarlowTwins, barlow_twins
 from keras_jointloss.losses.base import LearnedParameter, ViewsLoss, get
 from keras_jointloss.losses.circle import Circle, circle
-from keras_jointloss.losses.contrastive import (
-    Contrastive,
-    CosineEmbedding,
-    MarginContrastive,
-    contrastive,
-    cosine_embedding,
-    margin_contrastive,
-)
+from keras_jointloss.losses.contrastive import Contrastive, contrastive
+from keras_jointloss.losses.cosine_embedding import CosineEmbedding, cosine_embedding
+from keras_jointloss.losses.decoupled_contrastive import DecoupledContrastive, decoupled_contrastive
 from keras_jointloss.losses.gaussian_kl import gaussian_kl
 from keras_jointloss.losses.info_nce import InfoNCE, info_nce
+from keras_jointloss.losses.margin_contrastive import MarginContrastive, margin_contrastive
 from keras_jointloss.losses.multi_similarity import MultiSimilarity, multi_similarity
 from keras_jointloss.losses.n_pairs import NPairs, n_pairs
-from keras_jointloss.losses.nt_xent import (
-    DecoupledContrastive,
-    NTXent,
-    SupCon,
-    decoupled_contrastive,
-    nt_xent,
-    sup_con,
-)
+from keras_jointloss.losses.nt_xent import NTXent, nt_xent
 from keras_jointloss.losses.siglip import SigLIP, siglip
-from keras_jointloss.losses.triplet import Triplet, TripletMargin, triplet, triplet_margin
+from keras_jointloss.losses.sup_con import SupCon, sup_con
+from keras_jointloss.losses.triplet import Triplet, triplet
+from keras_jointloss.losses.triplet_margin import TripletMargin, triplet_margin
 from keras_jointloss.losses.vicreg import VICReg, vicreg
 
 __all__ = [

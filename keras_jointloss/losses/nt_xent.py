@@ -1,39 +1,12 @@
-"""NT-Xent and its relatives: each view identifies the views of its item, or class, among all views.
-
-They are one cross-entropy, with other positives (`SupCon`) or another denominator
-(`DecoupledContrastive`).
-"""
-
-import math
+"""NT-Xent: each view identifies the other views of its item among those of all items."""
 
 import keras
 
 from keras_jointloss._core.batch import validate_unlabelled
-from keras_jointloss._core.math import SIMILARITIES
-from keras_jointloss._core.validation import validate_choice, validate_number, validate_share
+from keras_jointloss._core.validation import validate_choice, validate_share
+from keras_jointloss.losses._among_views import AmongViews
 from keras_jointloss.losses._pairs import SAME_LABEL
 from keras_jointloss.losses._softmax import cross_entropy_among_views
-from keras_jointloss.losses._tiles import validate_tile_size
-from keras_jointloss.losses.base import ViewsLoss
-
-
-class _AmongViews(ViewsLoss):
-    """Base class of the losses whose anchors and candidates are all views of the batch."""
-
-    max_views = math.inf
-    has_memory = True
-    takes_items = True
-
-    def __init__(self, name, reduction, dtype, temperature, similarity, tile_size, **arguments):
-        super().__init__(
-            name,
-            reduction,
-            dtype,
-            temperature=validate_number(temperature, "temperature", 0, exclusive=True),
-            similarity=validate_choice(similarity, "similarity", SIMILARITIES),
-            tile_size=validate_tile_size(tile_size, similarity),
-            **arguments,
-        )
 
 
 def nt_xent(
@@ -68,7 +41,7 @@ def nt_xent(
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
-class NTXent(_AmongViews):
+class NTXent(AmongViews):
     """Normalised temperature-scaled cross-entropy, the loss of SimCLR.
 
     Every view `x_i` of every item is an anchor, with similarities `s_ij` to the other views and
@@ -143,220 +116,6 @@ class NTXent(_AmongViews):
             tile_size,
             same_label=validate_choice(same_label, "same_label", SAME_LABEL),
             label_smoothing=validate_share(label_smoothing, "label_smoothing"),
-            unlabelled=validate_unlabelled(unlabelled, same_label),
-        )
-        self.min_views = 1 if same_label == "positive" else 2
-
-
-def sup_con(
-    views,
-    labels,
-    valid=None,
-    temperature=0.07,
-    similarity="cosine",
-    label_smoothing=0.0,
-    tile_size=None,
-    memory=None,
-    items=None,
-):
-    """Returns the supervised contrastive loss of each item. See `SupCon` for the other arguments.
-
-    Args:
-        views: `(batch, views, dim)`.
-        labels: `(batch,)` or `(batch, classes)`.
-        valid: `(batch,)`, bool: which items to include. `None` for all.
-        temperature: A float or a scalar tensor, > 0.
-        memory: A `Memory` of earlier items as additional candidates, or `None`.
-        items: The `Items` whose losses to return; `None` for all.
-
-    Returns:
-        `(batch,)`, or one value for each of `items`.
-    """
-    options = {"label_smoothing": label_smoothing, "tile_size": tile_size, "memory": memory}
-    return cross_entropy_among_views(
-        views, labels, valid, temperature, similarity, "positive", items=items, **options
-    )
-
-
-@keras.saving.register_keras_serializable(package="keras_jointloss")
-class SupCon(_AmongViews):
-    """Supervised contrastive loss, the form `L_out` of the paper.
-
-    Every view `x_i` of every item is an anchor, with similarities `s_ij` to the other views and
-    temperature `t`:
-
-        loss_i = LSE_{j != i}(s_ij / t) - mean_{p in P(i)} s_ip / t
-
-    where `P(i)` are the other views whose items share a label with the anchor's, including its own
-    item, and `LSE` is the logarithm of the sum of exponentials. An anchor without positives has
-    loss 0.
-
-    Args:
-        temperature: The temperature `t` > 0 that divides the similarities.
-        similarity: `"cosine"`, `"dot"` (the dot product) or `"euclidean"` (minus the distance).
-            The cosine of a zero vector with any vector is 0.
-        label_smoothing: The share of the target, in [0, 1), spread evenly over all candidates.
-        tile_size: The number of views whose similarities are held in memory at a time. Values and
-            gradients do not depend on it. `None`: all if there are up to 2048, else 256; on a GPU
-            or TPU all if there are up to 5792, else 2**25 divided by their number, at least 256.
-        unlabelled: The label that marks items without one, such as -1, or `None`. These items are
-            excluded from the batch (as anchors, positives and negatives) and have loss 0. Like
-            items of weight 0, they count in the mean over the batch.
-        name, reduction, dtype: As in `keras.losses.Loss`.
-
-    Input shape:
-        `y_pred`: `(batch, views, dim)`, or `(batch, dim)` for one view per item.
-        `y_true`: `(batch,)`, `(batch, 1)` or `(batch, classes)` with 1 for each class of an item
-        and 0 for the others.
-
-    Output shape:
-        `(batch,)` from `call`, the mean over the views of an item.
-
-    Raises:
-        ValueError: If an argument is invalid or an input has the wrong shape.
-
-    References:
-        - Khosla et al., 2020, Supervised Contrastive Learning
-
-    Example:
-
-    >>> import numpy as np
-    >>> a = np.eye(3, dtype="float32")
-    >>> loss = SupCon(temperature=1.0)
-    >>> round(float(loss(np.arange(3), np.stack([a, a], axis=1))), 4)  # log(e + 4) - 1
-    0.9048
-    """
-
-    function = staticmethod(sup_con)
-    label_kind = "class"
-    min_views = 1
-
-    def __init__(
-        self,
-        temperature: float = 0.07,
-        similarity: str = "cosine",
-        label_smoothing: float = 0.0,
-        tile_size: int | None = None,
-        unlabelled: int | None = None,
-        name: str = "sup_con",
-        reduction: str = "sum_over_batch_size",
-        dtype=None,
-    ):
-        super().__init__(
-            name,
-            reduction,
-            dtype,
-            temperature,
-            similarity,
-            tile_size,
-            label_smoothing=validate_share(label_smoothing, "label_smoothing"),
-            unlabelled=validate_unlabelled(unlabelled),
-        )
-
-
-def decoupled_contrastive(
-    views,
-    labels=None,
-    valid=None,
-    temperature=0.1,
-    similarity="cosine",
-    same_label=None,
-    tile_size=None,
-    memory=None,
-    items=None,
-):
-    """Returns the loss of each item. See `DecoupledContrastive` for the other arguments.
-
-    Args:
-        views: `(batch, views, dim)`.
-        labels: `(batch,)` or `(batch, classes)`. Used with `same_label` only.
-        valid: `(batch,)`, bool: which items to include. `None` for all.
-        temperature: A float or a scalar tensor, > 0.
-        memory: A `Memory` of earlier items as additional candidates, or `None`.
-        items: The `Items` whose losses to return; `None` for all.
-
-    Returns:
-        `(batch,)`, or one value for each of `items`.
-    """
-    options = {"without_positives": True, "tile_size": tile_size, "memory": memory}
-    return cross_entropy_among_views(
-        views, labels, valid, temperature, similarity, same_label, items=items, **options
-    )
-
-
-@keras.saving.register_keras_serializable(package="keras_jointloss")
-class DecoupledContrastive(_AmongViews):
-    """Contrastive loss whose denominator contains only negatives.
-
-    Every view `x_i` of every item is an anchor, with similarities `s_ij` to the other views and
-    temperature `t`:
-
-        loss_i = LSE_{j in N(i)}(s_ij / t) - mean_{p in P(i)} s_ip / t
-
-    where `P(i)` are the other views of the anchor's item, `N(i)` the views of the other items and
-    `LSE` is the logarithm of the sum of exponentials. An anchor without negatives, as in a batch of
-    1, has loss 0. The loss can be negative.
-
-    Args:
-        temperature: The temperature `t` > 0 that divides the similarities.
-        similarity: `"cosine"`, `"dot"` (the dot product) or `"euclidean"` (minus the distance).
-            The cosine of a zero vector with any vector is 0.
-        same_label: How to treat items that share a label, or an id, in `y_true`: with
-            `"positive"`, their views are positives of each other; with `"ignore"`, they are not
-            negatives of each other. `None` if there are no labels.
-        tile_size: The number of views whose similarities are held in memory at a time. Values and
-            gradients do not depend on it. `None`: all if there are up to 2048, else 256; on a GPU
-            or TPU all if there are up to 5792, else 2**25 divided by their number, at least 256.
-        unlabelled: The label that marks items without one, such as -1, or `None`. Requires
-            `same_label`. These items are excluded from the batch (as anchors, positives and
-            negatives) and have loss 0. Like items of weight 0, they count in the mean over the
-            batch.
-        name, reduction, dtype: As in `keras.losses.Loss`.
-
-    Input shape:
-        `y_pred`: `(batch, views, dim)`, 2 views or more; with `same_label="positive"` also one view
-        per item, `(batch, dim)`.
-        `y_true`: with `same_label`, as in `SupCon`; otherwise anything with the right batch size.
-
-    Output shape:
-        `(batch,)` from `call`, the mean over the views of an item.
-
-    Raises:
-        ValueError: If an argument is invalid or an input has the wrong shape.
-
-    References:
-        - Yeh et al., 2022, Decoupled Contrastive Learning
-
-    Example:
-
-    >>> import numpy as np
-    >>> a = np.eye(3, dtype="float32")
-    >>> loss = DecoupledContrastive(temperature=1.0)
-    >>> round(float(loss(np.zeros(3), np.stack([a, a], axis=1))), 4)  # log(4) - 1
-    0.3863
-    """
-
-    function = staticmethod(decoupled_contrastive)
-
-    def __init__(
-        self,
-        temperature: float = 0.1,
-        similarity: str = "cosine",
-        same_label: str | None = None,
-        tile_size: int | None = None,
-        unlabelled: int | None = None,
-        name: str = "decoupled_contrastive",
-        reduction: str = "sum_over_batch_size",
-        dtype=None,
-    ):
-        super().__init__(
-            name,
-            reduction,
-            dtype,
-            temperature,
-            similarity,
-            tile_size,
-            same_label=validate_choice(same_label, "same_label", SAME_LABEL),
             unlabelled=validate_unlabelled(unlabelled, same_label),
         )
         self.min_views = 1 if same_label == "positive" else 2

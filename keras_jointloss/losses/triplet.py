@@ -12,19 +12,19 @@ from keras_jointloss._core.math import (
     matrix_of_prepared,
     max_along,
     mean_where,
-    paired_similarity,
 )
-from keras_jointloss._core.validation import validate_bool, validate_choice, validate_number
+from keras_jointloss._core.validation import validate_choice, validate_number
 from keras_jointloss.losses._pairs import as_views, class_roles, item_losses, mean_of_views
 from keras_jointloss.losses.base import ViewsLoss
 
 
-def _hinge(difference, margin: float | str):
+def hinge(difference, margin: float | str):
     """Returns `[difference + margin]+`, or the softplus of the difference if `margin="soft"`."""
     return ops.softplus(difference) if margin == "soft" else ops.relu(difference + margin)
 
 
-def _validate_margin(value: Any) -> float | str:
+def validate_margin(value: Any) -> float | str:
+    """Returns a valid margin: a number, 0 or more, or `"soft"`."""
     is_soft = isinstance(value, str) and value == "soft"
     return value if is_soft else validate_number(value, "margin", 0)
 
@@ -57,7 +57,7 @@ def triplet(
         farthest = _largest(positive, distance, axis=1)
         nearest = -_largest(negative, -distance, axis=1)
         is_triplet = ops.any(positive, axis=1) & ops.any(negative, axis=1)
-        losses = _hinge(_difference(farthest, nearest, is_triplet), margin)
+        losses = hinge(_difference(farthest, nearest, is_triplet), margin)
         losses = ops.where(is_triplet, losses, 0)
     elif mining == "semi_hard":
         is_farther = negative[:, None, :] & (distance[:, None, :] > distance[:, :, None])
@@ -65,11 +65,11 @@ def triplet(
         farthest = _largest(negative, distance, axis=1, keepdims=True)
         chosen = ops.where(ops.any(is_farther, axis=2), nearest_farther, farthest)
         is_triplet = positive & ops.any(negative, axis=1, keepdims=True)
-        losses = _hinge(_difference(distance, chosen, is_triplet), margin)
+        losses = hinge(_difference(distance, chosen, is_triplet), margin)
         losses = mean_where(losses, is_triplet, 1)
     else:
         is_triplet = positive[:, :, None] & negative[:, None, :]
-        losses = _hinge(distance[:, :, None] - distance[:, None, :], margin)
+        losses = hinge(distance[:, :, None] - distance[:, None, :], margin)
         losses = mean_where(losses, is_triplet, (1, 2))
     losses = mean_of_views(losses, views.shape[1])
     return item_losses(losses, views, valid, items)
@@ -163,97 +163,8 @@ class Triplet(ViewsLoss):
             name,
             reduction,
             dtype,
-            margin=_validate_margin(margin),
+            margin=validate_margin(margin),
             mining=validate_choice(mining, "mining", ("all", "semi_hard", "hard")),
             similarity=validate_choice(similarity, "similarity", SIMILARITIES),
             unlabelled=validate_unlabelled(unlabelled),
-        )
-
-
-def triplet_margin(views, labels=None, valid=None, margin=1.0, similarity="euclidean", swap=False):
-    """Returns the triplet margin loss of each item. See `TripletMargin` for the other arguments.
-
-    Args:
-        views: `(batch, 3, dim)`: anchor, positive and negative.
-        labels: Not used.
-        valid: `(batch,)`, bool: which items to include. `None` for all.
-
-    Returns:
-        `(batch,)`.
-    """
-    views = as_views(views, valid)
-    anchor, positive, negative = (views[:, i] for i in range(3))
-    # The distance is minus the similarity, up to a constant that the difference does not contain.
-    nearest = paired_similarity(anchor, negative, similarity)
-    if swap:
-        nearest = ops.maximum(nearest, paired_similarity(positive, negative, similarity))
-    difference = nearest - paired_similarity(anchor, positive, similarity)
-    return item_losses(_hinge(difference, margin), views, valid)
-
-
-@keras.saving.register_keras_serializable(package="keras_jointloss")
-class TripletMargin(ViewsLoss):
-    """Triplet loss on given triplets of an anchor, a positive and a negative.
-
-    Each item is a triplet. With the distances `d_ap` of anchor and positive, `d_an` of anchor and
-    negative and `d_pn` of positive and negative, and the margin `m`:
-
-        loss = [d_ap - d_n + m]+        [x]+ = max(x, 0)
-
-    where `d_n = d_an`, or `d_n = min(d_an, d_pn)` with `swap`. The loss needs no labels. To find
-    the triplets in a batch of labelled items, use `Triplet`.
-
-    Args:
-        margin: The margin `m`, 0 or more, or `"soft"` for `log(1 + exp(d_ap - d_n))` in place of
-            the hinge.
-        similarity: `"euclidean"`, `"cosine"` (the distance is 1 minus the cosine) or `"dot"` (the
-            distance is minus the dot product).
-        swap: Whether the distance of the negative is that to the nearer of anchor and positive.
-        name, reduction, dtype: As in `keras.losses.Loss`.
-
-    Input shape:
-        `y_pred`: `(batch, 3, dim)`: anchor, positive and negative. `y_true`: anything with the
-        right batch size.
-
-    Output shape:
-        `(batch,)` from `call`.
-
-    Raises:
-        ValueError: If an argument is invalid or an input has the wrong shape.
-
-    References:
-        - Balntas, Riba, Ponsa, Mikolajczyk, 2016, Learning Local Feature Descriptors with Triplets
-          and Shallow Convolutional Neural Networks
-
-    Example:
-
-    >>> import numpy as np
-    >>> triplet = [[0.0, 0.0], [0.0, 1.0], [0.0, 1.5]]  # distances 1, 1.5 and 0.5
-    >>> float(TripletMargin().call(None, np.array([triplet]))[0])
-    0.5
-    >>> float(TripletMargin(swap=True).call(None, np.array([triplet]))[0])
-    1.5
-    """
-
-    function = staticmethod(triplet_margin)
-    min_views = 3
-    max_views = 3
-    compares_items = False
-
-    def __init__(
-        self,
-        margin: float | str = 1.0,
-        similarity: str = "euclidean",
-        swap: bool = False,
-        name: str = "triplet_margin",
-        reduction: str = "sum_over_batch_size",
-        dtype=None,
-    ):
-        super().__init__(
-            name,
-            reduction,
-            dtype,
-            margin=_validate_margin(margin),
-            similarity=validate_choice(similarity, "similarity", SIMILARITIES),
-            swap=validate_bool(swap, "swap"),
         )
