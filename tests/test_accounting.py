@@ -86,7 +86,7 @@ class Terms(dict):
 
 def test_term_of_some_batches_counts_by_their_share_of_the_items():
     terms = Terms(always=kj.LossWeight(2.0), seldom=kj.LossWeight(3.0), never=kj.LossWeight())
-    readings = TermReadings(terms, lambda: False)
+    readings = TermReadings(keras.Sequential(), terms)
     for loss in (1.0, 2.0):
         terms["always"].record(ops.convert_to_tensor(loss), 8)
     terms["seldom"].record(ops.convert_to_tensor(4.0), 5, batch_size=8)

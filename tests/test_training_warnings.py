@@ -86,7 +86,7 @@ class ModelTerms(dict):
             weight.record(ops.convert_to_tensor(loss or 0.0, "float32"), 4, counts)
 
     def warn(self, reports=None, lengths=(), forgets=True):
-        readings = TermReadings(self, lambda: False).read()
+        readings = TermReadings(keras.Sequential(), self).read()
         counted = {name for name, weight in self.items() if weight.constancy.has_counted}
         reports = reports or TrainingWarnings(self)
         reports.of_factors(readings, counted, dict(zip(self, lengths, strict=False)), forgets)

@@ -1,4 +1,4 @@
-"""The set of terms of a compiled model: connects them to the model's clock and weighting."""
+"""The set of terms of a compiled model, and what connects them to its clock and its rule."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -16,9 +16,10 @@ from keras_jointloss.weighting import Weighting
 
 
 class ModelTerms(Mapping[str, TermWeight]):
-    """The weights of the terms of a compiled model by name, connected to its clock and weighting.
+    """The weights of the terms of a compiled model by name.
 
     Output terms come first, then layer terms, as in `keras_jointloss.joint.find_terms.find_terms`.
+    `connect` has to be called before the model trains.
 
     Args:
         model: A compiled model.
@@ -55,8 +56,6 @@ class ModelTerms(Mapping[str, TermWeight]):
         self.weighting: Weighting | None = next((x for x in rules if x is not None), None)
         #: Counts the training steps for all terms and the rule.
         self.clock = Clock.of(model)
-        self.clock.attach(self._weights, self.weighting)
-        self._connect(model)
 
     def __getitem__(self, name: str) -> TermWeight:
         return self._weights[name]
@@ -72,8 +71,15 @@ class ModelTerms(Mapping[str, TermWeight]):
         """The weights of the output terms by name."""
         return {name: x for name, x in self._weights.items() if isinstance(x, LossWeight)}
 
-    def _connect(self, model: keras.Model) -> None:
-        """Connects the terms to the rule; compiles the model again if that changes a step."""
+    def connect(self, model: keras.Model) -> None:
+        """Connects the terms to the clock and the rule, and gives their metrics the names to log.
+
+        Keras compiles the steps of the model again if this changes them.
+
+        Args:
+            model: The model.
+        """
+        self.clock.attach(self._weights, self.weighting)
         with variable_scope(model):
             is_new = [weight.watch() for weight in self._weights.values()]
         if any(is_new):

@@ -64,7 +64,7 @@ class TermProgress:
     """
 
     def __init__(self, model: keras.Model, terms: ModelTerms):
-        self._trained = model
+        self.model = model
         self._terms = terms
         # How often the optimizer had updated the model before the training and before the epoch.
         self._updates_before: int | None = None
@@ -77,7 +77,7 @@ class TermProgress:
 
     def start_epoch(self) -> None:
         """Starts to measure, once the weights are those of the first step."""
-        self._updates_at_begin = optimizer_updates(self._trained)
+        self._updates_at_begin = optimizer_updates(self.model)
         if self._updates_before is None:
             self._updates_before = self._updates_at_begin
         self._weighted, self._is_interrupted = self._names_with_weight(), False
@@ -116,9 +116,9 @@ class TermProgress:
             logs: The logs of the epoch, for losses that are no terms.
             without_gradient: As in `stuck_terms`.
         """
-        if learning_rate(self._trained) == 0:
+        if learning_rate(self.model) == 0:
             return []
-        updates = optimizer_updates(self._trained)
+        updates = optimizer_updates(self.model)
         # No step has seen the last update: if it is the only one, any loss may stand still.
         unjudged = self._constant if updates - self._updates_at_begin < 2 else set()
         # Before the first update there may be no gradient, as below a head that starts with zeros.

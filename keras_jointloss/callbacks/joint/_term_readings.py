@@ -1,7 +1,7 @@
 """The logged values of the terms of a model: losses, weights and shares."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import keras
 
@@ -21,20 +21,22 @@ class TermReadings:
     """Reads the terms of a model and keeps the readings of an epoch by run.
 
     Args:
-        terms: The terms of the model.
-        has_regularizers: Returns whether the model has regularizers.
-        fixed_total: The total at fixed weights, or `None`.
+        model: The model.
+        terms: Its terms.
+        validation_weights: The weights of a total at fixed weights, or `None`.
     """
 
     def __init__(
         self,
+        model: keras.Model,
         terms: ModelTerms,
-        has_regularizers: Callable[[], bool],
-        fixed_total: FixedTotal | None = None,
+        validation_weights: Mapping[str, float] | str | None = None,
     ):
+        self._read_model = model
         self._terms = terms
-        self._has_regularizers = has_regularizers
-        self._fixed_total = fixed_total
+        self._fixed_total = None
+        if validation_weights is not None:
+            self._fixed_total = FixedTotal(validation_weights, terms, "validation_weights")
         # Once seen, it is always logged, so that its curve has no gaps.
         self._has_other = False
         #: The readings at the end of the epoch for the runs `"train"` and `"validation"`, and the
@@ -174,7 +176,8 @@ class TermReadings:
         weighted = _weighted(readings)
         other = rest(total, weighted)
         if not self._has_other and weighted and math.isfinite(other):
-            self._has_other = self._has_regularizers() or not is_rounding(other, total, weighted)
+            has_regularizers = _has_regularizers(self._read_model)
+            self._has_other = has_regularizers or not is_rounding(other, total, weighted)
 
     def keep_report(self) -> None:
         """Makes the kept readings the `report`."""
@@ -193,7 +196,7 @@ class TermReadings:
                     yield name, reading["loss"], run
 
 
-def has_regularizers(model: keras.Model) -> bool:
+def _has_regularizers(model: keras.Model) -> bool:
     """Returns whether a trainable variable of the model has a regularizer."""
     variables = model.trainable_variables
     return any(getattr(variable, "regularizer", None) is not None for variable in variables)

@@ -1,6 +1,5 @@
 """The curves of training: when a point of them is written, and the means since the last point."""
 
-from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import keras
@@ -55,7 +54,7 @@ class TrainCurves:
         readings: The terms.
         gradients: The layers that combine gradients.
         summaries: The runs.
-        get_metrics: Returns the metrics of the model.
+        model: The model.
     """
 
     def __init__(
@@ -64,13 +63,13 @@ class TrainCurves:
         readings: TermReadings,
         gradients: GradientReadings,
         summaries: Summaries,
-        get_metrics: Callable[[], Iterable[Any]],
+        model: keras.Model,
     ):
         self._every = every
         self._readings = readings
         self._gradients = gradients
         self._summaries = summaries
-        self._get_metrics = get_metrics
+        self._trained = model
         # The number of batches after the latest one and at the last point, unlike the training step
         # with those that loss scaling has skipped.
         self._batches = self._written = 0
@@ -147,7 +146,9 @@ class TrainCurves:
     def _loss_sums(self) -> np.ndarray:
         """Returns Keras' sum of the loss over the items, and their number."""
         found = [
-            x for x in self._get_metrics() if x.name == "loss" and isinstance(x, keras.metrics.Mean)
+            x
+            for x in self._trained.metrics
+            if x.name == "loss" and isinstance(x, keras.metrics.Mean)
         ]
         # A custom `train_step` need not use that of Keras.
         pair = (to_numpy(x) for x in (found[-1].total, found[-1].count)) if found else (0, 0)

@@ -23,7 +23,6 @@ class TrainingRecord:
     Args:
         summaries: The runs.
         terms: The terms of the model.
-        log_dir: The folder, or `None` to write nothing.
         hparams: Hyperparameters for the HParams dashboard, or `None` to write none.
     """
 
@@ -31,12 +30,11 @@ class TrainingRecord:
         self,
         summaries: Summaries,
         terms: ModelTerms,
-        log_dir: str | None,
         hparams: Mapping[str, Any] | None,
     ):
         self._summaries = summaries
         self._terms = terms
-        self._log_dir = log_dir
+        self._log_dir = summaries.log_dir
         self._hparams = hparams
         self._start_time = time.time()
         self._has_schedules = False

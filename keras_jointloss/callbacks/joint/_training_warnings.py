@@ -3,17 +3,36 @@
 import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
+from keras_jointloss._core.loops import running_callbacks
 from keras_jointloss.callbacks.joint._comparing import compares
 from keras_jointloss.callbacks.joint._gradient_readings import GradientReadings, Statistics
-from keras_jointloss.callbacks.joint._stuck_terms import StuckTerm
+from keras_jointloss.callbacks.joint._stuck_terms import StuckTerm, TermProgress
 from keras_jointloss.callbacks.joint._term_readings import Readings, TermReadings
 from keras_jointloss.callbacks.joint._untrained_terms import untrained_term
 from keras_jointloss.joint.model_terms import ModelTerms
 from keras_jointloss.joint.report import is_rounding, rest
+
+
+class EpochEnd(NamedTuple):
+    """What is known of an epoch at its end.
+
+    Attributes:
+        epoch: Its number, from 0.
+        step: The training step.
+        batches: How many batches it had.
+        logs: Its logs.
+        statistics: The statistics of its gradients.
+    """
+
+    epoch: int
+    step: int
+    batches: int
+    logs: Mapping[str, Any]
+    statistics: Statistics
 
 
 class TrainingWarnings:
@@ -40,6 +59,38 @@ class TrainingWarnings:
 
     def _weights(self) -> dict[str, float]:
         return {name: float(weight) for name, weight in self._terms.items()}
+
+    def of_epoch(
+        self,
+        end: EpochEnd,
+        readings: TermReadings,
+        gradients: GradientReadings,
+        progress: TermProgress,
+        is_driven: bool,
+    ) -> None:
+        """Warns of all that went wrong in an epoch.
+
+        Args:
+            end: The epoch.
+            readings: The values of the terms.
+            gradients: Those of the layers that combine gradients.
+            progress: Which terms trained.
+            is_driven: Whether the callback that warns moves the weights, and `fit` runs.
+        """
+        optimizer, statistics = progress.model.optimizer, end.statistics
+        if is_driven:
+            self.of_standstill(end.batches, end.epoch)
+        self.of_losses(readings, end.step)
+        # Loss scaling deliberately tries scales that are too large and skips these steps.
+        if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            self.of_gradients(gradients, statistics)
+            self.of_unrecorded(gradients, statistics, end.batches, end.epoch)
+        lengths = gradients.lengths(statistics, self._terms)
+        train, copies = readings.kept["train"], gradients.without_gradient(statistics)
+        self.of_factors(train, progress.counted, lengths, forgets_large_gradients(optimizer))
+        self.of_stuck_terms(progress.stuck(train, end.logs, copies), end.epoch)
+        self.of_names(train, readings.totals["train"])
+        self.of_monitors(running_callbacks(), end.logs)
 
     def of_losses(self, readings: TermReadings, step: int) -> None:
         """Warns of each term whose mean loss is not finite."""

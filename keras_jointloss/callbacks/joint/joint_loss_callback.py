@@ -15,19 +15,16 @@ from keras_jointloss._core.loops import (
 )
 from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_on_log
 from keras_jointloss.callbacks.joint._comparing import forget_unknown
-from keras_jointloss.callbacks.joint._fixed_total import FixedTotal, validate_fixed_weights
-from keras_jointloss.callbacks.joint._gradient_readings import GradientReadings, Statistics
+from keras_jointloss.callbacks.joint._fixed_total import validate_fixed_weights
+from keras_jointloss.callbacks.joint._gradient_readings import GradientReadings
 from keras_jointloss.callbacks.joint._stuck_terms import TermProgress
-from keras_jointloss.callbacks.joint._term_readings import RUNS, TermReadings, has_regularizers
+from keras_jointloss.callbacks.joint._term_readings import RUNS, TermReadings
 from keras_jointloss.callbacks.joint._train_curves import TrainCurves, batches_between
 from keras_jointloss.callbacks.joint._training_record import (
     TrainingRecord,
     validate_hyperparameters,
 )
-from keras_jointloss.callbacks.joint._training_warnings import (
-    TrainingWarnings,
-    forgets_large_gradients,
-)
+from keras_jointloss.callbacks.joint._training_warnings import EpochEnd, TrainingWarnings
 from keras_jointloss.joint.model_terms import ModelTerms
 from keras_jointloss.joint.report import Report
 from keras_jointloss.terms.clock import optimizer_step
@@ -43,12 +40,11 @@ class JointLossCallback(keras.callbacks.Callback):
     nothing. A model that is compiled again with a new optimizer starts again at step 0.
 
     Weighting: the callback binds the rule given to `keras_jointloss.joint_loss` to all terms of the
-    model, including layer terms. The rule then runs in the compiled step. Its state is saved with
-    the model, including in the files of `keras.callbacks.BackupAndRestore` and in weights files.
+    model, including layer terms. The rule runs in the compiled step, and is saved with the model.
 
-    The callback moves to the front of the list of callbacks, so that callbacks that monitor or log
-    its values find them in the `logs`, whatever their position. It also works in a custom loop that
-    calls the hooks of a `keras.callbacks.CallbackList` around `train_on_batch`.
+    The callback moves to the front of the list of callbacks, so that others find its values in the
+    `logs`. It also works in a custom loop that calls the hooks of a `keras.callbacks.CallbackList`
+    around `train_on_batch`.
 
     Logging: the callback writes to `log_dir/train` and `log_dir/validation`, over the training
     step,
@@ -83,23 +79,20 @@ class JointLossCallback(keras.callbacks.Callback):
     batches differ in the share of items that take part. TensorBoard's tab "Joint loss" shows all of
     them. `log_dir` may be that of a `keras.callbacks.TensorBoard` in the same `fit`.
 
-    `History` contains `<term>_loss`, `<term>_weight` and `<term>_share` of every term, even where
-    Keras does not show them itself, and the gradient statistics above, with underscores for
-    slashes: `gradients_conflict`. A value that an epoch does not have is NaN, and no point in
-    TensorBoard; an epoch without validation has none of its values, as in Keras. Keras' own
-    `<term>_loss`, in which a smaller last batch may count fully, stays in the progress bar during
-    an epoch; in the logs of the epoch and of `evaluate`, the mean `raw` replaces it. `summary`
-    returns a table of an epoch, as does `kj.report(history)`.
+    `History` contains `<term>_loss`, `<term>_weight`, `<term>_share` and the gradient statistics,
+    with underscores for slashes: `gradients_conflict`. A value that an epoch does not have is NaN,
+    and no point in TensorBoard; without validation an epoch has none of its values, as in Keras. In
+    the logs of epochs and of `evaluate`, `<term>_loss` is the mean `raw`; in the progress bar it is
+    Keras' own, in which a smaller last batch may count fully. `summary` returns a table of an
+    epoch, as does `kj.report(history)`.
 
-    Warnings: of each term whose loss is not finite, of the terms whose gradients were the first to
-    be non-finite, if the weights did not move in every step of an epoch, if under a
-    weighting a term contributes less than 1/10,000 of another, by its weight or from the beginning
-    by its size, if `EarlyStopping`, `ReduceLROnPlateau` or `ModelCheckpoint` compares `loss` or
-    `val_loss` of epochs with different weights, and of terms that do not train although they have
-    a weight: those whose loss did not change from step to step in an epoch (not for a `LossTerm`
-    at its `floor` or `target`, nor while its labels are missing or its sample weights are 0), and
-    those whose gradient was 0 in every step at a layer that combines gradients. Epochs with fewer
-    than two updates of the optimizer, or with a learning rate of 0 at their end, are not judged.
+    Warnings, each once: of losses and gradients that are not finite; of weights that did not move
+    in every step; of a term that contributes less than 1/10,000 of another under a weighting; of
+    `EarlyStopping`, `ReduceLROnPlateau` or `ModelCheckpoint` that compare `loss` or `val_loss` of
+    epochs with different weights; and of terms that have a weight and do not train, as their loss
+    did not change from step to step (unless at the `floor` or `target` of a `LossTerm`) or their
+    gradient was 0. Epochs with fewer than two updates of the optimizer, or with a learning rate of
+    0 at their end, are not judged.
 
     Args:
         log_dir: The folder for TensorBoard, or `None` to write nothing.
@@ -121,12 +114,9 @@ class JointLossCallback(keras.callbacks.Callback):
 
     Raises:
         ValueError: If an argument is invalid; at the start of `fit`, if the model has no term and
-            no layer that reports gradients, two terms of the same name, losses that do not match
-            its outputs, or weights that belong to another model, if the head of a term does not
-            read its own copy of a layer that combines gradients, or if `validation_weights` are not
-            those of its terms or all 0, or a term is named `"joint"`; after the first batch, if the
-            model does not use the weights, because it was not compiled with everything that
-            `joint_loss` returned.
+            no layer that reports gradients, if names, losses, weights, `validation_weights` or the
+            wiring of its terms do not fit; after the first batch, if the model does not use the
+            weights, because it was not compiled with everything that `joint_loss` returned.
         FloatingPointError: At the end of an epoch, if a weighting with `on_nonfinite="raise"`
             received an unusable loss.
         OSError: At the start of `fit`, if `log_dir` cannot be written.
@@ -147,30 +137,18 @@ class JointLossCallback(keras.callbacks.Callback):
         super().__init__()
         self.log_dir = None if log_dir is None else os.fspath(log_dir)
         self.update_freq = update_freq
-        every = batches_between(update_freq)
         self.validation_weights = validate_fixed_weights(validation_weights, "validation_weights")
         self.on_log = validate_on_log(on_log)
         self.hparams = validate_hyperparameters(hparams)
         has_logs = self.log_dir is not None or on_log is not None
+        every = batches_between(update_freq)
         self._every = every if has_logs else None
         # Keras runs batch hooks in the background if all are safe there. Empty hooks are.
         self.async_safe = self._every is None
-        # Created for a model.
-        self._terms: Any = None
+        # As the others that `set_model` creates.
         self._readings: Any = None
-        self._gradients: Any = None
-        self._summaries: Any = None
-        self._curves: Any = None
-        self._record: Any = None
-        self._warnings: Any = None
-        self._progress: Any = None
-        self._get_metrics: Any = list
-        self._is_validated = False
         self._is_training = False
         self._is_first_test_batch = False
-        # The training step at which the epoch began, and how many of its batches have begun.
-        self._begin_step = 0
-        self._batches = 0
         # The logged values of the last epoch that are NaN.
         self._unknown: set[str] = set()
 
@@ -178,19 +156,16 @@ class JointLossCallback(keras.callbacks.Callback):
         super().set_model(model)
         move_to_front(self)
         self._terms = terms = ModelTerms(model)
-        fixed_weights, name = self.validation_weights, "validation_weights"
-        fixed_total = None if fixed_weights is None else FixedTotal(fixed_weights, terms, name)
-        self._readings = TermReadings(terms, lambda: has_regularizers(model), fixed_total)
+        terms.connect(model)
+        self._readings = TermReadings(model, terms, self.validation_weights)
         self._gradients = GradientReadings(terms.gradient_layers)
         has = bool(terms), bool(terms.gradient_layers)
         self._summaries = Summaries(model, self.log_dir, *has, self.on_log)
-        log_dir = self._summaries.log_dir
-        self._record = TrainingRecord(self._summaries, terms, log_dir, self.hparams)
+        self._record = TrainingRecord(self._summaries, terms, self.hparams)
         self._warnings = TrainingWarnings(terms)
         self._progress = TermProgress(model, terms)
-        self._get_metrics = lambda: model.metrics
         self._curves = TrainCurves(
-            self._every, self._readings, self._gradients, self._summaries, self._get_metrics
+            self._every, self._readings, self._gradients, self._summaries, model
         )
         self._is_validated = False
 
@@ -210,9 +185,10 @@ class JointLossCallback(keras.callbacks.Callback):
         self._warnings.start_epoch()
         self._progress.start_epoch()
         forget_unknown(running_callbacks(), self._unknown)
-        self._begin_step = step = self._training_step()
+        # The training step at which the epoch begins, and how many of its batches have begun.
+        step = self._training_step()
+        self._begin_step, self._batches = step, 0
         self._curves.start_epoch(step)
-        self._batches = 0
         self._record.start_epoch(epoch, step, self.params or {})
 
     def on_train_batch_begin(self, batch, logs=None):
@@ -229,7 +205,7 @@ class JointLossCallback(keras.callbacks.Callback):
         if self._is_training and not self._is_validated:
             self._is_validated = True
             # Not through `self.model`, which on JAX writes to the variables while training runs.
-            self._terms.validate_use(self._get_metrics())
+            self._terms.validate_use(self._progress.model.metrics)
         if self._curves.is_due(self._begin_step + batch + 1):
             self._sync_state()
             self._curves.write(self._training_step(), logs.get("loss", math.nan))
@@ -240,7 +216,9 @@ class JointLossCallback(keras.callbacks.Callback):
         self._readings.keep_report()
         step = self._training_step()
         statistics = self._gradients.read()
-        self._warn(epoch, step, logs, statistics)
+        end = EpochEnd(epoch, step, self._batches, logs, statistics)
+        is_driven = self._is_training and self._terms.clock.driver is self
+        self._warnings.of_epoch(end, self._readings, self._gradients, self._progress, is_driven)
         readings = {**self._readings.to_logs(), **self._gradients.to_logs(statistics)}
         for key, value in readings.items():
             logs.setdefault(key, value)
@@ -275,9 +253,8 @@ class JointLossCallback(keras.callbacks.Callback):
     def on_test_end(self, logs=None):
         self._sync_state()
         readings = self._readings.read()
-        total = float(logs.get("loss", math.nan))
         self._readings.kept["validation"] = readings
-        self._readings.totals["validation"] = total
+        self._readings.totals["validation"] = total = float(logs.get("loss", math.nan))
         fixed_total = self._readings.fixed_total(readings)
         if fixed_total is not None:
             logs["joint_loss"] = fixed_total
@@ -313,9 +290,8 @@ class JointLossCallback(keras.callbacks.Callback):
         if "train" not in self._readings.kept:
             self._sync_state()
             # If the clock is off, another callback has already evaluated the model.
-            has_means = self._terms.clock.is_on
-            self._readings.keep_train(has_means)
-            if has_means:
+            self._readings.keep_train(has_means=self._terms.clock.is_on)
+            if self._terms.clock.is_on:
                 self._curves.keep()
             self._progress.end()
 
@@ -323,20 +299,3 @@ class JointLossCallback(keras.callbacks.Callback):
         """Returns the number of batches that the model has been trained on."""
         step = self._terms.clock.step if self._is_training else None
         return optimizer_step(self.model) if step is None else step
-
-    def _warn(self, epoch: int, step: int, logs: dict, statistics: Statistics) -> None:
-        if self._is_training and self._terms.clock.driver is self:
-            self._warnings.of_standstill(self._batches, epoch)
-        self._warnings.of_losses(self._readings, step)
-        # Loss scaling deliberately tries scales that are too large and skips these steps.
-        if not isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer):
-            self._warnings.of_gradients(self._gradients, statistics)
-            self._warnings.of_unrecorded(self._gradients, statistics, self._batches, epoch)
-        lengths = self._gradients.lengths(statistics, self._terms)
-        train, copies = self._readings.kept["train"], self._gradients.without_gradient(statistics)
-        forgets = forgets_large_gradients(self.model.optimizer)
-        self._warnings.of_factors(train, self._progress.counted, lengths, forgets)
-        stuck = self._progress.stuck(train, logs, copies)
-        self._warnings.of_stuck_terms(stuck, epoch)
-        self._warnings.of_names(train, self._readings.totals["train"])
-        self._warnings.of_monitors(running_callbacks(), logs)
