@@ -396,7 +396,7 @@ def test_config_of_a_weight_that_does_not_fit_is_refused(change):
 @once_compiled
 def test_present_state_that_is_not_finite_is_restored(file, tmp_path):
     model = train(make_model())
-    memory = model.get_layer("pair")._memory._state["views"]
+    memory = model.get_layer("pair")._comparison.memory._state["views"]
     memory.assign(np.full(memory.shape, np.nan))
     before = states_of(model)
     with pytest.raises(ValueError, match="`value`"):

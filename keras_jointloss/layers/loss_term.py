@@ -12,14 +12,19 @@ from keras_jointloss._core.backend import in_replica, sum_over_replicas
 from keras_jointloss._core.math import float_dtype
 from keras_jointloss._core.training import is_training
 from keras_jointloss._core.validation import invalid, validate_number
-from keras_jointloss.layers._element_mean import (
+from keras_jointloss.layers._layer_term import LayerTerm
+from keras_jointloss.layers._means import (
     has_leading_axes,
+    mean_of_scalar,
     mean_over_elements,
     without_excluded,
 )
-from keras_jointloss.layers._late_loss import CallLoss
-from keras_jointloss.layers._layer_term import LayerTerm, mean_over_items
-from keras_jointloss.layers.contrastive._comparison import loss_function, mean_metrics
+from keras_jointloss.layers._step import CallLoss
+from keras_jointloss.layers._target_and_prediction import (
+    loss_function,
+    mean_metrics,
+    metric_means,
+)
 from keras_jointloss.terms.given_weight import Weight, deserialize_weight, validate_schedule
 
 
@@ -40,8 +45,8 @@ class LossTerm(LayerTerm):
     for example of an auxiliary output, or of feature maps in distillation (stop the gradient of the
     target, if it must not receive one). Both are computed in float32 at least, whatever the dtype
     policy. The logs show the mean of the raw loss as `<name>_loss`, the weight as `<name>_weight`,
-    and metrics as `<name>_<metric>`. On JAX the `keras_jointloss.callbacks.JointLossCallback` adds
-    them to the logs at the end of an epoch.
+    and metrics as `<name>_<metric>`. On JAX, `evaluate` shows them, and in `fit`
+    the `keras_jointloss.callbacks.JointLossCallback` adds them at the end of an epoch.
 
     For variational autoencoders, `floor` and `target` change the mean:
 
@@ -125,12 +130,8 @@ class LossTerm(LayerTerm):
         self._compare = loss_function(loss)
         self.floor = None if floor is None else validate_number(floor, "floor")
         if self.floor is not None and loss is not None:
-            raise invalid(
-                "floor",
-                "None, since the dimensions of a loss between two tensors have no values of their "
-                "own",
-                floor,
-            )
+            expected = "None, since dimensions have no loss of their own between two tensors"
+            raise invalid("floor", expected, floor)
         self.target = target
         if isinstance(target, LearningRateSchedule):
             validate_schedule(target, "target")
@@ -158,7 +159,7 @@ class LossTerm(LayerTerm):
         self, inputs, values, sample_weight=None, inputs_mask=None, values_mask=None, training=None
     ):
         self._validate(inputs, values, sample_weight)
-        if self._running_step.calls:
+        if self._step.is_pending:
             raise ValueError(
                 f"{self.name!r} expects one call in a step: floor, target and logs are of one "
                 "value. Create a LossTerm for each call, or add the values first. "
@@ -167,7 +168,7 @@ class LossTerm(LayerTerm):
         training = is_training(training)
         masks = (None if keras.tree.is_nested(inputs) else inputs_mask, values_mask)
         compute = partial(self._compute_loss, inputs, values, sample_weight, masks, training)
-        self._defer(compute, (inputs, values, sample_weight, masks), _batch_size(inputs))
+        self._defer(compute, (inputs, values, sample_weight, masks))
         return inputs
 
     def _validate(self, inputs, values, sample_weight) -> None:
@@ -214,9 +215,9 @@ class LossTerm(LayerTerm):
                 keeps_dimensions=self.floor is not None,
                 over_replicas=in_replica(),
             )
-            means = self._metric_means(pair, valid)
+            means = metric_means(self._get_metrics(), pair, valid)
         else:
-            loss, items, valid = self._mean_of_scalar(raw, inputs)
+            loss, items, valid = mean_of_scalar(raw, _batch_size(inputs))
         if self._changes_mean:
             value = ops.sum(loss)
             means["value"] = value * items, items
@@ -224,16 +225,7 @@ class LossTerm(LayerTerm):
             if valid is not None:
                 is_any = ops.cast(ops.any(valid), loss.dtype)
                 loss = ops.where(sum_over_replicas(is_any) > 0, loss, 0)
-        return CallLoss(loss, items, valid, training is not False, means)
-
-    def _mean_of_scalar(self, raw, inputs):
-        """Returns a loss without items, the size of the batch that it stands for, and `None`."""
-        items = ops.cast(_batch_size(inputs), raw.dtype)
-        if not in_replica():
-            return raw, items, None
-        # The mean of no items may be NaN.
-        total = ops.where(items > 0, raw * items, 0)
-        return mean_over_items(lambda _: total[None], items, None, None, False, over_replicas=True)
+        return CallLoss(loss, items, valid, training is not False, _batch_size(inputs), means)
 
     def _leading_axes_of(self, raw):
         """Returns a tensor whose axes masks and sample weights may have."""
@@ -247,13 +239,6 @@ class LossTerm(LayerTerm):
                     f"loss, which has the shape {tuple(raw.shape)}. "
                     f"Received: shape={tuple(x.shape)}"
                 )
-
-    def _metric_means(self, pair, valid) -> dict[str, tuple]:
-        means = {}
-        for metric in self._get_metrics():
-            start = [ops.zeros(variable.shape, variable.dtype) for variable in metric.variables]
-            means[metric.name] = metric.stateless_update_state(start, *pair, sample_weight=valid)
-        return means
 
     def _changed(self, mean, value):
         """Returns the loss with floor and target, from the mean of each dimension and their sum."""

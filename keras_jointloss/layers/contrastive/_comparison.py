@@ -1,4 +1,4 @@
-"""The losses and the metrics that compare two tensors inside a model with each other."""
+"""How a contrastive term compares the embeddings of a call."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,34 +7,126 @@ import keras
 from keras import ops
 
 from keras_jointloss import losses
-from keras_jointloss._core.batch import finite_items
-from keras_jointloss._core.validation import invalid, validate_list
-from keras_jointloss.layers._layer_term import validate_reduction
-from keras_jointloss.terms.by_shape import get_loss, get_metric
-from keras_jointloss.terms.missing.targets import fill, match_ranks
+from keras_jointloss._core.backend import in_replica
+from keras_jointloss._core.batch import as_labels, finite_items, label_tensor
+from keras_jointloss._core.math import float_dtype
+from keras_jointloss._core.replicas import Batch, recorded_sum, rows_of, shared_batch
+from keras_jointloss.layers._means import item_mask, mean_over_items
+from keras_jointloss.layers._step import CallLoss
+from keras_jointloss.layers.contrastive._variables import EmbeddingMemory, LearnedArguments
+from keras_jointloss.terms.missing.targets import fill
 
 
-def loss_function(loss: Any) -> Callable[[Any, Any], Any] | None:
-    """Returns the function of target and prediction that computes the values of a loss."""
-    if loss is None:
-        return None
-    if isinstance(loss, losses.ViewsLoss):
-        raise invalid(
-            "loss",
-            "a loss between a target and a prediction: use `ContrastiveTerm` for a loss on views",
-            loss,
+class Comparison:
+    """The loss, its parts and the metrics of embeddings.
+
+    Args:
+        loss: A `keras.losses.Loss`.
+        learned: The arguments of the loss that are trained.
+        metrics: Metrics of `keras_jointloss.metrics`.
+        is_gathered: Whether each replica compares the embeddings of all replicas.
+    """
+
+    def __init__(
+        self,
+        loss: keras.losses.Loss,
+        learned: LearnedArguments,
+        metrics: Sequence[Any],
+        is_gathered: bool,
+    ):
+        self.loss, self.metrics = loss, metrics
+        self._learned, self._is_gathered = learned, is_gathered
+        #: Embeddings of earlier steps, if the layer keeps any.
+        self.memory: EmbeddingMemory | None = None
+
+    @property
+    def _part_names(self) -> tuple[str, ...]:
+        return self.loss.part_names if isinstance(self.loss, losses.ViewsLoss) else ()
+
+    def means(self) -> dict[str, Callable[[Any], Any]]:
+        """Returns the other means to log: by name, functions from the mean to the logged value."""
+        return {
+            **{part: lambda mean: mean for part in self._part_names},
+            **{metric.name: metric.finish for metric in self.metrics},
+        }
+
+    def loss_of(self, embeddings, labels, sample_weight, masks, training) -> CallLoss:
+        """Returns the loss of a call, and adds the items to the memory if the call trains.
+
+        Args:
+            embeddings: Tensors, `(batch, dim)`.
+            labels: A tensor with labels as in the loss, or `None`.
+            sample_weight: A number for all items or one for each, or `None`.
+            masks: Keras masks, `(batch,)` or `None` each.
+            training: Whether the model trains; `None` if that is unknown.
+        """
+        dtype = float_dtype(*(x.dtype for x in embeddings))
+        views = ops.stack([ops.cast(x, dtype) for x in embeddings], axis=1)
+        labels = None if labels is None else as_labels(label_tensor(labels))
+        if sample_weight is not None:
+            sample_weight = ops.reshape(ops.cast(sample_weight, dtype), (-1,))
+            sample_weight = ops.broadcast_to(sample_weight, ops.shape(views)[:1])
+        own = Batch(views, labels, item_mask(masks), sample_weight)
+        is_gathered = self._is_gathered and in_replica()
+        batch, own_items, exchange = own, None, None
+        if is_gathered:
+            batch, own_items, exchange = shared_batch(own, self._exchanges_views())
+        valid = batch.valid()
+        loss, items, _ = mean_over_items(
+            lambda _: self._values(batch, own_items, valid, exchange),
+            own.size(dtype),
+            own.mask,
+            own.sample_weight,
+            is_weighted_mean=self.loss.reduction == "mean_with_sample_weight",
+            over_replicas=is_gathered,
         )
-    is_callable = callable(loss) and not isinstance(loss, keras.layers.Layer | keras.metrics.Metric)
-    if not (isinstance(loss, str) or is_callable):
-        raise invalid("loss", "a name, a function, a `keras.losses.Loss` or None", loss)
-    found = get_loss(loss)
-    validate_reduction(found, loss)
-    if isinstance(found, keras.losses.Loss):
-        return found.call
-    return lambda target, prediction: found(*match_ranks(target, prediction))
+        means = self._other_means(batch, own_items, valid)
+        if batch.labels is not None:
+            valid = self.loss.labelled(batch.labels, valid)
+        if self.memory is not None and training:
+            self.memory.put(batch.views, batch.labels, valid)
+        batch_size = ops.shape(views)[0] if masks else None
+        return CallLoss(loss, items, valid, training is not False, batch_size, means)
+
+    def _exchanges_views(self) -> bool:
+        """Whether only the loss needs the views of other replicas, those of one at a time."""
+        is_loss_alone = self.memory is None and not self.metrics
+        return is_loss_alone and getattr(self.loss, "takes_exchange", False)
+
+    def _values(self, batch, items, valid, exchange):
+        """Returns the loss of each item, `(batch,)`, or of some `Items`."""
+        if not isinstance(self.loss, losses.ViewsLoss):
+            views, valid = rows_of(batch.views, items), rows_of(valid, items)
+            return _values_between_two(self.loss, views, valid)
+        arguments = self._learned.arguments()
+        if exchange is not None:
+            arguments["exchange"] = exchange
+        labels = batch.labels
+        if self.memory is not None:
+            arguments["memory"] = self.memory.read(None if labels is None else labels.dtype)
+        return self.loss.values(batch.views, labels, valid, items, **arguments)
+
+    def _other_means(self, batch, items, valid) -> dict[str, tuple]:
+        """Returns, by name, the sums over all items or over some `Items`, and their counts."""
+        means = {}
+
+        def record(name, total, count):
+            if items is not None:
+                total, count = ops.unstack(recorded_sum(ops.stack([total, count])))
+            means[name] = total, count
+
+        views, labels = batch.views, batch.labels
+        if self._part_names:
+            counts = ops.ones_like(views[:, 0, 0])
+            counts = rows_of(counts if valid is None else ops.where(valid, counts, 0), items)
+            for name, values in self.loss.part_values(views, labels, valid).items():
+                record(name, ops.sum(rows_of(values, items) * counts), ops.sum(counts))
+        for metric in self.metrics:
+            record(metric.name, *metric.sums(views, labels, valid, items=items))
+        return means
 
 
-def loss_between_views(loss: keras.losses.Loss, views, valid=None):
+def _values_between_two(loss: keras.losses.Loss, views, valid):
     """Returns the loss of each item between its two views: `(batch,)`.
 
     Args:
@@ -48,31 +140,3 @@ def loss_between_views(loss: keras.losses.Loss, views, valid=None):
     # The gradient, too, has to be 0 for the others.
     values = loss.call(*fill(*pair, valid))
     return ops.where(valid, values * finite_items(ops.where(valid[:, None, None], views, 0)), 0)
-
-
-def mean_metrics(metrics: Sequence[Any], loss: Any) -> list[keras.metrics.MeanMetricWrapper]:
-    """Returns the metrics of target and prediction, which must be means over items."""
-    metrics = validate_list(metrics, "metrics", "metrics")
-    if loss is None and metrics:
-        raise invalid("metrics", "none without a loss, since there is no target", metrics)
-    found = []
-    for metric in metrics:
-        result = metric
-        if isinstance(metric, str):
-            result = get_metric(metric)
-        elif callable(metric) and not isinstance(metric, keras.metrics.Metric):
-            result = keras.metrics.MeanMetricWrapper(metric, name=metric.__name__)
-        if not isinstance(result, keras.metrics.MeanMetricWrapper):
-            raise ValueError(
-                "Invalid value for argument `metrics`. Expected names, functions or "
-                "`keras.metrics.MeanMetricWrapper` objects, which are means over items. "
-                f"Received: {metric!r}"
-            )
-        found.append(result)
-    names = [metric.name for metric in found]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            "Invalid value for argument `metrics`. Expected metrics with different names. "
-            f"Received: {names}"
-        )
-    return found

@@ -5,38 +5,21 @@ from functools import partial
 from typing import Any
 
 import keras
-from keras import ops
+import numpy as np
 
 from keras_jointloss import losses
-from keras_jointloss._core.backend import in_replica
-from keras_jointloss._core.batch import as_labels, label_tensor
-from keras_jointloss._core.math import float_dtype
-from keras_jointloss._core.replicas import (
-    Batch,
-    recorded_sum,
-    rows_of,
-    shared_batch,
-)
 from keras_jointloss._core.state import as_state
 from keras_jointloss._core.training import is_training
-from keras_jointloss._core.validation import validate_bool, validate_choice, validate_count
-from keras_jointloss.layers._late_loss import CallLoss
-from keras_jointloss.layers._layer_term import (
-    LayerTerm,
-    item_mask,
-    mean_over_items,
-    validate_reduction,
+from keras_jointloss._core.validation import (
+    invalid,
+    validate_bool,
+    validate_choice,
+    validate_count,
 )
-from keras_jointloss.layers.contrastive._comparison import loss_between_views
-from keras_jointloss.layers.contrastive._inputs import (
-    has_labels,
-    one_or_all,
-    split,
-    validate_shapes,
-    validated,
-)
-from keras_jointloss.layers.contrastive._learned_arguments import LearnedArguments
-from keras_jointloss.layers.contrastive._memory import EmbeddingMemory
+from keras_jointloss.layers._layer_term import LayerTerm
+from keras_jointloss.layers._means import validate_reduction
+from keras_jointloss.layers.contrastive._comparison import Comparison
+from keras_jointloss.layers.contrastive._variables import EmbeddingMemory, LearnedArguments
 from keras_jointloss.metrics.base import validate_metrics
 from keras_jointloss.terms.given_weight import Weight, deserialize_weight
 
@@ -52,8 +35,9 @@ class ContrastiveTerm(LayerTerm):
 
     computed in float32 at least, whatever the dtype policy. Integer labels stay integers. The
     logs show the mean of the raw loss as `<name>_loss`, the weight as `<name>_weight`, learned
-    parameters as `<name>_temperature` and `<name>_bias`, and metrics as `<name>_<metric>`. On JAX
-    the `keras_jointloss.callbacks.JointLossCallback` adds them to the logs at the end of an epoch.
+    parameters as `<name>_temperature` and `<name>_bias`, and metrics as `<name>_<metric>`. On JAX,
+    `evaluate` shows them, and in `fit` the `keras_jointloss.callbacks.JointLossCallback` adds them
+    at the end of an epoch.
 
     `fit`, `evaluate` and a direct call of the model compute the loss; `predict` and an exported
     model do not. A step of `fit` fills the memory, also if the layer is called with
@@ -139,136 +123,52 @@ class ContrastiveTerm(LayerTerm):
         self.memory_size = validate_count(memory_size, "memory_size", minimum=0)
         self.gather = validate_choice(gather, "gather", (None, True, False))
         self._is_gathered = gather is not False
-        self._validate_loss(loss)
-        self._learned = LearnedArguments(self.loss, self.learn_temperature)
-        self._memory: EmbeddingMemory | None = None
-        # A function, so that Keras does not track the metrics, which have no state here.
-        self._get_metrics = partial(tuple, validate_metrics(metrics, has_labels(self.loss)))
-        self._create_weight(weight, self._learned.readings(), self._means())
-
-    def _validate_loss(self, given):
-        validate_reduction(self.loss, given)
+        validate_reduction(self.loss, loss)
         if self.memory_size and not getattr(self.loss, "has_memory", False):
-            raise ValueError(
-                "Invalid value for argument `memory_size`. Expected 0, since "
-                f"{type(self.loss).__name__} uses no memory. "
-                f"Received: memory_size={self.memory_size}"
-            )
-
-    @property
-    def _is_views_loss(self) -> bool:
-        return isinstance(self.loss, losses.ViewsLoss)
-
-    def _means(self):
-        """Returns the other means to log: by name, functions from the mean to the logged value."""
-        parts = self.loss.part_names if self._is_views_loss else ()
-        return {
-            **{part: lambda mean: mean for part in parts},
-            **{metric.name: metric.finish for metric in self._get_metrics()},
-        }
+            name = type(self.loss).__name__
+            raise invalid("memory_size", f"0, since {name} uses no memory", self.memory_size)
+        metrics = validate_metrics(metrics, _has_labels(self.loss))
+        self._learned = LearnedArguments(self.loss, self.learn_temperature)
+        self._comparison = Comparison(self.loss, self._learned, metrics, self._is_gathered)
+        self._create_weight(weight, self._learned.readings(), self._comparison.means())
 
     def build(self, input_shape):
-        validate_shapes(input_shape, self.loss, self._get_metrics(), self.name)
+        _validate_shapes(input_shape, self.loss, self._comparison.metrics, self.name)
         self._learned.add_weights(self)
         if self.memory_size:
-            embeddings, labels = split(input_shape, self.loss)
-            self._memory = EmbeddingMemory(
+            embeddings, labels = _split(input_shape, self.loss)
+            memory = EmbeddingMemory(
                 self.memory_size, len(embeddings), embeddings[0][-1], labels, self.name
             )
-            self._memory_state = as_state(self._memory.state)
+            self._comparison.memory, self._memory_state = memory, as_state(memory.state)
 
     def call(self, inputs, sample_weight=None, mask=None, inputs_mask=None, training=None):
-        embeddings, labels = validated(inputs, sample_weight, self.loss, self.name)
+        embeddings, labels = _validated(inputs, sample_weight, self.loss, self.name)
         # Keras passes the masks as `inputs_mask` if `sample_weight` is a tensor, too.
         mask = inputs_mask if mask is None else mask
-        training = is_training(training)
-        compute = partial(self._compute_loss, embeddings, labels, sample_weight, mask, training)
-        batch_size = None if mask is None else ops.shape(embeddings[0])[0]
-        self._defer(compute, (inputs, sample_weight, mask), batch_size)
-        return one_or_all(embeddings)
-
-    def _compute_loss(self, embeddings, labels, sample_weight, mask, training):
-        """Returns the `CallLoss` of a call."""
-        dtype = float_dtype(*(x.dtype for x in embeddings))
-        views = ops.stack([ops.cast(x, dtype) for x in embeddings], axis=1)
-        labels = None if labels is None else as_labels(label_tensor(labels))
-        masks = () if mask is None else split(mask, self.loss)[0]
-        if sample_weight is not None:
-            sample_weight = ops.reshape(ops.cast(sample_weight, dtype), (-1,))
-            sample_weight = ops.broadcast_to(sample_weight, ops.shape(views)[:1])
-        own = Batch(views, labels, item_mask(masks), sample_weight)
-        is_gathered = self._is_gathered and in_replica()
-        batch, own_items, exchange = own, None, None
-        if is_gathered:
-            batch, own_items, exchange = shared_batch(own, self._exchanges_views())
-        valid = batch.valid()
-        loss, items, _ = mean_over_items(
-            lambda _: self._values(batch.views, batch.labels, own_items, valid, exchange),
-            own.size(dtype),
-            own.mask,
-            own.sample_weight,
-            is_weighted_mean=self.loss.reduction == "mean_with_sample_weight",
-            over_replicas=is_gathered,
-        )
-        means = self._other_means(batch.views, batch.labels, valid, own_items)
-        if batch.labels is not None:
-            valid = self.loss.labelled(batch.labels, valid)
-        if self._memory is not None and training:
-            self._memory.put(batch.views, batch.labels, valid)
-        return CallLoss(loss, items, valid, training is not False, means)
-
-    def _exchanges_views(self) -> bool:
-        """Whether only the loss needs the views of other replicas, those of one at a time."""
-        is_loss_alone = self._memory is None and not self._get_metrics()
-        return is_loss_alone and getattr(self.loss, "takes_exchange", False)
-
-    def _values(self, views, labels, items, valid, exchange):
-        """Returns the loss of each item, `(batch,)`, or of some `Items`."""
-        if not self._is_views_loss:
-            return loss_between_views(self.loss, rows_of(views, items), rows_of(valid, items))
-        arguments = self._learned.arguments()
-        if exchange is not None:
-            arguments["exchange"] = exchange
-        if self._memory is not None:
-            arguments["memory"] = self._memory.read(None if labels is None else labels.dtype)
-        return self.loss.values(views, labels, valid, items, **arguments)
-
-    def _other_means(self, views, labels, valid, items):
-        """Returns, by name, the sums over all items or over some `Items`, and their counts."""
-        means = {}
-
-        def record(name, total, count):
-            if items is not None:
-                total, count = ops.unstack(recorded_sum(ops.stack([total, count])))
-            means[name] = total, count
-
-        if self._is_views_loss and self.loss.part_names:
-            counts = ops.ones_like(views[:, 0, 0])
-            counts = rows_of(counts if valid is None else ops.where(valid, counts, 0), items)
-            for name, values in self.loss.part_values(views, labels, valid).items():
-                record(name, ops.sum(rows_of(values, items) * counts), ops.sum(counts))
-        for metric in self._get_metrics():
-            record(metric.name, *metric.sums(views, labels, valid, items=items))
-        return means
+        masks = () if mask is None else _split(mask, self.loss)[0]
+        arguments = embeddings, labels, sample_weight, masks, is_training(training)
+        self._defer(partial(self._comparison.loss_of, *arguments), (inputs, sample_weight, mask))
+        return _one_or_all(embeddings)
 
     def compute_output_spec(self, inputs, sample_weight=None, **kwargs):
-        embeddings, _ = validated(inputs, sample_weight, self.loss, self.name)
-        return one_or_all(tuple(keras.KerasTensor(x.shape, dtype=x.dtype) for x in embeddings))
+        embeddings, _ = _validated(inputs, sample_weight, self.loss, self.name)
+        return _one_or_all(tuple(keras.KerasTensor(x.shape, dtype=x.dtype) for x in embeddings))
 
     def compute_mask(self, inputs, mask=None):
-        return None if mask is None else one_or_all(split(mask, self.loss)[0])
+        return None if mask is None else _one_or_all(_split(mask, self.loss)[0])
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
-        if self._memory is not None:
-            self._memory.save(store)
+        if self._comparison.memory is not None:
+            self._comparison.memory.save(store)
 
     def _load(self, store):
         state = self._saved_state(store)
         self._learned.validate(state)
         super()._load(store)
-        if self._memory is not None:
-            self._memory.load(state)
+        if self._comparison.memory is not None:
+            self._comparison.memory.load(state)
 
     def get_config(self) -> dict:
         return {
@@ -276,7 +176,7 @@ class ContrastiveTerm(LayerTerm):
             "loss": keras.saving.serialize_keras_object(self.loss),
             "learn_temperature": self.learn_temperature,
             "memory_size": self.memory_size,
-            "metrics": [keras.saving.serialize_keras_object(x) for x in self._get_metrics()],
+            "metrics": [keras.saving.serialize_keras_object(x) for x in self._comparison.metrics],
             "gather": self.gather,
         }
 
@@ -285,3 +185,100 @@ class ContrastiveTerm(LayerTerm):
         metrics = [keras.saving.deserialize_keras_object(x) for x in config.get("metrics", ())]
         weight = deserialize_weight(config["weight"])
         return cls(**{**config, "weight": weight, "metrics": metrics})
+
+
+def _has_labels(loss: Any) -> bool:
+    """Returns whether the last input holds labels."""
+    return isinstance(loss, losses.ViewsLoss) and loss.has_labels
+
+
+def _split(inputs: Sequence[Any], loss: Any) -> tuple[tuple, Any]:
+    """Returns the embeddings, or their shapes or masks, and that of the labels, or `None`."""
+    inputs = tuple(inputs)
+    return (inputs[:-1], inputs[-1]) if _has_labels(loss) else (inputs, None)
+
+
+def _one_or_all(embeddings: tuple) -> Any:
+    """Returns the embeddings, without a tuple if there is only one."""
+    return embeddings[0] if len(embeddings) == 1 else embeddings
+
+
+def _validate_shapes(shapes: Any, loss: Any, metrics: Sequence[Any], name: str) -> None:
+    """Raises `ValueError` if the loss or a metric cannot be computed from inputs of these shapes.
+
+    Args:
+        shapes: The shapes of the inputs.
+        loss: A `keras.losses.Loss`.
+        metrics: Metrics of `keras_jointloss.metrics`.
+        name: The name of the layer, for the message.
+    """
+    is_views_loss = isinstance(loss, losses.ViewsLoss)
+    least, most = (loss.min_views, loss.max_views) if is_views_loss else (2, 2)
+    are_several = isinstance(shapes, list | tuple) and all(
+        isinstance(shape, list | tuple) for shape in shapes
+    )
+    if not are_several or not least <= len(shapes) - _has_labels(loss) <= most:
+        views = [*"abc"[:least], *(["..."] if most > least else [])]
+        expected = ", ".join([*views, "labels"] if _has_labels(loss) else views)
+        raise ValueError(
+            f"{name!r} expects ({expected}), since {type(loss).__name__} has "
+            f"{'labels' if _has_labels(loss) else 'no labels'}. Received: input_shape={shapes}"
+        )
+    embeddings, labels = _split(shapes, loss)
+    sizes = {shape[0] for shape in embeddings} - {None}
+    if (
+        any(len(shape) != 2 for shape in embeddings)
+        or len(sizes) > 1
+        or len({shape[1] for shape in embeddings}) > 1
+    ):
+        raise ValueError(
+            f"{name!r} expects embeddings of the same shape (batch, dim)"
+            f"{'' if _has_labels(loss) else ' and no labels'}. "
+            f"Received: shapes {', '.join(str(tuple(shape)) for shape in embeddings)}"
+        )
+    if labels is not None:
+        loss.validate_labels(tuple(labels), next(iter(sizes), None))
+    for metric in metrics:
+        if metric.views is not None and len(embeddings) < metric.views:
+            metric.validate_views((None, len(embeddings), embeddings[0][1]))
+
+
+def _validated(
+    inputs: Sequence[Any], sample_weight: Any, loss: Any, name: str
+) -> tuple[tuple, Any]:
+    """Returns the embeddings, and the labels or `None`.
+
+    Args:
+        inputs: The inputs of a call, whose shapes `_validate_shapes` has seen.
+        sample_weight: The sample weights, or `None`.
+        loss: A `keras.losses.Loss`.
+        name: The name of the layer, for the message.
+
+    Raises:
+        ValueError: If the labels are missing, with the second embedding in their place, or if there
+            is not one sample weight for each item, or one for all.
+    """
+    embeddings, labels = _split(inputs, loss)
+    if (
+        labels is not None
+        and len(embeddings) == 1
+        and len(labels.shape) == 2
+        and labels.shape[1] == embeddings[0].shape[1] != 1
+        and "float" in keras.backend.standardize_dtype(labels.dtype)
+    ):
+        raise ValueError(
+            f"{name!r} expects labels after the embeddings, since {type(loss).__name__} has "
+            "labels. If the last input holds rows of classes, cast it to integers. Received: a "
+            f"last input of shape {tuple(labels.shape)} and a float dtype, like an embedding"
+        )
+    if sample_weight is not None:
+        is_array = hasattr(sample_weight, "shape")
+        shape = tuple(sample_weight.shape if is_array else np.shape(sample_weight))
+        batch_size = embeddings[0].shape[0]
+        is_vector = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
+        if shape and not (is_vector and (shape[0] in (1, None, batch_size) or batch_size is None)):
+            raise ValueError(
+                f"{name!r} expects sample weights of shape ({batch_size or 'batch'},). "
+                f"Received: sample_weight of shape {shape}"
+            )
+    return embeddings, labels

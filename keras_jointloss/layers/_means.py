@@ -1,12 +1,84 @@
-"""The mean of a tensor over the elements that masks and sample weights leave."""
+"""Means over the items, or the elements of a tensor, that masks and sample weights leave."""
 
 import math
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
+import keras
 from keras import ops
 
-from keras_jointloss.layers._layer_term import mean_over_items
+from keras_jointloss._core.backend import in_replica
+from keras_jointloss._core.math import divide_or_0
+from keras_jointloss._core.replicas import own_share, sum_of_replicas
+from keras_jointloss._core.validation import invalid
 from keras_jointloss.terms.missing.targets import fill
+
+
+def item_mask(masks: Iterable[Any]):
+    """Returns which items no mask excludes, `(batch,)`, or `None` if there is no mask."""
+    masks = [ops.cast(mask, "bool") for mask in masks if mask is not None]
+    return ops.all(ops.stack(masks, axis=1), axis=1) if masks else None
+
+
+def mean_over_items(
+    compute: Callable[[Any], Any],
+    batch_size,
+    mask,
+    sample_weight,
+    is_weighted_mean: bool,
+    over_replicas: bool = False,
+) -> tuple[Any, Any, Any]:
+    """Returns the mean loss, the number of items, and which items take part.
+
+    Args:
+        compute: Returns the loss of each item, `(batch,)`, or several of each, `(batch, values)`,
+            which have a mean each. Its argument is which items take part, `(batch,)`, or `None`
+            for all.
+        batch_size: A scalar tensor of the dtype of the loss.
+        mask: Which items take part, `(batch,)`, or `None`.
+        sample_weight: The weight of each item, or `None`. An item of weight 0 is excluded.
+        is_weighted_mean: Whether the sum is divided by the sum of the weights.
+        over_replicas: Whether the mean is over the items of all replicas. The number of items is
+            then what a replica adds to the sum that Keras keeps of it.
+    """
+
+    def mean(total, divisor, items):
+        if over_replicas:  # In one exchange.
+            sums = sum_of_replicas(ops.append(total, ops.stack([divisor, items])))
+            total, divisor = ops.reshape(sums[:-2], ops.shape(total)), sums[-2]
+            items = own_share(sums[-1])
+        return divide_or_0(total, divisor), items
+
+    dtype = batch_size.dtype
+    items = batch_size if mask is None else ops.sum(ops.cast(mask, dtype))
+    if sample_weight is None:
+        return *mean(ops.sum(compute(mask), axis=0), items, items), mask
+    weights = ops.reshape(ops.cast(sample_weight, dtype), (-1,))
+    weights = weights if mask is None else ops.where(mask, weights, 0)
+    valid = ops.not_equal(weights, 0)
+    divisor = ops.sum(weights) if is_weighted_mean else items
+    values = compute(valid)
+    if len(values.shape) == 2:
+        weights = weights[:, None]
+    return *mean(ops.sum(weights * values, axis=0), divisor, items), valid
+
+
+def mean_of_scalar(loss, items) -> tuple[Any, Any, Any]:
+    """Returns the mean, as `mean_over_items`, of a loss that is one number for some items.
+
+    Among several replicas, each has a number for its own items.
+
+    Args:
+        loss: A scalar tensor.
+        items: The number of items.
+    """
+    items = ops.cast(items, loss.dtype)
+    if not in_replica():
+        return loss, items, None
+    # The mean of no items may be NaN.
+    total = ops.where(items > 0, loss * items, 0)
+    return mean_over_items(lambda _: total[None], items, None, None, False, over_replicas=True)
 
 
 def mean_over_elements(
@@ -105,3 +177,16 @@ def _where(elements, valid):
     if valid is None:
         return elements
     return ops.where(valid[:, None] if len(elements.shape) == 2 else valid, elements, 0)
+
+
+def validate_reduction(loss: Any, given: Any) -> None:
+    """Raises `ValueError` if the reduction of a loss is not a mean.
+
+    Args:
+        loss: A function or a `keras.losses.Loss`.
+        given: The argument of the user.
+    """
+    if isinstance(loss, keras.losses.Loss) and loss.reduction in ("sum", "none", None):
+        raise invalid(
+            "loss", "a loss whose reduction is a mean", given, f" with reduction={loss.reduction!r}"
+        )
