@@ -218,10 +218,11 @@ def test_nothing_is_exchanged_while_keras_builds_a_model():
     import torch
 
     x = torch.ones((3, 2), device="meta")
-    for found in (ranks.sum_of_ranks(x), ranks.tensor_of_rank(x, 1)):
+    replicas = ranks.Processes(2)
+    for found in (replicas.sum(x), replicas.tensor_of(1, x, after=None)):
         assert (found.device.type, tuple(found.shape)) == ("meta", (3, 2))
-    (rows,), counts, rank = ranks.rows_of_ranks([x], x)
-    assert (tuple(rows.shape), counts, rank) == ((3, 2), [3], 0)
+    (rows,), counts = replicas.gather([x], x)
+    assert (tuple(rows.shape), counts) == ((3, 2), ([3], 0, 0))
 
 
 @pytest.mark.backend("torch")

@@ -1,6 +1,7 @@
 """When a layer term computes its loss, and what `evaluate` shows of it."""
 
 import re
+import types
 
 import keras
 import numpy as np
@@ -105,7 +106,8 @@ def traced(function, model, x):
 def on_replicas(model, x, monkeypatch, **options):
     if BACKEND == "torch":
         # Processes: `tests/test_distribution.py`.
-        monkeypatch.setattr(_step, "replica_count", lambda: 2)
+        replicas = types.SimpleNamespace(count=2, takes_turns=False)
+        monkeypatch.setattr(_step, "current_replicas", lambda: replicas)
         return called(model, x)
     import tensorflow as tf
 

@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from keras_jointloss._core import replicas as _replicas
+from keras_jointloss._core.backend.mirrored import MirroredReplicas
 from tests.loss_cases import tensor
 from tests.test_metrics import CASES, OF_EACH_CLASS
 from tests.test_replicas import X, distributed, loss_and_gradient, run
@@ -19,12 +19,12 @@ pytestmark = pytest.mark.backend("tensorflow")
 
 def recorded_exchanges(monkeypatch):
     """Returns lists that receive the sizes of what each replica gathers, receives and adds up."""
-    found = {"rows_of_replicas": [], "tensor_of_replica": [], "sum_over_replicas": []}
+    found = {"gather": [], "tensor_of": [], "sum": []}
 
     def recorded(name, exchange):
         def record(*args, **kwargs):
             result = exchange(*args, **kwargs)
-            is_gathered = name == "rows_of_replicas"
+            is_gathered = name == "gather"
             sizes = [int(ops.size(x)) for x in (result[0] if is_gathered else [result])]
             found[name].append(sizes if is_gathered else sizes[0])
             return result
@@ -32,7 +32,8 @@ def recorded_exchanges(monkeypatch):
         return record
 
     for name in found:
-        monkeypatch.setattr(_replicas, name, recorded(name, getattr(_replicas, name)))
+        exchange = getattr(MirroredReplicas, name)
+        monkeypatch.setattr(MirroredReplicas, name, recorded(name, exchange))
     return found.values()
 
 

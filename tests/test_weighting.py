@@ -1,5 +1,6 @@
 """The rules that adapt the weights: comparison with their formulas, options and errors."""
 
+import types
 from typing import ClassVar
 
 import keras
@@ -93,8 +94,8 @@ def test_weights_follow_the_formula(case):
 
 
 def test_replicas_count_by_the_sum_of_their_weights_also_below_1(monkeypatch):
-    monkeypatch.setattr(_step_losses, "replica_count", lambda: 2)
-    monkeypatch.setattr(_step_losses, "sum_over_replicas", lambda x: x)
+    replicas = types.SimpleNamespace(count=2, sum=lambda x: x)
+    monkeypatch.setattr(_step_losses, "current_replicas", lambda: replicas)
     losses = _step_losses.StepLosses("float32")
     losses.record(0, ops.ones(()), 0.25, ops.array(True))
     losses.record(1, ops.ones(()), 4, ops.array(False))

@@ -7,19 +7,12 @@ from typing import Any
 
 from keras import ops
 
-from keras_jointloss._core.backend import replica_count, takes_turns
-from keras_jointloss._core.backend.ranks import is_differentiated
+from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.batch import reduce_values
 from keras_jointloss._core.keras import kept_losses
 from keras_jointloss._core.loops import running_model
 from keras_jointloss._core.math import divide_or_0
-from keras_jointloss._core.replicas import (
-    Batch,
-    is_after_call,
-    own_share,
-    shared_batch,
-    sum_of_replicas,
-)
+from keras_jointloss._core.replicas import Batch, is_after_call, shared_batch
 
 
 def may_exchange(views: Any) -> bool:
@@ -34,7 +27,7 @@ def may_exchange(views: Any) -> bool:
     """
     if not is_after_call():
         return False
-    return running_model() is not None or (not takes_turns() and is_differentiated(views))
+    return running_model() is not None or current_replicas().share_loop(views)
 
 
 @contextlib.contextmanager
@@ -44,7 +37,7 @@ def _undisturbed() -> Iterator[None]:
     TensorFlow switches to another replica in an exchange, and the forward pass of that replica
     replaces them.
     """
-    model = running_model() if takes_turns() else None
+    model = running_model() if current_replicas().takes_turns else None
     with contextlib.nullcontext() if model is None else kept_losses(model):
         yield
 
@@ -76,17 +69,19 @@ def reduced_over_replicas(values, y_pred, sample_weight, reduction: str, dtype):
     weight = sample_weight if reduction == "mean_with_sample_weight" else None
     divisor = reduce_values(ops.ones_like(values), y_pred, weight, "sum", dtype)
     total = reduce_values(values, y_pred, sample_weight, "sum", dtype)
+    replicas = current_replicas()
     with _undisturbed():
-        total, divisor = ops.unstack(sum_of_replicas(ops.stack([total, divisor])))
-    return own_share(total if reduction == "sum" else divide_or_0(total, divisor))
+        total, divisor = ops.unstack(replicas.loss_sum(ops.stack([total, divisor])))
+    return replicas.once(total if reduction == "sum" else divide_or_0(total, divisor))
 
 
 def warn_of_separate_items(name: str) -> None:
     """Warns that a loss of several replicas compares the items of each replica alone."""
+    count = current_replicas().count
     warnings.warn(
         f"{name} compares the items of a batch with each other. Called by a layer or in a custom "
         "loop (on PyTorch: one without gradients) it sees, in each of "
-        f"{replica_count()} replicas, only the items of that replica, so the result depends on the "
+        f"{count} replicas, only the items of that replica, so the result depends on the "
         "number of replicas. As the loss of an output in `fit` and `evaluate`, and in "
         "`keras_jointloss.layers.ContrastiveTerm`, it compares the items of all "
         "replicas.",

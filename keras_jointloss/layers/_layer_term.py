@@ -7,10 +7,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._core.backend import trains_functionally
+from keras_jointloss._core.backend import current_replicas, trains_functionally
 from keras_jointloss._core.backend.functions import current_trace
 from keras_jointloss._core.loops import running_loop
-from keras_jointloss._core.replicas import recorded_sum
 from keras_jointloss._core.saved_state import SavedState, load_or_undo
 from keras_jointloss._core.state import as_state
 from keras_jointloss.layers._step import CallLoss, Compute, Step
@@ -143,7 +142,7 @@ class LayerTerm(keras.layers.Layer):
         items = reduce(ops.maximum, items)
         batch_size = batch_sizes[0]
         if batch_size is not None and self._is_gathered:
-            batch_size = recorded_sum(ops.convert_to_tensor(batch_size))
+            batch_size = current_replicas().state_sum(ops.convert_to_tensor(batch_size))
         self.weight.record(sum(losses), items, counts, batch_size)
         if any(is_training):
             self.weight.advance()

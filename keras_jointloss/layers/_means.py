@@ -8,9 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._core.backend import in_replica
+from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.math import divide_or_0
-from keras_jointloss._core.replicas import own_share, sum_of_replicas
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.terms.missing.targets import fill
 
@@ -45,9 +44,10 @@ def mean_over_items(
 
     def mean(total, divisor, items):
         if over_replicas:  # In one exchange.
-            sums = sum_of_replicas(ops.append(total, ops.stack([divisor, items])))
+            replicas = current_replicas()
+            sums = replicas.loss_sum(ops.append(total, ops.stack([divisor, items])))
             total, divisor = ops.reshape(sums[:-2], ops.shape(total)), sums[-2]
-            items = own_share(sums[-1])
+            items = replicas.once(sums[-1])
         return divide_or_0(total, divisor), items
 
     dtype = batch_size.dtype
@@ -74,7 +74,7 @@ def mean_of_scalar(loss, items) -> tuple[Any, Any, Any]:
         items: The number of items.
     """
     items = ops.cast(items, loss.dtype)
-    if not in_replica():
+    if current_replicas().count == 1:
         return loss, items, None
     # The mean of no items may be NaN.
     total = ops.where(items > 0, loss * items, 0)

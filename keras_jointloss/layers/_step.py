@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_jointloss._core.backend import is_traced, replica_count, takes_turns
+from keras_jointloss._core.backend import current_replicas, is_traced
 from keras_jointloss._core.loops import STEPS, enclosing_scope, running_loop
 
 
@@ -86,7 +86,7 @@ class Step(threading.local):
             return
         scope = enclosing_scope()
         self._get_scope = (lambda: None) if scope is None else weakref.ref(scope)
-        if loop not in STEPS and replica_count() == 1 and not is_traced(inputs):
+        if loop not in STEPS and current_replicas().count == 1 and not is_traced(inputs):
             # Nothing but the loss is to stay of a direct call, and a tape that records the call has
             # to record its loss. One of several replicas may call alone: it waits for no other.
             found = compute()
@@ -108,7 +108,7 @@ class Step(threading.local):
             exchanges_values: Whether `record` exchanges values between replicas.
         """
         calls, self._calls = self._calls, []
-        if calls and not takes_turns():
+        if calls and not current_replicas().takes_turns:
             add_loss(record(calls))
         elif calls and exchanges_values:
             self._handed_over.append(LateLoss(lambda: sum(record(calls))))

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_jointloss._core.backend import in_replica, sum_over_replicas
+from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.math import float_dtype
 from keras_jointloss._core.training import is_training
 from keras_jointloss._core.validation import invalid, validate_number
@@ -213,7 +213,7 @@ class LossTerm(LayerTerm):
                 sample_weight,
                 is_weighted_mean=getattr(self.loss, "reduction", None) == "mean_with_sample_weight",
                 keeps_dimensions=self.floor is not None,
-                over_replicas=in_replica(),
+                over_replicas=current_replicas().count > 1,
             )
             means = metric_means(self._get_metrics(), pair, valid)
         else:
@@ -224,7 +224,7 @@ class LossTerm(LayerTerm):
             loss = self._changed(loss, value)
             if valid is not None:
                 is_any = ops.cast(ops.any(valid), loss.dtype)
-                loss = ops.where(sum_over_replicas(is_any) > 0, loss, 0)
+                loss = ops.where(current_replicas().sum(is_any) > 0, loss, 0)
         return CallLoss(loss, items, valid, training is not False, _batch_size(inputs), means)
 
     def _leading_axes_of(self, raw):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_jointloss._core.backend import in_replica
+from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.batch import (
     as_labels,
     check_labels,
@@ -221,7 +221,7 @@ class ViewsLoss(keras.losses.Loss):
         """Raises `ValueError` if there are no items, or another number of weights."""
         name = type(self).__name__
         # One of several replicas may have none of the items of a small batch.
-        if count == 0 and not in_replica():
+        if count == 0 and current_replicas().count == 1:
             raise ValueError(f"{name} expects one item or more. Received: y_pred of an empty batch")
         shape = () if sample_weight is None else tuple(ops.convert_to_tensor(sample_weight).shape)
         if shape and None not in (shape[0], count) and shape[0] not in (1, count):
@@ -277,7 +277,8 @@ class ViewsLoss(keras.losses.Loss):
         own = Batch(stacked(views), labels, valid)
         if self.compares_items and may_exchange(own.views):
             return values_among_all(self.values, own, self.takes_exchange)
-        if self.compares_items and in_replica() and not self._has_warned_of_replicas:
+        is_apart = self.compares_items and current_replicas().count > 1
+        if is_apart and not self._has_warned_of_replicas:
             self._has_warned_of_replicas = True
             warn_of_separate_items(type(self).__name__)
         return self.values(own.views, own.labels, own.mask)

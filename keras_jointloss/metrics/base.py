@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.batch import (
     as_labels,
     item_weights,
@@ -19,7 +20,6 @@ from keras_jointloss._core.replicas import (
     Batch,
     global_batch,
     is_after_call,
-    recorded_sum,
     rows_of,
 )
 from keras_jointloss._core.validation import validate_list
@@ -157,7 +157,9 @@ class ViewsMetric(keras.metrics.Metric):
         is_gathered = is_after_call()
         batch, items = global_batch(batch) if is_gathered else (batch, None)
         sums = (ops.cast(x, self._total.dtype) for x in self.sums(*batch, items=items))
-        total, weight = ops.unstack(recorded_sum(ops.stack([*sums]))) if is_gathered else sums
+        if is_gathered:
+            sums = ops.unstack(current_replicas().state_sum(ops.stack([*sums])))
+        total, weight = sums
         self._total.assign_add(total)
         self._weight.assign_add(weight)
 

@@ -6,9 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._core.backend import in_replica, summed_replicas, takes_turns
+from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.batch import reduce_values, reduced
-from keras_jointloss._core.replicas import counted_by, own_share
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.terms._probe import is_mean_over_elements, outside_of_traces
 from keras_jointloss.terms.by_shape import get_loss
@@ -113,12 +112,14 @@ class TermLoss(keras.losses.Loss):
         if self._own_reduction() in ("none", None):
             self.weight.record(mean, batch_size, counts)
             return value
-        is_part = in_replica() and not self._is_of_all_replicas(y_pred)
+        replicas = current_replicas()
+        is_part = replicas.count > 1 and not self._is_of_all_replicas(y_pred)
         divisor = self._divisor(y_pred, sample_weight) if is_part else None
         self.weight.record(_unscaled(mean), batch_size, counts, divisor=divisor)
         if self._own_reduction() == "sum" or not is_part:
             return value
-        return counted_by(value, ops.cast(batch_size, value.dtype) if divisor is None else divisor)
+        divisor = ops.cast(batch_size, value.dtype) if divisor is None else divisor
+        return replicas.own_mean(value, divisor)
 
     def _with_class_weights(self, y_true, y_pred, sample_weight):
         """Returns the sample weights times those of the classes."""
@@ -178,7 +179,7 @@ class TermLoss(keras.losses.Loss):
             values: The unreduced loss, if it is known.
         """
         loss, reduction = self._own(), self._own_reduction()
-        takes_no_turns = not takes_turns() or reduction in ("sum", "none", None)
+        takes_no_turns = not current_replicas().takes_turns or reduction in ("sum", "none", None)
         if values is None and (takes_no_turns or not self._is_usual()):
             compute = super().__call__ if loss is self else loss
             return reduced(compute(y_true, y_pred, sample_weight), reduction)
@@ -191,7 +192,7 @@ class TermLoss(keras.losses.Loss):
         if takes_no_turns:
             return value
         unreduced = reduce_values(values, y_pred, sample_weight, "none", loss.dtype)
-        return value if len(unreduced.shape) else own_share(value)
+        return value if len(unreduced.shape) else current_replicas().once(value)
 
     def _is_of_all_replicas(self, y_pred) -> bool:
         """Returns whether the loss that was given is that of all replicas, as one on views is."""
@@ -214,7 +215,7 @@ class TermLoss(keras.losses.Loss):
         is_weighted = self._own_reduction() == "mean_with_sample_weight"
         weight = sample_weight if is_weighted else None
         # Otherwise sequences may have different lengths in different processes.
-        is_regular = takes_turns() and None not in ones.shape[1:]
+        is_regular = current_replicas().takes_turns and None not in ones.shape[1:]
         # Keras returns the same tensor if there is no mask.
         if is_regular and reduce_values(ones, first, weight, "none", self.dtype) is ones:
             return None
@@ -237,7 +238,7 @@ class TermLoss(keras.losses.Loss):
             counts = labelled.has_weight(y_true, y_pred, sample_weight)
         batch_size = ops.shape(keras.tree.flatten(y_pred)[0])[0]
         loss, divisor = _unscaled(value.loss), None
-        if in_replica():
+        if current_replicas().count > 1:
             divisor = _divisor_of_sum() if value.divisor is None else value.divisor
         self.weight.record(loss, value.labelled, counts, batch_size, value.targets, divisor)
         return value.loss
@@ -274,8 +275,8 @@ def _unscaled(loss):
 
     Keras divides no sum: `replicas * sum` counts by `_divisor_of_sum`.
     """
-    replicas = summed_replicas()
-    return loss * replicas if replicas > 1 else loss
+    divisor = current_replicas().loss_divisor
+    return loss * divisor if divisor > 1 else loss
 
 
 def _divisor_of_sum():
@@ -283,4 +284,5 @@ def _divisor_of_sum():
 
     `None` where each process trains on its own sum, as on PyTorch.
     """
-    return own_share(1.0) if takes_turns() else None
+    replicas = current_replicas()
+    return replicas.once(1.0) if replicas.takes_turns else None

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._core.backend import summed_replicas
+from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.batch import item_weights, stacked, valid_items
 from keras_jointloss._core.replicas import Batch, global_batch, is_after_call, rows_of
 
@@ -34,7 +34,7 @@ class LossPart(keras.metrics.Mean):
         if is_after_call():
             batch, items = global_batch(batch)
             # Keras adds up the states of the replicas, but each process of PyTorch keeps them all.
-            items = items if summed_replicas() > 1 else None
+            items = items if current_replicas().takes_turns else None
         values = self.loss.part_values(batch.views, None, batch.mask)[self.part]
         counts = batch.sample_weight
         if batch.mask is not None:

@@ -8,9 +8,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._core.backend import sum_over_replicas, takes_turns, trains_functionally
+from keras_jointloss._core.backend import current_replicas, trains_functionally
 from keras_jointloss._core.math import divide_or_0, float_dtype, to_numpy
-from keras_jointloss._core.replicas import own_share
 from keras_jointloss._core.saved_state import SavedState, load_or_undo
 from keras_jointloss._core.state import constant
 from keras_jointloss._core.validation import invalid, validate_bool, validate_count, validate_number
@@ -119,7 +118,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         return super().is_dynamic or self.weighting is not None
 
     def record(self, loss, items, counts=None, batch_size=None, targets=None, divisor=None):
-        if divisor is not None and takes_turns():
+        if divisor is not None and current_replicas().takes_turns:
             part = loss, divisor, items, counts, batch_size, targets
             self._trace.__dict__.setdefault("parts", []).append(part)
             weight = self.tensor()
@@ -138,10 +137,11 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         """Records the mean over all replicas from what this one passes to `record`."""
         loss, divisor, *counted = (ops.cast(x, self.means.sums.dtype) for x in numbers)
         total = ops.where(divisor > 0, loss * divisor, 0)  # The mean of nothing may be NaN.
-        sums = sum_over_replicas(ops.stack([total, divisor, *counted]))
+        replicas = current_replicas()
+        sums = replicas.sum(ops.stack([total, divisor, *counted]))
         total, divisor, *counted = ops.unstack(sums)
         # All replicas count alike in a mean that each knows.
-        items, counts, batch_size, targets = (own_share(x) for x in counted)
+        items, counts, batch_size, targets = (replicas.once(x) for x in counted)
         super().record(divide_or_0(total, divisor), items, counts > 0, batch_size, targets)
 
     def mark_applied(self) -> None:

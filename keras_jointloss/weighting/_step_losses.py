@@ -5,7 +5,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_jointloss._core.backend import replica_count, sum_over_replicas
+from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.math import divide_or_0
 
 
@@ -64,8 +64,9 @@ class StepLosses:
         nothing = (ops.zeros((), self._float_dtype),) * 3
         found = [recorded.get(index, nothing)[:3] for index in range(count)]
         items, counting, losses = (ops.stack(values) for values in zip(*found, strict=True))
-        if replica_count() > 1:
+        replicas = current_replicas()
+        if replicas.count > 1:
             sums = ops.stack([items, counting, ops.where(items > 0, items * losses, 0)])
-            items, counting, total = ops.unstack(sum_over_replicas(sums))
+            items, counting, total = ops.unstack(replicas.sum(sums))
             losses = divide_or_0(total, items)
         return counting > 0, losses

@@ -1,13 +1,14 @@
 """Everything that depends on the backend or on distributed training, for all other modules."""
 
 import contextlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_jointloss._core.backend import chunks, gradients, processes, ranks, workers
+from keras_jointloss._core.backend import chunks, gradients, mirrored, processes, ranks, workers
+from keras_jointloss._core.backend.replicas import OneDevice
 
 
 def name() -> str:
@@ -33,45 +34,23 @@ def base_of_numbers() -> type:
     return keras.Variable if keras.backend.backend() == "torch" else object
 
 
-def replica_count() -> int:
-    """Returns the number of replicas that compute one training step together.
+def current_replicas() -> OneDevice:
+    """Returns who computes the step that this code runs in.
 
-    These are the replicas of `tf.distribute`, or the processes of `torch.distributed`, that each
-    see their own loss. On JAX a loss is always that of the global batch, and the count is 1.
+    These are the replicas of `tf.distribute`, or the processes of `torch.distributed`. On JAX, and
+    while Keras builds a model symbolically, one device computes everything.
     """
-    if keras.backend.backend() == "torch":
-        return ranks.count_ranks()
-    return summed_replicas()
-
-
-def summed_replicas() -> int:
-    """Returns over how many replicas Keras sums losses, gradients and the state of layers.
-
-    Keras does so under `tf.distribute`, and divides the loss of each replica by their number. With
-    `torch.distributed` the count is 1: `DistributedDataParallel` averages gradients, of losses that
-    are not divided, and each process has a state of its own.
-    """
-    if keras.backend.backend() != "tensorflow":
-        return 1
+    if name() == "torch":
+        count = ranks.count_ranks()
+        return ranks.Processes(count) if count > 1 else OneDevice()
+    if name() == "jax":
+        return OneDevice()
     import tensorflow as tf
 
-    return tf.distribute.get_strategy().num_replicas_in_sync
-
-
-def sum_over_replicas(x):
-    """Returns the sum of a tensor over the replicas, on each of them.
-
-    TensorFlow switches to another replica meanwhile: do not use it in the forward pass of a model.
-    """
-    if replica_count() == 1:
-        return x
-    if keras.backend.backend() == "torch":
-        return ranks.sum_of_ranks(x)
-    import tensorflow as tf
-
-    context = tf.distribute.get_replica_context()
-    # There is no context while Keras builds the model symbolically.
-    return x if context is None else context.all_reduce(tf.distribute.ReduceOp.SUM, x)
+    count = tf.distribute.get_strategy().num_replicas_in_sync
+    if count == 1 or tf.distribute.get_replica_context() is None:
+        return OneDevice(loss_divisor=count)
+    return mirrored.MirroredReplicas(count)
 
 
 def batch_shards() -> int:
@@ -81,86 +60,6 @@ def batch_shards() -> int:
         return 1
     mesh = distribution.device_mesh
     return mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)]
-
-
-def in_replica() -> bool:
-    """Returns whether this code runs in the step of one of several replicas.
-
-    It does not while Keras builds the model symbolically.
-    """
-    return ranks.count_ranks() > 1 if keras.backend.backend() == "torch" else takes_turns()
-
-
-def takes_turns() -> bool:
-    """Returns whether this code runs in a replica that others interrupt at an exchange.
-
-    The replicas of `tf.distribute` in one process do, and share the layers of a model.
-    """
-    if summed_replicas() == 1:
-        return False
-    import tensorflow as tf
-
-    return tf.distribute.get_replica_context() is not None
-
-
-class Shares(NamedTuple):
-    """How the rows of a batch are divided among the replicas.
-
-    Attributes:
-        counts: The number of rows of each replica, a list.
-        index: The index of this replica.
-        start: The index of the first row of this replica.
-    """
-
-    counts: list
-    index: Any
-    start: Any
-
-
-def rows_of_replicas(tensors: list, own) -> tuple[list, Shares]:
-    """Returns the rows of all replicas for each tensor, and the shares of the replicas.
-
-    To be called `in_replica`. The numbers of rows may differ. No gradient flows. TensorFlow
-    switches to another replica meanwhile, as in `sum_over_replicas`.
-
-    Args:
-        tensors: Tensors with the same number of rows.
-        own: A tensor with as many rows.
-    """
-    if keras.backend.backend() == "torch":
-        rows, counts, index = ranks.rows_of_ranks(tensors, own)
-        return rows, Shares(counts, index, sum(counts[:index]))
-    import tensorflow as tf
-
-    context = tf.distribute.get_replica_context()
-    # Workers cannot gather an input itself, which is on no device.
-    tensors = [tf.identity(x) for x in tensors]
-    *rows, counts = context.all_gather([*tensors, tf.shape(own)[:1]], axis=0)
-    index = context.replica_id_in_sync_group
-    shares = Shares(tf.unstack(counts, replica_count()), index, tf.reduce_sum(counts[:index]))
-    return [tf.stop_gradient(x) for x in rows], shares
-
-
-def tensor_of_replica(x, replica: int, after):
-    """Returns the tensor of one replica, on each of them. No gradient flows.
-
-    To be called `in_replica`. TensorFlow switches to another replica meanwhile, as in
-    `sum_over_replicas`.
-
-    Args:
-        x: A tensor, of the same shape on all replicas.
-        replica: The index of the replica.
-        after: A tensor to compute first. TensorFlow would otherwise exchange several tensors at
-            the same time and hold them all.
-    """
-    if keras.backend.backend() == "torch":
-        return ranks.tensor_of_rank(x, replica)
-    import tensorflow as tf
-
-    context = tf.distribute.get_replica_context()
-    with tf.control_dependencies([after]):
-        x = tf.where(tf.equal(context.replica_id_in_sync_group, replica), x, tf.zeros_like(x))
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
 
 
 def is_chief(model: keras.Model) -> bool:

@@ -7,10 +7,10 @@ import keras
 from keras import ops
 
 from keras_jointloss import losses
-from keras_jointloss._core.backend import in_replica
+from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.batch import as_labels, finite_items, label_tensor
 from keras_jointloss._core.math import float_dtype
-from keras_jointloss._core.replicas import Batch, recorded_sum, rows_of, shared_batch
+from keras_jointloss._core.replicas import Batch, rows_of, shared_batch
 from keras_jointloss.layers._means import item_mask, mean_over_items
 from keras_jointloss.layers._step import CallLoss
 from keras_jointloss.layers.contrastive._variables import EmbeddingMemory, LearnedArguments
@@ -67,7 +67,7 @@ class Comparison:
             sample_weight = ops.reshape(ops.cast(sample_weight, dtype), (-1,))
             sample_weight = ops.broadcast_to(sample_weight, ops.shape(views)[:1])
         own = Batch(views, labels, item_mask(masks), sample_weight)
-        is_gathered = self._is_gathered and in_replica()
+        is_gathered = self._is_gathered and current_replicas().count > 1
         batch, own_items, exchange = own, None, None
         if is_gathered:
             batch, own_items, exchange = shared_batch(own, self._exchanges_views())
@@ -112,7 +112,7 @@ class Comparison:
 
         def record(name, total, count):
             if items is not None:
-                total, count = ops.unstack(recorded_sum(ops.stack([total, count])))
+                total, count = ops.unstack(current_replicas().state_sum(ops.stack([total, count])))
             means[name] = total, count
 
         views, labels = batch.views, batch.labels

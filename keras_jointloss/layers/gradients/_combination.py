@@ -11,10 +11,9 @@ from keras import ops
 from keras_jointloss import aggregators
 from keras_jointloss._core import keras as _keras
 from keras_jointloss._core.backend import (
+    current_replicas,
     custom_gradient,
     is_traced,
-    replica_count,
-    sum_over_replicas,
     trains_functionally,
 )
 from keras_jointloss._core.math import float_dtype, to_numpy
@@ -237,25 +236,25 @@ class GradientCombination(keras.layers.Layer):
 
     def _combined(self, upstream, before, forward):
         """Combines the gradients `(terms + 1, batch, ...)`; returns the result and its record."""
-        count, replicas = len(self.terms), replica_count()
+        count, replicas = len(self.terms), current_replicas()
         upstream, dtype = ops.cast(upstream, float_dtype(upstream.dtype)), upstream.dtype
         rows = gradients = ops.reshape(upstream, (count + 1, -1))
         if self.reduction == "sum":
             sums = [ops.sum(part, axis=1) for part in forward.parts_of(upstream)]
             sums = [ops.reshape(x, (count + 1, -1)) for x in sums]
-            rows = sum_over_replicas(ops.concatenate(sums, axis=1))
+            rows = replicas.sum(ops.concatenate(sums, axis=1))
         rows = rows[:-1]
         is_finite = ops.all(ops.isfinite(rows), axis=1)
         # Keeps squares within the range of the dtype. Replicas would each have a different scale.
-        largest = ops.max(abs(rows)) if replicas == 1 else ops.ones((), rows.dtype)
+        largest = ops.max(abs(rows)) if replicas.count == 1 else ops.ones((), rows.dtype)
         scale = nonzero(largest)
         rows = rows / scale
         gramian = rows @ ops.transpose(rows)
         if self.reduction == "flatten":
-            gramian = sum_over_replicas(gramian)
-        if replicas > 1:
+            gramian = replicas.sum(gramian)
+        if replicas.count > 1:
             is_finite = ops.isfinite(ops.diagonal(gramian))
-        scale = scale / loss_scale(gradients[-1], replicas)
+        scale = scale / loss_scale(gradients[-1], replicas.count)
         coefficients = self.aggregator.solve(gramian, step=forward.step)
         if self.aggregator.degree and not self.aggregator.rescale:
             coefficients = coefficients * scale**self.aggregator.degree

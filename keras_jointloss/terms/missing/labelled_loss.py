@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_jointloss._core.backend import summed_replicas
+from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.batch import reduce_values
 from keras_jointloss._core.math import divide_or_0
-from keras_jointloss._core.replicas import counted_by
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.terms._probe import ignores_zeros, is_mean_over_elements
 from keras_jointloss.terms.element_weights import validate_rank, weighs_elements
@@ -197,4 +196,5 @@ class LabelledLoss:
 
 def _mean(total, divisor):
     """Returns `total / divisor`, as one replica's part of the mean over all replicas."""
-    return counted_by(divide_or_0(total, divisor) / summed_replicas(), divisor)
+    replicas = current_replicas()
+    return replicas.own_mean(divide_or_0(total, divisor) / replicas.loss_divisor, divisor)
