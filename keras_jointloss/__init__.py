@@ -100,7 +100,7 @@ def custom_objects() -> dict[str, Any]:
 
 def _register() -> None:
     """Imports everything that Keras needs to load a model."""
-    for name in ("callbacks", "layers", "schedules", "terms", "weighting"):
+    for name in ("_core.keras_check", "callbacks", "layers", "schedules", "terms", "weighting"):
         importlib.import_module(f"{__name__}.{name}")
 
 

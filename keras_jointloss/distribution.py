@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
-from keras_jointloss._core import keras as _keras
 from keras_jointloss._core.backend import name, workers
+from keras_jointloss._core.keras_models import append_callback, replace_in_trainer
 from keras_jointloss.terms.clock import optimizer_step
 
 __all__ = ["enable_multi_worker_fit"]
@@ -68,19 +68,19 @@ def enable_multi_worker_fit() -> None:
             f"{keras.__version__}, which may train with several workers without it"
         )
     if not _is_enabled:
-        _keras.replace_in_trainer(_fit, _build, _reduce)
+        replace_in_trainer(_fit, _build, _reduce)
         _is_enabled = True
 
 
 def _fit(original, model, *args, **kwargs):
     """Trains a model."""
-    if not workers.is_one_of_workers(model.distribute_strategy):
+    if not workers.is_one_of_workers(workers.strategy_of(model)):
         return original(model, *args, **kwargs)
     given = inspect.signature(original).bind(model, *args, **kwargs)
     callbacks, same_start = given.arguments.get("callbacks"), _SameStart()
     if isinstance(callbacks, keras.callbacks.CallbackList):  # Whose callbacks know their model.
         same_start.set_model(model)
-        callbacks.callbacks.append(same_start)
+        append_callback(callbacks, same_start)
     else:
         given.arguments["callbacks"] = [*keras.tree.flatten(callbacks or []), same_start]
     try:
@@ -92,7 +92,7 @@ def _fit(original, model, *args, **kwargs):
 
 def _build(original, model, iterator=None, data_batch=None):
     """Builds a model before its first batch."""
-    strategy = model.distribute_strategy
+    strategy = workers.strategy_of(model)
     if iterator is not None and workers.is_one_of_workers(strategy):
         data_batch = workers.local_batch(next(next(iter(iterator))[2]), strategy)
         iterator = None
@@ -118,7 +118,7 @@ class _SameStart(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         # Not earlier, since another callback may restore the model when training begins.
-        strategy = self.model.distribute_strategy
+        strategy = workers.strategy_of(self.model)
         if self._is_compared or not workers.is_one_of_workers(strategy):
             return
         self._is_compared = True

@@ -9,10 +9,11 @@ from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss._core import keras as _keras
+from keras_jointloss._core import keras_check
 
 
 def test_keras_defines_and_calls_all_private_names():
-    _keras.check()
+    keras_check.check()
 
 
 @pytest.mark.parametrize("name", ["_flatten_layers", "_get_own_losses"])
@@ -20,20 +21,20 @@ def test_missing_name_raises(monkeypatch, name):
     monkeypatch.delattr(keras.layers.Layer, name)
     message = rf"needs `Layer.{name}`, which Keras {keras.__version__} does not have: install"
     with pytest.raises(ImportError, match=message):
-        _keras.check()
+        keras_check.check()
 
 
 def test_override_not_called_by_keras_raises(monkeypatch):
     monkeypatch.setattr(keras.layers.Layer, "losses", property(lambda self: []))
     with pytest.raises(ImportError, match=r"overrides `Layer._get_own_losses`.*does not call"):
-        _keras.check()
+        keras_check.check()
 
 
 def test_losses_of_layers_kept_elsewhere_raise(monkeypatch):
     collect = keras.layers.Layer._get_own_losses
     monkeypatch.setattr(keras.layers.Layer, "_get_own_losses", lambda self: collect(self)[:0])
     with pytest.raises(ImportError, match=r"keeps the list `Layer._losses`.*does not read"):
-        _keras.check()
+        keras_check.check()
 
 
 def test_losses_of_layers_are_put_back():
@@ -54,7 +55,7 @@ def test_check_within_a_call_keeps_the_losses():
     class Layer(keras.layers.Layer):
         def call(self, x):
             self.add_loss(ops.sum(x))
-            _keras.check()
+            keras_check.check()
             assert _keras.outermost_layer() is self
             return x
 
@@ -104,7 +105,7 @@ def test_package_can_be_imported_under_any_dtype_policy(policy, floatx):
     keras.config.set_floatx(floatx)
     if policy is not None:
         keras.config.set_dtype_policy(policy)
-    _keras.check()
+    keras_check.check()
 
 
 @pytest.mark.parametrize(
@@ -112,4 +113,4 @@ def test_package_can_be_imported_under_any_dtype_policy(policy, floatx):
 )
 def test_package_can_be_imported_in_a_scope(scope):
     with scope():
-        _keras.check()
+        keras_check.check()

@@ -9,7 +9,8 @@ from keras import ops
 
 from keras_jointloss._core import backend as _backend
 from keras_jointloss._core.backend import host_values
-from keras_jointloss._core.loops import running_loop
+from keras_jointloss._core.keras import masked, reduced_as_loss
+from keras_jointloss._core.keras_calls import running_loop
 from keras_jointloss._core.math import value_range
 from keras_jointloss._core.validation import invalid, validate_count
 
@@ -29,32 +30,6 @@ def stacked(views):
     return views[:, None] if len(views.shape) == 2 else views
 
 
-class _Mask(keras.losses.Loss):
-    """Exposes the Keras mask of the items: Keras multiplies this loss, all ones, by the mask.
-
-    Where Keras stores the mask of a tensor depends on the backend, and only losses receive it.
-    """
-
-    def __init__(self):
-        super().__init__(name="mask", reduction="none")
-        self.ones = None
-
-    def call(self, y_true, y_pred):
-        self.ones = ops.ones_like(stacked(y_pred)[:, 0, :1])  # (batch, 1)
-        return self.ones
-
-
-class _Precomputed(keras.losses.Loss):
-    """Reduces precomputed values, as Keras does after the `call` of any loss."""
-
-    def __init__(self, values, reduction, dtype):
-        super().__init__(name="reduction", reduction=reduction, dtype=dtype)
-        self.values = values
-
-    def call(self, y_true, y_pred):
-        return self.values
-
-
 def reduce_values(values, y_pred, sample_weight=None, reduction="sum", dtype=None):
     """Reduces the values of items as Keras reduces those of a loss.
 
@@ -65,7 +40,7 @@ def reduce_values(values, y_pred, sample_weight=None, reduction="sum", dtype=Non
         reduction: As in `keras.losses.Loss`.
         dtype: As in `keras.losses.Loss`.
     """
-    return reduced(_Precomputed(values, reduction, dtype)(y_pred, y_pred, sample_weight), reduction)
+    return reduced(reduced_as_loss(values, y_pred, sample_weight, reduction, dtype), reduction)
 
 
 def reduced(loss, reduction):
@@ -91,9 +66,9 @@ def valid_items(views, sample_weight=None):
             excluded.
         sample_weight: A number, or one per item. An item of weight 0 is excluded.
     """
-    loss = _Mask()
-    mask = loss(views, views)  # (batch, 1) or (batch, views)
-    valid = None if mask is loss.ones else ops.all(mask > 0, axis=1)
+    first = stacked(ops.convert_to_tensor(views))[:, 0, :1]
+    mask = masked(ops.ones_like(first, dtype=keras.config.floatx()), views)  # (batch, 1 or views)
+    valid = None if mask is None else ops.all(mask > 0, axis=1)
     if sample_weight is None:
         return valid
     weighs = ops.not_equal(item_weights(sample_weight, views), 0)

@@ -1,144 +1,31 @@
-"""The private Keras names that the package uses, checked at import. No other module uses one.
+"""What the package assumes of layers, losses and variables of Keras that Keras does not document.
 
-- `Layer._get_own_losses`: `Model.losses` collects the losses of layers with it. A term overrides it
-  to compute its loss after the forward pass.
-- `Layer._clear_losses`: Keras calls it when a new outermost call begins. A term overrides it to
-  drop the leftovers of the last step.
-- `Layer._losses`: the list that `Layer.add_loss` fills. The replicas of TensorFlow share it, so it
-  is kept while another of them runs.
-- `Layer._flatten_layers`: it reaches nested layers; `Model.layers` stops at a nested model.
-- `Layer._get_call_context`: it knows the outermost layer.
-- `Layer._maybe_reset_call_context`: it ends the context that `_get_call_context` creates if there
-  is none.
-- The local variables of `Layer.__call__` and `Layer.stateless_call`: only they hold the argument
-  `training` of an outer call, as each layer that is called with another one changes the context,
-  and the object that Keras makes for an outermost call.
-- `Operation._remat_mode`: whether a layer is recomputed in the backward pass.
-- `KerasTensor._keras_history` and `Operation._inbound_nodes`: they know which call of a layer has
-  computed a tensor of a Functional model, and from which tensors. `Layer.output` knows neither if
-  a layer is called several times.
-- `Model._maybe_symbolic_build` and the function `reduce_per_replica` beside it, on TensorFlow:
-  `keras_jointloss.distribution.enable_multi_worker_fit` replaces them, and looks for them then.
-- `Metric._tracker`: a metric has no other way to give up a variable.
-- `CompileLoss.build` and `CompileMetrics.build`, with `_user_loss` and `_user_metrics`: they match
-  losses and metrics with what the model returns, in the first step. `before_build` checks those of
-  `joint_loss` first. Only a message depends on it, so nothing is raised where they have changed; a
-  test fails.
+Each assumption is a function, which says why it is needed, and has a check of its name in
+`tests/test_keras.py`. What runs at the moment is in `_core/keras_calls.py`, what concerns models,
+optimizers and callbacks in `_core/keras_models.py`. `_core/keras_check.py` looks for most of it
+when the package is imported. No other module relies on what Keras does not document, except for the
+methods in `OVERRIDDEN`.
 """
 
 import contextlib
-import functools
 import inspect
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import keras
+from keras import ops
 
-# Subclasses may override these; the others are called in this module only.
+from keras_jointloss._core.backend import name as name_of_backend
+
+#: Methods of layers that a term overrides: `Model.losses` collects losses with the first, and Keras
+#: calls the second when a new outermost call begins.
 OVERRIDDEN = ("_get_own_losses", "_clear_losses")
-_NAMES = (*OVERRIDDEN, "_flatten_layers", "_get_call_context", "_maybe_reset_call_context")
-# Public but undocumented: how Keras handles gradients of 8-bit scales.
-_ATTRIBUTES = {
-    "Layer": (keras.layers.Layer, _NAMES),
-    "Variable": (keras.Variable, ("overwrite_with_gradient",)),
-}
 
-
-def _code(method: Any) -> int:
-    return id(inspect.unwrap(method).__code__)
-
-
-#: The code of a call of a layer, and of one that is a function of its variables, as on JAX: their
-#: identities, since code that PyTorch compiles has no hash.
-CALLS = frozenset(map(_code, (keras.layers.Layer.__call__, keras.layers.Layer.stateless_call)))
-
-
-class _Witness(keras.layers.Layer):
-    """Records which of the overridden methods Keras calls."""
-
-    def __init__(self, name):
-        # Whatever the dtype policy, it returns its input itself.
-        super().__init__(name=name, autocast=False)
-        keep_from_recomputation(self)
-        self.called = set()
-        self.training: bool | None = None
-        self.identity: Any = None
-        self.built = True
-
-    def compute_output_spec(self, inputs, training=None):
-        return self.call(inputs, training)
-
-    def call(self, inputs, training=None):
-        frame: Any = inspect.currentframe()
-        while id(frame.f_code) not in CALLS:
-            frame = frame.f_back
-        self.training, self.identity = training_of(frame), identity_of(frame)
-        return inputs
-
-    def _get_own_losses(self):
-        self.called.add("_get_own_losses")
-        return super()._get_own_losses()
-
-    def _clear_losses(self):
-        self.called.add("_clear_losses")
-        super()._clear_losses()
-
-
-def check() -> None:
-    """Raises `ImportError` if Keras lacks a name, or no longer calls what the package overrides."""
-    for owner, (value, names) in _ATTRIBUTES.items():
-        for name in names:
-            if not hasattr(value, name):
-                raise _unsupported(f"needs `{owner}.{name}`", "does not have")
-    parent, child = _Witness("parent"), _Witness("child")
-    parent.child = child
-    # Symbolic: no backend computes anything. Within another call, Keras does not clear losses.
-    with keras.StatelessScope() as scope:
-        is_outside = outermost_layer() is None and scope.original_scope is None
-    if is_outside:
-        tensor = keras.KerasTensor((1, 1))
-        parent(tensor, training=True)
-        child.stateless_call([], [], None, training=True)
-        for witness, name in ((parent, "__call__"), (child, "stateless_call")):
-            if witness.training is not True or witness.identity is None:
-                raise _unsupported(f"reads local variables of `Layer.{name}`", "does not have")
-        _check_source(tensor, parent)
-    else:
-        child.called.add("_clear_losses")
-    if not hasattr(_PROBE, "_remat_mode"):
-        raise _unsupported("sets `Layer._remat_mode`", "does not have")
-    if not hasattr(getattr(keras.metrics.Metric(), "_tracker", None), "untrack"):
-        raise _unsupported("removes variables by `Metric._tracker`", "does not have")
-    _ = parent.losses
-    for name in OVERRIDDEN:
-        if name not in child.called:
-            raise _unsupported(f"overrides `Layer.{name}`", "does not call")
-    loss: Any = object()
-    getattr(child, "_losses", []).append(loss)
-    if is_outside and not any(x is loss for x in parent.losses):
-        raise _unsupported("keeps the list `Layer._losses`", "does not read")
-
-
-def _check_source(tensor, layer) -> None:
-    try:
-        found = source(tensor)
-    except AttributeError as error:
-        raise _unsupported(f"uses `{error.name}` of a Functional model", "does not have") from error
-    if found is None or found.operation is not layer:
-        raise _unsupported("follows the tensors of a Functional model", "does not record")
-
-
-def _unsupported(needs: str, lacks: str) -> ImportError:
-    version = sys.modules["keras_jointloss"].__version__
-    return ImportError(
-        f"keras_jointloss {version} {needs}, which Keras {keras.__version__} {lacks}: install "
-        "Keras 3.12 or another version that this release supports, or a newer keras_jointloss."
-    )
+# Layers and their losses.
 
 
 def flatten_layers(layer: keras.layers.Layer, include_self: bool = True) -> Iterator:
-    """Returns the layers within a layer, at any depth.
+    """Returns the layers within a layer, at any depth; `Model.layers` stops at a nested model.
 
     Args:
         layer: A layer or model.
@@ -147,9 +34,34 @@ def flatten_layers(layer: keras.layers.Layer, include_self: bool = True) -> Iter
     return iter(layer._flatten_layers(include_self=include_self))
 
 
+def outermost_layer() -> keras.layers.Layer | None:
+    """Returns the layer or model whose call encloses all others; `None` outside of any call.
+
+    Only the context that Keras keeps of a call knows it.
+    """
+    context = _PROBE._get_call_context()
+    if context.entry_layer is not _PROBE:
+        return context.entry_layer
+    # There was no context, so Keras created one.
+    _PROBE._maybe_reset_call_context()
+    return None
+
+
+def own_losses(layer: keras.layers.Layer) -> list:
+    """Returns the losses that a layer itself has added in the running step."""
+    return layer._get_own_losses()
+
+
+def layer_that_adds_losses(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """Returns the first layer within a layer that has added a loss in the running step."""
+    return next((x for x in flatten_layers(layer) if own_losses(x)), layer)
+
+
 @contextlib.contextmanager
 def kept_losses(layer: keras.layers.Layer) -> Iterator[None]:
     """Puts the losses that layers have added back at the end, also after an error.
+
+    The replicas of TensorFlow share the lists that `add_loss` fills.
 
     Args:
         layer: A layer or model; the layers within it are those whose losses are kept.
@@ -163,68 +75,14 @@ def kept_losses(layer: keras.layers.Layer) -> Iterator[None]:
             x._losses.extend(losses)
 
 
-def outermost_layer() -> keras.layers.Layer | None:
-    """Returns the layer or model whose call encloses all others; `None` outside of any call."""
-    context = _PROBE._get_call_context()
-    if context.entry_layer is not _PROBE:
-        return context.entry_layer
-    # There was no context, so Keras created one.
-    _PROBE._maybe_reset_call_context()
-    return None
+def keep_from_recomputation(layer: keras.layers.Layer) -> None:
+    """Excludes a layer from `keras.RematScope`, but not the layers within it."""
+    layer._remat_mode = None
 
 
 def takes_training(layer: keras.layers.Layer) -> bool:
-    """Returns whether the `call` of a layer has an argument `training`."""
+    """Returns whether the `call` of a layer has an argument `training`, which Keras then fills."""
     return "training" in inspect.signature(layer.call).parameters
-
-
-def training_of(frame: Any) -> bool | None:
-    """Returns the argument `training` of a running call of a layer.
-
-    As in Keras, `None` means inference. If the `call` of the layer takes no `training`, and it was
-    not given, returns `None`.
-
-    Args:
-        frame: A frame whose code is one of `CALLS`.
-    """
-    given, others = _arguments_of(frame)
-    arguments = {**others, **given}
-    return bool(arguments["training"]) if "training" in arguments else None
-
-
-def given_training(frame: Any) -> Any:
-    """Returns the argument `training` that the caller of a layer gave, or `None`.
-
-    Args:
-        frame: A frame whose code is one of `CALLS`.
-    """
-    given, _ = _arguments_of(frame)
-    return given.get("training")
-
-
-def _arguments_of(frame: Any) -> tuple[dict, dict]:
-    """Returns the arguments that a running call of a layer was given, and all with defaults."""
-    values = frame.f_locals
-    specification = values.get("call_spec")
-    if specification is not None:
-        return specification.user_arguments_dict, specification.arguments_dict
-    bound = inspect.signature(values["self"].call).bind(*values["args"], **values["kwargs"])
-    given = dict(bound.arguments)
-    bound.apply_defaults()
-    return given, dict(bound.arguments)
-
-
-def identity_of(frame: Any) -> Any:
-    """Returns an object that lives exactly as long as a running call of a layer.
-
-    It is one object for an outermost call and all calls of layers within it.
-
-    Args:
-        frame: A frame whose code is one of `CALLS`.
-    """
-    values = frame.f_locals
-    # A functional call treats each layer within it as the outermost, but has a scope.
-    return values.get("call_context") or values.get("scope")
 
 
 def required_arguments(layer: keras.layers.Layer) -> list[str]:
@@ -235,25 +93,12 @@ def required_arguments(layer: keras.layers.Layer) -> list[str]:
     return [x.name for x in needed if x.name not in ("training", "mask")]
 
 
-def own_losses(layer: keras.layers.Layer) -> list:
-    """Returns the losses that a layer itself has added in the running step."""
-    return layer._get_own_losses()
+def is_known(defined: Any) -> bool:
+    """Returns whether Keras or this package defines a class or function, so that it is known."""
+    return defined.__module__.partition(".")[0] in ("keras", "keras_jointloss")
 
 
-def layer_that_adds_losses(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """Returns the first layer within a layer that has added a loss in the running step."""
-    return next((x for x in flatten_layers(layer) if own_losses(x)), layer)
-
-
-def keep_from_recomputation(layer: keras.layers.Layer) -> None:
-    """Excludes a layer from `keras.RematScope`, but not the layers within it."""
-    layer._remat_mode = None
-
-
-def untrack(metric: keras.metrics.Metric, variables: Iterable[keras.Variable]) -> None:
-    """Removes variables from a metric."""
-    for variable in variables:
-        metric._tracker.untrack(variable)
+# The graph of a Functional model.
 
 
 class Source(NamedTuple):
@@ -275,7 +120,10 @@ class Source(NamedTuple):
 
 
 def source(tensor: Any) -> Source | None:
-    """Returns the call that has computed a symbolic tensor; `None` if no call has."""
+    """Returns the call that has computed a symbolic tensor; `None` if no call has.
+
+    `Layer.output` and `Layer.input` raise an error if a layer is called several times.
+    """
     operation, call, index = tensor._keras_history
     if operation is None:
         return None
@@ -283,67 +131,165 @@ def source(tensor: Any) -> Source | None:
     return Source(operation, call, list(node.input_tensors), index, len(node.outputs))
 
 
-def replace_in_trainer(fit: Callable, build: Callable, reduce: Callable) -> None:
-    """Replaces three functions with which Keras trains on TensorFlow, in all models.
+def stacked_tensors(tensor: Any) -> list | None:
+    """Returns what `keras.ops.stack` has put together, which only the operation itself knows.
 
-    Each replacement is called with the original, and its arguments.
+    `None` if a symbolic tensor comes from something else.
+    """
+    found = source(tensor)
+    if found is None or isinstance(found.operation, keras.layers.Layer):
+        return None
+    return found.inputs if type(found.operation).__name__ == "Stack" else None
+
+
+# Numbers and masks.
+
+
+class LateNumber(keras.Variable if name_of_backend() == "torch" else object):  # type: ignore[misc]
+    """A scalar that is computed when Keras converts it to a tensor, as a loss or as its weight.
+
+    On PyTorch it counts as a variable: Keras converts anything else through NumPy, which waits for
+    the device.
+    """
+
+    shape = ()
+
+    def __init__(self):
+        """Creates no variable, unlike the constructor of `keras.Variable`."""
+
+    @property
+    def value(self) -> Any:
+        """The scalar, a tensor of `keras.config.floatx()`."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> str:
+        return keras.config.floatx()
+
+    def __tf_tensor__(self, dtype=None, name=None):
+        return ops.convert_to_tensor(self.value, dtype=None if dtype is None else dtype.name)
+
+    def __jax_array__(self):
+        return self.value
+
+
+class _Precomputed(keras.losses.Loss):
+    """Reduces precomputed values, as Keras does after the `call` of any loss."""
+
+    def __init__(self, values, reduction, dtype):
+        super().__init__(name="reduction", reduction=reduction, dtype=dtype)
+        self.values = values
+
+    def call(self, y_true, y_pred):
+        return self.values
+
+
+def reduced_as_loss(values, y_pred, sample_weight=None, reduction="none", dtype=None):
+    """Returns the values of items as Keras reduces those of a loss, with the mask of a prediction.
+
+    Where Keras stores the mask depends on the backend, and only losses receive it.
+    """
+    return _Precomputed(values, reduction, dtype)(y_pred, y_pred, sample_weight)
+
+
+def masked(values, y_pred, sample_weight=None, dtype=None):
+    """Returns the values times mask and weights; `None` if there are none of either.
+
+    Keras returns the same tensor then, which nothing else shows.
 
     Args:
-        fit: Replaces the method `fit`.
-        build: Replaces the method that builds a model before its first batch.
-        reduce: Replaces the function that reduces the logs of the replicas.
-
-    Raises:
-        ImportError: If Keras lacks one of them.
+        values: `(batch, ...)`, of the dtype.
+        y_pred: The prediction, whose Keras mask applies.
+        sample_weight: As Keras passes it to a loss, or `None`.
+        dtype: As in `keras.losses.Loss`.
     """
-    build_name, reduce_name = "_maybe_symbolic_build", "reduce_per_replica"
-    trainer = next((x for x in keras.Model.__mro__ if build_name in vars(x)), None)
-    if trainer is None:
-        raise _unsupported(f"replaces `Model.{build_name}`", "does not have")
-    module = sys.modules[trainer.__module__]
-    if not hasattr(module, reduce_name):
-        raise _unsupported(f"replaces `{reduce_name}`", "does not have")
-    for owner, name, new in (
-        (trainer, "fit", fit),
-        (trainer, build_name, build),
-        (module, reduce_name, reduce),
-    ):
-        setattr(owner, name, _replaced(getattr(owner, name), new))
+    found = reduced_as_loss(values, y_pred, sample_weight, dtype=dtype)
+    return None if found is values else found
 
 
-def before_build(check: Callable[[Any, Any, Any], None]) -> None:
-    """Calls a function before Keras matches losses or metrics with the outputs of a model.
+# Variables.
 
-    Keras does so once after each `compile`, in the first step.
+
+class _LayerState(keras.random.SeedGenerator):
+    """Holds a variable; no random number is ever drawn from it."""
+
+    def __init__(self, variable: keras.Variable):
+        self.name = variable.name
+        self.backend = keras.backend
+        self.state = variable
+
+    def get_config(self) -> dict:
+        raise NotImplementedError("The layer that owns the variable recreates it.")
+
+
+def as_layer_state(variable: keras.Variable) -> keras.random.SeedGenerator:
+    """Returns an attribute that adds a variable to a layer's `variables`, not to its `weights`.
+
+    On JAX a layer can only change its `variables`. Its `weights` are what `get_weights` returns,
+    model averaging uses and `EarlyStopping` restores: neither a step nor a switch belongs there.
+    Keras treats only the state of a seed generator in this way. Keras does not save it: the layer
+    does.
+    """
+    return _LayerState(variable)
+
+
+def is_seed(variable: keras.Variable) -> bool:
+    """Returns whether a variable is the state of a seed generator, which only its name shows."""
+    return variable.name == "seed_generator_state"
+
+
+def leave_untrained(variable: keras.Variable) -> None:
+    """Excludes a variable from training, while gradient tapes of TensorFlow go on watching it."""
+    variable.trainable = False
+
+
+def overwrite_with_gradient(variable: keras.Variable) -> None:
+    """Makes optimizers assign to a variable its gradient, or the maximum of those accumulated.
+
+    Keras does so with scales of 8-bit floats. On JAX nothing but gradients leaves a backward pass.
+    """
+    variable.overwrite_with_gradient = True
+
+
+def is_overwritten_with_gradient(variable: keras.Variable) -> bool:
+    """Returns whether optimizers overwrite a variable, such as a scale of 8-bit floats."""
+    return variable.overwrite_with_gradient
+
+
+def untrack(metric: keras.metrics.Metric, variables: Iterable[keras.Variable]) -> None:
+    """Removes variables from a metric, which has no other way to give one up."""
+    for variable in variables:
+        metric._tracker.untrack(variable)
+
+
+def saved_variables(store: Any) -> dict[str, Any]:
+    """Returns what Keras itself saves of a layer: it uses numbers as keys."""
+    return {key: store[key] for key in list(store.keys()) if key.isdigit()}
+
+
+class Scope(keras.StatelessScope):
+    """A scope that passes on the values of the enclosing one, and records what is assigned.
+
+    Keras lists some variables that a layer assigns nowhere, such as the states of a stateful RNN.
 
     Args:
-        check: Its arguments are `loss` or `metrics` as given to `compile`, what the model returns,
-            and the names of its outputs, or `None`.
+        values: Pairs of a variable and its value within the scope.
     """
-    trainer = next(x for x in keras.Model.__mro__ if "compute_metrics" in vars(x))
-    module = sys.modules[trainer.__module__]
-    for name, given in (("CompileLoss", "_user_loss"), ("CompileMetrics", "_user_metrics")):
-        owner: Any = getattr(module, name, None)
-        if hasattr(owner, "build"):
-            owner.build = _checked(owner.build, check, given)
 
+    def __init__(self, values: Iterable[tuple]):
+        super().__init__(values, collect_losses=True)
+        #: The variables that were assigned, by identity.
+        self.assigned: dict[int, keras.Variable] = {}
 
-def _checked(build, check, given):
-    @functools.wraps(build)
-    def checked_build(self, y_true, y_pred):
-        check(getattr(self, given, None), y_pred, getattr(self, "output_names", None))
-        return build(self, y_true, y_pred)
+    def get_current_value(self, variable):
+        value = super().get_current_value(variable)
+        if value is None and self.original_scope is not None:
+            return self.original_scope.get_current_value(variable)
+        return value
 
-    return checked_build
-
-
-def _replaced(original, new):
-    @functools.wraps(original)
-    def call(*args, **kwargs):
-        return new(original, *args, **kwargs)
-
-    return call
+    def add_update(self, update):
+        self.assigned[id(update[0])] = update[0]
+        super().add_update(update)
 
 
 _PROBE = keras.layers.Layer(name="probe")
-check()

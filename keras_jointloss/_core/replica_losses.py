@@ -10,7 +10,7 @@ from keras import ops
 from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.batch import reduce_values
 from keras_jointloss._core.keras import kept_losses
-from keras_jointloss._core.loops import running_model
+from keras_jointloss._core.keras_calls import running_model
 from keras_jointloss._core.math import divide_or_0
 from keras_jointloss._core.replicas import Batch, is_after_call, shared_batch
 

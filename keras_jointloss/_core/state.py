@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_jointloss._core.keras import as_layer_state, leave_untrained
+
 
 def constant(value) -> Callable:
     """Returns a constant initializer; that of Keras rounds to float32, even for float64."""
@@ -42,29 +44,8 @@ def layer_state(name, shape, initial, dtype=None, aggregation="sum", is_watched=
         synchronization="on_read",
         name=name,
     )
-    variable.trainable = False
+    leave_untrained(variable)
     return variable
-
-
-class _LayerState(keras.random.SeedGenerator):
-    """Makes a variable part of a layer's `variables`, but not of its `weights`.
-
-    On JAX a layer can only change its `variables`. Its `weights` are what `get_weights` returns,
-    model averaging uses and `EarlyStopping` restores: neither a step nor a switch belongs there.
-    Keras treats only the state of a seed generator in this way, so this class is one, but no random
-    number is ever drawn from it. Keras does not save it: the layer does.
-
-    Args:
-        variable: The variable.
-    """
-
-    def __init__(self, variable):
-        self.name = variable.name
-        self.backend = keras.backend
-        self.state = variable
-
-    def get_config(self) -> dict:
-        raise NotImplementedError("The layer that owns the variable recreates it.")
 
 
 def as_state(variables: Iterable) -> list:
@@ -73,4 +54,4 @@ def as_state(variables: Iterable) -> list:
     Args:
         variables: Variables that are not attributes of the layer themselves.
     """
-    return [_LayerState(variable) for variable in variables]
+    return [as_layer_state(variable) for variable in variables]

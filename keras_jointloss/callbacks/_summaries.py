@@ -1,14 +1,13 @@
 """The TensorBoard runs of training, and the charts that show all terms together."""
 
 import os
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import keras
 
 from keras_jointloss._core.backend import is_chief
-from keras_jointloss._core.loops import enclosing_callbacks
+from keras_jointloss._core.keras_calls import when_callbacks_are_deleted
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.tensorboard import SummaryWriter
 
@@ -81,10 +80,7 @@ class Summaries:
         if self.log_dir is None or run in self._writers:
             return
         self._writers[run] = writer = SummaryWriter(os.path.join(self.log_dir, run))
-        # `fit` calls no hook if it fails or is interrupted, but then its list of callbacks goes.
-        owner = enclosing_callbacks()
-        if owner is not None:
-            weakref.finalize(owner, writer.close)
+        when_callbacks_are_deleted(writer.close)
         charts = _TERM_CHARTS if self._has_terms else {}
         if self._has_gradients and run == "train":
             charts = {**charts, **_GRADIENT_CHARTS}

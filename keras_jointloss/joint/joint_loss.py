@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from keras_jointloss._core import keras as _keras
+from keras_jointloss._core.keras_models import before_build
 from keras_jointloss._core.validation import invalid, validate_choice
 from keras_jointloss.joint.arguments import (
     Output,
@@ -29,7 +29,7 @@ from keras_jointloss.weighting import get as get_weighting
 
 # Keras refuses another form too, but speaks of metrics that the user has not given, or raises
 # `TypeError: 'NoneType' object is not iterable`.
-_keras.before_build(validate_form)
+before_build(validate_form)
 
 #: The name of the term if the model has one output and the loss is not a dict.
 ONLY_TERM = "output"

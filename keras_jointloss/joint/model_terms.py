@@ -6,9 +6,15 @@ from typing import Any
 import keras
 
 from keras_jointloss._core.backend import variable_scope
+from keras_jointloss._core.keras_models import (
+    accumulated_steps,
+    compile_again,
+    is_to_compile,
+    output_names,
+)
 from keras_jointloss.joint.find_terms import find_gradient_layers, find_losses, find_terms
 from keras_jointloss.joint.wiring import Wiring
-from keras_jointloss.terms.clock import Clock, accumulated_steps
+from keras_jointloss.terms.clock import Clock
 from keras_jointloss.terms.output_form import validate_form
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.weight import TermWeight
@@ -82,20 +88,19 @@ class ModelTerms(Mapping[str, TermWeight]):
         self.clock.attach(self._weights, self.weighting)
         with variable_scope(model):
             is_new = [weight.watch() for weight in self._weights.values()]
+        steps = accumulated_steps(model.optimizer)
+        is_new += [layer.accumulate(steps) for layer in self.gradient_layers]
         if any(is_new):
-            model.train_function = None
-        steps = accumulated_steps(model)
-        if any([layer.accumulate(steps) for layer in self.gradient_layers]):
-            model.train_function = None
+            compile_again(model)
         if self._bind_weighting(model):
             # Functions that were compiled without the rule would not run it.
-            model.train_function = model.test_function = None
-        if model.train_function is None:
+            compile_again(model, evaluation=True)
+        if is_to_compile(model):
             for weight in self.output_weights.values():
                 weight.is_applied = weight.is_counted = False
         if self._name_weights(model):
             # The compiled functions return it under the old name.
-            model.train_function = model.test_function = None
+            compile_again(model, evaluation=True)
 
     def _bind_weighting(self, model: keras.Model) -> bool:
         """Binds the rule to the terms, and returns whether this changes a training step."""
@@ -105,7 +110,7 @@ class ModelTerms(Mapping[str, TermWeight]):
             for weight in self._weights.values():
                 weight.release()
             return False
-        names = getattr(model, "output_names", None) or []
+        names = output_names(model) or []
         if len(set(names)) < len(names):
             raise ValueError(
                 "Expected a model whose outputs have different names, since its terms have a "
@@ -158,7 +163,8 @@ class ModelTerms(Mapping[str, TermWeight]):
 
 def _validate_form(model: keras.Model) -> None:
     """Raises `ValueError` if the losses do not have the form of the outputs, where it is known."""
-    if hasattr(model, "output_names"):
-        validate_form(model.loss, model.output, model.output_names)
+    names = output_names(model)
+    if names is not None:
+        validate_form(model.loss, model.output, names)
     elif isinstance(model, keras.Sequential):
         validate_form(model.loss, None, None)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_jointloss._core import keras as _keras
+from keras_jointloss._core.keras_models import output_names
 from keras_jointloss.joint.find_terms import find_losses
 from keras_jointloss.joint.joint_loss import ONLY_TERM
 from keras_jointloss.layers._layer_term import LayerTerm
@@ -71,7 +72,7 @@ class Wiring:
         self._layer_names = {layer.name for layer in layers}
         self._combinations = [x for x in layers if isinstance(x, GradientCombination)]
         # What is known of the copies, if the model computes what its symbolic outputs say.
-        is_graph = type(model).call.__module__.startswith("keras.")
+        is_graph = _keras.is_known(type(model).call)
         self._reads = _copies_read(self.outputs, self._combinations) if is_graph else {}
         #: Whether a layer may add a loss that is no term.
         self.may_have_other_losses = any(_may_add_loss(layer) for layer in layers)
@@ -176,8 +177,9 @@ class Wiring:
 
 def _may_add_loss(layer: keras.layers.Layer) -> bool:
     """Returns whether a layer or model may add a loss that is no term."""
-    is_known = type(layer).__module__.partition(".")[0] in ("keras", "keras_jointloss")
-    return not is_known or getattr(layer, "activity_regularizer", None) is not None
+    return (
+        not _keras.is_known(type(layer)) or getattr(layer, "activity_regularizer", None) is not None
+    )
 
 
 def _names_with_loss(model: keras.Model) -> list[str]:
@@ -193,17 +195,17 @@ def _names_with_loss(model: keras.Model) -> list[str]:
 
 def _output_tensors(model: keras.Model) -> dict[str, list]:
     """Returns the symbolic tensors of each output of a Functional model by its name."""
-    outputs = getattr(model, "outputs", None)
-    if not outputs or not hasattr(model, "output_names"):  # A `Sequential` has no names.
+    names = output_names(model)
+    if not names:
         return {}
     if isinstance(model.output, dict):
         return {name: keras.tree.flatten(x) for name, x in model.output.items()}
-    names = list(model.output_names)
+    names = list(names)
     if isinstance(model.loss, list | tuple):
         given = [_name_in_list(loss) for loss in model.loss]
         names = [own or name for own, name in zip_longest(given, names)]
     found: dict[str, list] = {}
-    for name, tensor in zip(names, outputs, strict=False):
+    for name, tensor in zip(names, model.outputs, strict=False):
         found.setdefault(name, []).append(tensor)
     return found
 

@@ -9,7 +9,8 @@ from keras import ops
 
 from keras_jointloss._core.backend import current_replicas, trains_functionally
 from keras_jointloss._core.backend.functions import current_trace
-from keras_jointloss._core.loops import running_loop
+from keras_jointloss._core.keras import saved_variables
+from keras_jointloss._core.keras_calls import running_loop
 from keras_jointloss._core.saved_state import SavedState, load_or_undo
 from keras_jointloss._core.state import as_state
 from keras_jointloss.layers._step import CallLoss, Compute, Step
@@ -158,9 +159,7 @@ class LayerTerm(keras.layers.Layer):
         load_or_undo(self, store, self._load)
 
     def _load(self, store):
-        # Keras uses numbers as keys.
-        numbered = [key for key in list(store.keys()) if key.isdigit()]
-        super().load_own_variables({key: store[key] for key in numbered})
+        super().load_own_variables(saved_variables(store))
         self.weight.load(self._saved_state(store))
 
     def _saved_state(self, store) -> SavedState:

@@ -5,10 +5,9 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import keras
-
 from keras_jointloss._core.backend import current_replicas, is_traced
-from keras_jointloss._core.loops import STEPS, enclosing_scope, running_loop
+from keras_jointloss._core.keras import LateNumber
+from keras_jointloss._core.keras_calls import STEPS, enclosing_scope, running_loop
 
 
 class CallLoss(NamedTuple):
@@ -125,7 +124,7 @@ class Step(threading.local):
         self._handed_over = []
 
 
-class LateLoss:
+class LateLoss(LateNumber):
     """A scalar loss that is computed when it is converted to a tensor, once.
 
     Keras converts the losses of layers after it has collected all of them. A computation that
@@ -136,21 +135,16 @@ class LateLoss:
         compute: Returns the loss, a scalar tensor of the dtype `floatx`.
     """
 
-    shape = ()
-
     def __init__(self, compute: Callable[[], Any]):
+        super().__init__()
         self._compute = compute
-        self._value: Any = None
-        self.dtype = keras.config.floatx()
+        self._computed: Any = None
 
-    def _tensor(self):
-        if self._value is None:
-            self._value = self._compute()
-        return self._value
-
-    def __tf_tensor__(self, dtype=None, name=None):
-        value = self._tensor()
-        return value if dtype is None else keras.ops.cast(value, dtype.name)
+    @property
+    def value(self) -> Any:
+        if self._computed is None:
+            self._computed = self._compute()
+        return self._computed
 
     def __array__(self, dtype=None, copy=None):
         raise TypeError(
@@ -159,11 +153,11 @@ class LateLoss:
         )
 
     def __add__(self, other):
-        return self._tensor() + other
+        return self.value + other
 
     __radd__ = __add__
 
     def __mul__(self, other):
-        return self._tensor() * other
+        return self.value * other
 
     __rmul__ = __mul__

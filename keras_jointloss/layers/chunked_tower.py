@@ -7,13 +7,10 @@ from keras import ops
 
 from keras_jointloss._core import keras as _keras
 from keras_jointloss._core.backend import for_chunks
-from keras_jointloss._core.training import is_training
+from keras_jointloss._core.keras_calls import is_training
 from keras_jointloss._core.validation import invalid, validate_count
 from keras_jointloss.layers._layer_term import LayerTerm
 from keras_jointloss.layers.gradients._combination import GradientCombination
-
-#: The name of the state of every `keras.random.SeedGenerator`.
-SEED = "seed_generator_state"
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -156,10 +153,10 @@ class _Chunks:
         self.tensors = [*tensors, *(masks[i] for i in self.masked)]
         self.parameters = tower.trainable_variables
         others = [variable for variable in tower.variables if not variable.trainable]
-        self.seeds = [variable for variable in others if variable.name == SEED]
-        constants = [variable for variable in others if variable.name != SEED]
+        self.seeds = [variable for variable in others if _keras.is_seed(variable)]
+        constants = [variable for variable in others if not _keras.is_seed(variable)]
         self.constants = [(variable, ops.stop_gradient(variable)) for variable in constants]
-        if any(variable.overwrite_with_gradient for variable in self.parameters):
+        if any(map(_keras.is_overwritten_with_gradient, self.parameters)):
             raise self._changes_variables("scales of 8-bit floats")
 
     def run(self, parameters: list, seeds: list, tensors: list) -> tuple[list, list]:
@@ -175,13 +172,12 @@ class _Chunks:
             inputs[i] = _WITH_MASK(inputs[i], mask=mask)
         values = [*zip(self.parameters, parameters, strict=True)]
         values += [*zip(self.seeds, seeds, strict=True), *self.constants]
-        with keras.StatelessScope(values, collect_losses=True) as scope:
-            before = dict(scope.state_mapping)
+        with _keras.Scope(values) as scope:
             inputs_of_tower = keras.tree.pack_sequence_as(self.inputs, inputs)
             outputs = self.tower(inputs_of_tower, training=self.training)
             if scope.losses:
                 raise _adds_losses(_keras.layer_that_adds_losses(self.tower))
-        self._validate(outputs, inputs, before, scope)
+        self._validate(outputs, inputs, scope)
         self.outputs = keras.tree.map_structure(lambda _: None, outputs)
         outputs = keras.tree.flatten(outputs)
         masks = [_MASK_OF(x) for x in outputs]
@@ -197,11 +193,8 @@ class _Chunks:
             outputs[i] = _WITH_MASK(outputs[i], mask=mask)
         return keras.tree.pack_sequence_as(self.outputs, outputs)
 
-    def _validate(self, outputs, inputs, before, scope):
-        seeds = {id(variable) for variable in self.seeds}
-        changed = {
-            key for key, value in scope.state_mapping.items() if value is not before.get(key)
-        } - seeds
+    def _validate(self, outputs, inputs, scope):
+        changed = scope.assigned.keys() - map(id, self.seeds)
         if changed:
             paths = [variable.path for variable in self.tower.variables if id(variable) in changed]
             raise self._changes_variables(paths or "variables outside of the tower")

@@ -9,8 +9,8 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_jointloss._core.backend import current_replicas
+from keras_jointloss._core.keras_calls import is_training
 from keras_jointloss._core.math import float_dtype
-from keras_jointloss._core.training import is_training
 from keras_jointloss._core.validation import invalid, validate_number
 from keras_jointloss.layers._layer_term import LayerTerm
 from keras_jointloss.layers._means import (

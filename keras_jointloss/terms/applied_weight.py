@@ -4,9 +4,8 @@ import threading
 from typing import Any
 
 import keras
-from keras import ops
 
-from keras_jointloss._core.backend import base_of_numbers
+from keras_jointloss._core.keras import LateNumber
 
 
 class _Applied(threading.local):
@@ -42,20 +41,13 @@ def take() -> Any:
     return tensor
 
 
-_Number: Any = base_of_numbers()
-
-
 @keras.saving.register_keras_serializable(package="keras_jointloss")
-class AppliedWeight(_Number):
+class AppliedWeight(LateNumber):
     """Represents, in `loss_weights`, the weight of the term whose loss Keras has just computed.
 
     Keras multiplies each loss by its weight right after computing it. This object has no state, so
     that no copy of it can diverge from the term.
     """
-
-    def __init__(self):
-        # Not the constructor of `keras.Variable`: there is no variable.
-        pass
 
     @property
     def value(self):
@@ -67,20 +59,6 @@ class AppliedWeight(_Number):
                 "together. Received: `loss_weights` with other losses"
             )
         return tensor
-
-    @property
-    def shape(self) -> tuple:
-        return ()
-
-    @property
-    def dtype(self) -> str:
-        return keras.config.floatx()
-
-    def __tf_tensor__(self, dtype=None, name=None):
-        return ops.convert_to_tensor(self.value, dtype=dtype)
-
-    def __jax_array__(self):
-        return self.value
 
     def __repr__(self) -> str:
         return "AppliedWeight()"

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_jointloss._core.loops import running_loop
+from keras_jointloss._core.keras_calls import running_loop
 from keras_jointloss._core.validation import invalid, validate_count, validate_number
 
 #: One more than the largest class: float32, in which Keras gives targets to losses, holds no more.

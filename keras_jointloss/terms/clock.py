@@ -7,7 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._core.loops import running_loop
+from keras_jointloss._core.keras_calls import running_loop
+from keras_jointloss._core.keras_models import accumulated_steps, inner_optimizer
 from keras_jointloss._core.math import to_numpy
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.weight import TermWeight
@@ -15,29 +16,19 @@ from keras_jointloss.terms.weight import TermWeight
 _clocks: "weakref.WeakKeyDictionary[keras.Model, Clock]" = weakref.WeakKeyDictionary()
 
 
-def _inner_optimizer(model: keras.Model) -> Any:
-    # Each `compile` wraps it in a new optimizer that scales the loss.
-    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
-
-
-def accumulated_steps(model: keras.Model) -> int:
-    """Returns the number of batches over which the optimizer of a model accumulates gradients."""
-    return getattr(_inner_optimizer(model), "gradient_accumulation_steps", None) or 1
-
-
 def optimizer_updates(model: keras.Model) -> int:
     """Returns how often the optimizer has updated the model; loss scaling skips some batches."""
-    return int(to_numpy(ops.convert_to_tensor(_inner_optimizer(model).iterations)))
+    return int(to_numpy(ops.convert_to_tensor(inner_optimizer(model.optimizer).iterations)))
 
 
 def optimizer_step(model: keras.Model) -> int:
     """Returns the number of batches that the optimizer has used; loss scaling skips some."""
-    return optimizer_updates(model) * accumulated_steps(model)
+    return optimizer_updates(model) * accumulated_steps(model.optimizer)
 
 
 def learning_rate(model: keras.Model) -> float:
     """Returns the learning rate of the next update."""
-    return float(to_numpy(ops.convert_to_tensor(_inner_optimizer(model).learning_rate)))
+    return float(to_numpy(ops.convert_to_tensor(inner_optimizer(model.optimizer).learning_rate)))
 
 
 class Clock:
@@ -82,7 +73,7 @@ class Clock:
         """
         self._validate_owner(terms, weighting)
         model: Any = self._get_model()
-        optimizer = _inner_optimizer(model)
+        optimizer = inner_optimizer(model.optimizer)
         is_recompiled = self._get_optimizer and self._get_optimizer() is not optimizer
         is_taken_over = any(term.clock not in (None, self) for term in terms.values())
         if is_recompiled or is_taken_over:
@@ -149,7 +140,7 @@ class Clock:
         model: Any = self._get_model()
         counted = self.step if self._counts_are_known else None
         self._counts_are_known = True
-        steps = accumulated_steps(model)
+        steps = accumulated_steps(model.optimizer)
         if counted is not None and counted // steps >= optimizer_step(model) // steps:
             return counted
         return optimizer_step(model)

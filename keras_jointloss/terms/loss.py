@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.batch import reduce_values, reduced
+from keras_jointloss._core.keras import masked
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.terms._probe import is_mean_over_elements, outside_of_traces
 from keras_jointloss.terms.by_shape import get_loss
@@ -216,8 +217,7 @@ class TermLoss(keras.losses.Loss):
         weight = sample_weight if is_weighted else None
         # Otherwise sequences may have different lengths in different processes.
         is_regular = current_replicas().takes_turns and None not in ones.shape[1:]
-        # Keras returns the same tensor if there is no mask.
-        if is_regular and reduce_values(ones, first, weight, "none", self.dtype) is ones:
+        if is_regular and masked(ones, first, weight, self.dtype) is None:
             return None
         return reduce_values(ones, first, weight, "sum", self.dtype)
 

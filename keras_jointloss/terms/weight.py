@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_jointloss._core.loops import running_loop
+from keras_jointloss._core.keras_calls import running_loop
 from keras_jointloss._core.math import to_numpy
 from keras_jointloss._core.saved_state import SavedState
 from keras_jointloss._core.validation import validate_number

@@ -25,15 +25,6 @@ def trains_functionally() -> bool:
     return keras.backend.backend() == "jax"
 
 
-def base_of_numbers() -> type:
-    """Returns the base class of objects that Keras multiplies a loss by.
-
-    On PyTorch, Keras converts anything but a tensor or a Keras variable through NumPy, which waits
-    for the device in every step.
-    """
-    return keras.Variable if keras.backend.backend() == "torch" else object
-
-
 def current_replicas() -> OneDevice:
     """Returns who computes the step that this code runs in.
 
@@ -75,7 +66,7 @@ def is_chief(model: keras.Model) -> bool:
         import torch
 
         return ranks.count_ranks() == 1 or torch.distributed.get_rank() == 0
-    strategy = model.distribute_strategy
+    strategy = workers.strategy_of(model)
     return not workers.is_one_of_workers(strategy) or workers.is_chief(strategy)
 
 
@@ -95,7 +86,7 @@ def predict(model: keras.Model, x: Any, batch_size: int | None = None) -> Any:
 
 def variable_scope(model: keras.Model):
     """Returns the context in which to create variables for a model."""
-    strategy = getattr(model, "distribute_strategy", None)
+    strategy = workers.strategy_of(model) if name() == "tensorflow" else None
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 

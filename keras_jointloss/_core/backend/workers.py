@@ -24,6 +24,11 @@ def _limit():
         signal.alarm(_GRACE)
 
 
+def strategy_of(model: keras.Model):
+    """Returns the strategy of `tf.distribute` in whose scope a model was created, or `None`."""
+    return model.distribute_strategy
+
+
 def is_one_of_workers(strategy) -> bool:
     """Returns whether a strategy of `tf.distribute` trains with other processes."""
     import tensorflow as tf

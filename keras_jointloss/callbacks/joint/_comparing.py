@@ -1,10 +1,11 @@
 """The callbacks of Keras that compare a value of one epoch with that of another."""
 
-import math
 from collections.abc import Container, Iterable
 from typing import Any
 
 import keras
+
+from keras_jointloss._core.keras_models import forget_best
 
 _COMPARING = (
     keras.callbacks.EarlyStopping,
@@ -23,13 +24,11 @@ def compares(callback: Any) -> bool:
 def forget_unknown(callbacks: Iterable[Any], names: Container[str]) -> None:
     """Lets callbacks compare with the first value that is known.
 
-    If the first value is NaN, Keras compares all others with it, and none is better.
-
     Args:
         callbacks: The callbacks of the training.
         names: The logged values that were NaN in the last epoch.
     """
     for callback in callbacks:
         is_known = not isinstance(callback, _COMPARING) or callback.monitor not in names
-        if not (is_known or callback.best is None) and math.isnan(callback.best):
-            callback.best = None
+        if not is_known:
+            forget_best(callback)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from keras_jointloss._core.loops import running_callbacks
+from keras_jointloss._core.keras_calls import running_callbacks
 from keras_jointloss.callbacks.joint._comparing import compares
 from keras_jointloss.callbacks.joint._gradient_readings import GradientReadings, Statistics
 from keras_jointloss.callbacks.joint._stuck_terms import StuckTerm, TermProgress

@@ -7,12 +7,13 @@ from typing import Any
 
 import keras
 
-from keras_jointloss._core.loops import (
+from keras_jointloss._core.keras_calls import (
     evaluation_logs,
     move_to_front,
     running_callbacks,
     running_loop,
 )
+from keras_jointloss._core.keras_models import allow_background, sync_state
 from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_on_log
 from keras_jointloss.callbacks.joint._comparing import forget_unknown
 from keras_jointloss.callbacks.joint._fixed_total import validate_fixed_weights
@@ -143,8 +144,8 @@ class JointLossCallback(keras.callbacks.Callback):
         has_logs = self.log_dir is not None or on_log is not None
         every = batches_between(update_freq)
         self._every = every if has_logs else None
-        # Keras runs batch hooks in the background if all are safe there. Empty hooks are.
-        self.async_safe = self._every is None
+        # Empty hooks are safe there.
+        allow_background(self, self._every is None)
         # As the others that `set_model` creates.
         self._readings: Any = None
         self._is_training = False
@@ -178,7 +179,7 @@ class JointLossCallback(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self._readings.start_epoch()
         self._gradients.reset()
-        self._sync_state()
+        sync_state(self)
         # Not at the start of training, when another callback may restore the optimizer.
         if self._terms.clock.driver is self:
             self._terms.clock.start_epoch()
@@ -196,7 +197,7 @@ class JointLossCallback(keras.callbacks.Callback):
         # Another callback may have evaluated the model in the middle of the epoch.
         if not self._terms.clock.is_on and self._terms.clock.driver is self:
             self._readings.kept = {}
-            self._sync_state()
+            sync_state(self)
             self._progress.resume()
             self._curves.skip(self._begin_step + batch)
             self._terms.clock.start()
@@ -207,7 +208,7 @@ class JointLossCallback(keras.callbacks.Callback):
             # Not through `self.model`, which on JAX writes to the variables while training runs.
             self._terms.validate_use(self._progress.model.metrics)
         if self._curves.is_due(self._begin_step + batch + 1):
-            self._sync_state()
+            sync_state(self)
             self._curves.write(self._training_step(), logs.get("loss", math.nan))
 
     def on_epoch_end(self, epoch, logs=None):
@@ -234,7 +235,7 @@ class JointLossCallback(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self._is_training = False
-        self._sync_state()
+        sync_state(self)
         self._terms.clock.end_training()
         self._record.end()
         self._summaries.close()
@@ -251,7 +252,7 @@ class JointLossCallback(keras.callbacks.Callback):
             self._readings.reset_layer_terms()
 
     def on_test_end(self, logs=None):
-        self._sync_state()
+        sync_state(self)
         readings = self._readings.read()
         self._readings.kept["validation"] = readings
         self._readings.totals["validation"] = total = float(logs.get("loss", math.nan))
@@ -282,13 +283,9 @@ class JointLossCallback(keras.callbacks.Callback):
             )
         return report
 
-    def _sync_state(self) -> None:
-        """Copies the state of the step into the variables on JAX, as Keras does for `model`."""
-        _ = self.model
-
     def _keep_train_readings(self) -> None:
         if "train" not in self._readings.kept:
-            self._sync_state()
+            sync_state(self)
             # If the clock is off, another callback has already evaluated the model.
             self._readings.keep_train(has_means=self._terms.clock.is_on)
             if self._terms.clock.is_on:

@@ -7,6 +7,8 @@ import keras
 import numpy as np
 
 from keras_jointloss._core.backend import predict
+from keras_jointloss._core.keras import stacked_tensors
+from keras_jointloss._core.keras_models import output_names
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.layers import ContrastiveTerm
 
@@ -39,9 +41,10 @@ def find_pairs(model, embeddings) -> Found | None:
     Raises:
         ValueError: If the embeddings are not found or are ambiguous.
     """
-    if not _is_functional(model):
+    names = output_names(model)
+    if names is None:
         return None
-    outputs = _by_name(model.output, model.output_names)
+    outputs = _by_name(model.output, names)
     name, tensors = _select(outputs, _terms(model), embeddings)
     return Found(name, (keras.Model(model.input, list(tensors)),))
 
@@ -69,10 +72,11 @@ def find_sides(model, embeddings) -> Found | None:
         ValueError: If the embeddings are not found or are ambiguous.
     """
     outputs, pairs = {}, {}
-    if _is_functional(model):
-        outputs = _by_name(model.output, model.output_names)
+    names = output_names(model)
+    if names is not None:
+        outputs = _by_name(model.output, names)
         stacked = {name: x for name, x in outputs.items() if _is_stacked(x)}
-        pairs = {**_terms(model), **{name: _halves(model, x) for name, x in stacked.items()}}
+        pairs = {**_terms(model), **{name: _halves(x) for name, x in stacked.items()}}
     nested = {layer.name: layer for layer in model.layers if isinstance(layer, keras.Model)}
     if not outputs and not set(_names(embeddings)) <= set(nested):
         return None
@@ -109,10 +113,6 @@ def embed_sides(model, found, embeddings, data, batch_size):
     return name, a, b
 
 
-def _is_functional(model) -> bool:
-    return hasattr(model, "output_names")
-
-
 def _terms(model):
     """Returns the two embeddings of each `ContrastiveTerm` by its name.
 
@@ -146,18 +146,12 @@ def _before_terms(model, x):
     return x
 
 
-def _halves(model, x):
+def _halves(x):
     """Returns the two tensors `(batch, dim)` of a stacked one.
 
     Those that `keras.ops.stack` puts together may depend on different inputs.
     """
-    for operation in model.operations:
-        is_stack = type(operation).__name__ == "Stack" and not isinstance(
-            operation, keras.layers.Layer
-        )
-        if is_stack and operation.output is x:
-            return operation.input
-    return x[:, 0], x[:, 1]
+    return stacked_tensors(x) or (x[:, 0], x[:, 1])
 
 
 def _part(model, embedding) -> keras.Model:

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 
 from keras_jointloss import losses
+from keras_jointloss._core.keras_calls import is_training
 from keras_jointloss._core.state import as_state
-from keras_jointloss._core.training import is_training
 from keras_jointloss._core.validation import (
     invalid,
     validate_bool,

@@ -16,10 +16,10 @@ from keras_jointloss._core.backend import (
     is_traced,
     trains_functionally,
 )
+from keras_jointloss._core.keras_calls import is_training
 from keras_jointloss._core.math import float_dtype, to_numpy
 from keras_jointloss._core.saved_state import SavedState, load_or_undo
 from keras_jointloss._core.state import as_state, layer_state
-from keras_jointloss._core.training import is_training
 from keras_jointloss._core.validation import invalid, validate_bool, validate_choice
 from keras_jointloss.aggregators._gramian import correlation, nonzero
 from keras_jointloss.layers.gradients._loss_scale import loss_scale, probe_loss

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_jointloss._core.backend import trains_functionally
+from keras_jointloss._core.keras import overwrite_with_gradient
 from keras_jointloss._core.math import to_numpy
 from keras_jointloss._core.state import constant, layer_state
 
@@ -155,7 +156,7 @@ class GradientRecord:
             self.latest = keras.Variable(
                 constant(0.0), shape=shape, dtype=dtype, autocast=False, name=f"{name}_latest"
             )
-            self.latest.overwrite_with_gradient = True
+            overwrite_with_gradient(self.latest)
         else:
             self.latest = layer_state(f"{name}_latest", shape, 0.0, is_watched=True, **replicated)
         self.sums = layer_state(f"{name}_sums", (6 + 3 * terms, terms), 0.0, **replicated)

@@ -5,7 +5,8 @@ from typing import Any
 from keras import ops
 
 from keras_jointloss._core.backend import differentiated
-from keras_jointloss._core.loops import training_optimizer
+from keras_jointloss._core.keras_calls import training_optimizer
+from keras_jointloss._core.keras_models import inner_optimizer
 from keras_jointloss.layers.gradients._record import GradientRecord
 
 
@@ -28,8 +29,7 @@ def validate_optimizer(record: GradientRecord, name: str) -> None:
     """
     if not record.is_trained:
         return
-    optimizer: Any = training_optimizer()
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer = inner_optimizer(training_optimizer())
     # On JAX, Keras multiplies the moving average of each variable by 0 or 1, but keeps none of a
     # variable that is overwritten with its gradient.
     frequency = getattr(optimizer, "ema_overwrite_frequency", None)

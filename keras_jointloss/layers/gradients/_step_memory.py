@@ -4,9 +4,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from keras_jointloss._core import keras as _keras
 from keras_jointloss._core.backend.functions import current_trace
-from keras_jointloss._core.loops import callers
+from keras_jointloss._core.keras_calls import outermost_call
 
 
 class _Computed(NamedTuple):
@@ -46,7 +45,7 @@ class StepMemory:
                 can be called with other parameters, and in a function that is traced by itself.
             compute: Computes the result.
         """
-        call = _outermost_call()
+        call = outermost_call()
         if call is None:
             return compute()
         trace = current_trace()
@@ -57,12 +56,3 @@ class StepMemory:
         result = compute()
         known.append(_Computed(list(sources), trace, result))
         return result
-
-
-def _outermost_call() -> Any:
-    """Returns an object that lives exactly as long as the running outermost call of a layer.
-
-    All layers that this call calls get the same object. `None` outside of any call.
-    """
-    calls = [frame for frame in callers() if id(frame.f_code) in _keras.CALLS]
-    return _keras.identity_of(calls[-1]) if calls else None

@@ -45,11 +45,8 @@ def run_for_terms(
     return outputs
 
 
-class _Run(keras.StatelessScope):
+class _Run(_keras.Scope):
     """The scope of a run of a trunk with other values for some variables.
-
-    Unlike its base, it passes on the values of the enclosing scope, and collects all variables that
-    the trunk assigns: Keras lists some of them nowhere, such as the states of a stateful RNN.
 
     Args:
         parameters: The parameters and their values.
@@ -58,9 +55,8 @@ class _Run(keras.StatelessScope):
 
     def __init__(self, parameters: Iterable[tuple], state: Iterable[tuple]):
         parameters = list(parameters)
-        super().__init__([*parameters, *state], collect_losses=True)
+        super().__init__([*parameters, *state])
         self._copied = {id(variable) for variable, _ in parameters}
-        self.assigned: dict[int, keras.Variable] = {}
 
     def get_current_value(self, variable):
         if id(variable) in self._copied and has_own_gradient(run_for_terms.__code__):
@@ -70,10 +66,7 @@ class _Run(keras.StatelessScope):
                 "`keras.remat` recomputes: use `ChunkedTower` to recompute a trunk",
                 f"a trunk in which such a function reads the parameter {variable.path!r}",
             )
-        value = super().get_current_value(variable)
-        if value is None and self.original_scope is not None:
-            return self.original_scope.get_current_value(variable)
-        return value
+        return super().get_current_value(variable)
 
     def add_update(self, update):
         variable, _ = update
@@ -82,7 +75,6 @@ class _Run(keras.StatelessScope):
                 f"that does not assign to its parameters. {_INSTEAD}",
                 f"a trunk that assigns to its parameter {variable.path!r}",
             )
-        self.assigned[id(variable)] = variable
         super().add_update(update)
 
 
@@ -114,7 +106,11 @@ def validate_built_trunk(trunk: keras.layers.Layer) -> None:
                 f"whose state consists of Keras variables, as `add_weight` creates. {_INSTEAD}",
                 f"a trunk with {layer!r}, whose attributes {names} are variables of the backend",
             )
-    scales = [variable.path for variable in trunk.variables if variable.overwrite_with_gradient]
+    scales = [
+        variable.path
+        for variable in trunk.variables
+        if _keras.is_overwritten_with_gradient(variable)
+    ]
     if scales:
         raise _invalid(
             f"without scales of 8-bit floats. {_INSTEAD}", f"a trunk with the variables {scales}"

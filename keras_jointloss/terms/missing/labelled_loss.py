@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.batch import reduce_values
+from keras_jointloss._core.keras import masked
 from keras_jointloss._core.math import divide_or_0
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.terms._probe import ignores_zeros, is_mean_over_elements
@@ -98,8 +99,7 @@ class LabelledLoss:
         elif is_weighted:
             validate_rank(values[..., 0] if has_element_axis else values, sample_weight)
         first = values[..., 0] if has_element_axis else values
-        # Keras returns the same tensor if there is no mask.
-        is_unmasked = reduce_values(first, y_pred, None, "none", self.dtype) is first
+        is_unmasked = masked(first, y_pred, dtype=self.dtype) is None
         if has_element_axis and not (is_unmasked and sample_weight is None):
             values, labelled, ones, weighted = (
                 ops.sum(x, axis=-1) for x in (values, labelled, ones, weighted)

@@ -1,0 +1,156 @@
+"""What the package assumes of models, optimizers and callbacks that Keras does not document.
+
+As in `_core/keras.py`, each function has a check of its name in `tests/test_keras.py`.
+"""
+
+import functools
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+
+def compile_again(model: keras.Model, evaluation: bool = False) -> None:
+    """Makes `fit` compile the step of a model again: Keras keeps a compiled one in an attribute.
+
+    Args:
+        model: The model.
+        evaluation: Whether `evaluate` does so, too.
+    """
+    model.train_function = None
+    if evaluation:
+        model.test_function = None
+
+
+def is_to_compile(model: keras.Model) -> bool:
+    """Returns whether `fit` has yet to compile the step of a model."""
+    return model.train_function is None
+
+
+def output_names(model: keras.Model) -> list[str] | None:
+    """Returns the names that a Functional model has for its outputs; `None` for other models."""
+    return getattr(model, "output_names", None)
+
+
+def before_build(check: Callable[[Any, Any, Any], None]) -> None:
+    """Calls a function before Keras matches losses or metrics with the outputs of a model.
+
+    Keras does so once after each `compile`, in the first step. Only a message depends on it, so
+    nothing is raised where Keras lacks a name.
+
+    Args:
+        check: Its arguments are `loss` or `metrics` as given to `compile`, what the model returns,
+            and the names of its outputs, or `None`.
+    """
+    trainer = next(x for x in keras.Model.__mro__ if "compute_metrics" in vars(x))
+    module = sys.modules[trainer.__module__]
+    for name, given in (("CompileLoss", "_user_loss"), ("CompileMetrics", "_user_metrics")):
+        owner: Any = getattr(module, name, None)
+        if hasattr(owner, "build"):
+            owner.build = _checked(owner.build, check, given)
+
+
+def _checked(build, check, given):
+    @functools.wraps(build)
+    def checked_build(self, y_true, y_pred):
+        check(getattr(self, given, None), y_pred, getattr(self, "output_names", None))
+        return build(self, y_true, y_pred)
+
+    return checked_build
+
+
+def replace_in_trainer(fit: Callable, build: Callable, reduce: Callable) -> None:
+    """Replaces three functions with which Keras trains on TensorFlow, in all models.
+
+    They fail with several workers. Each replacement is called with the original, and its arguments.
+
+    Args:
+        fit: Replaces the method `fit`.
+        build: Replaces the method that builds a model before its first batch.
+        reduce: Replaces the function that reduces the logs of the replicas.
+
+    Raises:
+        ImportError: If Keras lacks one of them.
+    """
+    build_name, reduce_name = "_maybe_symbolic_build", "reduce_per_replica"
+    trainer = next((x for x in keras.Model.__mro__ if build_name in vars(x)), None)
+    if trainer is None:
+        raise unsupported(f"replaces `Model.{build_name}`", "does not have")
+    module = sys.modules[trainer.__module__]
+    if not hasattr(module, reduce_name):
+        raise unsupported(f"replaces `{reduce_name}`", "does not have")
+    for owner, name, new in (
+        (trainer, "fit", fit),
+        (trainer, build_name, build),
+        (module, reduce_name, reduce),
+    ):
+        setattr(owner, name, _replaced(getattr(owner, name), new))
+
+
+def _replaced(original, new):
+    @functools.wraps(original)
+    def call(*args, **kwargs):
+        return new(original, *args, **kwargs)
+
+    return call
+
+
+def unsupported(needs: str, lacks: str) -> ImportError:
+    """Returns the error for a version of Keras that lacks what the package needs.
+
+    Args:
+        needs: What the package does.
+        lacks: What Keras does not do with the name.
+    """
+    version = sys.modules["keras_jointloss"].__version__
+    return ImportError(
+        f"keras_jointloss {version} {needs}, which Keras {keras.__version__} {lacks}: install "
+        "Keras 3.12 or another version that this release supports, or a newer keras_jointloss."
+    )
+
+
+# Optimizers.
+
+
+def inner_optimizer(optimizer: Any) -> Any:
+    """Returns the optimizer that updates the variables.
+
+    With `mixed_float16`, each `compile` wraps it in a new optimizer that scales the loss.
+    """
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def accumulated_steps(optimizer: Any) -> int:
+    """Returns over how many batches an optimizer accumulates gradients, which no method tells."""
+    return getattr(inner_optimizer(optimizer), "gradient_accumulation_steps", None) or 1
+
+
+# Callbacks.
+
+
+def sync_state(callback: keras.callbacks.Callback) -> None:
+    """Copies the state of a step on JAX into the variables, as Keras does when `model` is read."""
+    _ = callback.model
+
+
+def allow_background(callback: keras.callbacks.Callback, is_safe: bool) -> None:
+    """Lets Keras run the batch hooks of all callbacks in the background, as if there were none."""
+    callback.async_safe = is_safe
+
+
+def forget_best(callback: Any) -> None:
+    """Makes a callback that compares epochs begin again, if all it knows is NaN.
+
+    If its first value is NaN, Keras compares all others with it, and none is better.
+    """
+    if callback.best is not None and math.isnan(callback.best):
+        callback.best = None
+
+
+def append_callback(
+    callbacks: keras.callbacks.CallbackList, callback: keras.callbacks.Callback
+) -> None:
+    """Adds a callback that has its model; the method of the list would add it without one."""
+    callbacks.callbacks.append(callback)
