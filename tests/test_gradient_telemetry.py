@@ -239,11 +239,11 @@ def test_disabled_telemetry_records_nothing(tmp_path):
     layer = model.layers[2]
     assert layer.statistics() is None
     layer.reset_statistics()
-    step = int(ops.convert_to_numpy(layer._step.state))
+    step = int(ops.convert_to_numpy(layer.record.step))
     model.save_weights(tmp_path / "m.weights.h5")
     other = keras.models.clone_model(model)
     other.load_weights(tmp_path / "m.weights.h5")
-    assert int(ops.convert_to_numpy(other.layers[2]._step.state)) == step > 0
+    assert int(ops.convert_to_numpy(other.layers[2].record.step)) == step > 0
     assert sum(v.trainable for v in layer.variables) == 0
     with pytest.raises(ValueError, match="JointLossCallback expects a model with a term"):
         callback_for(model)

@@ -100,7 +100,7 @@ def trained(model, **options):
 
 
 def steps_of(layer):
-    return int(ops.convert_to_numpy(layer._step.state))
+    return int(ops.convert_to_numpy(layer.record.step))
 
 
 @pytest.mark.parametrize("kind", ["balancer", "trunk"])

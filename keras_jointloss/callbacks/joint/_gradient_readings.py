@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_jointloss.layers.gradients._combination import GradientCombination
-from keras_jointloss.layers.gradients._record import GradientStatistics
+from keras_jointloss.layers.gradients._statistics import GradientStatistics
 from keras_jointloss.tensorboard import heat_map
 
 #: Statistics by the tag prefix of their layer.

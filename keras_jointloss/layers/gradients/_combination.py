@@ -10,22 +10,19 @@ from keras import ops
 
 from keras_jointloss import aggregators
 from keras_jointloss._core import keras as _keras
-from keras_jointloss._core.backend import (
-    current_replicas,
-    custom_gradient,
-    is_traced,
-    trains_functionally,
-)
+from keras_jointloss._core.backend import current_replicas, custom_gradient
 from keras_jointloss._core.keras_calls import is_training
 from keras_jointloss._core.math import float_dtype, to_numpy
 from keras_jointloss._core.saved_state import SavedState, load_or_undo
-from keras_jointloss._core.state import as_state, layer_state
+from keras_jointloss._core.state import as_state
 from keras_jointloss._core.validation import invalid, validate_bool, validate_choice
-from keras_jointloss.aggregators._gramian import correlation, nonzero
-from keras_jointloss.layers.gradients._loss_scale import loss_scale, probe_loss
-from keras_jointloss.layers.gradients._overlapping_calls import FunctionGradient, TrainedCall
-from keras_jointloss.layers.gradients._record import GradientRecord, GradientStatistics
-from keras_jointloss.layers.gradients._record_gradient import tensor_of, validate_optimizer
+from keras_jointloss.aggregators._gramian import nonzero
+from keras_jointloss.layers.gradients._record import new_record
+from keras_jointloss.layers.gradients._statistics import GradientStatistics, StepRecord
+
+# By which the zeros of a probe are multiplied: small, to keep a scale of 2**15 and more within the
+# range of float16.
+_PROBE = 2.0**-12
 
 
 class Copies(NamedTuple):
@@ -40,15 +37,13 @@ class _Forward(NamedTuple):
 
     Attributes:
         step: The number of the step, from 0.
-        gradient: The gradient that JAX is taking; `None` on other backends.
+        call: The call, as the record of the layer knows it.
         parts_of: As in `GradientCombination._copies`.
-        call: The call.
     """
 
     step: Any
-    gradient: FunctionGradient | None
+    call: Any
     parts_of: Callable[[Any], list]
-    call: TrainedCall
 
 
 class GradientCombination(keras.layers.Layer):
@@ -106,23 +101,18 @@ class GradientCombination(keras.layers.Layer):
                 "not need the losses, which are unknown in the backward pass. Received: aggregator="
                 f"{type(self.aggregator).__name__} with {self.aggregator.get_config()}"
             )
-        self.record: GradientRecord | None = None
+        #: The `GradientRecord` of the built layer.
+        self.record: Any = None
         #: Over how many steps the optimizer accumulates gradients, as far as it is known.
         self.accumulated_steps = 1
-        self._get_latest_call: Callable[[], TrainedCall | None] = lambda: None
-        self._latest_gradient: FunctionGradient | None = None
         #: Whether a step of training has reached several calls; the record covers one of them.
         self.has_several_calls = False
 
     def build(self, input_shape=None):
-        # Each replica has its own count: to assign a mirrored one, it would wait for the others.
-        step = layer_state(f"{self.name}_step", (), 0, "int32", aggregation="only_first_replica")
-        (self._step,) = as_state([step])
-        if self.telemetry or self.aggregator.ema:
-            dtype = float_dtype(keras.config.floatx())
-            self.record = GradientRecord(len(self.terms), self.name, dtype)
-            self._trained = self.record.trained
-            self._record_state = as_state(self.record.state)
+        has_statistics = self.telemetry or bool(self.aggregator.ema)
+        self.record = new_record(len(self.terms), self.name, has_statistics)
+        self._trained = self.record.trained
+        self._record_state = as_state(self.record.state)
 
     def statistics(self) -> GradientStatistics | None:
         """Returns statistics of the terms' gradients, averaged over the steps of an epoch.
@@ -156,26 +146,15 @@ class GradientCombination(keras.layers.Layer):
         self.accumulated_steps = steps
         return is_new
 
-    def _is_trained(self, training: bool | None, tensors: Any) -> bool:
+    def _precedes_backward(self, training: bool | None, tensors: Any) -> bool:
         """Returns whether a backward pass can follow the call.
 
         Args:
             training: The argument of the call.
             tensors: What the gradients would be taken with respect to.
         """
-        if self.record is not None:
-            validate_optimizer(self.record, self.name)
-        found = is_training(training)
-        if found is not None or not trains_functionally():
-            return found is not False
-        # JAX takes gradients of traced functions only. Another step than a gradient can be traced.
-        if is_traced(tensors):
-            warnings.warn(
-                f"{self.name!r} cannot know whether this is training and counts the step. Give the "
-                "`call` of the enclosing model an argument `training`.",
-                stacklevel=2,
-            )
-        return is_traced(tensors)
+        self.record.validate_optimizer()
+        return self.record.precedes_backward(is_training(training), tensors)
 
     def _copies(self, x, parts_of: Callable[[Any], list] = lambda x: [x]) -> Copies:
         """Returns one copy of `x` for each term; the gradients of the copies are combined.
@@ -184,19 +163,11 @@ class GradientCombination(keras.layers.Layer):
             x: A tensor.
             parts_of: Splits it, or a stack of such tensors, into those that have a batch axis.
         """
-        count, record = len(self.terms), self.record
-        if record is not None and self.telemetry:
-            record.add()
-        step = ops.copy(self._step.state)
-        if trains_functionally():
-            # There only gradients leave the backward pass.
-            self._step.state.assign(step + 1)
-        gradient = None
-        if trains_functionally():
-            gradient = FunctionGradient(None if record is None else record.latest.value)
-        call = TrainedCall(self._get_latest_call())
-        self._get_latest_call = weakref.ref(call)
-        forward = _Forward(step, gradient, parts_of, call)
+        count = len(self.terms)
+        if self.telemetry:
+            self.record.add()
+        step, call = self.record.begin()
+        forward = _Forward(step, call, parts_of)
         # PyTorch keeps the closure alive, in a cycle with the losses.
         backward = weakref.WeakMethod(self._backward)
 
@@ -210,29 +181,25 @@ class GradientCombination(keras.layers.Layer):
 
             return ops.stack([x] * count + [ops.zeros_like(x)]), gradient
 
-        state = [] if record is None else [tensor_of(record)]
-        *copies, probe = ops.unstack(custom_gradient(compute, x, *state), count + 1)
+        stacked = custom_gradient(compute, x, *self.record.inputs())
+        *copies, zeros = ops.unstack(stacked, count + 1)
+        # The backward pass knows neither by what mixed precision multiplies the loss, nor by how
+        # many replicas Keras divides the losses of layers. So the layer adds a loss that is 0, a
+        # small number times a tensor of zeros: the gradient of the zeros is that number times the
+        # scale.
+        probe = _PROBE * ops.sum(ops.cast(zeros[:1], float_dtype(zeros.dtype)))
         # Keras sums the losses of a model, and some backends can only sum losses of one dtype.
-        return Copies(copies, ops.cast(probe_loss(probe), keras.config.floatx()))
+        return Copies(copies, ops.cast(probe, keras.config.floatx()))
 
     def _backward(self, upstream, state, forward):
-        """Returns the combined gradient, and the gradient of the variable that holds the record."""
-        # JAX traces the backward pass along with the forward pass, which then cannot overlap.
-        is_again = forward.gradient is not None and forward.gradient.follows(self._latest_gradient)
-        self._latest_gradient = forward.gradient
-        if (forward.call.reach() or is_again) and not self.has_several_calls:
+        """Returns the combined gradient, and the gradient with respect to the state."""
+        is_again = self.record.reach(forward.call)
+        if is_again and not self.has_several_calls:
             self.has_several_calls = True
             warnings.warn(f"{self.name!r} {self.several_calls}", stacklevel=2)
-        before = GradientRecord.decode(state[0]) if state else None
+        before = self.record.decode(state[0]) if state else None
         combined, latest = self._combined(upstream, before, forward)
-        if trains_functionally():
-            # The gradients of the variable add up: it holds the record of one call.
-            return combined, ops.zeros_like(latest) if is_again and state else latest
-        # Counted in the backward pass, so that prediction and evaluation take no steps.
-        self._step.state.assign(forward.step + 1)
-        if self.record is not None:
-            self.record.latest.assign(latest)
-        return combined, None
+        return combined, self.record.end(forward.step, latest, is_again)
 
     def _combined(self, upstream, before, forward):
         """Combines the gradients `(terms + 1, batch, ...)`; returns the result and its record."""
@@ -254,7 +221,8 @@ class GradientCombination(keras.layers.Layer):
             gramian = replicas.sum(gramian)
         if replicas.count > 1:
             is_finite = ops.isfinite(ops.diagonal(gramian))
-        scale = scale / loss_scale(gradients[-1], replicas.count)
+        # 1 in a loop that ignores losses added by layers.
+        scale = scale / nonzero(ops.sum(gradients[-1][:1]) * (replicas.count / _PROBE))
         coefficients = self.aggregator.solve(gramian, step=forward.step)
         if self.aggregator.degree and not self.aggregator.rescale:
             coefficients = coefficients * scale**self.aggregator.degree
@@ -264,38 +232,25 @@ class GradientCombination(keras.layers.Layer):
             coefficients = ops.where(ops.any(earlier != 0), smooth, coefficients)
         combined = ops.sum(coefficients[:, None] * gradients[:-1], axis=0)
         combined = ops.reshape(combined, ops.shape(upstream)[1:])
-        latest = self._record_of(gramian, scale, coefficients, is_finite, forward.step, before)
+        latest = None
+        if before is not None:
+            of_step = forward.step, gramian, scale, coefficients, is_finite
+            rows = StepRecord.rows_of_step(*of_step, before)
+            latest = self.record.encode(rows, forward.step, before, self.accumulated_steps)
         return ops.cast(combined, dtype), latest
-
-    def _record_of(self, gramian, scale, coefficients, is_finite, step, before):
-        """Returns the record of a step, or `None`."""
-        if self.record is None:
-            return None
-        lengths, cosines = correlation(gramian)
-        is_there = ops.cast(ops.diagonal(gramian) > 0, gramian.dtype)
-        cosines = ops.clip(cosines, -1, 1) * (is_there[:, None] * is_there)
-        return self.record.encode(
-            step,
-            lengths=scale * lengths * is_there,
-            coefficients=coefficients,
-            cosines=cosines,
-            is_finite=is_finite,
-            before=before,
-            accumulated_steps=self.accumulated_steps,
-        )
 
     def save_own_variables(self, store):
         # By name, since the order of the variables depends on which ones the backend trains.
-        store["step"] = self._step.state
-        if self.record is not None:
+        store["step"] = self.record.step
+        if self.record.has_statistics:
             store["latest"] = self.record.latest
 
     def load_own_variables(self, store):
-        sums = None if self.record is None else to_numpy(self.record.sums)
+        sums = to_numpy(self.record.sums) if self.record.has_statistics else None
 
         def restore(before):
             self._load(before)
-            if self.record is not None:  # The file does not hold the means of the epoch.
+            if sums is not None:  # The file does not hold the means of the epoch.
                 self.record.sums.assign(sums)
 
         load_or_undo(self, store, self._load, restore)
@@ -303,9 +258,9 @@ class GradientCombination(keras.layers.Layer):
     def _load(self, store):
         state = SavedState(store, f"the {type(self).__name__} {self.name!r}")
         step = state.count("step")
-        if self.record is not None and "latest" in state:
+        if self.record.has_statistics and "latest" in state:
             self.record.load(state.array("latest", self.record.latest.shape, 0))
-        self._step.state.assign(step)
+        self.record.step.assign(step)
 
     def get_config(self) -> dict:
         return {

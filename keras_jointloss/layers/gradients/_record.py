@@ -1,177 +1,110 @@
-"""The gradient statistics that the backward pass records, and their means over an epoch."""
+"""What a layer records of its steps, and how that leaves the backward pass."""
 
-import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_jointloss._core.backend import trains_functionally
+from keras_jointloss._core.backend import differentiated, is_traced, trains_functionally
 from keras_jointloss._core.keras import overwrite_with_gradient
-from keras_jointloss._core.math import to_numpy
+from keras_jointloss._core.keras_calls import training_optimizer
+from keras_jointloss._core.keras_models import inner_optimizer
+from keras_jointloss._core.math import float_dtype, to_numpy
 from keras_jointloss._core.state import constant, layer_state
-
-# The computed cosine of orthogonal gradients can be this far below 0.
-_ROUNDING = 1e-6
-
-
-class GradientStatistics(NamedTuple):
-    """Statistics of the terms' gradients, in one step or averaged over steps.
-
-    Attributes:
-        norms: `(terms,)`, the lengths of the gradients of the weighted losses.
-        coefficients: `(terms,)`, the factors with which the gradients were combined.
-        cosines: `(terms, terms)`, the cosines of the angles between two gradients, over the steps
-            in which both were nonzero.
-        conflicts: `(terms, terms)`, the share of these steps in which the cosine was negative by
-            more than rounding.
-        conflict: The share of all steps in which any cosine was negative.
-        nonfinite_step: `(terms,)`, the number of the first step in which any gradient was not
-            finite, counted from 1 at the layer's first training, for the terms whose gradient was
-            not finite in it; 0 for other terms. The means exclude such steps and are `nan` if there
-            were no others. While gradients stay non-finite, this remains the first step of all.
-    """
-
-    norms: np.ndarray
-    coefficients: np.ndarray
-    cosines: np.ndarray
-    conflicts: np.ndarray
-    conflict: float
-    nonfinite_step: np.ndarray
-
-    def to_tags(self, terms: Sequence[str]) -> dict[str, float]:
-        """Returns the statistics by the names used in logs.
-
-        Args:
-            terms: The names of the terms.
-        """
-        numbers = {"conflict": self.conflict}
-        for i, term in enumerate(terms):
-            numbers[f"{term}/norm"] = float(self.norms[i])
-            numbers[f"{term}/coefficient"] = float(self.coefficients[i])
-            for j in range(i + 1, len(terms)):
-                pair = f"{term}~{terms[j]}"
-                numbers[f"{pair}/cosine"] = float(self.cosines[i, j])
-                numbers[f"{pair}/conflict"] = float(self.conflicts[i, j])
-        return numbers
-
-    @classmethod
-    def unknown(cls, terms: int) -> "GradientStatistics":
-        """Returns what stands for the statistics of no step: `nan`."""
-        nan, square = np.full(terms, np.nan), np.full((terms, terms), np.nan)
-        return cls(nan, nan, square, square, math.nan, np.zeros(terms, "int64"))
-
-
-class StepRecord(NamedTuple):
-    """The statistics of one step, as rows of a matrix `(3 + terms, terms)`.
-
-    Attributes:
-        number: `(1, terms)`, the number of the step, from 1, in each column; 0 for no step.
-        lengths: `(1, terms)`, -1 for a gradient that is not finite.
-        coefficients: `(1, terms)`.
-        cosines: `(terms, terms)`.
-    """
-
-    number: Any
-    lengths: Any
-    coefficients: Any
-    cosines: Any
-
-    @classmethod
-    def of(cls, rows) -> "StepRecord":
-        """Returns the record with these rows."""
-        return cls(rows[:1], rows[1:2], rows[2:3], rows[3:])
-
-    def rows(self):
-        """Returns the matrix."""
-        return ops.concatenate(list(self))
-
-
-class _Sums(NamedTuple):
-    """Sums over the steps of an epoch, as rows of a matrix `(6 + 3 * terms, terms)`.
-
-    Attributes:
-        steps: `(1, terms)`, the number of steps, in each column.
-        any_conflict: `(1, terms)`, the number of steps in which any two gradients conflicted.
-        lengths: `(1, terms)`.
-        coefficients: `(1, terms)`.
-        cosines: `(terms, terms)`.
-        both: `(terms, terms)`, the number of steps in which both terms had a gradient.
-        conflicts: `(terms, terms)`, the number of steps in which two gradients conflicted.
-        first_nonfinite: `(1, terms)`, not a sum: the first step with a non-finite gradient.
-        latest: `(1, terms)`, not a sum: the number of the step that was added last.
-    """
-
-    steps: Any
-    any_conflict: Any
-    lengths: Any
-    coefficients: Any
-    cosines: Any
-    both: Any
-    conflicts: Any
-    first_nonfinite: Any
-    latest: Any
-
-    @classmethod
-    def of(cls, rows, terms: int) -> "_Sums":
-        cosines, both, conflicts = (4 + i * terms for i in range(3))
-        return cls(
-            steps=rows[:1],
-            any_conflict=rows[1:2],
-            lengths=rows[2:3],
-            coefficients=rows[3:4],
-            cosines=rows[cosines:both],
-            both=rows[both:conflicts],
-            conflicts=rows[conflicts:-2],
-            first_nonfinite=rows[-2:-1],
-            latest=rows[-1:],
-        )
+from keras_jointloss.layers.gradients._calls import FunctionGradient, TrainedCall
+from keras_jointloss.layers.gradients._statistics import (
+    GradientStatistics,
+    StepRecord,
+    Sums,
+    number_of,
+)
 
 
 class GradientRecord:
-    """Keeps the statistics of the latest step, and sums of them, in variables of a layer.
+    """Counts the steps of a layer, and keeps the statistics of the latest one and their sums.
 
-    On JAX only gradients leave the backward pass. There the record is the "gradient" of a variable
-    that counts as trainable in Keras and that optimizers overwrite with the record. Elsewhere the
-    backward pass assigns it. The next forward pass in training adds it to the sums.
-
-    The variable holds the positive and the negative part of the rows of the `StepRecord`, since
-    Keras takes the maximum over the steps whose gradients an optimizer accumulates.
+    The next forward pass in training adds the statistics to the sums. How count and statistics
+    leave the backward pass differs: see `AssignedRecord` and `ReturnedRecord`.
 
     Args:
         terms: The number of terms.
-        name: Prefix of the names of the variables.
-        dtype: The dtype of the variables.
+        name: The name of the layer.
+        has_statistics: Whether to keep statistics, or only the count.
     """
 
-    def __init__(self, terms: int, name: str, dtype: str):
-        self.terms = terms
-        self.is_trained = trains_functionally()
-        shape = (2, 3 + terms, terms)
-        replicated = {"dtype": dtype, "aggregation": "only_first_replica"}
-        if self.is_trained:
-            # Created by a function, as Keras may build the model before it creates variables.
-            self.latest = keras.Variable(
-                constant(0.0), shape=shape, dtype=dtype, autocast=False, name=f"{name}_latest"
-            )
-            overwrite_with_gradient(self.latest)
-        else:
-            self.latest = layer_state(f"{name}_latest", shape, 0.0, is_watched=True, **replicated)
-        self.sums = layer_state(f"{name}_sums", (6 + 3 * terms, terms), 0.0, **replicated)
+    def __init__(self, terms: int, name: str, has_statistics: bool):
+        self._name = name
+        self.has_statistics = has_statistics
+        # Each replica has its own count: to assign a mirrored one, it would wait for the others.
+        self._options = {"aggregation": "only_first_replica"}
+        self.step = layer_state(f"{name}_step", (), 0, "int32", **self._options)
+        if not has_statistics:
+            return
+        dtype = float_dtype(keras.config.floatx())
+        # The positive and the negative part of the rows of the `StepRecord`, since Keras takes the
+        # maximum over the steps whose gradients an optimizer accumulates.
+        self.latest = self._create_latest(f"{name}_latest", (2, 3 + terms, terms), dtype)
+        shape = (6 + 3 * terms, terms)
+        self.sums = layer_state(f"{name}_sums", shape, 0.0, dtype, **self._options)
+
+    def _create_latest(self, name: str, shape: tuple, dtype: str) -> keras.Variable:
+        raise NotImplementedError
 
     @property
     def state(self) -> list:
         """The variables that are not weights."""
-        return [self.sums] if self.is_trained else [self.latest, self.sums]
+        return [self.step, self.latest, self.sums] if self.has_statistics else [self.step]
 
     @property
     def trained(self) -> list:
-        """The variable that an optimizer overwrites; it must be one that the optimizer trains."""
-        return [self.latest] if self.is_trained else []
+        """The variables that an optimizer overwrites; they must be among those that it trains."""
+        return []
 
     # Within the compiled step.
+
+    def validate_optimizer(self) -> None:
+        """Raises `ValueError` if the optimizer of the model would fail on `trained`."""
+
+    def precedes_backward(self, training: bool | None, tensors: Any) -> bool:
+        """Returns whether a backward pass can follow the call of the layer.
+
+        Args:
+            training: Whether the model trains; `None` if that is unknown.
+            tensors: What the gradients would be taken with respect to.
+        """
+        return training is not False
+
+    def begin(self) -> tuple[Any, Any]:
+        """Begins a forward pass; returns the number of the step, from 0, and the call."""
+        raise NotImplementedError
+
+    def reach(self, call: Any) -> bool:
+        """Begins the backward pass of a call; returns whether it reaches another call, too."""
+        raise NotImplementedError
+
+    def end(self, step: Any, latest: Any, is_again: bool) -> Any:
+        """Ends a backward pass.
+
+        Args:
+            step: The number of the step.
+            latest: What `encode` returned, or `None`.
+            is_again: What `reach` returned.
+
+        Returns:
+            The gradient with respect to `inputs`.
+        """
+        raise NotImplementedError
+
+    def inputs(self) -> list:
+        """Returns the latest statistics in a list, as a tensor that each backward pass reaches.
+
+        The gradients of the terms are then known also if nothing before the layer is trained.
+        """
+        return [differentiated(ops.copy(self.latest))] if self.has_statistics else []
 
     @staticmethod
     def decode(latest) -> StepRecord:
@@ -186,66 +119,21 @@ class GradientRecord:
         record = self.decode(ops.stop_gradient(ops.copy(self.latest)))
         return record.number[0, 0], record.lengths[0]
 
-    def encode(self, step, lengths, coefficients, cosines, is_finite, before, accumulated_steps):
-        """Returns the record of a step, encoded as in `latest`.
+    def encode(self, rows, step, before: StepRecord, accumulated_steps: int):
+        """Returns a record as `latest` holds it.
 
         Args:
-            step: The number of the step, from 0, an int32 scalar tensor.
-            lengths: `(terms,)`.
-            coefficients: `(terms,)`.
-            cosines: `(terms, terms)`, 0 for a term without gradient.
-            is_finite: `(terms,)`, whether the gradient of a term is finite.
-            before: The previous `StepRecord`, which stays if this one is not finite. If a term's
-                gradient is the cause, the number of the step and the lengths are updated.
+            rows: The rows of a `StepRecord`.
+            step: The number of the step, from 0.
+            before: The previous record.
             accumulated_steps: Over how many steps the optimizer accumulates gradients.
         """
-        dtype = before.number.dtype
-        number = ops.cast(step % 2**23 + 1, dtype)  # exact in single precision
-        number = before.number * 0 + number
-        values = ops.concatenate([lengths[None, :], coefficients[None, :], cosines])
-        rows = ops.concatenate([number, ops.cast(values, dtype)])
-        # `ops.where`, since a product with a non-finite value would not be finite.
-        rows = ops.where(ops.all(ops.isfinite(rows)), rows, before.rows())
-        marks = ops.cast(is_finite, dtype)[None, :] - 1
-        nonfinite = StepRecord(number, marks, before.coefficients, before.cosines).rows()
-        rows = ops.where(ops.all(is_finite), rows, nonfinite)
-        if self.is_trained and accumulated_steps > 1:
-            # All other records are 0, so that the maximum is the record of the last step.
-            is_last = number[0, 0] >= before.number[0, 0] + accumulated_steps
-            rows = ops.where(is_last, rows, 0)
         return ops.relu(ops.stack([rows, -rows]))
 
     def add(self) -> None:
         """Adds the record of the latest step to the sums, unless they include it already."""
         record = self.decode(ops.stop_gradient(ops.copy(self.latest)))
-        self.sums.assign(self._extended(ops.copy(self.sums), record))
-
-    def _extended(self, rows, record: StepRecord):
-        """Returns the rows of the sums with a record added, if it is new."""
-        sums, dtype = _Sums.of(rows, self.terms), rows.dtype
-        is_new = (record.number != sums.latest) & (record.number > 0)
-        is_nonfinite = is_new & (record.lengths < 0)
-        is_counted = is_new & ~ops.any(is_nonfinite)
-        # Once a weight is not finite, nothing is: only the first such step shows the cause.
-        is_first = is_nonfinite & (ops.max(sums.first_nonfinite) == 0)
-        one = record.number * 0 + 1
-        is_there = ops.cast(record.lengths[0] > 0, dtype)
-        conflicts = ops.cast(record.cosines < -_ROUNDING, dtype)
-        summands = [
-            one,
-            one * ops.max(conflicts),
-            record.lengths,
-            record.coefficients,
-            record.cosines,
-            is_there[:, None] * is_there,
-            conflicts,
-        ]
-        changes = [
-            ops.cast(is_counted, dtype) * ops.concatenate(summands),
-            ops.cast(is_first, dtype) * record.number,
-            ops.cast(is_new, dtype) * (record.number - sums.latest),
-        ]
-        return rows + ops.concatenate(changes)
+        self.sums.assign(Sums.extended(ops.copy(self.sums), record))
 
     # From the host.
 
@@ -256,9 +144,9 @@ class GradientRecord:
 
     def totals(self) -> np.ndarray:
         """Returns the rows of the sums since the last `reset`, with the latest step."""
-        rows = to_numpy(self.sums).astype("float64")
+        rows = ops.convert_to_tensor(to_numpy(self.sums).astype("float64"))
         record = self.decode(ops.convert_to_tensor(to_numpy(self.latest).astype("float64")))
-        return ops.convert_to_numpy(self._extended(ops.convert_to_tensor(rows), record))
+        return ops.convert_to_numpy(Sums.extended(rows, record))
 
     def read(self, rows: np.ndarray | None = None) -> GradientStatistics | None:
         """Returns the means over the steps since the last `reset`; `None` if there were none.
@@ -268,36 +156,131 @@ class GradientRecord:
                 between them.
         """
         rows = self.totals() if rows is None else rows
-        if not rows[:-1].any():
-            return None
-        sums = _Sums.of(rows, self.terms)
-        steps = sums.steps[0, 0] or np.nan
-        both = np.where(sums.both, sums.both, np.nan)
-        return GradientStatistics(
-            norms=sums.lengths[0] / steps,
-            coefficients=sums.coefficients[0] / steps,
-            cosines=sums.cosines / both,
-            conflicts=sums.conflicts / both,
-            conflict=float(sums.any_conflict[0, 0] / steps),
-            nonfinite_step=sums.first_nonfinite[0].astype("int64"),
-        )
+        return Sums.of(rows).means() if rows[:-1].any() else None
 
     def reset(self) -> None:
         """Resets the means."""
+        if not self.has_statistics:
+            return
         record = self.decode(to_numpy(self.latest))
         rows = np.zeros(self.sums.shape)
-        sums = _Sums.of(rows, self.terms)  # Views of the rows.
+        sums = Sums.of(rows)  # Views of the rows.
         sums.latest[:] = record.number
         if np.any(record.lengths < 0):
             # The first non-finite term may be the cause of what is not finite now.
-            sums.first_nonfinite[:] = self._first_nonfinite()
+            statistics = self.read()
+            sums.first_nonfinite[:] = 0 if statistics is None else statistics.nonfinite_step
         self.sums.assign(rows)
-
-    def _first_nonfinite(self):
-        statistics = self.read()
-        return 0 if statistics is None else statistics.nonfinite_step
 
     def load(self, latest) -> None:
         """Loads a record that is encoded as in `latest`."""
         self.latest.assign(latest)
         self.reset()
+
+
+class AssignedRecord(GradientRecord):
+    """The record on TensorFlow and PyTorch, where the backward pass assigns variables."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._get_latest_call: Callable[[], TrainedCall | None] = lambda: None
+
+    def _create_latest(self, name, shape, dtype):
+        return layer_state(name, shape, 0.0, dtype, is_watched=True, **self._options)
+
+    def begin(self):
+        call = TrainedCall(self._get_latest_call())
+        self._get_latest_call = weakref.ref(call)
+        return ops.copy(self.step), call
+
+    def reach(self, call):
+        return call.reach()
+
+    def end(self, step, latest, is_again):
+        # Counted in the backward pass, so that prediction and evaluation take no steps.
+        self.step.assign(step + 1)
+        if self.has_statistics:
+            self.latest.assign(latest)
+
+
+class ReturnedRecord(GradientRecord):
+    """The record on JAX, where only gradients leave the backward pass.
+
+    The statistics are the "gradient" of a variable that counts as trainable in Keras and that
+    optimizers overwrite with it. The forward pass counts the step.
+    """
+
+    #: The latest call whose backward pass has begun. JAX traces that along with the forward pass.
+    _latest_reached: FunctionGradient | None = None
+
+    def _create_latest(self, name, shape, dtype):
+        # Created by a function, as Keras may build the model before it creates variables.
+        variable = keras.Variable(
+            constant(0.0), shape=shape, dtype=dtype, autocast=False, name=name
+        )
+        overwrite_with_gradient(variable)
+        return variable
+
+    @property
+    def state(self):
+        return [x for x in super().state if not any(x is latest for latest in self.trained)]
+
+    @property
+    def trained(self):
+        return [self.latest] if self.has_statistics else []
+
+    def validate_optimizer(self):
+        # Keras builds a model in `fit` before it begins with the steps, where it would hide an
+        # error.
+        if not self.has_statistics:
+            return
+        optimizer = inner_optimizer(training_optimizer())
+        # Keras multiplies the moving average of each variable by 0 or 1, but keeps none of a
+        # variable that is overwritten with its gradient.
+        frequency = getattr(optimizer, "ema_overwrite_frequency", None)
+        if frequency is not None and optimizer.use_ema:
+            raise ValueError(
+                "Invalid value for argument `ema_overwrite_frequency` of the optimizer. Expected "
+                f"None on JAX, where {self._name!r} keeps its record in a variable of which Keras "
+                "has no moving average. Use `use_ema=True` alone, which overwrites the weights "
+                "once, at the end of `fit`; or create the layer with `telemetry=False`, and "
+                f"without `ema` in its aggregator. Received: ema_overwrite_frequency={frequency}"
+            )
+
+    def precedes_backward(self, training, tensors):
+        if training is not None:
+            return training
+        # JAX takes gradients of traced functions only. Another step than a gradient can be traced.
+        if is_traced(tensors):
+            warnings.warn(
+                f"{self._name!r} cannot know whether this is training and counts the step. Give "
+                "the `call` of the enclosing model an argument `training`.",
+                stacklevel=2,
+            )
+        return is_traced(tensors)
+
+    def begin(self):
+        step = ops.copy(self.step)
+        self.step.assign(step + 1)
+        return step, FunctionGradient(self.latest.value if self.has_statistics else None)
+
+    def reach(self, call):
+        is_again, self._latest_reached = call.follows(self._latest_reached), call
+        return is_again
+
+    def encode(self, rows, step, before, accumulated_steps):
+        if accumulated_steps > 1:
+            # All other records are 0, so that the maximum is the record of the last step.
+            number = number_of(step, before.number.dtype)
+            rows = ops.where(number >= before.number[0, 0] + accumulated_steps, rows, 0)
+        return super().encode(rows, step, before, accumulated_steps)
+
+    def end(self, step, latest, is_again):
+        # The gradients of the variable add up: it holds the record of one call.
+        return ops.zeros_like(latest) if is_again and self.has_statistics else latest
+
+
+def new_record(terms: int, name: str, has_statistics: bool) -> GradientRecord:
+    """Returns the record of the backend."""
+    record = ReturnedRecord if trains_functionally() else AssignedRecord
+    return record(terms, name, has_statistics)

@@ -111,7 +111,7 @@ class GradientBalancer(GradientCombination):
     )
 
     def call(self, inputs, training=None):
-        if not self._is_trained(training, inputs):
+        if not self._precedes_backward(training, inputs):
             return dict.fromkeys(self.terms, inputs)
         joined, parts_of = _joined(_validated(inputs))
         copies = self._copies(joined, parts_of)

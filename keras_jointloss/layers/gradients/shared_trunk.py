@@ -10,8 +10,8 @@ from keras import ops
 from keras_jointloss._core import keras as _keras
 from keras_jointloss._core.math import float_dtype
 from keras_jointloss._core.validation import invalid
+from keras_jointloss.layers.gradients._calls import StepMemory
 from keras_jointloss.layers.gradients._combination import Copies, GradientCombination
-from keras_jointloss.layers.gradients._step_memory import StepMemory
 from keras_jointloss.layers.gradients._trunk_run import (
     run_for_terms,
     validate_built_trunk,
@@ -142,7 +142,7 @@ class SharedTrunk(GradientCombination):
     def call(self, inputs, training=None):
         parameters = self.trunk.trainable_variables
         values = [variable.value for variable in parameters]
-        if not parameters or not self._is_trained(training, values):
+        if not parameters or not self._precedes_backward(training, values):
             return dict.fromkeys(self.terms, self._run(inputs, training))
         copies = self._memory.get(values, lambda: self._copies_of(parameters))
         # On JAX, Keras may treat each call as the first one and forget the earlier losses.

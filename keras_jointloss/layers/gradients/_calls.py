@@ -1,12 +1,13 @@
-"""Whether one backward pass reaches several calls of a layer."""
+"""Which calls of a layer belong to one backward pass, and which to one step of the model."""
 
 import threading
 import weakref
-from collections.abc import Callable
-from typing import Any, Optional
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Optional
 
 from keras_jointloss._core.backend import is_traced
 from keras_jointloss._core.backend.functions import current_trace
+from keras_jointloss._core.keras_calls import outermost_call
 
 
 class TrainedCall:
@@ -58,3 +59,53 @@ class FunctionGradient:
         variable = self._get_variable()
         is_same = variable is not None and variable is other._get_variable()
         return is_same or self._trace == other._trace
+
+
+class _Computed(NamedTuple):
+    """A result, and what it is the result of."""
+
+    sources: list
+    trace: Any
+    result: Any
+
+    def is_of(self, sources: Sequence[Any], trace: Any) -> bool:
+        """Returns whether this is the result of these sources, in a function that may use it."""
+        is_same = [*map(id, self.sources)] == [*map(id, sources)]
+        return is_same and self.trace == trace
+
+
+class StepMemory:
+    """Keeps the results of a layer for its other calls in the same step, and no longer.
+
+    A step is one outermost call: of the model that contains the layer, or of the layer itself.
+    Several of them can belong to one step of an optimizer, but nothing tells that before the
+    backward pass. Each replica makes an outermost call of its own.
+    """
+
+    def __init__(self):
+        self._computed: weakref.WeakKeyDictionary[Any, list[_Computed]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def __len__(self) -> int:
+        return len(self._computed)
+
+    def get(self, sources: Sequence[Any], compute: Callable[[], Any]) -> Any:
+        """Returns what `compute` returned in this step, or calls it.
+
+        Args:
+            sources: Objects that the result depends on, compared by identity: within a step a layer
+                can be called with other parameters, and in a function that is traced by itself.
+            compute: Computes the result.
+        """
+        call = outermost_call()
+        if call is None:
+            return compute()
+        trace = current_trace()
+        known = self._computed.setdefault(call, [])
+        for computed in known:
+            if computed.is_of(sources, trace):
+                return computed.result
+        result = compute()
+        known.append(_Computed(list(sources), trace, result))
+        return result
