@@ -262,24 +262,6 @@ def test_vicreg_components_are_logged_for_layers_and_outputs():
         assert logs[key] == [pytest.approx(expected, rel=1e-5)]
 
 
-def test_prediction_computes_no_loss(monkeypatch):
-    a, b = keras.Input((4,)), keras.Input((4,))
-    layer = kj.layers.ContrastiveTerm("InfoNCE", memory_size=4)
-    model = keras.Model([a, b], layer((a, b)))
-    calls = []
-
-    def values(self, *arguments, **options):
-        calls.append(1)
-        return ops.zeros((6,))
-
-    monkeypatch.setattr(kj.losses.InfoNCE, "values", values)
-    model.compile("sgd")
-    model.predict(embeddings(), verbose=0)
-    assert not calls
-    model.evaluate(embeddings(), verbose=0)
-    assert calls
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

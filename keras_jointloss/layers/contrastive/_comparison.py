@@ -1,6 +1,7 @@
-"""How a contrastive term compares the embeddings of a call."""
+"""How a contrastive term compares the embeddings of a call, and what it learns for that."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -11,10 +12,88 @@ from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.batch import as_labels, finite_items, label_tensor
 from keras_jointloss._core.math import float_dtype
 from keras_jointloss._core.replicas import Batch, rows_of, shared_batch
+from keras_jointloss._core.saved_state import SavedState
+from keras_jointloss._core.validation import invalid
 from keras_jointloss.layers._means import item_mask, mean_over_items
 from keras_jointloss.layers._step import CallLoss
-from keras_jointloss.layers.contrastive._variables import EmbeddingMemory, LearnedArguments
+from keras_jointloss.layers.contrastive._memory import EmbeddingMemory
 from keras_jointloss.terms.missing.targets import fill
+
+#: The rounding of the dtype, at most that of bfloat16, may put a weight this far out of its bounds.
+_ROUNDING = 0.05
+
+
+class _Bounds(keras.constraints.Constraint):
+    """Keeps a weight within closed bounds."""
+
+    def __init__(self, minimum, maximum):
+        self.minimum = minimum
+        self.maximum = maximum
+
+    def __call__(self, w):
+        return ops.clip(w, self.minimum, self.maximum)
+
+
+class LearnedArguments:
+    """The weights of a layer that determine arguments of its loss.
+
+    Args:
+        loss: A `keras_jointloss.losses.ViewsLoss`, or any other loss, which has nothing to train.
+        learn_temperature: As in `keras_jointloss.layers.ContrastiveTerm`.
+
+    Raises:
+        ValueError: If the loss has nothing to train, or an initial value is out of bounds.
+    """
+
+    def __init__(self, loss: Any, learn_temperature: bool):
+        self._loss = loss
+        self._weights: dict[str, Any] = {}
+        self._to_learn: dict[str, Any] = {}
+        if not learn_temperature:
+            return
+        if hasattr(loss, "learned_parameters"):
+            self._to_learn = loss.learned_parameters()
+        if not self._to_learn:
+            expected = f"False, since {type(loss).__name__} has no temperature to train"
+            raise invalid("learn_temperature", expected, learn_temperature)
+        for name, (initial, minimum, maximum) in self._to_learn.items():
+            if not minimum <= initial <= maximum:
+                expected = f"a temperature whose {name} is in [{minimum:g}, {maximum:g}]"
+                raise invalid("loss", expected, loss, f", with {name}={initial:g}")
+
+    def add_weights(self, layer: keras.layers.Layer) -> None:
+        """Adds the weights to a layer that is being built."""
+        for name, parameter in self._to_learn.items():
+            self._weights[name] = layer.add_weight(
+                name=name,
+                shape=(),
+                initializer=keras.initializers.Constant(parameter.initial),
+                constraint=_Bounds(parameter.minimum, parameter.maximum),
+                dtype=keras.config.floatx(),
+                autocast=False,
+            )
+
+    def validate(self, state: SavedState) -> None:
+        """Raises `ValueError` if the saved weights are no finite numbers within their bounds."""
+        for number, (name, parameter) in enumerate(self._to_learn.items()):
+            if str(number) in state:  # Keras uses numbers as keys.
+                bounds = parameter.minimum - _ROUNDING, parameter.maximum + _ROUNDING
+                state.array(str(number), (), *bounds, name=name)
+
+    def arguments(self) -> dict[str, Any]:
+        """Returns the arguments of the loss: scalar tensors by name."""
+        tensors = {name: ops.convert_to_tensor(value) for name, value in self._weights.items()}
+        return self._loss.arguments_of(tensors) if tensors else {}
+
+    def readings(self) -> dict[str, Callable[[], Any]]:
+        """Returns the arguments to log: by name, functions that return the argument."""
+        if not self._to_learn:
+            return {}
+        others = [name for name in self._to_learn if name != "log_scale"]
+        return {name: partial(self._argument, name) for name in ("temperature", *others)}
+
+    def _argument(self, name: str):
+        return self.arguments()[name]
 
 
 class Comparison:

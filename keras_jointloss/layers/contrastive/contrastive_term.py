@@ -18,8 +18,8 @@ from keras_jointloss._core.validation import (
 )
 from keras_jointloss.layers._layer_term import LayerTerm
 from keras_jointloss.layers._means import validate_reduction
-from keras_jointloss.layers.contrastive._comparison import Comparison
-from keras_jointloss.layers.contrastive._variables import EmbeddingMemory, LearnedArguments
+from keras_jointloss.layers.contrastive._comparison import Comparison, LearnedArguments
+from keras_jointloss.layers.contrastive._memory import EmbeddingMemory
 from keras_jointloss.metrics.base import validate_metrics
 from keras_jointloss.terms.given_weight import Weight, deserialize_weight
 

@@ -27,8 +27,8 @@ from keras_jointloss.layers.gradients._statistics import (
 class GradientRecord:
     """Counts the steps of a layer, and keeps the statistics of the latest one and their sums.
 
-    The next forward pass in training adds the statistics to the sums. How count and statistics
-    leave the backward pass differs: see `AssignedRecord` and `ReturnedRecord`.
+    The backward pass assigns count and statistics; on JAX see `ReturnedRecord`. The next forward
+    pass in training adds the statistics to the sums.
 
     Args:
         terms: The number of terms.
@@ -39,6 +39,7 @@ class GradientRecord:
     def __init__(self, terms: int, name: str, has_statistics: bool):
         self._name = name
         self.has_statistics = has_statistics
+        self._get_latest_call: Callable[[], Any] = lambda: None
         # Each replica has its own count: to assign a mirrored one, it would wait for the others.
         self._options = {"aggregation": "only_first_replica"}
         self.step = layer_state(f"{name}_step", (), 0, "int32", **self._options)
@@ -52,7 +53,7 @@ class GradientRecord:
         self.sums = layer_state(f"{name}_sums", shape, 0.0, dtype, **self._options)
 
     def _create_latest(self, name: str, shape: tuple, dtype: str) -> keras.Variable:
-        raise NotImplementedError
+        return layer_state(name, shape, 0.0, dtype, is_watched=True, **self._options)
 
     @property
     def state(self) -> list:
@@ -80,11 +81,13 @@ class GradientRecord:
 
     def begin(self) -> tuple[Any, Any]:
         """Begins a forward pass; returns the number of the step, from 0, and the call."""
-        raise NotImplementedError
+        call = TrainedCall(self._get_latest_call())
+        self._get_latest_call = weakref.ref(call)
+        return ops.copy(self.step), call
 
     def reach(self, call: Any) -> bool:
         """Begins the backward pass of a call; returns whether it reaches another call, too."""
-        raise NotImplementedError
+        return call.reach()
 
     def end(self, step: Any, latest: Any, is_again: bool) -> Any:
         """Ends a backward pass.
@@ -97,7 +100,10 @@ class GradientRecord:
         Returns:
             The gradient with respect to `inputs`.
         """
-        raise NotImplementedError
+        # Counted in the backward pass, so that prediction and evaluation take no steps.
+        self.step.assign(step + 1)
+        if self.has_statistics:
+            self.latest.assign(latest)
 
     def inputs(self) -> list:
         """Returns the latest statistics in a list, as a tensor that each backward pass reaches.
@@ -176,31 +182,6 @@ class GradientRecord:
         """Loads a record that is encoded as in `latest`."""
         self.latest.assign(latest)
         self.reset()
-
-
-class AssignedRecord(GradientRecord):
-    """The record on TensorFlow and PyTorch, where the backward pass assigns variables."""
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        self._get_latest_call: Callable[[], TrainedCall | None] = lambda: None
-
-    def _create_latest(self, name, shape, dtype):
-        return layer_state(name, shape, 0.0, dtype, is_watched=True, **self._options)
-
-    def begin(self):
-        call = TrainedCall(self._get_latest_call())
-        self._get_latest_call = weakref.ref(call)
-        return ops.copy(self.step), call
-
-    def reach(self, call):
-        return call.reach()
-
-    def end(self, step, latest, is_again):
-        # Counted in the backward pass, so that prediction and evaluation take no steps.
-        self.step.assign(step + 1)
-        if self.has_statistics:
-            self.latest.assign(latest)
 
 
 class ReturnedRecord(GradientRecord):
@@ -282,5 +263,5 @@ class ReturnedRecord(GradientRecord):
 
 def new_record(terms: int, name: str, has_statistics: bool) -> GradientRecord:
     """Returns the record of the backend."""
-    record = ReturnedRecord if trains_functionally() else AssignedRecord
+    record = ReturnedRecord if trains_functionally() else GradientRecord
     return record(terms, name, has_statistics)
