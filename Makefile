@@ -91,7 +91,7 @@ bench-peers: .venv-torch/test.stamp  ## Train examples with losses and aggregato
 docs: .venv-docs/docs.stamp  ## Run the guides and build the site in build/docs.
 	rm -rf build/docs
 	.venv-docs/bin/python -m sphinx -E -W --keep-going -q -d build/doctrees docs build/docs
-	.venv-docs/bin/python docs/check_links.py build/docs
+	! grep -rlE '<(script|img|link rel="(stylesheet|icon|preload)")[^>]* (src|href)="(https?:)?//' build/docs --include='*.html'
 
 clean:  ## Remove the environments, the site and caches.
 	rm -rf .venv .venv-jax .venv-torch .venv-lower-bounds .venv-docs .mypy_cache .pytest_cache .ruff_cache \

@@ -1,5 +1,6 @@
 """Builds the documentation: `make docs`."""
 
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import keras_jointloss as kj
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from docs import api_pages, formulas, guides  # noqa: E402
+from docs import formulas, guides  # noqa: E402
 
 project = "keras_jointloss"
 version = release = kj.__version__
@@ -27,6 +28,7 @@ extensions = [
 default_role = "literal"
 smartquotes_action = "D"  # Dashes only.
 
+templates_path = ["_templates"]
 html_theme = "furo"
 html_title = "keras_jointloss"
 pygments_dark_style = "monokai"
@@ -39,27 +41,42 @@ html_math_renderer = "mathml"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # `guides.run` has run them.
-nb_merge_streams = True
 
 autodoc_inherit_docstrings = False  # Those of Keras stand in Keras.
 autodoc_member_order = "bysource"
-autosummary_generate = False
+autosummary_ignore_module_all = False
 napoleon_custom_sections = [("Call arguments", "params_style"), "Input shape", "Output shape"]
 napoleon_use_ivar = True
 
-NAMES = [name for module in api_pages.public_modules() for name in api_pages.names_of(module)]
+MODULES = [kj, *(x for x in (getattr(kj, name) for name in kj.__all__) if inspect.ismodule(x))]
+#: The public classes and functions by their full names.
+NAMES = {
+    f"{module.__name__}.{name}": value
+    for module in MODULES
+    for name in module.__all__
+    if callable(value := getattr(module, name))
+}
+FULL_NAMES = {value: name for name, value in NAMES.items()}
+#: The functions that are on the page of a class, by the class, both as full names.
+FUNCTIONS = {
+    name: FULL_NAMES[value.function]
+    for name, value in NAMES.items()
+    if getattr(value, "function", None) in FULL_NAMES
+}
+autosummary_context = {"functions_of_classes": FUNCTIONS}
 
 
-def spellings_of(name):
+def spellings_of(full):
     """Returns what a public name is called in texts, if nothing else is called so."""
-    yield name.full
-    yield name.full.replace("keras_jointloss", "kj", 1)
-    is_unique = sum(other.name == name.name for other in NAMES) == 1
-    if is_unique and re.search("^[A-Z]|_", name.name):
-        yield name.name
+    yield full
+    yield full.replace("keras_jointloss", "kj", 1)
+    name = full.rpartition(".")[2]
+    is_unique = sum(other.endswith(f".{name}") for other in NAMES) == 1
+    if is_unique and re.search("^[A-Z]|_", name):
+        yield name
 
 
-PUBLIC = {spelling: name.full for name in NAMES for spelling in spellings_of(name)}
+PUBLIC = {spelling: full for full in NAMES for spelling in spellings_of(full)}
 
 
 def draw_formulas(app, what, name, obj, options, lines):
@@ -74,9 +91,8 @@ def draw_formulas(app, what, name, obj, options, lines):
 def name_bases(app, name, obj, options, bases):
     """Names base classes as they are public."""
     for position, base in enumerate(bases):
-        public = next((x.full for x in NAMES if x.value is base), None)
-        if public:
-            bases[position] = f":py:class:`~{public}`"
+        if base in FULL_NAMES:
+            bases[position] = f":py:class:`~{FULL_NAMES[base]}`"
 
 
 def link_names(app, doctree):
@@ -95,7 +111,7 @@ def link_names(app, doctree):
 
 
 def link_files(app, name, source):
-    """Makes the links of the pages written by hand lead to pages and downloads."""
+    """Makes the links of the pages written by hand lead to pages of guides."""
     if "/" not in name:
         source[0] = guides.link_pages(source[0], HERE, HERE)
 
@@ -113,25 +129,12 @@ def visit_math(self, node):
     raise nodes.SkipNode
 
 
-def add_plotly(app, page, template, context, doctree):
-    """Loads Plotly where there are figures."""
-    if doctree is not None and "Plotly.newPlot" in context.get("body", ""):
-        app.add_js_file("plotly.min.js")
-
-
-def write_pages(app):
-    """Writes the pages that are made of guides and docstrings."""
-    guides.write()
-    api_pages.write(HERE / "api")
-
-
 def setup(app):
     """Extends Sphinx by all of this."""
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
-    app.connect("builder-inited", write_pages, priority=100)
+    app.connect("builder-inited", lambda app: guides.write(), priority=100)
     # Before napoleon.
     app.connect("autodoc-process-docstring", draw_formulas, priority=100)
     app.connect("autodoc-process-bases", name_bases)
     app.connect("source-read", link_files)
     app.connect("doctree-read", link_names)
-    app.connect("html-page-context", add_plotly)

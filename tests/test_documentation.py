@@ -14,7 +14,7 @@ import keras
 import pytest
 
 import keras_jointloss as kj
-from docs import api_pages, formulas
+from docs import formulas
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -152,17 +152,22 @@ def test_errors_name_the_line():
     assert error.traceback[-1].lineno == 3  # Counted from 0.
 
 
-PUBLIC = [name for module in api_pages.public_modules() for name in api_pages.names_of(module)]
-CLASSES = [name for name in PUBLIC if inspect.isclass(name.value)]
+MODULES_OF_USERS = [kj, *filter(inspect.ismodule, (getattr(kj, name) for name in kj.__all__))]
+PUBLIC = {
+    f"{module.__name__}.{name}": value
+    for module in MODULES_OF_USERS
+    for name in module.__all__
+    if callable(value := getattr(module, name))
+}
+CLASSES = {name: value for name, value in PUBLIC.items() if inspect.isclass(value)}
 # A class has formula, example and reference, and describes the arguments that its function shares.
-CLASS_OF = {getattr(name.value, "function", None): name.value for name in CLASSES}
+CLASS_OF = {getattr(value, "function", None): value for value in CLASSES.values()}
 BASES = (kj.losses.ViewsLoss, kj.weighting.Weighting, kj.aggregators.Aggregator)
-METHODS = [
-    name
-    for name in CLASSES
-    if issubclass(name.value, BASES)
-    and name.value not in (*BASES, kj.aggregators.PreferenceAggregator)
-]
+METHODS = {
+    name: value
+    for name, value in CLASSES.items()
+    if issubclass(value, BASES) and value not in (*BASES, kj.aggregators.PreferenceAggregator)
+}
 # They go back to no paper.
 WITHOUT_REFERENCE = {
     kj.aggregators.Mean,
@@ -180,20 +185,15 @@ def section(docstring: str, *titles: str) -> str:
     return found[1] if found else ""
 
 
-def full_name(name):
-    return name.full
-
-
 @pytest.mark.backend("torch")
-@pytest.mark.parametrize("name", PUBLIC, ids=full_name)
-def test_public_name_is_documented(name):
-    docstring = inspect.getdoc(name.value)
+@pytest.mark.parametrize("value", PUBLIC.values(), ids=PUBLIC)
+def test_public_name_is_documented(value):
+    docstring = inspect.getdoc(value)
     assert docstring.partition("\n")[0].endswith(".")
     lines = re.findall(
         r"^ {4}\**(\w+(?:, \w+)*):", section(docstring, "Args", "Attributes"), re.MULTILINE
     )
     described = [argument for line in lines for argument in line.split(", ")]
-    value = name.value
     if isinstance(value, type) and issubclass(value, keras.Layer):
         # Python 3.11.2 takes the signature of Keras' `__new__` where `__init__` is inherited.
         value = functools.partial(value.__init__, None)
@@ -208,11 +208,11 @@ def test_public_name_is_documented(name):
 
 
 @pytest.mark.backend("torch")
-@pytest.mark.parametrize("name", METHODS, ids=full_name)
-def test_method_has_formula_and_reference(name):
-    docstring = inspect.getdoc(name.value)
+@pytest.mark.parametrize("value", METHODS.values(), ids=METHODS)
+def test_method_has_formula_and_reference(value):
+    docstring = inspect.getdoc(value)
     assert formulas.formulas_of(docstring)
-    if name.value not in WITHOUT_REFERENCE:
+    if value not in WITHOUT_REFERENCE:
         assert re.search(r"\b(19|20)\d\d\b", section(docstring, "References"))
 
 

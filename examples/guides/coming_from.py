@@ -1,3 +1,4 @@
+# %% [markdown]
 """
 # Coming from another library or a loop of your own
 
@@ -7,6 +8,7 @@ What you have, and what takes its place here: first a training loop, then tables
 TensorFlow, so this guide runs on TensorFlow, in the root of the repository.
 """
 
+# %%
 import keras
 import numpy as np
 import tensorflow as tf
@@ -28,12 +30,14 @@ def build(model_class):
     return model_class(images, {"pair": pair, "label": label})
 
 
+# %% [markdown]
 """
 ## A custom `train_step`
 
 Two losses, the second faded in over 30 steps:
 """
 
+# %%
 to_label = keras.losses.SparseCategoricalCrossentropy()
 
 
@@ -61,10 +65,12 @@ before = build(Custom)
 before.compile(keras.optimizers.Adam(0.001))
 before.fit([google, twitter], y, **options)
 
+# %% [markdown]
 """
 With `joint_loss`, the losses are a dict, the fade is a schedule, and the model is any Keras model:
 """
 
+# %%
 after = build(keras.Model)
 losses = {"pair": kj.losses.InfoNCE(temperature=0.1), "label": to_label}
 joint = kj.joint_loss(losses, weights={"pair": kj.schedules.Linear(0.0, 1.0, steps=30)})
@@ -77,6 +83,7 @@ for name, model in (("train_step", before), ("joint_loss", after)):
     print(f"{name}: pair {pair_loss:.4f}, label {float(to_label(category, label)):.4f}")
 print(kj.report(history))
 
+# %% [markdown]
 """
 Both models have the same losses after 40 steps. A `train_step` that has to stay works with
 `joint_loss`, too, if it calls `self.compute_loss` and `self.compute_metrics`.

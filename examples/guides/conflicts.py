@@ -1,3 +1,4 @@
+# %% [markdown]
 """
 # Conflicting gradients
 
@@ -8,6 +9,7 @@ The data are 1,797 scanned digits from scikit-learn (`pip install scikit-learn`)
 two terms: the digit, and the image itself, drawn again in grey levels.
 """
 
+# %%
 import keras
 import numpy as np
 from sklearn.datasets import load_digits
@@ -51,6 +53,7 @@ def run(title, combine, weights=None):
     return history
 
 
+# %% [markdown]
 """
 ## Look first
 
@@ -60,6 +63,7 @@ and the head of a term reads its own copy. On the way back it sees the gradient 
 """
 
 
+# %%
 def balancer(aggregator):
     return lambda inputs, trunk: kj.layers.GradientBalancer(TERMS, aggregator)(trunk(inputs))
 
@@ -68,6 +72,7 @@ history = run("plain sum", balancer(None))
 for key in ("digit_norm", "image_norm", "digit~image_cosine", "digit~image_conflict"):
     print(f"{key:22} {history[f'gradients_{key}'][0]:.3f} in the first epoch")
 
+# %% [markdown]
 """
 `History` and TensorBoard have the mean length of each gradient (`norm`), the mean cosine of the
 angle between two, and the share of the steps in which it was negative (`conflict`).
@@ -81,8 +86,10 @@ other. It is the lengths that differ: the gradient of the image is about a hundr
 Where lengths differ, a constant weight is the cheapest remedy.
 """
 
+# %%
 history = run("sum, image x 0.01", balancer(None), {"image": 0.01})
 
+# %% [markdown]
 """
 ## Rules
 
@@ -90,9 +97,11 @@ An aggregator maps the inner products of the gradients to coefficients, and the 
 of the gradients times these coefficients. The heads keep their own gradients.
 """
 
+# %%
 for aggregator in ("pcgrad", "imtl_g", "mgda"):
     run(aggregator, balancer(aggregator))
 
+# %% [markdown]
 """
 `pcgrad` removes conflicts, and there is little to remove: it stays near the sum. `imtl_g` moves
 along each gradient by the same length, and `mgda` is led by the shorter one. With both, far more
@@ -123,11 +132,13 @@ inputs of their own call it once for each input, and all calls of a step are com
 [a differential equation](physics.py).
 """
 
+# %%
 history = run(
     "imtl_g, of parameters",
     lambda inputs, trunk: kj.layers.SharedTrunk(trunk, TERMS, "imtl_g")(inputs),
 )
 
+# %% [markdown]
 """
 ## Does it help?
 

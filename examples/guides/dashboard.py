@@ -1,3 +1,4 @@
+# %% [markdown]
 """
 # Reading the dashboard
 
@@ -7,6 +8,7 @@ with three terms twice and shows which figure answers which question. The figure
 `pip install "keras-jointloss[dashboard]"`. Run the guide in the root of the repository.
 """
 
+# %%
 import time
 
 import keras
@@ -38,6 +40,7 @@ def build(weight):
     return model
 
 
+# %% [markdown]
 """
 ## Log a training
 
@@ -49,6 +52,7 @@ and aggregator, beside the last losses and metrics. `RetrievalEvaluation` adds i
 same folder.
 """
 
+# %%
 histories = {}
 targets = {"category": category, "subcategory": subcategory}
 for name, weight in (("pair x 0.1", 0.1), ("pair x 1", 1.0)):
@@ -60,6 +64,7 @@ for name, weight in (("pair x 0.1", 0.1), ("pair x 1", 1.0)):
     histories[name] = model.fit([google, twitter], targets, callbacks=[logger, search], **options)
     print(f"{name}\n{kj.report(histories[name])}")
 
+# %% [markdown]
 """
 The table, explained in [first steps](first_steps.py), is that of the last epoch. `kj.plot` draws
 what `fit` returned, a folder, or several of them to compare, and returns a Plotly figure, which
@@ -68,48 +73,62 @@ what `fit` returned, a folder, or several of them to compare, and returns a Plot
 **Which term drives training?** The weighted losses, stacked; `share=True` draws shares.
 """
 
+# %%
 kj.plot(histories)
 
+# %% [markdown]
 """
 **Does each term learn, and does validation follow?** The raw losses, without weights.
 """
 
+# %%
 kj.plot(histories["pair x 1"], "losses")
 
+# %% [markdown]
 """
 **What did a schedule or a rule do to the weights?** From a folder, the figure also has the rest of
 a schedule, dashed. Other values of terms, such as the learned temperature, are in `"readings"`.
 """
 
+# %%
 kj.plot(f"{LOGS}/pair x 1", "weights")
 
+# %% [markdown]
 """
 **How long are the gradients, and how often do two of them conflict?** If one is many times as long
 as another, change the weights.
 """
 
+# %%
 kj.plot(histories["pair x 1"], "gradients")
 
+# %% [markdown]
 """
 **Which terms conflict?** The share above counts every cosine below 0. Here the cosines are near 0,
 so nothing has to be done. If they are far below 0, see [Conflicts](conflicts.py).
 """
 
+# %%
 kj.plot(histories["pair x 1"], "cosines")
 
+# %% [markdown]
 """
 **Would a search find the pairs?** The recalls of `RetrievalEvaluation`.
 """
 
+# %%
 kj.plot(LOGS, "retrieval")
 
+# %% [markdown]
 """
 **Which training is the best compromise?** The final losses of two terms, or any two logged values,
 with the Pareto front.
 """
 
+# %%
 kj.plot(histories, "pareto", a="pair", b="category")
 
+# %% [markdown]
 """
 ## TensorBoard
 
@@ -124,11 +143,13 @@ shares it. TensorBoard keeps 1,000 points of a line unless started with
 `kj.tensorboard.read` returns every point by run and tag:
 """
 
+# %%
 runs = kj.tensorboard.read(f"{LOGS}/pair x 1")
 for tag, series in runs["train"].items():
     if tag.startswith(("joint_loss/pair/", "gradients/")):
         print(f"{tag:<46}{len(series.values):>4} points, the last {series.values[-1]:.3f}")
 
+# %% [markdown]
 """
 | tag | what it holds |
 |---|---|
@@ -144,6 +165,7 @@ trainings of another kind, take `write_hparams`, `write_projector` or `SummaryWr
 `kj.tensorboard`. They need no TensorFlow.)
 """
 
+# %%
 rows = []
 logger = kj.callbacks.JointLossCallback(on_log=lambda run, values, step: rows.append((run, step)))
 model.fit([google, twitter], targets, epochs=1, batch_size=64, verbose=0, callbacks=[logger])

@@ -1,3 +1,4 @@
+# %% [markdown]
 """
 # Extending: your own loss, metric, rule, aggregator, schedule
 
@@ -6,12 +7,14 @@ function or method. This guide writes one of each, tests them, trains with them,
 model. To add one to the package itself, see [Contributing](../../docs/contributing.md).
 """
 
+# %%
 import keras
 import numpy as np
 from keras import ops
 
 import keras_jointloss as kj
 
+# %% [markdown]
 """
 ## A loss of views
 
@@ -21,6 +24,7 @@ arguments of `super().__init__` become arguments of the function and part of the
 """
 
 
+# %%
 def absolute_difference(views, labels=None, valid=None, scale=1.0):
     """Returns the mean absolute difference of two views of each item."""
     distance = ops.mean(ops.abs(views[:, 0] - views[:, 1]), axis=-1) / scale
@@ -38,6 +42,7 @@ class AbsoluteDifference(kj.losses.ViewsLoss):
         super().__init__(name, reduction, dtype, scale=scale)
 
 
+# %% [markdown]
 """
 ## A metric of views
 
@@ -46,6 +51,7 @@ mean, such as to its root.
 """
 
 
+# %%
 @keras.saving.register_keras_serializable(package="my_package")
 class MeanNorm(kj.metrics.ViewsMetric):
     """The mean length of the embeddings."""
@@ -55,6 +61,7 @@ class MeanNorm(kj.metrics.ViewsMetric):
         return norms, ops.ones_like(norms) if valid is None else ops.cast(valid, norms.dtype)
 
 
+# %% [markdown]
 """
 ## A rule
 
@@ -64,6 +71,7 @@ it.
 """
 
 
+# %%
 @keras.saving.register_keras_serializable(package="my_package")
 class Inverse(kj.weighting.Weighting):
     """Weights each term by the inverse of its mean loss so far."""
@@ -75,6 +83,7 @@ class Inverse(kj.weighting.Weighting):
         return 1 / self.state["mean"]
 
 
+# %% [markdown]
 """
 ## An aggregator and a schedule
 
@@ -83,6 +92,7 @@ coefficient for each gradient. A schedule is a `LearningRateSchedule` of Keras.
 """
 
 
+# %%
 @keras.saving.register_keras_serializable(package="my_package")
 class Longest(kj.aggregators.Aggregator):
     """Keeps the longest gradient."""
@@ -102,6 +112,7 @@ class Halving(keras.optimizers.schedules.LearningRateSchedule):
         return {}
 
 
+# %% [markdown]
 """
 ## Test them
 
@@ -110,6 +121,7 @@ aggregator with gradients whose combination is known. Send every class through i
 and a saved model that trains on.
 """
 
+# %%
 views = np.random.default_rng(0).normal(size=(5, 2, 3)).astype("float32")
 loss = AbsoluteDifference(scale=2.0)
 by_hand = np.array([sum(abs(a - b)) / 3 / 2.0 for a, b in views])
@@ -143,6 +155,7 @@ loaded = keras.saving.load_model("extended.keras")
 print("trained:", float(model.loss["label"].weight), "loaded:", float(loaded.loss["label"].weight))
 loaded.fit([google, twitter], y, epochs=3, initial_epoch=2, **options)
 
+# %% [markdown]
 """
 A registered class has a name: `weighting="inverse"`. Import the module that registers your classes
 before you load a model.

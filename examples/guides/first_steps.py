@@ -1,3 +1,4 @@
+# %% [markdown]
 """
 # First steps
 
@@ -8,6 +9,7 @@ The data are 1,797 scanned digits of 8 x 8 pixels from scikit-learn (`pip instal
 One network recognizes the digit, and draws the image again from a code of 16 numbers.
 """
 
+# %%
 import keras
 import numpy as np
 from sklearn.datasets import load_digits
@@ -36,6 +38,7 @@ def build(term=None):
     return keras.Model(inputs, outputs)
 
 
+# %% [markdown]
 """
 ## Two losses
 
@@ -45,6 +48,7 @@ output takes a loss without the dict: `kj.joint_loss("mse")`; a subclassed one t
 the dict in the order of its outputs, with `outputs="list"`. The callback logs each term.
 """
 
+# %%
 LOSSES = {"digit": "sparse_categorical_crossentropy", "image": "mean_squared_error"}
 
 
@@ -59,6 +63,7 @@ def train(model, losses=LOSSES, **options):
 history = train(build())
 print(kj.report(history))
 
+# %% [markdown]
 """
 The table shows the last epoch: the mean loss of a term (raw), its weight, their product, and its
 share of the total. Nearly the whole total here is the loss of the digit. `callback.summary()`
@@ -68,17 +73,21 @@ returns the same table, after `evaluate` as well.
 [the dashboard](dashboard.py).
 """
 
+# %%
 print({key: round(values[-1], 4) for key, values in history.history.items() if "image" in key})
 
+# %% [markdown]
 """
 ## Choose the weights
 
 Give the drawing a weight of 20:
 """
 
+# %%
 history = train(build(), weights={"image": 20.0})
 print(kj.report(history))
 
+# %% [markdown]
 """
 The raw loss of the drawing is smaller now, and that of the digit larger: weights decide between
 terms. [Which weighting?](weighting.py) helps to find weights, by hand or by a rule.
@@ -90,10 +99,12 @@ A weight can be a schedule instead of a number: any `LearningRateSchedule` of Ke
 other. It counts batches. Here the drawing fades in over the first three epochs of 22 batches:
 """
 
+# %%
 fade_in = kj.schedules.Linear(0.0, 20.0, steps=66)
 history = train(build(), weights={"image": fade_in})
 print("weight of the drawing:", np.round(history.history["image_weight"], 2))
 
+# %% [markdown]
 """
 The callback moves the weights, in `fit` alone: evaluation moves nothing. Before you stop such a
 training with `EarlyStopping`, read [what trips people](pitfalls.py).
@@ -104,11 +115,13 @@ A dict in place of a loss makes several terms, which share the target. Each has 
 logs: here `image_squared` and `image_absolute`.
 """
 
+# %%
 parts = {"squared": "mean_squared_error", "absolute": "mean_absolute_error"}
 losses = {"digit": LOSSES["digit"], "image": parts}
 history = train(build(), losses, weights={"image_squared": 20.0})
 print(kj.report(history))
 
+# %% [markdown]
 """
 ## A term inside the model
 
@@ -117,11 +130,13 @@ model. It returns the first argument unchanged: use that, or the layer is not pa
 This one keeps the numbers of the code small:
 """
 
+# %%
 penalty = kj.layers.LossTerm(weight=0.02, name="penalty")
 model = build(penalty)
 history = train(model, weights={"image": fade_in})
 print(kj.report(history))
 
+# %% [markdown]
 """
 The term needs no target, and the logs show it under the layer's name. `ContrastiveTerm` does the
 same for [pairs](pairs.py).
@@ -132,6 +147,7 @@ A `.keras` file holds the weights of the terms, their schedules and their steps.
 `keras_jointloss` before you load it, and continue where training stopped.
 """
 
+# %%
 model.save("first_steps.keras")
 loaded = keras.saving.load_model("first_steps.keras")
 before, after = (m.evaluate(x_test, y_test, verbose=0, return_dict=True) for m in (model, loaded))
@@ -141,11 +157,13 @@ callbacks = [kj.callbacks.JointLossCallback()]
 history = loaded.fit(x, y, epochs=6, initial_epoch=5, verbose=0, callbacks=callbacks)
 print("weight of the drawing:", history.history["image_weight"])
 
+# %% [markdown]
 """
 Between two calls of `fit` you can read and set a weight that is a number: of an output at
 `model.loss["digit"].weight`, of a layer at `model.get_layer("penalty").weight`.
 """
 
+# %%
 weight = loaded.loss["digit"].weight
 weight.assign(0.5)
 print("weight of the digit:", float(weight))

@@ -1,3 +1,4 @@
+# %% [markdown]
 """
 # Missing targets
 
@@ -9,6 +10,7 @@ recognizes the digit and predicts how much ink each of the eight rows of the ima
 left half of the image. Nine tenths of the labels are hidden, and some of the rows.
 """
 
+# %%
 import keras
 import numpy as np
 from sklearn.datasets import load_digits
@@ -54,6 +56,7 @@ def fit(model, targets, **options):
     return history
 
 
+# %% [markdown]
 """
 Only 7 items are complete. Dropping the others would drop nearly everything that is
 known.
@@ -64,11 +67,13 @@ known.
 for the class, NaN for the numbers.
 """
 
+# %%
 model = build()
 missing = {"digit": -1, "ink": float("nan")}
 model.compile("adam", **kj.joint_loss(LOSSES, missing=missing, metrics={"digit": "accuracy"}))
 history = fit(model, {"digit": labels, "ink": rows})
 
+# %% [markdown]
 """
 A missing target contributes nothing to loss, gradient and metrics. For a loss that is a mean over
 the last axis, such as the squared error, each element of a target can be missing: the network
@@ -79,9 +84,11 @@ The mean of a term runs over the labelled targets, so that a term with few label
 one with all. The logs show how many there are, and the mean over them:
 """
 
+# %%
 for key in ("digit_labelled", "digit_labelled_loss", "ink_labelled", "ink_labelled_loss"):
     print(f"{key:20} {history[key][-1]:.3f}")
 
+# %% [markdown]
 """
 `<term>_labelled` is the share of labelled targets, and `<term>_labelled_loss` their mean loss. With
 several outputs, Keras' own `<term>_loss` weights each batch by its size, and counts a batch without
@@ -95,6 +102,7 @@ Without `missing`, a sample weight of 0 leaves an item out of the sum. But Keras
 number of all items, not of those that count. The same digits, with labels filled by 0:
 """
 
+# %%
 weights = {"digit": (labels >= 0).astype("float32"), "ink": np.ones(len(x), "float32")}
 filled = {"digit": np.maximum(labels, 0), "ink": ink}
 for reduction in ("sum_over_batch_size", "mean_with_sample_weight"):
@@ -107,6 +115,7 @@ for reduction in ("sum_over_batch_size", "mean_with_sample_weight"):
     )
     print(f"loss of the digit at the end of training: {history['digit_loss'][-1]:.3f}")
 
+# %% [markdown]
 """
 With Keras' default, `"sum_over_batch_size"`, the term of the digit is about a tenth of what it
 should be, and so is its gradient: fewer digits are recognized. The reduction
@@ -123,6 +132,7 @@ Where each element of a target can be missing, a `sample_weight` of its shape we
 here the rows in the middle of the image count three times as much as the others.
 """
 
+# %%
 ones = np.ones(len(x), "float32")
 middle = np.tile(np.where(np.abs(np.arange(8) - 3.5) < 2, 3.0, 1.0), (len(x), 1))
 weights = {"digit": ones[train], "ink": middle[train]}
@@ -134,6 +144,7 @@ for class_weight in (None, {"digit": {9: 2.0}}):
     nines = digits[test] == 9
     print(f"nines found: {found[nines].mean():.1%}, found wrongly: {found[~nines].mean():.1%}")
 
+# %% [markdown]
 """
 ## Contrastive losses
 

@@ -1,3 +1,4 @@
+# %% [markdown]
 """
 # Pairs: contrastive losses and retrieval
 
@@ -9,6 +10,7 @@ The data are 1,906 emoji, drawn by Google and by Twitter (sources and licences:
 `examples/data/README.md`). Run the guide in the root of the repository.
 """
 
+# %%
 import keras
 import numpy as np
 
@@ -28,6 +30,7 @@ def build_tower():
     return keras.Model(image, keras.layers.Dense(64)(keras.layers.Flatten()(x)))
 
 
+# %% [markdown]
 """
 ## Views as an output
 
@@ -36,6 +39,7 @@ like any Keras loss, and `kj.metrics` measure a search of the batch. InfoNCE doe
 but Keras requires one for each output: pass zeros.
 """
 
+# %%
 images = [keras.Input((32, 32, 3), dtype="uint8", name=name) for name in ("google", "twitter")]
 tower = build_tower()
 views = keras.ops.stack([tower(image) for image in images], axis=1)
@@ -48,6 +52,7 @@ callback = kj.callbacks.JointLossCallback()
 history = model.fit(x, y, batch_size=128, epochs=3, verbose=0, callbacks=[callback]).history
 print("recall at 1 in the batch: ", *np.round(history["recall_at_1"], 3))
 
+# %% [markdown]
 """
 ## Views inside the model
 
@@ -62,6 +67,7 @@ temperature: exclude it before the first step (for SigLIP also `"bias"`, the bia
 memory. Its values do not depend on temperature and batch size. Ties count against the model.
 """
 
+# %%
 tower = build_tower()
 pair = kj.layers.ContrastiveTerm("InfoNCE", weight=0.5, learn_temperature=True, name="pair")
 a, b = pair([tower(image) for image in images])
@@ -78,6 +84,7 @@ history = model.fit(
 for key in ("pair_temperature", "pair_loss", "label_loss", "pair_recall_at_1", "pair_median_rank"):
     print(f"{key:<26}", *np.round(history[key], 3))
 
+# %% [markdown]
 """
 List `RetrievalEvaluation` before callbacks that monitor its values, as with
 `monitor="pair_recall_at_10", mode="max"`. With `log_dir=` it writes to TensorBoard, with
@@ -89,6 +96,7 @@ query as a hit if any right candidate is among the first `k`, as CLIP reports R@
 average precision count all right candidates.
 """
 
+# %%
 sets = kj.callbacks.RetrievalEvaluation(
     queries=google[test],
     candidates=twitter[train],
@@ -100,6 +108,7 @@ found = sets.evaluate(model)
 for key in ("recall_at_10", "ndcg_at_10", "mean_average_precision"):
     print(f"category_a_to_b_{key:<26}{found[f'category_a_to_b_{key}']:.3f}")
 
+# %% [markdown]
 """
 ## Labels
 
@@ -108,6 +117,7 @@ view, and emoji of the same category are positives of each other. (Do not stack 
 item would be its own positive.)
 """
 
+# %%
 image, kind = keras.Input((32, 32, 3), dtype="uint8"), keras.Input((), dtype="int32")
 precision = kj.metrics.MeanAveragePrecisionAtR(name="map_at_r")
 term = kj.layers.ContrastiveTerm(kj.losses.SupCon(0.1), metrics=[precision], name="same")
@@ -117,6 +127,7 @@ options = {"batch_size": 128, "verbose": 0}
 history = model.fit([google[train], category[train]], epochs=4, callbacks=[callback], **options)
 print("same category, MAP@R:     ", *np.round(history.history["same_map_at_r"], 3))
 
+# %% [markdown]
 """
 | your data | your labels | take | call of the layer |
 |---|---|---|---|

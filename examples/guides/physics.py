@@ -1,3 +1,4 @@
+# %% [markdown]
 """
 # A differential equation
 
@@ -12,6 +13,7 @@ the error. Here the solution is known, $\\sin(\\pi x) \\sin(\\pi y)$, so that th
 error of each weighting.
 """
 
+# %%
 import keras
 import numpy as np
 from keras import ops
@@ -20,6 +22,7 @@ import keras_jointloss as kj
 
 TERMS = ("edge", "equation")
 
+# %% [markdown]
 """
 ## Derivatives in the forward pass
 
@@ -31,6 +34,7 @@ $$\\nabla t = t' \\nabla v, \\qquad \\Delta t = t' \\Delta v + t'' |\\nabla v|^2
 """
 
 
+# %%
 class Jet(keras.layers.Layer):
     """Maps points `(..., 2)` to `(..., 4, 2)`: value, derivatives in x and y, Laplacian."""
 
@@ -63,6 +67,7 @@ class JetDense(keras.layers.Layer):
         return ops.concatenate([value, slopes, laplacian], axis=-2)
 
 
+# %% [markdown]
 """
 ## Two terms, one trunk
 
@@ -75,6 +80,7 @@ what the terms do to its parameters. It combines the gradients of both calls, on
 """
 
 
+# %%
 def build(aggregator=None):
     """Returns the model for training, and the solution as a model of its own."""
     inside, edge, f = keras.Input((2,)), keras.Input((2,)), keras.Input((1,))
@@ -107,6 +113,7 @@ inside, edge = inside.astype("float32"), edge.astype("float32")
 source = (-2 * np.pi**2 * solution(inside))[:, None].astype("float32")
 grid = np.stack(np.meshgrid(*2 * [np.linspace(0, 1, 41)]), axis=-1).reshape(-1, 2)
 
+# %% [markdown]
 """
 ## Which weighting?
 
@@ -121,6 +128,7 @@ grid = np.stack(np.meshgrid(*2 * [np.linspace(0, 1, 41)]), axis=-1).reshape(-1, 
   weight. `min_weight=0.1` prevents that.
 """
 
+# %%
 ways = {
     "equal weights": (1.0, None, None),
     "edge x 100": (100.0, None, None),
@@ -146,6 +154,7 @@ for name, (weight, rule, aggregator) in ways.items():
     cells = f"{losses[0]:>12.1e}{losses[1]:>10.1e}{weights[0]:>14.2f}{weights[1]:>10.2f}"
     print(f"{name:<22}{error:>8.4f}{cells}")
 
+# %% [markdown]
 """
 The error is relative: the length of the error on a grid of 41 x 41 points over that of the solution.
 The total loss cannot tell which row is best: each row minimizes another sum. Compare by what the

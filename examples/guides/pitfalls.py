@@ -1,3 +1,4 @@
+# %% [markdown]
 """
 # What trips people
 
@@ -6,6 +7,7 @@ cannot do stands in [limits](../../docs/limits.md). The data are 1,797 scanned d
 scikit-learn (`pip install scikit-learn`): one network recognizes the digit and draws it again.
 """
 
+# %%
 import warnings
 
 import keras
@@ -46,6 +48,7 @@ def fade_in():
     return kj.joint_loss(LOSSES, {"image": kj.schedules.Linear(0.0, 1.0, steps=100)})
 
 
+# %% [markdown]
 """
 ## The callback is missing
 
@@ -53,9 +56,11 @@ Weights move only in a `fit` with `JointLossCallback`. Without it, a term that f
 begins, and a warning says so.
 """
 
+# %%
 print("without:", fit(build(fade_in()))["image_weight"])
 print("with:   ", fit(build(fade_in()), kj.callbacks.JointLossCallback())["image_weight"])
 
+# %% [markdown]
 """
 ## `EarlyStopping` on `val_loss` while weights move
 
@@ -64,12 +69,14 @@ print("with:   ", fit(build(fade_in()), kj.callbacks.JointLossCallback())["image
 `val_joint_loss`, the sum with constant `validation_weights`. `TermStopping` stops single terms.
 """
 
+# %%
 fit(build(fade_in()), kj.callbacks.JointLossCallback(), keras.callbacks.EarlyStopping("val_loss"))
 early = keras.callbacks.EarlyStopping("val_joint_loss", mode="min")
 joint = kj.callbacks.JointLossCallback(validation_weights="equal")
 logs = fit(build(fade_in()), early, joint)
 print({key: logs[key] for key in ("val_loss", "val_joint_loss")})
 
+# %% [markdown]
 """
 ## The order of callbacks
 
@@ -82,6 +89,7 @@ A schedule counts the steps of the optimizer. If you freeze a layer and compile 
 optimizer is at step 0. Give it the old step; its learning rate schedule goes on there, too.
 """
 
+# %%
 model = build(fade_in())
 fit(model, kj.callbacks.JointLossCallback())
 model.get_layer("hidden").trainable = False
@@ -91,6 +99,7 @@ for name, step in {"from step 0": 0, "from old step": int(model.optimizer.iterat
     model.compile(optimizer, **fade_in())
     print(f"compiled again, {name}:", fit(model, kj.callbacks.JointLossCallback())["image_weight"])
 
+# %% [markdown]
 """
 ## One `joint_loss` for several models
 
@@ -98,6 +107,7 @@ What `joint_loss` returns holds the weights of one model. Call it for each model
 a cross-validation. `clone_model` gives the clone its own weights, whose schedules start again.
 """
 
+# %%
 shared = fade_in()
 first, second = build(shared), build(shared)
 fit(first, kj.callbacks.JointLossCallback())
@@ -108,6 +118,7 @@ except ValueError as error:
 for name, model in {"first": first, "clone": keras.models.clone_model(first)}.items():
     print(f"weight of the {name}:", round(float(model.loss["image"].weight), 3))
 
+# %% [markdown]
 """
 ## A loss that reaches 0
 
@@ -116,12 +127,14 @@ weight. Here the second target is always 0. A warning tells when such a loss fal
 that counts. Give that term a `floor`, below which it counts as solved, or all terms a `min_weight`.
 """
 
+# %%
 solved = {**TARGETS, "image": 0 * images}
 for floor in (None, {"image": 0.1}):
     model = build(kj.joint_loss(LOSSES, weighting=kj.weighting.GeometricMean(floor)))
     logs = fit(model, kj.callbacks.JointLossCallback(), y=solved, epochs=12)
     print({key: logs[key] for key in ("digit_weight", "image_weight", "val_digit_loss")})
 
+# %% [markdown]
 """
 ## A term that does not train
 
@@ -133,6 +146,7 @@ collapsed to one point, units are dead, or the loss is detached, has reached its
 converged on a batch that is the same in each step.
 """
 
+# %%
 inputs = keras.Input((64,))
 hidden = keras.layers.Dense(32, activation="relu")(inputs)
 z = kj.layers.GradientBalancer(["digit", "image"], name="balancer")(hidden)
@@ -144,6 +158,7 @@ try:
 except ValueError as error:
     print("error:", error)
 
+# %% [markdown]
 """
 ## The mean with sample weights of 0
 
@@ -151,9 +166,11 @@ A sample weight of 0 leaves an item out of the sum, but Keras still divides by t
 items. Use `missing` instead: see [missing targets](missing_targets.py).
 """
 
+# %%
 loss = keras.losses.MeanSquaredError()(np.ones((4, 1)), np.zeros((4, 1)), np.array([1, 0, 0, 0]))
 print("mean of one item of loss 1, beside three of weight 0:", float(loss))
 
+# %% [markdown]
 """
 ## Contrastive losses depend on the batch
 
@@ -164,6 +181,7 @@ validation losses at one batch size, or compare what a search finds: see [pairs]
 a random batch has few: draw some classes for each batch, and several items of each.
 """
 
+# %%
 views = images.reshape(-1, 2, 32)  # The upper and the lower half of each image.
 for batch in (32, 256):
     loss = float(kj.losses.InfoNCE(temperature=0.1)(np.zeros(batch), views[:batch]))

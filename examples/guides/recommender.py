@@ -1,3 +1,4 @@
+# %% [markdown]
 """
 # A recommender: retrieval beside a rating
 
@@ -12,6 +13,7 @@ where the word describes the emoji. The rating is how early the word stands in t
 A tenth of the pairs is held out. Run the guide in the root of the repository.
 """
 
+# %%
 from collections import Counter
 
 import keras
@@ -38,6 +40,7 @@ split = len(pairs) // 10
 train, test = slice(split, None), slice(split)
 print(f"{len(words)} words, {len(texts)} emoji, {len(pairs)} pairs")
 
+# %% [markdown]
 """
 ## The model
 
@@ -50,6 +53,7 @@ The head is KerasRS' `FeatureCross`. It reads the embeddings that both terms tra
 """
 
 
+# %%
 def build(weights):
     """Returns the compiled model of two towers and a head."""
     inputs = {name: keras.Input((), dtype="int32", name=name) for name in ("query", "candidate")}
@@ -67,6 +71,7 @@ def build(weights):
     return model
 
 
+# %% [markdown]
 """
 ## The evaluation
 
@@ -75,6 +80,7 @@ each word; those it was trained with count as wrong, so that the recall is lower
 would see. The rating is measured by the explained variance of the held-out pairs.
 """
 
+# %%
 asked = np.unique(query[test])
 search = kj.callbacks.RetrievalEvaluation(
     queries={"query": asked},
@@ -97,6 +103,7 @@ def explained(model):
     return 1 - np.mean(np.square(predicted - rating[test])) / np.var(rating[test])
 
 
+# %% [markdown]
 """
 ## One task, the other, both
 
@@ -104,6 +111,7 @@ The rating's loss is far smaller than that of the retrieval, so its weight is la
 the table shows what each term contributed in the last training.
 """
 
+# %%
 trainings = {
     "rating alone": {"retrieval": 0.0, "rating": 10.0},
     "retrieval alone": {"retrieval": 1.0, "rating": 0.0},
@@ -122,6 +130,7 @@ for name, weights in trainings.items():
     print(f"{name:<18}{recalls[0]:>8.1%}{recalls[1]:>8.1%}{explained_variance:>8}")
 print(kj.report(history))
 
+# %% [markdown]
 """
 The rating gains from embeddings that the retrieval trains; the retrieval gives up a little.
 
@@ -131,6 +140,7 @@ The embeddings go to an index for the nearest candidates, by cosine as in traini
 `BruteForceRetrieval` compares with all of them.
 """
 
+# %%
 tables = [
     keras.ops.convert_to_numpy(model.get_layer(x).embeddings) for x in ("queries", "candidates")
 ]
@@ -141,6 +151,7 @@ for word in ("fruit", "music", "winter", "cat"):
     emoji = ("".join(chr(int(code, 16)) for code in codes[i].split("-")) for i in nearest)
     print(f"{word:<8}", *emoji)
 
+# %% [markdown]
 """
 `Retrieval` and `Ranking` of TensorFlow Recommenders are compared name by name in
 [Coming from](coming_from.py). More than two tasks, or tasks that conflict: see

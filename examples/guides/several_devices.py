@@ -1,3 +1,4 @@
+# %% [markdown]
 """
 # Large batches and several devices
 
@@ -7,11 +8,13 @@ others. This guide shows what holds each of them down, what several devices send
 what that means for batches of up to a million pairs.
 """
 
+# %%
 import keras
 import numpy as np
 
 import keras_jointloss as kj
 
+# %% [markdown]
 """
 ## One device
 
@@ -21,6 +24,7 @@ or TPU with more than 5,792, where it holds more rows, since 256 do not fill it.
 `ChunkedTower` does the same for the activations of an encoder. Neither changes values or gradients.
 """
 
+# %%
 rng = np.random.default_rng(0)
 images = rng.integers(0, 256, size=(512, 16, 16, 3)).astype("uint8")
 texts = rng.normal(size=(512, 32)).astype("float32")
@@ -54,6 +58,7 @@ for chunk_size in (None, 64):
 print("plain:     ", *np.round(histories[0], 4))
 print("in chunks: ", *np.round(histories[1], 4))
 
+# %% [markdown]
 """
 Chunks also work on several devices and in several processes: each replica or process encodes its
 own rows in chunks, and with `keras.distribution` each chunk takes rows of all devices.
@@ -116,6 +121,7 @@ What a device receives in a step, and what it holds for the loss, in bytes:
 """
 
 
+# %%
 def received(batch, devices, dim, views=2, size=4):
     """Returns the bytes that a device receives, with exchanges in a ring: forward and backward."""
     embeddings = batch * views * dim * size
@@ -147,6 +153,7 @@ for batch in (2**15, 2**18, 2**20):
         row = " ".join(f"{cell / 2**20:>9.0f}M" for cell in cells)
         print(f"{batch:>9} {devices:>8} {row}")
 
+# %% [markdown]
 """
 The embeddings of a million pairs of dimension 512, with their gradient, take 8 GiB on each device,
 however many there are. A tile takes 1 GiB then; a smaller `tile_size` halves it. The matrix of own

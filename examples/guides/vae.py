@@ -1,3 +1,4 @@
+# %% [markdown]
 """
 # A variational autoencoder
 
@@ -13,6 +14,7 @@ many dimensions of the code carry information.
 The data: 1,797 digits of 8 x 8 pixels that come with scikit-learn.
 """
 
+# %%
 import keras
 import numpy as np
 from keras import ops
@@ -24,6 +26,7 @@ images = (load_digits().data >= 8).astype("float32")
 images = images[np.random.default_rng(0).permutation(len(images))]
 train, test = images[:1500], images[1500:]
 
+# %% [markdown]
 """
 ## The model
 
@@ -40,6 +43,7 @@ unchanged. Use what it returns, or the layer is no part of the model.
 """
 
 
+# %%
 class Sampling(keras.layers.Layer):
     """Draws a code from a Gaussian with given mean and logarithm of the variance."""
 
@@ -72,6 +76,7 @@ def pixel_nats(image, logits):
     return ops.sum(ops.binary_crossentropy(image, logits, from_logits=True), axis=-1)
 
 
+# %% [markdown]
 """
 ## Five ways to weigh the divergence
 
@@ -88,6 +93,7 @@ has learned to use them. Beside the plain sum:
   default here because the training is short.
 """
 
+# %%
 EPOCHS, BATCH_SIZE = 30, 100
 STEPS = EPOCHS * len(train) // BATCH_SIZE
 ways = {
@@ -121,17 +127,20 @@ def measure(encoder, model):
     return -misfit - divergence, divergence, int(np.sum(np.var(mean, axis=0) > 0.01))
 
 
+# %% [markdown]
 """
 The ELBO is at weight 1, whatever was trained. A unit is active if its mean varies over the digits by
 more than 0.01 (Burda et al., 2016).
 """
 
+# %%
 print(f"{'nats per digit':<16}{'ELBO':>8}{'KL':>8}{'active units':>14}{'weight of kl':>14}")
 for name in ways:
     encoder, model, history = fit(name)
     elbo, divergence, active = measure(encoder, model)
     print(f"{name:<16}{elbo:>8.2f}{divergence:>8.2f}{active:>14}{history['kl_weight'][-1]:>14.2f}")
 
+# %% [markdown]
 """
 The logs have the terms apart: `kl_loss`, `kl_weight`, `kl_share`, and with a floor or a target
 `kl_value`, the divergence itself. A `Constraint` logs `kl_multiplier`.

@@ -1,3 +1,4 @@
+# %% [markdown]
 """
 # Which weighting?
 
@@ -21,6 +22,7 @@ of an image, one network recognizes the digit and draws the right half. The seco
 than the first.
 """
 
+# %%
 import keras
 import numpy as np
 from sklearn.datasets import load_digits
@@ -56,6 +58,7 @@ def run(title, weights=None, weighting=None):
     print(f"{title:20}{ratio:8.1f}{logs['right_share'][-1]:9.1%}{accuracy:9.1%}{explained:9.1%}")
 
 
+# %% [markdown]
 """
 ## Constant weights
 
@@ -64,10 +67,12 @@ its share in the total, and two results on unseen images: the accuracy of the di
 the right half is explained.
 """
 
+# %%
 print(f"{'':20}{'ratio':>8}{'share':>9}{'digit':>9}{'right':>9}")
 for weight in (1.0, 10.0, 100.0):
     run(f"right x {weight:g}", {"right": weight})
 
+# %% [markdown]
 """
 One result rises as the other falls: no weight is best for both. A grid shows the choice, at the
 price of one training for each weight. Larger weights also make larger gradients, which matters for
@@ -80,9 +85,11 @@ those of layer terms included, and moves in `fit` with the callback only. Given 
 those of the rule.
 """
 
+# %%
 for rule in ("uncertainty", "geometric_mean", "dynamic_weight_average"):
     run(rule, weighting=rule)
 
+# %% [markdown]
 """
 In one training, `Uncertainty` and `GeometricMean` find a compromise between those of the grid: both
 divide, in effect, by the size of a loss. `DynamicWeightAverage` looks at how fast losses fall, not
