@@ -4,28 +4,13 @@ Each is a `LearningRateSchedule`, so it can set the weight of a loss term or the
 optimizer.
 """
 
-import numbers
-from typing import Any
-
 import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_jointloss._core.validation import MAX_COUNT, invalid, validate_number
+from keras_jointloss._core.validation import MAX_COUNT, invalid, validate_count, validate_number
 
 __all__ = ["Cyclical", "Linear", "Sequential", "Sigmoid"]
-
-
-def _invalid(value: Any, name: str, expected: str) -> ValueError:
-    return invalid(name, expected, value)
-
-
-def _validate_steps(value: Any, name: str, minimum: int = 1) -> int:
-    """Returns `value` as an int if it is an integer >= `minimum` that fits into int32."""
-    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_integer or not minimum <= value <= MAX_COUNT:
-        raise _invalid(value, name, f"an integer >= {minimum} and <= {MAX_COUNT}")
-    return int(value)
 
 
 def _steps_since(begin: int, step):
@@ -79,8 +64,8 @@ class Linear(_Schedule):
     def __init__(self, start: float, end: float, steps: int, begin: int = 0):
         self.start = validate_number(start, "start")
         self.end = validate_number(end, "end")
-        self.steps = _validate_steps(steps, "steps")
-        self.begin = _validate_steps(begin, "begin", minimum=0)
+        self.steps = validate_count(steps, "steps")
+        self.begin = validate_count(begin, "begin", minimum=0)
 
     def _value(self, step):
         return _ramp(self.start, self.end, self.steps, _steps_since(self.begin, step))
@@ -170,12 +155,12 @@ class Cyclical(_Schedule):
     ):
         self.start = validate_number(start, "start")
         self.end = validate_number(end, "end")
-        self.cycle_steps = _validate_steps(cycle_steps, "cycle_steps")
+        self.cycle_steps = validate_count(cycle_steps, "cycle_steps")
         expected = "a number > 0 and <= 1"
         self.ramp = validate_number(ramp, "ramp", minimum=0, exclusive=True, expected=expected)
         if self.ramp > 1:
-            raise _invalid(ramp, "ramp", expected)
-        self.cycles = None if cycles is None else _validate_steps(cycles, "cycles")
+            raise invalid("ramp", expected, ramp)
+        self.cycles = None if cycles is None else validate_count(cycles, "cycles")
 
     def _value(self, step):
         in_cycle = step % self.cycle_steps
@@ -218,7 +203,7 @@ class Sequential(_Schedule):
     def __init__(self, schedules: list[LearningRateSchedule | float], boundaries: list[int]):
         for value, name in ((schedules, "schedules"), (boundaries, "boundaries")):
             if not isinstance(value, list | tuple):
-                raise _invalid(value, name, "a list")
+                raise invalid(name, "a list", value)
         expected = "a finite number or a `keras.optimizers.schedules.LearningRateSchedule`"
         self.schedules = [
             schedule
@@ -227,14 +212,14 @@ class Sequential(_Schedule):
             for i, schedule in enumerate(schedules)
         ]
         self.boundaries = [
-            _validate_steps(boundary, f"boundaries[{i}]", minimum=0)
+            validate_count(boundary, f"boundaries[{i}]", minimum=0)
             for i, boundary in enumerate(boundaries)
         ]
         if len(boundaries) + 1 != len(schedules):
             expected = f"one entry fewer than `schedules`, which has {len(schedules)}"
-            raise _invalid(boundaries, "boundaries", expected)
+            raise invalid("boundaries", expected, boundaries)
         if self.boundaries != sorted(set(self.boundaries)):
-            raise _invalid(boundaries, "boundaries", "strictly increasing integers")
+            raise invalid("boundaries", "strictly increasing integers", boundaries)
 
     def _value(self, step):
         value, *later = (

@@ -4,12 +4,13 @@ from typing import Any
 
 import keras
 
-from keras_jointloss.terms.by_shape import get_metric, name_of_metric
+from keras_jointloss.terms.by_shape import get_metric
 from keras_jointloss.terms.class_weights import ClassWeights
+from keras_jointloss.terms.wrapped_metric import WrappedMetric
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
-class ClassWeightedMetric(keras.metrics.Metric):
+class ClassWeightedMetric(WrappedMetric):
     """Passes targets on to a metric, in training with `sample_weight` times class weights.
 
     Args:
@@ -30,12 +31,11 @@ class ClassWeightedMetric(keras.metrics.Metric):
     """
 
     def __init__(self, metric: Any, class_weight: Any, name: str | None = None, dtype=None):
-        super().__init__(name=name or name_of_metric(metric), dtype=dtype)
-        self.metric = metric
+        super().__init__(metric, name, dtype)
         self._weights = ClassWeights.of(class_weight)
         found = get_metric(metric)
         is_metric = isinstance(found, keras.metrics.Metric)
-        self._resolved: keras.metrics.Metric = (
+        self._resolved = (
             found if is_metric else keras.metrics.MeanMetricWrapper(found, name=self.name)
         )
 
@@ -44,24 +44,5 @@ class ClassWeightedMetric(keras.metrics.Metric):
         sample_weight = self._weights.times(sample_weight, y_true, y_pred, self.dtype)
         self._resolved.update_state(y_true, y_pred, sample_weight=sample_weight)
 
-    def result(self):
-        """Returns the result of the metric."""
-        return self._resolved.result()
-
-    def reset_state(self) -> None:
-        """Resets the metric."""
-        self._resolved.reset_state()
-
     def get_config(self) -> dict:
-        return {
-            **super().get_config(),
-            "metric": self.metric,
-            "class_weight": self._weights.pairs(),
-        }
-
-    @classmethod
-    def from_config(cls, config: dict) -> "ClassWeightedMetric":
-        metric = config["metric"]
-        if isinstance(metric, dict):
-            metric = keras.saving.deserialize_keras_object(metric)
-        return cls(**{**config, "metric": metric})
+        return {**super().get_config(), "class_weight": self._weights.pairs()}

@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from keras_jointloss._core.validation import invalid
+from keras_jointloss._core.validation import (
+    invalid,
+    validate_choice,
+    validate_count,
+    validate_share,
+)
 from keras_jointloss.tensorboard.runs import AXES, SPLITS, Run, find_terms
 
 #: How several runs are compared: each in a row of its own, or in the same axes.
@@ -49,21 +53,17 @@ class View:
     columns: int = 3
 
     def __post_init__(self):
-        _validate(self.compare, "compare", COMPARISONS)
-        _validate(self.x, "x", AXES)
-        _validate(self.theme, "theme", THEMES)
+        validate_choice(self.compare, "compare", COMPARISONS)
+        validate_choice(self.x, "x", AXES)
+        validate_choice(self.theme, "theme", THEMES)
         if self.scale is not None:
-            _validate(self.scale, "scale", SCALES)
+            validate_choice(self.scale, "scale", SCALES)
         splits = self.splits
         if isinstance(splits, str) or not splits or any(x not in SPLITS for x in splits):
             raise invalid("splits", f"one or several of {SPLITS}", splits)
-        for name in ("points", "columns"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise invalid(name, "a whole number >= 1", value)
-        is_number = isinstance(self.smoothing, int | float)
-        if not (is_number and 0 <= self.smoothing < 1):
-            raise invalid("smoothing", "a number >= 0 and < 1", self.smoothing)
+        validate_count(self.points, "points")
+        validate_count(self.columns, "columns")
+        validate_share(self.smoothing, "smoothing")
 
     def shown_terms(self, runs: Sequence[Run]) -> list[str]:
         """Returns the terms to show, in the order of their names.
@@ -81,8 +81,3 @@ class View:
                 f"Received: terms={list(self.terms)}, with the unknown terms {unknown}"
             )
         return [term for term in found if term in self.terms]
-
-
-def _validate(value: Any, name: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise invalid(name, f"one of {tuple(choices)}", value)

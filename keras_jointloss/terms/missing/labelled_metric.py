@@ -19,10 +19,11 @@ from keras_jointloss.terms.missing.targets import (
     serialize_missing,
     validate_missing,
 )
+from keras_jointloss.terms.wrapped_metric import WrappedMetric
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
-class LabelledMetric(keras.metrics.Metric):
+class LabelledMetric(WrappedMetric):
     """Passes the labelled targets of an output on to a metric, by `sample_weight`.
 
     If the metric is a mean over the last axis, a target is an element of `(batch, ..., k)`.
@@ -48,8 +49,7 @@ class LabelledMetric(keras.metrics.Metric):
     """
 
     def __init__(self, metric: Any, missing: float, name: str | None = None, dtype=None):
-        super().__init__(name=name or name_of_metric(metric), dtype=dtype)
-        self.metric = metric
+        super().__init__(metric, name, dtype)
         self.missing = validate_missing(missing)
         self._resolved, self._is_separable = _resolve(metric)
 
@@ -71,25 +71,12 @@ class LabelledMetric(keras.metrics.Metric):
             weight = ops.reshape(mask * ops.expand_dims(weight, -1), (-1,))
         self._resolved.update_state(y_true, plain_pred, sample_weight=weight)
 
-    def result(self):
-        """Returns the result of the metric."""
-        return self._resolved.result()
-
-    def reset_state(self) -> None:
-        """Resets the metric."""
-        self._resolved.reset_state()
-
     def get_config(self) -> dict:
-        missing = serialize_missing(self.missing)
-        return {**super().get_config(), "metric": self.metric, "missing": missing}
+        return {**super().get_config(), "missing": serialize_missing(self.missing)}
 
     @classmethod
-    def from_config(cls, config: dict) -> "LabelledMetric":
-        metric = config["metric"]
-        if isinstance(metric, dict):
-            metric = keras.saving.deserialize_keras_object(metric)
-        missing = deserialize_missing(config["missing"])
-        return cls(**{**config, "metric": metric, "missing": missing})
+    def from_config(cls, config: dict) -> WrappedMetric:
+        return super().from_config({**config, "missing": deserialize_missing(config["missing"])})
 
 
 def _weights(labelled, y_pred, sample_weight):
