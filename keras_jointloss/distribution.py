@@ -6,9 +6,12 @@ from typing import Any
 
 import keras
 
-from keras_jointloss._core.backend import name, workers
+from keras_jointloss._core.backend import name
 from keras_jointloss._core.keras_models import append_callback, replace_in_trainer
 from keras_jointloss.terms.clock import optimizer_step
+
+if name() == "tensorflow":
+    from keras_jointloss._core.backend.tensorflow import workers
 
 __all__ = ["enable_multi_worker_fit"]
 

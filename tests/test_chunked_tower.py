@@ -139,7 +139,7 @@ def test_gradients_of_convolutions_equal_those_of_the_plain_tower(widest):
 @pytest.mark.backend("jax")
 def test_primitives_of_jax_up_to_0_8():
     """Their parameters came with functions, which are the first inputs."""
-    from keras_jointloss._core.backend import convolutions
+    from keras_jointloss._core.backend.jax import convolutions
 
     primitive = types.SimpleNamespace(
         get_bind_params=lambda params: (["function"], {**params, "b": 2}),

@@ -86,7 +86,7 @@ def test_process_ends_by_itself_where_there_is_no_alarm(monkeypatch):
 @pytest.mark.backend("tensorflow")
 def test_process_of_a_failed_training_ends_although_something_waits():
     code = (
-        "import atexit, time; from keras_jointloss._core.backend import workers; "
+        "import atexit, time; from keras_jointloss._core.backend.tensorflow import workers; "
         "workers._GRACE = 1; "
         "atexit.register(time.sleep, 600); workers.end_soon(); raise ValueError('failed')"
     )

@@ -5,7 +5,6 @@ import doctest
 import functools
 import importlib
 import inspect
-import pkgutil
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -15,13 +14,11 @@ import pytest
 
 import keras_jointloss as kj
 from docs import formulas
+from tests.backends import importable_modules
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-MODULES = [
-    kj.__name__,
-    *(module.name for module in pkgutil.walk_packages(kj.__path__, f"{kj.__name__}.")),
-]
+MODULES = [kj.__name__, *importable_modules()]
 BLOCK = re.compile(r"^(?P<indent> *)```python *\n(?P<code>.*?)^ *```", re.MULTILINE | re.DOTALL)
 
 

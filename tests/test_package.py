@@ -5,8 +5,8 @@ import functools
 import graphlib
 import importlib
 import os
-import pkgutil
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -16,7 +16,9 @@ import keras
 import pytest
 
 import keras_jointloss as kj
+from keras_jointloss._core import backend
 from keras_jointloss._core import keras as _keras
+from tests.backends import importable_modules
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = kj.__name__
@@ -288,6 +290,32 @@ def test_only_one_module_queries_the_backend():
     assert asking == {BACKEND}
 
 
+def test_backends_offer_the_same_names():
+    def offered(backend):
+        """Returns the `__all__` and the parameters of the functions of a backend's package."""
+        names, functions = None, {}
+        for module, path in MODULES.items():
+            if module != f"{BACKEND}.{backend}" and not module.startswith(f"{BACKEND}.{backend}."):
+                continue
+            for node in ast.parse(path.read_text("utf-8")).body:
+                if isinstance(node, ast.FunctionDef):
+                    functions[node.name] = [x.arg for x in node.args.args]
+                elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                    names = ast.literal_eval(node.value)
+        return {name: functions[name] for name in names}
+
+    jax, tensorflow, torch = (offered(backend) for backend in sorted(BACKENDS))
+    assert jax == tensorflow == torch
+    assert {*re.findall(r"^- `(\w+)", backend.__doc__, re.MULTILINE)} == {*jax}
+    assert all(hasattr(backend, name) for name in jax)
+
+
+def test_other_backends_are_refused(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "numpy")
+    with pytest.raises(ImportError, match="Received: numpy"):
+        runpy.run_path(MODULES[BACKEND])
+
+
 def test_tensorboard_loads_neither_keras_nor_a_backend():
     code = (
         "import sys, tensorboard.program, keras_jointloss.tensorboard.plugin; "
@@ -298,17 +326,13 @@ def test_tensorboard_loads_neither_keras_nor_a_backend():
 
 def public_classes() -> list[type]:
     """Returns the public classes that the package defines."""
-    modules = [importlib.import_module(info.name) for info in walk_package()]
+    modules = [importlib.import_module(name) for name in importable_modules()]
     return [
         value
         for module in modules
         for name, value in vars(module).items()
         if isinstance(value, type) and value.__module__ == module.__name__ and name[0] != "_"
     ]
-
-
-def walk_package():
-    return pkgutil.walk_packages(kj.__path__, f"{PACKAGE}.")
 
 
 def serializable_classes() -> list[type]:
@@ -336,7 +360,7 @@ def test_class_is_available_at_its_public_path(value):
     assert value.__name__ in getattr(home, "__all__", [value.__name__])
 
 
-@pytest.mark.parametrize("module", [PACKAGE, *(info.name for info in walk_package())])
+@pytest.mark.parametrize("module", [PACKAGE, *importable_modules()])
 def test_public_names_exist(module):
     module = importlib.import_module(module)
     names = getattr(module, "__all__", [])

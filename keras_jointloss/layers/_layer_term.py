@@ -7,8 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._core.backend import current_replicas, trains_functionally
-from keras_jointloss._core.backend.functions import current_trace
+from keras_jointloss._core.backend import current_replicas, current_trace, trains_functionally
 from keras_jointloss._core.keras import saved_variables
 from keras_jointloss._core.keras_calls import running_loop
 from keras_jointloss._core.saved_state import SavedState, load_or_undo

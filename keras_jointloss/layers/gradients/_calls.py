@@ -5,8 +5,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Optional
 
-from keras_jointloss._core.backend import is_traced
-from keras_jointloss._core.backend.functions import current_trace
+from keras_jointloss._core.backend import current_trace, is_traced
 from keras_jointloss._core.keras_calls import outermost_call
 
 

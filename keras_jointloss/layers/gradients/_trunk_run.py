@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._core import keras as _keras
-from keras_jointloss._core.backend.functions import has_own_gradient, native_state
+from keras_jointloss._core.backend import has_own_gradient, native_state
 from keras_jointloss.layers._layer_term import LayerTerm
 from keras_jointloss.layers.gradients._combination import GradientCombination
 

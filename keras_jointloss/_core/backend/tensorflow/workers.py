@@ -4,6 +4,7 @@ import atexit
 import signal
 
 import keras
+import tensorflow as tf
 
 #: How many seconds TensorFlow has to end a process after a failed training.
 _GRACE = 10
@@ -31,8 +32,6 @@ def strategy_of(model: keras.Model):
 
 def is_one_of_workers(strategy) -> bool:
     """Returns whether a strategy of `tf.distribute` trains with other processes."""
-    import tensorflow as tf
-
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return False
     return bool(strategy.cluster_resolver.cluster_spec().as_dict())
@@ -40,21 +39,11 @@ def is_one_of_workers(strategy) -> bool:
 
 def errors() -> type[Exception]:
     """Returns the class of the errors of TensorFlow's operations."""
-    import tensorflow as tf
-
     return tf.errors.OpError
-
-
-def is_chief(strategy) -> bool:
-    """Returns whether this worker is the one that writes the logs."""
-    resolver = strategy.cluster_resolver
-    chief = "chief" if "chief" in resolver.cluster_spec().as_dict() else "worker"
-    return resolver.task_type == chief and resolver.task_id == 0
 
 
 def local_batch(batch, strategy):
     """Returns the part of a batch that the first replica of this process receives."""
-    import tensorflow as tf
 
     def first(x):
         is_split = isinstance(x, tf.distribute.DistributedValues)
@@ -70,7 +59,6 @@ def mean_of_workers(values, strategy):
 
 def numbers_of_workers(numbers: list[int], strategy) -> list[list[int]]:
     """Returns the numbers that each replica passes, in the order of the replicas."""
-    import tensorflow as tf
 
     @tf.function(autograph=False)
     def gather():

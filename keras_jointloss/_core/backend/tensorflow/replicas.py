@@ -1,7 +1,9 @@
 """The replicas of TensorFlow's `tf.distribute`."""
 
-from keras_jointloss._core.backend.gradients import of_tensorflow
-from keras_jointloss._core.backend.replicas import Replicas, RowCounts
+import tensorflow as tf
+
+from keras_jointloss._core.backend.replicas import OneDevice, Replicas, RowCounts
+from keras_jointloss._core.backend.tensorflow.gradients import custom_gradient
 
 
 class MirroredReplicas(Replicas):
@@ -12,25 +14,20 @@ class MirroredReplicas(Replicas):
     """
 
     takes_turns = True
+    custom_gradient = staticmethod(custom_gradient)
 
     def __init__(self, count: int):
         super().__init__(count, loss_divisor=count)
 
-    @staticmethod
-    def custom_gradient(compute, *inputs):
-        return of_tensorflow(compute, inputs)
-
     def sum(self, x):
         context = _context()
         # A gradient may be taken where no replica runs.
-        return x if context is None else context.all_reduce(_sum(), x)
+        return x if context is None else context.all_reduce("SUM", x)
 
     def once(self, x):
         return x / self.count
 
     def gather(self, tensors: list, own) -> tuple[list, RowCounts]:
-        import tensorflow as tf
-
         # Workers cannot gather an input itself, which is on no device.
         tensors = [tf.identity(x) for x in tensors]
         *rows, counts = _context().all_gather([*tensors, tf.shape(own)[:1]], axis=0)
@@ -40,21 +37,19 @@ class MirroredReplicas(Replicas):
         return [tf.stop_gradient(x) for x in rows], found
 
     def tensor_of(self, replica: int, x, after):
-        import tensorflow as tf
-
         with tf.control_dependencies([after]):
             is_sent = tf.equal(_context().replica_id_in_sync_group, replica)
             x = tf.where(is_sent, x, tf.zeros_like(x))
-        return _context().all_reduce(_sum(), x)
+        return _context().all_reduce("SUM", x)
+
+
+def current_replicas() -> OneDevice:
+    """Returns who computes the step: the replicas of `tf.distribute` if this code runs in one."""
+    count = tf.distribute.get_strategy().num_replicas_in_sync
+    if count == 1 or _context() is None:
+        return OneDevice(loss_divisor=count)
+    return MirroredReplicas(count)
 
 
 def _context():
-    import tensorflow as tf
-
     return tf.distribute.get_replica_context()
-
-
-def _sum():
-    import tensorflow as tf
-
-    return tf.distribute.ReduceOp.SUM

@@ -1,28 +1,15 @@
-"""`custom_gradient` for each backend."""
+"""Gradients on TensorFlow."""
 
+import inspect
 import weakref
+from types import CodeType
 from typing import Any
 
-from keras import ops
+import tensorflow as tf
 
 #: The attribute of a TensorFlow graph that holds its gradient functions. Graphs within it would
 #: copy an entry of `Graph.add_to_collection`, also those of functions that outlive the graph.
 _GRADIENTS = "keras_jointloss_gradients"
-
-
-def of_keras(compute, inputs):
-    """`custom_gradient` on JAX and PyTorch."""
-
-    def computed(*inputs):
-        result, gradient = compute(*inputs)
-
-        # PyTorch passes the upstream gradient by name, after the inputs.
-        def of_upstream(*arguments, upstream=None):
-            return gradient(arguments[0] if upstream is None else upstream)
-
-        return result, of_upstream
-
-    return ops.custom_gradient(computed)(*inputs)
 
 
 class _Result:
@@ -39,17 +26,17 @@ class _Result:
         return self.tensor
 
 
-def of_tensorflow(compute, inputs):
-    """`custom_gradient` on TensorFlow, where a result may be a tuple with a gradient for each.
+def custom_gradient(compute, *inputs):
+    """Returns what `compute` returns, differentiated with the function it returns.
+
+    The result may be a tuple with a gradient for each tensor.
 
     In a graph, `tf.custom_gradient` registers the results and the gradient function forever, and
     both refer to the graph. Here it holds the results only while it runs, and the graph owns the
     gradient function, a cycle that Python frees.
     """
-    import tensorflow as tf
-
     # Outside of a graph, Keras leaves a variable what it is.
-    inputs = [tf.convert_to_tensor(x) for x in inputs]
+    tensors = [tf.convert_to_tensor(x) for x in inputs]
     results: list[_Result] = []
 
     @tf.custom_gradient
@@ -71,7 +58,25 @@ def of_tensorflow(compute, inputs):
         results.extend(tf.nest.flatten(result))
         return result, of_upstream
 
-    value = computed(*inputs)
+    value = computed(*tensors)
     for result in results:
         result.tensor = None
     return value
+
+
+def differentiated(x):
+    """Returns the tensor: TensorFlow differentiates with respect to trainable variables."""
+    return x
+
+
+def has_own_gradient(outermost: CodeType) -> bool:
+    """Returns whether a function runs that has a gradient of its own.
+
+    It has gradients of its arguments and of variables only.
+    """
+    frame: Any = inspect.currentframe()
+    while frame is not None and frame.f_code is not outermost:
+        if frame.f_globals.get("__name__") == "tensorflow.python.ops.custom_gradient":
+            return True
+        frame = frame.f_back
+    return False

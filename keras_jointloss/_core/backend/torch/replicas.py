@@ -1,15 +1,10 @@
 """What the processes of PyTorch's `torch.distributed` exchange."""
 
-from keras_jointloss._core.backend.gradients import of_keras
-from keras_jointloss._core.backend.replicas import Replicas, RowCounts
+import torch
+from torch import distributed
 
-
-def count_ranks() -> int:
-    """Returns the number of processes; 1 without `torch.distributed`."""
-    from torch import distributed
-
-    is_on = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if is_on else 1
+from keras_jointloss._core.backend.replicas import OneDevice, Replicas, RowCounts
+from keras_jointloss._core.backend.torch.gradients import custom_gradient
 
 
 class Processes(Replicas):
@@ -19,16 +14,12 @@ class Processes(Replicas):
     no values, and no process sends them.
     """
 
+    custom_gradient = staticmethod(custom_gradient)
+
     def __init__(self, count: int):
         super().__init__(count, loss_divisor=1)
 
-    @staticmethod
-    def custom_gradient(compute, *inputs):
-        return of_keras(compute, inputs)
-
     def sum(self, x):
-        from torch import distributed
-
         x = x.detach().clone()
         if x.device.type != "meta":
             distributed.all_reduce(x)
@@ -38,9 +29,6 @@ class Processes(Replicas):
         return self.sum(x)
 
     def gather(self, tensors: list, own) -> tuple[list, RowCounts]:
-        import torch
-        from torch import distributed
-
         count = len(own)
         if own.device.type == "meta":
             return [x.detach() for x in tensors], RowCounts([count], 0, 0)
@@ -60,8 +48,6 @@ class Processes(Replicas):
         return results, RowCounts(counts, index, sum(counts[:index]))
 
     def tensor_of(self, replica: int, x, after):
-        from torch import distributed
-
         x = x.detach().clone()
         if x.device.type != "meta":
             distributed.broadcast(x, replica)
@@ -72,8 +58,13 @@ class Processes(Replicas):
 
         One process alone may compute a loss for validation.
         """
-        import torch
-
         if not torch.is_tensor(x):
             return False
         return x.device.type == "meta" or (torch.is_grad_enabled() and x.requires_grad)
+
+
+def current_replicas() -> OneDevice:
+    """Returns who computes the step: the processes of `torch.distributed`, if there are several."""
+    is_on = distributed.is_available() and distributed.is_initialized()
+    count = distributed.get_world_size() if is_on else 1
+    return Processes(count) if count > 1 else OneDevice()

@@ -6,6 +6,11 @@ XLA transposes the gradients of a convolution to that order only outside of loop
 
 from typing import Any
 
+import jax
+import numpy as np
+from jax import numpy as jnp
+from jax.lax import ConvDimensionNumbers
+
 
 def recomputed(run):
     """Returns `run` with a gradient that recomputes it; replaces `jax.checkpoint` in a loop.
@@ -14,8 +19,6 @@ def recomputed(run):
         run: A function of structures of tensors. It closes over no tensors to differentiate with
             respect to.
     """
-    import jax
-    from jax import numpy as jnp
 
     def call(*inputs):
         # What `run` closes over, such as a variable that is not trained, becomes an argument: the
@@ -81,9 +84,6 @@ def _bound(equation, inputs: list, params: dict) -> list:
 
 def _convolution(equation, x, kernel):
     """Returns the output of a convolution, computed with channels last."""
-    import numpy as np
-    from jax.lax import ConvDimensionNumbers
-
     numbers, rank = equation.params["dimension_numbers"], x.ndim
     x_axes, kernel_axes, y_axes = (
         [spec[0], *spec[2:], spec[1]]

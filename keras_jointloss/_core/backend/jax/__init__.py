@@ -1,0 +1,135 @@
+"""JAX, whose training step is a function of the variables and computes the global batch."""
+
+import contextlib
+import operator
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+from keras import ops
+
+from keras_jointloss._core.backend.jax.chunks import for_chunks
+from keras_jointloss._core.backend.replicas import OneDevice
+
+__all__ = [
+    "batch_shards", "current_replicas", "current_trace", "custom_gradient",
+    "decided", "differentiated", "for_chunks", "has_own_gradient", "is_chief", "is_on_accelerator",
+    "is_readable", "is_traced", "native_state", "predict", "runs_in_python", "trains_functionally",
+    "variable_scope",
+]  # fmt: skip
+
+
+def trains_functionally() -> bool:
+    """Returns True: a training step is a function of the variables."""
+    return True
+
+
+def runs_in_python() -> bool:
+    """Returns False: loops are compiled."""
+    return False
+
+
+def current_replicas() -> OneDevice:
+    """Returns one device: a loss is always that of the global batch."""
+    return OneDevice()
+
+
+def batch_shards() -> int:
+    """Returns over how many devices `keras.distribution` splits a batch."""
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return 1
+    mesh = distribution.device_mesh
+    return mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)]
+
+
+def is_chief(model: keras.Model) -> bool:
+    """Returns whether this is the first process."""
+    return jax.process_index() == 0
+
+
+def predict(model: keras.Model, x: Any, batch_size: int | None = None) -> Any:
+    """Returns what `model.predict` returns, which cannot return outputs split over processes.
+
+    Each of several processes computes all outputs, on one of its devices.
+    """
+    if jax.process_count() == 1:
+        return model.predict(x, batch_size=batch_size, verbose=0)
+    from jax.experimental import multihost_utils
+
+    batch_size = batch_size or 32
+
+    def values(variables):
+        values = [variable.value for variable in variables]
+        return [np.asarray(x) for x in multihost_utils.process_allgather(values, tiled=True)]
+
+    @jax.jit
+    def step(trainable, others, x):
+        return model.stateless_call(trainable, others, x, training=False)[0]
+
+    state = values(model.trainable_variables), values(model.non_trainable_variables)
+    rows = len(keras.tree.flatten(x)[0])
+    distribution = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        parts = []
+        for start in range(0, rows, batch_size):
+            cut = operator.itemgetter(slice(start, start + batch_size))
+            part = keras.tree.map_structure(cut, x)
+            parts.append(jax.tree.map(np.asarray, step(*state, part)))
+    finally:
+        keras.distribution.set_distribution(distribution)
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *parts)
+
+
+def variable_scope(model: keras.Model):
+    """Returns a context that does nothing."""
+    return contextlib.nullcontext()
+
+
+def is_on_accelerator(x) -> bool:
+    """Returns whether JAX computes on a GPU or TPU."""
+    return jax.default_backend() != "cpu"
+
+
+def decided(condition):
+    """Returns the condition."""
+    return condition
+
+
+def is_traced(tensors: Any) -> bool:
+    """Returns whether one of the tensors is traced."""
+    return any(isinstance(x, jax.core.Tracer) for x in keras.tree.flatten(tensors))
+
+
+def is_readable(x: Any) -> bool:
+    """Returns whether an array has values in this process."""
+    return not is_traced(x) and (not ops.is_tensor(x) or x.is_fully_addressable)
+
+
+def current_trace() -> Any:
+    """Returns the state of the trace, also where operations run immediately."""
+    from jax.extend.core import get_opaque_trace_state
+
+    return get_opaque_trace_state()
+
+
+def custom_gradient(compute, *inputs):
+    """Returns the tensor that `compute` returns, differentiated with the function it returns."""
+    return ops.custom_gradient(compute)(*inputs)
+
+
+def differentiated(x):
+    """Returns the tensor: JAX differentiates with respect to the arguments of a function."""
+    return x
+
+
+def has_own_gradient(outermost) -> bool:
+    """Returns False: no function leaves out the gradients of the tensors it captures."""
+    return False
+
+
+def native_state(layer: keras.layers.Layer) -> list[str]:
+    """Returns nothing: JAX has no variables of its own."""
+    return []
