@@ -1,116 +1,556 @@
-"""The private names of Keras: a missing name raises a clear error."""
+"""What the package assumes of Keras, by the name of the function that relies on it.
+
+A check that fails with a new version of Keras names the function to mend, in `_core/keras.py`,
+`_core/keras_calls.py`, `_core/keras_models.py` or `_core/backend/`.
+"""
 
 import contextlib
+import gc
+import inspect
+import weakref
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-import keras_jointloss as kj
 from keras_jointloss._core import keras as _keras
-from keras_jointloss._core import keras_check
+from keras_jointloss._core import keras_calls as _calls
+from keras_jointloss._core import keras_models as _models
+from keras_jointloss._core.backend import convolutions, functions, is_traced, workers
+
+BACKEND = keras.backend.backend()
+X, Y = np.ones((4, 2), "float32"), np.ones((4, 1), "float32")
+#: The checks by the name of what they are about, and the backends that they run on.
+CHECKS: dict = {}
+BACKENDS: dict = {}
 
 
-def test_keras_defines_and_calls_all_private_names():
-    keras_check.check()
+def check_of(*names, backends=("tensorflow", "jax", "torch")):
+    """Registers a check of functions by their names."""
+
+    def register(check):
+        for name in names:
+            CHECKS[name], BACKENDS[name] = check, backends
+        return check
+
+    return register
 
 
-@pytest.mark.parametrize("name", ["_flatten_layers", "_get_own_losses"])
-def test_missing_name_raises(monkeypatch, name):
-    monkeypatch.delattr(keras.layers.Layer, name)
-    message = rf"needs `Layer.{name}`, which Keras {keras.__version__} does not have: install"
-    with pytest.raises(ImportError, match=message):
-        keras_check.check()
+class Layer(keras.layers.Layer):
+    """Calls a function in its `call`."""
+
+    def __init__(self, run, **options):
+        super().__init__(**options)
+        self.run, self.built = run, True
+
+    def call(self, inputs, training=None):
+        self.run()
+        return inputs
 
 
-def test_override_not_called_by_keras_raises(monkeypatch):
-    monkeypatch.setattr(keras.layers.Layer, "losses", property(lambda self: []))
-    with pytest.raises(ImportError, match=r"overrides `Layer._get_own_losses`.*does not call"):
-        keras_check.check()
+def noting(run):
+    """Returns a layer that calls a function in its `call`, and a list of what that returned."""
+    found = []
+    return Layer(lambda: found.append(run())), found
 
 
-def test_losses_of_layers_kept_elsewhere_raise(monkeypatch):
-    collect = keras.layers.Layer._get_own_losses
-    monkeypatch.setattr(keras.layers.Layer, "_get_own_losses", lambda self: collect(self)[:0])
-    with pytest.raises(ImportError, match=r"keeps the list `Layer._losses`.*does not read"):
-        keras_check.check()
+class Loss(keras.losses.Loss):
+    """Calls a function in its `call`."""
+
+    def __init__(self, run, **options):
+        super().__init__(**options)
+        self.run = run
+
+    def call(self, y_true, y_pred):
+        self.run()
+        return ops.mean((y_true - y_pred) ** 2, axis=-1)
 
 
-def test_losses_of_layers_are_put_back():
-    inner = keras.layers.ActivityRegularization(1.0)
-    model = keras.Sequential([inner])
-    model(ops.ones((1, 2)))
-    with _keras.kept_losses(model):
-        model(ops.zeros((1, 2)))
-        assert float(sum(model.losses)) == 0.0
-    assert float(sum(model.losses)) == 2.0
-    with contextlib.suppress(KeyError), _keras.kept_losses(model):
-        model(ops.zeros((1, 2)))
-        raise KeyError
-    assert float(sum(model.losses)) == 2.0
+class Callback(keras.callbacks.Callback):
+    """Calls a function with the name of each hook."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+
+    def on_train_begin(self, logs=None):
+        self.run("on_train_begin")
+
+    def on_test_end(self, logs=None):
+        self.run("on_test_end")
 
 
-def test_check_within_a_call_keeps_the_losses():
-    class Layer(keras.layers.Layer):
-        def call(self, x):
-            self.add_loss(ops.sum(x))
-            keras_check.check()
-            assert _keras.outermost_layer() is self
-            return x
+def compiled(layers=(), loss="mse", optimizer="sgd", **options):
+    """Returns a compiled model of one output."""
+    model = keras.Sequential([keras.Input((2,)), *layers, keras.layers.Dense(1)])
+    model.compile(optimizer, loss=loss, **options)
+    return model
 
-    layer = Layer()
-    layer(ops.ones((2, 3)))
-    assert len(layer.losses) == 1
+
+@check_of("flatten_layers")
+def layers_at_any_depth():
+    inner = keras.layers.Dense(1)
+    model = keras.Sequential([keras.Sequential([inner])])
+    assert any(x is inner for x in _keras.flatten_layers(model, include_self=False))
+    assert next(_keras.flatten_layers(model)) is model
+
+
+@check_of("outermost_layer")
+def context_of_a_call():
+    layer, found = noting(_keras.outermost_layer)
+    model = keras.Sequential([layer])
+    model(X)
+    assert found[-1] is model
     assert _keras.outermost_layer() is None
 
 
-def test_takes_training():
+@check_of("own_losses", "layer_that_adds_losses", "kept_losses", "OVERRIDDEN")
+def lists_of_losses():
+    inner = keras.layers.ActivityRegularization(1.0)
+    model = keras.Sequential([inner])
+    model(X)
+    assert len(_keras.own_losses(inner)) == 1
+    assert _keras.own_losses(model) == []
+    assert _keras.layer_that_adds_losses(model) is inner
+    with contextlib.suppress(KeyError), _keras.kept_losses(model):
+        model(0 * X)  # Clears the losses of the last call.
+        assert float(sum(model.losses)) == 0.0
+        raise KeyError
+    assert float(sum(model.losses)) > 0.0
+
+
+@check_of("keep_from_recomputation")
+def layers_in_a_remat_scope():
+    class Counted(Layer):
+        def call(self, inputs):
+            return inputs * self.run()
+
+    with keras.RematScope(mode="full"):
+        layer = Counted(lambda: 1.0)
+        assert layer._remat_mode is not None
+        _keras.keep_from_recomputation(layer)
+        assert layer.compute_output_spec(keras.KerasTensor((1, 2))).shape == (1, 2)
+        layer(X)
+
+
+@check_of("takes_training", "required_arguments")
+def arguments_that_keras_adds():
     assert _keras.takes_training(keras.layers.Dropout(0.1))
     assert not _keras.takes_training(keras.layers.Flatten())
+    assert _keras.required_arguments(keras.layers.LSTM(1)) == ["sequences"]
 
 
-def test_optimizers_overwrite_a_variable_with_its_gradient():
-    variables = [keras.Variable(np.ones(2, "float32"), name=name) for name in ("plain", "record")]
-    variables[1].overwrite_with_gradient = True
-    keras.optimizers.SGD(0.5).apply([ops.ones((2,)) * 4] * 2, variables)
-    values = [ops.convert_to_numpy(variable).tolist() for variable in variables]
-    assert values == [[-1.0, -1.0], [4.0, 4.0]]
+@check_of("is_known")
+def module_of_keras():
+    assert _keras.is_known(keras.layers.Dense)
+    assert _keras.is_known(type(keras.Sequential()).call)
+    assert not _keras.is_known(Layer)
 
 
-def test_metric_gives_up_variables():
+@check_of("source", "Source", "stacked_tensors", "output_names")
+def graph_of_a_functional_model():
+    inputs, dense = keras.Input((2,)), keras.layers.Dense(3, name="dense")
+    first, second = dense(inputs), dense(inputs + 1)
+    stacked = ops.stack([first, second], axis=1)
+    found = _keras.source(second)
+    assert (found.operation, found.call, found.position, found.size) == (dense, 1, 0, 1)
+    a, b = _keras.stacked_tensors(stacked)
+    assert a is first
+    assert b is second
+    assert _keras.stacked_tensors(first) is None
+    assert _models.output_names(keras.Model(inputs, first)) == ["dense"]
+    assert _models.output_names(keras.Sequential([dense])) is None
+
+
+@check_of("LateNumber")
+def numbers_that_keras_converts():
+    class Number(_keras.LateNumber):
+        def __init__(self, name):
+            self.name_of = name
+
+        @property
+        def value(self):
+            order.append(self.name_of)
+            return ops.convert_to_tensor(2.0)
+
+    order = []
+    inputs = keras.Input((2,))
+    outputs = {name: keras.layers.Dense(1, name=name)(inputs) for name in ("a", "b")}
+    model, plain = keras.Model(inputs, outputs), keras.Model(inputs, outputs)
+    losses = {name: Loss(lambda name=name: order.append(f"loss {name}")) for name in outputs}
+    model.compile("sgd", loss=losses, loss_weights={name: Number(name) for name in outputs})
+    plain.compile("sgd", loss=dict.fromkeys(outputs, "mse"), loss_weights={"a": 2.0, "b": 2.0})
+    target = {name: Y for name in outputs}
+    found = model.evaluate(X, target, verbose=0, return_dict=True)["loss"]
+    assert found == pytest.approx(plain.evaluate(X, target, verbose=0)[0])
+    # Each weight is read once a step, right after its loss.
+    assert order[-4:] == ["loss a", "a", "loss b", "b"]
+
+
+@check_of("reduced_as_loss", "masked")
+def no_mask_returns_the_same_tensor():
+    values = ops.ones((4,))
+    assert _keras.masked(values, ops.zeros((4, 2))) is None
+    assert _keras.masked(values, ops.zeros((4, 2)), np.ones(4)) is not None
+    plain = _keras.reduced_as_loss(values, ops.zeros((4, 2)), reduction="sum")
+    assert float(plain) == 4.0
+    prediction = keras.layers.Masking()(np.array([[[1.0]], [[0.0]]], "float32"))
+    found = _keras.masked(ops.ones((2, 1)), prediction)
+    assert ops.convert_to_numpy(found).ravel().tolist() == [1.0, 0.0]
+
+
+@check_of("as_layer_state")
+def state_of_a_seed_generator():
+    class Counter(keras.layers.Layer):
+        def build(self, input_shape):
+            self.count = keras.Variable(0.0, trainable=False)
+            self.state = _keras.as_layer_state(self.count)
+
+        def call(self, inputs):
+            self.state.state.assign(self.state.state + 1)
+            return inputs
+
+    layer = Counter()
+    model = compiled([layer])
+    model.fit(X, Y, batch_size=2, verbose=0)
+    counts = [x for x in layer.variables if x is layer.state.state]
+    assert float(ops.convert_to_numpy(counts[0])) >= 2.0
+
+
+@check_of("is_seed")
+def name_of_a_seed():
+    layer = keras.layers.Dropout(0.5, seed=1)
+    assert [_keras.is_seed(x) for x in layer.variables] == [True]
+    assert not any(map(_keras.is_seed, compiled().variables))
+
+
+@check_of("leave_untrained")
+def variables_without_training():
+    variable = keras.Variable(np.ones(2, "float32"))
+    _keras.leave_untrained(variable)
+    assert not variable.trainable
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            total = ops.sum(variable * 3)
+        assert tape.gradient(total, variable.value) is not None
+
+
+@check_of("overwrite_with_gradient", "is_overwritten_with_gradient")
+def variables_of_the_gradient():
+    def updated(**options):
+        variables = [keras.Variable(np.ones(2, "float32")) for _ in range(2)]
+        _keras.overwrite_with_gradient(variables[1])
+        assert list(map(_keras.is_overwritten_with_gradient, variables)) == [False, True]
+        optimizer = keras.optimizers.SGD(0.5, **options)
+        for gradient in (4.0, 2.0):
+            optimizer.apply([ops.ones((2,)) * gradient] * 2, variables)
+        return [ops.convert_to_numpy(variable).tolist() for variable in variables]
+
+    assert updated() == [[-2.0, -2.0], [2.0, 2.0]]
+    # The maximum of the gradients accumulated.
+    assert updated(gradient_accumulation_steps=2) == [[-0.5, -0.5], [4.0, 4.0]]
+
+
+@check_of("untrack")
+def metric_gives_up_variables():
     metric = keras.metrics.Mean()
     _keras.untrack(metric, [metric.total])
     assert [x is metric.count for x in metric.variables] == [True]
 
 
-@pytest.mark.parametrize("argument", ["loss", "metrics"])
-def test_check_runs_before_keras_uses_losses_and_metrics(argument):
-    """Fails where Keras no longer has the names that `before_build` replaces."""
-
-    class Model(keras.Model):
-        def call(self, x):
-            return [x, x]
-
-    model, x = Model(), np.ones((2, 1))
-    given = kj.joint_loss({"a": "mse", "b": "mse"})[argument]
-    model.compile("sgd", **{"loss": "mse", argument: given})
-    with pytest.raises(ValueError, match=r"Expected `joint_loss\(\.\.\., outputs='list'\)`"):
-        model.evaluate(x, [x, x], verbose=0)
+@check_of("saved_variables")
+def keys_of_saved_variables():
+    layer, store = keras.layers.Dense(1), {}
+    layer.build((None, 2))
+    layer.save_own_variables(store)
+    assert _keras.saved_variables({**store, "own": 1}).keys() == {"0", "1"}
 
 
-@pytest.mark.parametrize("floatx", ["float64", "float16"])
-@pytest.mark.parametrize("policy", [None, "mixed_float16", "mixed_bfloat16", "float64"])
-def test_package_can_be_imported_under_any_dtype_policy(policy, floatx):
-    keras.config.set_floatx(floatx)
-    if policy is not None:
-        keras.config.set_dtype_policy(policy)
-    keras_check.check()
+@check_of("Scope")
+def values_and_assignments_in_a_scope():
+    variables = [keras.Variable(0.0) for _ in range(3)]
+    with (
+        keras.StatelessScope([(variables[0], ops.ones(()))]),
+        _keras.Scope([(variables[1], ops.ones(()) * 2)]) as scope,
+    ):
+        assert [float(ops.convert_to_numpy(ops.copy(x))) for x in variables] == [1.0, 2.0, 0.0]
+        variables[2].assign(3.0)
+    assert list(scope.assigned.values()) == [variables[2]]
+    assert float(scope.get_current_value(variables[2])) == 3.0
+    assert float(ops.convert_to_numpy(variables[2])) == 0.0
 
 
-@pytest.mark.parametrize(
-    "scope", [keras.StatelessScope, keras.RematScope, lambda: keras.device("cpu:0")]
-)
-def test_package_can_be_imported_in_a_scope(scope):
-    with scope():
-        keras_check.check()
+@check_of("running_loop", "running_model", "training_optimizer", "is_training")
+def names_of_loops():
+    def state():
+        optimizer = _calls.training_optimizer()
+        return _calls.running_loop(), _calls.running_model(), optimizer, _calls.is_training(None)
+
+    layer, found = noting(state)
+    loops = []
+    model = compiled([layer], loss=Loss(lambda: loops.append(_calls.running_loop())))
+    model.train_on_batch(X, Y)
+    assert ("train_step", model, model.optimizer, True) in found
+    assert "train_step" in loops
+    found.clear()
+    model.test_on_batch(X, Y)
+    assert found[-1] == ("test_step", model, None, False)
+    model.predict(X, verbose=0)
+    assert (found[-1][0], found[-1][3]) == ("predict_step", False)
+    found.clear()
+    layer.compute_output_spec(keras.KerasTensor((1, 2)))
+    assert found[-1][0] == "compute_output_spec"
+    hooks = []
+    callback = Callback(lambda name: hooks.append(_calls.running_loop()))
+    model.fit(X, Y, verbose=0, callbacks=[callback])
+    model.evaluate(X, Y, verbose=0, callbacks=[callback])
+    assert hooks == ["fit", "evaluate"]
+    assert _calls.running_loop() is _calls.running_model() is None
+
+
+@check_of("training_of_outermost_call", "outermost_call")
+def variables_of_a_call():
+    layer, found = noting(lambda: (_calls.training_of_outermost_call(), _calls.outermost_call()))
+    model = keras.Sequential([layer, Layer(layer.run)])
+    model(X, training=True)
+    (training, call), second = found[-2:]
+    assert training is True
+    assert call is not None
+    assert second[1] is call
+    reference = weakref.ref(call)
+    found.clear()
+    del call, second
+    gc.collect()
+    assert reference() is None
+    assert _calls.outermost_call() is None
+
+
+@check_of("enclosing_scope")
+def scope_of_a_stateless_call():
+    layer, found = noting(_calls.enclosing_scope)
+    model = compiled([layer])
+    state = model.trainable_variables, model.non_trainable_variables
+    model.stateless_call(*([x.value for x in variables] for variables in state), X)
+    assert isinstance(found[-1], keras.StatelessScope)
+    model(X)
+    assert found[-1] is None
+
+
+@check_of("running_callbacks", "move_to_front", "when_callbacks_are_deleted", "append_callback")
+def list_of_callbacks_in_its_loop():
+    class Front(keras.callbacks.Callback):
+        def set_model(self, model):
+            _calls.move_to_front(self)
+
+        def on_train_begin(self, logs=None):
+            order.append("front")
+            found.extend(_calls.running_callbacks())
+            _calls.when_callbacks_are_deleted(lambda: order.append("deleted"))
+
+    order, found, front = [], [], Front()
+    other = Callback(order.append)
+    compiled().fit(X, Y, verbose=0, callbacks=[other, front])
+    gc.collect()
+    assert order == ["front", "on_train_begin", "deleted"]
+    assert found[:2] == [front, other]
+    callbacks = keras.callbacks.CallbackList([other])
+    _models.append_callback(callbacks, front)
+    assert callbacks.callbacks == [other, front]
+
+
+@check_of("evaluation_logs")
+def logs_that_evaluate_returns():
+    callback = Callback(lambda name: _calls.evaluation_logs().update(own=1.0))
+    logs = compiled().evaluate(X, Y, verbose=0, callbacks=[callback], return_dict=True)
+    assert logs["own"] == 1.0
+
+
+class Stored(keras.layers.Layer):
+    """Notes what Keras hands over when it loads a file."""
+
+    def __init__(self, note, name):
+        super().__init__(name=name)
+        self.note, self.built = note, True
+
+    def call(self, inputs):
+        return inputs
+
+    def save_own_variables(self, store):
+        store["value"] = np.zeros(1)
+
+    def load_own_variables(self, store):
+        self.note((store, list(store.keys()), _calls.skips_mismatch()))
+
+
+@check_of("skips_mismatch", "load_or_undo")
+def one_store_for_a_file(folder):
+    found = []
+    model = keras.Sequential([keras.Input((2,)), *(Stored(found.append, x) for x in "ab")])
+    path = str(folder / "model.weights.h5")
+    model.save_weights(path)
+    model.load_weights(path, skip_mismatch=True)
+    (first, keys, skips), (second, *_) = found
+    assert first is second
+    assert (keys, skips) == (["value"], True)
+    model.load_weights(path)
+    assert found[-1][2] is False
+
+
+@check_of("compile_again", "is_to_compile")
+def functions_that_are_compiled():
+    class Scale(keras.layers.Layer):
+        def call(self, inputs):
+            return inputs * scale
+
+    scale = 1.0
+    model = compiled([Scale()])
+    assert _models.is_to_compile(model)
+    model.fit(X, 2 * Y, verbose=0)
+    assert not _models.is_to_compile(model)
+    scale = 3.0
+    _models.compile_again(model, evaluation=True)
+    assert _models.is_to_compile(model)
+    model.layers[-1].set_weights([np.ones((2, 1)), np.zeros(1)])
+    assert model.evaluate(X, 2 * Y, verbose=0) == pytest.approx(16.0)
+
+
+@check_of("before_build", "unsupported")
+def losses_and_metrics_are_built(monkeypatch):
+    trainer = next(x for x in keras.Model.__mro__ if "compute_metrics" in vars(x))
+    module = inspect.getmodule(trainer)
+    for name in ("CompileLoss", "CompileMetrics"):
+        monkeypatch.setattr(getattr(module, name), "build", getattr(module, name).build)
+    found = []
+    _models.before_build(lambda *given: found.append(given[0]))
+    loss, metrics = keras.losses.MeanSquaredError(), [keras.metrics.MeanSquaredError()]
+    compiled(loss=loss, metrics=metrics).evaluate(X, Y, verbose=0)
+    assert any(x is loss for x in found)
+    assert any(x is metrics for x in found)
+
+
+@check_of("replace_in_trainer", "strategy_of", backends=("tensorflow",))
+def functions_of_the_trainer():
+    trainer = next(x for x in keras.Model.__mro__ if "_maybe_symbolic_build" in vars(x))
+    assert callable(inspect.getmodule(trainer).reduce_per_replica)
+    assert list(inspect.signature(trainer._maybe_symbolic_build).parameters)[1:] == [
+        "iterator",
+        "data_batch",
+    ]
+    import tensorflow as tf
+
+    strategy = tf.distribute.MirroredStrategy(["cpu:0"])
+    with strategy.scope():
+        assert workers.strategy_of(compiled()) is strategy
+
+
+@check_of("inner_optimizer", "accumulated_steps")
+def attributes_of_optimizers():
+    inner = keras.optimizers.SGD(gradient_accumulation_steps=3)
+    outer = keras.optimizers.LossScaleOptimizer(inner)
+    assert _models.inner_optimizer(outer) is inner
+    assert _models.accumulated_steps(outer) == 3
+    assert _models.accumulated_steps(keras.optimizers.SGD()) == 1
+
+
+@check_of("sync_state")
+def reading_the_model_of_a_callback():
+    class Count(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            _models.sync_state(self)
+            counts.append(int(ops.convert_to_numpy(optimizer.iterations)))
+
+    counts, optimizer = [], keras.optimizers.SGD()
+    compiled(optimizer=optimizer).fit(X, Y, batch_size=2, verbose=0, callbacks=[Count()])
+    assert counts == [1, 2]
+
+
+@check_of("allow_background", backends=("jax", "torch"))
+def hooks_in_the_background():
+    class Hook(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            pass
+
+    def is_asynchronous(is_safe):
+        _models.allow_background(hook, is_safe)
+        return keras.callbacks.CallbackList([hook])._async_train
+
+    hook = Hook()
+    assert is_asynchronous(True) > is_asynchronous(False)
+
+
+@check_of("forget_best")
+def callbacks_that_begin_with_nan():
+    stopping = keras.callbacks.EarlyStopping("loss", mode="min", patience=1)
+    stopping.set_model(compiled())
+    stopping.on_train_begin()
+    stopping.on_epoch_end(0, {"loss": float("nan")})
+    _models.forget_best(stopping)
+    stopping.on_epoch_end(1, {"loss": 2.0})
+    assert stopping.best == 2.0
+
+
+@check_of("is_traced", backends=("jax",))
+def tracers_of_jax():
+    import jax
+
+    found = []
+    jax.jit(lambda x: found.append(is_traced([x, None])) or x)(1.0)
+    assert (found, is_traced([ops.ones(())])) == ([True], False)
+
+
+@check_of("recomputed", backends=("jax",))
+def primitives_of_jax():
+    import jax
+
+    def run(x, kernel):
+        return jax.lax.conv(x, kernel, (1, 1), "SAME") + jax.nn.relu(x)
+
+    x, kernel = ops.ones((1, 1, 3, 3)), ops.ones((1, 1, 3, 3))
+    pair = [
+        jax.grad(lambda *given, f=f: f(*given).sum(), (0, 1))(x, kernel)
+        for f in (run, convolutions.recomputed(run))
+    ]
+    for plain, recomputed in zip(*pair, strict=True):
+        np.testing.assert_allclose(plain, recomputed, rtol=1e-6)
+
+
+@check_of("current_trace", backends=("tensorflow", "jax"))
+def traces():
+    layer, found = noting(functions.current_trace)
+    compiled([layer]).train_on_batch(X, Y)
+    assert found[-1] != functions.current_trace()
+
+
+@check_of("has_own_gradient", backends=("tensorflow",))
+def functions_with_a_gradient_of_their_own():
+    def inner(x):
+        found.append(functions.has_own_gradient(functions_with_a_gradient_of_their_own.__code__))
+        return x
+
+    found = []
+    keras.remat(inner)(ops.ones(()))
+    inner(ops.ones(()))
+    assert found[0] is True
+    assert found[-1] is False
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_keras_is_as_assumed(name, monkeypatch, tmp_path):
+    if BACKEND not in BACKENDS[name]:
+        pytest.skip(f"runs on {' and '.join(BACKENDS[name])} only")
+    given = {"monkeypatch": monkeypatch, "folder": tmp_path}
+    needed = inspect.signature(CHECKS[name]).parameters
+    CHECKS[name](**{key: given[key] for key in needed})
+
+
+@pytest.mark.parametrize("module", [_keras, _calls, _models], ids=lambda x: x.__name__)
+def test_each_assumption_has_a_check(module):
+    own = {
+        name
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")
+    }
+    assert own <= CHECKS.keys()
