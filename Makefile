@@ -17,10 +17,10 @@ PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 COVERED := -m coverage run
 
 # What depends on a version of Keras: the numerics do not.
-LOWER_BOUNDS_TESTS := $(addprefix tests/,test_callbacks.py test_clock.py test_joint.py test_layers.py test_loss_term.py \
-  test_output_weight.py test_ownership.py test_training.py)
+KERAS_TESTS := $(addprefix tests/,test_keras.py test_keras_check.py test_callbacks.py test_clock.py test_joint.py \
+  test_layers.py test_loss_term.py test_output_weight.py test_ownership.py test_training.py)
 
-.PHONY: help demo test test-jax test-torch test-lower-bounds test-all environments coverage lint format bench bench-losses bench-dashboard bench-scale bench-gradients bench-peers docs clean
+.PHONY: help demo test test-jax test-torch test-lower-bounds test-nightly test-all environments coverage lint format bench bench-losses bench-dashboard bench-scale bench-gradients bench-peers docs clean
 
 help:  ## Tell what there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -42,7 +42,14 @@ test-lower-bounds: .venv-lower-bounds/test.stamp  ## Test an installed wheel wit
 	.venv-lower-bounds/bin/python -P -c "import keras_jointloss as kj; \
 	  assert '.venv-lower-bounds' in kj.__file__, kj.__file__; \
 	  assert kj.custom_objects(); kj.callbacks, kj.tensorboard"
-	KERAS_BACKEND=tensorflow .venv-lower-bounds/bin/python $(PYTEST) -m "not slow" $(LOWER_BOUNDS_TESTS) $(ARGS)
+	KERAS_BACKEND=tensorflow .venv-lower-bounds/bin/python $(PYTEST) -m "not slow" $(KERAS_TESTS) $(ARGS)
+
+# The newest of each day, since what Keras does not document may change at any time.
+test-nightly: .venv-nightly/test.stamp  ## Test with the nightly Keras on all backends.
+	$(call add,.venv-nightly) --upgrade --pre keras-nightly
+	@.venv-nightly/bin/python -m pip freeze --path $(call PURELIB,.venv-nightly)
+	for backend in tensorflow jax torch; do \
+	  KERAS_BACKEND=$$backend .venv-nightly/bin/python $(PYTEST) -m "not slow" $(KERAS_TESTS) $(ARGS) || exit 1; done
 
 test-all: test test-jax test-torch test-lower-bounds  ## Test on all backends and with the oldest dependencies.
 
@@ -94,7 +101,7 @@ docs: .venv-docs/docs.stamp  ## Run the guides and build the site in build/docs.
 	! grep -rlE '<(script|img|link rel="(stylesheet|icon|preload)")[^>]* (src|href)="(https?:)?//' build/docs --include='*.html'
 
 clean:  ## Remove the environments, the site and caches.
-	rm -rf .venv .venv-jax .venv-torch .venv-lower-bounds .venv-docs .mypy_cache .pytest_cache .ruff_cache \
+	rm -rf .venv .venv-jax .venv-torch .venv-lower-bounds .venv-nightly .venv-docs .mypy_cache .pytest_cache .ruff_cache \
 	  build docs/api docs/guides *.egg-info
 
 environment = $(PYTHON) -m venv $(1)
@@ -104,7 +111,8 @@ install = $(1)/bin/python -m pip install --quiet
 # in the versions that are there. It adds requirements only: pip would build the package with the old
 # setuptools that Python 3.11 puts into `.venv`, since an isolated build does not hide added paths.
 PURELIB = $$($(1)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
-share = echo "import site; site.addsitedir('$(call PURELIB,.venv)')" > $(call PURELIB,$(1))/shared.pth
+share = for site in $(foreach other,.venv $(2),"$(call PURELIB,$(other))"); do \
+  echo "import site; site.addsitedir('$$site')"; done > $(call PURELIB,$(1))/shared.pth
 add = $(call install,$(1)) --constraint .venv/versions.txt
 requirements = $(PYTHON) .ci/requirements.py $(2) > $(1)/requirements.txt
 
@@ -136,6 +144,12 @@ requirements = $(PYTHON) .ci/requirements.py $(2) > $(1)/requirements.txt
 	$(call environment,.venv-lower-bounds)
 	$(call requirements,.venv-lower-bounds,--lower-bounds)
 	$(call install,.venv-lower-bounds) -r .venv-lower-bounds/requirements.txt ".[test]"
+	touch $@
+
+# Its own folder comes first, and so does the module `keras` in it.
+.venv-nightly/test.stamp: .venv-jax/test.stamp .venv-torch/test.stamp
+	$(call environment,.venv-nightly)
+	$(call share,.venv-nightly,.venv-jax .venv-torch)
 	touch $@
 
 .venv-docs/docs.stamp: .venv/develop.stamp

@@ -251,6 +251,7 @@ def test_config_round_trip(options):
     assert added(again, values, other) == pytest.approx(added(layer, values, other))
 
 
+@pytest.mark.filterwarnings("ignore:Layer 'lstm':UserWarning")  # Of Keras 3.16, of any mask.
 @pytest.mark.parametrize("length", [5, None])
 def test_mask_of_inputs_does_not_apply_to_values_without_its_axes(length):
     tokens = keras.Input((length,))

@@ -41,13 +41,17 @@ class LossSum(keras.losses.Loss):
             raise invalid("parts", "a non-empty dict of name to `TermLoss`", parts)
         self.parts = dict(parts)
 
-    def __call__(self, y_true, y_pred, sample_weight=None):
+    def validate_output(self, y_pred) -> None:
+        """Raises `ValueError` if an output is nested."""
         if keras.tree.is_nested(y_pred):
             raise ValueError(
                 "Expected one tensor as an output that has several losses. A nested output needs a "
                 f"top-level name of its own. Received: losses named {list(self.parts)} for the "
                 f"output {keras.tree.map_structure(lambda x: tuple(x.shape), y_pred)}"
             )
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        self.validate_output(y_pred)
         values = []
         for part in self.parts.values():
             value = ops.cast(part(y_true, y_pred, sample_weight), keras.config.floatx())

@@ -49,6 +49,9 @@ def _validate_dict(
     has_dict = isinstance(outputs, Mapping)
     if has_dict or names is not None:
         _validate_names(set(given), set(outputs if has_dict else names or ()), has_dict, has_losses)
+        for name, loss in given.items():
+            if has_dict and isinstance(loss, LossSum):
+                loss.validate_output(outputs[name])
     elif isinstance(outputs, list | tuple):
         raise ValueError(
             "Expected `joint_loss(..., outputs='list')` for a model that returns a list without "
