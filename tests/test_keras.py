@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_jointloss._core import backend as _backend
 from keras_jointloss._core import keras as _keras
 from keras_jointloss._core import keras_calls as _calls
 from keras_jointloss._core import keras_models as _models
-from keras_jointloss._core.backend import convolutions, functions, is_traced, workers
 
 BACKEND = keras.backend.backend()
 X, Y = np.ones((4, 2), "float32"), np.ones((4, 1), "float32")
@@ -441,6 +441,8 @@ def functions_of_the_trainer():
     ]
     import tensorflow as tf
 
+    from keras_jointloss._core.backend.tensorflow import workers
+
     strategy = tf.distribute.MirroredStrategy(["cpu:0"])
     with strategy.scope():
         assert workers.strategy_of(compiled()) is strategy
@@ -497,13 +499,15 @@ def tracers_of_jax():
     import jax
 
     found = []
-    jax.jit(lambda x: found.append(is_traced([x, None])) or x)(1.0)
-    assert (found, is_traced([ops.ones(())])) == ([True], False)
+    jax.jit(lambda x: found.append(_backend.is_traced([x, None])) or x)(1.0)
+    assert (found, _backend.is_traced([ops.ones(())])) == ([True], False)
 
 
 @check_of("recomputed", backends=("jax",))
 def primitives_of_jax():
     import jax
+
+    from keras_jointloss._core.backend.jax import convolutions
 
     def run(x, kernel):
         return jax.lax.conv(x, kernel, (1, 1), "SAME") + jax.nn.relu(x)
@@ -519,15 +523,15 @@ def primitives_of_jax():
 
 @check_of("current_trace", backends=("tensorflow", "jax"))
 def traces():
-    layer, found = noting(functions.current_trace)
+    layer, found = noting(_backend.current_trace)
     compiled([layer]).train_on_batch(X, Y)
-    assert found[-1] != functions.current_trace()
+    assert found[-1] != _backend.current_trace()
 
 
 @check_of("has_own_gradient", backends=("tensorflow",))
 def functions_with_a_gradient_of_their_own():
     def inner(x):
-        found.append(functions.has_own_gradient(functions_with_a_gradient_of_their_own.__code__))
+        found.append(_backend.has_own_gradient(functions_with_a_gradient_of_their_own.__code__))
         return x
 
     found = []
