@@ -7,7 +7,8 @@ from keras import ops
 from sklearn.metrics import average_precision_score, ndcg_score
 
 import keras_jointloss as kj
-from keras_jointloss.callbacks import RetrievalEvaluation, _retrieval
+from keras_jointloss.callbacks import RetrievalEvaluation
+from keras_jointloss.callbacks.retrieval import _figures
 from tests import reference_metrics as reference
 from tests.backends import once_compiled
 from tests.summaries import read_scalars
@@ -106,8 +107,8 @@ def test_halves_of_an_output_that_nothing_stacks():
 @once_compiled
 @pytest.mark.parametrize("most", [0, 10**9])
 def test_ties_count_against_the_model_however_they_are_ordered(identity, monkeypatch, most):
-    monkeypatch.setattr(_retrieval, "MAX_COMPARISONS", most)
-    monkeypatch.setattr(_retrieval, "SIMILARITIES_AT_ONCE", 5 * CANDIDATES)
+    monkeypatch.setattr(_figures, "MAX_COMPARISONS", most)
+    monkeypatch.setattr(_figures, "SIMILARITIES_AT_ONCE", 5 * CANDIDATES)
     a, b = RANDOM.integers(-1, 2, (QUERIES, 4)), RANDOM.integers(-1, 2, (CANDIDATES, 4))
     a[3] = b[5] = 0  # no direction
     figures = evaluation(RIGHT, a, b, k=(1, 7), name="x").evaluate(identity)
