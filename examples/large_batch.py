@@ -12,10 +12,12 @@ Method: Gao et al., 2021, Scaling Deep Contrastive Learning Batch Size under Mem
 """
 
 import argparse
+import re
 import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -59,6 +61,9 @@ def build(way, words, chunk_size):
 
 def peak():
     """Returns the largest memory use of this process so far, in MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # On Linux, `getrusage` goes on with that of the process that started it.
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 2**10
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size / (2**20 if sys.platform == "darwin" else 2**10)
 
