@@ -269,6 +269,14 @@ def keys_of_saved_variables():
     assert _keras.saved_variables({**store, "own": 1}).keys() == {"0", "1"}
 
 
+@check_of("is_stateless")
+def enclosing_stateless_scope():
+    assert not _calls.is_stateless()
+    with keras.StatelessScope():
+        assert _calls.is_stateless()
+    assert not _calls.is_stateless()
+
+
 @check_of("Scope")
 def values_and_assignments_in_a_scope():
     variables = [keras.Variable(0.0) for _ in range(3)]

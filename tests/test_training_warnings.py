@@ -62,7 +62,7 @@ class ModelTerms(dict):
         given = [1.0] * len(losses) if given is None else given
         super().__init__({f"term{i}": kj.LossWeight(weight) for i, weight in enumerate(given)})
         for weight in self.values():
-            weight.watch()
+            weight.recorded.watch()
         self.weighting = rule
         rule.bind(self)
         rule.start(is_new_epoch=True)
@@ -73,7 +73,7 @@ class ModelTerms(dict):
         self.record(losses)
         self.weighting.update_state()
         for weight in self.values():
-            weight.means.reset()
+            weight.recorded.reset()
         self.weighting.stop()
         self.record(losses)
         self.weighting.update_state()
@@ -87,7 +87,7 @@ class ModelTerms(dict):
 
     def warn(self, reports=None, lengths=(), forgets=True):
         readings = TermReadings(keras.Sequential(), self).read()
-        counted = {name for name, weight in self.items() if weight.constancy.has_counted}
+        counted = {name for name, weight in self.items() if weight.recorded.has_counted}
         reports = reports or TrainingWarnings(self)
         reports.of_factors(readings, counted, dict(zip(self, lengths, strict=False)), forgets)
 

@@ -145,6 +145,15 @@ def _arguments_of(frame: Any) -> tuple[dict, dict]:
     return given, dict(bound.arguments)
 
 
+def is_stateless() -> bool:
+    """Returns whether a scope receives what is assigned to variables.
+
+    Keras does not say so itself, but a new scope knows the one around it.
+    """
+    with keras.StatelessScope() as scope:
+        return scope.original_scope is not None
+
+
 def enclosing_scope() -> keras.StatelessScope | None:
     """Returns the scope of the running `stateless_call` of a model, or `None`.
 

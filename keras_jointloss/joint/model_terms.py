@@ -87,7 +87,7 @@ class ModelTerms(Mapping[str, TermWeight]):
         """
         self.clock.attach(self._weights, self.weighting)
         with variable_scope(model):
-            is_new = [weight.watch() for weight in self._weights.values()]
+            is_new = [weight.recorded.watch() for weight in self._weights.values()]
         steps = accumulated_steps(model.optimizer)
         is_new += [layer.accumulate(steps) for layer in self.gradient_layers]
         if any(is_new):

@@ -11,7 +11,7 @@ from keras import ops
 from keras_jointloss._core.math import float_dtype, to_numpy
 from keras_jointloss._core.state import layer_state
 from keras_jointloss.terms.given_weight import Weight
-from keras_jointloss.terms.means import Totals
+from keras_jointloss.terms.record import Totals
 from keras_jointloss.terms.weight import TermWeight
 
 
@@ -43,13 +43,13 @@ class LayerWeight(TermWeight):
         self.counts_steps = self.counts_steps or counts_steps
         # It is known only later whether a weighting and a callback need these variables.
         self.adapt()
-        self._add_constancy()
+        self.recorded.prepare_to_watch()
         # For each mean, the sums over items of the value and of 1.
         self._other_sums = {name: add_variable(name, (2,), 0.0, dtype=dtype) for name in means}
         self._finish, self._readings = dict(means), dict(readings)
         #: The logged values by name, as functions that return a scalar tensor.
         self.tensors = {
-            "loss": self.means.loss,
+            "loss": self.recorded.loss,
             "weight": self.tensor,
             **readings,
             **{name: partial(self._mean, name) for name in means},

@@ -135,7 +135,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
 
     def _settle(self, *numbers) -> None:
         """Records the mean over all replicas from what this one passes to `record`."""
-        loss, divisor, *counted = (ops.cast(x, self.means.sums.dtype) for x in numbers)
+        loss, divisor, *counted = (ops.cast(x, self.recorded.dtype) for x in numbers)
         total = ops.where(divisor > 0, loss * divisor, 0)  # The mean of nothing may be NaN.
         replicas = current_replicas()
         sums = replicas.sum(ops.stack([total, divisor, *counted]))

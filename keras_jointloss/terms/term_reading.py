@@ -50,7 +50,7 @@ class TermReading(keras.metrics.Metric):
 
     def result(self):
         """Returns the mean loss, a scalar tensor."""
-        return self._get_weight().means.loss()
+        return self._get_weight().recorded.loss()
 
     def reset_state(self) -> None:
         """Does nothing: Keras resets the weight, too."""

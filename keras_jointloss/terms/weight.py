@@ -14,9 +14,8 @@ from keras_jointloss._core.keras_calls import running_loop
 from keras_jointloss._core.math import to_numpy
 from keras_jointloss._core.saved_state import SavedState
 from keras_jointloss._core.validation import validate_number
-from keras_jointloss.terms.constancy import Constancy
 from keras_jointloss.terms.given_weight import Weight, validate_schedule, validate_weight
-from keras_jointloss.terms.means import Means, Totals
+from keras_jointloss.terms.record import Record, Totals
 
 #: What `advance` does in a training step: nothing; count it and move the weight along its schedule;
 #: only count it, as the term is switched off.
@@ -48,8 +47,6 @@ class TermWeight:
     has_missing_targets = False
     #: Whether its loss may be constant on purpose, as at a floor.
     may_be_constant = False
-    #: Whether a callback reads `constancy`, which is recorded only then. Part of the compiled step.
-    is_watched = False
 
     def _create_variables(
         self, weight: Weight, dtype: str, add_variable: Callable[..., Any]
@@ -69,11 +66,8 @@ class TermWeight:
         self._step = add_variable("step", (), 0, **{**replicated, "dtype": "int32"})
         # Part of the compiled step, unlike `annealing` and `is_off`.
         self._mode = add_variable("mode", (), _STILL, **{**replicated, "dtype": "int32"})
-        #: The means since the last `reset`.
-        self.means = Means(add_variable, dtype)
-        #: Whether the loss has counted and moved since the last `reset`, once it `is_watched`.
-        self.constancy: Any = None
-        self._create_constancy = partial(Constancy, add_variable, dtype)
+        #: What the term has recorded since the last `reset`.
+        self.recorded = Record(add_variable, dtype)
         self._factor: Any = None
         self._add_factor = partial(add_variable, "factor", (), **replicated)
 
@@ -82,29 +76,16 @@ class TermWeight:
         if self._factor is None:
             self._factor = self._add_factor(factor)
 
-    def watch(self) -> bool:
-        """Lets the steps record `constancy`, and returns whether that is new."""
-        is_new, self.is_watched = not self.is_watched, True
-        self._add_constancy()
-        return is_new
-
-    def _add_constancy(self) -> None:
-        # Not before it is watched: a new variable also lets JAX trace the step again.
-        if self.constancy is None:
-            self.constancy = self._create_constancy()
-
     @property
     def state(self) -> list:
         """The variables of the term."""
         late = [] if self._factor is None else [self._factor]
-        if self.constancy is not None:
-            late.append(self.constancy.state)
-        return [self._value, self._step, self._mode, self.means.sums, *late]
+        return [self._value, self._step, self._mode, *self.recorded.state, *late]
 
     @property
     def uses_counts(self) -> bool:
         """Whether a step needs to know if any item counts."""
-        return self.is_watched or self.observer is not None
+        return self.recorded.is_watched or self.observer is not None
 
     @property
     def is_dynamic(self) -> bool:
@@ -142,9 +123,7 @@ class TermWeight:
             divisor: What this replica counts by among others in the mean; `None` for `items`.
         """
         weight = self.tensor()  # Read first, since the observer may move it for the next step.
-        self.means.record(loss, items, weight, batch_size, targets)
-        if self.is_watched:
-            self.constancy.record(loss, items, counts)
+        self.recorded.add(loss, items, weight, counts, batch_size, targets)
         if self.observer is not None:
             is_on = ops.not_equal(ops.convert_to_tensor(self._mode), _OFF)
             items = items if divisor is None else divisor
@@ -205,11 +184,10 @@ class TermWeight:
 
     def reset(self) -> None:
         """Resets the means and stops annealing; keeps the weight and the step."""
-        self.means.reset()
+        self.recorded.reset()
         if self.clock is not None and self.clock.outlasts_reset():
             return
-        if self.is_watched:
-            self.constancy.reset()
+        self.recorded.reset_comparison()
         if self.annealing:
             self.stop_annealing()
 
@@ -257,7 +235,7 @@ class TermWeight:
 
     def totals(self) -> Totals:
         """Returns the sums of all means of the term."""
-        return self.means.totals()
+        return self.recorded.totals()
 
     def read(self, totals: Totals | None = None) -> dict[str, float]:
         """Returns the values to log.

@@ -90,16 +90,17 @@ class TermProgress:
 
     def _reset(self) -> None:
         for term in self._terms.values():
-            term.constancy.reset()
+            term.recorded.reset_comparison()
 
     def _names_with_weight(self) -> set[str]:
         return {name for name, term in self._terms.items() if float(term)}
 
     def end(self) -> None:
         """Ends the measurement at the end of the epoch or before an evaluation, which resets it."""
-        found = {name: term.constancy for name, term in self._terms.items()}
+        found = {name: term.recorded for name, term in self._terms.items()}
         self.counted = {name for name, x in found.items() if x.has_counted}
-        self._constant = {name for name, x in found.items() if x.holds and not self._is_interrupted}
+        still = () if self._is_interrupted else found.items()
+        self._constant = {name for name, x in still if x.stands_still}
 
     def stuck(
         self,

@@ -9,7 +9,7 @@ from keras_jointloss.callbacks.joint._fixed_total import FixedTotal
 from keras_jointloss.joint.model_terms import ModelTerms
 from keras_jointloss.joint.report import Contribution, Report, RunReport, is_rounding, rest, share
 from keras_jointloss.terms.layer_weight import LayerWeight
-from keras_jointloss.terms.means import Totals
+from keras_jointloss.terms.record import Totals
 
 #: The values to log, by term and by name.
 Readings = dict[str, dict[str, float]]

@@ -11,7 +11,7 @@ from keras_jointloss.callbacks._summaries import Summaries
 from keras_jointloss.callbacks.joint import _gradient_readings
 from keras_jointloss.callbacks.joint._gradient_readings import GradientReadings, Statistics
 from keras_jointloss.callbacks.joint._term_readings import Readings, TermReadings
-from keras_jointloss.terms.means import Totals
+from keras_jointloss.terms.record import Totals
 
 
 class _Sums(NamedTuple):
