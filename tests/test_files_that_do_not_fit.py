@@ -375,7 +375,7 @@ def test_file_without_a_rule_leaves_a_rule_as_it_is(tmp_path, uncertainty):
 )
 def test_progress_of_a_config_that_does_not_fit_is_refused(change, message):
     rule = kj.weighting.Uncertainty()
-    rule._create_progress(("a", "b"))
+    rule.runner.know_terms(("a", "b"))
     config = json.loads(json.dumps(rule.get_config()))
     assert kj.weighting.Uncertainty.from_config(config).factors == rule.factors
     (config if "output_terms" in change else config["progress"]).update(change)

@@ -71,7 +71,7 @@ def test_term_without_gradient_is_ignored():
         weights = three.step(losses, [*LENGTHS[:2], 0.0])
     assert pair[0] / pair[1] == pytest.approx(weights[0] / weights[1], rel=0.1)
     assert np.all(np.isfinite(weights))
-    assert three.terms.rule.progress.save()["state"][-6, 2] == 0  # Adam took no step for it.
+    assert three.terms.rule.runner.save()["state"][-6, 2] == 0  # Adam took no step for it.
 
 
 def test_record_is_used_once():

@@ -9,7 +9,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from keras_jointloss.weighting import _step_losses
+from keras_jointloss.weighting import _runner
 from keras_jointloss.weighting.random_weighting import random_normal
 from tests import reference_weighting as reference
 from tests.backends import once_compiled
@@ -95,11 +95,13 @@ def test_weights_follow_the_formula(case):
 
 def test_replicas_count_by_the_sum_of_their_weights_also_below_1(monkeypatch):
     replicas = types.SimpleNamespace(count=2, sum=lambda x: x)
-    monkeypatch.setattr(_step_losses, "current_replicas", lambda: replicas)
-    losses = _step_losses.StepLosses("float32")
-    losses.record(0, ops.ones(()), 0.25, ops.array(True))
-    losses.record(1, ops.ones(()), 4, ops.array(False))
-    counts, means = losses.pop(3)
+    monkeypatch.setattr(_runner, "current_replicas", lambda: replicas)
+    runner = Terms(make("FAMO"), 3).rule.runner
+    recorded = {
+        0: (ops.ones(()), 0.25, ops.array(True), None),
+        1: (ops.ones(()), 4, ops.array(False), None),
+    }
+    counts, means = runner._of_all_replicas(recorded)
     assert ops.convert_to_numpy(counts).tolist() == [True, False, False]
     assert ops.convert_to_numpy(means)[:2].tolist() == [1.0, 1.0]
 
@@ -227,9 +229,9 @@ def test_term_without_items_keeps_weight_and_state(name):
     terms.rule.start()
     terms.step([1.0, 2.0])
     terms.step([1.5, 2.0])
-    before, state = terms.now(), terms.rule.progress.save()["state"]
+    before, state = terms.now(), terms.rule.runner.save()["state"]
     terms.step([1.2, np.nan], [None, ops.convert_to_tensor(False)])
-    state_after = terms.rule.progress.save()["state"]
+    state_after = terms.rule.runner.save()["state"]
     assert terms.now()[1] == before[1]
     np.testing.assert_array_equal(state_after[:, 1], state[:, 1])
     assert not np.array_equal(state_after[:, 0], state[:, 0])

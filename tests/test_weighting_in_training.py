@@ -105,12 +105,12 @@ def test_evaluation_and_prediction_change_nothing():
     model = build(STATEFUL)
     fit(model)
     rule = model.loss["rating"].weight.weighting
-    before = rule.progress.save()
+    before = rule.runner.save()
     weights = {term: float(weight) for term, weight in find_terms(model).items()}
     model.evaluate(FEATURES, TARGETS, verbose=0)
     model.evaluate(FEATURES, TARGETS, verbose=0, callbacks=[kj.callbacks.JointLossCallback()])
     model.predict(FEATURES, verbose=0)
-    for key, value in rule.progress.save().items():
+    for key, value in rule.runner.save().items():
         np.testing.assert_array_equal(value, before[key])
     assert {term: float(weight) for term, weight in find_terms(model).items()} == weights
 
@@ -265,7 +265,7 @@ def test_replicas_hold_the_same_state(name):
         joint = kj.joint_loss(losses, {"rating": kj.schedules.Linear(0.0, 1.0, 8)}, rule)
         model.compile(keras.optimizers.SGD(0.01), **joint)
     fit(model, epochs=1)
-    state = model.loss["rating"].weight.weighting.progress._state
+    state = model.loss["rating"].weight.weighting.runner.state
     copies = [np.array(x) for x in state.value.values]
     np.testing.assert_array_equal(copies[0], copies[1])
 

@@ -81,7 +81,7 @@ def describe_default_floor(rule: Any, terms: Iterable[str]) -> str | None:
         return None
     least = keras.config.epsilon()
     # The mean of an epoch falls below the floor long after the loss itself.
-    latest = dict(zip(rule.terms, rule.progress.arrays()["loss"].tolist(), strict=True))
+    latest = dict(zip(rule.terms, rule.runner.arrays()["loss"].tolist(), strict=True))
     for name in terms:
         loss = latest[name] - rule.minimum_loss
         if loss < least and name not in by_name:

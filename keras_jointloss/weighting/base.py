@@ -1,5 +1,7 @@
 """Base class of the rules that adapt the weights of the terms."""
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -11,10 +13,13 @@ from keras_jointloss._core.registry import find
 from keras_jointloss._core.validation import (
     validate_choice,
     validate_count,
+    validate_names,
     validate_number,
     validate_share,
 )
-from keras_jointloss.weighting._bound_rule import BoundRule
+from keras_jointloss.terms.weight import TermWeight
+from keras_jointloss.weighting._metric import RuleMetric
+from keras_jointloss.weighting._saved_progress import progress_config, rule_from_config
 
 #: What helps in a rule that ignores the size of the losses.
 SCALE_REMEDY = (
@@ -23,7 +28,7 @@ SCALE_REMEDY = (
 )
 
 
-class Weighting(BoundRule):
+class Weighting(RuleMetric):
     """Base class of the rules that adapt the weights of all terms from their losses.
 
     Pass it to `keras_jointloss.joint_loss` as `weighting`. The
@@ -131,15 +136,15 @@ class Weighting(BoundRule):
             )
         self.update_every = validate_count(update_every, "update_every")
         self.on_nonfinite = validate_choice(on_nonfinite, "on_nonfinite", ("raise", "skip"))
-        #: The state by name, while `update` runs: `(terms,)` each.
-        self.state: dict[str, Any] = {}
-        #: Which terms have had a loss so far, while `update` runs: `(terms,)`, bool.
-        self.has_loss: Any = None
+        self._set_inputs()
 
     # Methods that a subclass implements.
 
     def update(self, losses, step):
         """Returns the weights of the terms for the next step.
+
+        It may also read `terms`, `epoch`, and what exists only while it runs: `state`, which it
+        changes, `has_loss`, and `given_weights`.
 
         Args:
             losses: `(terms,)`, the losses of the training step, averaged and smoothed
@@ -186,16 +191,85 @@ class Weighting(BoundRule):
             ValueError: If the rule needs gradients that none of the layers reports.
         """
 
+    # What the package calls.
+
+    def bind(self, terms: Mapping[str, TermWeight]) -> bool:
+        """Binds the rule to terms: it then receives their losses and multiplies their weights.
+
+        Args:
+            terms: The terms by name. Those of the model's outputs come first.
+
+        Returns:
+            Whether this changes the computation of a training step.
+
+        Raises:
+            ValueError: If the rule is already bound to other terms, or an argument that is given by
+                the name of the term does not fit the terms.
+        """
+        for argument, is_complete in self.by_term.items():
+            validate_names(getattr(self, argument), argument, tuple(terms), is_complete)
+        return self.runner.bind(terms)
+
+    def update_state(self, *args, **kwargs) -> None:
+        """Runs the rule on the losses of the step; has an effect only while the rule is on."""
+        self.runner.update_state()
+
+    def run_update(self, losses, step, state, has_loss, given_weights) -> tuple[Any, dict]:
+        """Runs `update` with all that it may read, and returns the weights and the new state."""
+        self._set_inputs(state, has_loss, given_weights)
+        weights, state = self.update(losses, step), self.state
+        self._set_inputs()
+        return weights, state
+
+    def _set_inputs(self, state=None, has_loss=None, given_weights=None) -> None:
+        #: The state by name, while `update` runs: `(terms,)` each.
+        self.state: dict[str, Any] = {} if state is None else state
+        #: Which terms have had a loss so far, while `update` runs: `(terms,)`, bool.
+        self.has_loss: Any = has_loss
+        #: The user's weights of the next step, if it `needs_given_weights`: `(terms,)`.
+        self.given_weights: Any = given_weights
+
+    def read(self) -> dict[str, dict[str, float]]:
+        """Returns the values to log besides weight and loss, by the name of the term."""
+        state = self.runner.arrays()
+        own = {name: state[name] for name in self.initial_state}
+        readings = {key: values.tolist() for key, values in self.readout(own).items()}
+        return {
+            term: {key: values[index] for key, values in readings.items()}
+            for index, term in enumerate(self.terms)
+        }
+
+    def report(self, epoch: int) -> None:
+        """Reports the losses that the rule could not use, at the end of an epoch.
+
+        Raises:
+            FloatingPointError: If there are any and `on_nonfinite` is `"raise"`.
+        """
+        unusable = self.pop_invalid_counts()
+        if not unusable:
+            return
+        terms = ", ".join(f"{name!r} in {count} steps" for name, count in unusable.items())
+        limit = f" or less than {self.minimum_loss:g}" if math.isfinite(self.minimum_loss) else ""
+        message = (
+            f"{type(self).__name__} cannot use a loss that is not finite{limit}, or that leads to "
+            "a weight or state that is not finite. "
+            f"Received in epoch {epoch}: the loss of {terms}"
+        )
+        if self.on_nonfinite == "raise":
+            raise FloatingPointError(message)
+        warnings.warn(f"{message}. The weights did not move in these steps.", stacklevel=2)
+
     def get_config(self) -> dict:
+        options = ("warmup_steps", "ema", "min_weight", "max_weight", "update_every")
         return {
             **super().get_config(),
-            "warmup_steps": self.warmup_steps,
-            "ema": self.ema,
-            "min_weight": self.min_weight,
-            "max_weight": self.max_weight,
-            "update_every": self.update_every,
-            "on_nonfinite": self.on_nonfinite,
+            **{name: getattr(self, name) for name in (*options, "on_nonfinite")},
+            **progress_config(self),
         }
+
+    @classmethod
+    def from_config(cls, config: dict) -> "Weighting":
+        return rule_from_config(cls, config)
 
 
 def get(identifier: Any) -> Weighting | None:

@@ -1,0 +1,294 @@
+"""Runs a rule: owns its terms, their losses in a step, and what it has learned about them."""
+
+import math
+import threading
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_jointloss._core.backend import current_replicas, trains_functionally
+from keras_jointloss._core.keras import untrack
+from keras_jointloss._core.math import divide_or_0, to_numpy
+from keras_jointloss.terms.output_weight import LossWeight
+from keras_jointloss.terms.weight import TermWeight
+
+#: The state of each term: the adapted weight, the latest loss, whether there was any (with
+#: `corrects_bias` the total weight of the losses in the mean), the number of steps in which it was
+#: unusable, and whether it was among the first that were unusable.
+_STATE = {"weight": 1.0, "loss": 1.0, "seen": 0.0, "unusable": 0.0, "culprit": 0.0}
+#: With `update_every`: the sum of the losses since the latest update, and their number.
+_SUMS = {"sum": 0.0, "count": 0.0}
+#: Those that are never negative.
+NONNEGATIVE = frozenset({"weight", "seen", "unusable", "culprit", "count"})
+#: How many names of `_STATE` change together with the rule's own state, in an accepted step only.
+_LEARNED = 3
+#: Rounding may put a loss this far below the minimum: such a loss counts as the minimum.
+_ROUNDING = 1e-4
+
+
+class Runner:
+    """Runs a rule in the training steps.
+
+    Each term passes its loss to `record`. `run` then calls the rule, keeps what it returns, and
+    sets the factors of the terms for the next step. A step with a loss that the rule cannot use, or
+    that leads to a number that is not finite, changes only the count of such steps.
+
+    Args:
+        rule: The `keras_jointloss.weighting.Weighting`: its options, its formula, and the metric
+            that owns the variables.
+    """
+
+    def __init__(self, rule: Any):
+        self._rule = rule
+        self._weights: list[TermWeight] = []
+        # Each replica of `tf.distribute` traces in its own thread.
+        self._recorded = threading.local()
+        #: The names of the terms; empty before they are known, when there are no variables.
+        self.terms: tuple[str, ...] = ()
+        #: The names of the rows of `state`.
+        self.names: tuple[str, ...] = ()
+        #: A number for each name and term; the steps in which the rule was on; the epochs begun.
+        self.state: Any = None
+        self.step: Any = None
+        self.epoch: Any = None
+        self._advancing: Any = None
+
+    def know_terms(self, terms: tuple[str, ...]) -> None:
+        """Creates the variables for the terms of these names, unless they exist."""
+        if self.terms:
+            return
+        initial = self.initial(len(terms))
+        rows = [np.broadcast_to(np.asarray(x), (len(terms),)) for x in initial.values()]
+        self.terms, self.names = terms, tuple(initial)
+        self._initial = np.stack(rows).astype("float64")
+        self.state = self._variable("state", self._rule.dtype, self._initial)
+        self.step, self.epoch = (self._variable(name, "int32", 0) for name in ("step", "epoch"))
+        self._advancing = self._variable("advancing", "bool", False)
+
+    def forget_terms(self) -> None:
+        """Gives up the variables, as before the terms are known."""
+        if self.terms:
+            untrack(self._rule, [self.state, self.step, self.epoch, self._advancing])
+            self.terms = ()
+
+    def initial(self, count: int) -> dict[str, Any]:
+        """Returns the initial state by name, one number for all terms or one for each."""
+        rule = self._rule
+        initial = {**_STATE, **(_SUMS if rule.update_every > 1 else {})}
+        if not rule.warmup_steps:
+            initial["weight"] = rule.initial_weight(count)
+        return {**initial, **rule.initial_state}
+
+    def _variable(self, name: str, dtype: str, initial: Any) -> Any:
+        return self._rule.add_variable(
+            shape=np.shape(initial),
+            dtype=dtype,
+            initializer=lambda shape, dtype=None: ops.convert_to_tensor(initial, dtype=dtype),
+            aggregation="only_first_replica",
+            name=name,
+        )
+
+    def bind(self, terms: Mapping[str, TermWeight]) -> bool:
+        """Connects the rule to its terms; see `Weighting.bind`."""
+        names, weights = tuple(terms), list(terms.values())
+        if self.terms and names != self.terms:
+            message = (
+                f"{type(self._rule).__name__} is the weighting of the terms {list(self.terms)}. "
+                f"Received: terms {list(names)}"
+            )
+            if not self._weights:  # It has never been bound.
+                message = (
+                    f"{message}. The former are those of the file or config that was loaded: after "
+                    "`load_weights`, compile again with a new weighting"
+                )
+            raise ValueError(message)
+        # Losses left by the trace of another model belong to no step.
+        self._recorded = threading.local()
+        is_bound = self._weights == weights and all(
+            getattr(weight.observer, "func", None) == self.record for weight in weights
+        )
+        if is_bound:
+            return False
+        self.know_terms(names)
+        self._weights = weights
+        for index, weight in enumerate(weights):
+            weight.adapt()
+            weight.observer = partial(self.record, index)
+        self.scale_terms()
+        return True
+
+    def scale_terms(self) -> None:
+        """Sets the factors of the terms to the weights of the rule, from the host."""
+        if self._weights:
+            for weight, factor in zip(self._weights, self.arrays()["weight"], strict=True):
+                weight.scale(factor)
+
+    # Within the compiled step.
+
+    def record(self, index: int, loss, items, counts) -> None:
+        """Records the loss of a term.
+
+        Args:
+            index: The index of the term.
+            loss: Its mean loss.
+            items: The number of items in the mean, or what else it divides by.
+            counts: Whether any of them has a nonzero weight, a bool tensor.
+        """
+        loss = ops.stop_gradient(ops.cast(loss, self._rule.dtype))
+        # Read here, since every term records its loss before its weight moves to the next step.
+        given = self._weights[index].next_value() if self._rule.needs_given_weights else None
+        recorded = self._recorded.__dict__.setdefault("losses", {})
+        recorded[index] = loss, items, counts, given
+        # On other backends, layer losses come after output losses, and `update_state` after both.
+        # On JAX, layer losses come first, and `update_state` cannot reach the layers.
+        if trains_functionally() and all(
+            other in recorded
+            for other, weight in enumerate(self._weights)
+            if isinstance(weight, LossWeight)
+        ):
+            self.run()
+
+    def update_state(self) -> None:
+        """Runs the rule once all terms have recorded their losses, where `record` does not."""
+        if trains_functionally():
+            return
+        for weight in self._weights:
+            weight.settle()
+        if self._recorded.__dict__.get("losses"):
+            self.run()
+
+    def run(self) -> None:
+        """Runs the rule on the recorded losses and sets the factors of the terms."""
+        recorded = self._recorded.__dict__.pop("losses")
+        given = self._given_weights(recorded) if self._rule.needs_given_weights else None
+        is_present, losses = self._of_all_replicas(recorded)
+        step, is_on = (ops.convert_to_tensor(x) for x in (self.step, self._advancing))
+        state = self._advanced(losses, is_present, given, step, is_on)
+        # PyTorch assigns in place: nothing reads the old values any more.
+        self.state.assign(state)
+        self.step.assign(step + ops.cast(is_on, "int32"))
+        for weight, factor in zip(self._weights, ops.unstack(state[0]), strict=True):
+            weight.scale(factor)
+
+    def _given_weights(self, recorded):
+        """Returns the user's weights of the next step: `(terms,)`."""
+        # A term without a loss in this step does not move.
+        given = [
+            recorded[index][-1] if index in recorded else weight.next_value()
+            for index, weight in enumerate(self._weights)
+        ]
+        return ops.stack([ops.cast(value, self._rule.dtype) for value in given])
+
+    def _of_all_replicas(self, recorded) -> tuple[Any, Any]:
+        """Returns which terms count, and their mean losses over all replicas: `(terms,)` each.
+
+        A term counts if a replica has recorded a loss of it in which an item has a nonzero weight.
+        """
+        dtype, replicas = self._rule.dtype, current_replicas()
+        nothing = ops.zeros((), dtype), 0, ops.zeros((), "bool"), None
+        found = [recorded.get(index, nothing)[:3] for index in range(len(self.terms))]
+        losses = ops.stack([loss for loss, *_ in found])
+        if replicas.count == 1:
+            return ops.stack([counts & (items > 0) for _, items, counts in found]), losses
+        items = ops.stack([ops.cast(items, dtype) for _, items, _ in found])
+        counting = items * ops.cast(ops.stack([counts for *_, counts in found]), dtype)
+        sums = ops.stack([items, counting, ops.where(items > 0, items * losses, 0)])
+        items, counting, total = ops.unstack(replicas.sum(sums))
+        return counting > 0, divide_or_0(total, items)
+
+    def _advanced(self, losses, is_present, given, step, is_on):
+        """Returns the state after the step, `(names, terms)`."""
+        rule, before = self._rule, ops.convert_to_tensor(self.state)
+        state = dict(zip(self.names, ops.unstack(before), strict=True))
+        is_usable = ops.isfinite(losses)
+        if math.isfinite(rule.minimum_loss):
+            is_usable = is_usable & (losses >= rule.minimum_loss - _ROUNDING)
+            losses = ops.maximum(losses, rule.minimum_loss)
+        is_unusable = is_present & ~is_usable
+        is_accepted = ~ops.any(is_unusable)
+        if rule.warmup_steps:
+            is_on = is_on & (step >= rule.warmup_steps)
+        is_due, sums = is_on, []
+        if rule.update_every > 1:
+            is_due = is_on & ops.equal((step + 1) % rule.update_every, 0)
+            is_added = is_on & is_accepted & is_present
+            total = state["sum"] + ops.where(is_added, losses, 0)
+            count = state["count"] + ops.cast(is_added, losses.dtype)
+            is_present, losses = count > 0, total / ops.maximum(count, 1)
+            sums = [ops.where(is_due, 0, total), ops.where(is_due, 0, count)]
+
+        after = self._learned(state, losses, is_present, given, step)
+        is_due = is_due & is_accepted
+        is_broken = is_due & is_present & ~ops.all(ops.isfinite(after), axis=0)
+        is_due = is_due & ~ops.any(is_broken) & is_present
+        own = len(_STATE) + len(sums)
+        before = ops.concatenate([before[:_LEARNED], before[own:]])
+        after = ops.where(is_due, after, before)
+
+        unusable = ops.cast((is_unusable & is_on) | is_broken, losses.dtype)
+        # Values that are not finite spread to the other terms in later steps.
+        culprit = ops.where(ops.any(state["culprit"] > 0), state["culprit"], unusable)
+        counts = ops.stack([state["unusable"] + unusable, culprit, *sums])
+        return ops.concatenate([after[:_LEARNED], counts, after[_LEARNED:]])
+
+    def _learned(self, state, losses, is_present, given, step):
+        """Returns the rows that the rule learns from the losses, its own state last."""
+        rule, loss, seen = self._rule, losses, ops.ones_like(losses)
+        has_loss = state["seen"] > 0
+        if rule.ema and rule.corrects_bias:
+            # The sum of the weights of all losses so far, by which a mean from 0 would be divided.
+            previous = rule.ema * state["seen"]
+            seen = previous + (1 - rule.ema)
+            # A sum of positive parts: a difference of losses of unlike size would lose the smaller.
+            loss = (previous * state["loss"] + (1 - rule.ema) * losses) / seen
+        elif rule.ema:
+            loss = ops.where(has_loss, rule.ema * state["loss"] + (1 - rule.ema) * losses, losses)
+        loss = ops.where(is_present, loss, state["loss"])
+        own = {name: state[name] for name in rule.initial_state}
+        weight, own = rule.run_update(loss, step, own, is_present | has_loss, given)
+        weight = ops.maximum(ops.cast(weight, loss.dtype), rule.min_weight)
+        if rule.max_weight is not None:
+            weight = ops.minimum(weight, rule.max_weight)
+        own = {name: own.get(name, state[name]) for name in rule.initial_state}
+        return ops.stack([*{"weight": weight, "loss": loss, "seen": seen, **own}.values()])
+
+    # On the host.
+
+    def start(self, is_new_epoch: bool) -> None:
+        """Lets `run` update the weights and count steps."""
+        if is_new_epoch:
+            # Keras restarts its own count at 0 in each `fit`.
+            self.epoch.assign(int(to_numpy(self.epoch)) + 1)
+        self._advancing.assign(True)
+
+    def stop(self) -> None:
+        """Keeps `run` from changing anything."""
+        self._advancing.assign(False)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns the state: `(terms,)` by name; empty before the terms are known."""
+        return dict(zip(self.names, to_numpy(self.state), strict=True)) if self.terms else {}
+
+    def clear(self, *names: str) -> None:
+        """Sets the state of these names to 0."""
+        values = to_numpy(self.state).copy()
+        values[[self.names.index(name) for name in names]] = 0
+        self.state.assign(values)
+
+    def begin_anew(self) -> None:
+        """Returns to the initial state."""
+        if self.terms:
+            self.load({"state": self._initial, "step": 0, "epoch": 0})
+
+    def save(self) -> dict[str, np.ndarray]:
+        """Returns everything that training changes."""
+        return {name: to_numpy(getattr(self, name)) for name in ("state", "step", "epoch")}
+
+    def load(self, progress: Mapping[str, Any]) -> None:
+        """Restores what `save` has returned."""
+        for name, value in progress.items():
+            getattr(self, name).assign(value)
+        self.scale_terms()
