@@ -1,6 +1,31 @@
-"""Types that no library gives a name."""
+"""Types of arguments in several places, for editors and type checkers."""
 
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import keras
+import numpy as np
 
 #: A tensor of the backend, or what `keras.ops` turns into one: an array, a number, a variable.
 Tensor: TypeAlias = Any
+#: Tensors, masks or shapes in any structure of lists, tuples and dicts.
+Nested: TypeAlias = Any
+#: Labels of items, `(batch,)` or `(batch, classes)`, if there are any.
+Labels: TypeAlias = Tensor | None
+#: Which items to include, `(batch,)`, bool; `None` for all.
+Mask: TypeAlias = Tensor | None
+#: The values that Keras passes to callbacks, by name.
+Logs: TypeAlias = Any
+
+Shape: TypeAlias = Sequence[int | None]
+Numbers: TypeAlias = Sequence[float] | np.ndarray
+DType: TypeAlias = str | keras.DTypePolicy | None
+
+Direction: TypeAlias = Literal["both", "a_to_b", "b_to_a"]
+Margin: TypeAlias = float | Literal["soft"]
+Reduction: TypeAlias = (
+    Literal["sum_over_batch_size", "sum", "mean", "mean_with_sample_weight", "none"] | None
+)
+#: How to treat items that share a label.
+Sharing: TypeAlias = Literal["positive", "ignore"] | None
+Similarity: TypeAlias = Literal["cosine", "dot", "euclidean"]

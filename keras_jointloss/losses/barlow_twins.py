@@ -5,17 +5,18 @@ import numpy as np
 from keras import ops
 
 from keras_jointloss._core.math import safe_sqrt
+from keras_jointloss._core.types import DType, Labels, Mask, Reduction, Tensor
 from keras_jointloss._core.validation import validate_number
 from keras_jointloss.losses._pairs import as_views, item_losses, moments
 from keras_jointloss.losses.base import ViewsLoss
 
 
 def barlow_twins(
-    views,
-    labels=None,
-    valid=None,
-    off_diagonal_weight=0.0051,
-):
+    views: Tensor,
+    labels: Labels = None,
+    valid: Mask = None,
+    off_diagonal_weight: float = 0.0051,
+) -> Tensor:
     """Returns the Barlow Twins loss of each item. See `BarlowTwins` for the other arguments.
 
     Args:
@@ -85,8 +86,8 @@ class BarlowTwins(ViewsLoss):
         self,
         off_diagonal_weight: float = 0.0051,
         name: str = "barlow_twins",
-        reduction: str = "sum_over_batch_size",
-        dtype=None,
+        reduction: Reduction = "sum_over_batch_size",
+        dtype: DType = None,
     ):
         super().__init__(
             name,

@@ -24,7 +24,8 @@ from keras_jointloss._core.replica_losses import (
     values_among_all,
     warn_of_separate_items,
 )
-from keras_jointloss._core.replicas import Batch, rows_of
+from keras_jointloss._core.replicas import Batch, Items, rows_of
+from keras_jointloss._core.types import DType, Labels, Mask, Reduction, Shape, Tensor
 
 
 class LearnedParameter(NamedTuple):
@@ -132,7 +133,13 @@ class ViewsLoss(keras.losses.Loss):
     #: The label that marks items without one.
     unlabelled: int | None = None
 
-    def __init__(self, name=None, reduction="sum_over_batch_size", dtype=None, **arguments):
+    def __init__(
+        self,
+        name: str | None = None,
+        reduction: Reduction = "sum_over_batch_size",
+        dtype: DType = None,
+        **arguments: Any,
+    ):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self._argument_names = tuple(arguments)
         self._has_warned_of_replicas = False
@@ -152,7 +159,14 @@ class ViewsLoss(keras.losses.Loss):
         """Whether the loss needs labels."""
         return self.label_kind is not None or getattr(self, "same_label", None) is not None
 
-    def values(self, views, labels=None, valid=None, items=None, **parameters):
+    def values(
+        self,
+        views: Tensor,
+        labels: Labels = None,
+        valid: Mask = None,
+        items: Items | None = None,
+        **parameters: Any,
+    ) -> Tensor:
         """Returns the loss of each item.
 
         Args:
@@ -182,11 +196,13 @@ class ViewsLoss(keras.losses.Loss):
         views, labels, valid = (rows_of(x, items) for x in (views, labels, valid))
         return type(self).function(views, labels, valid, **arguments)
 
-    def labelled(self, labels, valid=None):
+    def labelled(self, labels: Tensor, valid: Mask = None) -> Mask:
         """Returns which valid items have a label: `(batch,)`, bool, or `None` if all items do."""
         return labelled(labels, valid, self.unlabelled)
 
-    def part_values(self, views, labels=None, valid=None) -> dict[str, Any]:
+    def part_values(
+        self, views: Tensor, labels: Labels = None, valid: Mask = None
+    ) -> dict[str, Any]:
         """Returns the parts of the loss to log, by name, each `(batch,)`."""
         return {}
 
@@ -205,7 +221,7 @@ class ViewsLoss(keras.losses.Loss):
         others = {name: value for name, value in learned.items() if name != "log_scale"}
         return {"temperature": ops.exp(-learned["log_scale"]), **others} if learned else {}
 
-    def validate_views(self, shape) -> None:
+    def validate_views(self, shape: Shape) -> None:
         """Raises `ValueError` if `shape` is not a shape of stacked views, or of single ones."""
         views = shape[1] if len(shape) == 3 else int(len(shape) == 2)
         if views is not None and not self.min_views <= views <= self.max_views:
@@ -230,7 +246,7 @@ class ViewsLoss(keras.losses.Loss):
                 f"Received: sample_weight of shape {shape}"
             )
 
-    def validate_labels(self, shape, batch_size: int | None = None) -> None:
+    def validate_labels(self, shape: Shape, batch_size: int | None = None) -> None:
         """Raises `ValueError` if `shape` does not hold one label or row of classes per item."""
         is_matrix = len(shape) == 2 and (shape[1] in (1, None) or self.label_kind != "pair")
         differs = len(shape) > 0 and None not in (shape[0], batch_size) and shape[0] != batch_size
@@ -248,7 +264,7 @@ class ViewsLoss(keras.losses.Loss):
     def get_config(self) -> dict:
         return {**super().get_config(), "dtype": self.dtype, **self._arguments()}
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         return self._values(y_true, y_pred, None)
 
     def __call__(self, y_true, y_pred, sample_weight=None):
@@ -261,7 +277,7 @@ class ViewsLoss(keras.losses.Loss):
             reduce = reduced_over_replicas if self.is_of_all_replicas(views) else reduce_values
             return reduce(values, y_pred, sample_weight, self.reduction, self.dtype)
 
-    def is_of_all_replicas(self, y_pred) -> bool:
+    def is_of_all_replicas(self, y_pred: Tensor) -> bool:
         """Returns whether the reduced loss of one of several replicas is here that of all."""
         return self.reduction not in ("none", None) and may_exchange(y_pred)
 

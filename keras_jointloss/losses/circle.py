@@ -7,19 +7,21 @@ from keras import ops
 
 from keras_jointloss._core.batch import validate_unlabelled
 from keras_jointloss._core.math import dot_matrix, logsumexp_where
+from keras_jointloss._core.replicas import Items
+from keras_jointloss._core.types import DType, Mask, Reduction, Tensor
 from keras_jointloss._core.validation import validate_number
 from keras_jointloss.losses._pairs import as_views, class_roles, item_losses, mean_of_views
 from keras_jointloss.losses.base import ViewsLoss
 
 
 def circle(
-    views,
-    labels,
-    valid=None,
-    margin=0.4,
-    gamma=80.0,
-    items=None,
-):
+    views: Tensor,
+    labels: Tensor,
+    valid: Mask = None,
+    margin: float = 0.4,
+    gamma: float = 80.0,
+    items: Items | None = None,
+) -> Tensor:
     """Returns the circle loss of each item. See `Circle` for the other arguments.
 
     Args:
@@ -104,8 +106,8 @@ class Circle(ViewsLoss):
         gamma: float = 80.0,
         unlabelled: int | None = None,
         name: str = "circle",
-        reduction: str = "sum_over_batch_size",
-        dtype=None,
+        reduction: Reduction = "sum_over_batch_size",
+        dtype: DType = None,
     ):
         super().__init__(
             name,

@@ -4,11 +4,12 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.math import distance
+from keras_jointloss._core.types import DType, Mask, Reduction, Tensor
 from keras_jointloss._core.validation import validate_number
 from keras_jointloss.losses._labelled_pairs import PairLoss, mixed
 
 
-def contrastive(views, labels, valid=None, margin=1.0):
+def contrastive(views: Tensor, labels: Tensor, valid: Mask = None, margin: float = 1.0) -> Tensor:
     """Returns the contrastive loss of each item. See `Contrastive` for the other arguments.
 
     Args:
@@ -67,7 +68,7 @@ class Contrastive(PairLoss):
         self,
         margin: float = 1.0,
         name: str = "contrastive",
-        reduction: str = "sum_over_batch_size",
-        dtype=None,
+        reduction: Reduction = "sum_over_batch_size",
+        dtype: DType = None,
     ):
         super().__init__(name, reduction, dtype, margin=validate_number(margin, "margin", 0))

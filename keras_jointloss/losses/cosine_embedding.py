@@ -4,11 +4,14 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.math import paired_similarity
+from keras_jointloss._core.types import DType, Mask, Reduction, Tensor
 from keras_jointloss._core.validation import validate_number
 from keras_jointloss.losses._labelled_pairs import PairLoss, mixed
 
 
-def cosine_embedding(views, labels, valid=None, margin=0.0):
+def cosine_embedding(
+    views: Tensor, labels: Tensor, valid: Mask = None, margin: float = 0.0
+) -> Tensor:
     """Returns the loss of each item. See `CosineEmbedding` for the other arguments.
 
     Args:
@@ -67,7 +70,7 @@ class CosineEmbedding(PairLoss):
         self,
         margin: float = 0.0,
         name: str = "cosine_embedding",
-        reduction: str = "sum_over_batch_size",
-        dtype=None,
+        reduction: Reduction = "sum_over_batch_size",
+        dtype: DType = None,
     ):
         super().__init__(name, reduction, dtype, margin=validate_number(margin, "margin", 0))

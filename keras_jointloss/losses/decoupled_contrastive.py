@@ -3,23 +3,25 @@
 import keras
 
 from keras_jointloss._core.batch import validate_unlabelled
+from keras_jointloss._core.replicas import Items
+from keras_jointloss._core.types import DType, Labels, Mask, Reduction, Sharing, Similarity, Tensor
 from keras_jointloss._core.validation import validate_choice
 from keras_jointloss.losses._among_views import AmongViews
-from keras_jointloss.losses._pairs import SAME_LABEL
+from keras_jointloss.losses._pairs import SAME_LABEL, Memory
 from keras_jointloss.losses._softmax import cross_entropy_among_views
 
 
 def decoupled_contrastive(
-    views,
-    labels=None,
-    valid=None,
-    temperature=0.1,
-    similarity="cosine",
-    same_label=None,
-    tile_size=None,
-    memory=None,
-    items=None,
-):
+    views: Tensor,
+    labels: Labels = None,
+    valid: Mask = None,
+    temperature: float | Tensor = 0.1,
+    similarity: Similarity = "cosine",
+    same_label: Sharing = None,
+    tile_size: int | None = None,
+    memory: Memory | None = None,
+    items: Items | None = None,
+) -> Tensor:
     """Returns the loss of each item. See `DecoupledContrastive` for the other arguments.
 
     Args:
@@ -96,13 +98,13 @@ class DecoupledContrastive(AmongViews):
     def __init__(
         self,
         temperature: float = 0.1,
-        similarity: str = "cosine",
-        same_label: str | None = None,
+        similarity: Similarity = "cosine",
+        same_label: Sharing = None,
         tile_size: int | None = None,
         unlabelled: int | None = None,
         name: str = "decoupled_contrastive",
-        reduction: str = "sum_over_batch_size",
-        dtype=None,
+        reduction: Reduction = "sum_over_batch_size",
+        dtype: DType = None,
     ):
         super().__init__(
             name,

@@ -1,13 +1,15 @@
 """InfoNCE: each item identifies its pair among all pairs of the batch."""
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_jointloss._core.batch import validate_unlabelled
 from keras_jointloss._core.math import SIMILARITIES, similarity_of_prepared
-from keras_jointloss._core.replicas import rows_of
+from keras_jointloss._core.replicas import Items, rows_of
+from keras_jointloss._core.types import DType, Labels, Mask, Reduction, Sharing, Similarity, Tensor
 from keras_jointloss._core.validation import (
     validate_bool,
     validate_choice,
@@ -17,6 +19,7 @@ from keras_jointloss._core.validation import (
 from keras_jointloss.losses._pairs import (
     NEGATIVE,
     SAME_LABEL,
+    Memory,
     Roles,
     as_views,
     item_losses,
@@ -29,18 +32,18 @@ from keras_jointloss.losses.base import ViewsLoss
 
 
 def info_nce(
-    views,
-    labels=None,
-    valid=None,
-    temperature=0.07,
-    similarity="cosine",
-    symmetric=True,
-    same_label=None,
-    label_smoothing=0.0,
-    tile_size=None,
-    memory=None,
-    items=None,
-):
+    views: Tensor,
+    labels: Labels = None,
+    valid: Mask = None,
+    temperature: float | Tensor = 0.07,
+    similarity: Similarity = "cosine",
+    symmetric: bool = True,
+    same_label: Sharing = None,
+    label_smoothing: float = 0.0,
+    tile_size: int | None = None,
+    memory: Memory | None = None,
+    items: Items | None = None,
+) -> Tensor:
     """Returns the InfoNCE loss of each item. See `InfoNCE` for the other arguments.
 
     Args:
@@ -60,7 +63,7 @@ def info_nce(
     a, b = (samples_of(view, similarity, labels, valid) for view in (first, second))
     own_a, own_b = a.of(items), b.of(items)
     scale = 1.0 / temperature
-    options = {
+    options: dict[str, Any] = {
         "scale": scale,
         "similarity": similarity,
         "label_smoothing": label_smoothing,
@@ -161,15 +164,15 @@ class InfoNCE(ViewsLoss):
     def __init__(
         self,
         temperature: float = 0.07,
-        similarity: str = "cosine",
+        similarity: Similarity = "cosine",
         symmetric: bool = True,
-        same_label: str | None = None,
+        same_label: Sharing = None,
         label_smoothing: float = 0.0,
         tile_size: int | None = None,
         unlabelled: int | None = None,
         name: str = "info_nce",
-        reduction: str = "sum_over_batch_size",
-        dtype=None,
+        reduction: Reduction = "sum_over_batch_size",
+        dtype: DType = None,
     ):
         super().__init__(
             name,

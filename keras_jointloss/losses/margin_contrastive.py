@@ -4,11 +4,14 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.math import paired_similarity
+from keras_jointloss._core.types import DType, Mask, Reduction, Tensor
 from keras_jointloss._core.validation import validate_bool, validate_number
 from keras_jointloss.losses._labelled_pairs import PairLoss, mixed
 
 
-def margin_contrastive(views, labels, valid=None, margin=1.0, normalize=False):
+def margin_contrastive(
+    views: Tensor, labels: Tensor, valid: Mask = None, margin: float = 1.0, normalize: bool = False
+) -> Tensor:
     """Returns the loss of each item. See `MarginContrastive` for the other arguments.
 
     Args:
@@ -74,8 +77,8 @@ class MarginContrastive(PairLoss):
         margin: float = 1.0,
         normalize: bool = False,
         name: str = "margin_contrastive",
-        reduction: str = "sum_over_batch_size",
-        dtype=None,
+        reduction: Reduction = "sum_over_batch_size",
+        dtype: DType = None,
     ):
         super().__init__(
             name,

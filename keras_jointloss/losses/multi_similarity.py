@@ -7,21 +7,23 @@ from keras import ops
 
 from keras_jointloss._core.batch import validate_unlabelled
 from keras_jointloss._core.math import dot_matrix, logsumexp_where
+from keras_jointloss._core.replicas import Items
+from keras_jointloss._core.types import DType, Mask, Reduction, Tensor
 from keras_jointloss._core.validation import validate_number
 from keras_jointloss.losses._pairs import as_views, class_roles, item_losses, mean_of_views
 from keras_jointloss.losses.base import ViewsLoss
 
 
 def multi_similarity(
-    views,
-    labels,
-    valid=None,
-    alpha=2.0,
-    beta=50.0,
-    base=0.5,
-    mining_margin=None,
-    items=None,
-):
+    views: Tensor,
+    labels: Tensor,
+    valid: Mask = None,
+    alpha: float = 2.0,
+    beta: float = 50.0,
+    base: float = 0.5,
+    mining_margin: float | None = None,
+    items: Items | None = None,
+) -> Tensor:
     """Returns the loss of each item. See `MultiSimilarity` for the other arguments.
 
     Args:
@@ -128,8 +130,8 @@ class MultiSimilarity(ViewsLoss):
         mining_margin: float | None = None,
         unlabelled: int | None = None,
         name: str = "multi_similarity",
-        reduction: str = "sum_over_batch_size",
-        dtype=None,
+        reduction: Reduction = "sum_over_batch_size",
+        dtype: DType = None,
     ):
         super().__init__(
             name,

@@ -5,6 +5,8 @@ from keras import ops
 
 from keras_jointloss._core.batch import validate_unlabelled
 from keras_jointloss._core.math import SIMILARITIES
+from keras_jointloss._core.replicas import Items
+from keras_jointloss._core.types import DType, Mask, Reduction, Similarity, Tensor
 from keras_jointloss._core.validation import validate_choice, validate_share
 from keras_jointloss.losses._pairs import Roles, as_views, item_losses, samples_of
 from keras_jointloss.losses._softmax import cross_entropy
@@ -13,14 +15,14 @@ from keras_jointloss.losses.base import ViewsLoss
 
 
 def n_pairs(
-    views,
-    labels,
-    valid=None,
-    similarity="dot",
-    label_smoothing=0.0,
-    tile_size=None,
-    items=None,
-):
+    views: Tensor,
+    labels: Tensor,
+    valid: Mask = None,
+    similarity: Similarity = "dot",
+    label_smoothing: float = 0.0,
+    tile_size: int | None = None,
+    items: Items | None = None,
+) -> Tensor:
     """Returns the N-pairs loss of each item. See `NPairs` for the other arguments.
 
     Args:
@@ -93,13 +95,13 @@ class NPairs(ViewsLoss):
 
     def __init__(
         self,
-        similarity: str = "dot",
+        similarity: Similarity = "dot",
         label_smoothing: float = 0.0,
         tile_size: int | None = None,
         unlabelled: int | None = None,
         name: str = "n_pairs",
-        reduction: str = "sum_over_batch_size",
-        dtype=None,
+        reduction: Reduction = "sum_over_batch_size",
+        dtype: DType = None,
     ):
         super().__init__(
             name,

@@ -7,10 +7,12 @@ from keras import ops
 
 from keras_jointloss._core.batch import validate_unlabelled
 from keras_jointloss._core.math import SIMILARITIES, prepare
-from keras_jointloss._core.replicas import rows_of
+from keras_jointloss._core.replicas import Exchange, Items, rows_of
+from keras_jointloss._core.types import DType, Labels, Mask, Reduction, Sharing, Similarity, Tensor
 from keras_jointloss._core.validation import validate_choice, validate_number
 from keras_jointloss.losses._pairs import (
     SAME_LABEL,
+    Memory,
     Roles,
     Samples,
     as_views,
@@ -24,18 +26,18 @@ from keras_jointloss.losses.base import LearnedParameter, ViewsLoss
 
 
 def siglip(
-    views,
-    labels=None,
-    valid=None,
-    temperature=0.1,
-    bias=-10.0,
-    similarity="cosine",
-    same_label=None,
-    tile_size=None,
-    memory=None,
-    items=None,
-    exchange=None,
-):
+    views: Tensor,
+    labels: Labels = None,
+    valid: Mask = None,
+    temperature: float | Tensor = 0.1,
+    bias: float | Tensor = -10.0,
+    similarity: Similarity = "cosine",
+    same_label: Sharing = None,
+    tile_size: int | None = None,
+    memory: Memory | None = None,
+    items: Items | None = None,
+    exchange: Exchange | None = None,
+) -> Tensor:
     """Returns the SigLIP loss of each item. See `SigLIP` for the other arguments.
 
     Args:
@@ -139,13 +141,13 @@ class SigLIP(ViewsLoss):
         self,
         temperature: float = 0.1,
         bias: float = -10.0,
-        similarity: str = "cosine",
-        same_label: str | None = None,
+        similarity: Similarity = "cosine",
+        same_label: Sharing = None,
         tile_size: int | None = None,
         unlabelled: int | None = None,
         name: str = "siglip",
-        reduction: str = "sum_over_batch_size",
-        dtype=None,
+        reduction: Reduction = "sum_over_batch_size",
+        dtype: DType = None,
     ):
         super().__init__(
             name,

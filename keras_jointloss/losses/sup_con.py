@@ -3,22 +3,25 @@
 import keras
 
 from keras_jointloss._core.batch import validate_unlabelled
+from keras_jointloss._core.replicas import Items
+from keras_jointloss._core.types import DType, Mask, Reduction, Similarity, Tensor
 from keras_jointloss._core.validation import validate_share
 from keras_jointloss.losses._among_views import AmongViews
+from keras_jointloss.losses._pairs import Memory
 from keras_jointloss.losses._softmax import cross_entropy_among_views
 
 
 def sup_con(
-    views,
-    labels,
-    valid=None,
-    temperature=0.07,
-    similarity="cosine",
-    label_smoothing=0.0,
-    tile_size=None,
-    memory=None,
-    items=None,
-):
+    views: Tensor,
+    labels: Tensor,
+    valid: Mask = None,
+    temperature: float | Tensor = 0.07,
+    similarity: Similarity = "cosine",
+    label_smoothing: float = 0.0,
+    tile_size: int | None = None,
+    memory: Memory | None = None,
+    items: Items | None = None,
+) -> Tensor:
     """Returns the supervised contrastive loss of each item. See `SupCon` for the other arguments.
 
     Args:
@@ -94,13 +97,13 @@ class SupCon(AmongViews):
     def __init__(
         self,
         temperature: float = 0.07,
-        similarity: str = "cosine",
+        similarity: Similarity = "cosine",
         label_smoothing: float = 0.0,
         tile_size: int | None = None,
         unlabelled: int | None = None,
         name: str = "sup_con",
-        reduction: str = "sum_over_batch_size",
-        dtype=None,
+        reduction: Reduction = "sum_over_batch_size",
+        dtype: DType = None,
     ):
         super().__init__(
             name,

@@ -1,7 +1,7 @@
 """Triplet losses: pull an anchor closer to its positive than to its negative."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import keras
 from keras import ops
@@ -13,31 +13,33 @@ from keras_jointloss._core.math import (
     max_along,
     mean_where,
 )
+from keras_jointloss._core.replicas import Items
+from keras_jointloss._core.types import DType, Margin, Mask, Reduction, Similarity, Tensor
 from keras_jointloss._core.validation import validate_choice, validate_number
 from keras_jointloss.losses._pairs import as_views, class_roles, item_losses, mean_of_views
 from keras_jointloss.losses.base import ViewsLoss
 
 
-def hinge(difference, margin: float | str):
+def hinge(difference: Tensor, margin: Margin) -> Tensor:
     """Returns `[difference + margin]+`, or the softplus of the difference if `margin="soft"`."""
     return ops.softplus(difference) if margin == "soft" else ops.relu(difference + margin)
 
 
-def validate_margin(value: Any) -> float | str:
+def validate_margin(value: Any) -> Margin:
     """Returns a valid margin: a number, 0 or more, or `"soft"`."""
     is_soft = isinstance(value, str) and value == "soft"
     return value if is_soft else validate_number(value, "margin", 0)
 
 
 def triplet(
-    views,
-    labels,
-    valid=None,
-    margin=1.0,
-    mining="semi_hard",
-    similarity="euclidean",
-    items=None,
-):
+    views: Tensor,
+    labels: Tensor,
+    valid: Mask = None,
+    margin: Margin = 1.0,
+    mining: Literal["semi_hard", "hard", "all"] = "semi_hard",
+    similarity: Similarity = "euclidean",
+    items: Items | None = None,
+) -> Tensor:
     """Returns the triplet loss of each item. See `Triplet` for the other arguments.
 
     Args:
@@ -151,13 +153,13 @@ class Triplet(ViewsLoss):
 
     def __init__(
         self,
-        margin: float | str = 1.0,
-        mining: str = "semi_hard",
-        similarity: str = "euclidean",
+        margin: Margin = 1.0,
+        mining: Literal["semi_hard", "hard", "all"] = "semi_hard",
+        similarity: Similarity = "euclidean",
         unlabelled: int | None = None,
         name: str = "triplet",
-        reduction: str = "sum_over_batch_size",
-        dtype=None,
+        reduction: Reduction = "sum_over_batch_size",
+        dtype: DType = None,
     ):
         super().__init__(
             name,

@@ -7,13 +7,21 @@ from keras_jointloss._core.math import (
     SIMILARITIES,
     paired_similarity,
 )
+from keras_jointloss._core.types import DType, Labels, Margin, Mask, Reduction, Similarity, Tensor
 from keras_jointloss._core.validation import validate_bool, validate_choice
 from keras_jointloss.losses._pairs import as_views, item_losses
 from keras_jointloss.losses.base import ViewsLoss
 from keras_jointloss.losses.triplet import hinge, validate_margin
 
 
-def triplet_margin(views, labels=None, valid=None, margin=1.0, similarity="euclidean", swap=False):
+def triplet_margin(
+    views: Tensor,
+    labels: Labels = None,
+    valid: Mask = None,
+    margin: Margin = 1.0,
+    similarity: Similarity = "euclidean",
+    swap: bool = False,
+) -> Tensor:
     """Returns the triplet margin loss of each item. See `TripletMargin` for the other arguments.
 
     Args:
@@ -85,12 +93,12 @@ class TripletMargin(ViewsLoss):
 
     def __init__(
         self,
-        margin: float | str = 1.0,
-        similarity: str = "euclidean",
+        margin: Margin = 1.0,
+        similarity: Similarity = "euclidean",
         swap: bool = False,
         name: str = "triplet_margin",
-        reduction: str = "sum_over_batch_size",
-        dtype=None,
+        reduction: Reduction = "sum_over_batch_size",
+        dtype: DType = None,
     ):
         super().__init__(
             name,

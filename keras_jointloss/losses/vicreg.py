@@ -3,20 +3,21 @@
 import keras
 from keras import ops
 
+from keras_jointloss._core.types import DType, Labels, Mask, Reduction, Tensor
 from keras_jointloss._core.validation import validate_number
 from keras_jointloss.losses._pairs import as_views, item_losses, moments
 from keras_jointloss.losses.base import ViewsLoss
 
 
 def vicreg(
-    views,
-    labels=None,
-    valid=None,
-    invariance_weight=25.0,
-    variance_weight=25.0,
-    covariance_weight=1.0,
-    epsilon=1e-4,
-):
+    views: Tensor,
+    labels: Labels = None,
+    valid: Mask = None,
+    invariance_weight: float = 25.0,
+    variance_weight: float = 25.0,
+    covariance_weight: float = 1.0,
+    epsilon: float = 1e-4,
+) -> Tensor:
     """Returns the VICReg loss of each item. See `VICReg` for the other arguments.
 
     Args:
@@ -109,8 +110,8 @@ class VICReg(ViewsLoss):
         covariance_weight: float = 1.0,
         epsilon: float = 1e-4,
         name: str = "vicreg",
-        reduction: str = "sum_over_batch_size",
-        dtype=None,
+        reduction: Reduction = "sum_over_batch_size",
+        dtype: DType = None,
     ):
         super().__init__(
             name,
@@ -122,6 +123,8 @@ class VICReg(ViewsLoss):
             epsilon=validate_number(epsilon, "epsilon", 0, exclusive=True),
         )
 
-    def part_values(self, views, labels=None, valid=None):
+    def part_values(
+        self, views: Tensor, labels: Labels = None, valid: Mask = None
+    ) -> dict[str, Tensor]:
         """Returns the unweighted invariance, variance and covariance."""
         return vicreg_parts(views, valid, self.epsilon)
