@@ -1,6 +1,7 @@
 """The base class of the metrics on views."""
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
@@ -18,10 +19,12 @@ from keras_jointloss._core.math import float_dtype
 from keras_jointloss._core.registry import find
 from keras_jointloss._core.replicas import (
     Batch,
+    Items,
     global_batch,
     is_after_call,
     rows_of,
 )
+from keras_jointloss._core.types import DType, Labels, Mask, Shape, Tensor
 from keras_jointloss._core.validation import validate_list
 
 
@@ -78,7 +81,7 @@ class ViewsMetric(keras.metrics.Metric):
     #: The label that marks items without one, which are excluded.
     unlabelled: int | None = None
 
-    def __init__(self, name: str | None = None, dtype=None, **arguments):
+    def __init__(self, name: str | None = None, dtype: DType = None, **arguments: Any):
         super().__init__(name=name, dtype=dtype)
         self._argument_names = tuple(arguments)
         for argument, value in arguments.items():
@@ -86,7 +89,9 @@ class ViewsMetric(keras.metrics.Metric):
         self._total = self.add_variable((), "zeros", dtype=self.dtype, name="total")
         self._weight = self.add_variable((), "zeros", dtype=self.dtype, name="weight")
 
-    def values(self, views, labels=None, valid=None, items=None):
+    def values(
+        self, views: Tensor, labels: Labels = None, valid: Mask = None, items: Items | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Returns the value of each item and how much it counts.
 
         Args:
@@ -104,11 +109,18 @@ class ViewsMetric(keras.metrics.Metric):
         """
         raise NotImplementedError
 
-    def finish(self, mean):
+    def finish(self, mean: Tensor) -> Tensor:
         """Returns the metric for the mean of the values, a scalar tensor."""
         return mean
 
-    def sums(self, views, labels=None, valid=None, weight=None, items=None):
+    def sums(
+        self,
+        views: Tensor,
+        labels: Labels = None,
+        valid: Mask = None,
+        weight: Tensor | None = None,
+        items: Items | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Returns the contributions of a batch to the two sums whose quotient is the mean.
 
         Args:
@@ -139,7 +151,9 @@ class ViewsMetric(keras.metrics.Metric):
         is_finite = ops.isfinite(ops.sum(rows_of(views, items)))
         return ops.where(is_finite, ops.sum(values * counts), math.nan), ops.sum(counts)
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def update_state(
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
+    ) -> None:
         views = ops.convert_to_tensor(y_pred)
         self.validate_views(views.shape)
         views = stacked(views)
@@ -163,13 +177,13 @@ class ViewsMetric(keras.metrics.Metric):
         self._total.assign_add(total)
         self._weight.assign_add(weight)
 
-    def result(self):
+    def result(self) -> Tensor:
         return self.finish(ops.divide_no_nan(self._total, self._weight))
 
     def get_config(self) -> dict:
         return {**super().get_config(), **{x: getattr(self, x) for x in self._argument_names}}
 
-    def validate_views(self, shape) -> None:
+    def validate_views(self, shape: Shape) -> None:
         """Raises `ValueError` if `shape` is not a shape of stacked views, or of single ones."""
         is_stacked = len(shape) == 3 and (self.views is None or shape[1] in (self.views, None))
         if not is_stacked and not (len(shape) == 2 and self.views is None):

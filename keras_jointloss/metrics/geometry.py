@@ -4,7 +4,8 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.math import dot, dot_matrix, l2_normalize
-from keras_jointloss._core.replicas import rows_of
+from keras_jointloss._core.replicas import Items, rows_of
+from keras_jointloss._core.types import DType, Labels, Mask, Tensor
 from keras_jointloss._core.validation import invalid, validate_number
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs
 
@@ -43,11 +44,13 @@ class Alignment(ViewsMetric):
 
     takes_items = True
 
-    def __init__(self, alpha: float = 2.0, name: str = "alignment", dtype=None):
+    def __init__(self, alpha: float = 2.0, name: str = "alignment", dtype: DType = None):
         alpha = validate_number(alpha, "alpha", 0, exclusive=True)
         super().__init__(name, dtype, alpha=alpha)
 
-    def values(self, views, labels=None, valid=None, items=None):
+    def values(
+        self, views: Tensor, labels: Labels = None, valid: Mask = None, items: Items | None = None
+    ) -> tuple[Tensor, Tensor]:
         views, valid = rows_of(views, items), rows_of(valid, items)
         unit = l2_normalize(views)
         difference = unit[:, 0] - unit[:, 1]
@@ -93,13 +96,15 @@ class Uniformity(ViewsMetric):
     views = None
     takes_items = True
 
-    def __init__(self, t: float = 2.0, name: str = "uniformity", dtype=None):
+    def __init__(self, t: float = 2.0, name: str = "uniformity", dtype: DType = None):
         expected = "a number > 0 and <= 20"
         if validate_number(t, "t", 0, exclusive=True, expected=expected) > 20:
             raise invalid("t", expected, t)
         super().__init__(name, dtype, t=float(t))
 
-    def values(self, views, labels=None, valid=None, items=None):
+    def values(
+        self, views: Tensor, labels: Labels = None, valid: Mask = None, items: Items | None = None
+    ) -> tuple[Tensor, Tensor]:
         others = other_pairs(views, all_or(valid, views), items=items)
         count = ops.sum(ops.cast(others, views.dtype), axis=1)  # (items,)
         potential = ops.zeros_like(count)
@@ -112,6 +117,6 @@ class Uniformity(ViewsMetric):
         values = potential / (views.shape[1] * ops.maximum(count, 1.0))
         return values, ops.cast(count > 0, values.dtype)
 
-    def finish(self, mean):
+    def finish(self, mean: Tensor) -> Tensor:
         is_empty = mean <= 0
         return ops.where(is_empty, 0.0, ops.log(ops.where(is_empty, 1.0, mean)))

@@ -5,7 +5,8 @@ from keras import ops
 
 from keras_jointloss._core.batch import check_labels, validate_unlabelled
 from keras_jointloss._core.math import SIMILARITIES, paired_similarity, similarity_matrix
-from keras_jointloss._core.replicas import rows_of
+from keras_jointloss._core.replicas import Items, rows_of
+from keras_jointloss._core.types import DType, Labels, Mask, Sharing, Similarity, Tensor
 from keras_jointloss._core.validation import validate_choice, validate_number
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs
 
@@ -46,9 +47,9 @@ class PairAccuracy(ViewsMetric):
     def __init__(
         self,
         threshold: float = 0.5,
-        similarity: str = "cosine",
+        similarity: Similarity = "cosine",
         name: str = "pair_accuracy",
-        dtype=None,
+        dtype: DType = None,
     ):
         super().__init__(
             name,
@@ -57,7 +58,9 @@ class PairAccuracy(ViewsMetric):
             similarity=validate_choice(similarity, "similarity", SIMILARITIES),
         )
 
-    def values(self, views, labels=None, valid=None, items=None):
+    def values(
+        self, views: Tensor, labels: Labels = None, valid: Mask = None, items: Items | None = None
+    ) -> tuple[Tensor, Tensor]:
         views, labels, valid = (rows_of(x, items) for x in (views, labels, valid))
         similarity = paired_similarity(views[:, 0], views[:, 1], self.similarity)
         check_labels(labels, valid, type(self).__name__, is_pair=True)
@@ -91,11 +94,18 @@ class PositiveSimilarity(ViewsMetric):
 
     takes_items = True
 
-    def __init__(self, similarity: str = "cosine", name: str = "positive_similarity", dtype=None):
+    def __init__(
+        self,
+        similarity: Similarity = "cosine",
+        name: str = "positive_similarity",
+        dtype: DType = None,
+    ):
         similarity = validate_choice(similarity, "similarity", SIMILARITIES)
         super().__init__(name, dtype, similarity=similarity)
 
-    def values(self, views, labels=None, valid=None, items=None):
+    def values(
+        self, views: Tensor, labels: Labels = None, valid: Mask = None, items: Items | None = None
+    ) -> tuple[Tensor, Tensor]:
         views, valid = rows_of(views, items), rows_of(valid, items)
         values = paired_similarity(views[:, 0], views[:, 1], self.similarity)
         return values, ops.cast(all_or(valid, views), values.dtype)
@@ -136,11 +146,11 @@ class NegativeSimilarity(ViewsMetric):
 
     def __init__(
         self,
-        similarity: str = "cosine",
-        same_label: str | None = None,
+        similarity: Similarity = "cosine",
+        same_label: Sharing = None,
         unlabelled: int | None = None,
         name: str = "negative_similarity",
-        dtype=None,
+        dtype: DType = None,
     ):
         super().__init__(
             name,
@@ -151,7 +161,9 @@ class NegativeSimilarity(ViewsMetric):
         )
         self.has_labels = same_label is not None
 
-    def values(self, views, labels=None, valid=None, items=None):
+    def values(
+        self, views: Tensor, labels: Labels = None, valid: Mask = None, items: Items | None = None
+    ) -> tuple[Tensor, Tensor]:
         a, b = views[:, 0], views[:, 1]
         matrix = similarity_matrix(rows_of(a, items), b, self.similarity)  # (items, batch)
         if items is None:
@@ -199,15 +211,17 @@ class SimilarityGap(NegativeSimilarity):
 
     def __init__(
         self,
-        similarity: str = "cosine",
-        same_label: str | None = None,
+        similarity: Similarity = "cosine",
+        same_label: Sharing = None,
         unlabelled: int | None = None,
         name: str = "similarity_gap",
-        dtype=None,
+        dtype: DType = None,
     ):
         super().__init__(similarity, same_label, unlabelled, name, dtype)
 
-    def values(self, views, labels=None, valid=None, items=None):
+    def values(
+        self, views: Tensor, labels: Labels = None, valid: Mask = None, items: Items | None = None
+    ) -> tuple[Tensor, Tensor]:
         negative, counts = super().values(views, labels, valid, items)
         own = rows_of(views, items)
         return paired_similarity(own[:, 0], own[:, 1], self.similarity) - negative, counts

@@ -8,6 +8,7 @@ from keras import ops
 from keras_jointloss._core.batch import validate_unlabelled
 from keras_jointloss._core.math import SIMILARITIES
 from keras_jointloss._core.replicas import Items, rows_of
+from keras_jointloss._core.types import Direction, DType, Labels, Mask, Sharing, Similarity, Tensor
 from keras_jointloss._core.validation import validate_choice, validate_count
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs
 from keras_jointloss.metrics.retrieval import RetrievalMetric, closeness_matrix
@@ -60,16 +61,16 @@ class MeanAveragePrecision(RetrievalMetric):
 
     def __init__(
         self,
-        direction: str = "both",
-        similarity: str = "cosine",
-        same_label: str | None = "positive",
+        direction: Direction = "both",
+        similarity: Similarity = "cosine",
+        same_label: Sharing = "positive",
         unlabelled: int | None = None,
         name: str = "mean_average_precision",
-        dtype=None,
+        dtype: DType = None,
     ):
         super().__init__(direction, similarity, same_label, unlabelled, name, dtype)
 
-    def score(self, closeness, rounding, right, wrong):
+    def score(self, closeness: Tensor, rounding: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
         right, position = _in_order(closeness, rounding, right, wrong)
         precision = ops.cumsum(right, axis=1) / position
         return ops.sum(right * precision, axis=1) / ops.sum(right, axis=1)
@@ -125,17 +126,17 @@ class NormalizedDiscountedCumulativeGain(RetrievalMetric):
     def __init__(
         self,
         k: int = 10,
-        direction: str = "both",
-        similarity: str = "cosine",
-        same_label: str | None = "positive",
+        direction: Direction = "both",
+        similarity: Similarity = "cosine",
+        same_label: Sharing = "positive",
         unlabelled: int | None = None,
         name: str | None = None,
-        dtype=None,
+        dtype: DType = None,
     ):
         k, name = validate_count(k, "k"), name or f"ndcg_at_{k}"
         super().__init__(direction, similarity, same_label, unlabelled, name, dtype, k=k)
 
-    def score(self, closeness, rounding, right, wrong):
+    def score(self, closeness: Tensor, rounding: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
         right, position = _in_order(closeness, rounding, right, wrong)
         discount = ops.where(position <= self.k, math.log(2.0) / ops.log(1.0 + position), 0.0)
         number = ops.sum(right, axis=1, keepdims=True)
@@ -186,10 +187,10 @@ class MeanAveragePrecisionAtR(ViewsMetric):
 
     def __init__(
         self,
-        similarity: str = "cosine",
+        similarity: Similarity = "cosine",
         unlabelled: int | None = None,
         name: str = "mean_average_precision_at_r",
-        dtype=None,
+        dtype: DType = None,
     ):
         super().__init__(
             name,
@@ -198,7 +199,9 @@ class MeanAveragePrecisionAtR(ViewsMetric):
             unlabelled=validate_unlabelled(unlabelled),
         )
 
-    def values(self, views, labels=None, valid=None, items=None):
+    def values(
+        self, views: Tensor, labels: Labels = None, valid: Mask = None, items: Items | None = None
+    ) -> tuple[Tensor, Tensor]:
         number = views.shape[1]
         samples = ops.reshape(views, (-1, 1, views.shape[2]))  # (batch * views, 1, dim)
         labels = ops.repeat(labels, number, axis=0)

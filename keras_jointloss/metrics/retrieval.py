@@ -1,6 +1,7 @@
 """Retrieval metrics: each view of an item is a query for its other view."""
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -8,7 +9,8 @@ from keras import ops
 
 from keras_jointloss._core.batch import validate_unlabelled
 from keras_jointloss._core.math import SIMILARITIES, dot, dot_matrix, l2_normalize, max_along
-from keras_jointloss._core.replicas import rows_of
+from keras_jointloss._core.replicas import Items, rows_of
+from keras_jointloss._core.types import Direction, DType, Labels, Mask, Sharing, Similarity, Tensor
 from keras_jointloss._core.validation import validate_choice, validate_count
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs, own_pairs
 
@@ -69,13 +71,13 @@ class RetrievalMetric(ViewsMetric):
 
     def __init__(
         self,
-        direction: str = "both",
-        similarity: str = "cosine",
-        same_label: str | None = None,
+        direction: Direction = "both",
+        similarity: Similarity = "cosine",
+        same_label: Sharing = None,
         unlabelled: int | None = None,
         name: str | None = None,
-        dtype=None,
-        **arguments,
+        dtype: DType = None,
+        **arguments: Any,
     ):
         super().__init__(
             name,
@@ -88,11 +90,11 @@ class RetrievalMetric(ViewsMetric):
         )
         self.has_labels = same_label is not None
 
-    def gain(self, ranks):
+    def gain(self, ranks: Tensor) -> Tensor:
         """Returns the gain for each rank of the right candidate: `(queries,)`."""
         raise NotImplementedError
 
-    def score(self, closeness, rounding, right, wrong):
+    def score(self, closeness: Tensor, rounding: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
         """Returns the score of each query.
 
         Args:
@@ -107,7 +109,9 @@ class RetrievalMetric(ViewsMetric):
         """
         return self.gain(_ranks(closeness, rounding, right, wrong))
 
-    def values(self, views, labels=None, valid=None, items=None):
+    def values(
+        self, views: Tensor, labels: Labels = None, valid: Mask = None, items: Items | None = None
+    ) -> tuple[Tensor, Tensor]:
         valid = all_or(valid, views)
         others = other_pairs(views, valid, items=items)
         wrong = other_pairs(views, valid, labels, items) if self.has_labels else others
@@ -177,17 +181,17 @@ class RecallAtK(RetrievalMetric):
     def __init__(
         self,
         k: int = 1,
-        direction: str = "both",
-        similarity: str = "cosine",
-        same_label: str | None = None,
+        direction: Direction = "both",
+        similarity: Similarity = "cosine",
+        same_label: Sharing = None,
         unlabelled: int | None = None,
         name: str | None = None,
-        dtype=None,
+        dtype: DType = None,
     ):
         k, name = validate_count(k, "k"), name or f"recall_at_{k}"
         super().__init__(direction, similarity, same_label, unlabelled, name, dtype, k=k)
 
-    def gain(self, ranks):
+    def gain(self, ranks: Tensor) -> Tensor:
         return ops.cast(ranks <= self.k, ranks.dtype)
 
 
@@ -230,14 +234,14 @@ class MeanReciprocalRank(RetrievalMetric):
 
     def __init__(
         self,
-        direction: str = "both",
-        similarity: str = "cosine",
-        same_label: str | None = None,
+        direction: Direction = "both",
+        similarity: Similarity = "cosine",
+        same_label: Sharing = None,
         unlabelled: int | None = None,
         name: str = "mean_reciprocal_rank",
-        dtype=None,
+        dtype: DType = None,
     ):
         super().__init__(direction, similarity, same_label, unlabelled, name, dtype)
 
-    def gain(self, ranks):
+    def gain(self, ranks: Tensor) -> Tensor:
         return 1.0 / ranks
