@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_jointloss._core.types import Tensor
 from keras_jointloss.aggregators._gramian import (
     active_terms,
     correlation,
@@ -46,7 +47,7 @@ class AlignedMTL(PreferenceAggregator):
     [0.213, 0.967, 0.967]
     """
 
-    def coefficients(self, gramian):
+    def coefficients(self, gramian: Tensor) -> Tensor:
         # The eigenvalues of G are the squares of the singular values of R, where G = R R^T. With
         # the lengths factored out, the rounding error does not depend on how much they differ.
         lengths, cosines = correlation(gramian)

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.registry import find
+from keras_jointloss._core.types import Tensor
 from keras_jointloss._core.validation import invalid, validate_bool, validate_number, validate_share
 from keras_jointloss.aggregators._gramian import (
     active_terms,
@@ -64,7 +65,7 @@ class Aggregator:
         self.rescale = validate_bool(rescale, "rescale")
         self.ema = validate_share(ema, "ema")
 
-    def coefficients(self, gramian):
+    def coefficients(self, gramian: Tensor) -> Tensor:
         """Returns the coefficients of the gradients.
 
         A rule with `inputs` receives them as further arguments, described in `solve`.
@@ -78,7 +79,9 @@ class Aggregator:
         """
         raise NotImplementedError
 
-    def solve(self, gramian, losses=None, step=0):
+    def solve(
+        self, gramian: Tensor, losses: Tensor | None = None, step: int | Tensor = 0
+    ) -> Tensor:
         """Returns the coefficients for a Gramian of any scale.
 
         Args:
@@ -150,7 +153,7 @@ class Aggregator:
             result = result * largest**self.degree
         return ops.cast(result, dtype)
 
-    def smooth(self, previous, new):
+    def smooth(self, previous: Tensor, new: Tensor) -> Tensor:
         """Returns `ema * previous + (1 - ema) * new`.
 
         The caller keeps the previous coefficients: an aggregator has no state.
@@ -259,7 +262,7 @@ class PreferenceAggregator(Aggregator):
     def _invalid(self, preference) -> ValueError:
         return invalid(self.argument, "a list of numbers >= 0, not all 0", preference)
 
-    def preferences(self, gramian):
+    def preferences(self, gramian: Tensor) -> Tensor:
         """Returns the preferences, 0 for absent terms and normalized to sum 1: `(k,)`."""
         result = ops.cast(active_terms(gramian), gramian.dtype)
         if self.preference is not None:

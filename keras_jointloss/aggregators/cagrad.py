@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_jointloss._core.types import Tensor
 from keras_jointloss._core.validation import validate_number
 from keras_jointloss.aggregators._gramian import (
     active_terms,
@@ -65,7 +66,7 @@ class CAGrad(PreferenceAggregator):
         super().__init__(preference=preference, rescale=rescale, ema=ema)
         self.c = validate_number(c, "c", minimum=0)
 
-    def coefficients(self, gramian):
+    def coefficients(self, gramian: Tensor) -> Tensor:
         shares = self.preferences(gramian)
         if not self.c:
             return shares

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_jointloss._core.types import Tensor
 from keras_jointloss.aggregators._gramian import (
     active_terms,
     at_least,
@@ -51,7 +52,7 @@ class IMTLG(Aggregator):
     def __init__(self, rescale: bool = True, ema: float = 0.0):
         super().__init__(rescale=rescale, ema=ema)
 
-    def coefficients(self, gramian):
+    def coefficients(self, gramian: Tensor) -> Tensor:
         lengths, cosines = correlation(gramian)
         active = ops.cast(active_terms(gramian), cosines.dtype)
         precision = cosines.shape[0] * epsilon(cosines)

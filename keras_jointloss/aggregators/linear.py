@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_jointloss._core.types import Tensor
 from keras_jointloss.aggregators.base import Aggregator, PreferenceAggregator
 
 
@@ -30,7 +31,7 @@ class Sum(Aggregator):
     [2.0, 2.0, 2.0]
     """
 
-    def coefficients(self, gramian):
+    def coefficients(self, gramian: Tensor) -> Tensor:
         return ops.ones_like(gramian[0])
 
 
@@ -58,5 +59,5 @@ class Mean(PreferenceAggregator):
     [1.0, 1.0, 1.0]
     """
 
-    def coefficients(self, gramian):
+    def coefficients(self, gramian: Tensor) -> Tensor:
         return self.preferences(gramian)

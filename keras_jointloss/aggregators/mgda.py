@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_jointloss._core.types import Tensor
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.aggregators._gramian import (
     active_terms,
@@ -62,7 +63,7 @@ class MGDA(Aggregator):
         self.normalize = normalize
         self.inputs = ("losses",) if normalize in ("loss", "loss+") else ()
 
-    def coefficients(self, gramian, losses=None):
+    def coefficients(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:
         lengths, cosines = correlation(gramian)
         # The lengths of the normalized gradients, whose shortest combination is computed.
         if self.normalize in ("l2", "loss+"):

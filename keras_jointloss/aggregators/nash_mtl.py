@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_jointloss._core.types import Tensor
 from keras_jointloss.aggregators._gramian import (
     correlation,
     epsilon,
@@ -54,7 +55,7 @@ class NashMTL(Aggregator):
     def __init__(self, rescale: bool = True, ema: float = 0.0):
         super().__init__(rescale=rescale, ema=ema)
 
-    def coefficients(self, gramian):
+    def coefficients(self, gramian: Tensor) -> Tensor:
         # In terms of unit vectors, y_i = w_i |g_i|, the lengths cancel out: C y = 1 / y.
         lengths, cosines = correlation(gramian)
         regular = regularize(cosines)

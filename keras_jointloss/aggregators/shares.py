@@ -1,12 +1,13 @@
 """Shares: every gradient contributes the asked share of the length."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import keras
 
 from keras_jointloss._core.math import mean_where
+from keras_jointloss._core.types import Tensor
 from keras_jointloss._core.validation import (
     invalid,
     validate_by_name,
@@ -14,7 +15,7 @@ from keras_jointloss._core.validation import (
     validate_number,
 )
 from keras_jointloss.aggregators._gramian import active_terms, correlation
-from keras_jointloss.aggregators.base import PreferenceAggregator
+from keras_jointloss.aggregators.base import Aggregator, PreferenceAggregator
 
 
 # `Shares` is the registered name of the weighting.
@@ -75,13 +76,13 @@ class Shares(PreferenceAggregator):
         if not sum(self.shares.values()):
             raise self._invalid(shares)
 
-    def for_terms(self, terms):
+    def for_terms(self, terms: Sequence[str]) -> Aggregator:
         if not isinstance(self.shares, Mapping):
             return self
         validate_names(self.shares, "shares", terms, is_complete=True)
         return Shares([self.shares[term] for term in terms], self.rescale, self.ema)
 
-    def coefficients(self, gramian):
+    def coefficients(self, gramian: Tensor) -> Tensor:
         if isinstance(self.shares, Mapping):
             raise invalid(
                 "shares",

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_jointloss._core.types import Tensor
 from keras_jointloss.aggregators._gramian import correlation, nonnegative_minimizer, regularize
 from keras_jointloss.aggregators.base import PreferenceAggregator
 
@@ -38,7 +39,7 @@ class UPGrad(PreferenceAggregator):
     [0.292, 1.901, 1.901]
     """
 
-    def coefficients(self, gramian):
+    def coefficients(self, gramian: Tensor) -> Tensor:
         lengths, cosines = correlation(gramian)
         # With v = e_i + u, in terms of unit vectors: x_j = u_j |g_j| / |g_i|.
         added = nonnegative_minimizer(regularize(cosines), cosines)  # (k, k), row i for g_i
