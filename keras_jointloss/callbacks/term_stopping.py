@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from keras_jointloss._core.types import Logs
 from keras_jointloss._core.validation import (
     invalid,
     validate_choice,
@@ -100,7 +101,7 @@ class TermStopping(keras.callbacks.Callback):
         self._missing: set[str] = set()
         self._get_weights: Callable[[], dict[str, TermWeight]] = dict
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
         terms = find_terms(model)
         unknown = [term for term in self.monitor if term not in terms]
@@ -112,12 +113,12 @@ class TermStopping(keras.callbacks.Callback):
         # Not those of this moment: another callback may compile or restore the model.
         self._get_weights = lambda: find_terms(model)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         self._best = dict.fromkeys(self.monitor, math.inf)
         self._waited = dict.fromkeys(self.monitor, 0)
         self.stopped_epoch, self._found, self._missing = {}, set(), set()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         logs = logs or {}
         weights = self._get_weights()
         for term, key in self.monitor.items():
@@ -135,7 +136,7 @@ class TermStopping(keras.callbacks.Callback):
         if all(weights[term].is_off for term in self.monitor):
             self.model.stop_training = True
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Logs = None) -> None:
         weights = self._get_weights()
         for term, key in self.monitor.items():
             if key not in self._found and not weights[term].is_off:

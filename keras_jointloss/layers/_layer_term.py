@@ -80,7 +80,7 @@ class LayerTerm(keras.layers.Layer):
     #: Whether the loss of a replica needs values of the others.
     _is_gathered = False
 
-    def __init__(self, name: str | None = None, **kwargs):
+    def __init__(self, name: str | None = None, **kwargs: Any):
         # Without autocasting inputs pass through and labels arrive unchanged.
         super().__init__(name=name, autocast=False, **kwargs)
         self.supports_masking = True
@@ -150,11 +150,11 @@ class LayerTerm(keras.layers.Layer):
             readout.note()
         return list(weighted)
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         self.weight.save(store)
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         load_or_undo(self, store, self._load)
 
     def _load(self, store):

@@ -8,6 +8,7 @@ from keras import ops
 from keras_jointloss._core import keras as _keras
 from keras_jointloss._core.backend import for_chunks
 from keras_jointloss._core.keras_calls import is_training
+from keras_jointloss._core.types import Nested
 from keras_jointloss._core.validation import invalid, validate_count
 from keras_jointloss.layers._layer_term import LayerTerm
 from keras_jointloss.layers.gradients._combination import GradientCombination
@@ -80,7 +81,7 @@ class ChunkedTower(keras.layers.Layer):
     """
 
     def __init__(
-        self, tower: keras.layers.Layer, chunk_size: int, name: str | None = None, **kwargs
+        self, tower: keras.layers.Layer, chunk_size: int, name: str | None = None, **kwargs: Any
     ):
         # Without autocasting the tower gets its inputs and parameters unchanged.
         super().__init__(name=name, autocast=False, **kwargs)
@@ -94,11 +95,11 @@ class ChunkedTower(keras.layers.Layer):
         self.chunk_size = validate_count(chunk_size, "chunk_size")
         self.supports_masking = True
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Nested = None) -> None:
         if not self.tower.built:
             self.tower.build(input_shape)
 
-    def call(self, inputs, mask=None, training=None):
+    def call(self, inputs: Nested, mask: Nested = None, training: bool | None = None) -> Nested:
         if not is_training(training):
             return self.tower(inputs, training=training)
         chunks = _Chunks(self.tower, inputs, mask, training)
@@ -113,11 +114,13 @@ class ChunkedTower(keras.layers.Layer):
             variable.assign(value)
         return chunks.structured(outputs)
 
-    def compute_output_spec(self, inputs, mask=None, training=None):
+    def compute_output_spec(
+        self, inputs: Nested, mask: Nested = None, training: bool | None = None
+    ) -> Nested:
         spec = self.tower.compute_output_spec(inputs)
         return keras.tree.map_structure(lambda x: keras.KerasTensor(x.shape, dtype=x.dtype), spec)
 
-    def compute_mask(self, inputs, previous_mask=None):
+    def compute_mask(self, inputs: Nested, previous_mask: Nested = None) -> None:
         # The tower attaches the masks to its outputs.
         return None
 

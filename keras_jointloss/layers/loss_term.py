@@ -11,6 +11,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.keras_calls import is_training
 from keras_jointloss._core.math import float_dtype
+from keras_jointloss._core.types import Nested, Tensor
 from keras_jointloss._core.validation import invalid, validate_number
 from keras_jointloss.layers._layer_term import LayerTerm
 from keras_jointloss.layers._means import (
@@ -123,7 +124,7 @@ class LossTerm(LayerTerm):
         floor: float | None = None,
         target: Weight | None = None,
         name: str | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(name=name, **kwargs)
         self.loss = loss
@@ -156,8 +157,14 @@ class LossTerm(LayerTerm):
         return self.floor is not None or self.target is not None
 
     def call(
-        self, inputs, values, sample_weight=None, inputs_mask=None, values_mask=None, training=None
-    ):
+        self,
+        inputs: Nested,
+        values: Tensor,
+        sample_weight: Tensor | None = None,
+        inputs_mask: Nested = None,
+        values_mask: Nested = None,
+        training: bool | None = None,
+    ) -> Nested:
         self._validate(inputs, values, sample_weight)
         if self._step.is_pending:
             raise ValueError(
@@ -250,13 +257,15 @@ class LossTerm(LayerTerm):
             target = target(self.weight.step_tensor())
         return ops.abs(loss - ops.cast(target, loss.dtype))
 
-    def compute_output_spec(self, inputs, values, sample_weight=None, **kwargs):
+    def compute_output_spec(
+        self, inputs: Nested, values: Tensor, sample_weight: Tensor | None = None, **kwargs: Any
+    ) -> Nested:
         self._validate(inputs, values, sample_weight)
         return keras.tree.map_structure(
             lambda x: keras.KerasTensor(x.shape, dtype=x.dtype, sparse=x.sparse), inputs
         )
 
-    def compute_mask(self, inputs, mask=None):
+    def compute_mask(self, inputs: Nested, mask: Nested = None) -> Nested:
         return mask
 
     def get_config(self) -> dict:

@@ -14,6 +14,7 @@ from keras_jointloss._core.keras_calls import (
     running_loop,
 )
 from keras_jointloss._core.keras_models import allow_background, sync_state
+from keras_jointloss._core.types import Logs
 from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_on_log
 from keras_jointloss.callbacks.joint._comparing import forget_unknown
 from keras_jointloss.callbacks.joint._fixed_total import validate_fixed_weights
@@ -153,7 +154,7 @@ class JointLossCallback(keras.callbacks.Callback):
         # The logged values of the last epoch that are NaN.
         self._unknown: set[str] = set()
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
         move_to_front(self)
         self._terms = terms = ModelTerms(model)
@@ -170,13 +171,13 @@ class JointLossCallback(keras.callbacks.Callback):
         )
         self._is_validated = False
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         self._is_training = True
         self._warnings = TrainingWarnings(self._terms)
         self._terms.clock.start_training(self, is_custom_loop=running_loop() is None)
         self._summaries.open("train")
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         self._readings.start_epoch()
         self._gradients.reset()
         sync_state(self)
@@ -192,7 +193,7 @@ class JointLossCallback(keras.callbacks.Callback):
         self._curves.start_epoch(step)
         self._record.start_epoch(epoch, step, self.params or {})
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
         self._batches += 1
         # Another callback may have evaluated the model in the middle of the epoch.
         if not self._terms.clock.is_on and self._terms.clock.driver is self:
@@ -202,7 +203,7 @@ class JointLossCallback(keras.callbacks.Callback):
             self._curves.skip(self._begin_step + batch)
             self._terms.clock.start()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         if self._is_training and not self._is_validated:
             self._is_validated = True
             # Not through `self.model`, which on JAX writes to the variables while training runs.
@@ -211,7 +212,7 @@ class JointLossCallback(keras.callbacks.Callback):
             sync_state(self)
             self._curves.write(self._training_step(), logs.get("loss", math.nan))
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         self._keep_train_readings()
         self._readings.totals["train"] = float(logs.get("loss", math.nan))
         self._readings.keep_report()
@@ -233,25 +234,25 @@ class JointLossCallback(keras.callbacks.Callback):
         if self._terms.weighting is not None:
             self._terms.weighting.report(epoch)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Logs = None) -> None:
         self._is_training = False
         sync_state(self)
         self._terms.clock.end_training()
         self._record.end()
         self._summaries.close()
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: Logs = None) -> None:
         if self._is_training:
             self._keep_train_readings()
         self._is_first_test_batch = True
 
-    def on_test_batch_begin(self, batch, logs=None):
+    def on_test_batch_begin(self, batch: int, logs: Logs = None) -> None:
         # Not before every callback of this class has kept the readings of training.
         if self._is_first_test_batch:
             self._is_first_test_batch = False
             self._readings.reset_layer_terms()
 
-    def on_test_end(self, logs=None):
+    def on_test_end(self, logs: Logs = None) -> None:
         sync_state(self)
         readings = self._readings.read()
         self._readings.kept["validation"] = readings

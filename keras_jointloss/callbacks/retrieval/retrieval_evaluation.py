@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_jointloss._core.types import Logs
 from keras_jointloss._core.validation import validate_count
 from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_on_log
 from keras_jointloss.callbacks.retrieval._embeddings import (
@@ -193,18 +194,18 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         self._summaries: Any = None  # Created for a model.
         self._latest: tuple[str, np.ndarray, np.ndarray] | None = None
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
         find = find_pairs if self._relevance is None else find_sides
         self._found = find(model, self.embeddings)
         if self._summaries is None:
             self._summaries = Summaries(model, self.log_dir, on_log=self.on_log)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         self._latest = None
         self._summaries.open(_RUN)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         if (epoch + 1) % self.every:
             return
         name, results = self._measure()
@@ -213,7 +214,7 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         self._summaries.scalars(_RUN, tags, optimizer_step(self.model))
         self._summaries.end_epoch(_RUN, epoch, optimizer_step(self.model))
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Logs = None) -> None:
         log_dir = self._summaries.log_dir
         if log_dir is not None and self.projector and self._latest is not None:
             self._write_projector(os.path.join(log_dir, _RUN), *self._latest)

@@ -10,6 +10,7 @@ import numpy as np
 from keras_jointloss import losses
 from keras_jointloss._core.keras_calls import is_training
 from keras_jointloss._core.state import as_state
+from keras_jointloss._core.types import Nested, Tensor
 from keras_jointloss._core.validation import (
     invalid,
     validate_bool,
@@ -115,7 +116,7 @@ class ContrastiveTerm(LayerTerm):
         metrics: Sequence[Any] = (),
         gather: bool | None = None,
         name: str | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(name=name, **kwargs)
         self.loss = losses.get(loss)
@@ -132,7 +133,7 @@ class ContrastiveTerm(LayerTerm):
         self._comparison = Comparison(self.loss, self._learned, metrics, self._is_gathered)
         self._create_weight(weight, self._learned.readings(), self._comparison.means())
 
-    def build(self, input_shape):
+    def build(self, input_shape: Nested) -> None:
         _validate_shapes(input_shape, self.loss, self._comparison.metrics, self.name)
         self._learned.add_weights(self)
         if self.memory_size:
@@ -142,7 +143,14 @@ class ContrastiveTerm(LayerTerm):
             )
             self._comparison.memory, self._memory_state = memory, as_state(memory.state)
 
-    def call(self, inputs, sample_weight=None, mask=None, inputs_mask=None, training=None):
+    def call(
+        self,
+        inputs: Nested,
+        sample_weight: Tensor | None = None,
+        mask: Nested = None,
+        inputs_mask: Nested = None,
+        training: bool | None = None,
+    ) -> Nested:
         embeddings, labels = _validated(inputs, sample_weight, self.loss, self.name)
         # Keras passes the masks as `inputs_mask` if `sample_weight` is a tensor, too.
         mask = inputs_mask if mask is None else mask
@@ -151,14 +159,16 @@ class ContrastiveTerm(LayerTerm):
         self._defer(partial(self._comparison.loss_of, *arguments), (inputs, sample_weight, mask))
         return _one_or_all(embeddings)
 
-    def compute_output_spec(self, inputs, sample_weight=None, **kwargs):
+    def compute_output_spec(
+        self, inputs: Nested, sample_weight: Tensor | None = None, **kwargs: Any
+    ) -> Nested:
         embeddings, _ = _validated(inputs, sample_weight, self.loss, self.name)
         return _one_or_all(tuple(keras.KerasTensor(x.shape, dtype=x.dtype) for x in embeddings))
 
-    def compute_mask(self, inputs, mask=None):
+    def compute_mask(self, inputs: Nested, mask: Nested = None) -> Nested:
         return None if mask is None else _one_or_all(_split(mask, self.loss)[0])
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         if self._comparison.memory is not None:
             self._comparison.memory.save(store)

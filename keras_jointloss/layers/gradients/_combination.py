@@ -15,6 +15,7 @@ from keras_jointloss._core.keras_calls import is_training
 from keras_jointloss._core.math import float_dtype, to_numpy
 from keras_jointloss._core.saved_state import SavedState, load_or_undo
 from keras_jointloss._core.state import as_state
+from keras_jointloss._core.types import Nested
 from keras_jointloss._core.validation import invalid, validate_bool, validate_choice
 from keras_jointloss.aggregators._gramian import nonzero
 from keras_jointloss.layers.gradients._record import new_record
@@ -73,7 +74,7 @@ class GradientCombination(keras.layers.Layer):
         rescale: bool = True,
         telemetry: bool = True,
         name: str | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         # Without autocasting the layer returns its inputs unchanged.
         super().__init__(name=name, autocast=False, **kwargs)
@@ -108,7 +109,7 @@ class GradientCombination(keras.layers.Layer):
         #: Whether a step of training has reached several calls; the record covers one of them.
         self.has_several_calls = False
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Nested = None) -> None:
         has_statistics = self.telemetry or bool(self.aggregator.ema)
         self.record = new_record(len(self.terms), self.name, has_statistics)
         self._trained = self.record.trained
@@ -239,13 +240,13 @@ class GradientCombination(keras.layers.Layer):
             latest = self.record.encode(rows, forward.step, before, self.accumulated_steps)
         return ops.cast(combined, dtype), latest
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         # By name, since the order of the variables depends on which ones the backend trains.
         store["step"] = self.record.step
         if self.record.has_statistics:
             store["latest"] = self.record.latest
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         sums = to_numpy(self.record.sums) if self.record.has_statistics else None
 
         def restore(before):

@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from keras_jointloss._core.types import Nested
 from keras_jointloss.layers.gradients._combination import GradientCombination
 
 
@@ -110,7 +111,7 @@ class GradientBalancer(GradientCombination):
         "features, or use `SharedTrunk`, which combines the gradients of all its calls."
     )
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Nested, training: bool | None = None) -> dict[str, Nested]:
         if not self._precedes_backward(training, inputs):
             return dict.fromkeys(self.terms, inputs)
         joined, parts_of = _joined(_validated(inputs))
@@ -121,7 +122,9 @@ class GradientBalancer(GradientCombination):
             for term, copy in zip(self.terms, copies.of_terms, strict=True)
         }
 
-    def compute_output_spec(self, inputs, training=None):
+    def compute_output_spec(
+        self, inputs: Nested, training: bool | None = None
+    ) -> dict[str, Nested]:
         _validated(inputs)
         return {
             term: keras.tree.map_structure(
@@ -130,7 +133,7 @@ class GradientBalancer(GradientCombination):
             for term in self.terms
         }
 
-    def compute_mask(self, inputs, mask=None):
+    def compute_mask(self, inputs: Nested, mask: Nested = None) -> dict[str, Nested]:
         return dict.fromkeys(self.terms, mask)
 
 

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_jointloss._core import keras as _keras
 from keras_jointloss._core.math import float_dtype
+from keras_jointloss._core.types import Nested
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.layers.gradients._calls import StepMemory
 from keras_jointloss.layers.gradients._combination import Copies, GradientCombination
@@ -107,7 +108,7 @@ class SharedTrunk(GradientCombination):
         rescale: bool = True,
         telemetry: bool = True,
         name: str | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         # The parameters are the only row. Each replica sees the gradients of its own items.
         super().__init__(terms, aggregator, "sum", rescale, telemetry, name, **kwargs)
@@ -119,7 +120,7 @@ class SharedTrunk(GradientCombination):
         self._memory = StepMemory()
 
     @property
-    def compute_dtype(self):
+    def compute_dtype(self) -> str:
         # In an outermost call, Keras would cast all variables that `call` reads to another one.
         return self.variable_dtype
 
@@ -133,13 +134,13 @@ class SharedTrunk(GradientCombination):
             )
         return super().__call__(*args, **kwargs)
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Nested = None) -> None:
         if not self.trunk.built:
             self.trunk.build(input_shape)
         validate_built_trunk(self.trunk)
         super().build(input_shape)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Nested, training: bool | None = None) -> dict[str, Nested]:
         parameters = self.trunk.trainable_variables
         values = [variable.value for variable in parameters]
         if not parameters or not self._precedes_backward(training, values):
@@ -163,7 +164,9 @@ class SharedTrunk(GradientCombination):
         options = {"training": training} if _keras.takes_training(self.trunk) else {}
         return self.trunk(inputs, **options)
 
-    def compute_output_spec(self, inputs, training=None):
+    def compute_output_spec(
+        self, inputs: Nested, training: bool | None = None
+    ) -> dict[str, Nested]:
         spec = self.trunk.compute_output_spec(inputs)
         return {
             term: keras.tree.map_structure(
@@ -172,7 +175,7 @@ class SharedTrunk(GradientCombination):
             for term in self.terms
         }
 
-    def compute_mask(self, inputs, mask=None):
+    def compute_mask(self, inputs: Nested, mask: Nested = None) -> dict[str, Nested]:
         return dict.fromkeys(self.terms, self.trunk.compute_mask(inputs, mask))
 
     def get_config(self) -> dict:
