@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_jointloss._core.math import to_numpy
 from keras_jointloss._core.saved_state import load_or_undo
+from keras_jointloss._core.types import Tensor
 from keras_jointloss.weighting._runner import Runner
 from keras_jointloss.weighting._saved_progress import (
     load_progress,
@@ -40,7 +41,7 @@ class RuleMetric(keras.metrics.Metric):
         return self.runner.terms
 
     @property
-    def epoch(self):
+    def epoch(self) -> Tensor:
         """The number of training epochs that have begun, an int32 scalar tensor."""
         return ops.copy(self.runner.epoch)
 
@@ -55,7 +56,7 @@ class RuleMetric(keras.metrics.Metric):
         weights = self.runner.arrays()["weight"].tolist() if self.terms else ()
         return dict(zip(self.terms, weights, strict=True))
 
-    def result(self):
+    def result(self) -> Tensor:
         """Returns the current weights: `(terms,)`."""
         return ops.copy(self.runner.state)[0]
 

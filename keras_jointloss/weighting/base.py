@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_jointloss._core.math import float_dtype
 from keras_jointloss._core.registry import find
+from keras_jointloss._core.types import DType, Tensor
 from keras_jointloss._core.validation import (
     validate_choice,
     validate_count,
@@ -122,7 +123,7 @@ class Weighting(RuleMetric):
         update_every: int = 1,
         on_nonfinite: str = "raise",
         name: str | None = None,
-        dtype=None,
+        dtype: DType = None,
     ):
         super().__init__(name or "weighting", float_dtype(dtype or keras.config.floatx()))
         self.warmup_steps = validate_count(warmup_steps, "warmup_steps", minimum=0)
@@ -140,7 +141,7 @@ class Weighting(RuleMetric):
 
     # Methods that a subclass implements.
 
-    def update(self, losses, step):
+    def update(self, losses: Tensor, step: Tensor) -> Tensor:
         """Returns the weights of the terms for the next step.
 
         It may also read `terms`, `epoch`, and what exists only while it runs: `state`, which it
@@ -210,11 +211,18 @@ class Weighting(RuleMetric):
             validate_names(getattr(self, argument), argument, tuple(terms), is_complete)
         return self.runner.bind(terms)
 
-    def update_state(self, *args, **kwargs) -> None:
+    def update_state(self, *args: Any, **kwargs: Any) -> None:
         """Runs the rule on the losses of the step; has an effect only while the rule is on."""
         self.runner.update_state()
 
-    def run_update(self, losses, step, state, has_loss, given_weights) -> tuple[Any, dict]:
+    def run_update(
+        self,
+        losses: Tensor,
+        step: Tensor,
+        state: dict[str, Tensor],
+        has_loss: Tensor,
+        given_weights: Tensor,
+    ) -> tuple[Any, dict]:
         """Runs `update` with all that it may read, and returns the weights and the new state."""
         self._set_inputs(state, has_loss, given_weights)
         weights, state = self.update(losses, step), self.state

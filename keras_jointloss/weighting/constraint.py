@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import keras
+import numpy as np
 from keras import ops
 
+from keras_jointloss._core.types import Tensor
 from keras_jointloss._core.validation import invalid, validate_number
 from keras_jointloss.weighting._by_term import (
     tensor_by_term,
@@ -76,7 +78,7 @@ class Constraint(Weighting):
         ema: float = 0.9,
         min_weight: float = 1e-6,
         max_weight: float | None = 1e6,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(ema=ema, min_weight=min_weight, max_weight=max_weight, **kwargs)
         self.bounds = validate_by_term(bounds, "bounds")
@@ -87,7 +89,7 @@ class Constraint(Weighting):
         if self.max_weight is not None and self.max_weight < 1:
             raise invalid("max_weight", "a number >= 1, or None", max_weight)
 
-    def update(self, losses, step):
+    def update(self, losses: Tensor, step: Tensor) -> Tensor:
         bounds = tensor_by_term(self.bounds, self.terms, 0.0, step, losses.dtype)
         scale = ops.where(bounds == 0, 1, ops.abs(bounds))
         excess = ops.clip((losses - bounds) / scale, -1, 1)
@@ -99,10 +101,10 @@ class Constraint(Weighting):
         multiplier = self.state["multiplier"] = ops.where(is_named, moved, 1)
         return multiplier
 
-    def readout(self, state):
+    def readout(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"multiplier": state["multiplier"]}
 
-    def read(self):
+    def read(self) -> dict[str, dict[str, float]]:
         return {name: values for name, values in super().read().items() if name in self.bounds}
 
     def get_config(self) -> dict:

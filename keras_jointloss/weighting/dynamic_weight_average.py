@@ -1,11 +1,12 @@
 """DynamicWeightAverage: gives larger weights to terms that learn slowly."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import keras
 from keras import ops
 
 from keras_jointloss._core.math import divide_or_0
+from keras_jointloss._core.types import Tensor
 from keras_jointloss._core.validation import validate_number
 from keras_jointloss.weighting.base import SCALE_REMEDY, Weighting
 
@@ -50,11 +51,11 @@ class DynamicWeightAverage(Weighting):
     minimum_loss = 0.0
     small_loss_remedy = SCALE_REMEDY
 
-    def __init__(self, temperature: float = 2.0, **kwargs):
+    def __init__(self, temperature: float = 2.0, **kwargs: Any):
         super().__init__(**kwargs)
         self.temperature = validate_number(temperature, "temperature", 0, exclusive=True)
 
-    def update(self, losses, step):
+    def update(self, losses: Tensor, step: Tensor) -> Tensor:
         state = self.state
         epoch = ops.cast(self.epoch, losses.dtype) + ops.zeros_like(losses)
         is_new = ops.logical_and(ops.not_equal(epoch, state["epoch"]), state["steps"] > 0)

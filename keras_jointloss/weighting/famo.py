@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
+from keras_jointloss._core.types import Tensor
 from keras_jointloss._core.validation import validate_number
 from keras_jointloss.weighting._adam import ADAM_STATE, adam_step
 from keras_jointloss.weighting._by_term import (
@@ -78,7 +79,7 @@ class FAMO(Weighting):
         decay: float = 1e-3,
         minimum_loss: float = 0.0,
         floor: float | Mapping[str, Any] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.learning_rate = validate_number(learning_rate, "learning_rate", 0, exclusive=True)
@@ -86,10 +87,10 @@ class FAMO(Weighting):
         self.minimum_loss = validate_number(minimum_loss, "minimum_loss")
         self.floor = validate_floor(floor)
 
-    def initial_weight(self, count):
+    def initial_weight(self, count: int) -> float:
         return 1.0 / count
 
-    def update(self, losses, step):
+    def update(self, losses: Tensor, step: Tensor) -> Tensor:
         excess = raise_to_floor(losses - self.minimum_loss, self.floor, self.terms, step)
         log_loss = ops.log(excess)
         state, logit = self.state, self.state["logit"]
@@ -101,7 +102,7 @@ class FAMO(Weighting):
         state.update({"logit": logit, "log_loss": log_loss})
         return ops.softmax(logit - log_loss)
 
-    def describe_limit(self, losses, forgets):
+    def describe_limit(self, losses: Mapping[str, float], forgets: bool) -> str | None:
         return describe_default_floor(self, losses)
 
     def get_config(self) -> dict:

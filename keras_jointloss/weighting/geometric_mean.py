@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
+from keras_jointloss._core.types import Tensor
 from keras_jointloss.weighting._by_term import (
     FLOOR_REMEDY,
     describe_default_floor,
@@ -56,17 +57,17 @@ class GeometricMean(Weighting):
     by_term: ClassVar = {"floor": False}
     small_weight_remedy = FLOOR_REMEDY
 
-    def __init__(self, floor: float | Mapping[str, Any] | None = None, **kwargs):
+    def __init__(self, floor: float | Mapping[str, Any] | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         self.floor = validate_floor(floor)
 
-    def initial_weight(self, count):
+    def initial_weight(self, count: int) -> float:
         return 1.0 / count
 
-    def update(self, losses, step):
+    def update(self, losses: Tensor, step: Tensor) -> Tensor:
         count = len(self.terms)
         logarithms = ops.log(raise_to_floor(losses, self.floor, self.terms, step))
         return ops.exp(ops.sum(logarithms) / count - logarithms) / count
 
-    def describe_limit(self, losses, forgets):
+    def describe_limit(self, losses: Mapping[str, float], forgets: bool) -> str | None:
         return describe_default_floor(self, losses)

@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_jointloss._core.math import divide_or_0, mean, mean_where
+from keras_jointloss._core.types import Tensor
 from keras_jointloss._core.validation import validate_number
 from keras_jointloss.weighting._adam import ADAM_STATE, adam_step
 from keras_jointloss.weighting.base import Weighting
@@ -76,7 +78,7 @@ class GradNorm(Weighting):
         "the losses nearer to each other with the `weights` of `joint_loss`."
     )
 
-    def __init__(self, alpha: float = 1.5, learning_rate: float = 0.025, **kwargs):
+    def __init__(self, alpha: float = 1.5, learning_rate: float = 0.025, **kwargs: Any):
         super().__init__(**kwargs)
         self.alpha = validate_number(alpha, "alpha", minimum=0)
         self.learning_rate = validate_number(learning_rate, "learning_rate", 0, exclusive=True)
@@ -108,7 +110,7 @@ class GradNorm(Weighting):
         chosen = [lengths[layer.terms.index(term)] for term in self.terms]
         return ops.cast(number, self.dtype), ops.cast(ops.stack(chosen), self.dtype)
 
-    def update(self, losses, step):
+    def update(self, losses: Tensor, step: Tensor) -> Tensor:
         state = self.state
         number, lengths = self._latest_lengths()
         is_there = lengths > 0
@@ -127,10 +129,10 @@ class GradNorm(Weighting):
         state["number"] = number + ops.zeros_like(logit)
         return len(self.terms) * ops.softmax(logit)
 
-    def readout(self, state):
+    def readout(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"training_rate": state["training_rate"]}
 
-    def report(self, epoch):
+    def report(self, epoch: int) -> None:
         super().report(epoch)
         if self._get_layer is not None and self._get_layer().record.is_empty:
             raise RuntimeError(

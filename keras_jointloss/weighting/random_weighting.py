@@ -1,11 +1,13 @@
 """RandomWeighting: new random weights in each step."""
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_jointloss._core.math import scramble
+from keras_jointloss._core.types import Tensor
 from keras_jointloss._core.validation import validate_seed
 from keras_jointloss.weighting.base import SCALE_REMEDY, Weighting
 
@@ -59,11 +61,11 @@ class RandomWeighting(Weighting):
 
     small_loss_remedy = SCALE_REMEDY
 
-    def __init__(self, seed: int = 0, **kwargs):
+    def __init__(self, seed: int = 0, **kwargs: Any):
         super().__init__(**kwargs)
         self.seed = validate_seed(seed)
 
-    def update(self, losses, step):
+    def update(self, losses: Tensor, step: Tensor) -> Tensor:
         count = len(self.terms)
         normal = random_normal(count, self.seed, step)
         return count * ops.softmax(ops.cast(normal, losses.dtype))

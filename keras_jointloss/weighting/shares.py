@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.math import divide_or_0
+from keras_jointloss._core.types import Tensor
 from keras_jointloss.weighting._by_term import (
     tensor_by_term,
     validate_by_term,
@@ -69,12 +70,12 @@ class Shares(Weighting):
         shares: Mapping[str, Any],
         ema: float = 0.99,
         max_weight: float | None = 1e6,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(ema=ema, max_weight=max_weight, **kwargs)
         self.shares = validate_by_term(shares, "shares", minimum=0, exclusive=True)
 
-    def update(self, losses, step):
+    def update(self, losses: Tensor, step: Tensor) -> Tensor:
         given = ops.where(self.has_loss, self.given_weights, 0)
         # The weights are those of the next step.
         shares = tensor_by_term(self.shares, self.terms, 0.0, step + 1, losses.dtype)

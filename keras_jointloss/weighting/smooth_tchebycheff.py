@@ -1,12 +1,15 @@
 """SmoothTchebycheff: smooth weights that focus on the worst term."""
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_jointloss._core.types import Numbers, Tensor
 from keras_jointloss._core.validation import validate_list, validate_number
+from keras_jointloss.terms.weight import TermWeight
 from keras_jointloss.weighting.base import Weighting
 
 
@@ -52,7 +55,9 @@ class SmoothTchebycheff(Weighting):
         "`preference`."
     )
 
-    def __init__(self, preference: list[float] | None = None, smoothness: float = 1.0, **kwargs):
+    def __init__(
+        self, preference: list[float] | None = None, smoothness: float = 1.0, **kwargs: Any
+    ):
         super().__init__(**kwargs)
         self.preference = None
         if preference is not None:
@@ -62,7 +67,7 @@ class SmoothTchebycheff(Weighting):
             ]
         self.smoothness = validate_number(smoothness, "smoothness", 0, exclusive=True)
 
-    def bind(self, terms):
+    def bind(self, terms: Mapping[str, TermWeight]) -> bool:
         if self.preference is not None and len(self.preference) != len(terms):
             raise ValueError(
                 f"Invalid value for argument `preference`. Expected {len(terms)} numbers, one for "
@@ -70,10 +75,10 @@ class SmoothTchebycheff(Weighting):
             )
         return super().bind(terms)
 
-    def initial_weight(self, count):
+    def initial_weight(self, count: int) -> float | Numbers:
         return (np.array(self.preference or 1.0) / count).tolist()
 
-    def update(self, losses, step):
+    def update(self, losses: Tensor, step: Tensor) -> Tensor:
         least = self.state["least"] = ops.minimum(self.state["least"], losses)
         preference = ops.convert_to_tensor(
             self.preference or [1.0] * len(self.terms), dtype=losses.dtype

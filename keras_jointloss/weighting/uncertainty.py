@@ -1,12 +1,14 @@
 """Uncertainty: weights each term by the noise of its task."""
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_jointloss._core.math import to_numpy
+from keras_jointloss._core.types import Tensor
 from keras_jointloss._core.validation import validate_bool, validate_number
 from keras_jointloss.weighting.base import Weighting
 
@@ -73,16 +75,16 @@ class Uncertainty(Weighting):
         learning_rate: float = 0.025,
         analytic: bool = False,
         ema: float | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(ema=(0.9 if analytic else 0.0) if ema is None else ema, **kwargs)
         self.learning_rate = validate_number(learning_rate, "learning_rate", 0, exclusive=True)
         self.analytic = validate_bool(analytic, "analytic")
 
-    def initial_weight(self, count):
+    def initial_weight(self, count: int) -> float:
         return 0.5
 
-    def update(self, losses, step):
+    def update(self, losses: Tensor, step: Tensor) -> Tensor:
         losses = ops.maximum(losses, _SMALLEST_LOSS)
         minimizer = log_variance = ops.log(losses)
         if not self.analytic:
@@ -95,7 +97,7 @@ class Uncertainty(Weighting):
         self.state["log_variance"] = log_variance
         return 0.5 * ops.exp(-log_variance)
 
-    def describe_limit(self, losses, forgets):
+    def describe_limit(self, losses: Mapping[str, float], forgets: bool) -> str | None:
         largest = max(losses, key=losses.__getitem__, default=None)
         if forgets or largest is None or losses[largest] < 1e3 or int(to_numpy(self.epoch)) > 1:
             return None
@@ -106,7 +108,7 @@ class Uncertainty(Weighting):
             "`global_clipnorm=1.0` in the optimizer, or scale that loss or its targets."
         )
 
-    def readout(self, state):
+    def readout(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"noise": np.exp(state["log_variance"] / 2)}
 
     def get_config(self) -> dict:
