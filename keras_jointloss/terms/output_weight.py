@@ -12,6 +12,7 @@ from keras_jointloss._core.backend import current_replicas, trains_functionally
 from keras_jointloss._core.math import divide_or_0, float_dtype, to_numpy
 from keras_jointloss._core.saved_state import SavedState, load_or_undo
 from keras_jointloss._core.state import constant
+from keras_jointloss._core.types import DType, Nested, Tensor
 from keras_jointloss._core.validation import invalid, validate_bool, validate_count, validate_number
 from keras_jointloss.terms.applied_weight import offer
 from keras_jointloss.terms.given_weight import Weight, deserialize_weight
@@ -85,7 +86,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
     0.25
     """
 
-    def __init__(self, weight: Weight = 1.0, name: str = "weight", dtype=None):
+    def __init__(self, weight: Weight = 1.0, name: str = "weight", dtype: DType = None):
         keras.metrics.Metric.__init__(self, name=name, dtype=dtype)
         #: Part of the config, to distinguish the copies of one weight from other weights.
         self.key = uuid.uuid4().hex
@@ -117,7 +118,15 @@ class LossWeight(TermWeight, keras.metrics.Metric):
     def is_dynamic(self) -> bool:
         return super().is_dynamic or self.weighting is not None
 
-    def record(self, loss, items, counts=None, batch_size=None, targets=None, divisor=None):
+    def record(
+        self,
+        loss: Tensor,
+        items: Tensor,
+        counts: Tensor | None = None,
+        batch_size: Tensor | None = None,
+        targets: Tensor | None = None,
+        divisor: Tensor | None = None,
+    ) -> Tensor:
         if divisor is not None and current_replicas().takes_turns:
             part = loss, divisor, items, counts, batch_size, targets
             self._trace.__dict__.setdefault("parts", []).append(part)
@@ -148,7 +157,9 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         """Records that Keras multiplies the loss of the step by the weight."""
         self._trace.is_applied = self.is_applied = True
 
-    def update_state(self, y_true=None, y_pred=None, sample_weight=None) -> None:
+    def update_state(
+        self, y_true: Nested = None, y_pred: Nested = None, sample_weight: Nested = None
+    ) -> None:
         """Counts a training step and ignores the outputs.
 
         Raises:
@@ -170,7 +181,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         if self.weighting is not None:
             self.weighting.update_state()
 
-    def result(self):
+    def result(self) -> Tensor:
         """Returns the current weight."""
         self.warn_if_it_stands_still()
         weight = self.tensor()

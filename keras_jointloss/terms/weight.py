@@ -13,6 +13,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_jointloss._core.keras_calls import running_loop
 from keras_jointloss._core.math import to_numpy
 from keras_jointloss._core.saved_state import SavedState
+from keras_jointloss._core.types import Tensor
 from keras_jointloss._core.validation import validate_number
 from keras_jointloss.terms.given_weight import Weight, validate_schedule, validate_weight
 from keras_jointloss.terms.record import Record, Totals
@@ -94,14 +95,14 @@ class TermWeight:
 
     # Within the compiled step.
 
-    def tensor(self):
+    def tensor(self) -> Tensor:
         """Returns the current weight as a scalar tensor."""
         # A copy: PyTorch overwrites the variable's own tensor in place, although the backward pass
         # may still need it, and JAX donates its buffer to the next step.
         value = ops.copy(self._value)
         return value if self._factor is None else value * ops.copy(self._factor)
 
-    def step_tensor(self):
+    def step_tensor(self) -> Tensor:
         """Returns the current step of the schedules as an int32 scalar tensor."""
         return ops.convert_to_tensor(self._step)
 
@@ -111,7 +112,15 @@ class TermWeight:
         Not before Keras has collected the losses of layers.
         """
 
-    def record(self, loss, items, counts=None, batch_size=None, targets=None, divisor=None):
+    def record(
+        self,
+        loss: Tensor,
+        items: Tensor,
+        counts: Tensor | None = None,
+        batch_size: Tensor | None = None,
+        targets: Tensor | None = None,
+        divisor: Tensor | None = None,
+    ) -> Tensor:
         """Records the term's raw loss of this step, and returns the weight of this step.
 
         Args:
@@ -139,7 +148,7 @@ class TermWeight:
         if self.schedule is not None:
             self._value.assign(value)
 
-    def next_value(self):
+    def next_value(self) -> Tensor:
         """Returns the weight of the next step without the factor of a weighting.
 
         Valid before `advance` has counted this step, as when `record` calls the observer.
@@ -155,7 +164,7 @@ class TermWeight:
             value = ops.where(ops.equal(mode, _MOVING), self._scheduled(step), value)
         return step, value
 
-    def scale(self, factor) -> None:
+    def scale(self, factor: Tensor) -> None:
         """Sets the factor, within the compiled step or from the host."""
         self._factor.assign(ops.cast(factor, self._factor.dtype))
 
