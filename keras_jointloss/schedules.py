@@ -4,10 +4,13 @@ Each is a `LearningRateSchedule`, so it can set the weight of a loss term or the
 optimizer.
 """
 
+from collections.abc import Sequence
+
 import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import MAX_COUNT, invalid, validate_count, validate_number
 
 __all__ = ["Cyclical", "Linear", "Sequential", "Sigmoid"]
@@ -32,7 +35,7 @@ def _ramp(start: float, end: float, steps: float, step):
 class _Schedule(LearningRateSchedule):
     """Base class: a subclass computes its value, in any dtype, from the step tensor."""
 
-    def __call__(self, step):
+    def __call__(self, step: int | Tensor) -> Tensor:
         return ops.cast(self._value(ops.convert_to_tensor(step)), keras.config.floatx())
 
     def _value(self, step):
@@ -70,7 +73,7 @@ class Linear(_Schedule):
     def _value(self, step):
         return _ramp(self.start, self.end, self.steps, _steps_since(self.begin, step))
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         return {"start": self.start, "end": self.end, "steps": self.steps, "begin": self.begin}
 
 
@@ -113,7 +116,7 @@ class Sigmoid(_Schedule):
         share = ops.sigmoid((_to_float(step) - self.midpoint) * (1 / self.width))
         return self.start + (self.end - self.start) * share
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         ends = {"start": self.start, "end": self.end}
         return {**ends, "midpoint": self.midpoint, "width": self.width}
 
@@ -169,7 +172,7 @@ class Cyclical(_Schedule):
             in_cycle = ops.where(step < stop, in_cycle, self.cycle_steps)
         return _ramp(self.start, self.end, self.ramp * self.cycle_steps, in_cycle)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         ends = {"start": self.start, "end": self.end}
         return {**ends, "cycle_steps": self.cycle_steps, "ramp": self.ramp, "cycles": self.cycles}
 
@@ -200,7 +203,9 @@ class Sequential(_Schedule):
     [0.0, 0.0, 0.0, 0.5, 1.0, 1.0, 0.5, 0.5]
     """
 
-    def __init__(self, schedules: list[LearningRateSchedule | float], boundaries: list[int]):
+    def __init__(
+        self, schedules: Sequence[float | LearningRateSchedule], boundaries: Sequence[int]
+    ):
         for value, name in ((schedules, "schedules"), (boundaries, "boundaries")):
             if not isinstance(value, list | tuple):
                 raise invalid(name, "a list", value)
@@ -233,11 +238,11 @@ class Sequential(_Schedule):
             value = ops.where(step < boundary, value, next_value)
         return value
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         return {"schedules": list(self.schedules), "boundaries": list(self.boundaries)}
 
     @classmethod
-    def from_config(cls, config: dict) -> "Sequential":
+    def from_config(cls, config: Config) -> "Sequential":
         schedules = [
             schedule
             if isinstance(schedule, LearningRateSchedule)

@@ -1,7 +1,7 @@
 """Types of arguments in several places, for editors and type checkers."""
 
-from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias, TypedDict
 
 import keras
 import numpy as np
@@ -17,6 +17,11 @@ Mask: TypeAlias = Tensor | None
 #: The values that Keras passes to callbacks, by name.
 Logs: TypeAlias = Any
 
+#: The arguments of an object by name, as Keras saves them.
+Config: TypeAlias = dict[str, Any]
+#: A loss, or a metric, as `compile` accepts it: by name, as a function or as an object.
+LossLike: TypeAlias = str | keras.losses.Loss | Callable[..., Tensor]
+MetricLike: TypeAlias = str | keras.metrics.Metric | Callable[..., Tensor]
 Shape: TypeAlias = Sequence[int | None]
 Numbers: TypeAlias = Sequence[float] | np.ndarray
 DType: TypeAlias = str | keras.DTypePolicy | None
@@ -29,3 +34,10 @@ Reduction: TypeAlias = (
 #: How to treat items that share a label.
 Sharing: TypeAlias = Literal["positive", "ignore"] | None
 Similarity: TypeAlias = Literal["cosine", "dot", "euclidean"]
+
+
+class LayerOptions(TypedDict, total=False):
+    """The arguments of a layer that it passes on to `keras.layers.Layer`."""
+
+    trainable: bool
+    dtype: DType

@@ -1,13 +1,13 @@
 """Base classes of the aggregators."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Self
 
 import keras
 from keras import ops
 
 from keras_jointloss._core.registry import find
-from keras_jointloss._core.types import Tensor
+from keras_jointloss._core.types import Config, Numbers, Tensor
 from keras_jointloss._core.validation import invalid, validate_bool, validate_number, validate_share
 from keras_jointloss.aggregators._gramian import (
     active_terms,
@@ -128,7 +128,9 @@ class Aggregator:
             result = result * (ops.sqrt(largest) * ops.sqrt(mean)) ** self.degree
         return ops.stop_gradient(ops.where(is_finite, result, result + float("nan")))
 
-    def __call__(self, matrix, losses=None, step=0):
+    def __call__(
+        self, matrix: Tensor, losses: Tensor | None = None, step: int | Tensor = 0
+    ) -> Tensor:
         """Combines the rows of a matrix.
 
         Args:
@@ -153,7 +155,7 @@ class Aggregator:
             result = result * largest**self.degree
         return ops.cast(result, dtype)
 
-    def smooth(self, previous: Tensor, new: Tensor) -> Tensor:
+    def smooth(self, previous: Tensor | None, new: Tensor) -> Tensor:
         """Returns `ema * previous + (1 - ema) * new`.
 
         The caller keeps the previous coefficients: an aggregator has no state.
@@ -177,11 +179,11 @@ class Aggregator:
         """
         return self
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         return {"rescale": self.rescale, "ema": self.ema}
 
     @classmethod
-    def from_config(cls, config: dict) -> "Aggregator":
+    def from_config(cls, config: Config) -> Self:
         return cls(**config)
 
     def _to_tensor(self, value, name: str):
@@ -244,9 +246,7 @@ class PreferenceAggregator(Aggregator):
     #: The name of the argument, for the error messages.
     argument = "preference"
 
-    def __init__(
-        self, preference: list[float] | None = None, rescale: bool = False, ema: float = 0.0
-    ):
+    def __init__(self, preference: Numbers | None = None, rescale: bool = False, ema: float = 0.0):
         super().__init__(rescale=rescale, ema=ema)
         self.preference = None
         if preference is not None:
@@ -273,11 +273,11 @@ class PreferenceAggregator(Aggregator):
             result = result * ops.convert_to_tensor(self.preference, dtype=gramian.dtype)
         return result / nonzero(ops.sum(result))
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         return {"preference": self.preference, **super().get_config()}
 
 
-def get(identifier: Any) -> Aggregator:
+def get(identifier: str | Config | Aggregator) -> Aggregator:
     """Returns an aggregator by instance, by name or by config.
 
     Args:

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_jointloss._core.types import Tensor
+from keras_jointloss._core.types import Config, Numbers, Tensor
 from keras_jointloss._core.validation import validate_number
 from keras_jointloss.aggregators._gramian import (
     active_terms,
@@ -59,7 +59,7 @@ class CAGrad(PreferenceAggregator):
     def __init__(
         self,
         c: float = 0.5,
-        preference: list[float] | None = None,
+        preference: Numbers | None = None,
         rescale: bool = False,
         ema: float = 0.0,
     ):
@@ -134,5 +134,5 @@ class CAGrad(PreferenceAggregator):
         x = ops.relu(first_right(guess, start, descended)[0])
         return x * (self.c / at_least(length(x, cosines), epsilon(x)))
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         return {"c": self.c, **super().get_config()}

@@ -1,9 +1,11 @@
 """MGDA: the shortest convex combination of the gradients."""
 
+from typing import Literal
+
 import keras
 from keras import ops
 
-from keras_jointloss._core.types import Tensor
+from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.aggregators._gramian import (
     active_terms,
@@ -56,7 +58,12 @@ class MGDA(Aggregator):
     [0.6, 0.4]
     """
 
-    def __init__(self, normalize: str | None = None, rescale: bool = False, ema: float = 0.0):
+    def __init__(
+        self,
+        normalize: Literal["l2", "loss", "loss+"] | None = None,
+        rescale: bool = False,
+        ema: float = 0.0,
+    ):
         super().__init__(rescale=rescale, ema=ema)
         if normalize not in _NORMALIZATIONS:
             raise invalid("normalize", f"one of {_NORMALIZATIONS}", normalize)
@@ -81,5 +88,5 @@ class MGDA(Aggregator):
         result = nonnegative_minimizer(matrix, -inverse[None, :])[0] * inverse
         return result / ops.sum(result)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         return {"normalize": self.normalize, **super().get_config()}

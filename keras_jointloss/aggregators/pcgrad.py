@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.math import scramble
-from keras_jointloss._core.types import Tensor
+from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import validate_seed
 from keras_jointloss.aggregators._gramian import active_terms
 from keras_jointloss.aggregators.base import Aggregator
@@ -82,5 +82,5 @@ class PCGrad(Aggregator):
             rows = rows + ops.relu(-products) * (other / square)
         return (is_active[None, :] @ rows)[0]
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         return {"seed": self.seed, **super().get_config()}

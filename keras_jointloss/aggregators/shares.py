@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_jointloss._core.math import mean_where
-from keras_jointloss._core.types import Tensor
+from keras_jointloss._core.types import Config, Numbers, Tensor
 from keras_jointloss._core.validation import (
     invalid,
     validate_by_name,
@@ -63,7 +63,7 @@ class Shares(PreferenceAggregator):
 
     def __init__(
         self,
-        shares: list[float] | Mapping[str, float] | None = None,
+        shares: Numbers | Mapping[str, float] | None = None,
         rescale: bool = False,
         ema: float = 0.0,
     ):
@@ -93,5 +93,5 @@ class Shares(PreferenceAggregator):
         lengths, _ = correlation(gramian)
         return self.preferences(gramian) * mean_where(lengths, active_terms(gramian), 0) / lengths
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         return {"shares": self.shares, "rescale": self.rescale, "ema": self.ema}

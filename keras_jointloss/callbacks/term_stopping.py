@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import keras
 
@@ -17,6 +17,8 @@ from keras_jointloss._core.validation import (
 from keras_jointloss.joint.find_terms import find_terms
 from keras_jointloss.tensorboard.runs import is_larger_better
 from keras_jointloss.terms.weight import TermWeight
+
+Mode: TypeAlias = Literal["auto", "min", "max"]
 
 
 class TermStopping(keras.callbacks.Callback):
@@ -65,7 +67,7 @@ class TermStopping(keras.callbacks.Callback):
         monitor: Mapping[str, str],
         patience: int | Mapping[str, int] = 0,
         min_delta: float | Mapping[str, float] = 0.0,
-        mode: str | Mapping[str, str] = "auto",
+        mode: Mode | Mapping[str, Mode] = "auto",
     ):
         super().__init__()
         if (

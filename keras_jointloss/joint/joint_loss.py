@@ -1,9 +1,10 @@
 """The arguments of `model.compile` for several loss terms."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from keras_jointloss._core.keras_models import before_build
+from keras_jointloss._core.types import Config, LossLike, MetricLike
 from keras_jointloss._core.validation import invalid, validate_choice
 from keras_jointloss.joint.arguments import (
     Output,
@@ -25,6 +26,7 @@ from keras_jointloss.terms.loss_sum import LossSum
 from keras_jointloss.terms.output_form import validate_form
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.term_reading import TermReading
+from keras_jointloss.weighting import Weighting
 from keras_jointloss.weighting import get as get_weighting
 
 # Keras refuses another form too, but speaks of metrics that the user has not given, or raises
@@ -36,14 +38,14 @@ ONLY_TERM = "output"
 
 
 def joint_loss(
-    losses: Mapping[str, Any] | Any,
+    losses: LossLike | Sequence[LossLike] | Mapping[str, Any],
     weights: Mapping[str, Weight | LossWeight] | Weight | LossWeight | None = None,
-    weighting: Any = None,
-    metrics: Mapping[str, Any] | Any | None = None,
-    weighted_metrics: Mapping[str, Any] | Any | None = None,
+    weighting: str | Config | Weighting | None = None,
+    metrics: MetricLike | Sequence[MetricLike] | Mapping[str, Any] | None = None,
+    weighted_metrics: MetricLike | Sequence[MetricLike] | Mapping[str, Any] | None = None,
     missing: Mapping[str, float] | float | None = None,
     class_weight: Mapping[str, Mapping[int, float]] | Mapping[int, float] | None = None,
-    outputs: str | None = None,
+    outputs: Literal["list"] | None = None,
 ) -> dict[str, Any]:
     """Returns the arguments for `model.compile` to train on several weighted loss terms.
 

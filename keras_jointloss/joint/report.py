@@ -2,8 +2,10 @@
 
 import html
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import keras
 
 #: Rounding of the means may make the parts of a total differ from it by this share.
 _ROUNDING = 1e-4
@@ -110,7 +112,7 @@ class Report:
         return self.to_html()
 
 
-def report(history: Any) -> Report:
+def report(history: keras.callbacks.History | Mapping[str, Sequence[float]]) -> Report:
     """Returns a table of what each term contributed to the loss in the last epoch of a `fit`.
 
     For each term it has the mean loss, the weight at the end of the epoch, the mean of weight times

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 from keras import ops
@@ -12,6 +12,7 @@ from keras_jointloss._core.keras import saved_variables
 from keras_jointloss._core.keras_calls import running_loop
 from keras_jointloss._core.saved_state import SavedState, load_or_undo
 from keras_jointloss._core.state import as_state
+from keras_jointloss._core.types import Config, LayerOptions
 from keras_jointloss.layers._step import CallLoss, Compute, Step
 from keras_jointloss.terms.given_weight import Weight
 from keras_jointloss.terms.layer_weight import LayerWeight
@@ -80,7 +81,7 @@ class LayerTerm(keras.layers.Layer):
     #: Whether the loss of a replica needs values of the others.
     _is_gathered = False
 
-    def __init__(self, name: str | None = None, **kwargs: Any):
+    def __init__(self, name: str | None = None, **kwargs: Unpack[LayerOptions]):
         # Without autocasting inputs pass through and labels arrive unchanged.
         super().__init__(name=name, autocast=False, **kwargs)
         self.supports_masking = True
@@ -164,6 +165,6 @@ class LayerTerm(keras.layers.Layer):
     def _saved_state(self, store) -> SavedState:
         return SavedState(store, f"the {type(self).__name__} {self.name!r}")
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         weight = keras.saving.serialize_keras_object(self.weight.initial)
         return {**super().get_config(), "weight": weight}

@@ -1,6 +1,6 @@
 """The layer that runs an encoder over large batches in little memory."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 from keras import ops
@@ -8,7 +8,7 @@ from keras import ops
 from keras_jointloss._core import keras as _keras
 from keras_jointloss._core.backend import for_chunks
 from keras_jointloss._core.keras_calls import is_training
-from keras_jointloss._core.types import Nested
+from keras_jointloss._core.types import Config, LayerOptions, Nested
 from keras_jointloss._core.validation import invalid, validate_count
 from keras_jointloss.layers._layer_term import LayerTerm
 from keras_jointloss.layers.gradients._combination import GradientCombination
@@ -81,7 +81,11 @@ class ChunkedTower(keras.layers.Layer):
     """
 
     def __init__(
-        self, tower: keras.layers.Layer, chunk_size: int, name: str | None = None, **kwargs: Any
+        self,
+        tower: keras.layers.Layer,
+        chunk_size: int,
+        name: str | None = None,
+        **kwargs: Unpack[LayerOptions],
     ):
         # Without autocasting the tower gets its inputs and parameters unchanged.
         super().__init__(name=name, autocast=False, **kwargs)
@@ -124,7 +128,7 @@ class ChunkedTower(keras.layers.Layer):
         # The tower attaches the masks to its outputs.
         return None
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "tower": keras.saving.serialize_keras_object(self.tower),
@@ -132,7 +136,7 @@ class ChunkedTower(keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config: dict) -> "ChunkedTower":
+    def from_config(cls, config: Config) -> "ChunkedTower":
         tower = keras.saving.deserialize_keras_object(config["tower"])
         return cls(**{**config, "tower": tower})
 

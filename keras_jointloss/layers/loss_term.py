@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 from keras import ops
@@ -11,7 +11,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.keras_calls import is_training
 from keras_jointloss._core.math import float_dtype
-from keras_jointloss._core.types import Nested, Tensor
+from keras_jointloss._core.types import Config, LayerOptions, LossLike, MetricLike, Nested, Tensor
 from keras_jointloss._core.validation import invalid, validate_number
 from keras_jointloss.layers._layer_term import LayerTerm
 from keras_jointloss.layers._means import (
@@ -118,13 +118,13 @@ class LossTerm(LayerTerm):
 
     def __init__(
         self,
-        loss: Any = None,
+        loss: LossLike | None = None,
         weight: Weight = 1.0,
-        metrics: Sequence[Any] = (),
+        metrics: Sequence[MetricLike] = (),
         floor: float | None = None,
         target: Weight | None = None,
         name: str | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[LayerOptions],
     ):
         super().__init__(name=name, **kwargs)
         self.loss = loss
@@ -268,7 +268,7 @@ class LossTerm(LayerTerm):
     def compute_mask(self, inputs: Nested, mask: Nested = None) -> Nested:
         return mask
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         target, loss = self.target, self.loss
         if isinstance(target, LearningRateSchedule):
             target = keras.saving.serialize_keras_object(target)
@@ -283,7 +283,7 @@ class LossTerm(LayerTerm):
         }
 
     @classmethod
-    def from_config(cls, config: dict) -> "LossTerm":
+    def from_config(cls, config: Config) -> "LossTerm":
         config = dict(config)
         if isinstance(config.get("loss"), dict):
             config["loss"] = keras.saving.deserialize_keras_object(config["loss"])

@@ -25,7 +25,7 @@ from keras_jointloss._core.replica_losses import (
     warn_of_separate_items,
 )
 from keras_jointloss._core.replicas import Batch, Items, rows_of
-from keras_jointloss._core.types import DType, Labels, Mask, Reduction, Shape, Tensor
+from keras_jointloss._core.types import Config, DType, Labels, Mask, Reduction, Shape, Tensor
 
 
 class LearnedParameter(NamedTuple):
@@ -202,7 +202,7 @@ class ViewsLoss(keras.losses.Loss):
 
     def part_values(
         self, views: Tensor, labels: Labels = None, valid: Mask = None
-    ) -> dict[str, Any]:
+    ) -> dict[str, Tensor]:
         """Returns the parts of the loss to log, by name, each `(batch,)`."""
         return {}
 
@@ -216,7 +216,7 @@ class ViewsLoss(keras.losses.Loss):
             return {}
         return {"log_scale": LearnedParameter(-math.log(self.temperature), 0.0, math.log(100))}
 
-    def arguments_of(self, learned: dict[str, Any]) -> dict[str, Any]:
+    def arguments_of(self, learned: dict[str, Tensor]) -> dict[str, Tensor]:
         """Returns the arguments of the function that correspond to learned parameters."""
         others = {name: value for name, value in learned.items() if name != "log_scale"}
         return {"temperature": ops.exp(-learned["log_scale"]), **others} if learned else {}
@@ -261,13 +261,15 @@ class ViewsLoss(keras.losses.Loss):
     def _arguments(self):
         return {name: getattr(self, name) for name in self._argument_names}
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         return {**super().get_config(), "dtype": self.dtype, **self._arguments()}
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         return self._values(y_true, y_pred, None)
 
-    def __call__(self, y_true, y_pred, sample_weight=None):
+    def __call__(
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
+    ) -> Tensor:
         with keras.name_scope(self.name):
             views = ops.convert_to_tensor(y_pred, dtype=self.dtype)
             self.validate_views(views.shape)
@@ -300,7 +302,7 @@ class ViewsLoss(keras.losses.Loss):
         return self.values(own.views, own.labels, own.mask)
 
 
-def get(identifier: Any) -> keras.losses.Loss:
+def get(identifier: str | Config | keras.losses.Loss) -> keras.losses.Loss:
     """Returns a loss by instance, by name or by config.
 
     Args:

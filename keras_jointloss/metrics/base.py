@@ -1,6 +1,7 @@
 """The base class of the metrics on views."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -24,7 +25,7 @@ from keras_jointloss._core.replicas import (
     is_after_call,
     rows_of,
 )
-from keras_jointloss._core.types import DType, Labels, Mask, Shape, Tensor
+from keras_jointloss._core.types import Config, DType, Labels, Mask, Shape, Tensor
 from keras_jointloss._core.validation import validate_list
 
 
@@ -90,16 +91,18 @@ class ViewsMetric(keras.metrics.Metric):
         self._weight = self.add_variable((), "zeros", dtype=self.dtype, name="weight")
 
     def values(
-        self, views: Tensor, labels: Labels = None, valid: Mask = None, items: Items | None = None
+        self, views: Tensor, labels: Labels = None, valid: Mask = None
     ) -> tuple[Tensor, Tensor]:
         """Returns the value of each item and how much it counts.
+
+        A metric whose `takes_items` is true receives `items` as a further argument.
 
         Args:
             views: `(batch, views, dim)`, float32 or float64.
             labels: `(batch,)`, or `None` if `has_labels` is false.
             valid: `(batch,)`, bool: which items to include; `None` for all.
             items: `Items(start, size)`, the successive items whose values to return, among the
-                others; `None` for all. Only if `takes_items` is true.
+                others; `None` for all.
 
         Returns:
             Two tensors `(batch,)`, of the dtype of `views`. The count is 0 for an item that is
@@ -142,7 +145,8 @@ class ViewsMetric(keras.metrics.Metric):
             # A padded item may hold NaN or infinity, whose product with 0 is NaN.
             views = ops.where(valid[:, None, None], views, ops.zeros_like(views))
         if self.takes_items:
-            values, counts = self.values(views, labels, valid, items)
+            compute: Callable[..., tuple[Tensor, Tensor]] = self.values
+            values, counts = compute(views, labels, valid, items)
         else:
             values, counts = (rows_of(x, items) for x in self.values(views, labels, valid))
         if weight is not None:
@@ -180,7 +184,7 @@ class ViewsMetric(keras.metrics.Metric):
     def result(self) -> Tensor:
         return self.finish(ops.divide_no_nan(self._total, self._weight))
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         return {**super().get_config(), **{x: getattr(self, x) for x in self._argument_names}}
 
     def validate_views(self, shape: Shape) -> None:

@@ -13,7 +13,7 @@ RUN = "hparams"
 
 
 def write_hparams(
-    log_dir: str | os.PathLike,
+    log_dir: str | os.PathLike[str],
     hparams: Mapping[str, Any],
     metrics: Mapping[str, float],
     step: int = 0,

@@ -4,15 +4,22 @@ import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.tensorboard.history import from_history
 from keras_jointloss.tensorboard.read import read_runs
 from keras_jointloss.tensorboard.runs import Run
 
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
-def plot(source: Any, kind: str = "terms", **options: Any) -> Any:
+Kind: TypeAlias = Literal[
+    "terms", "losses", "weights", "readings", "gradients", "cosines", "retrieval", "pareto"
+]
+
+
+def plot(source: Any, kind: Kind = "terms", **options: Any) -> "Figure":
     """Returns a figure of a training, or of several to compare them.
 
     It needs Plotly: `pip install "keras-jointloss[dashboard]"`. A notebook shows the figure;

@@ -5,6 +5,7 @@ import os
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +14,10 @@ LARGEST_SPRITE = 8192
 
 
 def write_projector(
-    log_dir: str | os.PathLike,
+    log_dir: str | os.PathLike[str],
     name: str,
     embeddings: np.ndarray,
-    metadata: Mapping[str, Sequence],
+    metadata: Mapping[str, Sequence[Any]],
     thumbnails: np.ndarray | None = None,
 ) -> None:
     """Writes embeddings for the projector and replaces those of the same name.

@@ -11,7 +11,7 @@ from keras_jointloss.tensorboard.marker import EPOCHS_TAG, TRAINING_TAG, parse_t
 from keras_jointloss.tensorboard.runs import SPLITS, Run, Series
 
 
-def read(log_dir: str | os.PathLike) -> dict[str, dict[str, Series]]:
+def read(log_dir: str | os.PathLike[str]) -> dict[str, dict[str, Series]]:
     """Reads all scalars of all runs below a folder, every point of them.
 
     Args:
@@ -41,7 +41,7 @@ def read(log_dir: str | os.PathLike) -> dict[str, dict[str, Series]]:
     return scalars
 
 
-def read_runs(log_dir: str | os.PathLike) -> list[Run]:
+def read_runs(log_dir: str | os.PathLike[str]) -> list[Run]:
     """Returns the trainings below a folder, by name."""
     log_dir = os.fspath(log_dir)
     scalars, markers = read_events(log_dir)

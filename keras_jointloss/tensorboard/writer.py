@@ -32,7 +32,7 @@ class SummaryWriter:
     ...     writer.close()
     """
 
-    def __init__(self, log_dir: str | os.PathLike):
+    def __init__(self, log_dir: str | os.PathLike[str]):
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self.log_dir = os.fspath(log_dir)

@@ -12,7 +12,7 @@ from keras_jointloss._core.backend import current_replicas, trains_functionally
 from keras_jointloss._core.math import divide_or_0, float_dtype, to_numpy
 from keras_jointloss._core.saved_state import SavedState, load_or_undo
 from keras_jointloss._core.state import constant
-from keras_jointloss._core.types import DType, Nested, Tensor
+from keras_jointloss._core.types import Config, DType, Nested, Tensor
 from keras_jointloss._core.validation import invalid, validate_bool, validate_count, validate_number
 from keras_jointloss.terms.applied_weight import offer
 from keras_jointloss.terms.given_weight import Weight, deserialize_weight
@@ -219,7 +219,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
     def _load(self, store: Any) -> None:
         self.load(SavedState(store, f"the weight of the term {self.term or self.name!r}"))
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         config = {
             **super().get_config(),
             "weight": keras.saving.serialize_keras_object(self.initial),
@@ -234,7 +234,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         return config if self.weighting is None else {**config, "weighting": self.weighting}
 
     @classmethod
-    def from_config(cls, config: dict) -> "LossWeight":
+    def from_config(cls, config: Config) -> "LossWeight":
         config = dict(config)
         key = config.pop("key", None)
         reference = _sharing.weights.get(str(key))

@@ -3,14 +3,14 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Self
 
 import keras
 import numpy as np
 
 from keras_jointloss._core.math import float_dtype
 from keras_jointloss._core.registry import find
-from keras_jointloss._core.types import DType, Tensor
+from keras_jointloss._core.types import Config, DType, Numbers, Tensor
 from keras_jointloss._core.validation import (
     validate_choice,
     validate_count,
@@ -121,7 +121,7 @@ class Weighting(RuleMetric):
         min_weight: float = 0.0,
         max_weight: float | None = None,
         update_every: int = 1,
-        on_nonfinite: str = "raise",
+        on_nonfinite: Literal["raise", "skip"] = "raise",
         name: str | None = None,
         dtype: DType = None,
     ):
@@ -157,7 +157,7 @@ class Weighting(RuleMetric):
         """
         raise NotImplementedError
 
-    def initial_weight(self, count: int) -> Any:
+    def initial_weight(self, count: int) -> float | Numbers:
         """Returns the weights of `count` terms in the first step: a number for all or for each."""
         return 1.0
 
@@ -222,7 +222,7 @@ class Weighting(RuleMetric):
         state: dict[str, Tensor],
         has_loss: Tensor,
         given_weights: Tensor,
-    ) -> tuple[Any, dict]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Runs `update` with all that it may read, and returns the weights and the new state."""
         self._set_inputs(state, has_loss, given_weights)
         weights, state = self.update(losses, step), self.state
@@ -267,7 +267,7 @@ class Weighting(RuleMetric):
             raise FloatingPointError(message)
         warnings.warn(f"{message}. The weights did not move in these steps.", stacklevel=2)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         options = ("warmup_steps", "ema", "min_weight", "max_weight", "update_every")
         return {
             **super().get_config(),
@@ -276,11 +276,11 @@ class Weighting(RuleMetric):
         }
 
     @classmethod
-    def from_config(cls, config: dict) -> "Weighting":
+    def from_config(cls, config: Config) -> Self:
         return rule_from_config(cls, config)
 
 
-def get(identifier: Any) -> Weighting | None:
+def get(identifier: str | Config | Weighting | None) -> Weighting | None:
     """Returns a weighting by instance, by name or by config; `None` for `None`.
 
     Args:

@@ -1,18 +1,20 @@
 """Constraint: keeps the losses of named terms at or below a bound."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_jointloss._core.types import Tensor
+from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import invalid, validate_number
+from keras_jointloss.terms.given_weight import Weight
 from keras_jointloss.weighting._by_term import (
     tensor_by_term,
     validate_by_term,
 )
+from keras_jointloss.weighting._options import CommonOptions
 from keras_jointloss.weighting.base import Weighting
 
 
@@ -73,12 +75,12 @@ class Constraint(Weighting):
 
     def __init__(
         self,
-        bounds: Mapping[str, Any],
+        bounds: Mapping[str, Weight],
         learning_rate: float = 0.01,
         ema: float = 0.9,
         min_weight: float = 1e-6,
         max_weight: float | None = 1e6,
-        **kwargs: Any,
+        **kwargs: Unpack[CommonOptions],
     ):
         super().__init__(ema=ema, min_weight=min_weight, max_weight=max_weight, **kwargs)
         self.bounds = validate_by_term(bounds, "bounds")
@@ -107,7 +109,7 @@ class Constraint(Weighting):
     def read(self) -> dict[str, dict[str, float]]:
         return {name: values for name, values in super().read().items() if name in self.bounds}
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "learning_rate": self.learning_rate,

@@ -1,13 +1,14 @@
 """DynamicWeightAverage: gives larger weights to terms that learn slowly."""
 
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import keras
 from keras import ops
 
 from keras_jointloss._core.math import divide_or_0
-from keras_jointloss._core.types import Tensor
+from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import validate_number
+from keras_jointloss.weighting._options import Options
 from keras_jointloss.weighting.base import SCALE_REMEDY, Weighting
 
 
@@ -51,7 +52,7 @@ class DynamicWeightAverage(Weighting):
     minimum_loss = 0.0
     small_loss_remedy = SCALE_REMEDY
 
-    def __init__(self, temperature: float = 2.0, **kwargs: Any):
+    def __init__(self, temperature: float = 2.0, **kwargs: Unpack[Options]):
         super().__init__(**kwargs)
         self.temperature = validate_number(temperature, "temperature", 0, exclusive=True)
 
@@ -72,5 +73,5 @@ class DynamicWeightAverage(Weighting):
         ratio = ops.where(before_last > 0, divide_or_0(last, before_last), 1)
         return len(self.terms) * ops.softmax(ratio / self.temperature)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         return {**super().get_config(), "temperature": self.temperature}

@@ -1,13 +1,14 @@
 """FAMO: all losses fall at the same relative rate, without one gradient per loss."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import keras
 from keras import ops
 
-from keras_jointloss._core.types import Tensor
+from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import validate_number
+from keras_jointloss.terms.given_weight import Weight
 from keras_jointloss.weighting._adam import ADAM_STATE, adam_step
 from keras_jointloss.weighting._by_term import (
     FLOOR_REMEDY,
@@ -15,6 +16,7 @@ from keras_jointloss.weighting._by_term import (
     raise_to_floor,
     validate_floor,
 )
+from keras_jointloss.weighting._options import Options
 from keras_jointloss.weighting.base import Weighting
 
 
@@ -78,8 +80,8 @@ class FAMO(Weighting):
         learning_rate: float = 0.025,
         decay: float = 1e-3,
         minimum_loss: float = 0.0,
-        floor: float | Mapping[str, Any] | None = None,
-        **kwargs: Any,
+        floor: float | Mapping[str, Weight] | None = None,
+        **kwargs: Unpack[Options],
     ):
         super().__init__(**kwargs)
         self.learning_rate = validate_number(learning_rate, "learning_rate", 0, exclusive=True)
@@ -105,7 +107,7 @@ class FAMO(Weighting):
     def describe_limit(self, losses: Mapping[str, float], forgets: bool) -> str | None:
         return describe_default_floor(self, losses)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "learning_rate": self.learning_rate,

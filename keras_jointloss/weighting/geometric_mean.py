@@ -1,18 +1,20 @@
 """GeometricMean: the gradient of the geometric mean of the losses."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import keras
 from keras import ops
 
 from keras_jointloss._core.types import Tensor
+from keras_jointloss.terms.given_weight import Weight
 from keras_jointloss.weighting._by_term import (
     FLOOR_REMEDY,
     describe_default_floor,
     raise_to_floor,
     validate_floor,
 )
+from keras_jointloss.weighting._options import Options
 from keras_jointloss.weighting.base import Weighting
 
 
@@ -57,7 +59,9 @@ class GeometricMean(Weighting):
     by_term: ClassVar = {"floor": False}
     small_weight_remedy = FLOOR_REMEDY
 
-    def __init__(self, floor: float | Mapping[str, Any] | None = None, **kwargs: Any):
+    def __init__(
+        self, floor: float | Mapping[str, Weight] | None = None, **kwargs: Unpack[Options]
+    ):
         super().__init__(**kwargs)
         self.floor = validate_floor(floor)
 

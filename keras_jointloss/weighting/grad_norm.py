@@ -1,16 +1,17 @@
 """GradNorm: balances the gradient lengths so that all terms learn at the same rate."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_jointloss._core.math import divide_or_0, mean, mean_where
-from keras_jointloss._core.types import Tensor
+from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import validate_number
 from keras_jointloss.weighting._adam import ADAM_STATE, adam_step
+from keras_jointloss.weighting._options import Options
 from keras_jointloss.weighting.base import Weighting
 
 
@@ -78,7 +79,7 @@ class GradNorm(Weighting):
         "the losses nearer to each other with the `weights` of `joint_loss`."
     )
 
-    def __init__(self, alpha: float = 1.5, learning_rate: float = 0.025, **kwargs: Any):
+    def __init__(self, alpha: float = 1.5, learning_rate: float = 0.025, **kwargs: Unpack[Options]):
         super().__init__(**kwargs)
         self.alpha = validate_number(alpha, "alpha", minimum=0)
         self.learning_rate = validate_number(learning_rate, "learning_rate", 0, exclusive=True)
@@ -140,7 +141,7 @@ class GradNorm(Weighting):
                 f"epoch {epoch}: no gradient has reached the layer {self._get_layer().name!r}."
             )
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "alpha": self.alpha,

@@ -1,14 +1,15 @@
 """RandomWeighting: new random weights in each step."""
 
 import math
-from typing import Any
+from typing import Unpack
 
 import keras
 from keras import ops
 
 from keras_jointloss._core.math import scramble
-from keras_jointloss._core.types import Tensor
+from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import validate_seed
+from keras_jointloss.weighting._options import Options
 from keras_jointloss.weighting.base import SCALE_REMEDY, Weighting
 
 
@@ -61,7 +62,7 @@ class RandomWeighting(Weighting):
 
     small_loss_remedy = SCALE_REMEDY
 
-    def __init__(self, seed: int = 0, **kwargs: Any):
+    def __init__(self, seed: int = 0, **kwargs: Unpack[Options]):
         super().__init__(**kwargs)
         self.seed = validate_seed(seed)
 
@@ -70,5 +71,5 @@ class RandomWeighting(Weighting):
         normal = random_normal(count, self.seed, step)
         return count * ops.softmax(ops.cast(normal, losses.dtype))
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         return {**super().get_config(), "seed": self.seed}

@@ -1,17 +1,19 @@
 """Shares: every term contributes the asked share of the total loss."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import keras
 from keras import ops
 
 from keras_jointloss._core.math import divide_or_0
 from keras_jointloss._core.types import Tensor
+from keras_jointloss.terms.given_weight import Weight
 from keras_jointloss.weighting._by_term import (
     tensor_by_term,
     validate_by_term,
 )
+from keras_jointloss.weighting._options import OptionsWithMinimum
 from keras_jointloss.weighting.base import Weighting
 
 
@@ -67,10 +69,10 @@ class Shares(Weighting):
 
     def __init__(
         self,
-        shares: Mapping[str, Any],
+        shares: Mapping[str, Weight],
         ema: float = 0.99,
         max_weight: float | None = 1e6,
-        **kwargs: Any,
+        **kwargs: Unpack[OptionsWithMinimum],
     ):
         super().__init__(ema=ema, max_weight=max_weight, **kwargs)
         self.shares = validate_by_term(shares, "shares", minimum=0, exclusive=True)

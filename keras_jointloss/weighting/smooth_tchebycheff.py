@@ -1,15 +1,16 @@
 """SmoothTchebycheff: smooth weights that focus on the worst term."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_jointloss._core.types import Numbers, Tensor
+from keras_jointloss._core.types import Config, Numbers, Tensor
 from keras_jointloss._core.validation import validate_list, validate_number
 from keras_jointloss.terms.weight import TermWeight
+from keras_jointloss.weighting._options import Options
 from keras_jointloss.weighting.base import Weighting
 
 
@@ -56,7 +57,7 @@ class SmoothTchebycheff(Weighting):
     )
 
     def __init__(
-        self, preference: list[float] | None = None, smoothness: float = 1.0, **kwargs: Any
+        self, preference: Numbers | None = None, smoothness: float = 1.0, **kwargs: Unpack[Options]
     ):
         super().__init__(**kwargs)
         self.preference = None
@@ -85,6 +86,6 @@ class SmoothTchebycheff(Weighting):
         )
         return preference * ops.softmax(preference * (losses - least) / self.smoothness)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         config = super().get_config()
         return {**config, "preference": self.preference, "smoothness": self.smoothness}

@@ -1,15 +1,16 @@
 """Uncertainty: weights each term by the noise of its task."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_jointloss._core.math import to_numpy
-from keras_jointloss._core.types import Tensor
+from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import validate_bool, validate_number
+from keras_jointloss.weighting._options import OptionsWithLimits
 from keras_jointloss.weighting.base import Weighting
 
 #: Smaller losses count as this.
@@ -75,7 +76,7 @@ class Uncertainty(Weighting):
         learning_rate: float = 0.025,
         analytic: bool = False,
         ema: float | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[OptionsWithLimits],
     ):
         super().__init__(ema=(0.9 if analytic else 0.0) if ema is None else ema, **kwargs)
         self.learning_rate = validate_number(learning_rate, "learning_rate", 0, exclusive=True)
@@ -111,6 +112,6 @@ class Uncertainty(Weighting):
     def readout(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"noise": np.exp(state["log_variance"] / 2)}
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         config = super().get_config()
         return {**config, "learning_rate": self.learning_rate, "analytic": self.analytic}

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
@@ -130,9 +130,9 @@ class JointLossCallback(keras.callbacks.Callback):
 
     def __init__(
         self,
-        log_dir: str | os.PathLike | None = None,
-        update_freq: str | int = "epoch",
-        validation_weights: Mapping[str, float] | str | None = None,
+        log_dir: str | os.PathLike[str] | None = None,
+        update_freq: int | Literal["epoch", "batch"] = "epoch",
+        validation_weights: Mapping[str, float] | Literal["equal", "initial"] | None = None,
         on_log: OnLog | None = None,
         hparams: Mapping[str, Any] | None = None,
     ):

@@ -1,13 +1,13 @@
 """The callback that evaluates retrieval over a whole data set at the end of an epoch."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_jointloss._core.types import Logs
+from keras_jointloss._core.types import Labels, Logs, Nested
 from keras_jointloss._core.validation import validate_count
 from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_on_log
 from keras_jointloss.callbacks.retrieval._embeddings import (
@@ -149,20 +149,20 @@ class RetrievalEvaluation(keras.callbacks.Callback):
 
     def __init__(
         self,
-        data: Any = None,
+        data: Nested = None,
         k: int | Iterable[int] = (1, 5, 10),
         every: int = 1,
         embeddings: str | Iterable[str] | None = None,
-        labels: Any = None,
+        labels: Labels = None,
         name: str | None = None,
         batch_size: int | None = None,
         tile_size: int = 1024,
-        log_dir: str | os.PathLike | None = None,
+        log_dir: str | os.PathLike[str] | None = None,
         projector: bool = False,
         thumbnails: np.ndarray | None = None,
-        queries: Any = None,
-        candidates: Any = None,
-        relevant: Any = None,
+        queries: Nested = None,
+        candidates: Nested = None,
+        relevant: np.ndarray | Sequence[Any] | None = None,
         on_log: OnLog | None = None,
     ):
         super().__init__()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from keras_jointloss import losses
 from keras_jointloss._core.keras_calls import is_training
 from keras_jointloss._core.state import as_state
-from keras_jointloss._core.types import Nested, Tensor
+from keras_jointloss._core.types import Config, LayerOptions, Nested, Tensor
 from keras_jointloss._core.validation import (
     invalid,
     validate_bool,
@@ -21,7 +21,7 @@ from keras_jointloss.layers._layer_term import LayerTerm
 from keras_jointloss.layers._means import validate_reduction
 from keras_jointloss.layers.contrastive._comparison import Comparison, LearnedArguments
 from keras_jointloss.layers.contrastive._memory import EmbeddingMemory
-from keras_jointloss.metrics.base import validate_metrics
+from keras_jointloss.metrics.base import ViewsMetric, validate_metrics
 from keras_jointloss.terms.given_weight import Weight, deserialize_weight
 
 
@@ -109,14 +109,14 @@ class ContrastiveTerm(LayerTerm):
 
     def __init__(
         self,
-        loss: Any,
+        loss: str | Config | keras.losses.Loss,
         weight: Weight = 1.0,
         learn_temperature: bool = False,
         memory_size: int = 0,
-        metrics: Sequence[Any] = (),
+        metrics: Sequence[str | Config | ViewsMetric] = (),
         gather: bool | None = None,
         name: str | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[LayerOptions],
     ):
         super().__init__(name=name, **kwargs)
         self.loss = losses.get(loss)
@@ -180,7 +180,7 @@ class ContrastiveTerm(LayerTerm):
         if self._comparison.memory is not None:
             self._comparison.memory.load(state)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "loss": keras.saving.serialize_keras_object(self.loss),
@@ -191,7 +191,7 @@ class ContrastiveTerm(LayerTerm):
         }
 
     @classmethod
-    def from_config(cls, config: dict) -> "ContrastiveTerm":
+    def from_config(cls, config: Config) -> "ContrastiveTerm":
         metrics = [keras.saving.deserialize_keras_object(x) for x in config.get("metrics", ())]
         weight = deserialize_weight(config["weight"])
         return cls(**{**config, "weight": weight, "metrics": metrics})

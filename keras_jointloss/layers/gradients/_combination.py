@@ -3,7 +3,7 @@
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Unpack
 
 import keras
 from keras import ops
@@ -15,8 +15,9 @@ from keras_jointloss._core.keras_calls import is_training
 from keras_jointloss._core.math import float_dtype, to_numpy
 from keras_jointloss._core.saved_state import SavedState, load_or_undo
 from keras_jointloss._core.state import as_state
-from keras_jointloss._core.types import Nested
+from keras_jointloss._core.types import Config, LayerOptions, Nested
 from keras_jointloss._core.validation import invalid, validate_bool, validate_choice
+from keras_jointloss.aggregators import Aggregator
 from keras_jointloss.aggregators._gramian import nonzero
 from keras_jointloss.layers.gradients._record import new_record
 from keras_jointloss.layers.gradients._statistics import GradientStatistics, StepRecord
@@ -69,12 +70,12 @@ class GradientCombination(keras.layers.Layer):
     def __init__(
         self,
         terms: Sequence[str],
-        aggregator: Any = "pcgrad",
-        reduction: str = "flatten",
+        aggregator: str | Config | Aggregator | None = "pcgrad",
+        reduction: Literal["flatten", "sum"] = "flatten",
         rescale: bool = True,
         telemetry: bool = True,
         name: str | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[LayerOptions],
     ):
         # Without autocasting the layer returns its inputs unchanged.
         super().__init__(name=name, autocast=False, **kwargs)
@@ -263,7 +264,7 @@ class GradientCombination(keras.layers.Layer):
             self.record.load(state.array("latest", self.record.latest.shape, 0))
         self.record.step.assign(step)
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "terms": list(self.terms),

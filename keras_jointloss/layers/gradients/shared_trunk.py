@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 from keras import ops
 
 from keras_jointloss._core import keras as _keras
 from keras_jointloss._core.math import float_dtype
-from keras_jointloss._core.types import Nested
+from keras_jointloss._core.types import Config, LayerOptions, Nested
 from keras_jointloss._core.validation import invalid
+from keras_jointloss.aggregators import Aggregator
 from keras_jointloss.layers.gradients._calls import StepMemory
 from keras_jointloss.layers.gradients._combination import Copies, GradientCombination
 from keras_jointloss.layers.gradients._trunk_run import (
@@ -104,11 +105,11 @@ class SharedTrunk(GradientCombination):
         self,
         trunk: keras.layers.Layer,
         terms: Sequence[str],
-        aggregator: Any = "pcgrad",
+        aggregator: str | Config | Aggregator | None = "pcgrad",
         rescale: bool = True,
         telemetry: bool = True,
         name: str | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[LayerOptions],
     ):
         # The parameters are the only row. Each replica sees the gradients of its own items.
         super().__init__(terms, aggregator, "sum", rescale, telemetry, name, **kwargs)
@@ -124,7 +125,7 @@ class SharedTrunk(GradientCombination):
         # In an outermost call, Keras would cast all variables that `call` reads to another one.
         return self.variable_dtype
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Nested]:
         unknown = kwargs.keys() - {"inputs", "training"}
         if len(args) + ("inputs" in kwargs) != 1 or unknown:
             raise ValueError(
@@ -178,13 +179,13 @@ class SharedTrunk(GradientCombination):
     def compute_mask(self, inputs: Nested, mask: Nested = None) -> dict[str, Nested]:
         return dict.fromkeys(self.terms, self.trunk.compute_mask(inputs, mask))
 
-    def get_config(self) -> dict:
+    def get_config(self) -> Config:
         config = super().get_config()
         del config["reduction"]
         return {**config, "trunk": keras.saving.serialize_keras_object(self.trunk)}
 
     @classmethod
-    def from_config(cls, config: dict) -> "SharedTrunk":
+    def from_config(cls, config: Config) -> "SharedTrunk":
         trunk = keras.saving.deserialize_keras_object(config["trunk"])
         return cls(**{**config, "trunk": trunk})
 
