@@ -1,11 +1,15 @@
 """What editors and type checkers know of the public names."""
 
 import inspect
+import operator
 import os
+import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,6 +65,8 @@ def test_public_names_have_types(tmp_path):
 
 def test_users_script_passes_strict_checks(tmp_path):
     script = """
+    from typing import Any
+
     import keras
     import numpy as np
 
@@ -84,6 +90,22 @@ def test_users_script_passes_strict_checks(tmp_path):
     balancer = kj.layers.GradientBalancer(["a", "b"], aggregator=kj.aggregators.MGDA())
     print(kj.losses.gaussian_kl(np.zeros((2, 3)), np.zeros((2, 3))), balancer.name)
     print(sorted(kj.custom_objects()))
+
+    class MeanNorm(kj.metrics.ViewsMetric):
+        def values(self, views: Any, labels: Any = None, valid: Any = None) -> tuple[Any, Any]:
+            return keras.ops.norm(views), 1.0
+
+    class Decay(kj.weighting.Weighting):
+        def __init__(self, decay: float, **kwargs: Any):
+            super().__init__(**kwargs)
+            self.decay = decay
+
+        def update(self, losses: Any, step: Any) -> Any:
+            return losses / self.decay
+
+    class First(kj.aggregators.Aggregator):
+        def coefficients(self, gramian: Any) -> Any:
+            return keras.ops.one_hot(0, gramian.shape[0])
     """
     assert messages(script, tmp_path) == []
 
@@ -94,7 +116,10 @@ def test_wrong_types_and_names_are_errors(tmp_path):
         "kj.losses.InfoNCE(temprature=0.1)": "call-arg",
         "kj.losses.InfoNec()": "attr-defined",
         "kj.loses": "attr-defined",
+        'kj.losses.InfoNCE(similarity="cosin")': "arg-type",
         'kj.weighting.Uncertainty(learning_rate="x")': "arg-type",
+        "kj.weighting.Uncertainty(warmup=1)": "call-arg",
+        'kj.layers.LossTerm("mse", wieght=1.0)': "call-arg",
         'kj.schedules.Linear(0.0, "x", steps=10)': "arg-type",
         'kj.callbacks.TermStopping({"a": "b"}, patience="x")': "arg-type",
         "kj.LossWeight(name=1)": "arg-type",
@@ -103,3 +128,26 @@ def test_wrong_types_and_names_are_errors(tmp_path):
     errors = [line.partition(": error: ") for line in lines if ": error: " in line]
     found = [(int(number), text.rpartition("[")[2].strip("]")) for number, _, text in errors]
     assert found == list(enumerate(calls.values(), start=2))
+
+
+def public_functions() -> Iterator[tuple[str, Any]]:
+    """Yields the public functions, and the methods and properties of public classes."""
+    for name in public_names():
+        value = operator.attrgetter(name.removeprefix("kj."))(kj)
+        bases = [x for x in getattr(value, "__mro__", ()) if x.__module__.startswith(kj.__name__)]
+        members = {f"{x.__name__}.{key}": y for x in bases for key, y in vars(x).items()}
+        for key, x in {**members, name: value}.items():
+            function = inspect.unwrap(getattr(x, "fget", None) or getattr(x, "__func__", x))
+            if inspect.isfunction(function) and re.search(r"\.([^_]\w*|__(init|call)__)$", key):
+                yield key, function
+
+
+def test_signatures_are_typed_in_full():
+    untyped = {}
+    for name, function in public_functions():
+        names = {*inspect.signature(function).parameters, "return"} - {"self", "cls"}
+        returned = {"return"} if name.endswith("__init__") else set()
+        missing = names - {*function.__annotations__} - returned
+        if missing:
+            untyped[name] = missing
+    assert untyped == {}
