@@ -10,7 +10,7 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_jointloss._core.types import Config, Tensor
+from keras_jointloss._core.types import Config, Step, Tensor
 from keras_jointloss._core.validation import MAX_COUNT, invalid, validate_count, validate_number
 
 __all__ = ["Cyclical", "Linear", "Sequential", "Sigmoid"]
@@ -35,7 +35,7 @@ def _ramp(start: float, end: float, steps: float, step):
 class _Schedule(LearningRateSchedule):
     """Base class: a subclass computes its value, in any dtype, from the step tensor."""
 
-    def __call__(self, step: int | Tensor) -> Tensor:
+    def __call__(self, step: Step) -> Tensor:
         return ops.cast(self._value(ops.convert_to_tensor(step)), keras.config.floatx())
 
     def _value(self, step):

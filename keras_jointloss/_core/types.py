@@ -14,6 +14,10 @@ Nested: TypeAlias = Any
 Labels: TypeAlias = Tensor | None
 #: Which items to include, `(batch,)`, bool; `None` for all.
 Mask: TypeAlias = Tensor | None
+#: The weights of items, `(batch,)`; `None` for 1.
+Weights: TypeAlias = Tensor | None
+#: The number of a training step.
+Step: TypeAlias = int | Tensor
 #: The values that Keras passes to callbacks, by name.
 Logs: TypeAlias = Any
 

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.registry import find
-from keras_jointloss._core.types import Config, Numbers, Tensor
+from keras_jointloss._core.types import Config, Numbers, Step, Tensor
 from keras_jointloss._core.validation import invalid, validate_bool, validate_number, validate_share
 from keras_jointloss.aggregators._gramian import (
     active_terms,
@@ -79,9 +79,7 @@ class Aggregator:
         """
         raise NotImplementedError
 
-    def solve(
-        self, gramian: Tensor, losses: Tensor | None = None, step: int | Tensor = 0
-    ) -> Tensor:
+    def solve(self, gramian: Tensor, losses: Tensor | None = None, step: Step = 0) -> Tensor:
         """Returns the coefficients for a Gramian of any scale.
 
         Args:
@@ -128,9 +126,7 @@ class Aggregator:
             result = result * (ops.sqrt(largest) * ops.sqrt(mean)) ** self.degree
         return ops.stop_gradient(ops.where(is_finite, result, result + float("nan")))
 
-    def __call__(
-        self, matrix: Tensor, losses: Tensor | None = None, step: int | Tensor = 0
-    ) -> Tensor:
+    def __call__(self, matrix: Tensor, losses: Tensor | None = None, step: Step = 0) -> Tensor:
         """Combines the rows of a matrix.
 
         Args:

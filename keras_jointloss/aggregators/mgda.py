@@ -1,6 +1,6 @@
 """MGDA: the shortest convex combination of the gradients."""
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import keras
 from keras import ops
@@ -17,6 +17,7 @@ from keras_jointloss.aggregators._gramian import (
 )
 from keras_jointloss.aggregators.base import Aggregator
 
+Normalization: TypeAlias = Literal["l2", "loss", "loss+"] | None
 _NORMALIZATIONS = (None, "l2", "loss", "loss+")
 
 
@@ -58,12 +59,7 @@ class MGDA(Aggregator):
     [0.6, 0.4]
     """
 
-    def __init__(
-        self,
-        normalize: Literal["l2", "loss", "loss+"] | None = None,
-        rescale: bool = False,
-        ema: float = 0.0,
-    ):
+    def __init__(self, normalize: Normalization = None, rescale: bool = False, ema: float = 0.0):
         super().__init__(rescale=rescale, ema=ema)
         if normalize not in _NORMALIZATIONS:
             raise invalid("normalize", f"one of {_NORMALIZATIONS}", normalize)

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.math import scramble
-from keras_jointloss._core.types import Config, Tensor
+from keras_jointloss._core.types import Config, Step, Tensor
 from keras_jointloss._core.validation import validate_seed
 from keras_jointloss.aggregators._gramian import active_terms
 from keras_jointloss.aggregators.base import Aggregator
@@ -67,7 +67,7 @@ class PCGrad(Aggregator):
         super().__init__(rescale=rescale, ema=ema)
         self.seed = validate_seed(seed)
 
-    def coefficients(self, gramian: Tensor, step: int | Tensor = 0) -> Tensor:
+    def coefficients(self, gramian: Tensor, step: Step = 0) -> Tensor:
         count = gramian.shape[0]
         is_active = ops.cast(active_terms(gramian), gramian.dtype)
         # Row i holds the coefficients of what remains of gradient i.

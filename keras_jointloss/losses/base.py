@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 from keras import ops
@@ -25,7 +25,7 @@ from keras_jointloss._core.replica_losses import (
     warn_of_separate_items,
 )
 from keras_jointloss._core.replicas import Batch, Items, rows_of
-from keras_jointloss._core.types import Config, DType, Labels, Mask, Reduction, Shape, Tensor
+from keras_jointloss._core.types import DType, Labels, Mask, Reduction, Shape, Tensor, Weights
 
 
 class LearnedParameter(NamedTuple):
@@ -132,6 +132,10 @@ class ViewsLoss(keras.losses.Loss):
     part_names: tuple[str, ...] = ()
     #: The label that marks items without one.
     unlabelled: int | None = None
+
+    if TYPE_CHECKING:  # The arguments, which are attributes.
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(
         self,
@@ -261,15 +265,13 @@ class ViewsLoss(keras.losses.Loss):
     def _arguments(self):
         return {name: getattr(self, name) for name in self._argument_names}
 
-    def get_config(self) -> Config:
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "dtype": self.dtype, **self._arguments()}
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         return self._values(y_true, y_pred, None)
 
-    def __call__(
-        self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Weights = None) -> Tensor:
         with keras.name_scope(self.name):
             views = ops.convert_to_tensor(y_pred, dtype=self.dtype)
             self.validate_views(views.shape)
@@ -302,7 +304,7 @@ class ViewsLoss(keras.losses.Loss):
         return self.values(own.views, own.labels, own.mask)
 
 
-def get(identifier: str | Config | keras.losses.Loss) -> keras.losses.Loss:
+def get(identifier: str | dict[str, Any] | keras.losses.Loss) -> keras.losses.Loss:
     """Returns a loss by instance, by name or by config.
 
     Args:

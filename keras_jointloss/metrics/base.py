@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
@@ -25,7 +25,7 @@ from keras_jointloss._core.replicas import (
     is_after_call,
     rows_of,
 )
-from keras_jointloss._core.types import Config, DType, Labels, Mask, Shape, Tensor
+from keras_jointloss._core.types import Config, DType, Labels, Mask, Shape, Tensor, Weights
 from keras_jointloss._core.validation import validate_list
 
 
@@ -82,6 +82,10 @@ class ViewsMetric(keras.metrics.Metric):
     #: The label that marks items without one, which are excluded.
     unlabelled: int | None = None
 
+    if TYPE_CHECKING:  # The arguments, which are attributes.
+
+        def __getattr__(self, name: str) -> Any: ...
+
     def __init__(self, name: str | None = None, dtype: DType = None, **arguments: Any):
         super().__init__(name=name, dtype=dtype)
         self._argument_names = tuple(arguments)
@@ -121,7 +125,7 @@ class ViewsMetric(keras.metrics.Metric):
         views: Tensor,
         labels: Labels = None,
         valid: Mask = None,
-        weight: Tensor | None = None,
+        weight: Weights = None,
         items: Items | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Returns the contributions of a batch to the two sums whose quotient is the mean.
@@ -155,9 +159,7 @@ class ViewsMetric(keras.metrics.Metric):
         is_finite = ops.isfinite(ops.sum(rows_of(views, items)))
         return ops.where(is_finite, ops.sum(values * counts), math.nan), ops.sum(counts)
 
-    def update_state(
-        self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
-    ) -> None:
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Weights = None) -> None:
         views = ops.convert_to_tensor(y_pred)
         self.validate_views(views.shape)
         views = stacked(views)

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_jointloss._core.validation import validate_by_name, validate_number
-from keras_jointloss.terms.given_weight import deserialize_weight, validate_schedule
+from keras_jointloss.terms.given_weight import Weight, deserialize_weight, validate_schedule
 
+#: A number or a schedule by the name of the term.
+ByTerm: TypeAlias = Mapping[str, Weight]
 #: What helps where a loss that reaches 0 takes all the weight.
 FLOOR_REMEDY = (
     "A loss near 0 takes the weight of the others: give that term a `floor`, or all terms a "
@@ -42,7 +44,7 @@ def validate_by_term(
     return validate_by_name(values, argument, validate, "a number or a schedule")
 
 
-def validate_floor(floor: Any) -> float | dict[str, Any] | None:
+def validate_floor(floor: Any) -> float | ByTerm | None:
     """Returns the argument `floor`: a number > 0 for all terms or by the name, or `None`.
 
     Raises:

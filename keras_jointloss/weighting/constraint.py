@@ -1,6 +1,5 @@
 """Constraint: keeps the losses of named terms at or below a bound."""
 
-from collections.abc import Mapping
 from typing import ClassVar, Unpack
 
 import keras
@@ -9,8 +8,8 @@ from keras import ops
 
 from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import invalid, validate_number
-from keras_jointloss.terms.given_weight import Weight
 from keras_jointloss.weighting._by_term import (
+    ByTerm,
     tensor_by_term,
     validate_by_term,
 )
@@ -75,7 +74,7 @@ class Constraint(Weighting):
 
     def __init__(
         self,
-        bounds: Mapping[str, Weight],
+        bounds: ByTerm,
         learning_rate: float = 0.01,
         ema: float = 0.9,
         min_weight: float = 1e-6,

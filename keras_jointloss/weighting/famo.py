@@ -8,10 +8,10 @@ from keras import ops
 
 from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import validate_number
-from keras_jointloss.terms.given_weight import Weight
 from keras_jointloss.weighting._adam import ADAM_STATE, adam_step
 from keras_jointloss.weighting._by_term import (
     FLOOR_REMEDY,
+    ByTerm,
     describe_default_floor,
     raise_to_floor,
     validate_floor,
@@ -80,7 +80,7 @@ class FAMO(Weighting):
         learning_rate: float = 0.025,
         decay: float = 1e-3,
         minimum_loss: float = 0.0,
-        floor: float | Mapping[str, Weight] | None = None,
+        floor: float | ByTerm | None = None,
         **kwargs: Unpack[Options],
     ):
         super().__init__(**kwargs)

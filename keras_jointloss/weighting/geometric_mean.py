@@ -7,9 +7,9 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.types import Tensor
-from keras_jointloss.terms.given_weight import Weight
 from keras_jointloss.weighting._by_term import (
     FLOOR_REMEDY,
+    ByTerm,
     describe_default_floor,
     raise_to_floor,
     validate_floor,
@@ -59,9 +59,7 @@ class GeometricMean(Weighting):
     by_term: ClassVar = {"floor": False}
     small_weight_remedy = FLOOR_REMEDY
 
-    def __init__(
-        self, floor: float | Mapping[str, Weight] | None = None, **kwargs: Unpack[Options]
-    ):
+    def __init__(self, floor: float | ByTerm | None = None, **kwargs: Unpack[Options]):
         super().__init__(**kwargs)
         self.floor = validate_floor(floor)
 

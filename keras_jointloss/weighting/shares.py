@@ -1,6 +1,5 @@
 """Shares: every term contributes the asked share of the total loss."""
 
-from collections.abc import Mapping
 from typing import ClassVar, Unpack
 
 import keras
@@ -8,8 +7,8 @@ from keras import ops
 
 from keras_jointloss._core.math import divide_or_0
 from keras_jointloss._core.types import Tensor
-from keras_jointloss.terms.given_weight import Weight
 from keras_jointloss.weighting._by_term import (
+    ByTerm,
     tensor_by_term,
     validate_by_term,
 )
@@ -69,7 +68,7 @@ class Shares(Weighting):
 
     def __init__(
         self,
-        shares: Mapping[str, Weight],
+        shares: ByTerm,
         ema: float = 0.99,
         max_weight: float | None = 1e6,
         **kwargs: Unpack[OptionsWithMinimum],

@@ -10,7 +10,7 @@ import numpy as np
 from keras_jointloss import losses
 from keras_jointloss._core.keras_calls import is_training
 from keras_jointloss._core.state import as_state
-from keras_jointloss._core.types import Config, LayerOptions, Nested, Tensor
+from keras_jointloss._core.types import Config, LayerOptions, Nested, Weights
 from keras_jointloss._core.validation import (
     invalid,
     validate_bool,
@@ -146,7 +146,7 @@ class ContrastiveTerm(LayerTerm):
     def call(
         self,
         inputs: Nested,
-        sample_weight: Tensor | None = None,
+        sample_weight: Weights = None,
         mask: Nested = None,
         inputs_mask: Nested = None,
         training: bool | None = None,
@@ -160,7 +160,7 @@ class ContrastiveTerm(LayerTerm):
         return _one_or_all(embeddings)
 
     def compute_output_spec(
-        self, inputs: Nested, sample_weight: Tensor | None = None, **kwargs: Any
+        self, inputs: Nested, sample_weight: Weights = None, **kwargs: Any
     ) -> Nested:
         embeddings, _ = _validated(inputs, sample_weight, self.loss, self.name)
         return _one_or_all(tuple(keras.KerasTensor(x.shape, dtype=x.dtype) for x in embeddings))
