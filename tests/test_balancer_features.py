@@ -6,8 +6,8 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from tests.balanced_models import LOSSES, TERMS, weights_of
 from tests.gradients import value_and_gradient
-from tests.test_gradient_balancer import TERMS, weights_of
 
 GENERATOR = np.random.default_rng(6)
 # The batch sizes and the ranks differ.
@@ -67,7 +67,7 @@ def build(calls, rule="mgda", telemetry=True):
     else:
         of_heads = {term: balancer(x)[term] for term, x in zip("ab", features, strict=True)}
     model = keras.Model(inputs, {term: head(of_heads[term]) for term, head in heads.items()})
-    model.compile(keras.optimizers.SGD(0.1), loss=dict.fromkeys("ab", "mean_squared_error"))
+    model.compile(keras.optimizers.SGD(0.1), loss=LOSSES)
     return model
 
 

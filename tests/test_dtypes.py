@@ -8,8 +8,8 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from tests.balanced_models import X, Y, by_hand_step, of_parameters
 from tests.reference import info_nce
-from tests.test_gradient_balancer import X, Y, by_hand_step
 
 # The dtypes of one to three steps: TensorFlow would trace them longer than it computes.
 IS_EAGER = keras.backend.backend() == "tensorflow"
@@ -53,7 +53,7 @@ def test_gradient_statistics_are_correct_in_every_dtype(floatx, policy):
         }
         at_z, _ = by_hand_step(values, slice(0, 8), {"a": 1.0, "b": 1.0})
         if kind == "shared":
-            at_z = [np.concatenate([(X[:8].T @ g).ravel(), g.sum(axis=0)]) for g in at_z]
+            at_z = [of_parameters(X[:8], gradient) for gradient in at_z]
         expected[kind] = [np.linalg.norm(g) for g in at_z]
     losses = dict.fromkeys(outputs, "mean_squared_error")
     model.compile("sgd", loss=losses, run_eagerly=IS_EAGER)
@@ -82,14 +82,9 @@ def test_terms_and_rule_are_correct_in_every_dtype(floatx, policy):
     joint = kj.joint_loss({"a": "mse"}, weighting=famo)
     model.compile(keras.optimizers.SGD(0.0), **joint, run_eagerly=IS_EAGER)
     embeddings = [np.asarray(x, "float64") for x in views.predict(X, verbose=0)]
-    history = model.fit(
-        X,
-        {"a": X[:, :2]},
-        batch_size=len(X),
-        epochs=3,
-        verbose=0,
-        callbacks=[kj.callbacks.JointLossCallback()],
-    ).history
+    callbacks = [kj.callbacks.JointLossCallback()]
+    options = {"batch_size": len(X), "epochs": 3, "verbose": 0, "callbacks": callbacks}
+    history = model.fit(X, {"a": X[:, :2]}, **options).history
     expected = np.mean(info_nce(np.stack(embeddings, axis=1)))
     assert history["pair_loss"] == pytest.approx([expected] * 3, rel=0.05)
     # FAMO's factors sum to 1, and the schedule has ended.

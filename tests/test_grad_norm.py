@@ -6,9 +6,11 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from tests import balanced_models as models
 from tests import reference_weighting as reference
+from tests.balanced_models import BACKEND, X, Y, build, weights_of
+from tests.comparisons import assert_all_close
 from tests.terms import Terms, Trajectory, recorded_losses
-from tests.test_gradient_balancer import BACKEND, X, Y, build, by_hand_step, weights_of, with_heads
 
 LENGTHS = np.array([2.0, 300.0, 0.01])
 
@@ -96,11 +98,11 @@ def test_fit_equals_manual_loop(aggregator):
     for step in range(10):
         rows = slice(8 * (step % 5), 8 * (step % 5 + 1))
         weights = rule.weights * [1.0, 5.0]
-        at_z, updates = by_hand_step(values, rows, dict(zip("ab", weights, strict=True)))
+        at_z, updates = models.by_hand_step(values, rows, dict(zip("ab", weights, strict=True)))
         lengths = np.linalg.norm(np.reshape(at_z, (2, -1)), axis=1)
         losses = np.array([loss_of(values, rows, term) for term in "ab"])
         combined = ops.convert_to_numpy(combine(np.reshape(at_z, (2, -1)))).reshape(at_z[0].shape)
-        updates["trunk_0"], updates["trunk_1"] = X[rows].T @ combined, combined.sum(axis=0)
+        updates["trunk_0"], updates["trunk_1"] = models.of_trunk(X[rows], combined)
         values = {name: values[name] - 0.02 * updates[name] for name in values}
         # On JAX, the rule sees the lengths of the previous step.
         lengths, before = (before, lengths) if BACKEND == "jax" else (lengths, None)
@@ -110,12 +112,9 @@ def test_fit_equals_manual_loop(aggregator):
             rule.move(losses, lengths / rule.weights)
         expected.append(rule.weights * [1.0, 5.0])
     trajectory = Trajectory()
-    callbacks = [kj.callbacks.JointLossCallback(), trajectory]
-    options = {"batch_size": 8, "epochs": 2, "shuffle": False, "verbose": 0}
-    history = model.fit(X, Y, callbacks=callbacks, **options).history
+    history = models.fit(model, 2, [kj.callbacks.JointLossCallback(), trajectory]).history
     np.testing.assert_allclose(trajectory.weights, expected, rtol=1e-4)
-    for name, value in weights_of(model).items():
-        np.testing.assert_allclose(value, values[name], rtol=2e-3, atol=2e-4)
+    assert_all_close(weights_of(model), values, 2e-3, 2e-4)
     assert history["a_weight"][-1] == pytest.approx(expected[-1][0], rel=1e-4)
     assert history["a_training_rate"][-1] > 0
 
@@ -134,8 +133,7 @@ def test_model_without_gradient_telemetry_is_refused():
         if terms:
             z |= kj.layers.GradientBalancer(terms, telemetry=telemetry)(inputs)
         model = keras.Model(inputs, {name: keras.layers.Dense(1)(z[name]) for name in "ab"})
-        losses = dict.fromkeys("ab", "mean_squared_error")
-        model.compile("sgd", **kj.joint_loss(losses, weighting="gradnorm"))
+        model.compile("sgd", **kj.joint_loss(models.LOSSES, weighting="gradnorm"))
         return model
 
     for terms, telemetry in (([], True), (["a"], True), (["a", "b"], False)):
@@ -148,9 +146,9 @@ def test_layer_without_gradients_is_refused():
     inputs = keras.Input((5,))
     trunk = keras.layers.Dense(4, trainable=False)
     layer = kj.layers.SharedTrunk(trunk, ["a", "b"], name="shared")
-    model = with_heads(inputs, layer(inputs), weighting="grad_norm")
+    model = models.with_heads(inputs, layer(inputs), weighting="grad_norm")
     with pytest.raises(RuntimeError, match="no gradient has reached the layer 'shared'"):
-        model.fit(X, Y, verbose=0, callbacks=[kj.callbacks.JointLossCallback()])
+        models.train(model)
 
 
 @pytest.mark.parametrize(

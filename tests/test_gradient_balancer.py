@@ -8,17 +8,13 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from tests import balanced_models as models
+from tests.balanced_models import BACKEND, FIRST, GRADIENTS, TERMS, Z, build, fit, weights_of
+from tests.comparisons import assert_all_close
 from tests.gradients import dtypes, value_and_gradient
-from tests.test_aggregators import combine
 
-BACKEND = keras.backend.backend()
 RULES = ("aligned_mtl", "cagrad", "imtl_g", "mean", "mgda", "nash_mtl", "pcgrad", "sum", "upgrad")
 RULES += ("shares",)
-GENERATOR = np.random.default_rng(5)
-BATCH, DIM, TERMS = 6, 4, ("a", "b", "c")
-Z = GENERATOR.normal(size=(BATCH, DIM))
-# The losses of the terms are linear in z, with these gradients.
-GRADIENTS = GENERATOR.normal(size=(len(TERMS), BATCH, DIM))
 
 
 def balanced_gradient(layer, z=Z, gradients=GRADIENTS, dtype="float32"):
@@ -79,10 +75,9 @@ def test_gradient_scale_is_preserved(rule, scale):
 def test_term_without_gradient_is_ignored():
     gradients = GRADIENTS.copy()
     gradients[1] = 0
-    expected = balanced_gradient(
-        kj.layers.GradientBalancer(["a", "c"], "mgda"), Z, gradients[[0, 2]]
-    )
-    actual = balanced_gradient(kj.layers.GradientBalancer(TERMS, "mgda"), Z, gradients)
+    two, three = (kj.layers.GradientBalancer(terms, "mgda") for terms in (["a", "c"], TERMS))
+    expected = balanced_gradient(two, Z, gradients[[0, 2]])
+    actual = balanced_gradient(three, Z, gradients)
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -112,10 +107,10 @@ def test_nested_structure_is_balanced_jointly():
     layer.build(None)
 
     def total(z):
-        parts = {"left": ops.reshape(z[:, :2], (BATCH, 2, 1)), "right": [z[:, 2:]]}
+        parts = {"left": ops.reshape(z[:, :2], (len(z), 2, 1)), "right": [z[:, 2:]]}
         copies = layer(parts, training=True)
         joined = [
-            ops.concatenate([ops.reshape(x["left"], (BATCH, 2)), x["right"][0]], axis=1)
+            ops.concatenate([ops.reshape(x["left"], (len(z), 2)), x["right"][0]], axis=1)
             for x in copies.values()
         ]
         return sum(
@@ -139,9 +134,9 @@ def test_sequence_length_may_be_unknown():
         pooled = keras.layers.GlobalMaxPooling1D()(z[term][0])
         outputs[term] = keras.layers.Dense(1)(keras.layers.Concatenate()([pooled, z[term][1]]))
     model = keras.Model(inputs, outputs)
-    model.compile("sgd", loss=dict.fromkeys("ab", "mean_squared_error"))
+    model.compile("sgd", loss=models.LOSSES)
     for length in (7, 3):
-        sequences = GENERATOR.normal(size=(8, length, 5))
+        sequences = models.GENERATOR.normal(size=(8, length, 5))
         model.fit(sequences, dict.fromkeys("ab", sequences[:, 0, :1]), verbose=0)
     assert np.all(layer.statistics().norms > 0)
 
@@ -149,15 +144,14 @@ def test_sequence_length_may_be_unknown():
 @pytest.mark.parametrize(
     "inputs",
     [
-        np.zeros((3, 2), "int32"),
-        np.zeros((), "float32"),
+        ops.zeros((3, 2), "int32"),
+        ops.zeros(()),
         [],
-        [np.zeros((3, 2), "float32"), np.zeros((3, 2), "float16")],
+        [ops.zeros(3, x) for x in ("float32", "float16")],
     ],
     ids=["integers", "scalar", "nothing", "dtypes"],
 )
 def test_invalid_input_is_refused(inputs):
-    inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
     layer = kj.layers.GradientBalancer(TERMS)
     layer.build(None)
     with pytest.raises(ValueError, match=r"`inputs`.*Received: inputs of shapes"):
@@ -188,93 +182,19 @@ def test_nonfinite_step_is_excluded_from_smoothed_coefficients():
 
 # In `fit`.
 
-X = GENERATOR.normal(size=(40, 5))
-Y = {"a": GENERATOR.normal(size=(40, 2)), "b": GENERATOR.normal(size=(40, 1))}
+
+LAYERS = ("balancer", "shared")
 
 
-def build(aggregator, weights=None, floatx="float32", **compile_arguments):
-    keras.config.set_floatx(floatx)
-    keras.utils.set_random_seed(2)
-    inputs = keras.Input((5,))
-    trunk = keras.layers.Dense(4, name="trunk")(inputs)
-    z = kj.layers.GradientBalancer(["a", "b"], aggregator, name="balancer")(trunk)
-    return with_heads(inputs, z, weights=weights, **compile_arguments)
-
-
-def with_heads(inputs, z, weights=None, weighting=None, **compile_arguments):
-    """Returns a compiled model with heads for the terms `a` and `b`."""
-    dtype = keras.config.floatx()  # The dtype of the losses, even in mixed precision.
-    outputs = {
-        "a": keras.layers.Dense(2, name="head_a", dtype=dtype)(z["a"]),
-        "b": keras.layers.Dense(1, name="head_b", dtype=dtype)(z["b"]),
-    }
-    model = keras.Model(inputs, outputs)
-    losses = dict.fromkeys("ab", "mean_squared_error")
-    joint = kj.joint_loss(losses, weights=weights, weighting=weighting)
-    model.compile(keras.optimizers.SGD(0.02), **joint, **compile_arguments)
-    return model
-
-
-def fit(model, epochs=4):
-    model.fit(X, Y, batch_size=8, epochs=epochs, shuffle=False, verbose=0)
-
-
-def weights_of(model):
-    """Returns the trainable weights by layer name and index."""
-    return {
-        f"{layer.name}_{index}": ops.convert_to_numpy(value)
-        for layer in model.layers
-        for index, value in enumerate(
-            x for x in layer.trainable_variables if not x.overwrite_with_gradient
-        )
-    }
-
-
-def by_hand_step(values, rows, term_weights):
-    """Returns each term's gradient at z and the gradients of the heads, in float64 NumPy."""
-    trunk = "trunk" if "trunk_0" in values else "shared"
-    z = X[rows] @ values[f"{trunk}_0"] + values[f"{trunk}_1"]
-    gradients, updates = [], {}
-    for term in "ab":
-        kernel, bias = values[f"head_{term}_0"], values[f"head_{term}_1"]
-        error = z @ kernel + bias - Y[term][rows]
-        slope = term_weights[term] * 2 * error / error.size
-        gradients.append(slope @ kernel.T)
-        updates[f"head_{term}_0"], updates[f"head_{term}_1"] = z.T @ slope, slope.sum(axis=0)
-    return gradients, updates
-
-
-def by_hand(model, aggregator, term_weights, steps=20):
-    """Trains the same network in float64 NumPy.
-
-    Returns:
-        The weights, and the gradients of the terms at z in all steps.
-    """
-    values = {name: value.astype("float64") for name, value in weights_of(model).items()}
-    told = []
-    for step in range(steps):
-        rows = slice(8 * (step % 5), 8 * (step % 5 + 1))
-        gradients, updates = by_hand_step(values, rows, term_weights)
-        jacobian = np.stack(gradients).reshape(2, -1)
-        combined = combine(aggregator, jacobian, dtypes()[-1], step)
-        combined = combined.reshape(gradients[0].shape)
-        updates["trunk_0"], updates["trunk_1"] = X[rows].T @ combined, combined.sum(axis=0)
-        for name, update in updates.items():
-            values[name] = values[name] - 0.02 * update
-        told.append(jacobian)
-    return values, np.array(told)
-
-
-@pytest.mark.parametrize("rule", ["pcgrad", "nash_mtl"])  # One uses the step, one is iterative.
-def test_fit_equals_manual_loop(rule):
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("rule", ["mgda", "pcgrad", "nash_mtl"])  # One uses the step.
+def test_fit_equals_manual_loop(rule, layer):
     is_exact = BACKEND == "tensorflow"  # On others, Keras computes some operations in float32.
     term_weights = {"a": 1.0, "b": 3.0}
-    model = build(rule, term_weights, "float64" if is_exact else "float32")
-    expected, _ = by_hand(model, kj.aggregators.get(rule), term_weights)
+    model = build(rule, term_weights, "float64" if is_exact else "float32", layer)
+    expected, _ = models.by_hand(model, kj.aggregators.get(rule), term_weights)
     fit(model)
-    tolerance = 1e-6 if is_exact else 2e-3
-    for name, value in weights_of(model).items():
-        np.testing.assert_allclose(value, expected[name], rtol=tolerance, atol=tolerance)
+    assert_all_close(weights_of(model), expected, *[1e-6 if is_exact else 2e-3] * 2)
 
 
 @pytest.mark.parametrize(
@@ -292,14 +212,10 @@ def test_sum_trains_like_plain_model_with_every_optimizer(options):
             z = model.get_layer("trunk")(inputs)
             heads = {term: model.get_layer(f"head_{term}")(z) for term in "ab"}
             model = keras.Model(inputs, heads)
-        losses = dict.fromkeys("ab", "mean_squared_error")
-        model.compile(keras.optimizers.SGD(0.02, **options), **kj.joint_loss(losses))
-        fit(model)
+        fit(models.compile_again(model, **options))
         return weights_of(model)
 
-    plain = trained(False)
-    for name, value in trained(True).items():
-        np.testing.assert_allclose(value, plain[name], rtol=1e-4, atol=1e-6)
+    assert_all_close(trained(False), trained(True), 1e-4, 1e-6)
 
 
 @pytest.mark.backend("jax")
@@ -314,11 +230,10 @@ def test_overwriting_with_a_moving_average_is_refused_on_jax(is_scaled):
         optimizer = keras.optimizers.SGD(0.02, use_ema=True, ema_overwrite_frequency=2)
         if is_scaled:
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-        model.compile(optimizer, loss=dict.fromkeys("ab", "mean_squared_error"))
+        model.compile(optimizer, loss=models.LOSSES)
         return model
 
-    model = compiled("mgda")
-    model.evaluate(X[:8], {term: y[:8] for term, y in Y.items()}, verbose=0)
+    compiled("mgda").evaluate(*FIRST, verbose=0)
     model = compiled("mgda")
     with pytest.raises(ValueError, match=r"`ema_overwrite_frequency` .*Received: .*=2"):
         fit(model)
@@ -333,21 +248,19 @@ def test_mixed_float16_trains():
     keras.config.set_dtype_policy("float32")
     single = build("mgda")
     fit(single)
-    for name, value in weights_of(model).items():
-        assert not np.array_equal(value, before[name])
-        np.testing.assert_allclose(value, weights_of(single)[name], rtol=0.05, atol=0.05)
+    assert not any(np.array_equal(value, before[name]) for name, value in weights_of(model).items())
+    assert_all_close(weights_of(model), weights_of(single), 0.05, 0.05)
 
 
-def test_frozen_trunk_is_unchanged_and_heads_learn():
-    model = build("mgda")
-    model.get_layer("trunk").trainable = False
-    joint = kj.joint_loss(dict.fromkeys("ab", "mean_squared_error"))
-    model.compile(keras.optimizers.SGD(0.02), **joint)
-    trunk = [ops.convert_to_numpy(v) for v in model.get_layer("trunk").variables]
-    heads = weights_of(model)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_frozen_trunk_is_unchanged_and_heads_learn(layer):
+    trunk = keras.layers.Dense(4, name="trunk")
+    model = build("mgda", layer=layer, trunk=trunk)
+    trunk.trainable = False
+    models.compile_again(model)
+    before, heads = trunk.get_weights(), weights_of(model)
     fit(model)
-    for old, new in zip(trunk, model.get_layer("trunk").variables, strict=True):
-        np.testing.assert_array_equal(old, ops.convert_to_numpy(new))
+    assert_all_close(trunk.get_weights(), before, 0)
     assert all(not np.array_equal(value, heads[name]) for name, value in weights_of(model).items())
 
 
@@ -360,19 +273,17 @@ def frozen_after_it_is_built():
 def frozen_when_it_is_built():
     inputs = keras.Input((5,))
     trunk = keras.layers.Dense(4, trainable=False, name="trunk")(inputs)
-    return with_heads(inputs, kj.layers.GradientBalancer(["a", "b"], name="balancer")(trunk))
+    return models.with_heads(inputs, kj.layers.GradientBalancer(["a", "b"], name="balancer")(trunk))
 
 
 @pytest.mark.parametrize("frozen", [frozen_after_it_is_built, frozen_when_it_is_built])
 def test_statistics_of_a_frozen_trunk_are_those_of_its_output(frozen):
-    model = frozen()
-    joint = kj.joint_loss(dict.fromkeys("ab", "mean_squared_error"))
-    model.compile(keras.optimizers.SGD(0.02), **joint)
-    values = {**weights_of(model)}
+    model = models.compile_again(frozen())
+    values = weights_of(model)
     for i, value in enumerate(model.get_layer("trunk").get_weights()):
         values[f"trunk_{i}"] = value
-    gradients, _ = by_hand_step(values, slice(0, 8), {"a": 1.0, "b": 1.0})
-    model.fit(X[:8], {term: y[:8] for term, y in Y.items()}, batch_size=8, verbose=0)
+    gradients, _ = models.by_hand_step(values, slice(0, 8), {"a": 1.0, "b": 1.0})
+    model.fit(*FIRST, batch_size=8, verbose=0)
     statistics = model.get_layer("balancer").statistics()
     lengths = [np.linalg.norm(gradient) for gradient in gradients]
     np.testing.assert_allclose(statistics.norms, lengths, rtol=1e-4)
@@ -383,7 +294,7 @@ def test_statistics_of_a_frozen_trunk_are_those_of_its_output(frozen):
 def test_heads_get_their_own_gradients():
     balanced, plain = build("mgda"), build("sum")
     for model in (balanced, plain):
-        model.fit(X[:8], {term: y[:8] for term, y in Y.items()}, batch_size=8, verbose=0)
+        model.fit(*FIRST, batch_size=8, verbose=0)
     balanced, plain = weights_of(balanced), weights_of(plain)
     for name, value in balanced.items():
         is_same = np.allclose(value, plain[name], rtol=1e-5, atol=1e-7)
@@ -392,27 +303,21 @@ def test_heads_get_their_own_gradients():
 
 @pytest.mark.backend("tensorflow")
 @pytest.mark.slow
-@pytest.mark.parametrize("reduction", ["flatten", "sum"])
-def test_replicas_balance_like_one_device(reduction):
-    from tests.test_training import replicas
+@pytest.mark.parametrize("layer", ["flatten", "sum", "shared"])
+def test_replicas_balance_like_one_device(layer):
+    from tests.test_replicas import assert_like_one_device
 
-    def build_one():
-        keras.utils.set_random_seed(2)
+    def make():
         inputs = keras.Input((5,))
-        trunk = keras.layers.Dense(4)(inputs)
-        layer = kj.layers.GradientBalancer(["a", "b"], "mgda", reduction, name="balancer")
-        return with_heads(inputs, layer(trunk))
+        if layer == "shared":
+            z = kj.layers.SharedTrunk(keras.layers.Dense(4), ["a", "b"], "mgda")(inputs)
+        else:
+            balancer = kj.layers.GradientBalancer(["a", "b"], "mgda", layer)
+            z = balancer(keras.layers.Dense(4)(inputs))
+        heads = {"a": keras.layers.Dense(2)(z["a"]), "b": keras.layers.Dense(1)(z["b"])}
+        return keras.Model(inputs, heads), kj.joint_loss(models.LOSSES)
 
-    one = build_one()
-    fit(one)
-    with replicas(2).scope():
-        two = build_one()
-    fit(two)
-    for expected, actual in zip(one.trainable_variables, two.trainable_variables, strict=True):
-        np.testing.assert_allclose(np.array(actual), np.array(expected), rtol=1e-4, atol=1e-6)
-    told = [model.get_layer("balancer").statistics() for model in (one, two)]
-    for expected, actual in zip(*told, strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+    assert_like_one_device(make, [(models.X, models.Y)], epochs=4)
 
 
 def test_inference_returns_the_input():
@@ -442,7 +347,7 @@ def test_model_called_twice_in_a_step_is_recorded_once():
     def trained(model_class):
         model = build(kj.aggregators.CAGrad(ema=0.5))
         model = model_class(model.inputs, model.output)
-        model.compile(keras.optimizers.SGD(0.02), loss=dict.fromkeys("ab", "mean_squared_error"))
+        model.compile(keras.optimizers.SGD(0.02), loss=models.LOSSES)
         fit(model, 1)
         return model.get_layer("balancer").statistics(), weights_of(model)
 
@@ -453,10 +358,8 @@ def test_model_called_twice_in_a_step_is_recorded_once():
     ratios = [statistics.norms[0] / statistics.norms[1] for statistics in (once, twice)]
     np.testing.assert_allclose(*ratios, rtol=0.05)
     for name in ("coefficients", "cosines", "conflicts"):
-        expected = getattr(once, name)
-        np.testing.assert_allclose(getattr(twice, name), expected, rtol=1e-3, atol=1e-5)
-    for name, value in twice_weights.items():
-        np.testing.assert_allclose(value, once_weights[name], rtol=1e-3, atol=1e-5)
+        assert_all_close([getattr(twice, name)], [getattr(once, name)], 1e-3, 1e-5, name)
+    assert_all_close(twice_weights, once_weights, 1e-3, 1e-5)
 
 
 def test_named_aggregator_keeps_its_length_without_rescaling():

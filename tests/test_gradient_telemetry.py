@@ -8,18 +8,10 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from tests import balanced_models as models
+from tests.balanced_models import BACKEND, X, Y, build, compile_again, fit, train, weights_of
+from tests.comparisons import assert_all_close
 from tests.summaries import read_images, read_scalars
-from tests.test_gradient_balancer import (
-    BACKEND,
-    X,
-    Y,
-    build,
-    by_hand,
-    by_hand_step,
-    fit,
-    weights_of,
-    with_heads,
-)
 
 STEPS = len(X) // 8
 
@@ -34,26 +26,13 @@ def assert_statistics(statistics, gradients):
     np.testing.assert_allclose(statistics.conflict, np.mean(cosines < 0))
 
 
-def callback_for(model, **arguments):
-    callback = kj.callbacks.JointLossCallback(**arguments)
-    callback.set_model(model)
-    return callback
-
-
-def train(model, epochs=1, **arguments):
-    callback = kj.callbacks.JointLossCallback(**arguments)
-    return model.fit(
-        X, Y, batch_size=8, epochs=epochs, shuffle=False, verbose=0, callbacks=[callback]
-    )
-
-
 def test_layer_that_combines_no_gradients_warns_once():
     inputs = keras.Input((5,))
     trunk = keras.layers.Dense(4, trainable=False)
     z = kj.layers.SharedTrunk(trunk, ["a", "b"], name="shared")(inputs)
     message = "'shared' has recorded no gradients in the 5 batches of epoch 0"
     with pytest.warns(UserWarning, match=message) as caught:
-        train(with_heads(inputs, z), epochs=2)
+        train(models.with_heads(inputs, z), 2)
     assert sum("recorded no gradients" in str(warning.message) for warning in caught) == 1
 
 
@@ -61,7 +40,7 @@ def test_layer_that_combines_no_gradients_warns_once():
 def test_layer_in_a_frozen_model_warns_on_jax():
     model = build("mgda")
     model.get_layer("balancer").trainable = False
-    model.compile("sgd", **kj.joint_loss(dict.fromkeys("ab", "mean_squared_error")))
+    compile_again(model)
     with pytest.warns(UserWarning, match="on JAX, the layer itself .* may be frozen"):
         train(model)
 
@@ -69,7 +48,7 @@ def test_layer_in_a_frozen_model_warns_on_jax():
 def test_statistics_are_means_over_the_epoch():
     weights = {"a": 1.0, "b": 3.0}
     model = build(None, weights)
-    _, gradients = by_hand(model, kj.aggregators.Sum(), weights, 2 * STEPS)
+    _, gradients = models.by_hand(model, kj.aggregators.Sum(), weights, 2 * STEPS)
     history = train(model, 2).history
     assert_statistics(model.get_layer("balancer").statistics(), gradients[STEPS:])
     norms = np.linalg.norm(gradients, axis=2).reshape(2, STEPS, 2).mean(axis=1)
@@ -85,16 +64,11 @@ def test_evaluation_and_prediction_change_nothing():
     model.evaluate(X, Y, verbose=0)
     model.predict(X, verbose=0)
     after = model.get_layer("balancer").statistics()
-    for old, new in zip(before, after, strict=True):
-        np.testing.assert_array_equal(old, new)
+    assert_all_close(after, before, 0)
 
 
 def test_lengths_are_independent_of_loss_scale():
-    plain, scaled = build(None), build(None)
-    scaled.compile(
-        keras.optimizers.SGD(0.02, loss_scale_factor=1024.0),
-        **kj.joint_loss(dict.fromkeys("ab", "mean_squared_error")),
-    )
+    plain, scaled = build(None), compile_again(build(None), loss_scale_factor=1024.0)
     train(plain)
     train(scaled)
     expected = plain.get_layer("balancer").statistics()
@@ -107,7 +81,7 @@ def test_mixed_precision_reports_unscaled_gradients():
     mixed = build(None)
     # With the default initial scale, some gradients overflow float16.
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.02), initial_scale=512)
-    mixed.compile(optimizer, **kj.joint_loss(dict.fromkeys("ab", "mean_squared_error")))
+    mixed.compile(optimizer, **kj.joint_loss(models.LOSSES))
     train(mixed)
     keras.config.set_dtype_policy("float32")
     single = build(None)
@@ -122,23 +96,17 @@ def test_unscaled_rule_trains_identically_with_scaled_loss():
     def trained(factor):
         model = build(kj.aggregators.NashMTL(rescale=False))
         optimizer = keras.optimizers.SGD(0.002, loss_scale_factor=factor)
-        model.compile(optimizer, loss=dict.fromkeys("ab", "mean_squared_error"))
+        model.compile(optimizer, loss=models.LOSSES)
         fit(model, 1)
         return weights_of(model)
 
-    plain = trained(None)
-    for name, value in trained(1024.0).items():
-        np.testing.assert_allclose(value, plain[name], rtol=1e-4, atol=1e-6)
+    assert_all_close(trained(1024.0), trained(None), 1e-4, 1e-6)
 
 
 def test_accumulated_gradients_are_reported():
-    model = build(None)
-    model.compile(
-        keras.optimizers.SGD(0.0, gradient_accumulation_steps=5),
-        **kj.joint_loss(dict.fromkeys("ab", "mean_squared_error")),
-    )
+    model = compile_again(build(None), learning_rate=0.0, gradient_accumulation_steps=5)
     values, batches = weights_of(model), [slice(i, i + 8) for i in range(0, len(X), 8)]
-    at_z = [by_hand_step(values, rows, {"a": 1.0, "b": 1.0})[0] for rows in batches]
+    at_z = [models.by_hand_step(values, rows, {"a": 1.0, "b": 1.0})[0] for rows in batches]
     gradients = np.stack(at_z).reshape(STEPS, 2, -1)
     train(model)
     # JAX reports only the last of the accumulated gradients.
@@ -162,9 +130,7 @@ def test_coefficients_are_smoothed_over_steps():
         layer, result = model.get_layer("balancer"), []
         for start in (0, 8):
             rows = slice(start, start + 8)
-            callback = kj.callbacks.JointLossCallback()
-            targets = {term: y[rows] for term, y in Y.items()}
-            model.fit(X[rows], targets, batch_size=8, verbose=0, callbacks=[callback])
+            train(model, 1, X[rows], {term: y[rows] for term, y in Y.items()})
             result.append(layer.statistics().coefficients)
         return result
 
@@ -198,10 +164,9 @@ def test_first_terms_with_nonfinite_gradients_are_reported():
     model.compile("sgd", **kj.joint_loss(losses))
     y = {**Y, "a": Y["a"].copy()}
     y["a"][16:24] = 0  # In the third step.
-    callback = kj.callbacks.JointLossCallback()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model.fit(X, y, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=[callback])
+        train(model, 2, y=y)
     told = [str(warning.message) for warning in caught if "gradients" in str(warning.message)]
     assert told == [
         "The gradients of the terms ['a'] are not finite at layer 'balancer' (train, step 3)."
@@ -223,9 +188,7 @@ def test_several_layers_log_under_distinct_names():
     }
     model = keras.Model(inputs, outputs)
     model.compile("sgd", loss=dict.fromkeys("abcd", "mean_squared_error"))
-    callback = kj.callbacks.JointLossCallback()
-    targets = {name: X[:, :1] for name in "abcd"}
-    history = model.fit(X, targets, verbose=0, callbacks=[callback]).history
+    history = train(model, y=dict.fromkeys("abcd", X[:, :1])).history
     assert "gradients_upper_a_norm" in history
     assert "gradients_lower_c~d_cosine" in history
 
@@ -234,7 +197,7 @@ def test_disabled_telemetry_records_nothing(tmp_path):
     inputs = keras.Input((5,))
     z = kj.layers.GradientBalancer(["a", "b"], telemetry=False)(keras.layers.Dense(4)(inputs))
     model = keras.Model(inputs, {name: keras.layers.Dense(1)(z[name]) for name in "ab"})
-    model.compile("sgd", loss=dict.fromkeys("ab", "mean_squared_error"))
+    model.compile("sgd", loss=models.LOSSES)
     model.fit(X, dict.fromkeys("ab", X[:, :1]), verbose=0)
     layer = model.layers[2]
     assert layer.statistics() is None
@@ -246,7 +209,7 @@ def test_disabled_telemetry_records_nothing(tmp_path):
     assert int(ops.convert_to_numpy(other.layers[2].record.step)) == step > 0
     assert sum(v.trainable for v in layer.variables) == 0
     with pytest.raises(ValueError, match="JointLossCallback expects a model with a term"):
-        callback_for(model)
+        kj.callbacks.JointLossCallback().set_model(model)
 
 
 def test_only_jax_record_is_trainable():

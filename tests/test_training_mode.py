@@ -6,7 +6,8 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from tests.test_gradient_balancer import X, Y
+from tests.balanced_models import X, Y
+from tests.comparisons import assert_all_close
 
 BACKEND = keras.backend.backend()
 BATCHES = 5
@@ -110,11 +111,7 @@ def test_subclassed_models_train_like_the_functional_model(kind):
     assert not np.allclose(statistics.coefficients, 1)
     for model_class in MODELS:
         model = model_class(kind)
-        weights, actual = trained(model)
-        for name, a, b in zip(statistics._fields, actual, statistics, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6, err_msg=name)
-        for a, b in zip(weights, expected, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6, err_msg=model_class.__name__)
+        assert_all_close(trained(model), (expected, statistics), 1e-4, 1e-6, model_class.__name__)
         # Neither building the model nor validation nor prediction counts as a step.
         assert steps_of(model.combination) == BATCHES
 
@@ -137,15 +134,10 @@ class Labelling(Optional):
             return super().train_step(data)
 
 
-def assert_same(found, expected):
-    for x, y in zip(keras.tree.flatten(found), keras.tree.flatten(expected), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("kind", ["balancer", "trunk"])
 def test_call_that_a_step_makes_for_inference_does_not_train(kind):
     model = Labelling(kind)
-    assert_same(trained(model), trained(Optional(kind)))
+    assert_all_close(trained(model), trained(Optional(kind)), 1e-5, 1e-6)
     assert steps_of(model.combination) == BATCHES
 
 

@@ -8,14 +8,14 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from tests.balanced_models import BACKEND, LOSSES, of_parameters, weights_of
+from tests.comparisons import assert_all_close
 from tests.gradients import dtypes
-from tests.test_aggregators import combine
-from tests.test_gradient_balancer import BACKEND, weights_of
+from tests.jacobians import combine
 
 GENERATOR = np.random.default_rng(8)
 INPUTS = {"a": GENERATOR.normal(size=(24, 5)), "b": GENERATOR.normal(size=(24, 5))}
 TARGETS = {"a": GENERATOR.normal(size=(24, 2)), "b": 10 * GENERATOR.normal(size=(24, 1))}
-LOSSES = dict.fromkeys("ab", "mean_squared_error")
 
 
 class Subclassed(keras.Model):
@@ -69,8 +69,7 @@ def fit(model, shared):
     callback = kj.callbacks.JointLossCallback()
     options = {"batch_size": 8, "epochs": 2, "shuffle": False, "verbose": 0}
     model.fit(INPUTS, TARGETS, callbacks=[callback], **options)
-    weights = [ops.convert_to_numpy(x) for x in shared.trunk.get_weights()]
-    return weights, shared.statistics()
+    return shared.trunk.get_weights(), shared.statistics()
 
 
 @pytest.mark.parametrize("run_eagerly", [False, True], ids=["compiled", "eager"])
@@ -89,17 +88,14 @@ def test_calls_with_different_batch_sizes_equal_manual_loop(rule, run_eagerly):
             kernel, bias = values[f"head_{term}_0"], values[f"head_{term}_1"]
             z = x[term] @ values["shared_0"] + values["shared_1"]
             slope = 2 * (z @ kernel + bias - y[term]) / y[term].size
-            at_z = slope @ kernel.T
-            of_terms.append(np.concatenate([(x[term].T @ at_z).ravel(), at_z.sum(axis=0)]))
+            of_terms.append(of_parameters(x[term], slope @ kernel.T))
             updates[f"head_{term}_0"], updates[f"head_{term}_1"] = z.T @ slope, slope.sum(axis=0)
         combined = combine(aggregator, np.stack(of_terms), dtypes()[-1], step)
         updates["shared_0"], updates["shared_1"] = combined[:20].reshape(5, 4), combined[20:]
-        for name, update in updates.items():
-            values[name] = values[name] - 0.02 * update
+        values = {name: value - 0.02 * updates[name] for name, value in values.items()}
         shared.reset_statistics()
         model.train_on_batch(x, y)
-    for name, value in weights_of(model).items():
-        np.testing.assert_allclose(value, values[name], rtol=2e-3, atol=2e-4)
+    assert_all_close(weights_of(model), values, 2e-3, 2e-4)
     statistics = shared.statistics()
     norms = np.linalg.norm(of_terms, axis=1)
     np.testing.assert_allclose(statistics.norms, norms, rtol=2e-3)
@@ -114,10 +110,8 @@ def one_call():
 
 
 def assert_equal(actual, expected, tolerance=1e-4):
-    for x, y in zip(actual[0], expected[0], strict=True):
-        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
-    for x, y in zip(actual[1], expected[1], strict=True):
-        np.testing.assert_allclose(x, y, rtol=10 * tolerance, atol=10 * tolerance)
+    assert_all_close(actual[0], expected[0], tolerance, tolerance)
+    assert_all_close(actual[1], expected[1], 10 * tolerance, 10 * tolerance)
 
 
 @pytest.mark.parametrize("form", ["subclassed", "nested"])

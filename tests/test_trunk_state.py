@@ -6,7 +6,8 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from tests.test_gradient_balancer import BACKEND
+from tests.balanced_models import BACKEND, LOSSES
+from tests.comparisons import assert_all_close
 
 GENERATOR = np.random.default_rng(9)
 X = GENERATOR.normal(size=(24, 5, 6))
@@ -47,8 +48,7 @@ def train(trunk, is_shared, run_eagerly=False):
         pooled = z[term] if len(z[term].shape) == 2 else keras.layers.Flatten()(z[term])
         outputs[term] = keras.layers.Dense(1)(pooled)
     model = keras.Model(inputs, outputs)
-    joint = kj.joint_loss(dict.fromkeys("ab", "mean_squared_error"))
-    model.compile(keras.optimizers.SGD(0.05), run_eagerly=run_eagerly, **joint)
+    model.compile(keras.optimizers.SGD(0.05), **kj.joint_loss(LOSSES), run_eagerly=run_eagerly)
     for start in (0, 8, 16, 0, 8, 16):  # With a batch size that a stateful RNN knows.
         rows = slice(start, start + 8)
         model.train_on_batch(X[rows], {term: y[rows] for term, y in Y.items()})
@@ -61,8 +61,7 @@ def assert_state_is_that_of_plain_trunk(create, state_of, **options):
         trunk = create()
         train(trunk, is_shared, **options)
         found.append([ops.convert_to_numpy(x) for x in [*state_of(trunk), *trunk.weights]])
-    for plain, shared in zip(*found, strict=True):
-        np.testing.assert_allclose(shared, plain, rtol=1e-4, atol=1e-5)
+    assert_all_close(found[1], found[0], 1e-4, 1e-5)
     return found[0]
 
 
@@ -96,11 +95,10 @@ def test_second_call_in_a_step_continues_the_state():
         outputs = {term: layer(inputs[term]) for term in "ab"}
         outputs = {x: keras.layers.Dense(1)(z[x] if is_shared else z) for x, z in outputs.items()}
         model = keras.Model(inputs, outputs)
-        model.compile("sgd", loss=dict.fromkeys("ab", "mean_squared_error"))
+        model.compile("sgd", loss=LOSSES)
         model.fit({"a": X[:, 0], "b": X[:, 1]}, Y, batch_size=8, shuffle=False, verbose=0)
-        found.append([ops.convert_to_numpy(x) for x in trunk.weights])
-    for plain, shared in zip(*found, strict=True):
-        np.testing.assert_allclose(shared, plain, rtol=1e-4, atol=1e-5)
+        found.append(trunk.get_weights())
+    assert_all_close(found[1], found[0], 1e-4, 1e-5)
 
 
 def shared(trunk):
