@@ -15,6 +15,20 @@ Y = {
 LOSSES = {"a": "mse", "b": "sparse_categorical_crossentropy"}
 
 
+def linear(outputs=("a",), units=1, dim=5):
+    """Returns a model with a dense layer for each output."""
+    inputs = keras.Input((dim,))
+    return keras.Model(inputs, {name: keras.layers.Dense(units)(inputs) for name in outputs})
+
+
+def copies_of(model, folder):
+    """Returns a clone of a model with its weights, and the model from a file."""
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    model.save(folder / "model.keras")
+    return clone, keras.models.load_model(folder / "model.keras")
+
+
 def ramp(steps=10):
     """Returns a schedule that increases by `1 / steps` in each step."""
     return kj.schedules.Linear(0.0, 1.0, steps)
@@ -52,11 +66,11 @@ def with_layer_term(weight=None, **options):
     return model
 
 
-def fit(model, callbacks=None, y=None, **options):
+def fit(model, callbacks=None, y=None, x=X, **options):
     """Returns the history of `fit`, by default with only a `JointLossCallback`."""
     if callbacks is None:
         callbacks = [kj.callbacks.JointLossCallback()]
     if y is None:
         y = {name: Y[name] for name in model.loss}
     options = {"batch_size": 10, "shuffle": False, "verbose": 0, "callbacks": callbacks, **options}
-    return model.fit(X, y, **options).history
+    return model.fit(x, y, **options).history

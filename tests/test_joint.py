@@ -9,6 +9,7 @@ from keras.optimizers.schedules import PolynomialDecay
 import keras_jointloss as kj
 from keras_jointloss.joint.find_terms import find_terms
 from tests.backends import once_compiled
+from tests.small_models import fit
 from tests.subjects import DATA
 
 ITEMS = 20
@@ -32,7 +33,7 @@ def _one_hot(labels):
 
 
 LABELS = DATA["label"][:ITEMS]
-
+X, Y = DATA["features"][:ITEMS], {"first": LABELS, "second": DATA["rating"][:ITEMS]}
 
 FORMS = {
     "name": ("mse", 3, _one_hot(LABELS)),
@@ -67,13 +68,13 @@ def test_every_form_of_loss_equals_plain_keras(sample_weight):
     model = keras.Model(inputs, outputs)
     losses = {name: loss for name, (loss, _, _) in FORMS.items()}
     weights = {name: 0.25 + i for i, name in enumerate(FORMS)}
-    x, y = DATA["features"][:ITEMS], {name: target for name, (_, _, target) in FORMS.items()}
+    y = {name: target for name, (_, _, target) in FORMS.items()}
     sample_weights = None if sample_weight is None else dict.fromkeys(FORMS, sample_weight)
     options = {"batch_size": 8, "verbose": 0, "return_dict": True, "sample_weight": sample_weights}
     model.compile("sgd", losses, weights)
-    plain = model.evaluate(x, y, **options)
+    plain = model.evaluate(X, y, **options)
     model.compile("sgd", **kj.joint_loss(losses, weights))
-    joint = model.evaluate(x, y, **options)
+    joint = model.evaluate(X, y, **options)
     assert {name: joint[name] for name in plain} == pytest.approx(plain, rel=1e-5)
     assert set(joint) - set(plain) == {f"{name}_weight" for name in FORMS}
 
@@ -88,8 +89,7 @@ def test_metric_names_are_unchanged():
             weighted_metrics={"second": ["mse"]},
         ),
     )
-    y = {"first": LABELS, "second": DATA["rating"][:ITEMS]}
-    logs = model.evaluate(DATA["features"][:ITEMS], y, verbose=0, return_dict=True)
+    logs = model.evaluate(X, Y, verbose=0, return_dict=True)
     assert set(logs) == {
         "loss", "first_loss", "second_loss", "first_weight", "second_weight",
         "first_accuracy", "second_mae", "second_mse",
@@ -101,8 +101,7 @@ def test_single_loss_accepts_unnamed_metrics(metrics):
     inputs = keras.Input((6,))
     model = keras.Model(inputs, keras.layers.Dense(1, name="first")(inputs))
     model.compile("sgd", **kj.joint_loss({"first": "mse"}, metrics=metrics))
-    x, y = DATA["features"], DATA["rating"]
-    history = model.fit(x, y, verbose=0, callbacks=[kj.callbacks.JointLossCallback()]).history
+    history = fit(model, y=Y["second"], x=X)
     assert set(history) == {"loss", "mae", "first_weight", "first_loss", "first_share"}
     assert history["first_loss"] == pytest.approx(history["loss"])
 
@@ -112,10 +111,7 @@ def test_output_without_loss_needs_no_entry_in_a_dict():
     hidden = keras.layers.Dense(4)(inputs)
     model = keras.Model(inputs, {"hidden": hidden, "rating": keras.layers.Dense(1)(hidden)})
     model.compile("sgd", **kj.joint_loss({"rating": "mse"}))
-    y = {"hidden": np.zeros(ITEMS), "rating": DATA["rating"][:ITEMS]}
-    history = model.fit(
-        DATA["features"][:ITEMS], y, verbose=0, callbacks=[kj.callbacks.JointLossCallback()]
-    ).history
+    history = fit(model, y={"hidden": np.zeros(ITEMS), "rating": Y["second"]}, x=X)
     assert set(history) == {"loss", "rating_loss", "rating_weight", "rating_share"}
 
 
@@ -125,12 +121,8 @@ def test_metrics_may_be_missing_for_some_outputs():
     )
     model = _model()
     model.compile("sgd", **arguments)
-    logs = model.evaluate(
-        DATA["features"][:ITEMS],
-        {"first": _one_hot(LABELS), "second": LABELS.astype("float32")},
-        verbose=0,
-        return_dict=True,
-    )
+    y = {"first": _one_hot(LABELS), "second": LABELS.astype("float32")}
+    logs = model.evaluate(X, y, verbose=0, return_dict=True)
     assert "second_mean_absolute_error" in {x.replace("mae", "mean_absolute_error") for x in logs}
     assert not {x for x in logs if x.startswith("first_m")}
 
@@ -193,14 +185,10 @@ def test_loaded_loss_metric_and_term_share_one_weight(tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras", custom_objects=kj.custom_objects())
     weight = loaded.loss["second"].weight
     assert float(weight) == 0.125
-    x = DATA["features"][:ITEMS]
-    y = {"first": LABELS, "second": DATA["rating"][:ITEMS]}
-    history = loaded.fit(
-        x, y, batch_size=4, verbose=0, callbacks=[kj.callbacks.JointLossCallback()]
-    )
-    assert history.history["first_weight"] == pytest.approx([0.5])
+    history = fit(loaded, y=Y, x=X, batch_size=4)
+    assert history["first_weight"] == pytest.approx([0.5])
     weight.assign(2.0)
-    logs = loaded.evaluate(x, y, verbose=0, return_dict=True)
+    logs = loaded.evaluate(X, Y, verbose=0, return_dict=True)
     assert logs["second_weight"] == 2.0
     expected = 0.5 * logs["first_loss"] + 2.0 * logs["second_loss"]
     assert logs["loss"] == pytest.approx(expected, rel=1e-5)
@@ -294,8 +282,3 @@ def test_two_terms_with_the_same_name_are_refused():
     model.compile("sgd", **kj.joint_loss({"pair": "mse"}))
     with pytest.raises(ValueError, match="two terms named 'pair'"):
         find_terms(model)
-
-
-def test_custom_objects_contain_every_class():
-    names = {name.split(">")[1] for name in kj.custom_objects()}
-    assert names >= {"ContrastiveTerm", "InfoNCE", "LossWeight", "MarginContrastive", "TermLoss"}

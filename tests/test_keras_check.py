@@ -1,7 +1,5 @@
 """The private names of Keras: a missing name raises a clear error."""
 
-import contextlib
-
 import keras
 import numpy as np
 import pytest
@@ -37,20 +35,6 @@ def test_losses_of_layers_kept_elsewhere_raise(monkeypatch):
         keras_check.check()
 
 
-def test_losses_of_layers_are_put_back():
-    inner = keras.layers.ActivityRegularization(1.0)
-    model = keras.Sequential([inner])
-    model(ops.ones((1, 2)))
-    with _keras.kept_losses(model):
-        model(ops.zeros((1, 2)))
-        assert float(sum(model.losses)) == 0.0
-    assert float(sum(model.losses)) == 2.0
-    with contextlib.suppress(KeyError), _keras.kept_losses(model):
-        model(ops.zeros((1, 2)))
-        raise KeyError
-    assert float(sum(model.losses)) == 2.0
-
-
 def test_check_within_a_call_keeps_the_losses():
     class Layer(keras.layers.Layer):
         def call(self, x):
@@ -63,25 +47,6 @@ def test_check_within_a_call_keeps_the_losses():
     layer(ops.ones((2, 3)))
     assert len(layer.losses) == 1
     assert _keras.outermost_layer() is None
-
-
-def test_takes_training():
-    assert _keras.takes_training(keras.layers.Dropout(0.1))
-    assert not _keras.takes_training(keras.layers.Flatten())
-
-
-def test_optimizers_overwrite_a_variable_with_its_gradient():
-    variables = [keras.Variable(np.ones(2, "float32"), name=name) for name in ("plain", "record")]
-    variables[1].overwrite_with_gradient = True
-    keras.optimizers.SGD(0.5).apply([ops.ones((2,)) * 4] * 2, variables)
-    values = [ops.convert_to_numpy(variable).tolist() for variable in variables]
-    assert values == [[-1.0, -1.0], [4.0, 4.0]]
-
-
-def test_metric_gives_up_variables():
-    metric = keras.metrics.Mean()
-    _keras.untrack(metric, [metric.total])
-    assert [x is metric.count for x in metric.variables] == [True]
 
 
 @pytest.mark.parametrize("argument", ["loss", "metrics"])

@@ -11,8 +11,8 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule, PolynomialDecay
 
 import keras_jointloss as kj
-from keras_jointloss import schedules
 from keras_jointloss.schedules import Cyclical, Linear, Sequential, Sigmoid
+from tests.small_models import fit
 
 BACKEND = keras.backend.backend()
 
@@ -162,18 +162,9 @@ def test_step_may_be_any_scalar(schedule, reference, step_type):
     assert_close(float(value), reference(17))
 
 
-@pytest.fixture
-def floatx(request):
-    before = keras.config.floatx()
-    keras.config.set_floatx(request.param)
-    yield request.param
-    keras.config.set_floatx(before)
-
-
 @pytest.mark.parametrize(
     ("floatx", "tolerance"),
     [("bfloat16", 2**-8), ("float16", 2**-11), ("float64", 1e-15)],
-    indirect=["floatx"],
 )
 @pytest.mark.parametrize(
     "schedule",
@@ -187,6 +178,7 @@ def floatx(request):
 def test_floatx_sets_dtype_but_does_not_limit_steps(schedule, floatx, tolerance):
     if floatx == "float64" and BACKEND == "jax":
         pytest.skip("JAX computes in float32 unless told otherwise")
+    keras.config.set_floatx(floatx)
     value = schedule(100_000)
     assert keras.backend.standardize_dtype(value.dtype) == floatx
     assert float(value) == pytest.approx(0.5, rel=tolerance)
@@ -231,40 +223,33 @@ def prediction(y_true, y_pred):
     return y_pred
 
 
-def fit_learning_rate(schedule, **compile_options):
-    """Trains a model from 0 whose i-th weight has gradient 1 in step i and 0 otherwise."""
-    inputs = keras.Input((len(STEPS),))
-    dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
-    model = keras.Model(inputs, dense(inputs))
-    model.compile(keras.optimizers.SGD(schedule), prediction, **compile_options)
+def trained(names, learning_rate, callbacks=(), **compile_options):
+    """Trains outputs from 0 whose i-th weight has gradient 1 in step i and 0 otherwise."""
+    inputs, options = keras.Input((len(STEPS),)), {"use_bias": False, "kernel_initializer": "zeros"}
+    outputs = {name: keras.layers.Dense(1, name=name, **options)(inputs) for name in names}
+    model = keras.Model(inputs, outputs)
+    model.compile(keras.optimizers.SGD(learning_rate), **compile_options)
     x = np.eye(len(STEPS), dtype="float32")
-    model.fit(x, x[:, :1], batch_size=1, shuffle=False, verbose=0)
+    fit(model, list(callbacks), dict.fromkeys(names, x[:, :1]), x, batch_size=1)
     return model
+
+
+def fit_learning_rate(schedule, **compile_options):
+    return trained(["rate"], schedule, loss=prediction, **compile_options)
 
 
 def fit_loss_weights(schedules, **compile_options):
-    """Trains such a model with an output for each schedule, which weights the loss."""
-    inputs = keras.Input((len(STEPS),))
-    model = keras.Model(
-        inputs,
-        {
-            name: keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros", name=name)(
-                inputs
-            )
-            for name in schedules
-        },
-    )
+    """Trains an output for each schedule, which weights the loss."""
     joint = kj.joint_loss(dict.fromkeys(schedules, prediction), weights=schedules)
-    model.compile(keras.optimizers.SGD(1.0), **joint, **compile_options)
-    x = np.eye(len(STEPS), dtype="float32")
-    y = dict.fromkeys(schedules, x[:, :1])
-    callbacks = [kj.callbacks.JointLossCallback()]
-    model.fit(x, y, batch_size=1, shuffle=False, verbose=0, callbacks=callbacks)
-    return model
+    return trained(schedules, 1.0, [kj.callbacks.JointLossCallback()], **joint, **compile_options)
 
 
-def movement(layer):
-    return -ops.convert_to_numpy(ops.squeeze(layer.weights[0]))
+def load_model(path):
+    return keras.models.load_model(path, custom_objects={"prediction": prediction})
+
+
+def movement(model, name):
+    return -ops.convert_to_numpy(ops.squeeze(model.get_layer(name).weights[0]))
 
 
 @pytest.fixture
@@ -280,8 +265,8 @@ def captured_by_torch(monkeypatch):
 def test_learning_rate_schedule_is_applied_in_training(captured_by_torch, jit_compile):
     # This schedule contains all others.
     model = fit_learning_rate(NESTED, jit_compile=jit_compile)
-    assert_close(movement(model), [joined(step) for step in STEPS])
-    np.testing.assert_allclose(movement(model), values(NESTED), rtol=1e-6, atol=1e-7)
+    assert_close(movement(model, "rate"), [joined(step) for step in STEPS])
+    np.testing.assert_allclose(movement(model, "rate"), values(NESTED), rtol=1e-6, atol=1e-7)
     assert float(model.optimizer.learning_rate) == float(NESTED(len(STEPS)))
 
 
@@ -301,45 +286,20 @@ def test_loss_weight_schedule_is_applied_in_training(captured_by_torch, jit_comp
     schedules = {name: schedule for name, (schedule, _) in weights.items()}
     model = fit_loss_weights(schedules, jit_compile=jit_compile)
     for name, (schedule, reference) in weights.items():
-        actual = movement(model.get_layer(name))
+        actual = movement(model, name)
         assert_close(actual, [reference(step) for step in STEPS])
         np.testing.assert_allclose(actual, values(schedule), rtol=1e-6, atol=1e-7)
     if jit_compile == (BACKEND == "jax"):
         model.save(tmp_path / "model.keras")
-        loaded = keras.models.load_model(
-            tmp_path / "model.keras", custom_objects={"prediction": prediction}
-        )
+        loaded = load_model(tmp_path / "model.keras")
         for name, schedule in schedules.items():
             assert_equal(loaded.loss[name].weight.schedule, schedule)
             assert float(loaded.loss[name].weight) == float(schedule(len(STEPS)))
 
 
-def through_object(schedule):
-    config = keras.saving.serialize_keras_object(schedule)
-    return keras.saving.deserialize_keras_object(json.loads(json.dumps(config)))
-
-
-def through_schedule(schedule):
-    config = json.loads(json.dumps(keras.optimizers.schedules.serialize(schedule)))
-    return keras.optimizers.schedules.deserialize(config)
-
-
-def through_config(schedule):
-    return type(schedule).from_config(schedule.get_config())
-
-
-def through_optimizer(schedule):
-    config = keras.optimizers.serialize(keras.optimizers.Adam(schedule))
-    return keras.optimizers.deserialize(json.loads(json.dumps(config)))._learning_rate
-
-
-def through_model_file(schedule, folder):
-    fit_learning_rate(schedule).save(folder / "model.keras")
-    optimizer = keras.models.load_model(
-        folder / "model.keras", custom_objects={"prediction": prediction}
-    ).optimizer
-    assert float(optimizer.learning_rate) == float(schedule(len(STEPS)))
-    return optimizer._learning_rate
+def from_json(module, value):
+    """Returns what a module of Keras makes of a value that it has serialized as JSON."""
+    return module.deserialize(json.loads(json.dumps(module.serialize(value))))
 
 
 def assert_equal(again, schedule):
@@ -352,25 +312,25 @@ def assert_equal(again, schedule):
 
 @all_schedules
 def test_schedule_survives_serialization(schedule, reference):
-    for through in (through_object, through_schedule, through_config, through_optimizer):
-        assert_equal(through(schedule), schedule)
+    config = json.loads(json.dumps(keras.saving.serialize_keras_object(schedule)))
+    assert_equal(keras.saving.deserialize_keras_object(config), schedule)
+    assert_equal(from_json(keras.optimizers.schedules, schedule), schedule)
+    assert_equal(type(schedule).from_config(schedule.get_config()), schedule)
+    optimizer = from_json(keras.optimizers, keras.optimizers.Adam(schedule))
+    assert_equal(optimizer._learning_rate, schedule)
 
 
 def test_learning_rate_schedule_survives_in_model_file(tmp_path):
-    assert_equal(through_model_file(NESTED, tmp_path), NESTED)
+    fit_learning_rate(NESTED).save(tmp_path / "model.keras")
+    optimizer = load_model(tmp_path / "model.keras").optimizer
+    assert float(optimizer.learning_rate) == float(NESTED(len(STEPS)))
+    assert_equal(optimizer._learning_rate, NESTED)
 
 
 def test_custom_objects_reach_nested_schedules():
     config = keras.optimizers.schedules.serialize(Sequential([0.1, Reciprocal()], [2]))
     again = keras.optimizers.schedules.deserialize(config, {"Reciprocal": Reciprocal})
     assert isinstance(again.schedules[1], Reciprocal)
-
-
-@pytest.mark.parametrize("name", ["Linear", "Sigmoid", "Cyclical", "Sequential"])
-def test_schedule_is_registered(name):
-    cls = keras.saving.get_registered_object(f"keras_jointloss>{name}")
-    assert cls is getattr(schedules, name)
-    assert issubclass(cls, LearningRateSchedule)
 
 
 VALID = {
@@ -391,23 +351,18 @@ EXPECTED = {
 }
 ERRORS = [
     (cls, name, value, expected)
-    for cls, name, expected in [
-        (Linear, "start", "a finite number"),
-        (Linear, "end", "a finite number"),
+    for cls, names, expected in [
+        (Linear, "start end", "a finite number"),
         (Linear, "steps", "a whole number >= 1 and <= 2147483647"),
         (Linear, "begin", "a whole number >= 0 and <= 2147483647"),
-        (Sigmoid, "start", "a finite number"),
-        (Sigmoid, "end", "a finite number"),
-        (Sigmoid, "midpoint", "a finite number"),
+        (Sigmoid, "start end midpoint", "a finite number"),
         (Sigmoid, "width", "a finite number > 0"),
-        (Cyclical, "start", "a finite number"),
-        (Cyclical, "end", "a finite number"),
-        (Cyclical, "cycle_steps", "a whole number >= 1 and <= 2147483647"),
+        (Cyclical, "start end", "a finite number"),
+        (Cyclical, "cycle_steps cycles", "a whole number >= 1 and <= 2147483647"),
         (Cyclical, "ramp", "a number > 0 and <= 1"),
-        (Cyclical, "cycles", "a whole number >= 1 and <= 2147483647"),
-        (Sequential, "schedules", "a list"),
-        (Sequential, "boundaries", "a list"),
+        (Sequential, "schedules boundaries", "a list"),
     ]
+    for name in names.split()
     for value in EXPECTED[expected]
     if not (name == "cycles" and value is None)
 ]
