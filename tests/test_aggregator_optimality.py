@@ -10,24 +10,10 @@ from keras import ops
 
 from keras_jointloss.aggregators import IMTLG, MGDA, AlignedMTL, CAGrad, NashMTL, PCGrad, UPGrad
 from keras_jointloss.aggregators.pcgrad import random_orders
+from tests import jacobians as kinds
 from tests.backends import once_compiled
 from tests.gradients import COMPILES
-from tests.jacobians import (
-    REGULAR,
-    SINGULAR,
-    all_dtypes,
-    antiparallel,
-    assert_vectors_close,
-    collinear,
-    conflicting,
-    ill_scaled,
-    jacobians,
-    nearly_antiparallel,
-    orthogonal,
-    similar,
-    solve,
-    well_conditioned,
-)
+from tests.jacobians import REGULAR, SINGULAR, all_dtypes, assert_vectors_close, jacobians, solve
 
 all_counts = pytest.mark.parametrize("count", [3] if COMPILES else [2, 3, 32])
 
@@ -41,7 +27,7 @@ def given(jacobian, dtype):
 
 def optimality_tolerance(kind, dtype):
     # If gradients cancel, only rounding bounds the multipliers.
-    return 1e-3 if kind is antiparallel and dtype == "float32" else 1e-5
+    return 1e-3 if kind is kinds.antiparallel and dtype == "float32" else 1e-5
 
 
 @once_compiled
@@ -84,7 +70,7 @@ def test_upgrad_is_optimal(count, dtype):
 )
 def test_cagrad_is_optimal(count, dtype, c):
     for kind, jacobian in jacobians([*REGULAR, *SINGULAR], count, dtype):
-        if dtype == "float32" and kind is antiparallel:
+        if dtype == "float32" and kind is kinds.antiparallel:
             continue  # Rounding determines the length of a direction without gain.
         gramian, _, _ = given(jacobian, dtype)
         mean = np.full(count, 1 / count)
@@ -95,7 +81,7 @@ def test_cagrad_is_optimal(count, dtype, c):
             return np.sqrt(np.maximum(w @ gramian @ w, 0))
 
         # Conflicting gradients cancel, so their mean is short.
-        tolerance = 1e-3 if kind is conflicting and dtype == "float32" else 1e-5
+        tolerance = 1e-3 if kind is kinds.conflicting and dtype == "float32" else 1e-5
         size = mean + np.abs(added)
         sizes = np.abs(gramian) @ size
         assert length(added) - c * length(mean) <= tolerance * np.sqrt(size @ sizes), kind
@@ -109,7 +95,9 @@ def test_cagrad_is_optimal(count, dtype, c):
 @all_dtypes
 @all_counts
 def test_nash_mtl_is_stationary(count, dtype):
-    for kind, jacobian in jacobians([*REGULAR, collinear, nearly_antiparallel], count, dtype):
+    for kind, jacobian in jacobians(
+        [*REGULAR, kinds.collinear, kinds.nearly_antiparallel], count, dtype
+    ):
         gramian, _, _ = given(jacobian, dtype)
         w = solve(NashMTL(rescale=False), jacobian, dtype)
         assert np.all(w > 0), kind
@@ -120,9 +108,9 @@ def test_nash_mtl_is_stationary(count, dtype):
 @all_dtypes
 @all_counts
 def test_imtl_g_has_equal_projections(count, dtype):
-    kinds = [well_conditioned, similar, ill_scaled, orthogonal]
+    given_kinds = [kinds.well_conditioned, kinds.similar, kinds.ill_scaled, kinds.orthogonal]
     tolerance = 1e-3 if dtype == "float32" else 1e-5
-    for kind, jacobian in jacobians(kinds, count, dtype):
+    for kind, jacobian in jacobians(given_kinds, count, dtype):
         unit = jacobian / np.linalg.norm(jacobian, axis=1, keepdims=True)
         w = solve(IMTLG(rescale=False), jacobian, dtype)
         np.testing.assert_allclose(np.sum(w), 1, rtol=1e-3, err_msg=kind.__name__)
@@ -140,7 +128,7 @@ def test_imtl_g_has_equal_projections(count, dtype):
 def test_aligned_mtl_is_the_mean_of_orthogonal_gradients(count, dtype):
     for spread in (1, 1e4):
         lengths = np.geomspace(1, spread, count)[:, None]
-        for _, jacobian in jacobians([well_conditioned], count, dtype):
+        for _, jacobian in jacobians([kinds.well_conditioned], count, dtype):
             jacobian = lengths * jacobian
             u, singular, v = np.linalg.svd(jacobian, full_matrices=False)
             expected = np.mean(singular[-1] * u @ v, axis=0)
@@ -169,7 +157,7 @@ def test_pcgrad_equals_sequential_projections(count, dtype):
     tolerance = 1e-4 if dtype == "float32" else 1e-10
     for step in (0, 3):
         orders = ops.convert_to_numpy(random_orders(count, 7, step))
-        for _, jacobian in jacobians([conflicting], count):
+        for _, jacobian in jacobians([kinds.conflicting], count):
             actual = solve(PCGrad(seed=7), jacobian, dtype, step) @ jacobian
             assert_vectors_close(actual, naive_pcgrad(jacobian, orders), tolerance)
 
@@ -207,9 +195,15 @@ def test_random_orders_are_uniform_and_reproducible():
     ids=lambda value: type(value).__name__,
 )
 def test_result_conflicts_with_no_gradient(aggregator, counts, dtype):
-    kinds = [well_conditioned, similar, ill_scaled, orthogonal, collinear]
+    given_kinds = [
+        kinds.well_conditioned,
+        kinds.similar,
+        kinds.ill_scaled,
+        kinds.orthogonal,
+        kinds.collinear,
+    ]
     for count in counts[-1:] if COMPILES else counts:
-        for kind, jacobian in jacobians(kinds, count, dtype):
+        for kind, jacobian in jacobians(given_kinds, count, dtype):
             result = solve(aggregator, jacobian, dtype) @ jacobian
             gains = jacobian @ result / np.linalg.norm(jacobian, axis=1) / np.linalg.norm(result)
             assert np.all(gains >= (-1e-3 if dtype == "float32" else -1e-5)), kind

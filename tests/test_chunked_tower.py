@@ -9,7 +9,9 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from tests.comparisons import assert_all_close
 from tests.gradients import dtypes
+from tests.small_models import copies_of
 
 BACKEND = keras.backend.backend()
 DTYPE = dtypes()[-1]
@@ -97,22 +99,20 @@ def results(function, layer, x, compiled=False):
     return [0 if v is None else ops.convert_to_numpy(v) for v in (z, *gradients, *states)]
 
 
-@pytest.mark.parametrize(
-    ("rows", "compiled"),
-    [
-        (8, False),
-        (10, False),
-        (3, False),
-        pytest.param(10, True, marks=pytest.mark.backend("tensorflow", "jax")),
-    ],
-)
-def test_values_and_gradients_equal_those_of_the_plain_tower(rows, compiled, widest):
-    tower, x = encoder(), X[:rows].astype(DTYPE)
+def assert_equals_plain(tower, x, compiled=False, tolerance=TOLERANCE):
+    """Asserts that values, gradients and states in chunks are those of the plain tower."""
     layer = kj.layers.ChunkedTower(tower, CHUNK)
-    expected = results(lambda x: tower(x, training=True), tower, x)
     actual = results(lambda x: layer(x, training=True), tower, x, compiled)
-    for a, b in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(a, b, **TOLERANCE)
+    expected = results(lambda x: tower(x, training=True), tower, x)
+    assert_all_close(actual, expected, **tolerance)
+
+
+compiles = pytest.param(10, True, marks=pytest.mark.backend("tensorflow", "jax"))
+
+
+@pytest.mark.parametrize(("rows", "compiled"), [(8, False), (10, False), (3, False), compiles])
+def test_values_and_gradients_equal_those_of_the_plain_tower(rows, compiled, widest):
+    assert_equals_plain(encoder(), X[:rows].astype(DTYPE), compiled)
 
 
 def test_gradients_of_convolutions_equal_those_of_the_plain_tower(widest):
@@ -128,12 +128,7 @@ def test_gradients_of_convolutions_equal_those_of_the_plain_tower(widest):
         keras.layers.Conv1D(3, 3, dilation_rate=2),
         keras.layers.GlobalAveragePooling1D(),
     ]
-    tower, x = keras.Sequential(layers), X.astype(DTYPE)
-    layer = kj.layers.ChunkedTower(tower, CHUNK)
-    expected = results(lambda x: tower(x, training=True), tower, x)
-    actual = results(lambda x: layer(x, training=True), tower, x)
-    for a, b in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(a, b, **TOLERANCE)
+    assert_equals_plain(keras.Sequential(layers), X.astype(DTYPE))
 
 
 @pytest.mark.backend("jax")
@@ -187,8 +182,7 @@ def test_both_passes_use_the_same_random_numbers(seed, widest):
     tower = encoder(0.5, seed)
     layer = kj.layers.ChunkedTower(tower, CHUNK)
     actual = results(lambda x: layer(x, training=True), tower, x)
-    for a, b in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(a, b, **EXACT)
+    assert_all_close(actual, expected, **EXACT)
     assert not np.allclose(actual[0], results(lambda x: tower(x), tower, x)[0])
 
 
@@ -196,8 +190,7 @@ def test_inference_is_the_plain_tower():
     tower = encoder(0.5)
     layer = kj.layers.ChunkedTower(tower, CHUNK)
     for options in ({}, {"training": False}):
-        actual, expected = layer(X, **options), tower(X, training=False)
-        np.testing.assert_array_equal(ops.convert_to_numpy(actual), ops.convert_to_numpy(expected))
+        assert_all_close([layer(X, **options)], [tower(X, training=False)], 0)
 
 
 class Pair(keras.layers.Layer):
@@ -229,25 +222,11 @@ def test_structures_integers_and_masks_pass_through():
     state = [ops.convert_to_numpy(v) for v in tower.dropout.variables]
     tower.dropout.seed_generator.state.assign([1, 0])
     expected = tower(inputs, training=True)
-    for name, value in expected.items():
-        np.testing.assert_allclose(
-            ops.convert_to_numpy(actual[name]), ops.convert_to_numpy(value), rtol=1e-5, atol=1e-6
-        )
+    assert_all_close(actual, expected, 1e-5, 1e-6)
     assert state[0][1] == 1
-    pooled = keras.layers.GlobalAveragePooling1D()
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(pooled(kj.layers.ChunkedTower(tower, 2)(inputs)["sequence"])),
-        ops.convert_to_numpy(pooled(expected["sequence"])),
-        rtol=1e-5,
-        atol=1e-6,
-    )
-    chunked = kj.layers.ChunkedTower(tower, 2)(inputs, training=True)["sequence"]
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(pooled(chunked)),
-        ops.convert_to_numpy(pooled(expected["sequence"])),
-        rtol=1e-5,
-        atol=1e-6,
-    )
+    pooled, chunked = keras.layers.GlobalAveragePooling1D(), kj.layers.ChunkedTower(tower, 2)
+    sequences = [chunked(inputs)["sequence"], chunked(inputs, training=True)["sequence"]]
+    assert_all_close(map(pooled, sequences), [pooled(expected["sequence"])] * 2, 1e-5, 1e-6)
 
 
 def contrastive_model(is_chunked):
@@ -269,34 +248,20 @@ def test_fit_equals_fit_of_the_plain_tower(tmp_path):
     plain, chunked = contrastive_model(False), contrastive_model(True)
     expected = plain.fit(x, **options).history["loss"]
     np.testing.assert_allclose(chunked.fit(x, **options).history["loss"], expected, rtol=1e-4)
-    for a, b in zip(chunked.trainable_variables, plain.trainable_variables, strict=True):
-        np.testing.assert_allclose(
-            ops.convert_to_numpy(a), ops.convert_to_numpy(b), rtol=1e-3, atol=1e-5
-        )
-    chunked.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    clone = keras.models.clone_model(chunked)
-    clone.set_weights(chunked.get_weights())
+    assert_all_close(chunked.trainable_variables, plain.trainable_variables, 1e-3, 1e-5)
+    clone, loaded = copies_of(chunked, tmp_path)
     assert loaded.get_layer("chunked").chunk_size == CHUNK
     assert clone.get_layer("chunked").tower is not chunked.get_layer("chunked").tower
-    for copy in (loaded, clone):
-        outputs = [ops.convert_to_numpy(model(x)) for model in (copy, chunked)]
-        np.testing.assert_allclose(*outputs, rtol=1e-6)
+    assert_all_close([loaded(x), clone(x)], [chunked(x)] * 2, 1e-6)
 
 
 def test_frozen_parameters_and_mixed_precision():
     keras.config.set_dtype_policy("mixed_bfloat16")
     tower = encoder()
     tower.layers[0].trainable = False
-    layer = kj.layers.ChunkedTower(tower, CHUNK)
-    x = X.astype("float32")
-    actual = results(lambda x: layer(x, training=True), tower, x)
-    expected = results(lambda x: tower(x, training=True), tower, x)
+    layer, x = kj.layers.ChunkedTower(tower, CHUNK), X.astype("float32")
     assert keras.backend.standardize_dtype(layer(x, training=True).dtype) == "bfloat16"
-    for a, b in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(
-            np.asarray(a, "float32"), np.asarray(b, "float32"), rtol=3e-2, atol=3e-2
-        )
+    assert_equals_plain(tower, x, tolerance={"rtol": 3e-2, "atol": 3e-2})
 
 
 @pytest.mark.parametrize("chunk_size", [0, 2.5, True, None])
@@ -307,23 +272,40 @@ def test_invalid_arguments_are_refused(chunk_size):
         kj.layers.ChunkedTower("dense", 4)
 
 
-def test_tower_that_adds_losses_is_refused():
-    inner = keras.Sequential([keras.layers.Dense(2, activity_regularizer="l2")])
-    with pytest.raises(ValueError, match="no layer adds to the loss"):
-        kj.layers.ChunkedTower(keras.Sequential([inner]), 4)
+class AddsLoss(keras.layers.Layer):
+    def call(self, x):
+        self.add_loss(ops.mean(x))
+        return x
+
+
+def with_term():
     inputs = keras.Input((5,))
-    a, b = kj.layers.ContrastiveTerm("InfoNCE")((inputs, inputs))
-    with pytest.raises(ValueError, match="no layer adds to the loss"):
-        kj.layers.ChunkedTower(keras.Model(inputs, a + b), 4)
+    a, b = kj.layers.ContrastiveTerm("InfoNCE", name="guilty")((inputs, inputs))
+    return keras.Model(inputs, a + b)
 
-    class AddsLoss(keras.layers.Layer):
-        def call(self, x):
-            self.add_loss(ops.mean(x))
-            return x
 
-    tower = keras.Sequential([AddsLoss(name="guilty")])
-    with pytest.raises(ValueError, match=r"no layer adds to the loss.*<AddsLoss name=guilty"):
-        kj.layers.ChunkedTower(tower, 4)(X, training=True)
+def regularized():
+    return keras.layers.Dense(2, activity_regularizer="l2", name="guilty")
+
+
+LAYERS = {
+    "tower": lambda layer: kj.layers.ChunkedTower(layer, 4),
+    "trunk": lambda layer: kj.layers.SharedTrunk(layer, ["a", "b"]),
+}
+ADD_LOSSES = {
+    "term": with_term,
+    "regularizer": regularized,
+    "inner regularizer": lambda: keras.Sequential([keras.Sequential([regularized()])]),
+    "layer": lambda: keras.Sequential([keras.layers.Dense(2), AddsLoss(name="guilty")]),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("kind", ADD_LOSSES)
+def test_layer_that_adds_losses_is_refused(layer, kind):
+    advice = {"tower": "", "trunk": r"apply terms to the outputs of the `SharedTrunk`.*"}[layer]
+    with pytest.raises(ValueError, match=rf"no layer adds to the loss.*{advice}<\w+ name=guilty"):
+        LAYERS[layer](ADD_LOSSES[kind]())(X[:4], training=True)
 
 
 @pytest.mark.parametrize(
@@ -338,12 +320,7 @@ def test_batch_normalization_is_refused_unless_frozen(synchronized):
         layer(X, training=True)
     layer(X, training=False)
     normalization.trainable = False
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(layer(X, training=True)),
-        ops.convert_to_numpy(tower(X, training=False)),
-        rtol=1e-5,
-        atol=1e-6,
-    )
+    assert_all_close([layer(X, training=True)], [tower(X, training=False)], 1e-5, 1e-6)
 
 
 def test_tower_of_8_bit_floats_is_refused():
@@ -360,8 +337,7 @@ def test_output_without_gradients_adds_none(widest):
     layer = kj.layers.ChunkedTower(tower, CHUNK)
     expected = results(lambda x: tower(x, training=True)[0], tower, X)
     actual = results(lambda x: layer(x, training=True)[0], tower, X)
-    for a, b in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(a, b, **TOLERANCE)
+    assert_all_close(actual, expected, **TOLERANCE)
     _, *gradients = results(lambda x: layer(x, training=True)[1], tower, X)
     assert all(np.all(gradient == 0) for gradient in gradients)
 

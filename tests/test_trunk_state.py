@@ -110,18 +110,6 @@ def trained(trunk):
     return shared(trunk)(ops.convert_to_tensor(X[:, 0].astype("float32")), training=True)
 
 
-def test_error_names_the_layer_that_adds_a_loss():
-    guilty = keras.layers.Dense(2, activity_regularizer="l2", name="guilty")
-    trunk = keras.Sequential([keras.layers.Dense(2), keras.Sequential([guilty])])
-    message = r"apply terms to the outputs of the `SharedTrunk`. Received: .*<Dense name=guilty"
-    with pytest.raises(ValueError, match=message):
-        trained(trunk)
-    inputs = keras.Input((5,))
-    outputs = kj.layers.LossTerm(name="guilty")(inputs, ops.mean(inputs, axis=1))
-    with pytest.raises(ValueError, match=r"no layer adds to the loss.*<LossTerm name=guilty"):
-        shared(keras.Model(inputs, outputs))
-
-
 def test_trunk_that_assigns_to_a_parameter_is_refused():
     dense = keras.layers.Dense(2, name="normalized")
     with pytest.raises(ValueError, match=r"Received: .*normalized/kernel'"):
