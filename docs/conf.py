@@ -9,6 +9,7 @@ import plotly
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx import addnodes
+from sphinx.util.inspect import signature, stringify_signature
 
 import keras_jointloss as kj
 
@@ -47,6 +48,8 @@ autodoc_member_order = "bysource"
 autosummary_ignore_module_all = False
 napoleon_custom_sections = [("Call arguments", "params_style"), "Input shape", "Output shape"]
 napoleon_use_ivar = True
+python_display_short_literal_types = True
+python_maximum_signature_line_length = 88
 
 MODULES = [kj, *(x for x in (getattr(kj, name) for name in kj.__all__) if inspect.ismodule(x))]
 #: The public classes and functions by their full names.
@@ -86,6 +89,14 @@ def draw_formulas(app, what, name, obj, options, lines):
         directive = f".. math::\n\n   {formulas.to_latex(block[0])}\n"
         text = text[: block.start()] + directive + text[block.end() :]
     lines[:] = text.replace("\nExample:\n", "\n.. rubric:: Example\n").split("\n")
+
+
+def write_signature(app, what, name, obj, options, arguments, returned):
+    """Writes the arguments of layers and metrics, which Keras hides from Python."""
+    if what == "class" and arguments == "(*args, **kwargs)":
+        arguments = signature(obj.__init__, bound_method=True)
+        return stringify_signature(arguments, unqualified_typehints=True), returned
+    return None
 
 
 def name_bases(app, name, obj, options, bases):
@@ -135,6 +146,7 @@ def setup(app):
     app.connect("builder-inited", lambda app: guides.write(), priority=100)
     # Before napoleon.
     app.connect("autodoc-process-docstring", draw_formulas, priority=100)
+    app.connect("autodoc-process-signature", write_signature)
     app.connect("autodoc-process-bases", name_bases)
     app.connect("source-read", link_files)
     app.connect("doctree-read", link_names)
