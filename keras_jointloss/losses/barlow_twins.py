@@ -12,10 +12,7 @@ from keras_jointloss.losses.base import ViewsLoss
 
 
 def barlow_twins(
-    views: Tensor,
-    labels: Labels = None,
-    valid: Mask = None,
-    off_diagonal_weight: float = 0.0051,
+    views: Tensor, labels: Labels = None, valid: Mask = None, off_diagonal_weight: float = 0.0051
 ) -> Tensor:
     """Returns the Barlow Twins loss of each item. See `BarlowTwins` for the other arguments.
 

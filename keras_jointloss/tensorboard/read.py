@@ -50,9 +50,7 @@ def read_runs(log_dir: str | os.PathLike[str]) -> list[Run]:
 
 
 def group(
-    scalars: Mapping[str, Mapping[str, Series]],
-    markers: Mapping[str, Mapping[str, Any]],
-    root: str,
+    scalars: Mapping[str, Mapping[str, Series]], markers: Mapping[str, Mapping[str, Any]], root: str
 ) -> list[Run]:
     """Returns the trainings that runs named `train` and `validation` belong to, by name.
 
