@@ -10,7 +10,7 @@ from keras import ops
 from keras.src.backend import set_keras_mask  # Layers mark padded items with it.
 
 import keras_jointloss as kj
-from keras_jointloss._core.replicas import Items
+from keras_jointloss._core.batch import Items
 from tests import reference
 from tests.backends import once_compiled
 from tests.gradients import COMPILES, dtypes, value_and_gradient

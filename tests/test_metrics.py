@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from keras_jointloss._core.replicas import Items, rows_of
+from keras_jointloss._core.batch import Items, rows_of
 from tests import reference_metrics as reference
 from tests.backends import once_compiled
 from tests.gradients import dtypes

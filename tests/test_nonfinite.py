@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from keras_jointloss._core.replicas import Items
+from keras_jointloss._core.batch import Items
 from tests.backends import once_compiled, values_only
 from tests.gradients import COMPILES, compiled_value_and_gradient, value_and_gradient
 from tests.loss_cases import CASES, DEFAULTS, VALID, Case, labels_of, tensor, views_of

@@ -6,7 +6,7 @@ import pytest
 
 import keras_jointloss as kj
 from keras_jointloss.callbacks import JointLossCallback
-from keras_jointloss.callbacks.joint._fixed_total import FixedTotal
+from keras_jointloss.callbacks.joint._term_readings import FixedTotal
 from tests.backends import once_compiled
 from tests.small_models import X, Y, compiled, fit, ramp, with_layer_term
 from tests.summaries import read_scalars

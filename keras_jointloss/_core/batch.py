@@ -1,7 +1,7 @@
-"""What a batch says about its items: masks, weights and class labels."""
+"""A batch and what it says about its items: masks, weights and class labels."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -13,6 +13,52 @@ from keras_jointloss._core.keras import masked, reduced_as_loss
 from keras_jointloss._core.keras_calls import running_loop
 from keras_jointloss._core.math import value_range
 from keras_jointloss._core.validation import invalid, validate_count
+
+
+class Batch(NamedTuple):
+    """What a loss or metric on views compares.
+
+    Attributes:
+        views: `(batch, views, dim)`, float.
+        labels: `(batch,)` or `(batch, classes)`, or `None`.
+        mask: `(batch,)`, bool: which items to include. `None` for all.
+        sample_weight: `(batch,)`, or `None`.
+    """
+
+    views: Any
+    labels: Any = None
+    mask: Any = None
+    sample_weight: Any = None
+
+    def size(self, dtype):
+        """Returns the number of items, those that the mask excludes too, as a scalar."""
+        return ops.cast(ops.shape(self.views)[0], dtype)
+
+    def valid(self):
+        """Returns which items take part: the mask without those of weight 0; `None` for all."""
+        if self.sample_weight is None:
+            return self.mask
+        weighs = ops.not_equal(self.sample_weight, 0)
+        return weighs if self.mask is None else ops.logical_and(self.mask, weighs)
+
+
+class Items(NamedTuple):
+    """Some successive items of a batch, whose losses are wanted; the others are candidates only.
+
+    Attributes:
+        start: The index of the first.
+        size: How many.
+    """
+
+    start: Any
+    size: Any
+
+
+def rows_of(x, items: Items | None, count: int = 1):
+    """Returns the rows of some items, each of which has `count` rows; all if `items` is `None`."""
+    if x is None or items is None:
+        return x
+    return x[count * items.start : count * (items.start + items.size)]
 
 
 def finite_items(views):
@@ -31,14 +77,9 @@ def stacked(views):
 
 
 def reduce_values(values, y_pred, sample_weight=None, reduction="sum", dtype=None):
-    """Reduces the values of items as Keras reduces those of a loss.
+    """Reduces the values of items, `(batch, ...)`, as Keras reduces those of a loss.
 
-    Args:
-        values: `(batch, ...)`.
-        y_pred: The prediction, whose Keras mask applies.
-        sample_weight: As Keras passes it to a loss, or `None`.
-        reduction: As in `keras.losses.Loss`.
-        dtype: As in `keras.losses.Loss`.
+    The mask of `y_pred` applies; the other arguments are those of a loss.
     """
     return reduced(reduced_as_loss(values, y_pred, sample_weight, reduction, dtype), reduction)
 
@@ -61,10 +102,8 @@ def item_weights(sample_weight, views):
 def valid_items(views, sample_weight=None):
     """Returns the mask of included items, `(batch,)`, bool, or `None` if all are known to be.
 
-    Args:
-        views: `(batch, views, dim)` or `(batch, dim)`. An item with a view that Keras masks is
-            excluded.
-        sample_weight: A number, or one per item. An item of weight 0 is excluded.
+    An item is excluded if its weight is 0, or if Keras masks a view of it. The views are
+    `(batch, views, dim)` or `(batch, dim)`, the weight is a number or one per item.
     """
     first = stacked(ops.convert_to_tensor(views))[:, 0, :1]
     mask = masked(ops.ones_like(first, dtype=keras.config.floatx()), views)  # (batch, 1 or views)
@@ -76,15 +115,9 @@ def valid_items(views, sample_weight=None):
 
 
 def validate_unlabelled(value: Any, same_label: str | None = "positive") -> int | None:
-    """Returns `value` if it can be the label that marks items without one.
+    """Returns `value` if it is a label that can mark items without one, or `None`.
 
-    Args:
-        value: The argument to validate.
-        same_label: The argument `same_label`; `None` if there are no labels.
-
-    Raises:
-        ValueError: If `value` is neither `None` nor a whole number, or if it is given without
-            labels.
+    It must be `None` if `same_label` is: then there are no labels.
     """
     if value is not None and same_label is None:
         raise invalid("unlabelled", "None, since same_label=None", value)
@@ -94,9 +127,8 @@ def validate_unlabelled(value: Any, same_label: str | None = "positive") -> int 
 def label_tensor(labels: Any):
     """Returns labels as a tensor.
 
-    Raises:
-        ValueError: If the backend would truncate 64-bit integers to 32 bits, which could make
-            different labels equal.
+    Raises `ValueError` if the backend would truncate 64-bit integers to 32 bits, which could make
+    different labels equal.
     """
     tensor = ops.convert_to_tensor(labels)
     given = None if ops.is_tensor(labels) else np.asarray(labels)
@@ -118,16 +150,10 @@ def as_labels(labels):
 
 
 def labelled(labels, valid, unlabelled: int | None):
-    """Returns the mask of the valid items that have a label.
+    """Returns the mask of the valid items that have a label, `(batch,)`, or `None` if all do.
 
-    Args:
-        labels: `(batch,)` or `(batch, classes)`.
-        valid: `(batch,)`, bool, or `None` if all items are valid.
-        unlabelled: The label that marks items without one; in a row of classes, the value of every
-            entry. `None` if every item has a label.
-
-    Returns:
-        `(batch,)`, bool, or `None` if all items are valid and have a label.
+    Labels are `(batch,)` or `(batch, classes)`. The label `unlabelled` marks items without one: in
+    a row of classes, it is the value of every entry.
     """
     if unlabelled is None:
         return valid
@@ -145,13 +171,7 @@ def check_labels(labels, valid, name: str, is_pair: bool) -> None:
 
     The label of a pair and each entry of a class row lie in [0, 1]. The check needs values that
     the host can read: it does nothing in a compiled function or for PyTorch tensors on an
-    accelerator.
-
-    Args:
-        labels: `(batch,)` or `(batch, classes)`.
-        valid: `(batch,)`, bool, or `None` if all items are valid.
-        name: The name of the loss or metric, for the message.
-        is_pair: Whether the labels are those of pairs; otherwise they are classes.
+    accelerator. The name is that of the loss or metric.
     """
     if not is_pair and len(labels.shape) < 2:
         return

@@ -25,12 +25,7 @@ OVERRIDDEN = ("_get_own_losses", "_clear_losses")
 
 
 def flatten_layers(layer: keras.layers.Layer, include_self: bool = True) -> Iterator:
-    """Returns the layers within a layer, at any depth; `Model.layers` stops at a nested model.
-
-    Args:
-        layer: A layer or model.
-        include_self: Whether the layer itself comes first.
-    """
+    """Returns the layers within a layer, at any depth; `Model.layers` stops at a nested model."""
     return iter(layer._flatten_layers(include_self=include_self))
 
 
@@ -59,12 +54,9 @@ def layer_that_adds_losses(layer: keras.layers.Layer) -> keras.layers.Layer:
 
 @contextlib.contextmanager
 def kept_losses(layer: keras.layers.Layer) -> Iterator[None]:
-    """Puts the losses that layers have added back at the end, also after an error.
+    """Puts the losses that a layer and those within it have added back at the end.
 
     The replicas of TensorFlow share the lists that `add_loss` fills.
-
-    Args:
-        layer: A layer or model; the layers within it are those whose losses are kept.
     """
     kept = [(x, list(x._losses)) for x in flatten_layers(layer)]
     try:
@@ -193,15 +185,9 @@ def reduced_as_loss(values, y_pred, sample_weight=None, reduction="none", dtype=
 
 
 def masked(values, y_pred, sample_weight=None, dtype=None):
-    """Returns the values times mask and weights; `None` if there are none of either.
+    """Returns the values, `(batch, ...)`, times mask and weights; `None` if there are neither.
 
-    Keras returns the same tensor then, which nothing else shows.
-
-    Args:
-        values: `(batch, ...)`, of the dtype.
-        y_pred: The prediction, whose Keras mask applies.
-        sample_weight: As Keras passes it to a loss, or `None`.
-        dtype: As in `keras.losses.Loss`.
+    Keras returns the same tensor then, which nothing else shows. The values have the dtype.
     """
     found = reduced_as_loss(values, y_pred, sample_weight, dtype=dtype)
     return None if found is values else found
@@ -271,9 +257,7 @@ class Scope(keras.StatelessScope):
     """A scope that passes on the values of the enclosing one, and records what is assigned.
 
     Keras lists some variables that a layer assigns nowhere, such as the states of a stateful RNN.
-
-    Args:
-        values: Pairs of a variable and its value within the scope.
+    The scope is created from pairs of a variable and its value within it.
     """
 
     def __init__(self, values: Iterable[tuple]):

@@ -13,11 +13,9 @@ import keras
 
 
 def compile_again(model: keras.Model, evaluation: bool = False) -> None:
-    """Makes `fit` compile the step of a model again: Keras keeps a compiled one in an attribute.
+    """Makes `fit` compile the step of a model again, and `evaluate`, too, with `evaluation`.
 
-    Args:
-        model: The model.
-        evaluation: Whether `evaluate` does so, too.
+    Keras keeps a compiled step in an attribute.
     """
     model.train_function = None
     if evaluation:
@@ -64,15 +62,9 @@ def _checked(build, check, given):
 def replace_in_trainer(fit: Callable, build: Callable, reduce: Callable) -> None:
     """Replaces three functions with which Keras trains on TensorFlow, in all models.
 
-    They fail with several workers. Each replacement is called with the original, and its arguments.
-
-    Args:
-        fit: Replaces the method `fit`.
-        build: Replaces the method that builds a model before its first batch.
-        reduce: Replaces the function that reduces the logs of the replicas.
-
-    Raises:
-        ImportError: If Keras lacks one of them.
+    They fail with several workers: the method `fit`, the method that builds a model before its
+    first batch, and the function that reduces the logs of the replicas. Each replacement is called
+    with the original, and its arguments. Raises `ImportError` if Keras lacks one of them.
     """
     build_name, reduce_name = "_maybe_symbolic_build", "reduce_per_replica"
     trainer = next((x for x in keras.Model.__mro__ if build_name in vars(x)), None)
@@ -98,12 +90,7 @@ def _replaced(original, new):
 
 
 def unsupported(needs: str, lacks: str) -> ImportError:
-    """Returns the error for a version of Keras that lacks what the package needs.
-
-    Args:
-        needs: What the package does.
-        lacks: What Keras does not do with the name.
-    """
+    """Returns the error for a version of Keras that lacks what the package needs."""
     version = sys.modules["keras_jointloss"].__version__
     return ImportError(
         f"keras_jointloss {version} {needs}, which Keras {keras.__version__} {lacks}: install "

@@ -100,13 +100,7 @@ def by_size(limit, factors, large, small):
 
 
 def similarity_matrix(a, b, similarity="cosine"):
-    """Returns the similarity of each vector of `a` to each of `b`: `(len(a), len(b))`.
-
-    Args:
-        a: `(n, dim)`.
-        b: `(m, dim)`.
-        similarity: `"cosine"`, `"dot"` (the dot product) or `"euclidean"` (minus the distance).
-    """
+    """Returns the similarity of each vector of `a` to each of `b`: `(len(a), len(b))`."""
     return matrix_of_prepared(prepare(a, similarity), prepare(b, similarity), similarity)
 
 

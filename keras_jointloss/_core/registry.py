@@ -20,16 +20,8 @@ def find(
 ) -> Member:
     """Returns a member of a family by instance, by name or by config.
 
-    Args:
-        identifier: An instance of `base`, the name of a subclass that is registered or among
-            `others` (case and underscores do not matter), or the serialized form of an instance.
-        base: The base class of the family.
-        argument: The name of the argument, for the error message.
-        module: The module of the family in the package, for the error message.
-        others: Further subclasses. A registered one of the same name comes first.
-
-    Raises:
-        ValueError: If there is no such member, or it cannot be created without arguments.
+    The name is that of a subclass that is registered or else among `others`; case and underscores
+    do not matter. The error for anything else names the argument, and the module of the family.
     """
     if isinstance(identifier, base):
         return identifier

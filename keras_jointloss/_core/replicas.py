@@ -1,5 +1,8 @@
-"""The global batch of a step that several replicas compute together."""
+"""The batch that several replicas compute together in a step, and the losses of its items."""
 
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -7,53 +10,10 @@ from keras import ops
 
 from keras_jointloss._core.backend import current_replicas, custom_gradient
 from keras_jointloss._core.backend.replicas import RowCounts
-from keras_jointloss._core.keras import outermost_layer
-
-
-class Batch(NamedTuple):
-    """What a loss or metric on views compares.
-
-    Attributes:
-        views: `(batch, views, dim)`, float.
-        labels: `(batch,)` or `(batch, classes)`, or `None`.
-        mask: `(batch,)`, bool: which items to include. `None` for all.
-        sample_weight: `(batch,)`, or `None`.
-    """
-
-    views: Any
-    labels: Any = None
-    mask: Any = None
-    sample_weight: Any = None
-
-    def size(self, dtype):
-        """Returns the number of items, those that the mask excludes too, as a scalar."""
-        return ops.cast(ops.shape(self.views)[0], dtype)
-
-    def valid(self):
-        """Returns which items take part: the mask without those of weight 0; `None` for all."""
-        if self.sample_weight is None:
-            return self.mask
-        weighs = ops.not_equal(self.sample_weight, 0)
-        return weighs if self.mask is None else ops.logical_and(self.mask, weighs)
-
-
-class Items(NamedTuple):
-    """Some successive items of a batch, whose losses are wanted; the others are candidates only.
-
-    Attributes:
-        start: The index of the first.
-        size: How many.
-    """
-
-    start: Any
-    size: Any
-
-
-def rows_of(x, items: Items | None, count: int = 1):
-    """Returns the rows of some items, each of which has `count` rows; all if `items` is `None`."""
-    if x is None or items is None:
-        return x
-    return x[count * items.start : count * (items.start + items.size)]
+from keras_jointloss._core.batch import Batch, Items, reduce_values
+from keras_jointloss._core.keras import kept_losses, outermost_layer
+from keras_jointloss._core.keras_calls import running_model
+from keras_jointloss._core.math import divide_or_0
 
 
 def is_after_call() -> bool:
@@ -65,14 +25,10 @@ def is_after_call() -> bool:
 
 
 def shared_batch(own: Batch, takes_exchange: bool) -> "tuple[Batch, Items | None, Exchange | None]":
-    """Returns what a loss of the items of this replica compares them with.
+    """Returns what a loss of the items of this replica compares them with, in a step of each.
 
-    Args:
-        own: The batch of this replica.
-        takes_exchange: Whether the loss needs the views of one other replica at a time only.
-
-    Returns:
-        `exchanged_batch` with `None` as the items, or `global_batch` with `None` as the exchange.
+    That is `global_batch`, and `None` as the exchange; or, if the loss needs the views of one
+    other replica at a time only, `exchanged_batch`, and `None` as the items.
     """
     if takes_exchange:
         batch, exchange = exchanged_batch(own)
@@ -147,12 +103,9 @@ class Exchange(NamedTuple):
         return sum(self.counts.counts)
 
     def rows_of(self, replica: int, own, after):
-        """Returns the rows of one replica, on each.
+        """Returns the rows of one replica, by its index, on each; `own` are those of this one.
 
-        Args:
-            replica: The index of the replica.
-            own: `(items, dim)`, the rows of this replica.
-            after: A tensor to compute before the exchange.
+        The tensor `after` is computed before the exchange.
         """
         rows = current_replicas().tensor_of(replica, self._padded(own), after)
         return rows[: self.counts.counts[replica]]
@@ -160,12 +113,7 @@ class Exchange(NamedTuple):
     def sum_for(self, replica: int, rows):
         """Returns the sum over all replicas of their `rows` for one replica, or 0 on the others.
 
-        Args:
-            replica: The index of the replica.
-            rows: `(items of that replica, dim)`.
-
-        Returns:
-            `(own items, dim)`.
+        Of the shape `(own items, dim)`.
         """
         total = current_replicas().sum(self._padded(rows))
         return ops.where(ops.equal(self.counts.index, replica), total, 0)[: self.own.size]
@@ -190,3 +138,67 @@ def exchanged_batch(own: Batch) -> tuple[Batch, Exchange]:
 
 def _name_of_dtype(x):
     return keras.backend.standardize_dtype(x.dtype)
+
+
+# The loss of an output, before Keras has all losses.
+
+
+def may_exchange(views: Any) -> bool:
+    """Returns whether one of several replicas may exchange views for the loss of an output.
+
+    All of them compute the loss in a step of Keras, and in a loop of PyTorch that takes a gradient;
+    one process alone may compute a loss for validation. On TensorFlow an exchange needs the model
+    whose step is running, to keep the losses of its layers.
+    """
+    if not is_after_call():
+        return False
+    return running_model() is not None or current_replicas().share_loop(views)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keeps the losses of layers, which Keras has not collected yet.
+
+    TensorFlow switches to another replica in an exchange, and the forward pass of that replica
+    replaces them.
+    """
+    model = running_model() if current_replicas().takes_turns else None
+    with contextlib.nullcontext() if model is None else kept_losses(model):
+        yield
+
+
+def values_among_all(compute: Callable[..., Any], own: Batch, takes_exchange: bool):
+    """Returns the losses of the items of this replica among those of all, `(items,)`."""
+    with _undisturbed():
+        batch, items, exchange = shared_batch(own, takes_exchange)
+        options = {} if exchange is None else {"exchange": exchange}
+        return compute(batch.views, batch.labels, batch.mask, items, **options)
+
+
+def reduced_over_replicas(values, y_pred, sample_weight, reduction: str, dtype):
+    """Returns the loss of the items of all replicas, as Keras expects it from each of them.
+
+    The `values` are the losses of the items of this replica, `(items,)`. The others are those of a
+    Keras loss that has a reduction.
+    """
+    weight = sample_weight if reduction == "mean_with_sample_weight" else None
+    divisor = reduce_values(ops.ones_like(values), y_pred, weight, "sum", dtype)
+    total = reduce_values(values, y_pred, sample_weight, "sum", dtype)
+    replicas = current_replicas()
+    with _undisturbed():
+        total, divisor = ops.unstack(replicas.loss_sum(ops.stack([total, divisor])))
+    return replicas.once(total if reduction == "sum" else divide_or_0(total, divisor))
+
+
+def warn_of_separate_items(name: str) -> None:
+    """Warns that a loss of several replicas compares the items of each replica alone."""
+    count = current_replicas().count
+    warnings.warn(
+        f"{name} compares the items of a batch with each other. Called by a layer or in a custom "
+        "loop (on PyTorch: one without gradients) it sees, in each of "
+        f"{count} replicas, only the items of that replica, so the result depends on the "
+        "number of replicas. As the loss of an output in `fit` and `evaluate`, and in "
+        "`keras_jointloss.layers.ContrastiveTerm`, it compares the items of all "
+        "replicas.",
+        stacklevel=2,
+    )

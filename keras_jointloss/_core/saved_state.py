@@ -52,16 +52,10 @@ class SavedState:
         is_checked: Any = True,
         may_be_infinite: Any = False,
     ) -> np.ndarray:
-        """Returns an array of finite numbers.
+        """Returns an array of finite numbers from `minimum`, one for all or an array, to `maximum`.
 
-        Args:
-            key: The name of the value.
-            shape: The shape of the array.
-            minimum: The smallest valid number, one for all or an array.
-            maximum: The largest valid number.
-            name: The name of the value for the message, `key` by default.
-            is_checked: Which of the numbers to check, as an array; by default all.
-            may_be_infinite: Which of the numbers may be infinity, as an array; by default none.
+        The error names it by `name`, by default the key. Only the numbers where `is_checked` is
+        true have to be valid, and those where `may_be_infinite` is true may be infinity.
         """
         name, shape = name or key, tuple(shape)
         expected = f"finite numbers of the shape {shape}" if shape else "a finite number"
@@ -130,11 +124,8 @@ def load_or_undo(
     forget the error. So an error is raised again, and for the objects that follow. With
     `skip_mismatch=True` only the object itself stays as it is.
 
-    Args:
-        owner: The object, which has a `save_own_variables`.
-        store: The store of the file, or a dict.
-        load: Loads from a store, after which the state may be incomplete if it raises an error.
-        restore: Loads what `save_own_variables` returned before; `load` by default.
+    After an error of `load`, the state may be incomplete. Then `restore`, by default `load`, loads
+    what `save_own_variables` of the object has returned before.
     """
     file = _File() if isinstance(store, dict) else _files.setdefault(store, _File())
     skips = bool(file.errors) and skips_mismatch()

@@ -24,15 +24,9 @@ def layer_state(name, shape, initial, dtype=None, aggregation="sum", is_watched=
     """Returns a variable for values that a layer records in `call`, under any strategy.
 
     Each replica has its own copy, so an assignment needs no other replica: `tf.distribute` would
-    switch to another replica in the middle of the layer.
-
-    Args:
-        name: As in `keras.Variable`.
-        shape: As in `keras.Variable`.
-        initial: The value of all elements.
-        dtype: As in `keras.Variable`, by default `keras.config.floatx()`.
-        aggregation: As in `keras.Variable`.
-        is_watched: Whether a gradient tape of TensorFlow records what is computed with it.
+    switch to another replica in the middle of the layer. All elements begin with the initial
+    value, by default of `keras.config.floatx()`. If it is watched, a gradient tape of TensorFlow
+    records what is computed with it.
     """
     variable = keras.Variable(
         initializer=constant(initial),
@@ -49,9 +43,5 @@ def layer_state(name, shape, initial, dtype=None, aggregation="sum", is_watched=
 
 
 def as_state(variables: Iterable) -> list:
-    """Wraps variables so that they become part of a layer's state when set as its attribute.
-
-    Args:
-        variables: Variables that are not attributes of the layer themselves.
-    """
+    """Wraps variables so that they become part of a layer's state when set as its attribute."""
     return [as_layer_state(variable) for variable in variables]

@@ -1,4 +1,7 @@
-"""Validates arguments: numbers, booleans and choices."""
+"""Validates arguments: numbers, booleans and choices.
+
+Each `validate_*` returns the valid value, or raises `ValueError` with the name of the argument.
+"""
 
 import math
 import numbers
@@ -13,18 +16,16 @@ MAX_COUNT = 2**31 - 1
 MAX_NUMBER = float(np.finfo("float32").max)
 
 
-def invalid(name: str, expected: str, value: Any, note: str = "") -> ValueError:
+def invalid(
+    name: str, expected: str, value: Any = None, note: str = "", received: str | None = None
+) -> ValueError:
     """Returns the error of an invalid argument.
 
-    Args:
-        name: The name of the argument.
-        expected: What it should be, in words.
-        value: What it is.
-        note: What else to say of it.
+    It says in words what was received, or else the value, which a note may follow.
     """
+    received = f"{name}={value!r}{note}" if received is None else received
     return ValueError(
-        f"Invalid value for argument `{name}`. Expected {expected}. "
-        f"Received: {name}={value!r}{note}"
+        f"Invalid value for argument `{name}`. Expected {expected}. Received: {received}"
     )
 
 
@@ -35,17 +36,10 @@ def validate_number(
     exclusive: bool = False,
     expected: str | None = None,
 ) -> float:
-    """Returns `value` as a float if it is a number that is finite in float32 and large enough.
+    """Returns a finite number >= `minimum`, or > `minimum` if that is `exclusive`, as a float.
 
-    Args:
-        value: The value passed.
-        name: The name of the argument, for the error message.
-        minimum: The smallest valid number.
-        exclusive: Whether `minimum` itself is invalid.
-        expected: The expected value in words, in place of the bounds.
-
-    Raises:
-        ValueError: If `value` is anything else.
+    It must be finite in float32, too. What is `expected`, in words, replaces the bounds in the
+    message.
     """
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.shape == ()):
         value = value.item()
@@ -64,19 +58,13 @@ def validate_number(
             received = repr(value)
         if is_large:
             received = f"{received}, which float32 cannot hold"
-        raise ValueError(
-            f"Invalid value for argument `{name}`. Expected {expected or f'a finite number{bound}'}"
-            f". Received: {name}={received}"
-        )
+        expected = expected or f"a finite number{bound}"
+        raise invalid(name, expected, received=f"{name}={received}")
     return float(value)
 
 
 def validate_count(value: Any, name: str, minimum: int = 1) -> int:
-    """Returns `value` as an int if it is a whole number from `minimum` to `MAX_COUNT`.
-
-    Raises:
-        ValueError: If `value` is anything else.
-    """
+    """Returns a whole number from `minimum` to `MAX_COUNT` as an int."""
     is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not is_whole or not minimum <= int(value) <= MAX_COUNT:
         raise invalid(name, f"a whole number >= {minimum} and <= {MAX_COUNT}", value)
@@ -84,27 +72,14 @@ def validate_count(value: Any, name: str, minimum: int = 1) -> int:
 
 
 def validate_bool(value: Any, name: str) -> bool:
-    """Returns `value` if it is `True` or `False`.
-
-    Raises:
-        ValueError: If `value` is anything else.
-    """
+    """Returns `True` or `False`."""
     if not isinstance(value, bool | np.bool_):
         raise invalid(name, "True or False", value)
     return bool(value)
 
 
 def validate_list(value: Any, name: str, expected: str) -> list:
-    """Returns `value` as a list if it is a list, a tuple or an array.
-
-    Args:
-        value: The value passed.
-        name: The name of the argument, for the error message.
-        expected: What the list contains, in words.
-
-    Raises:
-        ValueError: If `value` is anything else.
-    """
+    """Returns a list, a tuple or an array of what is `expected`, in words, as a list."""
     is_array = isinstance(value, np.ndarray) and value.ndim > 0
     if not is_array and (isinstance(value, str) or not isinstance(value, Sequence)):
         raise invalid(name, f"a list of {expected}", value)
@@ -112,11 +87,7 @@ def validate_list(value: Any, name: str, expected: str) -> list:
 
 
 def validate_choice(value: Any, name: str, choices: tuple) -> Any:
-    """Returns `value` if it is one of `choices`.
-
-    Raises:
-        ValueError: If it is none of them.
-    """
+    """Returns one of the choices."""
     if not any(
         value is choice or (isinstance(value, str) and value == choice) for choice in choices
     ):
@@ -125,11 +96,7 @@ def validate_choice(value: Any, name: str, choices: tuple) -> Any:
 
 
 def validate_share(value: Any, name: str) -> float:
-    """Returns `value` as a float if it is a number >= 0 and < 1.
-
-    Raises:
-        ValueError: If `value` is anything else.
-    """
+    """Returns a number >= 0 and < 1 as a float."""
     expected = "a number >= 0 and < 1"
     value = validate_number(value, name, minimum=0, expected=expected)
     if value >= 1:
@@ -138,27 +105,16 @@ def validate_share(value: Any, name: str) -> float:
 
 
 def validate_seed(value: Any) -> int:
-    """Returns `value` as an int if it is a valid random seed.
-
-    Raises:
-        ValueError: If `value` is anything else.
-    """
+    """Returns a random seed as an int."""
     return validate_count(value, "seed", minimum=0)
 
 
 def validate_by_name(
     values: Any, argument: str, validate: Callable[[Any, str], Any], expected: str = "a number"
 ) -> dict[str, Any]:
-    """Returns a dict of valid values by the name of a term.
+    """Returns a dict of values by the name of a term, one or more.
 
-    Args:
-        values: The value passed.
-        argument: The name of the argument, for the error message.
-        validate: Returns a valid value; its arguments are a value and its name for the message.
-        expected: A valid value in words.
-
-    Raises:
-        ValueError: If `values` is not a dict with strings as keys, or empty, or a value is invalid.
+    Each is what `validate` returns for the value and its name; `expected` describes it in words.
     """
     is_dict = isinstance(values, Mapping) and all(isinstance(name, str) for name in values)
     if not is_dict or not values:
@@ -171,14 +127,7 @@ def validate_names(
 ) -> None:
     """Checks that an argument that may be given by the names of the terms fits them.
 
-    Args:
-        values: The argument; anything but a dict fits.
-        argument: The name of the argument, for the error message.
-        names: The names of the terms.
-        is_complete: Whether each term must have a value.
-
-    Raises:
-        ValueError: If it has an unknown name or, with `is_complete`, lacks a term.
+    Anything but a dict fits. With `is_complete`, each term must have a value.
     """
     if not isinstance(values, Mapping):
         return
@@ -191,3 +140,10 @@ def validate_names(
     problems += [f"no value for {missing}"] * bool(missing)
     expected = f"a value for each of the terms {names}" if is_complete else f"names among {names}"
     raise invalid(argument, expected, dict(values), f", with {' and '.join(problems)}")
+
+
+def validate_distinct(objects: Iterable[Any], argument: str) -> None:
+    """Checks that no two of the objects, such as metrics, have the same name."""
+    names = [x.name for x in objects]
+    if len(set(names)) < len(names):
+        raise invalid(argument, f"{argument} with different names", received=str(names))

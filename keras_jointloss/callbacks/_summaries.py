@@ -46,14 +46,8 @@ def validate_on_log(on_log: Any) -> OnLog | None:
 class Summaries:
     """Writes the runs `train` and `validation`, and passes their scalars on.
 
-    Of several processes that train together, only the chief does.
-
-    Args:
-        model: The model that is trained.
-        log_dir: The folder, or `None` to write nothing.
-        has_terms: Whether there are terms to show.
-        has_gradients: Whether there are gradients to show.
-        on_log: A function that receives the scalars, too, or `None`.
+    Of several processes that train together, only the chief does. Without a `log_dir` nothing is
+    written. The charts are those of the terms and of the gradients, if there are any.
     """
 
     def __init__(
@@ -72,11 +66,7 @@ class Summaries:
         self._writers: dict[str, SummaryWriter] = {}
 
     def open(self, run: str) -> None:
-        """Opens a run, unless `log_dir` is `None`.
-
-        Raises:
-            OSError: If the folder cannot be written.
-        """
+        """Opens a run, unless `log_dir` is `None`; raises `OSError` if it cannot be written."""
         if self.log_dir is None or run in self._writers:
             return
         self._writers[run] = writer = SummaryWriter(os.path.join(self.log_dir, run))

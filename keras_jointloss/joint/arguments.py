@@ -33,15 +33,9 @@ def is_loss(value: Any) -> bool:
 
 
 def validate_losses(losses: Any, only_output: str | None) -> dict[str, Output]:
-    """Returns the losses by output.
+    """Returns the losses by output, from a dict of name to a loss, `None`, or several losses.
 
-    Args:
-        losses: A dict of output name to a loss, `None`, or several losses.
-        only_output: The name of the output if the user gave none: its terms have the names of the
-            losses.
-
-    Raises:
-        ValueError: If there is no loss, one is invalid, or two terms have the same name.
+    If the user gave no name, the terms of the only output have the names of the losses.
     """
     if (
         not isinstance(losses, Mapping)
@@ -63,18 +57,14 @@ def validate_losses(losses: Any, only_output: str | None) -> dict[str, Output]:
         elif loss is None or is_loss(loss):
             outputs[name] = Output({} if loss is None else {name: loss})
         else:
-            raise ValueError(
-                f"Invalid value for argument `losses`. Expected the loss of {name!r} to be a name, "
-                f"a function or a `keras.losses.Loss`. Received: losses={{{name!r}: {loss!r}}}"
-            )
+            expected = f"the loss of {name!r} to be a name, a function or a `keras.losses.Loss`"
+            raise invalid("losses", expected, {name: loss})
     terms = [term for output in outputs.values() for term in output.losses]
     sums = [name for name, output in outputs.items() if output.parts and name != only_output]
     for name in (*terms, *sums):
         if [*terms, *sums].count(name) > 1:
-            raise ValueError(
-                "Invalid value for argument `losses`. Expected terms with different names. "
-                f"Received: two terms or outputs named {name!r} in losses={losses!r}"
-            )
+            received = f"two terms or outputs named {name!r} in losses={losses!r}"
+            raise invalid("losses", "terms with different names", received=received)
     return outputs
 
 
@@ -88,16 +78,17 @@ def _parts(output: str, losses: Any) -> dict[str, Any]:
         or not all(isinstance(name, str) and name.isprintable() and name for name in names)
         or not all(is_loss(loss) for loss in values)
     ):
-        raise ValueError(
-            f"Invalid value for argument `losses`. Expected the losses of {output!r} as one loss, "
-            "a dict of name to loss or a list of losses that have names. A nested output needs a "
-            f"top-level name of its own. Received: losses={{{output!r}: {losses!r}}}"
+        raise invalid(
+            "losses",
+            f"the losses of {output!r} as one loss, a dict of name to loss or a list of losses "
+            "that have names. A nested output needs a top-level name of its own",
+            {output: losses},
         )
     if len(set(names)) < len(names):
-        raise ValueError(
-            f"Invalid value for argument `losses`. Expected the losses of {output!r} to have "
-            "different names: use a dict of name to loss. "
-            f"Received: losses named {names} in losses={{{output!r}: {losses!r}}}"
+        raise invalid(
+            "losses",
+            f"the losses of {output!r} to have different names: use a dict of name to loss",
+            received=f"losses named {names} in losses={{{output!r}: {losses!r}}}",
         )
     return dict(zip(names, values, strict=True))
 
@@ -112,16 +103,10 @@ def _name_of(loss: Any) -> Any:
 def validate_weights(
     weights: Any, outputs: Mapping[str, Output], has_names: bool
 ) -> dict[str, LossWeight]:
-    """Returns the weight of each term.
+    """Returns the weight of each term, from a dict of term name to weight, or `None`.
 
-    Args:
-        weights: A dict of term name to weight, or `None`.
-        outputs: As `validate_losses` returns them.
-        has_names: Whether Keras logs metrics with the name of the output: not if there is only one,
-            or if the outputs are a list.
-
-    Raises:
-        ValueError: If a weight is invalid, is for an unknown term or is used twice.
+    Keras logs metrics with the name of the output, unless there is only one, or the outputs are a
+    list.
     """
     weights = {} if weights is None else weights
     terms = [term for output in outputs.values() for term in output.losses]
@@ -141,10 +126,11 @@ def validate_weights(
 def _loss_weight(weight: Any, term: str, metric_name: str) -> LossWeight:
     if isinstance(weight, LossWeight):
         if weight.clock is not None or weight.weighting is not None:
-            raise ValueError(
-                f"Invalid value for argument `weights`. Expected for {term!r} a `LossWeight` that "
-                "belongs to no model and to no weighting yet: create a new one. "
-                f"Received: weights={{{term!r}: {weight!r}}}"
+            raise invalid(
+                "weights",
+                f"for {term!r} a `LossWeight` that belongs to no model and to no weighting yet: "
+                "create a new one",
+                {term: weight},
             )
         if weight.name == "weight":
             weight.name = metric_name
@@ -156,11 +142,7 @@ def _loss_weight(weight: Any, term: str, metric_name: str) -> LossWeight:
 
 
 def metrics_by_output(metrics: Any, outputs: Mapping[str, Output], argument: str) -> dict[str, Any]:
-    """Returns metrics by output name.
-
-    Raises:
-        ValueError: If `metrics` has no names and there are several losses.
-    """
+    """Returns metrics by output name."""
     if metrics is None:
         return {}
     if isinstance(metrics, Mapping):
@@ -172,12 +154,7 @@ def metrics_by_output(metrics: Any, outputs: Mapping[str, Output], argument: str
 
 
 def missing_by_output(missing: Any, outputs: Mapping[str, Output]) -> dict[str, float]:
-    """Returns the value of missing targets for each output that may have some.
-
-    Raises:
-        ValueError: If a value is invalid, or is for an output without a loss or with a contrastive
-            loss.
-    """
+    """Returns the value of missing targets for each output that may have some."""
     names = [name for name, output in outputs.items() if output.losses]
     if missing is None:
         return {}
@@ -204,12 +181,7 @@ def missing_by_output(missing: Any, outputs: Mapping[str, Output]) -> dict[str, 
 def class_weights_by_term(
     class_weight: Any, outputs: Mapping[str, Output]
 ) -> dict[str, dict[int, float]]:
-    """Returns the weights of classes for each term, and for each output, that has some.
-
-    Raises:
-        ValueError: If a value is invalid, or is for an unknown term, one without a loss or with a
-            contrastive loss.
-    """
+    """Returns the weights of classes for each term, and for each output, that has some."""
     if class_weight is None:
         return {}
     with_loss = {name: output for name, output in outputs.items() if output.losses}
@@ -258,23 +230,16 @@ def labelled_metrics(
     metrics: Mapping[str, Any], missing: Mapping[str, float]
 ) -> dict[str, list[Any]]:
     """Returns metrics by output as lists; those of outputs with missing targets leave these out."""
-    result = {}
-    for name, given in metrics.items():
-        result[name] = as_list(given)
-        if name in missing:
-            value = missing[name]
-            result[name] = [LabelledMetric(x, value) for x in result[name] if x is not None]
+    result = {name: as_list(given) for name, given in metrics.items()}
+    for name in set(result) & set(missing):
+        result[name] = [LabelledMetric(x, missing[name]) for x in result[name] if x is not None]
     return result
 
 
 def in_order(
     by_output: Mapping[str, Any], outputs: Mapping[str, Output], argument: str
 ) -> list[Any]:
-    """Returns what belongs to each output as a list in the order of the outputs.
-
-    Raises:
-        ValueError: If an output is unknown.
-    """
+    """Returns what belongs to each output as a list in the order of the outputs."""
     validate_names(by_output, argument, outputs)
     return [by_output.get(name) for name in outputs]
 

@@ -15,11 +15,7 @@ from keras_jointloss.terms.weight import TermWeight
 
 
 def find_losses(model: keras.Model) -> dict[str, dict[str, TermLoss]]:
-    """Returns, for each output of a compiled model with terms, the losses of the terms by name.
-
-    Args:
-        model: A compiled model.
-    """
+    """Returns, for each output of a compiled model with terms, the losses of the terms by name."""
     found: dict[str, dict[str, TermLoss]] = {}
     for output, loss in _by_output(model.loss).items():
         if isinstance(loss, TermLoss):
@@ -42,14 +38,8 @@ def find_terms(model: keras.Model) -> dict[str, TermWeight]:
     """Returns the weight of each term of a compiled model by the term's name.
 
     Output terms come first, in the order of the losses. Layer terms follow, in the order of the
-    layers, including those of nested models.
-
-    Args:
-        model: A compiled model.
-
-    Raises:
-        ValueError: If two terms have the same name, or a layer term that of an output with several
-            losses.
+    layers, including those of nested models. Raises `ValueError` if two terms have the same name,
+    or a layer term that of an output with several losses.
     """
     outputs = find_losses(model)
     terms: dict[str, TermWeight] = {

@@ -81,9 +81,6 @@ class ModelTerms(Mapping[str, TermWeight]):
         """Connects the terms to the clock and the rule, and gives their metrics the names to log.
 
         Keras compiles the steps of the model again if this changes them.
-
-        Args:
-            model: The model.
         """
         self.clock.attach(self._weights, self.weighting)
         with variable_scope(model):
@@ -124,8 +121,7 @@ class ModelTerms(Mapping[str, TermWeight]):
     def _name_weights(self, model: keras.Model) -> bool:
         """Gives each output weight the name that Keras logs as `<term>_weight`.
 
-        Returns:
-            Whether a name has changed.
+        Returns whether a name has changed.
         """
         count = len(getattr(model, "outputs", None) or [])
         has_changed = False
@@ -140,11 +136,7 @@ class ModelTerms(Mapping[str, TermWeight]):
         return has_changed
 
     def validate_use(self, metrics: Iterable[Any]) -> None:
-        """Raises `ValueError` if the model has trained without using a weight of an output term.
-
-        Args:
-            metrics: The metrics of the model.
-        """
+        """Raises `ValueError` if the model has trained without using a weight of an output term."""
         metrics = [x for metric in metrics for x in getattr(metric, "metrics", [metric])]
         for name, weight in self.output_weights.items():
             is_metric = any(weight is metric for metric in metrics)

@@ -37,14 +37,10 @@ class Misnamed(NamedTuple):
 
 
 class Wiring:
-    """What the names of copies stand for in a compiled model.
+    """What the names of copies stand for in a compiled model, whose terms are given by name.
 
     A layer that combines gradients returns a copy for each of its `terms`. A copy has the name of a
     term, of an output, whose losses share one gradient, or of a layer that adds a loss.
-
-    Args:
-        model: A compiled model.
-        terms: The weights of its terms by name.
     """
 
     def __init__(self, model: keras.Model, terms: Mapping[str, TermWeight]):
@@ -131,11 +127,8 @@ class Wiring:
 
         A copy for a group of terms, or for a further layer that combines gradients, may have any
         name, and so may those beside it: a group may have one term. Where the graph is unknown,
-        there may be groups if more terms than copies have no counterpart.
-
-        Args:
-            has_other_losses: Whether layers add losses that are no terms. Their copies may have any
-                name.
+        there may be groups if more terms than copies have no counterpart. If layers add losses that
+        are no terms, their copies may have any name.
         """
         for layer in self._combinations:
             unknown = self.unknown_names(layer.terms)
@@ -222,10 +215,8 @@ def _copies_read(
 ) -> dict[GradientCombination, _Reads]:
     """Returns which copies of a layer each output, layer term and other such layer depends on.
 
-    Args:
-        outputs: The symbolic tensors of each output of a Functional model.
-        layers: The layers. The result has those that are called in the graph of this model only,
-            not within a layer of it.
+    The result has those layers only that are called in the graph of this model, not within a layer
+    of it.
     """
     tensors: dict[Any, list] = {name: list(found) for name, found in outputs.items()}
     called, hidden = set(), set()

@@ -90,14 +90,7 @@ class LayerTerm(keras.layers.Layer):
     def _create_weight(
         self, weight: Weight, readings: Mapping, means: Mapping, counts_steps: bool = False
     ) -> None:
-        """Creates the weight, and the metrics that report the values to log.
-
-        Args:
-            weight: As in `keras_jointloss.LossWeight`.
-            readings: As in `LayerWeight`.
-            means: As in `LayerWeight`.
-            counts_steps: As in `LayerWeight`.
-        """
+        """Creates the weight, as in `LayerWeight`, and the metrics that report what to log."""
         self.weight = LayerWeight(weight, self.name, readings, means, counts_steps)
         self._weight_state = as_state(self.weight.state)
         readout = _NotedReadout if trains_functionally() else _Readout
@@ -107,12 +100,7 @@ class LayerTerm(keras.layers.Layer):
         ]
 
     def _defer(self, compute: Callable[[], CallLoss], inputs: Any) -> None:
-        """Adds the loss of a call to the step.
-
-        Args:
-            compute: Computes the loss.
-            inputs: The tensors that the loss depends on, in any structure.
-        """
+        """Adds the loss of a call to the step; it depends on the inputs, in any structure."""
 
         def weighted():
             found = compute()

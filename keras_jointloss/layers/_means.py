@@ -30,16 +30,17 @@ def mean_over_items(
 ) -> tuple[Any, Any, Any]:
     """Returns the mean loss, the number of items, and which items take part.
 
+    An item whose weight is 0 is excluded. Over replicas, the number of items is what a replica adds
+    to the sum that Keras keeps of it.
+
     Args:
         compute: Returns the loss of each item, `(batch,)`, or several of each, `(batch, values)`,
-            which have a mean each. Its argument is which items take part, `(batch,)`, or `None`
-            for all.
+            which have a mean each, from which items take part, `(batch,)`, or `None` for all.
         batch_size: A scalar tensor of the dtype of the loss.
         mask: Which items take part, `(batch,)`, or `None`.
-        sample_weight: The weight of each item, or `None`. An item of weight 0 is excluded.
+        sample_weight: The weight of each item, or `None`.
         is_weighted_mean: Whether the sum is divided by the sum of the weights.
-        over_replicas: Whether the mean is over the items of all replicas. The number of items is
-            then what a replica adds to the sum that Keras keeps of it.
+        over_replicas: Whether the mean is over the items of all replicas.
     """
 
     def mean(total, divisor, items):
@@ -68,10 +69,6 @@ def mean_of_scalar(loss, items) -> tuple[Any, Any, Any]:
     """Returns the mean, as `mean_over_items`, of a loss that is one number for some items.
 
     Among several replicas, each has a number for its own items.
-
-    Args:
-        loss: A scalar tensor.
-        items: The number of items.
     """
     items = ops.cast(items, loss.dtype)
     if current_replicas().count == 1:
@@ -84,19 +81,12 @@ def mean_of_scalar(loss, items) -> tuple[Any, Any, Any]:
 def mean_over_elements(
     values, masks, sample_weight, is_weighted_mean, keeps_dimensions, over_replicas=False
 ):
-    """Returns the mean, the number of elements in it, and which elements take part.
+    """Returns the mean of values, the number of elements in it, and which elements take part.
 
-    Masks and sample weights have leading axes of the values: `(batch,)`, or `(batch, time)` for
-    values of shape `(batch, time, ...)`. An element has the axes of the longest of them.
-
-    Args:
-        values: `(batch, ...)`.
-        masks: A list of tensors.
-        sample_weight: A tensor, or `None`. An element of weight 0 is excluded.
-        is_weighted_mean: Whether the sum is divided by the sum of the weights.
-        keeps_dimensions: Whether to return the mean of each of the other dimensions,
-            `(dimensions,)`, in place of one for all, `()`.
-        over_replicas: As in `mean_over_items`.
+    Masks, a list, and sample weights have leading axes of the values: `(batch,)`, or `(batch,
+    time)` for values of shape `(batch, time, ...)`. An element has the axes of the longest of them;
+    one of weight 0 is excluded. If the mean keeps dimensions, there is one for each of the others,
+    `(dimensions,)`, in place of one for all, `()`.
     """
     weights = [] if sample_weight is None else [leading_axes(sample_weight)]
     masks = [leading_axes(mask) for mask in masks]
@@ -124,13 +114,8 @@ def mean_over_elements(
 def without_excluded(target, prediction, masks, sample_weight):
     """Returns target and prediction with constants in place of the excluded elements.
 
-    A loss is then finite for them, and so is its gradient, even if the target is NaN.
-
-    Args:
-        target: `(batch, ...)`.
-        prediction: `(batch, ...)`.
-        masks: A list of tensors with leading axes of target and prediction; others are ignored.
-        sample_weight: Likewise, or `None`.
+    A loss is then finite for them, and so is its gradient, even if the target is NaN. Masks and
+    weights that do not have leading axes of both are ignored.
     """
     included = [ops.cast(mask, "bool") for mask in masks]
     if sample_weight is not None:
@@ -152,11 +137,7 @@ def leading_axes(x):
 def has_leading_axes(x, values, unknown: bool = True) -> bool:
     """Returns whether `x`, a mask or sample weights, can have the leading axes of `values`.
 
-    Args:
-        x: A tensor.
-        values: A tensor.
-        unknown: Whether an axis of `x` of unknown size can be one of known size. That of the batch
-            can.
+    If `unknown`, an axis of unknown size can be one of known size. That of the batch can always.
     """
     shape = leading_axes(x).shape
     sizes = zip(shape, values.shape, strict=False)
@@ -180,12 +161,7 @@ def _where(elements, valid):
 
 
 def validate_reduction(loss: Any, given: Any) -> None:
-    """Raises `ValueError` if the reduction of a loss is not a mean.
-
-    Args:
-        loss: A function or a `keras.losses.Loss`.
-        given: The argument of the user.
-    """
+    """Raises `ValueError` if the reduction of a loss that the user has given is not a mean."""
     if isinstance(loss, keras.losses.Loss) and loss.reduction in ("sum", "none", None):
         raise invalid(
             "loss", "a loss whose reduction is a mean", given, f" with reduction={loss.reduction!r}"

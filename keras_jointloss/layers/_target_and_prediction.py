@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_jointloss import losses
-from keras_jointloss._core.validation import invalid, validate_list
+from keras_jointloss._core.validation import invalid, validate_distinct, validate_list
 from keras_jointloss.layers._means import validate_reduction
 from keras_jointloss.terms.by_shape import get_loss, get_metric
 from keras_jointloss.terms.missing.targets import match_ranks
@@ -46,28 +46,21 @@ def mean_metrics(metrics: Sequence[Any], loss: Any) -> list[keras.metrics.MeanMe
         elif callable(metric) and not isinstance(metric, keras.metrics.Metric):
             result = keras.metrics.MeanMetricWrapper(metric, name=metric.__name__)
         if not isinstance(result, keras.metrics.MeanMetricWrapper):
-            raise ValueError(
-                "Invalid value for argument `metrics`. Expected names, functions or "
-                "`keras.metrics.MeanMetricWrapper` objects, which are means over items. "
-                f"Received: {metric!r}"
+            raise invalid(
+                "metrics",
+                "names, functions or `keras.metrics.MeanMetricWrapper` objects, which are means "
+                "over items",
+                received=repr(metric),
             )
         found.append(result)
-    names = [metric.name for metric in found]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            "Invalid value for argument `metrics`. Expected metrics with different names. "
-            f"Received: {names}"
-        )
+    validate_distinct(found, "metrics")
     return found
 
 
 def metric_means(metrics, pair, valid) -> dict[str, tuple]:
     """Returns, by the name of the metric, the sum of its values and their number.
 
-    Args:
-        metrics: As `mean_metrics` returns them.
-        pair: Target and prediction, `(batch, ...)`; anything without metrics.
-        valid: Which elements take part, or `None` for all.
+    The pair is target and prediction, `(batch, ...)`. Not all elements need to be valid.
     """
     means = {}
     for metric in metrics:

@@ -142,14 +142,7 @@ class ChunkedTower(keras.layers.Layer):
 
 
 class _Chunks:
-    """A tower as a function of tensors only.
-
-    Args:
-        tower: A layer or model.
-        inputs: A tensor or a structure of tensors.
-        mask: The masks of these tensors, or `None`.
-        training: The argument with which to call the tower.
-    """
+    """A tower as a function of tensors only."""
 
     def __init__(self, tower: keras.layers.Layer, inputs: Any, mask: Any, training: bool | None):
         self.tower, self.inputs, self.training = tower, inputs, training
@@ -169,10 +162,8 @@ class _Chunks:
     def run(self, parameters: list, seeds: list, tensors: list) -> tuple[list, list]:
         """Returns the outputs and their masks for a chunk, and the next states of the generators.
 
-        Args:
-            parameters: The values of the parameters.
-            seeds: The states of the random generators.
-            tensors: The inputs and their masks.
+        From the values of the parameters, the states of the random generators, and the inputs and
+        their masks.
         """
         inputs = list(tensors[: self.count])
         for i, mask in zip(self.masked, tensors[self.count :], strict=True):
@@ -208,27 +199,28 @@ class _Chunks:
         rows = inputs[0].shape[0]
         for x in keras.tree.flatten(outputs):
             if not len(x.shape) or (None not in (rows, x.shape[0]) and x.shape[0] != rows):
-                raise ValueError(
-                    "Invalid value for argument `tower`. Expected a tower with one output row for "
-                    f"each input row. Received: a tower {self.tower!r} that returns the shape "
-                    f"{tuple(x.shape)} for {rows} rows"
-                )
+                received = f"{self.tower!r} that returns the shape {tuple(x.shape)} for {rows} rows"
+                raise _invalid("with one output row for each input row", received)
 
     def _changes_variables(self, changed) -> ValueError:
-        return ValueError(
-            "Invalid value for argument `tower`. Expected a tower that encodes each item "
-            "independently of the batch and changes no variables in training. Batch normalization "
-            "would use the statistics of a chunk: freeze it with `trainable = False`, or use layer "
-            f"or group normalization. Received: a tower {self.tower!r} that changes {changed}"
+        return _invalid(
+            "that encodes each item independently of the batch and changes no variables in "
+            "training. Batch normalization would use the statistics of a chunk: freeze it with "
+            "`trainable = False`, or use layer or group normalization",
+            f"{self.tower!r} that changes {changed}",
         )
 
 
 def _adds_losses(layer) -> ValueError:
-    return ValueError(
-        "Invalid value for argument `tower`. Expected a tower in which no layer adds to the "
-        "loss or combines gradients. Regularize weights in place of activities, and apply terms to "
-        f"the output of the tower. Received: a tower with {layer!r}"
+    return _invalid(
+        "in which no layer adds to the loss or combines gradients. Regularize weights in place of "
+        "activities, and apply terms to the output of the tower",
+        f"with {layer!r}",
     )
+
+
+def _invalid(expected: str, received: str) -> ValueError:
+    return invalid("tower", f"a tower {expected}", received=f"a tower {received}")
 
 
 class _WithMask(keras.layers.Layer):

@@ -4,9 +4,8 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_jointloss._core.batch import finite_items, label_tensor
+from keras_jointloss._core.batch import Items, finite_items, label_tensor, rows_of
 from keras_jointloss._core.math import float_dtype, prepare
-from keras_jointloss._core.replicas import Items, rows_of
 
 #: The accepted values of `same_label`.
 SAME_LABEL = (None, "positive", "ignore")

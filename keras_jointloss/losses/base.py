@@ -9,22 +9,24 @@ from keras import ops
 
 from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.batch import (
+    Batch,
+    Items,
     as_labels,
     check_labels,
     label_tensor,
     labelled,
     reduce_values,
+    rows_of,
     stacked,
     valid_items,
 )
 from keras_jointloss._core.registry import find
-from keras_jointloss._core.replica_losses import (
+from keras_jointloss._core.replicas import (
     may_exchange,
     reduced_over_replicas,
     values_among_all,
     warn_of_separate_items,
 )
-from keras_jointloss._core.replicas import Batch, Items, rows_of
 from keras_jointloss._core.types import DType, Labels, Mask, Reduction, Shape, Tensor, Weights
 
 

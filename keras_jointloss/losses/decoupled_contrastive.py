@@ -2,8 +2,7 @@
 
 import keras
 
-from keras_jointloss._core.batch import validate_unlabelled
-from keras_jointloss._core.replicas import Items
+from keras_jointloss._core.batch import Items, validate_unlabelled
 from keras_jointloss._core.types import DType, Labels, Mask, Reduction, Sharing, Similarity, Tensor
 from keras_jointloss._core.validation import validate_choice
 from keras_jointloss.losses._among_views import AmongViews

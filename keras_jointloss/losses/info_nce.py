@@ -6,9 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_jointloss._core.batch import validate_unlabelled
+from keras_jointloss._core.batch import Items, rows_of, validate_unlabelled
 from keras_jointloss._core.math import SIMILARITIES, similarity_of_prepared
-from keras_jointloss._core.replicas import Items, rows_of
 from keras_jointloss._core.types import DType, Labels, Mask, Reduction, Sharing, Similarity, Tensor
 from keras_jointloss._core.validation import (
     validate_bool,

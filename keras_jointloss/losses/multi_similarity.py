@@ -5,9 +5,8 @@ import math
 import keras
 from keras import ops
 
-from keras_jointloss._core.batch import validate_unlabelled
+from keras_jointloss._core.batch import Items, validate_unlabelled
 from keras_jointloss._core.math import dot_matrix, logsumexp_where
-from keras_jointloss._core.replicas import Items
 from keras_jointloss._core.types import DType, Mask, Reduction, Tensor
 from keras_jointloss._core.validation import validate_number
 from keras_jointloss.losses._pairs import as_views, class_roles, item_losses, mean_of_views

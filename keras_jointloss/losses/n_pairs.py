@@ -3,9 +3,8 @@
 import keras
 from keras import ops
 
-from keras_jointloss._core.batch import validate_unlabelled
+from keras_jointloss._core.batch import Items, validate_unlabelled
 from keras_jointloss._core.math import SIMILARITIES
-from keras_jointloss._core.replicas import Items
 from keras_jointloss._core.types import DType, Mask, Reduction, Similarity, Tensor
 from keras_jointloss._core.validation import validate_choice, validate_share
 from keras_jointloss.losses._pairs import Roles, as_views, item_losses, samples_of

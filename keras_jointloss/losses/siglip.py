@@ -5,9 +5,9 @@ import math
 import keras
 from keras import ops
 
-from keras_jointloss._core.batch import validate_unlabelled
+from keras_jointloss._core.batch import Items, rows_of, validate_unlabelled
 from keras_jointloss._core.math import SIMILARITIES, prepare
-from keras_jointloss._core.replicas import Exchange, Items, rows_of
+from keras_jointloss._core.replicas import Exchange
 from keras_jointloss._core.types import DType, Labels, Mask, Reduction, Sharing, Similarity, Tensor
 from keras_jointloss._core.validation import validate_choice, validate_number
 from keras_jointloss.losses._pairs import (

@@ -6,14 +6,8 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
-from keras_jointloss._core.batch import validate_unlabelled
-from keras_jointloss._core.math import (
-    SIMILARITIES,
-    matrix_of_prepared,
-    max_along,
-    mean_where,
-)
-from keras_jointloss._core.replicas import Items
+from keras_jointloss._core.batch import Items, validate_unlabelled
+from keras_jointloss._core.math import SIMILARITIES, matrix_of_prepared, max_along, mean_where
 from keras_jointloss._core.types import DType, Margin, Mask, Reduction, Similarity, Tensor
 from keras_jointloss._core.validation import validate_choice, validate_number
 from keras_jointloss.losses._pairs import as_views, class_roles, item_losses, mean_of_views

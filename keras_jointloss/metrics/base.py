@@ -9,24 +9,21 @@ from keras import ops
 
 from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.batch import (
+    Batch,
+    Items,
     as_labels,
     item_weights,
     label_tensor,
     labelled,
+    rows_of,
     stacked,
     valid_items,
 )
 from keras_jointloss._core.math import float_dtype
 from keras_jointloss._core.registry import find
-from keras_jointloss._core.replicas import (
-    Batch,
-    Items,
-    global_batch,
-    is_after_call,
-    rows_of,
-)
+from keras_jointloss._core.replicas import global_batch, is_after_call
 from keras_jointloss._core.types import Config, DType, Labels, Mask, Shape, Tensor, Weights
-from keras_jointloss._core.validation import validate_list
+from keras_jointloss._core.validation import invalid, validate_distinct, validate_list
 
 
 class ViewsMetric(keras.metrics.Metric):
@@ -242,14 +239,7 @@ def validate_metrics(metrics, has_labels):
     metrics = [find(metric, ViewsMetric, "metrics", "metrics") for metric in metrics]
     for metric in metrics:
         if metric.has_labels and not has_labels:
-            raise ValueError(
-                "Invalid value for argument `metrics`. Expected metrics without labels, since the "
-                f"loss has none. Received: {metric.name!r}"
-            )
-    names = [metric.name for metric in metrics]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            "Invalid value for argument `metrics`. Expected metrics with different names. "
-            f"Received: {names}"
-        )
+            expected = "metrics without labels, since the loss has none"
+            raise invalid("metrics", expected, received=repr(metric.name))
+    validate_distinct(metrics, "metrics")
     return tuple(metrics)

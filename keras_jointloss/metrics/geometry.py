@@ -3,8 +3,8 @@
 import keras
 from keras import ops
 
+from keras_jointloss._core.batch import Items, rows_of
 from keras_jointloss._core.math import dot, dot_matrix, l2_normalize
-from keras_jointloss._core.replicas import Items, rows_of
 from keras_jointloss._core.types import DType, Labels, Mask, Tensor
 from keras_jointloss._core.validation import invalid, validate_number
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs

@@ -3,9 +3,8 @@
 import keras
 from keras import ops
 
-from keras_jointloss._core.batch import check_labels, validate_unlabelled
+from keras_jointloss._core.batch import Items, check_labels, rows_of, validate_unlabelled
 from keras_jointloss._core.math import SIMILARITIES, paired_similarity, similarity_matrix
-from keras_jointloss._core.replicas import Items, rows_of
 from keras_jointloss._core.types import DType, Labels, Mask, Sharing, Similarity, Tensor
 from keras_jointloss._core.validation import validate_choice, validate_number
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs

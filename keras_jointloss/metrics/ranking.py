@@ -5,9 +5,8 @@ import math
 import keras
 from keras import ops
 
-from keras_jointloss._core.batch import validate_unlabelled
+from keras_jointloss._core.batch import Items, rows_of, validate_unlabelled
 from keras_jointloss._core.math import SIMILARITIES
-from keras_jointloss._core.replicas import Items, rows_of
 from keras_jointloss._core.types import Direction, DType, Labels, Mask, Sharing, Similarity, Tensor
 from keras_jointloss._core.validation import validate_choice, validate_count
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs

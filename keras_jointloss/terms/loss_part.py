@@ -6,8 +6,8 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.backend import current_replicas
-from keras_jointloss._core.batch import item_weights, stacked, valid_items
-from keras_jointloss._core.replicas import Batch, global_batch, is_after_call, rows_of
+from keras_jointloss._core.batch import Batch, item_weights, rows_of, stacked, valid_items
+from keras_jointloss._core.replicas import global_batch, is_after_call
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

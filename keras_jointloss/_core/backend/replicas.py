@@ -104,11 +104,7 @@ class OneDevice:
 
 
 class Replicas(OneDevice):
-    """Base of several replicas, whose gradients are averaged.
-
-    Attributes:
-        custom_gradient: That of the backend.
-    """
+    """Base of several replicas, whose gradients are averaged."""
 
     custom_gradient: Callable[..., Any]
 

@@ -17,11 +17,7 @@ Totals = dict[str, np.ndarray]
 
 
 class GradientReadings:
-    """Reads the gradient statistics of layers.
-
-    Args:
-        layers: The layers.
-    """
+    """Reads the gradient statistics of layers."""
 
     def __init__(self, layers: Sequence[GradientCombination]):
         self._layer_of = {
@@ -42,9 +38,7 @@ class GradientReadings:
     def read(self, now: Totals | None = None, since: Totals | None = None) -> Statistics:
         """Returns the statistics since the last reset, or between two times.
 
-        Args:
-            now: The sums, by default the current ones.
-            since: Earlier sums after the same reset.
+        The sums `now` are by default the current ones, and `since` earlier ones after that reset.
         """
         now, since = self.sums() if now is None else now, since or {}
         statistics = {
@@ -95,9 +89,7 @@ class GradientReadings:
     def unrecorded(self, statistics: Statistics, batches: int) -> Iterator[str]:
         """Yields the names of the layers that should have statistics and have none.
 
-        Args:
-            statistics: The statistics of an epoch.
-            batches: The number of batches in this epoch.
+        The statistics are those of an epoch of so many batches.
         """
         for prefix, layer in self._layer_of.items():
             # On JAX a step whose gradients the optimizer accumulates leaves no record.

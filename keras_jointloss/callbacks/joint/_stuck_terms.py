@@ -1,16 +1,18 @@
-"""Which terms do not train although they should, as measured over an epoch."""
+"""Finds the terms that do not train although they should, as measured over an epoch."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import keras
 
+from keras_jointloss._core.math import to_numpy
+from keras_jointloss.callbacks.joint._term_readings import Readings
 from keras_jointloss.joint.model_terms import ModelTerms
 from keras_jointloss.terms.clock import learning_rate, optimizer_updates
+from keras_jointloss.terms.weight import TermWeight
+from keras_jointloss.weighting import Weighting
 
-#: The values of the terms of an epoch, by term and by name.
-_Readings = Mapping[str, Mapping[str, float]]
 #: A weighted loss whose gradient may be too small to measure: single precision holds no square of a
 #: number below 1e-19.
 _UNMEASURABLE = 1e-15
@@ -37,13 +39,11 @@ def stuck_terms(
     without_gradient: Iterable[tuple[str, str]],
     losses_of: Mapping[str, Collection[str]],
 ) -> list[StuckTerm]:
-    """Returns the terms that do not train.
+    """Returns the terms that do not train, of those that should, whose mean losses are given.
 
-    Args:
-        losses: The mean losses of the terms that should train.
-        constant: The terms whose loss was exactly the same in every step.
-        without_gradient: The copies whose gradient was 0 in every step: their layers and names.
-        losses_of: The terms whose gradients add up in a copy, by its name.
+    The loss of the `constant` ones was exactly the same in every step. The copies
+    `without_gradient`, by layer and name, had a gradient of 0 in every step; `losses_of` has the
+    terms whose gradients add up in a copy, by its name.
     """
     finite = {name: loss for name, loss in losses.items() if math.isfinite(loss)}
     found = [StuckTerm(name, loss) for name, loss in finite.items() if name in constant]
@@ -56,12 +56,7 @@ def stuck_terms(
 
 
 class TermProgress:
-    """Measures which terms train in an epoch.
-
-    Args:
-        model: The model.
-        terms: Its terms.
-    """
+    """Measures which terms of a model train in an epoch."""
 
     def __init__(self, model: keras.Model, terms: ModelTerms):
         self.model = model
@@ -104,18 +99,14 @@ class TermProgress:
 
     def stuck(
         self,
-        readings: _Readings,
+        readings: Readings,
         logs: Mapping[str, Any],
         without_gradient: Iterable[tuple[str, str]],
     ) -> list[StuckTerm]:
         """Returns the terms that did not train in the epoch that has ended.
 
-        None after an epoch that ends with a learning rate of 0.
-
-        Args:
-            readings: The values of the terms in training.
-            logs: The logs of the epoch, for losses that are no terms.
-            without_gradient: As in `stuck_terms`.
+        None after an epoch that ends with a learning rate of 0. The logs have the losses that are
+        no terms. For `without_gradient` see `stuck_terms`.
         """
         if learning_rate(self.model) == 0:
             return []
@@ -149,3 +140,85 @@ class TermProgress:
             for name, loss in found.items()
             if loss is not None and wiring.has_weight(name)
         }
+
+
+# Under a weighting.
+
+
+class Part(NamedTuple):
+    """What a term contributed to an epoch of training, as absolute values of means.
+
+    Attributes:
+        name: The name of the term.
+        loss: Its loss.
+        factor: The weight that the rule gives it at the end of the epoch.
+        of_rule: Its loss times the weight that the rule gives it.
+        contribution: The length of its weighted gradient where a layer reports it, or else its
+            weighted loss: with the weight that the user gives it, too.
+    """
+
+    name: str
+    loss: float
+    factor: float
+    of_rule: float
+    contribution: float
+
+    def exceeds(self, other: "Part", ratio: float) -> bool:
+        """Returns whether a term contributes more than `ratio` times as much as another.
+
+        With the weights of the rule alone as well, since the user may choose other ones.
+        """
+        is_contribution = self.contribution > ratio * other.contribution
+        return is_contribution and self.of_rule > ratio * other.of_rule
+
+
+def untrained_term(
+    rule: Weighting,
+    terms: Mapping[str, TermWeight],
+    readings: Readings,
+    lengths: Mapping[str, float],
+) -> str | None:
+    """Returns a sentence on a term that contributes practically nothing; `None` if there is none.
+
+    The readings are those of the epoch in training, of the terms that have a finite loss, and
+    `lengths` the mean lengths of the gradients of the weighted terms; empty if no layer reports
+    those of all terms.
+    """
+    parts = sorted(_parts(rule, terms, readings, lengths), key=lambda part: part.contribution)
+    if not parts or rule.step <= rule.warmup_steps:
+        return None
+    *others, most = parts
+    for part in others:
+        remedy = _remedy(rule, part, most) if most.exceeds(part, rule.widest_ratio) else None
+        if remedy is not None:
+            share = part.contribution / most.contribution
+            what = "the length of the gradient" if lengths else "the loss"
+            return (
+                f"{type(rule).__name__} weights the term {most.name!r} with {most.factor:.3g} at a "
+                f"loss of {most.loss:.3g} and the term {part.name!r} with {part.factor:.3g} at a "
+                f"loss of {part.loss:.3g}: {part.name!r} is hardly trained any more. It "
+                f"contributes {share:.1g} times as much to {what} as {most.name!r}. {remedy}"
+            )
+    return None
+
+
+def _parts(rule, terms, readings, lengths) -> Iterator[Part]:
+    for name, factor in rule.factors.items():
+        if name not in readings or factor < rule.intended_below:
+            continue
+        loss, weighted = (abs(readings[name][key]) for key in ("loss", "weighted"))
+        given = float(to_numpy(terms[name].next_value()))
+        # The mean over the epoch, but for a user weight that has just left 0.
+        of_rule = max(weighted / given if given else 0.0, factor * loss)
+        part = Part(name, loss, factor, of_rule, lengths.get(name, weighted))
+        if all(map(math.isfinite, part[1:])):
+            yield part
+
+
+def _remedy(rule, part, most) -> str | None:
+    """Returns what to do about the cause, the weight or the loss itself."""
+    if most.factor > rule.widest_ratio * part.factor and rule.small_weight_remedy is not None:
+        return rule.small_weight_remedy
+    # Later, a loss may be small because the term has been learned.
+    is_small = part.loss < most.loss and int(to_numpy(rule.epoch)) <= 1
+    return rule.small_loss_remedy if is_small else None

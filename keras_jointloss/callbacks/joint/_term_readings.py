@@ -2,28 +2,79 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import keras
 
-from keras_jointloss.callbacks.joint._fixed_total import FixedTotal
+from keras_jointloss._core.validation import invalid, validate_number
 from keras_jointloss.joint.model_terms import ModelTerms
 from keras_jointloss.joint.report import Contribution, Report, RunReport, is_rounding, rest, share
 from keras_jointloss.terms.layer_weight import LayerWeight
 from keras_jointloss.terms.record import Totals
+from keras_jointloss.terms.weight import TermWeight
 
 #: The values to log, by term and by name.
 Readings = dict[str, dict[str, float]]
 #: The runs, with the prefixes of their values in the Keras logs.
 RUNS = {"train": "", "validation": "val_"}
+_NAMED = ("initial", "equal")
+_EXPECTED = "None, 'initial', 'equal', or a dict with a finite number >= 0 for each term, not all 0"
+
+
+def validate_fixed_weights(weights: Any, name: str) -> Any:
+    """Returns weights that some model may have: `None`, a name, or numbers by term."""
+    if weights is None or (isinstance(weights, str) and weights in _NAMED):
+        return weights
+    if not isinstance(weights, Mapping):
+        raise invalid(name, _EXPECTED, weights)
+    return {term: validate_number(x, f"{name}[{term!r}]", 0) for term, x in weights.items()}
+
+
+class FixedTotal:
+    """Adds up the raw losses of the terms with weights that do not move.
+
+    These are what `validate_fixed_weights` has returned, not `None`. Raises `ValueError` if they
+    are not those of all terms, or all are 0, or if a term is named `"joint"`.
+    """
+
+    def __init__(self, weights: Any, terms: Mapping[str, TermWeight], name: str):
+        if weights == "equal":
+            self.weights = dict.fromkeys(terms, 1.0)
+        elif weights == "initial":
+            self.weights = {term: weight.at_start for term, weight in terms.items()}
+        else:
+            self.weights = dict(weights)
+        if set(self.weights) != set(terms):
+            raise invalid(name, f"a number for each term of the model, {list(terms)}", weights)
+        if "joint" in terms:
+            raise invalid(
+                name,
+                "None, since the model has a term named 'joint': 'joint_loss' in the logs is its "
+                "loss",
+                weights,
+            )
+        if self.weights and not any(self.weights.values()):
+            raise invalid(
+                name, "a weight > 0 for one term at least", weights, f", the weights {self.weights}"
+            )
+
+    def of(self, readings: Mapping[str, Mapping[str, float]]) -> float | None:
+        """Returns the total, or `None` if no term was computed.
+
+        The readings have the mean raw `loss` of the terms that were computed. The others count 0,
+        as in the loss of the model.
+        """
+        found = {name: x["loss"] for name, x in readings.items() if "loss" in x}
+        if not found:
+            return None
+        # A term of weight 0 does not count, even if its loss is not finite.
+        return sum(self.weights[x] * loss for x, loss in found.items() if self.weights[x])
 
 
 class TermReadings:
     """Reads the terms of a model and keeps the readings of an epoch by run.
 
-    Args:
-        model: The model.
-        terms: Its terms.
-        validation_weights: The weights of a total at fixed weights, or `None`.
+    With `validation_weights` it also adds up a total at fixed weights.
     """
 
     def __init__(
@@ -68,9 +119,7 @@ class TermReadings:
     ) -> Readings:
         """Returns the current values, with means since the last reset, or between two times.
 
-        Args:
-            now: The sums of the terms, by default the current ones.
-            since: Earlier sums.
+        The sums `now` are by default the current ones, and `since` are earlier ones.
         """
         now, since = self.sums() if now is None else now, since or {}
         totals = {name: x.since(since.get(name)) for name, x in now.items()}
@@ -90,8 +139,7 @@ class TermReadings:
     def keep_train(self, has_means: bool) -> None:
         """Keeps the readings of training before an evaluation resets the means.
 
-        Args:
-            has_means: Whether the means are those of training and not of an evaluation.
+        It `has_means` unless these are already those of an evaluation.
         """
         self.kept["train"] = self.read()
         if not has_means:
@@ -117,15 +165,10 @@ class TermReadings:
         return logs
 
     def mend(self, logs: dict[str, float], run: str, prefix: str = "") -> None:
-        """Replaces the losses of terms in the Keras logs by those of the kept readings.
+        """Replaces the losses of terms in the Keras logs by those of the kept readings of a run.
 
         Keras' own may count a smaller last batch fully, or count missing targets. For an output
-        with several losses, Keras logs their weighted sum.
-
-        Args:
-            logs: The logs.
-            run: The run of the readings.
-            prefix: The prefix of its values in the logs.
+        with several losses, Keras logs their weighted sum. The values of the run have a prefix.
         """
         readings = self.kept[run]
         losses = {name: x.get("loss", math.nan) for name, x in readings.items()}
@@ -145,13 +188,10 @@ class TermReadings:
         total: float,
         epoch: tuple[Readings, float] | None = None,
     ) -> dict[str, float]:
-        """Returns readings by TensorBoard tag.
+        """Returns readings by TensorBoard tag, where the loss of the model is the total.
 
-        Args:
-            readings: As `read` returns them.
-            total: The loss of the model.
-            epoch: Readings and loss since the start of the epoch, whose rounding is smaller than
-                that of a few batches; by default the same.
+        The rounding of readings and loss since the start of the epoch, by default the same, is
+        smaller than that of a few batches.
         """
         values = {"joint_loss/total": total}
         for name, reading in readings.items():

@@ -29,14 +29,7 @@ class _Sums(NamedTuple):
 
 
 def batches_between(update_freq: Any) -> int | None:
-    """Returns after how many batches to write, or `None` for the ends of epochs only.
-
-    Args:
-        update_freq: `"epoch"`, `"batch"`, or a number of batches.
-
-    Raises:
-        ValueError: If it is anything else.
-    """
+    """Returns after how many batches to write, or `None` for the ends of epochs only."""
     is_count = isinstance(update_freq, int) and not isinstance(update_freq, bool)
     if not (update_freq in ("epoch", "batch") or (is_count and int(update_freq) >= 1)):
         raise invalid("update_freq", "'epoch', 'batch' or a number of batches >= 1", update_freq)
@@ -47,14 +40,7 @@ class TrainCurves:
     """Writes the run `train` in the middle and at the end of epochs.
 
     A point has the means since the last point, or since the start of the epoch if there was none
-    after it.
-
-    Args:
-        every: As `batches_between` returns it.
-        readings: The terms.
-        gradients: The layers that combine gradients.
-        summaries: The runs.
-        model: The model.
+    after it. There is one after `every` batches.
     """
 
     def __init__(
@@ -93,12 +79,7 @@ class TrainCurves:
         return every is not None and batches // every > self._written // every
 
     def write(self, step: int, loss: float) -> None:
-        """Writes a point in the middle of an epoch.
-
-        Args:
-            step: The training step.
-            loss: The loss of the model since the start of the epoch.
-        """
+        """Writes a point in the middle of an epoch, since whose start the loss is the mean."""
         sums = self._sums()
         epoch = self._readings.read(sums.terms)
         self._write(step, sums, loss, epoch, self._gradients.read(sums.gradients))
@@ -112,11 +93,7 @@ class TrainCurves:
     def end_epoch(self, step: int, loss: float, readings: Readings, statistics: Statistics) -> None:
         """Writes the point at the end of the epoch, unless its last batch has one.
 
-        Args:
-            step: The training step.
-            loss: The loss of the model in the epoch.
-            readings: The readings of the epoch.
-            statistics: The statistics of the epoch.
+        Loss, readings and statistics are those of the epoch.
         """
         if self._every is None or self._batches > self._written:
             self._write(step, self._end, loss, readings, statistics)

@@ -20,10 +20,7 @@ _POINTS = 100
 class TrainingRecord:
     """Logs for TensorBoard how a training is set up and where its epochs end.
 
-    Args:
-        summaries: The runs.
-        terms: The terms of the model.
-        hparams: Hyperparameters for the HParams dashboard, or `None` to write none.
+    Without hyperparameters, it writes none to the HParams dashboard.
     """
 
     def __init__(
@@ -43,10 +40,7 @@ class TrainingRecord:
     def start_epoch(self, epoch: int, step: int, params: Mapping[str, Any]) -> None:
         """Logs the schedules up to the end of training, once the number of steps is known.
 
-        Args:
-            epoch: The index of the epoch that begins.
-            step: The training step.
-            params: What `fit` tells its callbacks: `epochs` and `steps`, `None` if unknown.
+        What `fit` tells its callbacks, `params`, has the `epochs` and `steps`, `None` if unknown.
         """
         steps, epochs = params.get("steps"), params.get("epochs")
         if self._log_dir is None or self._has_schedules or not steps or not epochs:
@@ -59,13 +53,9 @@ class TrainingRecord:
     def end_epoch(
         self, epoch: int, step: int, logs: Mapping[str, Any], readings: Mapping[str, float]
     ) -> None:
-        """Logs the end of an epoch.
+        """Logs the end of an epoch, to whose logs later callbacks may still add.
 
-        Args:
-            epoch: The index of the epoch.
-            step: The training step.
-            logs: The logs of the epoch, to which later callbacks may still add.
-            readings: What the terms logged: of them, only the losses are results.
+        Of what the terms logged, the readings, only the losses are results.
         """
         self._latest = step, logs, readings
         self._summaries.end_epoch("train", epoch, step)
@@ -87,14 +77,9 @@ class TrainingRecord:
 def follow_schedules(
     terms: ModelTerms, begin: int, end: int
 ) -> dict[str, tuple[list[int], list[float]]]:
-    """Returns by term the steps and the weights of its schedule.
+    """Returns by term the steps and the weights of its schedule, between two steps.
 
     A weighting, which multiplies the weights, makes them unknown: then there is none.
-
-    Args:
-        terms: The terms of the model.
-        begin: The first step.
-        end: The last step.
     """
     if terms.weighting is not None:
         return {}
@@ -120,12 +105,7 @@ def _evaluate(schedule: Callable, steps: list[int]) -> list[float]:
 def hyperparameters(
     terms: ModelTerms, others: Mapping[str, Any]
 ) -> dict[str, str | bool | int | float]:
-    """Returns the hyperparameters of a joint loss by name.
-
-    Args:
-        terms: The terms of the model.
-        others: Those of the user, which go before.
-    """
+    """Returns the hyperparameters of a joint loss by name; `others`, of the user, go before."""
     found: dict[str, Any] = {
         f"weight/{name}": weight.initial if weight.schedule is None else _words(weight.schedule)
         for name, weight in terms.items()

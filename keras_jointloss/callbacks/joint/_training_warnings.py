@@ -2,19 +2,25 @@
 
 import math
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import keras
 
 from keras_jointloss._core.keras_calls import running_callbacks
-from keras_jointloss.callbacks.joint._comparing import compares
+from keras_jointloss._core.keras_models import forget_best
 from keras_jointloss.callbacks.joint._gradient_readings import GradientReadings, Statistics
-from keras_jointloss.callbacks.joint._stuck_terms import StuckTerm, TermProgress
+from keras_jointloss.callbacks.joint._stuck_terms import StuckTerm, TermProgress, untrained_term
 from keras_jointloss.callbacks.joint._term_readings import Readings, TermReadings
-from keras_jointloss.callbacks.joint._untrained_terms import untrained_term
 from keras_jointloss.joint.model_terms import ModelTerms
 from keras_jointloss.joint.report import is_rounding, rest
+
+# They compare a value of one epoch with that of another.
+_COMPARING = (
+    keras.callbacks.EarlyStopping,
+    keras.callbacks.ModelCheckpoint,
+    keras.callbacks.ReduceLROnPlateau,
+)
 
 
 class EpochEnd(NamedTuple):
@@ -70,12 +76,7 @@ class TrainingWarnings:
     ) -> None:
         """Warns of all that went wrong in an epoch.
 
-        Args:
-            end: The epoch.
-            readings: The values of the terms.
-            gradients: Those of the layers that combine gradients.
-            progress: Which terms trained.
-            is_driven: Whether the callback that warns moves the weights, and `fit` runs.
+        It `is_driven` if the callback that warns moves the weights, and `fit` runs.
         """
         optimizer, statistics = progress.model.optimizer, end.statistics
         if is_driven:
@@ -119,14 +120,7 @@ class TrainingWarnings:
     def of_unrecorded(
         self, readings: GradientReadings, statistics: Statistics, batches: int, epoch: int
     ) -> None:
-        """Warns of each layer that has combined no gradients in an epoch.
-
-        Args:
-            readings: The readings of the layers.
-            statistics: The statistics of the epoch.
-            batches: The number of batches in the epoch.
-            epoch: The epoch, from 0.
-        """
+        """Warns of each layer that has combined no gradients in an epoch."""
         for name in readings.unrecorded(statistics, batches):
             self._once(
                 f"record of {name}",
@@ -145,11 +139,8 @@ class TrainingWarnings:
     ) -> None:
         """Warns of a term that contributes practically nothing, or cannot be weighed.
 
-        Args:
-            readings: The values of the terms in training.
-            counted: The terms of which any item counted.
-            lengths: As in `keras_jointloss.callbacks.joint._untrained_terms.untrained_term`.
-            forgets: As in `keras_jointloss.weighting.Weighting.describe_limit`.
+        Any item of the `counted` terms counted. For `lengths` see `untrained_term`, and for
+        `forgets` `keras_jointloss.weighting.Weighting.describe_limit`.
         """
         rule = self._terms.weighting
         if rule is None:
@@ -195,12 +186,7 @@ class TrainingWarnings:
             self._once(f"stuck {name} {layer}", what)
 
     def of_names(self, readings: Readings, total: float) -> None:
-        """Warns of names of copies that belong to nothing in the model.
-
-        Args:
-            readings: The values of the terms in training.
-            total: The loss of the model.
-        """
+        """Warns of names of copies that belong to nothing in the model, whose loss is the total."""
         wiring = self._terms.wiring
         weighted = [x["weighted"] for x in readings.values() if "weighted" in x]
         is_all = bool(weighted) and is_rounding(rest(total, weighted), total, weighted)
@@ -223,17 +209,12 @@ class TrainingWarnings:
                 )
 
     def of_monitors(self, callbacks: Iterable[Any], logs: Mapping[str, Any]) -> None:
-        """Warns of callbacks that compare a total from different weights.
-
-        Args:
-            callbacks: The callbacks of the training.
-            logs: The logs at the end of an epoch.
-        """
+        """Warns of callbacks that compare a total from different weights."""
         if self._weights() == self._weights_at_begin:
             return
         for callback in callbacks:
             monitor = getattr(callback, "monitor", None)
-            if monitor in ("loss", "val_loss") and monitor in logs and compares(callback):
+            if monitor in ("loss", "val_loss") and monitor in logs and _compares(callback):
                 name = type(callback).__name__
                 self._once(
                     f"monitor {name}",
@@ -252,3 +233,19 @@ def forgets_large_gradients(optimizer: keras.optimizers.Optimizer) -> bool:
     is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     is_plain = isinstance(optimizer, keras.optimizers.SGD) and not optimizer.momentum
     return is_scaled or is_plain or any(clip is not None for clip in clips)
+
+
+def _compares(callback: Any) -> bool:
+    if isinstance(callback, keras.callbacks.ModelCheckpoint):
+        return bool(callback.save_best_only)
+    return isinstance(callback, _COMPARING)
+
+
+def forget_unknown(callbacks: Iterable[Any], names: Container[str]) -> None:
+    """Lets callbacks compare with the first value that is known, not with one of `names`.
+
+    These were NaN in the last epoch.
+    """
+    for callback in callbacks:
+        if isinstance(callback, _COMPARING) and callback.monitor in names:
+            forget_best(callback)

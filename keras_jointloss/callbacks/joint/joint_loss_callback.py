@@ -16,17 +16,23 @@ from keras_jointloss._core.keras_calls import (
 from keras_jointloss._core.keras_models import allow_background, sync_state
 from keras_jointloss._core.types import Logs
 from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_on_log
-from keras_jointloss.callbacks.joint._comparing import forget_unknown
-from keras_jointloss.callbacks.joint._fixed_total import validate_fixed_weights
 from keras_jointloss.callbacks.joint._gradient_readings import GradientReadings
 from keras_jointloss.callbacks.joint._stuck_terms import TermProgress
-from keras_jointloss.callbacks.joint._term_readings import RUNS, TermReadings
+from keras_jointloss.callbacks.joint._term_readings import (
+    RUNS,
+    TermReadings,
+    validate_fixed_weights,
+)
 from keras_jointloss.callbacks.joint._train_curves import TrainCurves, batches_between
 from keras_jointloss.callbacks.joint._training_record import (
     TrainingRecord,
     validate_hyperparameters,
 )
-from keras_jointloss.callbacks.joint._training_warnings import EpochEnd, TrainingWarnings
+from keras_jointloss.callbacks.joint._training_warnings import (
+    EpochEnd,
+    TrainingWarnings,
+    forget_unknown,
+)
 from keras_jointloss.joint.model_terms import ModelTerms
 from keras_jointloss.joint.report import Report
 from keras_jointloss.terms.clock import optimizer_step

@@ -38,8 +38,7 @@ def validate_embeddings(embeddings):
 def find_pairs(model, embeddings) -> Found | None:
     """Returns the embeddings of pairs, or `None` if only a prediction shows them.
 
-    Raises:
-        ValueError: If the embeddings are not found or are ambiguous.
+    Raises `ValueError` if they are not found or are ambiguous.
     """
     names = output_names(model)
     if names is None:
@@ -66,10 +65,7 @@ def find_sides(model, embeddings) -> Found | None:
     """Returns the embeddings of queries and candidates, or `None` if only a prediction shows them.
 
     Each side is a nested model or the part of the graph that computes the embedding, with the
-    inputs that this part needs.
-
-    Raises:
-        ValueError: If the embeddings are not found or are ambiguous.
+    inputs that this part needs. Raises `ValueError` if they are not found or are ambiguous.
     """
     outputs, pairs = {}, {}
     names = output_names(model)
@@ -85,11 +81,7 @@ def find_sides(model, embeddings) -> Found | None:
 
 
 def embed_sides(model, found, embeddings, data, batch_size):
-    """Returns the name of the embeddings and those of queries and candidates, `(items, dim)`.
-
-    Raises:
-        ValueError: If they cannot be compared.
-    """
+    """Returns the name of the embeddings and those of queries and candidates, `(items, dim)`."""
     sides = []
     for i, items in enumerate(data):
         part = model if found is None else found.models[i]
@@ -229,11 +221,7 @@ def _select(outputs, pairs, embeddings):
 def _select_sides(outputs, nested, pairs, embeddings):
     """Returns the name of the embeddings, and that of the queries and that of the candidates.
 
-    Args:
-        outputs: The outputs by name.
-        nested: The nested models by name.
-        pairs: Two embeddings by name.
-        embeddings: As in the callback.
+    Outputs, nested models and pairs of embeddings are given by name.
     """
     single = {name: x for name, x in outputs.items() if len(x.shape) == 2}
     options = pairs or (single if len(outputs) == 1 else {})

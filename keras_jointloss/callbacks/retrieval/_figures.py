@@ -15,14 +15,9 @@ SIMILARITIES_AT_ONCE = 2**20
 def retrieval_figures(a, b, relevance, k, tile_size, has_several) -> dict[str, float]:
     """Returns what searches in both directions find; NaN if an embedding is not finite.
 
-    Args:
-        a: `(queries, dim)`, float32.
-        b: `(candidates, dim)`, float32.
-        relevance: Which `b` are right for which `a`.
-        k: The numbers of candidates to consider.
-        tile_size: The number of queries to compare with all candidates at once.
-        has_several: Whether a query can have several right candidates: only then are nDCG and the
-            mean average precision among the figures, which otherwise follow from the rank.
+    Embeddings are `(queries, dim)` and `(candidates, dim)`, float32. `tile_size` queries are
+    compared with all candidates at once. Only if a query can have several right candidates are nDCG
+    and the mean average precision among the figures, which otherwise follow from the rank.
     """
     factor = 1.0 if np.isfinite(a).all() and np.isfinite(b).all() else math.nan
     a, b = _unit(a), _unit(b)
@@ -56,10 +51,8 @@ def _search(queries, candidates, relevance, k, tile_size) -> dict[str, np.ndarra
 def _figures(places, count, k) -> dict[str, np.ndarray]:
     """Returns the figures of each query.
 
-    Args:
-        places: `(queries, most)`, as `positions` returns them.
-        count: `(queries,)`, the numbers of right candidates.
-        k: The numbers of candidates to consider.
+    Places are `(queries, most)`, as `positions` returns them, and the numbers of right candidates
+    `(queries,)`.
     """
     rank, order = places[:, 0], np.arange(1, places.shape[1] + 1)
     figures = {f"recall_at_{n}": rank <= n for n in k}

@@ -34,11 +34,7 @@ class Relevance(NamedTuple):
         return Relevance(self.candidates or 0, self.queries, self.columns[order], self.rows[order])
 
     def validated(self, queries: int | None, candidates: int | None) -> "Relevance":
-        """Returns the relevance between sets of these sizes; `None` for a size not known yet.
-
-        Raises:
-            ValueError: If it is that of other sets.
-        """
+        """Returns the relevance between sets of these sizes; `None` for a size not known yet."""
         if queries is not None and queries != self.queries:
             raise _invalid(f"right candidates of each of the {queries} queries", self.queries)
         if candidates is None:
@@ -51,11 +47,7 @@ class Relevance(NamedTuple):
 
 
 class LabelRelevance(NamedTuple):
-    """Relevance of pairs: the other item of the pair and those with its label are right.
-
-    Attributes:
-        labels: `(items,)`.
-    """
+    """Relevance of pairs: the other item of the pair and those with its label are right."""
 
     labels: np.ndarray
 
@@ -72,11 +64,7 @@ class LabelRelevance(NamedTuple):
 
 
 def validate_sets(data, queries, candidates, relevant) -> Relevance | None:
-    """Returns the relevance between queries and candidates, or `None` if there is `data` instead.
-
-    Raises:
-        ValueError: If neither or both are given, or `relevant` is invalid for these sets.
-    """
+    """Returns the relevance between queries and candidates; `None` if there is `data` instead."""
     sets = {"queries": queries, "candidates": candidates, "relevant": relevant}
     if data is not None:
         expect_none(sets, "`data` is given")
@@ -114,15 +102,7 @@ def _number(inputs) -> int | None:
 
 
 def parse_relevant(relevant: Any) -> Relevance:
-    """Returns the relevance that the argument `relevant` describes.
-
-    Args:
-        relevant: For each query the index of its right candidate, a sequence of such indices, or a
-            boolean for each candidate.
-
-    Raises:
-        ValueError: If it is anything else.
-    """
+    """Returns the relevance that the argument `relevant` describes."""
     try:
         array = np.asarray(relevant)
     except ValueError:  # The rows have different lengths.

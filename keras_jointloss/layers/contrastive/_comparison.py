@@ -9,9 +9,9 @@ from keras import ops
 
 from keras_jointloss import losses
 from keras_jointloss._core.backend import current_replicas
-from keras_jointloss._core.batch import as_labels, finite_items, label_tensor
+from keras_jointloss._core.batch import Batch, as_labels, finite_items, label_tensor, rows_of
 from keras_jointloss._core.math import float_dtype
-from keras_jointloss._core.replicas import Batch, rows_of, shared_batch
+from keras_jointloss._core.replicas import shared_batch
 from keras_jointloss._core.saved_state import SavedState
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.layers._means import item_mask, mean_over_items
@@ -37,12 +37,8 @@ class _Bounds(keras.constraints.Constraint):
 class LearnedArguments:
     """The weights of a layer that determine arguments of its loss.
 
-    Args:
-        loss: A `keras_jointloss.losses.ViewsLoss`, or any other loss, which has nothing to train.
-        learn_temperature: As in `keras_jointloss.layers.ContrastiveTerm`.
-
-    Raises:
-        ValueError: If the loss has nothing to train, or an initial value is out of bounds.
+    A `keras_jointloss.losses.ViewsLoss` may have arguments to train, and any other loss has none.
+    Raises `ValueError` if there are none to learn, or an initial value is out of bounds.
     """
 
     def __init__(self, loss: Any, learn_temperature: bool):
@@ -99,11 +95,7 @@ class LearnedArguments:
 class Comparison:
     """The loss, its parts and the metrics of embeddings.
 
-    Args:
-        loss: A `keras.losses.Loss`.
-        learned: The arguments of the loss that are trained.
-        metrics: Metrics of `keras_jointloss.metrics`.
-        is_gathered: Whether each replica compares the embeddings of all replicas.
+    If it is gathered, each replica compares the embeddings of all replicas.
     """
 
     def __init__(
@@ -132,12 +124,9 @@ class Comparison:
     def loss_of(self, embeddings, labels, sample_weight, masks, training) -> CallLoss:
         """Returns the loss of a call, and adds the items to the memory if the call trains.
 
-        Args:
-            embeddings: Tensors, `(batch, dim)`.
-            labels: A tensor with labels as in the loss, or `None`.
-            sample_weight: A number for all items or one for each, or `None`.
-            masks: Keras masks, `(batch,)` or `None` each.
-            training: Whether the model trains; `None` if that is unknown.
+        Embeddings are `(batch, dim)`; labels and Keras masks, `(batch,)`, may be `None`; the sample
+        weight is a number for all items or one for each, or `None`. Whether the model trains may be
+        unknown.
         """
         dtype = float_dtype(*(x.dtype for x in embeddings))
         views = ops.stack([ops.cast(x, dtype) for x in embeddings], axis=1)
@@ -206,12 +195,9 @@ class Comparison:
 
 
 def _values_between_two(loss: keras.losses.Loss, views, valid):
-    """Returns the loss of each item between its two views: `(batch,)`.
+    """Returns the loss of Keras of each item between its two views, `(batch,)`; 0 for invalid ones.
 
-    Args:
-        loss: A loss of Keras.
-        views: `(batch, 2, dim)`: prediction and target.
-        valid: `(batch,)`, bool: which items to include; the others have loss 0. `None` for all.
+    The views are `(batch, 2, dim)`: prediction and target.
     """
     pair = views[:, 1], views[:, 0]
     if valid is None:

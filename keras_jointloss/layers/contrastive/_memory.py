@@ -23,9 +23,6 @@ class EmbeddingMemory:
         dim: The size of an embedding.
         labels: The shape of the labels, `(batch,)`, `(batch, 1)` or `(batch, classes)`, or `None`.
         prefix: Prefix of the names of the variables.
-
-    Raises:
-        ValueError: If the memory is too large.
     """
 
     def __init__(self, size: int, views: int, dim: int, labels: tuple | None, prefix: str):
@@ -63,11 +60,7 @@ class EmbeddingMemory:
         return list(self._state.values())
 
     def read(self, dtype: Any = None) -> losses.Memory:
-        """Returns the items as further candidates for a loss.
-
-        Args:
-            dtype: The dtype of the labels, or `None` without labels.
-        """
+        """Returns the items as further candidates, with labels of the dtype if there is one."""
         labels = None
         if dtype is not None:
             parts = [ops.copy(self._state[x]) for x in ("labels", "fractions") if x in self._state]

@@ -214,14 +214,7 @@ def _one_or_all(embeddings: tuple) -> Any:
 
 
 def _validate_shapes(shapes: Any, loss: Any, metrics: Sequence[Any], name: str) -> None:
-    """Raises `ValueError` if the loss or a metric cannot be computed from inputs of these shapes.
-
-    Args:
-        shapes: The shapes of the inputs.
-        loss: A `keras.losses.Loss`.
-        metrics: Metrics of `keras_jointloss.metrics`.
-        name: The name of the layer, for the message.
-    """
+    """Raises `ValueError` if the loss or a metric cannot be computed for such inputs."""
     is_views_loss = isinstance(loss, losses.ViewsLoss)
     least, most = (loss.min_views, loss.max_views) if is_views_loss else (2, 2)
     are_several = isinstance(shapes, list | tuple) and all(
@@ -258,15 +251,9 @@ def _validated(
 ) -> tuple[tuple, Any]:
     """Returns the embeddings, and the labels or `None`.
 
-    Args:
-        inputs: The inputs of a call, whose shapes `_validate_shapes` has seen.
-        sample_weight: The sample weights, or `None`.
-        loss: A `keras.losses.Loss`.
-        name: The name of the layer, for the message.
-
-    Raises:
-        ValueError: If the labels are missing, with the second embedding in their place, or if there
-            is not one sample weight for each item, or one for all.
+    Raises `ValueError` if the labels are missing, with the second embedding in their place, or if
+    there is not one sample weight for each item, or one for all. `_validate_shapes` has seen the
+    shapes.
     """
     embeddings, labels = _split(inputs, loss)
     if (

@@ -90,12 +90,10 @@ class StepMemory:
         return len(self._computed)
 
     def get(self, sources: Sequence[Any], compute: Callable[[], Any]) -> Any:
-        """Returns what `compute` returned in this step, or calls it.
+        """Returns what `compute` returned in this step for the same sources, or calls it.
 
-        Args:
-            sources: Objects that the result depends on, compared by identity: within a step a layer
-                can be called with other parameters, and in a function that is traced by itself.
-            compute: Computes the result.
+        These are compared by identity: within a step a layer can be called with other parameters,
+        and in a function that is traced by itself.
         """
         call = outermost_call()
         if call is None:

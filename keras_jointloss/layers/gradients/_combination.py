@@ -98,10 +98,12 @@ class GradientCombination(keras.layers.Layer):
         if isinstance(aggregator, str) and not self.rescale:
             self.aggregator.rescale = False
         if "losses" in self.aggregator.inputs:
-            raise ValueError(
-                "Invalid value for argument `aggregator`. Expected an aggregator that does "
-                "not need the losses, which are unknown in the backward pass. Received: aggregator="
-                f"{type(self.aggregator).__name__} with {self.aggregator.get_config()}"
+            name, config = type(self.aggregator).__name__, self.aggregator.get_config()
+            raise invalid(
+                "aggregator",
+                "an aggregator that does not need the losses, which are unknown in the backward "
+                "pass",
+                received=f"aggregator={name} with {config}",
             )
         #: The `GradientRecord` of the built layer.
         self.record: Any = None
@@ -149,21 +151,14 @@ class GradientCombination(keras.layers.Layer):
         return is_new
 
     def _precedes_backward(self, training: bool | None, tensors: Any) -> bool:
-        """Returns whether a backward pass can follow the call.
-
-        Args:
-            training: The argument of the call.
-            tensors: What the gradients would be taken with respect to.
-        """
+        """Returns whether a backward pass can follow the call, to take gradients of the tensors."""
         self.record.validate_optimizer()
         return self.record.precedes_backward(is_training(training), tensors)
 
     def _copies(self, x, parts_of: Callable[[Any], list] = lambda x: [x]) -> Copies:
         """Returns one copy of `x` for each term; the gradients of the copies are combined.
 
-        Args:
-            x: A tensor.
-            parts_of: Splits it, or a stack of such tensors, into those that have a batch axis.
+        `parts_of` splits it, or a stack of such tensors, into those that have a batch axis.
         """
         count = len(self.terms)
         if self.telemetry:

@@ -28,12 +28,7 @@ class GradientRecord:
     """Counts the steps of a layer, and keeps the statistics of the latest one and their sums.
 
     The backward pass assigns count and statistics; on JAX see `ReturnedRecord`. The next forward
-    pass in training adds the statistics to the sums.
-
-    Args:
-        terms: The number of terms.
-        name: The name of the layer.
-        has_statistics: Whether to keep statistics, or only the count.
+    pass in training adds the statistics to the sums. Without statistics it keeps the count alone.
     """
 
     def __init__(self, terms: int, name: str, has_statistics: bool):
@@ -73,9 +68,8 @@ class GradientRecord:
     def precedes_backward(self, training: bool | None, tensors: Any) -> bool:
         """Returns whether a backward pass can follow the call of the layer.
 
-        Args:
-            training: Whether the model trains; `None` if that is unknown.
-            tensors: What the gradients would be taken with respect to.
+        Whether the model trains may be unknown. Gradients would be taken with respect to the
+        tensors.
         """
         return training is not False
 
@@ -90,15 +84,9 @@ class GradientRecord:
         return call.reach()
 
     def end(self, step: Any, latest: Any, is_again: bool) -> Any:
-        """Ends a backward pass.
+        """Ends the backward pass of a step; returns the gradient with respect to `inputs`.
 
-        Args:
-            step: The number of the step.
-            latest: What `encode` returned, or `None`.
-            is_again: What `reach` returned.
-
-        Returns:
-            The gradient with respect to `inputs`.
+        The latest statistics are what `encode` returned, or `None`; `is_again` is what `reach` did.
         """
         # Counted in the backward pass, so that prediction and evaluation take no steps.
         self.step.assign(step + 1)
@@ -126,13 +114,10 @@ class GradientRecord:
         return record.number[0, 0], record.lengths[0]
 
     def encode(self, rows, step, before: StepRecord, accumulated_steps: int):
-        """Returns a record as `latest` holds it.
+        """Returns the rows of the `StepRecord` of a step, numbered from 0, as `latest` holds them.
 
-        Args:
-            rows: The rows of a `StepRecord`.
-            step: The number of the step, from 0.
-            before: The previous record.
-            accumulated_steps: Over how many steps the optimizer accumulates gradients.
+        The optimizer accumulates gradients over some steps. The record `before` is the previous
+        one.
         """
         return ops.relu(ops.stack([rows, -rows]))
 
@@ -157,9 +142,8 @@ class GradientRecord:
     def read(self, rows: np.ndarray | None = None) -> GradientStatistics | None:
         """Returns the means over the steps since the last `reset`; `None` if there were none.
 
-        Args:
-            rows: What `totals` returns, or the difference of two of its values, for the steps
-                between them.
+        The rows are what `totals` returns, or the difference of two of its values, for the steps
+        between them.
         """
         rows = self.totals() if rows is None else rows
         return Sums.of(rows).means() if rows[:-1].any() else None

@@ -38,11 +38,7 @@ class GradientStatistics(NamedTuple):
     nonfinite_step: np.ndarray
 
     def to_tags(self, terms: Sequence[str]) -> dict[str, float]:
-        """Returns the statistics by the names used in logs.
-
-        Args:
-            terms: The names of the terms.
-        """
+        """Returns the statistics by the names used in logs, from those of the terms."""
         numbers = {"conflict": self.conflict}
         for i, term in enumerate(terms):
             numbers[f"{term}/norm"] = float(self.norms[i])

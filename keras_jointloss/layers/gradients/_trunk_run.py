@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_jointloss._core import keras as _keras
 from keras_jointloss._core.backend import has_own_gradient, native_state
+from keras_jointloss._core.validation import invalid
 from keras_jointloss.layers._layer_term import LayerTerm
 from keras_jointloss.layers.gradients._combination import GradientCombination
 
@@ -22,16 +23,10 @@ def run_for_terms(
     parameters: Sequence[keras.Variable],
     copies: Mapping[str, Sequence[Any]],
 ) -> dict[str, Any]:
-    """Returns the outputs of a trunk for each term.
+    """Returns the outputs of a trunk for each term, with copies of its parameters for each.
 
     All runs begin with the same state, such as moving statistics and random numbers. The state
     changes once.
-
-    Args:
-        trunk: The trunk.
-        run: Calls it.
-        parameters: Its trainable variables.
-        copies: Their values for each term.
     """
     state = [(x, ops.copy(x)) for x in trunk.variables if not x.trainable]
     outputs = {}
@@ -46,12 +41,7 @@ def run_for_terms(
 
 
 class _Run(_keras.Scope):
-    """The scope of a run of a trunk with other values for some variables.
-
-    Args:
-        parameters: The parameters and their values.
-        state: Other variables and their values.
-    """
+    """The scope of a run of a trunk with other values for its parameters and its state."""
 
     def __init__(self, parameters: Iterable[tuple], state: Iterable[tuple]):
         parameters = list(parameters)
@@ -126,6 +116,4 @@ def _adds_losses(layer: keras.layers.Layer) -> ValueError:
 
 
 def _invalid(expected: str, received: str) -> ValueError:
-    return ValueError(
-        f"Invalid value for argument `trunk`. Expected a trunk {expected}. Received: {received}"
-    )
+    return invalid("trunk", f"a trunk {expected}", received=received)

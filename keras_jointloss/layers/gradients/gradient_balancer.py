@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.types import Nested
+from keras_jointloss._core.validation import invalid
 from keras_jointloss.layers.gradients._combination import GradientCombination
 
 
@@ -163,8 +164,6 @@ def _validated(inputs) -> list:
     is_one = len(dtypes) == 1 and all(len(x.shape) for x in tensors)
     if not is_one or not keras.backend.is_float_dtype(*dtypes):
         received = [(tuple(x.shape), keras.backend.standardize_dtype(x.dtype)) for x in tensors]
-        raise ValueError(
-            "Invalid value for argument `inputs`. Expected floating-point tensors of one dtype "
-            f"with a batch axis. Received: inputs of shapes and dtypes {received}"
-        )
+        expected = "floating-point tensors of one dtype with a batch axis"
+        raise invalid("inputs", expected, received=f"inputs of shapes and dtypes {received}")
     return tensors

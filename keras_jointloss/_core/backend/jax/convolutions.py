@@ -15,9 +15,7 @@ from jax.lax import ConvDimensionNumbers
 def recomputed(run):
     """Returns `run` with a gradient that recomputes it; replaces `jax.checkpoint` in a loop.
 
-    Args:
-        run: A function of structures of tensors. It closes over no tensors to differentiate with
-            respect to.
+    It closes over no tensors to differentiate with respect to.
     """
 
     def call(*inputs):
