@@ -4,12 +4,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.types import Tensor
-from keras_jointloss.aggregators._gramian import (
-    active_terms,
-    correlation,
-    epsilon,
-    product,
-)
+from keras_jointloss.aggregators._gramian import active_terms, correlation, epsilon, product
 from keras_jointloss.aggregators.base import PreferenceAggregator
 
 

@@ -4,12 +4,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.types import Tensor
-from keras_jointloss.aggregators._gramian import (
-    correlation,
-    epsilon,
-    product,
-    regularize,
-)
+from keras_jointloss.aggregators._gramian import correlation, epsilon, product, regularize
 from keras_jointloss.aggregators.base import Aggregator
 
 _MOST_ITERATIONS = 50  # Ten suffice, except for gradients that nearly cancel.

@@ -21,11 +21,7 @@ from keras_jointloss.layers._means import (
     without_excluded,
 )
 from keras_jointloss.layers._step import CallLoss
-from keras_jointloss.layers._target_and_prediction import (
-    loss_function,
-    mean_metrics,
-    metric_means,
-)
+from keras_jointloss.layers._target_and_prediction import loss_function, mean_metrics, metric_means
 from keras_jointloss.terms.given_weight import Weight, deserialize_weight, validate_schedule
 
 
@@ -141,9 +137,7 @@ class LossTerm(LayerTerm):
         found = mean_metrics(metrics, loss)
         # A function, so that Keras does not track the metrics, which have no state here.
         self._get_metrics = partial(tuple, found)
-        means = [metric.name for metric in found]
-        if self._changes_mean:
-            means.append("value")
+        means = [*(metric.name for metric in found), *["value"] * self._changes_mean]
         self._create_weight(
             weight,
             readings={},

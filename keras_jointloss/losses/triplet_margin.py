@@ -3,10 +3,7 @@
 import keras
 from keras import ops
 
-from keras_jointloss._core.math import (
-    SIMILARITIES,
-    paired_similarity,
-)
+from keras_jointloss._core.math import SIMILARITIES, paired_similarity
 from keras_jointloss._core.types import DType, Labels, Margin, Mask, Reduction, Similarity, Tensor
 from keras_jointloss._core.validation import validate_bool, validate_choice
 from keras_jointloss.losses._pairs import as_views, item_losses

@@ -13,11 +13,7 @@ from keras_jointloss._core.validation import invalid
 from keras_jointloss.terms._probe import is_mean_over_elements, outside_of_traces
 from keras_jointloss.terms.by_shape import get_loss
 from keras_jointloss.terms.class_weights import ClassWeights, is_one_hot
-from keras_jointloss.terms.element_weights import (
-    validate_rank,
-    weighs_elements,
-    weighted_items,
-)
+from keras_jointloss.terms.element_weights import validate_rank, weighs_elements, weighted_items
 from keras_jointloss.terms.missing.labelled_loss import LabelledLoss
 from keras_jointloss.terms.missing.targets import (
     deserialize_missing,

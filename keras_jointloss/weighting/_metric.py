@@ -10,11 +10,7 @@ from keras_jointloss._core.math import to_numpy
 from keras_jointloss._core.saved_state import load_or_undo
 from keras_jointloss._core.types import Tensor
 from keras_jointloss.weighting._runner import Runner
-from keras_jointloss.weighting._saved_progress import (
-    load_progress,
-    restore_progress,
-    save_progress,
-)
+from keras_jointloss.weighting._saved_progress import load_progress, restore_progress, save_progress
 
 
 class RuleMetric(keras.metrics.Metric):

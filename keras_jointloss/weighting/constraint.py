@@ -8,11 +8,7 @@ from keras import ops
 
 from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import invalid, validate_number
-from keras_jointloss.weighting._by_term import (
-    ByTerm,
-    tensor_by_term,
-    validate_by_term,
-)
+from keras_jointloss.weighting._by_term import ByTerm, tensor_by_term, validate_by_term
 from keras_jointloss.weighting._options import CommonOptions
 from keras_jointloss.weighting.base import Weighting
 

@@ -11,12 +11,7 @@ from keras_jointloss import losses
 from keras_jointloss._core.keras_calls import is_training
 from keras_jointloss._core.state import as_state
 from keras_jointloss._core.types import Config, LayerOptions, Nested, Weights
-from keras_jointloss._core.validation import (
-    invalid,
-    validate_bool,
-    validate_choice,
-    validate_count,
-)
+from keras_jointloss._core.validation import invalid, validate_bool, validate_choice, validate_count
 from keras_jointloss.layers._layer_term import LayerTerm
 from keras_jointloss.layers._means import validate_reduction
 from keras_jointloss.layers.contrastive._comparison import Comparison, LearnedArguments

@@ -8,13 +8,7 @@ from keras_jointloss._core.validation import invalid
 from keras_jointloss.tensorboard.figures.panels import Drawing, grid, nothing
 from keras_jointloss.tensorboard.figures.style import THEMES, marks, text
 from keras_jointloss.tensorboard.figures.view import View
-from keras_jointloss.tensorboard.runs import (
-    SPLITS,
-    Run,
-    find_terms,
-    is_larger_better,
-    term_tag,
-)
+from keras_jointloss.tensorboard.runs import SPLITS, Run, find_terms, is_larger_better, term_tag
 
 
 def pareto(runs: Sequence[Run], view: View) -> Drawing:
