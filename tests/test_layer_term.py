@@ -9,7 +9,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from keras_jointloss.layers import _step
+from keras_jointloss.layers import _layer_term
 from tests import reference
 
 BACKEND = keras.backend.backend()
@@ -22,7 +22,7 @@ def table() -> dict[str, dict[str, str]]:
     """Returns the table in the docstring of `Step`: the moment by context and backend."""
     header, *rows = [
         line.split(" | ")
-        for line in re.findall(r"^ *\| (.*) \|$", _step.Step.__doc__, re.MULTILINE)
+        for line in re.findall(r"^ *\| (.*) \|$", _layer_term.Step.__doc__, re.MULTILINE)
     ]
     backends = [name.lower().removeprefix("py") for name in header[1:]]
     return {context: dict(zip(backends, cells, strict=True)) for context, *cells in rows}
@@ -107,7 +107,7 @@ def on_replicas(model, x, monkeypatch, **options):
     if BACKEND == "torch":
         # Processes: `tests/test_distribution.py`.
         replicas = types.SimpleNamespace(count=2, takes_turns=False)
-        monkeypatch.setattr(_step, "current_replicas", lambda: replicas)
+        monkeypatch.setattr(_layer_term, "current_replicas", lambda: replicas)
         return called(model, x)
     import tensorflow as tf
 

@@ -166,6 +166,49 @@ def labelled(labels, valid, unlabelled: int | None):
     return has_label if valid is None else ops.logical_and(valid, has_label)
 
 
+def validate_views(shape, least: int, most: float, name: str) -> None:
+    """Raises `ValueError` unless a shape is that of `least` to `most` stacked views of each item.
+
+    One view of each may also have the shape `(batch, dim)`.
+    """
+    views = shape[1] if len(shape) == 3 else int(len(shape) == 2)
+    if views is not None and not least <= views <= most:
+        more = "" if most == least else " or more" if most == math.inf else f" to {most:g}"
+        one = " or one view of shape (batch, dim)" if least == 1 else ""
+        raise ValueError(
+            f"{name} expects stacked views of shape (batch, {least}{more}, dim){one}. "
+            f"Received: shape={tuple(shape)}"
+        )
+
+
+def validate_vector(
+    shape, size: int | None, name: str, what: str = "labels", may_be_classes: bool = False
+) -> None:
+    """Raises `ValueError` if a shape does not hold one number, or a row of classes, per item."""
+    is_matrix = len(shape) == 2 and (shape[1] in (1, None) or may_be_classes)
+    differs = len(shape) > 0 and None not in (shape[0], size) and shape[0] != size
+    if differs or not (len(shape) == 1 or is_matrix):
+        batch = size or "batch"
+        classes = f" or ({batch}, classes)" if may_be_classes else ""
+        raise ValueError(
+            f"{name} expects {what} of shape ({batch},) or ({batch}, 1){classes}. "
+            f"Received: shape={tuple(shape)}"
+        )
+
+
+def validate_items(count: int | None, sample_weight: Any, name: str) -> None:
+    """Raises `ValueError` if there are no items, or another number of weights."""
+    # One of several replicas may have none of the items of a small batch.
+    if count == 0 and _backend.current_replicas().count == 1:
+        raise ValueError(f"{name} expects one item or more. Received: y_pred of an empty batch")
+    shape = () if sample_weight is None else tuple(ops.convert_to_tensor(sample_weight).shape)
+    if shape and None not in (shape[0], count) and shape[0] not in (1, count):
+        raise ValueError(
+            f"{name} expects `sample_weight` of shape ({count},). "
+            f"Received: sample_weight of shape {shape}"
+        )
+
+
 def check_labels(labels, valid, name: str, is_pair: bool) -> None:
     """Raises `ValueError` if a valid item has a label out of range.
 

@@ -50,14 +50,9 @@ def active_terms(gramian):
 
 
 def correlation(gramian):
-    """Splits a Gramian into the lengths of the gradients and their cosines.
+    """Splits a Gramian `(k, k)` into the lengths of the gradients and their cosines.
 
-    Args:
-        gramian: `(k, k)`.
-
-    Returns:
-        The lengths, `(k,)`, 1 for a term without gradient; and the cosines, `(k, k)`, in which a
-        term without gradient is orthogonal to all others.
+    A term without gradient has length 1, and is orthogonal to all others.
     """
     square = ops.diagonal(gramian)
     is_absent = ops.cast(square == 0, gramian.dtype)
@@ -91,13 +86,8 @@ def _mean_of_rows(x):
 def restricted_solutions(matrix, right, is_free):
     """Solves `A x = b` for the free `x_i`, with the others fixed at 0, for several `b`.
 
-    Args:
-        matrix: `(k, k)`, `A`, positive definite, of diagonal about 1.
-        right: `(batch, k)`, the rows `b`.
-        is_free: `(batch, k)`, bool.
-
-    Returns:
-        `(batch, k)`, the rows `x`.
+    The matrix `A`, `(k, k)`, is positive definite and has a diagonal of about 1. The rows `b` and
+    `x`, and which `x_i` are free, are `(batch, k)`.
     """
     identity = ops.eye(matrix.shape[0], dtype=matrix.dtype)
     both_free = is_free[:, :, None] & is_free[:, None, :]
@@ -116,14 +106,7 @@ def nonnegative_minimizer(matrix, linear):
     With the slack `z = A x + b`, all `x_i` and `z_i` are >= 0 and one of each pair is 0. An
     active-set method guesses which `x_i` are free to exceed 0, solves a linear system for them and
     next treats those with `x_i > z_i` as free. If it does not converge, an interior-point method
-    provides the guess.
-
-    Args:
-        matrix: `(k, k)`, `A`, positive definite, of diagonal about 1.
-        linear: `(batch, k)`, the rows `b`.
-
-    Returns:
-        `(batch, k)`, the rows `x`.
+    provides the guess. Matrix and rows are as in `restricted_solutions`.
     """
     tolerance = 16 * epsilon(matrix) * ops.max(abs(linear), axis=1, keepdims=True)
 
@@ -149,13 +132,10 @@ def nonnegative_minimizer(matrix, linear):
 
 
 def first_right(guess, start, fallback):
-    """Returns the first correct guess.
+    """Returns the first correct guess, or what `fallback` returns if the guesses do not converge.
 
-    Args:
-        guess: Maps the mask of free `x_i` and the last `x` to a new mask, a new `x` and whether
-            that `x` is wrong.
-        start: The initial mask, `x` and whether `x` is wrong.
-        fallback: Returns an `x`. Called if the guesses do not converge.
+    A guess maps the mask of free `x_i` and the last `x` to a new mask, a new `x` and whether that
+    `x` is wrong. These three are given at the start, too.
     """
     _, x, is_wrong = ops.while_loop(
         lambda is_free, x, is_wrong: is_wrong,

@@ -97,10 +97,8 @@ class Aggregator:
         """
         gramian = self._to_tensor(gramian, "gramian")
         if gramian.shape[0] != gramian.shape[1]:
-            raise ValueError(
-                "Invalid value for argument `gramian`. Expected a square matrix of static shape. "
-                f"Received: shape={tuple(gramian.shape)}"
-            )
+            received = f"shape={tuple(gramian.shape)}"
+            raise invalid("gramian", "a square matrix of static shape", received=received)
         inputs = {"losses": losses, "step": step}
         if "losses" in self.inputs:
             inputs["losses"] = self._validate_losses(losses, gramian)
@@ -186,10 +184,8 @@ class Aggregator:
         """Returns a matrix with a static number of rows as a float32 or float64 tensor."""
         value = ops.convert_to_tensor(value)
         if len(value.shape) != 2 or value.shape[0] in (0, None):
-            raise ValueError(
-                f"Invalid value for argument `{name}`. Expected a matrix with one row per term "
-                f"and a static number of rows. Received: shape={tuple(value.shape)}"
-            )
+            expected = "a matrix with one row per term and a static number of rows"
+            raise invalid(name, expected, received=f"shape={tuple(value.shape)}")
         dtype = keras.backend.standardize_dtype(value.dtype)
         # Not `result_type`, which combines float64 and float32 to float32 on PyTorch.
         return ops.cast(value, "float64" if dtype == "float64" else "float32")
@@ -202,10 +198,8 @@ class Aggregator:
             )
         losses = ops.cast(losses, gramian.dtype)
         if tuple(losses.shape) != (gramian.shape[0],):
-            raise ValueError(
-                f"Invalid value for argument `losses`. Expected one loss for each of the "
-                f"{gramian.shape[0]} terms. Received: shape={tuple(losses.shape)}"
-            )
+            expected = f"one loss for each of the {gramian.shape[0]} terms"
+            raise invalid("losses", expected, received=f"shape={tuple(losses.shape)}")
         return ops.stop_gradient(losses)
 
     def _scale(self, coefficients, gramian, count):

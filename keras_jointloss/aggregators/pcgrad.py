@@ -13,12 +13,8 @@ from keras_jointloss.aggregators.base import Aggregator
 def random_orders(count: int, seed: int, step):
     """Returns `count` random orders of the numbers below `count`: `(count, count)`.
 
-    They depend only on `seed` and `step` and are the same on every backend.
-
-    Args:
-        count: The number of orders, and of numbers in each.
-        seed: An integer, >= 0 and < 2**31.
-        step: An integer or an integer scalar tensor.
+    They depend only on `seed`, an integer >= 0 and < 2**31, and `step`, an integer or an integer
+    scalar tensor, and are the same on every backend.
     """
     stream = scramble(scramble(ops.cast(step, "int32")) + seed)
     places = ops.reshape(ops.arange(count * count, dtype="int32"), (count, count))

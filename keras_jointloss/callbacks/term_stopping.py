@@ -108,10 +108,8 @@ class TermStopping(keras.callbacks.Callback):
         terms = find_terms(model)
         unknown = [term for term in self.monitor if term not in terms]
         if unknown:
-            raise ValueError(
-                f"Invalid value for argument `monitor`. Expected terms of the model, {list(terms)}."
-                f" Received: monitor={self.monitor}, with the unknown terms {unknown}"
-            )
+            note = f", with the unknown terms {unknown}"
+            raise invalid("monitor", f"terms of the model, {list(terms)}", self.monitor, note)
         # Not those of this moment: another callback may compile or restore the model.
         self._get_weights = lambda: find_terms(model)
 

@@ -7,8 +7,7 @@ import keras
 
 from keras_jointloss._core.validation import invalid, validate_names
 from keras_jointloss.losses.base import ViewsLoss
-from keras_jointloss.terms.class_weighted_metric import ClassWeightedMetric
-from keras_jointloss.terms.class_weights import validate_class_weight
+from keras_jointloss.terms.class_weights import ClassWeightedMetric, validate_class_weight
 from keras_jointloss.terms.missing.labelled_metric import LabelledMetric
 from keras_jointloss.terms.missing.targets import validate_missing
 from keras_jointloss.terms.output_weight import LossWeight

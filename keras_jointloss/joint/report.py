@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 import keras
 
-#: Rounding of the means may make the parts of a total differ from it by this share.
-_ROUNDING = 1e-4
+from keras_jointloss._core.validation import invalid
+from keras_jointloss.tensorboard.history import find_term_names
+from keras_jointloss.tensorboard.runs import is_rounding, rest, share
+
 _COLUMNS = ("raw", "weight", "weighted", "share")
 
 
@@ -149,15 +151,13 @@ def report(history: keras.callbacks.History | Mapping[str, Sequence[float]]) -> 
     latest = {}
     if isinstance(logs, Mapping):
         latest = {key: values[-1] for key, values in logs.items() if values}
-    # A term is what has all three, without the prefix of validation.
-    weighted = [key.removesuffix("_weight") for key in latest if key.endswith("_weight")]
-    names = [name for name in weighted if f"{name}_share" in latest]
-    terms = [x for x in names if not (x.startswith("val_") and x.removeprefix("val_") in names)]
+    terms = find_term_names(latest)
     if not terms:
-        raise ValueError(
-            "Invalid value for argument `history`. Expected what `fit` returned with a "
-            "`JointLossCallback` among its callbacks, at the end of an epoch. "
-            f"Received: history={type(history).__name__} with {sorted(latest)}"
+        raise invalid(
+            "history",
+            "what `fit` returned with a `JointLossCallback` among its callbacks, at the end of an "
+            "epoch",
+            received=f"history={type(history).__name__} with {sorted(latest)}",
         )
     runs = {"train": _run(latest, terms, "")}
     if "val_loss" in latest and any(f"val_{term}_weight" in latest for term in terms):
@@ -177,21 +177,6 @@ def _run(latest: Mapping[str, float], terms: list[str], prefix: str) -> RunRepor
         weighted = raw * weight if total == 0 else part * total
         contributions[term] = Contribution(raw, weight, weighted, part)
     return RunReport(contributions, total)
-
-
-def share(part: float, total: float) -> float:
-    """Returns the share of a part in a total; NaN if the total is 0."""
-    return part / total if total else math.nan
-
-
-def rest(total: float, parts: list[float]) -> float:
-    """Returns what remains of a total without these parts."""
-    return total - sum(parts)
-
-
-def is_rounding(remainder: float, total: float, parts: list[float]) -> bool:
-    """Returns whether what remains of a total may come from rounding alone."""
-    return abs(remainder) <= _ROUNDING * max(abs(total), *(abs(part) for part in parts), 0.0)
 
 
 def _cells(raw: float | None, weight: float | None, weighted: float, part: float) -> list[str]:

@@ -1,67 +1,169 @@
-"""The base of layer terms: their weight, their losses and their logged values."""
+"""The base of layer terms, and when they compute the losses of a step."""
 
+import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import keras
 from keras import ops
 
-from keras_jointloss._core.backend import current_replicas, current_trace, trains_functionally
-from keras_jointloss._core.keras import saved_variables
-from keras_jointloss._core.keras_calls import running_loop
+from keras_jointloss._core.backend import current_replicas, is_traced, trains_functionally
+from keras_jointloss._core.keras import LateNumber, saved_variables
+from keras_jointloss._core.keras_calls import STEPS, enclosing_scope, running_loop
 from keras_jointloss._core.saved_state import SavedState, load_or_undo
 from keras_jointloss._core.state import as_state
 from keras_jointloss._core.types import Config, LayerOptions
-from keras_jointloss.layers._step import CallLoss, Compute, Step
+from keras_jointloss.layers._readouts import NotedReadout, Readout
 from keras_jointloss.terms.given_weight import Weight
 from keras_jointloss.terms.layer_weight import LayerWeight
 
 
-class _Readout(keras.metrics.Metric):
-    """Reports a number held by a layer as a metric of the model."""
+class CallLoss(NamedTuple):
+    """The loss of a call of a layer term.
 
-    def __init__(self, name, read, weight):
-        super().__init__(name=name)
-        self._read = read
-        self._weight = weight
-
-    def note(self):
-        """Notes the number within a step."""
-
-    def update_state(self, *args, **kwargs):
-        """Does nothing: the layer keeps the number up to date."""
-
-    def result(self):
-        self._weight.warn_if_it_stands_still()
-        return self._read()
-
-    def reset_state(self):
-        self._weight.reset()
-
-
-class _NotedReadout(_Readout):
-    """Reports the number on JAX, where no metric can read the state of a layer within a step.
-
-    A step of `evaluate` notes the number while Keras collects the losses. A step of `fit` takes the
-    gradient of what it computes then, and no value may leave a gradient: the number is not in its
-    logs, and the callback adds it to those of the epoch.
+    Attributes:
+        loss: Its mean over the items, a scalar.
+        items: The number of items in the mean.
+        valid: Which of them count, `(batch, ...)`, or `None` if all do.
+        is_training: Whether the call trains.
+        batch_size: The number of items of the batch; `None` if all of them are in the mean.
+        means: Other means to log: by name, the sum of the values and their number.
     """
 
-    _noted: tuple = (None, None)
+    loss: Any
+    items: Any
+    valid: Any
+    is_training: bool
+    batch_size: Any
+    means: dict[str, tuple]
 
-    def note(self):
-        if running_loop() == "test_step":
-            self._noted = current_trace(), self._read()
 
-    def result(self):
-        self._weight.warn_if_it_stands_still()
-        loop, (trace, value), self._noted = running_loop(), self._noted, (None, None)
-        if loop in ("evaluate", "test_on_batch"):
-            return {self.name: self._read()}
-        # A custom step may take a gradient.
-        is_noted = loop == "test_step" and value is not None and trace == current_trace()
-        return {self.name: value} if is_noted else {}
+#: A function that returns the loss of a call of a layer, unweighted and weighted.
+Compute = Callable[[], tuple[CallLoss, Any]]
+
+
+class Step(threading.local):
+    """The losses of a layer term in a step: deferred, computed, or handed over.
+
+    A call of the layer calls `defer`. The loss is then *deferred*, or *computed* at once. `collect`
+    runs when the losses of the model are requested: it computes deferred losses, records them all,
+    and returns them, so that they are *handed over*. `clear` runs when the next step begins, and
+    drops all losses. The replicas of `tf.distribute` share a layer, but each is a thread with its
+    own step. When the loss is computed:
+
+    | context | TensorFlow | JAX | PyTorch |
+    |---|---|---|---|
+    | `train_step`, `test_step` | `collect` | `collect` | `collect` |
+    | `predict_step`, `export` | never | never | never |
+    | symbolic build | `collect` | `collect` | `collect` |
+    | loop with `model(...)` and `model.losses` | `defer` | `defer` | `defer` |
+    | the same, in a traced function | `collect` | `collect` | - |
+    | `stateless_call` | `defer` | `defer` | `defer` |
+    | `stateless_call` in a traced function | `collect` | `collect` | - |
+    | one of several replicas | `collect` | - | `collect` |
+    | the same, if the loss exchanges values | when used | - | `collect` |
+
+    Keras collects the losses in its steps itself. On JAX, it does so at the end of `stateless_call`
+    with `return_losses=True`. A symbolic build collects them if the model has other losses, too. A
+    traced function is one of `tf.function`, `jax.jit` or `jax.grad`. On JAX there is always one
+    replica. "When used" is when Keras adds the loss to the others, as in `LateLoss`.
+    """
+
+    def __init__(self):
+        # One function for each call whose loss is deferred or computed.
+        self._calls: list[Compute] = []
+        # The losses that one of several replicas has handed over. Keras keeps all others.
+        self._handed_over: list[Any] = []
+        self._get_scope: Callable[[], Any] = lambda: None
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a loss is deferred or computed, but not handed over."""
+        return bool(self._calls)
+
+    def defer(self, compute: Compute, inputs: Any) -> None:
+        """Adds the loss of a call, which is computed now or by `collect`.
+
+        It depends on the inputs, tensors in any structure.
+        """
+        loop = running_loop()
+        if loop in ("predict_step", "export"):
+            return
+        scope = enclosing_scope()
+        self._get_scope = (lambda: None) if scope is None else weakref.ref(scope)
+        if loop not in STEPS and current_replicas().count == 1 and not is_traced(inputs):
+            # Nothing but the loss is to stay of a direct call, and a tape that records the call has
+            # to record its loss. One of several replicas may call alone: it waits for no other.
+            found = compute()
+            self._calls.append(lambda: found)
+        else:
+            self._calls.append(compute)
+
+    def collect(
+        self,
+        record: Callable[[Sequence[Compute]], list],
+        add_loss: Callable[[list], None],
+        exchanges_values: bool,
+    ) -> list:
+        """Hands over the losses of all calls; returns those that `add_loss` does not keep.
+
+        The function `record` calls those of the calls, and returns the weighted losses. It may
+        exchange values between replicas.
+        """
+        calls, self._calls = self._calls, []
+        if calls and not current_replicas().takes_turns:
+            add_loss(record(calls))
+        elif calls and exchanges_values:
+            self._handed_over.append(LateLoss(lambda: sum(record(calls))))
+        elif calls:
+            self._handed_over += record(calls)
+        return list(self._handed_over)
+
+    def clear(self) -> None:
+        """Drops the losses of the last step, as Keras does."""
+        scope = enclosing_scope()
+        # In a `stateless_call`, Keras treats each call of a layer as the first one of a step.
+        if scope is None or self._get_scope() is not scope:
+            self._calls = []
+        self._handed_over = []
+
+
+class LateLoss(LateNumber):
+    """A scalar loss of the dtype `floatx` that is computed when it is converted to a tensor, once.
+
+    Keras converts the losses of layers after it has collected all of them. A computation that
+    exchanges values between replicas then disturbs none: TensorFlow lets another replica begin its
+    forward pass meanwhile, which clears the losses that are still in the layers.
+    """
+
+    def __init__(self, compute: Callable[[], Any]):
+        super().__init__()
+        self._compute = compute
+        self._computed: Any = None
+
+    @property
+    def value(self) -> Any:
+        if self._computed is None:
+            self._computed = self._compute()
+        return self._computed
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError(
+            "The loss of a layer term is exchanged between replicas when it is used. Use "
+            "`sum(model.losses)` in place of an operation on the list."
+        )
+
+    def __add__(self, other):
+        return self.value + other
+
+    __radd__ = __add__
+
+    def __mul__(self, other):
+        return self.value * other
+
+    __rmul__ = __mul__
 
 
 class LayerTerm(keras.layers.Layer):
@@ -69,7 +171,7 @@ class LayerTerm(keras.layers.Layer):
 
     A step of `fit` or `evaluate` computes the loss when it requests the losses of the model, and
     `predict` and an exported model do not. A direct call computes it at once, as with `add_loss`.
-    `keras_jointloss.layers._step.Step` has all cases. A subclass calls `_create_weight` in its
+    `Step` has all cases. A subclass calls `_create_weight` in its
     constructor and `_defer` in `call`.
 
     Args:
@@ -93,7 +195,7 @@ class LayerTerm(keras.layers.Layer):
         """Creates the weight, as in `LayerWeight`, and the metrics that report what to log."""
         self.weight = LayerWeight(weight, self.name, readings, means, counts_steps)
         self._weight_state = as_state(self.weight.state)
-        readout = _NotedReadout if trains_functionally() else _Readout
+        readout = NotedReadout if trains_functionally() else Readout
         self._readouts = [
             readout(f"{self.name}_{reading}", read, self.weight)
             for reading, read in self.weight.tensors.items()

@@ -13,14 +13,13 @@ from keras_jointloss._core.keras_calls import is_training
 from keras_jointloss._core.math import float_dtype
 from keras_jointloss._core.types import Config, LayerOptions, LossLike, MetricLike, Nested, Tensor
 from keras_jointloss._core.validation import invalid, validate_number
-from keras_jointloss.layers._layer_term import LayerTerm
+from keras_jointloss.layers._layer_term import CallLoss, LayerTerm
 from keras_jointloss.layers._means import (
     has_leading_axes,
     mean_of_scalar,
     mean_over_elements,
     without_excluded,
 )
-from keras_jointloss.layers._step import CallLoss
 from keras_jointloss.layers._target_and_prediction import loss_function, mean_metrics, metric_means
 from keras_jointloss.terms.given_weight import Weight, deserialize_weight, validate_schedule
 

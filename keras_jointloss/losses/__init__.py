@@ -1,9 +1,8 @@
 """Losses on the views of an item, as `keras.losses.Loss` classes and as functions."""
 
-from keras_jointloss.losses._get import get
 from keras_jointloss.losses._pairs import Memory
 from keras_jointloss.losses.barlow_twins import BarlowTwins, barlow_twins
-from keras_jointloss.losses.base import LearnedParameter, ViewsLoss
+from keras_jointloss.losses.base import LearnedParameter, ViewsLoss, get
 from keras_jointloss.losses.circle import Circle, circle
 from keras_jointloss.losses.contrastive import Contrastive, contrastive
 from keras_jointloss.losses.cosine_embedding import CosineEmbedding, cosine_embedding

@@ -1,4 +1,4 @@
-"""The role of each candidate for each anchor: positive, negative or neither."""
+"""The role of each candidate for each anchor, and of the two views of an item for each other."""
 
 from typing import Any, NamedTuple
 
@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_jointloss._core.batch import Items, finite_items, label_tensor, rows_of
 from keras_jointloss._core.math import float_dtype, prepare
+from keras_jointloss.losses.base import ViewsLoss
 
 #: The accepted values of `same_label`.
 SAME_LABEL = (None, "positive", "ignore")
@@ -14,10 +15,8 @@ SAME_LABEL = (None, "positive", "ignore")
 def share_label(a, b):
     """Returns whether each item of `a` shares a label with each of `b`: `(len(a), len(b))`, bool.
 
-    Args:
-        a: `(n,)`, one label per item, of any dtype, or `(n, classes)`, 1 for each class of an item
-            and 0 for the others.
-        b: Like `a`, `(m,)` or `(m, classes)`.
+    Labels are `(n,)`, of any dtype, or `(n, classes)`, 1 for each class of an item and 0 for
+    others.
     """
     if len(a.shape) == 1:
         return a[:, None] == b[None, :]
@@ -99,12 +98,8 @@ class Roles(NamedTuple):
     def masks(self, rows):
         """Returns which candidates are positives and which are in the denominator.
 
-        Args:
-            rows: `(k,)`, int32, indices of anchors.
-
-        Returns:
-            Two masks, `(k, candidates)`, bool. The second is `None` if `trivial` and `same_label`
-            is `None`.
+        Two masks `(len(rows), candidates)`, bool, for the anchors with the indices `rows`. The
+        second is `None` if `trivial` and `same_label` is `None`.
         """
         anchors, candidates = self.anchors, self.candidates
         positive = ops.take(anchors.items, rows, axis=0)[:, None] == candidates.items[None, :]
@@ -133,6 +128,11 @@ class Roles(NamedTuple):
         if self.without_positives:
             allowed = ops.logical_and(allowed, ops.logical_not(positive))
         return positive, allowed
+
+
+def for_allowed(allowed, values):
+    """Returns the values, 0 where the mask, if there is one, is false."""
+    return values if allowed is None else ops.where(allowed, values, 0)
 
 
 class Memory(NamedTuple):
@@ -165,14 +165,10 @@ def as_views(views, valid=None):
 
 
 def samples_of(views, similarity, labels=None, valid=None, item=None):
-    """Returns the views of all items, item by item, as `Samples`.
+    """Returns the views `(batch, views, dim)` of all items, item by item, as `Samples`.
 
-    Args:
-        views: `(batch, views, dim)`.
-        similarity: The similarity to prepare the embeddings for.
-        labels: `(batch,)` or `(batch, classes)`, or `None`.
-        valid: `(batch,)`, bool, or `None`.
-        item: The value to store for every item in place of its index, or `None`.
+    The embeddings are prepared for a similarity. In place of its index, every item may have the
+    number `item`.
     """
     count, size = views.shape[1], ops.shape(views)[0]
     items = ops.arange(size, dtype="int32")
@@ -202,13 +198,9 @@ def mean_of_views(values, count):
 def item_losses(values, views, valid=None, items=None, memory=None):
     """Returns the losses of items: 0 for invalid ones, NaN for those whose views are not finite.
 
-    Args:
-        values: `(batch,)`, or one value for each of `items`.
-        views: `(batch, views, dim)`, the views of all items, as `as_views` returns them.
-        valid: `(batch,)`, bool, or `None`.
-        items: The `Items` whose values are given; `None` for all.
-        memory: The `Memory` of further candidates, or `None`. If one of them is not finite, no loss
-            is.
+    The values are those of all items, `(batch,)`, or of some `Items`. The views are those of all,
+    as `as_views` returns them. If one in a `Memory` of further candidates is not finite, no loss
+    is.
     """
     values = values * rows_of(finite_items(views), items)
     if memory is not None:
@@ -220,15 +212,9 @@ def item_losses(values, views, valid=None, items=None, memory=None):
 def class_roles(views, similarity, labels, valid=None, items=None):
     """Returns the anchors and all candidates, prepared, and the anchors' positives and negatives.
 
-    Args:
-        views: `(batch, views, dim)`. Every view is a candidate.
-        similarity: The similarity to prepare the embeddings for.
-        labels: `(batch,)` or `(batch, classes)`. Samples that share one are positives.
-        valid: `(batch,)`, bool, or `None`.
-        items: The `Items` whose views are anchors; `None` for all.
-
-    Returns:
-        `(anchors, dim)`, `(candidates, dim)`, and two masks, `(anchors, candidates)`, bool.
+    Every view is a candidate, those of all or some `Items` are anchors, and samples that share a
+    label are positives. Of the shapes `(anchors, dim)` and `(candidates, dim)`, and two masks,
+    `(anchors, candidates)`, bool.
     """
     candidates, count = samples_of(views, similarity, labels, valid), views.shape[1]
     anchors, first = candidates.of(items, count), 0 if items is None else count * items.start
@@ -247,3 +233,22 @@ def moments(x, valid=None):
         count = ops.maximum(ops.sum(ops.cast(valid, x.dtype)), 1)
     centered = x - ops.sum(x, axis=0) / count  # Invalid items are 0.
     return (centered if valid is None else ops.where(valid[:, None], centered, 0)), count
+
+
+class PairLoss(ViewsLoss):
+    """Base class of losses of labelled pairs."""
+
+    label_kind = "pair"
+    compares_items = False
+
+
+def mixed(views, labels, valid, losses):
+    """Returns the loss of each pair, between that of one that matches and of one that does not.
+
+    The views are `(batch, 2, dim)`, and the labels, `(batch,)`, from 1 for pairs that match to 0.
+    The function `losses` returns both losses of all pairs, from their views.
+    """
+    views = as_views(views, valid)
+    together, apart = losses(views[:, 0], views[:, 1])
+    labels = ops.cast(labels, views.dtype)
+    return item_losses(labels * together + (1 - labels) * apart, views, valid)

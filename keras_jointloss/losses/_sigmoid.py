@@ -19,19 +19,15 @@ from keras import ops
 
 from keras_jointloss._core.backend import batch_shards, custom_gradient
 from keras_jointloss._core.math import dot_matrix, matrix_of_prepared, matrix_product
-from keras_jointloss.losses._pairs import Roles, Samples
+from keras_jointloss.losses._pairs import Roles, Samples, for_allowed
 from keras_jointloss.losses._tiles import choose, defaults_for, for_rows, put_rows
 
 
 def pairwise_sigmoid(roles, scale, bias, similarity="cosine", tile_size=None):
     """Returns the loss of each anchor, `(anchors,)`.
 
-    Args:
-        roles: `Roles`. Dot products of its embeddings are the cosines.
-        scale: The factor that multiplies the similarities, a scalar.
-        bias: The bias added to the scaled similarities, a scalar.
-        similarity: `"cosine"`, `"dot"` or `"euclidean"`.
-        tile_size: As in `choose`.
+    Dot products of the embeddings in `roles` are the cosines. The similarities are multiplied by a
+    scale, to which a bias is added, both scalars; for the tile size see `choose`.
     """
     x, y = roles.anchors.embeddings, roles.candidates.embeddings
     scale = ops.convert_to_tensor(scale, dtype=x.dtype)
@@ -63,11 +59,6 @@ def _tile_of(x, shards):
     return count if count**2 <= limit else tile_size
 
 
-def for_allowed(allowed, values):
-    """Returns the values, 0 where the mask, if there is one, is false."""
-    return values if allowed is None else ops.where(allowed, values, 0)
-
-
 def exchanged_sigmoid(x, y, roles, exchange, scale, bias, tile_size=None):
     """Returns the loss of each anchor of a replica among the candidates of all: `(anchors,)`.
 
@@ -76,8 +67,8 @@ def exchanged_sigmoid(x, y, roles, exchange, scale, bias, tile_size=None):
         y: `(anchors, dim)`, the candidates of this replica.
         roles: For each replica, the `Roles` of its candidates, whose embeddings are not used.
         exchange: The `Exchange` of the candidates.
-        scale: As in `pairwise_sigmoid`.
-        bias: As in `pairwise_sigmoid`.
+        scale: The factor of the similarities, a scalar.
+        bias: The bias, a scalar.
         tile_size: The number of anchors to compute at a time, or `None` for the default.
     """
     scale = ops.convert_to_tensor(scale, dtype=x.dtype)
@@ -187,18 +178,8 @@ def _tiled_losses(x, y, scale, bias, roles, tile_size):
 def _tiled_gradients(weights, x, y, scale, bias, roles, tile_size):
     """Returns the gradients of the weighted sum of the losses, computed in tiles.
 
-    Args:
-        weights: `(anchors,)`.
-        x: `(anchors, dim)`.
-        y: `(candidates, dim)`.
-        scale: A scalar.
-        bias: A scalar.
-        roles: `Roles`.
-        tile_size: The number of anchors in a tile.
-
-    Returns:
-        The slopes with respect to the logits, summed over the candidates, `(anchors,)`, and the
-        gradients with respect to `x` and `y`, divided by `scale`.
+    The weights are `(anchors,)`. Returns the slopes with respect to the logits, summed over the
+    candidates, `(anchors,)`, and the gradients with respect to `x` and `y`, divided by `scale`.
     """
 
     def backward(rows, fresh, sums, towards, against):

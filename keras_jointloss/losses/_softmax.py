@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_jointloss._core.math import similarity_of_prepared
+from keras_jointloss._core.math import SIMILARITIES, similarity_of_prepared
+from keras_jointloss._core.types import DType, Reduction, Similarity
+from keras_jointloss._core.validation import validate_choice, validate_number
 from keras_jointloss.losses._pairs import (
     Roles,
     as_views,
@@ -27,9 +29,37 @@ from keras_jointloss.losses._pairs import (
     remembered,
     samples_of,
 )
-from keras_jointloss.losses._softmax_matrix import Matrix
-from keras_jointloss.losses._softmax_tiles import tiled
-from keras_jointloss.losses._tiles import choose
+from keras_jointloss.losses._softmax_matrix import Matrix, tiled
+from keras_jointloss.losses._tiles import choose, validate_tile_size
+from keras_jointloss.losses.base import ViewsLoss
+
+
+class SoftmaxLoss(ViewsLoss):
+    """Base class of the softmax losses with a temperature."""
+
+    max_views = math.inf
+    has_memory = True
+    takes_items = True
+
+    def __init__(
+        self,
+        name: str,
+        reduction: Reduction,
+        dtype: DType,
+        temperature: float,
+        similarity: Similarity,
+        tile_size: int | None,
+        **arguments: Any,
+    ):
+        super().__init__(
+            name,
+            reduction,
+            dtype,
+            temperature=validate_number(temperature, "temperature", 0, exclusive=True),
+            similarity=validate_choice(similarity, "similarity", SIMILARITIES),
+            tile_size=validate_tile_size(tile_size, similarity),
+            **arguments,
+        )
 
 
 class OwnPairs(NamedTuple):
@@ -48,11 +78,8 @@ class OwnPairs(NamedTuple):
 def own_pairs(anchors, count, similarity, first=0):
     """Returns the `OwnPairs` if all views of some items are anchors and those of all candidates.
 
-    Args:
-        anchors: `(items * count, dim)`, prepared: the views, item by item.
-        count: The number of views of an item.
-        similarity: The similarity that the anchors are prepared for.
-        first: The index of the first anchor among the candidates.
+    The anchors are `(items * count, dim)`, prepared for the similarity: the views, item by item.
+    The first one has an index among the candidates.
     """
     others = [[j for j in range(count) if j != i] for i in range(count)]
     views = ops.unstack(ops.reshape(anchors, (-1, count, anchors.shape[1])), count, axis=1)
@@ -81,19 +108,18 @@ def cross_entropy(
 ):
     """Returns the loss of each anchor, `lse - positive` without label smoothing.
 
+    Of the shape `(anchors,)`, or `(2, anchors)` if the candidates serve as anchors, too: an own
+    pair is then an anchor and the candidate with the same index. An anchor without a positive or
+    without a denominator has loss 0.
+
     Args:
         roles: Anchors, candidates and their roles. Dot products of the embeddings are the cosines.
         scale: The factor that multiplies the similarities, a scalar.
         similarity: `"cosine"`, `"dot"` or `"euclidean"`.
         label_smoothing: The share of the target spread evenly over the denominator.
-        tile_size: As in `choose`.
+        tile_size: A number of anchors, or `None`, as in `choose`.
         own: The positives, if they are known without labels.
-        both_ways: Whether the candidates also serve as anchors. An own pair is then an anchor and
-            the candidate with the same index.
-
-    Returns:
-        `(anchors,)`, or `(2, anchors)` if `both_ways`. An anchor without a positive or without a
-        denominator has loss 0.
+        both_ways: Whether the candidates serve as anchors, too.
     """
     x, y = roles.anchors.embeddings, roles.candidates.embeddings
     columns = None if own is None else own.columns

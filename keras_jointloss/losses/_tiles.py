@@ -18,12 +18,7 @@ ACCELERATOR_LIMIT = 2**25
 
 
 def validate_tile_size(tile_size: Any, similarity: str) -> int | None:
-    """Returns `tile_size` if the similarities can be computed in tiles of that size.
-
-    Raises:
-        ValueError: If it is neither `None` nor a count, or if it is not `None` and `similarity` is
-            `"euclidean"`.
-    """
+    """Returns a number of rows, or `None`, which it must be for `"euclidean"` distances."""
     if tile_size is None:
         return None
     if similarity == "euclidean":
@@ -36,12 +31,8 @@ def validate_tile_size(tile_size: Any, similarity: str) -> int | None:
 def choose(dense, tiled, rows, columns, tile_size):
     """Returns `dense()` or `tiled(tile_size)`, which compute the same tensor.
 
-    Args:
-        dense: A function that holds the whole matrix.
-        tiled: A function that holds `tile_size` rows of it.
-        rows: Tensor with as many rows as the matrix has.
-        columns: Tensor with as many rows as the matrix has columns.
-        tile_size: A number of rows, `math.inf` for `dense`, or `None` to choose by the size.
+    The latter holds `tile_size` rows of a matrix with as many rows, and as many columns, as two
+    tensors have rows. It is `math.inf` for `dense`, or `None` to choose by the size.
     """
     if tile_size == math.inf:
         return dense()
@@ -54,9 +45,8 @@ def choose(dense, tiled, rows, columns, tile_size):
 def defaults_for(x, columns: int | None) -> tuple[int, int]:
     """Returns the largest number of elements to hold as a whole, and the tile size beyond that.
 
-    Args:
-        x: A tensor, which may be on an accelerator.
-        columns: The number of columns, or `None` if TensorFlow knows it only during a step.
+    The tensor may be on an accelerator. TensorFlow may know the number of columns only during a
+    step, as `None`.
     """
     if not is_on_accelerator(x):
         return DENSE_LIMIT, TILE_SIZE

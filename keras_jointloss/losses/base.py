@@ -1,24 +1,16 @@
 """The base class of the losses on views."""
 
+import contextlib
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 from keras import ops
 
+from keras_jointloss._core import batch as _batch
 from keras_jointloss._core.backend import current_replicas
-from keras_jointloss._core.batch import (
-    Batch,
-    Items,
-    as_labels,
-    check_labels,
-    label_tensor,
-    labelled,
-    reduce_values,
-    rows_of,
-    stacked,
-    valid_items,
-)
+from keras_jointloss._core.batch import Batch, Items, rows_of
+from keras_jointloss._core.registry import find
 from keras_jointloss._core.replicas import (
     may_exchange,
     reduced_over_replicas,
@@ -186,23 +178,21 @@ class ViewsLoss(keras.losses.Loss):
             `items`, one value for each of them.
         """
         if self.has_labels and labels is not None:
-            labels = label_tensor(labels)
+            labels = _batch.label_tensor(labels)
             valid = self.labelled(labels, valid)
-            check_labels(labels, valid, type(self).__name__, self.label_kind == "pair")
+            _batch.check_labels(labels, valid, type(self).__name__, self.label_kind == "pair")
         arguments = {**self._arguments(), **parameters}
         arguments.pop("unlabelled", None)  # `valid` excludes them.
-        if items is None:
-            return type(self).function(views, labels, valid, **arguments)
-        if self.takes_items:
-            return type(self).function(views, labels, valid, items=items, **arguments)
-        if self.compares_items:
-            return rows_of(type(self).function(views, labels, valid, **arguments), items)
-        views, labels, valid = (rows_of(x, items) for x in (views, labels, valid))
-        return type(self).function(views, labels, valid, **arguments)
+        if items is not None and self.takes_items:
+            arguments["items"], items = items, None
+        elif not self.compares_items:
+            views, labels, valid = (rows_of(x, items) for x in (views, labels, valid))
+            items = None
+        return rows_of(type(self).function(views, labels, valid, **arguments), items)
 
     def labelled(self, labels: Tensor, valid: Mask = None) -> Mask:
         """Returns which valid items have a label: `(batch,)`, bool, or `None` if all items do."""
-        return labelled(labels, valid, self.unlabelled)
+        return _batch.labelled(labels, valid, self.unlabelled)
 
     def part_values(
         self, views: Tensor, labels: Labels = None, valid: Mask = None
@@ -227,40 +217,12 @@ class ViewsLoss(keras.losses.Loss):
 
     def validate_views(self, shape: Shape) -> None:
         """Raises `ValueError` if `shape` is not a shape of stacked views, or of single ones."""
-        views = shape[1] if len(shape) == 3 else int(len(shape) == 2)
-        if views is not None and not self.min_views <= views <= self.max_views:
-            least, most = self.min_views, self.max_views
-            more = "" if most == least else " or more" if most == math.inf else f" to {most:g}"
-            one = " or one view of shape (batch, dim)" if least == 1 else ""
-            raise ValueError(
-                f"{type(self).__name__} expects stacked views of shape (batch, {least}{more}, dim)"
-                f"{one}. Received: shape={tuple(shape)}"
-            )
-
-    def _validate_items(self, count: int | None, sample_weight) -> None:
-        """Raises `ValueError` if there are no items, or another number of weights."""
-        name = type(self).__name__
-        # One of several replicas may have none of the items of a small batch.
-        if count == 0 and current_replicas().count == 1:
-            raise ValueError(f"{name} expects one item or more. Received: y_pred of an empty batch")
-        shape = () if sample_weight is None else tuple(ops.convert_to_tensor(sample_weight).shape)
-        if shape and None not in (shape[0], count) and shape[0] not in (1, count):
-            raise ValueError(
-                f"{name} expects `sample_weight` of shape ({count},). "
-                f"Received: sample_weight of shape {shape}"
-            )
+        _batch.validate_views(shape, self.min_views, self.max_views, type(self).__name__)
 
     def validate_labels(self, shape: Shape, batch_size: int | None = None) -> None:
         """Raises `ValueError` if `shape` does not hold one label or row of classes per item."""
-        is_matrix = len(shape) == 2 and (shape[1] in (1, None) or self.label_kind != "pair")
-        differs = len(shape) > 0 and None not in (shape[0], batch_size) and shape[0] != batch_size
-        if differs or not (len(shape) == 1 or is_matrix):
-            batch = batch_size or "batch"
-            classes = "" if self.label_kind == "pair" else f" or ({batch}, classes)"
-            raise ValueError(
-                f"{type(self).__name__} expects labels of shape ({batch},) or ({batch}, 1)"
-                f"{classes}. Received: shape={tuple(shape)}"
-            )
+        has_classes = self.label_kind != "pair"
+        _batch.validate_vector(shape, batch_size, type(self).__name__, may_be_classes=has_classes)
 
     def _arguments(self):
         return {name: getattr(self, name) for name in self._argument_names}
@@ -275,10 +237,12 @@ class ViewsLoss(keras.losses.Loss):
         with keras.name_scope(self.name):
             views = ops.convert_to_tensor(y_pred, dtype=self.dtype)
             self.validate_views(views.shape)
-            self._validate_items(views.shape[0], sample_weight)
-            values = self._values(y_true, views, valid_items(y_pred, sample_weight))
+            _batch.validate_items(views.shape[0], sample_weight, type(self).__name__)
+            values = self._values(y_true, views, _batch.valid_items(y_pred, sample_weight))
             # Keras reads the mask from the prediction.
-            reduce = reduced_over_replicas if self.is_of_all_replicas(views) else reduce_values
+            reduce = (
+                reduced_over_replicas if self.is_of_all_replicas(views) else _batch.reduce_values
+            )
             return reduce(values, y_pred, sample_weight, self.reduction, self.dtype)
 
     def is_of_all_replicas(self, y_pred: Tensor) -> bool:
@@ -291,10 +255,10 @@ class ViewsLoss(keras.losses.Loss):
         if self.has_labels:
             if y_true is None:
                 raise ValueError(f"{type(self).__name__} expects labels. Received: y_true=None")
-            labels = label_tensor(y_true)
+            labels = _batch.label_tensor(y_true)
             self.validate_labels(labels.shape, views.shape[0])
-            labels = as_labels(labels)
-        own = Batch(stacked(views), labels, valid)
+            labels = _batch.as_labels(labels)
+        own = Batch(_batch.stacked(views), labels, valid)
         if self.compares_items and may_exchange(own.views):
             return values_among_all(self.values, own, self.takes_exchange)
         is_apart = self.compares_items and current_replicas().count > 1
@@ -302,3 +266,27 @@ class ViewsLoss(keras.losses.Loss):
             self._has_warned_of_replicas = True
             warn_of_separate_items(type(self).__name__)
         return self.values(own.views, own.labels, own.mask)
+
+
+def get(identifier: str | dict[str, Any] | keras.losses.Loss) -> keras.losses.Loss:
+    """Returns a loss by instance, by name or by config.
+
+    Args:
+        identifier: A `keras.losses.Loss`, the name of a class of `keras_jointloss.losses`, of a
+            registered custom class or of a class of `keras.losses` (`"InfoNCE"`, `"info_nce"`,
+            `"mean_squared_error"`: case and underscores do not matter), a short name of Keras
+            (`"mse"`), or the serialized form of a loss.
+
+    Raises:
+        ValueError: If there is no such loss.
+
+    Example:
+
+    >>> get("info_nce").name, get("mse").name
+    ('info_nce', 'mean_squared_error')
+    """
+    if isinstance(identifier, str):
+        with contextlib.suppress(ValueError):  # "mse" is the function `mean_squared_error`.
+            identifier = getattr(keras.losses.get(identifier), "__name__", identifier)
+    others = vars(keras.losses).values()
+    return find(identifier, keras.losses.Loss, "loss", "losses` or `keras.losses", others)

@@ -6,7 +6,7 @@ from keras import ops
 from keras_jointloss._core.math import distance
 from keras_jointloss._core.types import DType, Mask, Reduction, Tensor
 from keras_jointloss._core.validation import validate_number
-from keras_jointloss.losses._labelled_pairs import PairLoss, mixed
+from keras_jointloss.losses._pairs import PairLoss, mixed
 
 
 def contrastive(views: Tensor, labels: Tensor, valid: Mask = None, margin: float = 1.0) -> Tensor:

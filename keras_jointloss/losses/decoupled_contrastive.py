@@ -5,9 +5,8 @@ import keras
 from keras_jointloss._core.batch import Items, validate_unlabelled
 from keras_jointloss._core.types import DType, Labels, Mask, Reduction, Sharing, Similarity, Tensor
 from keras_jointloss._core.validation import validate_choice
-from keras_jointloss.losses._among_views import AmongViews
 from keras_jointloss.losses._pairs import SAME_LABEL, Memory
-from keras_jointloss.losses._softmax import cross_entropy_among_views
+from keras_jointloss.losses._softmax import SoftmaxLoss, cross_entropy_among_views
 
 
 def decoupled_contrastive(
@@ -34,14 +33,14 @@ def decoupled_contrastive(
     Returns:
         `(batch,)`, or one value for each of `items`.
     """
-    options = {"without_positives": True, "tile_size": tile_size, "memory": memory}
+    options = temperature, similarity, same_label, 0.0, tile_size, memory
     return cross_entropy_among_views(
-        views, labels, valid, temperature, similarity, same_label, items=items, **options
+        views, labels, valid, *options, without_positives=True, items=items
     )
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
-class DecoupledContrastive(AmongViews):
+class DecoupledContrastive(SoftmaxLoss):
     """Contrastive loss whose denominator contains only negatives.
 
     Every view `x_i` of every item is an anchor, with similarities `s_ij` to the other views and

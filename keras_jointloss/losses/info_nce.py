@@ -1,18 +1,16 @@
 """InfoNCE: each item identifies its pair among all pairs of the batch."""
 
-import math
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_jointloss._core.batch import Items, rows_of, validate_unlabelled
-from keras_jointloss._core.math import SIMILARITIES, similarity_of_prepared
+from keras_jointloss._core.math import similarity_of_prepared
 from keras_jointloss._core.types import DType, Labels, Mask, Reduction, Sharing, Similarity, Tensor
 from keras_jointloss._core.validation import (
     validate_bool,
     validate_choice,
-    validate_number,
     validate_share,
 )
 from keras_jointloss.losses._pairs import (
@@ -25,9 +23,7 @@ from keras_jointloss.losses._pairs import (
     remembered,
     samples_of,
 )
-from keras_jointloss.losses._softmax import OwnPairs, cross_entropy
-from keras_jointloss.losses._tiles import validate_tile_size
-from keras_jointloss.losses.base import ViewsLoss
+from keras_jointloss.losses._softmax import OwnPairs, SoftmaxLoss, cross_entropy
 
 
 def info_nce(
@@ -92,7 +88,7 @@ def info_nce(
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
-class InfoNCE(ViewsLoss):
+class InfoNCE(SoftmaxLoss):
     """Contrastive loss that identifies each item's other view among those of the whole batch.
 
     With embeddings `a` and `b` of the two views, similarities `s_ij = s(a_i, b_j)` and temperature
@@ -156,9 +152,6 @@ class InfoNCE(ViewsLoss):
     """
 
     function = staticmethod(info_nce)
-    max_views = math.inf
-    has_memory = True
-    takes_items = True
 
     def __init__(
         self,
@@ -177,11 +170,11 @@ class InfoNCE(ViewsLoss):
             name,
             reduction,
             dtype,
-            temperature=validate_number(temperature, "temperature", 0, exclusive=True),
-            similarity=validate_choice(similarity, "similarity", SIMILARITIES),
+            temperature,
+            similarity,
+            tile_size,
             symmetric=validate_bool(symmetric, "symmetric"),
             same_label=validate_choice(same_label, "same_label", SAME_LABEL),
             label_smoothing=validate_share(label_smoothing, "label_smoothing"),
-            tile_size=validate_tile_size(tile_size, similarity),
             unlabelled=validate_unlabelled(unlabelled, same_label),
         )

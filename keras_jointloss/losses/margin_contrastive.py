@@ -6,7 +6,7 @@ from keras import ops
 from keras_jointloss._core.math import paired_similarity
 from keras_jointloss._core.types import DType, Mask, Reduction, Tensor
 from keras_jointloss._core.validation import validate_bool, validate_number
-from keras_jointloss.losses._labelled_pairs import PairLoss, mixed
+from keras_jointloss.losses._pairs import PairLoss, mixed
 
 
 def margin_contrastive(

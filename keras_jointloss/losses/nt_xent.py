@@ -5,9 +5,8 @@ import keras
 from keras_jointloss._core.batch import Items, validate_unlabelled
 from keras_jointloss._core.types import DType, Labels, Mask, Reduction, Sharing, Similarity, Tensor
 from keras_jointloss._core.validation import validate_choice, validate_share
-from keras_jointloss.losses._among_views import AmongViews
 from keras_jointloss.losses._pairs import SAME_LABEL, Memory
-from keras_jointloss.losses._softmax import cross_entropy_among_views
+from keras_jointloss.losses._softmax import SoftmaxLoss, cross_entropy_among_views
 
 
 def nt_xent(
@@ -35,14 +34,12 @@ def nt_xent(
     Returns:
         `(batch,)`, or one value for each of `items`.
     """
-    options = {"label_smoothing": label_smoothing, "tile_size": tile_size, "memory": memory}
-    return cross_entropy_among_views(
-        views, labels, valid, temperature, similarity, same_label, items=items, **options
-    )
+    options = temperature, similarity, same_label, label_smoothing, tile_size, memory
+    return cross_entropy_among_views(views, labels, valid, *options, items=items)
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
-class NTXent(AmongViews):
+class NTXent(SoftmaxLoss):
     """Normalised temperature-scaled cross-entropy, the loss of SimCLR.
 
     Every view `x_i` of every item is an anchor, with similarities `s_ij` to the other views and

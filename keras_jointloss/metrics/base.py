@@ -18,6 +18,8 @@ from keras_jointloss._core.batch import (
     rows_of,
     stacked,
     valid_items,
+    validate_vector,
+    validate_views,
 )
 from keras_jointloss._core.math import float_dtype
 from keras_jointloss._core.registry import find
@@ -163,12 +165,12 @@ class ViewsMetric(keras.metrics.Metric):
         labels = None
         if self.has_labels:
             labels = label_tensor(y_true)
-            self._validate_vector(labels.shape, views.shape[0], "labels")
+            validate_vector(labels.shape, views.shape[0], type(self).__name__)
             labels = as_labels(labels)
         if sample_weight is not None:
             sample_weight = ops.convert_to_tensor(sample_weight)
             if len(sample_weight.shape) > 0:
-                self._validate_vector(sample_weight.shape, views.shape[0], "weights")
+                validate_vector(sample_weight.shape, views.shape[0], type(self).__name__, "weights")
             sample_weight = item_weights(sample_weight, views)
         batch = Batch(views, labels, valid_items(y_pred, sample_weight), sample_weight)
         is_gathered = is_after_call()
@@ -188,22 +190,8 @@ class ViewsMetric(keras.metrics.Metric):
 
     def validate_views(self, shape: Shape) -> None:
         """Raises `ValueError` if `shape` is not a shape of stacked views, or of single ones."""
-        is_stacked = len(shape) == 3 and (self.views is None or shape[1] in (self.views, None))
-        if not is_stacked and not (len(shape) == 2 and self.views is None):
-            one = " or one view of shape (batch, dim)" if self.views is None else ""
-            raise ValueError(
-                f"{type(self).__name__} expects stacked views of shape "
-                f"(batch, {self.views or 'views'}, dim){one}. Received: shape={tuple(shape)}"
-            )
-
-    def _validate_vector(self, shape, batch_size, what):
-        """Raises `ValueError` if `shape` does not hold one number per item."""
-        is_vector = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
-        if not is_vector or (None not in (shape[0], batch_size) and shape[0] != batch_size):
-            raise ValueError(
-                f"{type(self).__name__} expects {what} of shape ({batch_size or 'batch'},) or "
-                f"({batch_size or 'batch'}, 1). Received: shape={tuple(shape)}"
-            )
+        least, most = (1, math.inf) if self.views is None else (self.views, self.views)
+        validate_views(shape, least, most, type(self).__name__)
 
 
 def all_or(valid, views):

@@ -17,17 +17,9 @@ from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs, own_p
 def closeness_matrix(a, b, similarity):
     """Returns a measure that orders pairs as their similarity does, and its rounding error.
 
-    The measure is the cosine, the dot product, or minus the squared distance. The rounding error
-    of the squared distance is known near 0, unlike that of the distance.
-
-    Args:
-        a: `(m, dim)`.
-        b: `(n, dim)`.
-        similarity: `"cosine"`, `"dot"` or `"euclidean"`.
-
-    Returns:
-        Two tensors `(m, n)`: the closeness and its error, which is > 0. Two pairs are tied if their
-        closeness differs by at most the error.
+    Both are `(len(a), len(b))`. The measure is the cosine, the dot product, or minus the squared
+    distance, whose rounding error is known near 0, unlike that of the distance. Two pairs are tied
+    if their closeness differs by at most the error, which is > 0.
     """
     if similarity == "cosine":
         a, b = l2_normalize(a), l2_normalize(b)

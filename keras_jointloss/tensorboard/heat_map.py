@@ -2,8 +2,10 @@
 
 import numpy as np
 
-# The colors of -1, 0 and 1, and of a missing value.
-_COLORS = np.array([[178, 24, 43], [247, 247, 247], [33, 102, 172]], "float64")
+#: From -1, two gradients in conflict, to 1; distinct for readers with any color vision.
+COSINE_COLORS = ("#B2182B", "#F7F7F7", "#2166AC")
+_COLORS = np.array([[*bytes.fromhex(x[1:])] for x in COSINE_COLORS], "float64")
+# The color of a missing value.
 _NOTHING = (189, 189, 189)
 _CELL = 32
 

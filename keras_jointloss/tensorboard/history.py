@@ -1,28 +1,25 @@
 """Reads what `fit` returned into the arrays that event files hold."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
-from keras_jointloss.tensorboard.runs import SPLITS, Run, Series
+from keras_jointloss._core.validation import invalid
+from keras_jointloss.tensorboard.runs import SPLITS, Run, Series, is_rounding, share
 
 _RETRIEVAL = re.compile(r"(?P<name>.+)_(?P<way>a_to_b|b_to_a)_(?P<key>.+)", re.DOTALL)
 _GRADIENT = re.compile(r"gradients_(?:(?P<name>.+)_)?(?P<key>norm|coefficient|cosine|conflict)")
 
 
 def from_history(history: Any, name: str) -> Run:
-    """Returns the values of a `History`, or of its `history` dict, by the tags of event files.
-
-    Raises:
-        ValueError: If no value is that of a term, of a gradient or of `RetrievalEvaluation`.
-    """
+    """Returns the values of a `History`, or of its `history` dict, by the tags of event files."""
     logs = getattr(history, "history", history)
     length = max((len(values) for values in logs.values()), default=0)
     epochs = np.array(getattr(history, "epoch", None) or range(length), "int64") + 1
     steps_per_epoch = (getattr(history, "params", None) or {}).get("steps") or 1
-    terms = _terms(logs)
+    terms = sorted(find_term_names(logs), key=len, reverse=True)  # The longest first.
     sets = {match["name"] for match in map(_RETRIEVAL.fullmatch, logs) if match}
     splits: dict[str, dict[str, Series]] = {split: {} for split in SPLITS}
     for key, values in logs.items():
@@ -40,10 +37,8 @@ def from_history(history: Any, name: str) -> Run:
         for tags in splits.values()
         for tag in tags
     ):
-        raise ValueError(
-            "Invalid value for argument `source`. Expected what `fit` returned with a callback of "
-            f"`keras_jointloss.callbacks`. Received: a history with {sorted(logs)}"
-        )
+        expected = "what `fit` returned with a callback of `keras_jointloss.callbacks`"
+        raise invalid("source", expected, received=f"a history with {sorted(logs)}")
     ends = Series(epochs * steps_per_epoch, np.full(len(epochs), np.nan), epochs.astype("float64"))
     return Run(name, splits["train"], splits["validation"], epochs=ends)
 
@@ -51,12 +46,12 @@ def from_history(history: Any, name: str) -> Run:
 _TOTAL = "joint_loss/total"
 
 
-def _terms(logs: Mapping[str, Any]) -> list[str]:
-    """Returns the names of the terms, the longest first."""
+def find_term_names(logs: Collection[str]) -> list[str]:
+    """Returns the names of the terms: of what has a weight and a share in the logs."""
     names = [key.removesuffix("_weight") for key in logs if key.endswith("_weight")]
     names = [name for name in names if f"{name}_share" in logs]
-    own = [x for x in names if not (x.startswith("val_") and x.removeprefix("val_") in names)]
-    return sorted(own, key=len, reverse=True)
+    # Without the prefix of validation.
+    return [x for x in names if not (x.startswith("val_") and x.removeprefix("val_") in names)]
 
 
 def _locate(key: str, terms: list[str], sets: set[str]) -> tuple[str, str]:
@@ -99,19 +94,20 @@ def _add_weighted(tags: dict[str, Series], terms: list[str]) -> None:
     total = tags.get(_TOTAL)
     parts = []
     for term in terms:
-        share = tags.get(f"joint_loss/{term}/share")
-        if total is not None and share is not None and len(share.values) == len(total.values):
-            values = share.values * total.values
-            tags[f"joint_loss/{term}/weighted"] = Series(total.steps, total.wall_times, values)
+        part = tags.get(f"joint_loss/{term}/share")
+        if total is not None and part is not None and len(part.values) == len(total.values):
+            values = part.values * total.values
+            tags[f"joint_loss/{term}/weighted"] = total._replace(values=values)
             parts.append(values)
     if total is None or not parts:
         return
     computed = np.where(np.isnan(parts), 0.0, parts)
     other = total.values - np.sum(computed, axis=0)
-    size = np.abs([total.values, *computed]).max(axis=0)
-    if np.any(np.abs(other) > 1e-4 * size):  # Not from rounding alone.
-        tags["joint_loss/other"] = Series(total.steps, total.wall_times, other)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            tags["joint_loss/other/share"] = Series(
-                total.steps, total.wall_times, other / total.values
-            )
+    pairs = [*zip(other, total.values, strict=True)]
+    if not all(
+        np.isnan(pair[0]) or is_rounding(*pair, own)
+        for pair, own in zip(pairs, computed.T, strict=True)
+    ):
+        tags["joint_loss/other"] = total._replace(values=other)
+        shares = np.array([share(*pair) for pair in pairs])
+        tags["joint_loss/other/share"] = total._replace(values=shares)

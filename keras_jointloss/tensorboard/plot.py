@@ -79,10 +79,7 @@ def plot(source: Any, kind: Kind = "terms", **options: Any) -> "Figure":
         view = View(**{"x": "epoch" if has_history else "step", **options})
     except TypeError:
         known = [name for name in View.__dataclass_fields__ if name != "palette"]
-        raise ValueError(
-            f"Invalid value for argument `options`. Expected some of {known}. "
-            f"Received: {sorted(options)}"
-        ) from None
+        raise invalid("options", f"some of {known}", received=str(sorted(options))) from None
     return draw(kind, runs, view).figure()
 
 

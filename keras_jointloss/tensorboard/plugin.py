@@ -14,7 +14,7 @@ from typing import Any
 from tensorboard.plugins import base_plugin
 
 from keras_jointloss._core.validation import invalid
-from keras_jointloss.tensorboard.marker import PLUGIN
+from keras_jointloss.tensorboard.writer import PLUGIN
 
 #: A training that has logged nothing for so many seconds is not running any more.
 _SILENCE = 600
@@ -159,11 +159,7 @@ class JointLossPlugin(base_plugin.TBPlugin):
 
 
 def _select(arguments: Any, runs: list) -> list:
-    """Returns the runs that a request names, or all.
-
-    Raises:
-        NotFoundError: If one does not exist.
-    """
+    """Returns the runs that a request names, or all; raises `NotFoundError` without one."""
     names = arguments.getlist("run")
     unknown = set(names) - {run.name for run in runs}
     if unknown:
@@ -174,12 +170,7 @@ def _select(arguments: Any, runs: list) -> list:
 
 
 def _draw(arguments: Any, shown: list, runs: list) -> Any:
-    """Returns the figure that a request describes.
-
-    Raises:
-        ValueError: If an argument is invalid.
-        ImportError: If Plotly is not installed.
-    """
+    """Returns the figure that a request describes."""
     if importlib.util.find_spec("plotly") is None:
         raise ImportError(f"The figures need Plotly. Install it with: {_INSTALL}")
     from keras_jointloss.tensorboard.figures import View, draw
@@ -203,11 +194,7 @@ def _draw(arguments: Any, shown: list, runs: list) -> Any:
 
 
 def _number(arguments: Any, name: str, default: Any) -> Any:
-    """Returns a number of a request of the same type as the default one.
-
-    Raises:
-        ValueError: If it is no such number.
-    """
+    """Returns a number of a request of the same type as the default one."""
     text = arguments.get(name, default)
     try:
         return type(default)(text)

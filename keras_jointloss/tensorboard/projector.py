@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_jointloss._core.validation import invalid
+
 #: The side, in pixels, of the largest image of thumbnails that browsers display.
 LARGEST_SPRITE = 8192
 
@@ -93,17 +95,16 @@ def validate_thumbnails(thumbnails: np.ndarray, copies: int = 1) -> None:
     """Raises `ValueError` if thumbnails are invalid or `copies` of each do not fit one image."""
     shape = np.shape(thumbnails)
     if len(shape) != 4 or shape[3] != 3 or np.asarray(thumbnails).dtype != np.uint8:
-        raise ValueError(
-            "Invalid value for argument `thumbnails`. Expected an array of shape (items, height, "
-            "width, 3) and dtype uint8. "
-            f"Received: shape={shape}, dtype={np.asarray(thumbnails).dtype}"
-        )
+        expected = "an array of shape (items, height, width, 3) and dtype uint8"
+        received = f"shape={shape}, dtype={np.asarray(thumbnails).dtype}"
+        raise invalid("thumbnails", expected, received=received)
     side = math.ceil(math.sqrt(copies * shape[0])) * max(shape[1:3])
     if side > LARGEST_SPRITE:
-        raise ValueError(
-            "Invalid value for argument `thumbnails`. Expected fewer or smaller ones that fit "
-            f"side by side into {LARGEST_SPRITE} x {LARGEST_SPRITE} pixels. "
-            f"Received: {copies} x {shape[0]} of {shape[2]} x {shape[1]} pixels"
+        square = f"{LARGEST_SPRITE} x {LARGEST_SPRITE} pixels"
+        raise invalid(
+            "thumbnails",
+            f"fewer or smaller ones that fit side by side into {square}",
+            received=f"{copies} x {shape[0]} of {shape[2]} x {shape[1]} pixels",
         )
 
 

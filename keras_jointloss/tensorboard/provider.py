@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_jointloss.tensorboard.marker import EPOCHS_TAG, PLUGIN, TRAINING_TAG, parse_training
 from keras_jointloss.tensorboard.read import group
 from keras_jointloss.tensorboard.runs import Run, Series
+from keras_jointloss.tensorboard.writer import EPOCHS_TAG, PLUGIN, TRAINING_TAG, parse_training
 
 #: The prefixes of the tags of the callbacks.
 PREFIXES = ("joint_loss/", "gradients/", "retrieval/")
@@ -76,13 +76,9 @@ class Logs:
     def read(
         self, context: Any, experiment: str, run: str, versions: Mapping[str, Any]
     ) -> dict[str, Series]:
-        """Returns series of a run by tag.
+        """Returns series of a run of TensorBoard by tag.
 
-        Args:
-            context: The context of the request.
-            experiment: The name of the experiment.
-            run: The name of the run in TensorBoard.
-            versions: By tag, what changes when there are new points.
+        The versions, by tag, change when there are new points.
         """
         result: dict[str, Series] = {}
         with self._cache_lock:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from keras_jointloss._core.validation import invalid
-from keras_jointloss.tensorboard.marker import EPOCHS_TAG, TRAINING_TAG, parse_training
 from keras_jointloss.tensorboard.runs import SPLITS, Run, Series
+from keras_jointloss.tensorboard.writer import EPOCHS_TAG, TRAINING_TAG, parse_training
 
 
 def read(log_dir: str | os.PathLike[str]) -> dict[str, dict[str, Series]]:
@@ -54,10 +54,8 @@ def group(
 ) -> list[Run]:
     """Returns the trainings that runs named `train` and `validation` belong to, by name.
 
-    Args:
-        scalars: The series by the name of the run in TensorBoard and tag.
-        markers: By run, `epochs` and `training` as far as they were logged.
-        root: The name of a training whose runs are not in a folder of their own.
+    Series are given by the name of the run in TensorBoard and tag, and markers, `epochs` and
+    `training`, by run. A training whose runs are not in a folder of their own is named `root`.
     """
     parts: dict[str, dict[str, str]] = {}
     for run in scalars:
@@ -88,11 +86,7 @@ def split_name(run: str) -> tuple[str, str]:
 
 
 def read_events(log_dir: str) -> tuple[dict[str, dict[str, Series]], dict[str, dict[str, Any]]]:
-    """Returns the scalars by run and tag, and what our own plugin logged by run.
-
-    Raises:
-        ValueError: If there is no event file.
-    """
+    """Returns the scalars by run and tag, and what our own plugin logged by run."""
     from tensorboard.plugins.scalar import metadata
     from tensorboard.util.tensor_util import make_ndarray
 

@@ -1,5 +1,6 @@
 """The logged values of a training: arrays by tag, for figures and tables."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ _LARGER = frozenset(
         *("recall", "reciprocal"),
     }
 )
+#: Rounding of the means may make the parts of a total differ from it by this share.
+_ROUNDING = 1e-4
 _TERM_TAG = re.compile(r"joint_loss/(?P<term>.+)/(?P<key>[^/]+)", re.DOTALL)
 
 
@@ -85,12 +88,7 @@ class Run:
     def positions(self, series: Series, axis: str) -> np.ndarray:
         """Returns where the points of a series are on an axis: `(points,)`.
 
-        Args:
-            series: The series.
-            axis: `"step"`, `"epoch"`, or `"time"` for the minutes since the start.
-
-        Raises:
-            ValueError: If the run has no such values.
+        The axis is `"step"`, `"epoch"`, or `"time"` for the minutes since the start.
         """
         if axis == "step":
             return series.steps
@@ -189,3 +187,18 @@ def is_larger_better(name: str) -> bool:
     """
     words = re.split(r"[_/\W]+", name.lower())
     return words[-1] != "loss" and bool(_LARGER & set(words))
+
+
+def share(part: float, total: float) -> float:
+    """Returns the share of a part in a total; NaN if the total is 0."""
+    return part / total if total else math.nan
+
+
+def rest(total: float, parts: list[float]) -> float:
+    """Returns what remains of a total without these parts."""
+    return total - sum(parts)
+
+
+def is_rounding(remainder: float, total: float, parts: list[float]) -> bool:
+    """Returns whether what remains of a total may come from rounding alone."""
+    return abs(remainder) <= _ROUNDING * max(abs(total), *(abs(part) for part in parts), 0.0)

@@ -1,5 +1,6 @@
 """Writes scalars, the layout of their charts, and images for TensorBoard."""
 
+import json
 import os
 import tempfile
 import time
@@ -8,8 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from keras_jointloss.tensorboard.marker import EPOCHS_TAG, PLUGIN, TRAINING_TAG, format_training
-
+#: The name of the plugin, of its data and in the address of its tab.
+PLUGIN = "joint_loss"
+#: The tag of the number of finished epochs.
+EPOCHS_TAG = "joint_loss/epochs"
+#: The tag of the facts about a training.
+TRAINING_TAG = "joint_loss/training"
 #: What has been written is on disk after this time at the latest, even if the process is killed.
 FLUSH_SECONDS = 10
 
@@ -104,7 +109,9 @@ class SummaryWriter:
             step: The training step.
             end: The step at which training is to end.
         """
-        self._write({TRAINING_TAG: format_training(schedules, end)}, _own_metadata(), step)
+        points = {term: [[*x], [*y]] for term, (x, y) in schedules.items()}
+        facts = json.dumps({"end": end, "schedules": points})
+        self._write({TRAINING_TAG: facts}, _own_metadata(), step)
 
     def epochs(self, count: float, step: int) -> None:
         """Writes for the "Joint loss" dashboard how many epochs have ended at a step."""
@@ -165,3 +172,19 @@ def _own_metadata() -> Any:
     return SummaryMetadata(
         plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN), data_class=DATA_CLASS_TENSOR
     )
+
+
+def parse_training(text: str | bytes) -> dict[str, Any]:
+    """Returns the facts that `SummaryWriter.training` has written, without what is not valid."""
+    try:
+        facts = json.loads(text)
+        return {
+            "end": int(facts["end"]),
+            "schedules": {
+                str(term): ([int(x) for x in steps], [float(y) for y in weights])
+                for term, (steps, weights) in facts["schedules"].items()
+                if len(steps) == len(weights)
+            },
+        }
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {}

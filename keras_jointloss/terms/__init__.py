@@ -1,7 +1,7 @@
 """The parts of a joint loss term: its weight, its clock, its loss and the means of both."""
 
 from keras_jointloss.terms.applied_weight import AppliedWeight
-from keras_jointloss.terms.class_weighted_metric import ClassWeightedMetric
+from keras_jointloss.terms.class_weights import ClassWeightedMetric
 from keras_jointloss.terms.loss import TermLoss
 from keras_jointloss.terms.loss_part import LossPart
 from keras_jointloss.terms.loss_sum import LossSum

@@ -1,4 +1,8 @@
-"""Finds out by a trial how a loss or metric combines the elements of its targets."""
+"""Finds out by a trial how a loss or metric combines the elements of its targets.
+
+Each function calls another one, of targets and predictions, with arrays of four items and three
+classes, and compares what it returns.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -18,35 +22,15 @@ _OTHER = np.array(
 
 
 def is_separable(compute: Callable[[Any, Any], Any]) -> bool:
-    """Returns whether a function is a mean over all elements of `(batch, k)` arrays.
-
-    Args:
-        compute: A function of targets and predictions.
-    """
+    """Returns whether a function is a mean over all elements of `(batch, k)` arrays."""
     column = _try(compute, _TRUE.reshape(-1, 1), _PREDICTED.reshape(-1, 1))
     rows, other = _try(compute, _TRUE, _PREDICTED), _try(compute, _TRUE, _OTHER)
     # A result that does not change with the prediction says nothing.
     return _are_close(rows, column) and not _are_close(rows, other)
 
 
-def outside_of_traces(probe: Callable[[], bool]) -> bool:
-    """Returns what a probe returns, wherever it is called.
-
-    In a step that a backend traces, nothing can be tried. Another thread traces nothing.
-    """
-    # Not needed to import the package.
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(probe).result()
-
-
 def is_mean_over_elements(compute: Callable[[Any, Any], Any]) -> bool:
-    """Returns whether a function returns the mean over the last axis, `(batch,)`.
-
-    Args:
-        compute: A function of targets and predictions.
-    """
+    """Returns whether a function returns the mean over the last axis, `(batch,)`."""
 
     def mean(y_true, y_pred):
         values = compute(y_true, y_pred)
@@ -56,11 +40,7 @@ def is_mean_over_elements(compute: Callable[[Any, Any], Any]) -> bool:
 
 
 def returns_scalar(compute: Callable[[Any, Any], Any]) -> bool:
-    """Returns whether a function returns one number for a batch.
-
-    Args:
-        compute: A function of targets and predictions.
-    """
+    """Returns whether a function returns one number for a batch."""
     value = _try(compute, _TRUE, _PREDICTED)
     return value is not None and value.shape == ()
 
@@ -70,9 +50,6 @@ def ignores_zeros(compute: Callable[[Any, Any], Any]) -> bool:
 
     Such a function returns one number for a batch, which rows of zeros do not change, or one for
     each item, which zeros in any of several axes of the item do not change.
-
-    Args:
-        compute: A function of targets and predictions.
     """
     batch = [x.reshape(2, 2, 3) for x in (_TRUE, _PREDICTED)]
     for arrays, axis, shape in (
@@ -85,6 +62,18 @@ def ignores_zeros(compute: Callable[[Any, Any], Any]) -> bool:
         if value is not None and value.shape == shape and _are_close(value, padded):
             return True
     return False
+
+
+def outside_of_traces(probe: Callable[[], bool]) -> bool:
+    """Returns what a probe returns, wherever it is called.
+
+    In a step that a backend traces, nothing can be tried. Another thread traces nothing.
+    """
+    # Not needed to import the package.
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(probe).result()
 
 
 def _try(compute: Callable[[Any, Any], Any], *batch: np.ndarray) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""The weights of items by the class of their target."""
+"""The weights of items by the class of their target, in losses and metrics."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,21 +9,15 @@ from keras import ops
 
 from keras_jointloss._core.keras_calls import running_loop
 from keras_jointloss._core.validation import invalid, validate_count, validate_number
+from keras_jointloss.terms.by_shape import get_metric
+from keras_jointloss.terms.wrapped_metric import WrappedMetric
 
 #: One more than the largest class: float32, in which Keras gives targets to losses, holds no more.
 _CLASSES = 2**24
 
 
 def validate_class_weight(value: Any, name: str) -> dict[int, float]:
-    """Returns the weight of each class.
-
-    Args:
-        value: A dict of class, a whole number, to weight, a finite number >= 0.
-        name: The name of the argument, for the error message.
-
-    Raises:
-        ValueError: If `value` is anything else.
-    """
+    """Returns a dict of class, a whole number, to weight, a finite number >= 0."""
     if not isinstance(value, Mapping) or not value:
         raise invalid(name, "a dict of class to weight", value)
     weights = {}
@@ -39,16 +33,10 @@ class ClassWeights:
     """Multiplies sample weights by the weight of the class of each target, in training.
 
     The class is that of `fit(class_weight=)`: an integer, a float that is rounded, or the largest
-    entry of a one-hot row. With more axes, each position has its class: of integers
-    `(batch, height, width)`, each pixel. A class that is not named weighs 1.
+    entry of a one-hot row. With more axes, each position has its class: of integers `(batch,
+    height, width)`, each pixel. A class that is not named weighs 1.
 
     They act in the `train_step` of a model, as in `fit` and `train_on_batch`.
-
-    Args:
-        weights: A dict of class to weight.
-
-    Raises:
-        ValueError: If `weights` is invalid.
     """
 
     def __init__(self, weights: Mapping[int, float]):
@@ -58,17 +46,7 @@ class ClassWeights:
         self._table[list(self.weights)] = list(self.weights.values())
 
     def times(self, sample_weight: Any, y_true: Any, y_pred: Any, dtype: str) -> Any:
-        """Returns the weights by class times sample weights; these alone if nothing trains.
-
-        Args:
-            sample_weight: As Keras passes it, or `None`.
-            y_true: The targets.
-            y_pred: The predictions.
-            dtype: The dtype of the result.
-
-        Raises:
-            ValueError: If the targets are not one tensor.
-        """
+        """Returns the weights by class times sample weights; these alone if nothing trains."""
         if running_loop() != "train_step":
             return sample_weight
         if keras.tree.is_nested(y_true) or keras.tree.is_nested(y_pred):
@@ -98,6 +76,45 @@ class ClassWeights:
     def of(cls, weights: Any) -> "ClassWeights":
         """Returns the weights from a dict, or from what `pairs` returns."""
         return cls(dict(weights) if isinstance(weights, list | tuple) else weights)
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss")
+class ClassWeightedMetric(WrappedMetric):
+    """Passes targets on to a metric, in training with `sample_weight` times class weights.
+
+    Args:
+        metric: A metric as Keras accepts it: a name, a function or a `keras.metrics.Metric`.
+        class_weight: A dict of class to weight, as in `keras_jointloss.joint_loss`.
+        name: Name of the metric, by default that of `metric`.
+        dtype: As in `keras.metrics.Metric`.
+
+    Raises:
+        ValueError: If `class_weight` is invalid.
+
+    Example:
+
+    >>> metric = ClassWeightedMetric("sparse_categorical_accuracy", {1: 3.0})
+    >>> metric.update_state([0, 1, 1], [[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+    >>> round(float(metric.result()), 3)  # Nothing is trained here.
+    0.667
+    """
+
+    def __init__(self, metric: Any, class_weight: Any, name: str | None = None, dtype=None):
+        super().__init__(metric, name, dtype)
+        self._weights = ClassWeights.of(class_weight)
+        found = get_metric(metric)
+        is_metric = isinstance(found, keras.metrics.Metric)
+        self._resolved = (
+            found if is_metric else keras.metrics.MeanMetricWrapper(found, name=self.name)
+        )
+
+    def update_state(self, y_true, y_pred, sample_weight=None) -> None:
+        """Adds a batch."""
+        sample_weight = self._weights.times(sample_weight, y_true, y_pred, self.dtype)
+        self._resolved.update_state(y_true, y_pred, sample_weight=sample_weight)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "class_weight": self._weights.pairs()}
 
 
 def is_one_hot(y_true: Any, y_pred: Any) -> bool:

@@ -20,7 +20,7 @@ def weighs_elements(sample_weight: Any, y_pred: Any) -> bool:
 def weighted_items(
     compute: Callable[[Any, Any], Any], y_true: Any, y_pred: Any, weight: Any
 ) -> tuple[Any, Any]:
-    """Returns the loss and the weight of each item from the weights of its elements.
+    """Returns loss and weight of each item, `(batch, ...)`, from the weights of its elements.
 
         loss_i = sum_j w_ij loss_ij / sum_j w_ij,   w_i = mean_j w_ij
 
@@ -32,12 +32,6 @@ def weighted_items(
         y_true: `(batch, ..., k)`, or without an axis of size 1.
         y_pred: Likewise.
         weight: `(batch, ..., k)`.
-
-    Returns:
-        Two tensors, `(batch, ...)`.
-
-    Raises:
-        ValueError: If targets and predictions do not correspond element by element.
     """
     pair = pairs_of_elements(y_true, y_pred)
     if pair is None:
@@ -54,13 +48,7 @@ def weighted_items(
 
 
 def validate_rank(values: Any, sample_weight: Any, term: str | None = None) -> None:
-    """Raises `ValueError` if there are more weights than values of a loss.
-
-    Args:
-        values: The unreduced loss.
-        sample_weight: Its weights.
-        term: The name of the term.
-    """
+    """Raises `ValueError` if there are more weights than values of the unreduced loss of a term."""
     shape = tuple(ops.convert_to_tensor(sample_weight).shape)
     while len(shape) > 1 and shape[-1] == 1:
         shape = shape[:-1]

@@ -8,7 +8,8 @@ import keras
 
 from keras_jointloss._core.validation import invalid, validate_number
 from keras_jointloss.joint.model_terms import ModelTerms
-from keras_jointloss.joint.report import Contribution, Report, RunReport, is_rounding, rest, share
+from keras_jointloss.joint.report import Contribution, Report, RunReport
+from keras_jointloss.tensorboard.runs import is_rounding, rest, share
 from keras_jointloss.terms.layer_weight import LayerWeight
 from keras_jointloss.terms.record import Totals
 from keras_jointloss.terms.weight import TermWeight

@@ -13,7 +13,7 @@ from keras_jointloss.callbacks.joint._gradient_readings import GradientReadings,
 from keras_jointloss.callbacks.joint._stuck_terms import StuckTerm, TermProgress, untrained_term
 from keras_jointloss.callbacks.joint._term_readings import Readings, TermReadings
 from keras_jointloss.joint.model_terms import ModelTerms
-from keras_jointloss.joint.report import is_rounding, rest
+from keras_jointloss.tensorboard.runs import is_rounding, rest
 
 # They compare a value of one epoch with that of another.
 _COMPARING = (

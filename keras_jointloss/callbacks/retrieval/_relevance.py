@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from keras_jointloss._core.validation import invalid
+
 
 class Relevance(NamedTuple):
     """The right candidates of each query, listed as pairs in the order of the queries.
@@ -70,16 +72,13 @@ def validate_sets(data, queries, candidates, relevant) -> Relevance | None:
         expect_none(sets, "`data` is given")
         return None
     if all(value is None for value in sets.values()):
-        raise ValueError(
-            "Invalid value for argument `data`. Expected inputs, or in its place `queries`, "
-            "`candidates` and `relevant`. Received: data=None"
+        raise invalid(
+            "data", "inputs, or in its place `queries`, `candidates` and `relevant`", None
         )
     for name, value in sets.items():
         if value is None:
-            raise ValueError(
-                f"Invalid value for argument `{name}`. Expected all of `queries`, `candidates` and "
-                f"`relevant`, since `data` is not given. Received: {name}=None"
-            )
+            expected = "all of `queries`, `candidates` and `relevant`, since `data` is not given"
+            raise invalid(name, expected, None)
     return parse_relevant(relevant).validated(_number(queries), _number(candidates))
 
 
@@ -87,10 +86,8 @@ def expect_none(arguments: dict[str, Any], reason: str) -> None:
     """Raises `ValueError` for the first of the arguments that is given."""
     for name, value in arguments.items():
         if value is not None:
-            raise ValueError(
-                f"Invalid value for argument `{name}`. Expected None, since {reason}. "
-                f"Received: {name} of type {type(value).__name__}"
-            )
+            received = f"{name} of type {type(value).__name__}"
+            raise invalid(name, f"None, since {reason}", received=received)
 
 
 def _number(inputs) -> int | None:
@@ -156,6 +153,4 @@ def _unknown(received):
 
 
 def _invalid(expected, received):
-    return ValueError(
-        f"Invalid value for argument `relevant`. Expected {expected}. Received: {received}"
-    )
+    return invalid("relevant", expected, received=received)

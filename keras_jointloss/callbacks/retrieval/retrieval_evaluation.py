@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_jointloss._core.types import Labels, Logs, Nested
-from keras_jointloss._core.validation import validate_count
+from keras_jointloss._core.validation import invalid, validate_count
 from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_on_log
 from keras_jointloss.callbacks.retrieval._embeddings import (
     Found,
@@ -177,10 +177,7 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         self.log_dir = None if log_dir is None else os.fspath(log_dir)
         for argument, value in (("projector", projector), ("thumbnails", thumbnails)):
             if value is not None and value is not False and log_dir is None:
-                raise ValueError(
-                    f"Invalid value for argument `log_dir`. Expected a folder, since `{argument}` "
-                    "is given. Received: log_dir=None"
-                )
+                raise invalid("log_dir", f"a folder, since `{argument}` is given", None)
         if thumbnails is not None:
             validate_thumbnails(thumbnails, copies=2)
         self.projector = projector or thumbnails is not None
@@ -241,10 +238,8 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         self._latest = (name, a, b) if self.projector else None
         for what, values in (("labels", self.labels), ("thumbnails", self.thumbnails)):
             if values is not None and len(values) != len(a):
-                raise ValueError(
-                    f"Invalid value for argument `{what}`. Expected one for each of the {len(a)} "
-                    f"items of the data. Received: {len(values)} {what}"
-                )
+                expected = f"one for each of the {len(a)} items of the data"
+                raise invalid(what, expected, received=f"{len(values)} {what}")
         relevance: Relevance | LabelRelevance
         if self._relevance is None:
             labels = np.arange(len(a)) if self.labels is None else self.labels

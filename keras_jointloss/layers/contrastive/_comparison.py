@@ -14,8 +14,8 @@ from keras_jointloss._core.math import float_dtype
 from keras_jointloss._core.replicas import shared_batch
 from keras_jointloss._core.saved_state import SavedState
 from keras_jointloss._core.validation import invalid
+from keras_jointloss.layers._layer_term import CallLoss
 from keras_jointloss.layers._means import item_mask, mean_over_items
-from keras_jointloss.layers._step import CallLoss
 from keras_jointloss.layers.contrastive._memory import EmbeddingMemory
 from keras_jointloss.terms.missing.targets import fill
 

@@ -40,8 +40,7 @@ KINDS = {
 def draw(kind: str, runs: Sequence[Run], view: View) -> Drawing:
     """Returns the figure of a kind.
 
-    Raises:
-        ValueError: If the kind is unknown, an argument is invalid, or there is nothing to show.
+    Raises `ValueError` if the kind is unknown, an argument is invalid, or there is nothing to show.
     """
     if kind not in KINDS:
         raise invalid("kind", f"one of {tuple(KINDS)}", kind)

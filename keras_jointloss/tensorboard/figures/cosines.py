@@ -7,8 +7,9 @@ import numpy as np
 
 from keras_jointloss.tensorboard._sampling import thin
 from keras_jointloss.tensorboard.figures.panels import Drawing, axes, finish_x_axes, grid, nothing
-from keras_jointloss.tensorboard.figures.style import DIVERGING, text
+from keras_jointloss.tensorboard.figures.style import text
 from keras_jointloss.tensorboard.figures.view import View
+from keras_jointloss.tensorboard.heat_map import COSINE_COLORS
 from keras_jointloss.tensorboard.runs import Run, find_pairs
 
 # A heat map cannot show more columns.
@@ -16,11 +17,7 @@ _COLUMNS = 400
 
 
 def cosines(runs: Sequence[Run], view: View) -> Drawing:
-    """Returns the cosines of all pairs of gradients over time, and the latest as a matrix.
-
-    Raises:
-        ValueError: If there is nothing to show.
-    """
+    """Returns the cosines of all pairs of gradients over time, and the latest as a matrix."""
     found = [(run, pairs) for run in runs if (pairs := _pairs(run, view))]
     if not found:
         raise nothing("cosines: they come from a layer that combines gradients of several terms")
@@ -47,7 +44,7 @@ def cosines(runs: Sequence[Run], view: View) -> Drawing:
         del axis["matches"]
     drawing.layout.update(hovermode="closest", modebar={"orientation": "h"})
     drawing.layout["coloraxis"] = {
-        "colorscale": DIVERGING,
+        "colorscale": [*zip((0.0, 0.5, 1.0), COSINE_COLORS, strict=True)],
         "cmin": -1,
         "cmax": 1,
         "colorbar": {"title": {"text": "cosine"}, "thickness": 12, "len": 0.8},

@@ -31,21 +31,13 @@ _WAYS = {"a_to_b": "a → b", "b_to_a": "b → a"}
 
 
 def losses(runs: Sequence[Run], view: View) -> Drawing:
-    """Returns the raw losses of the terms, on a logarithmic axis if all are positive.
-
-    Raises:
-        ValueError: If there is nothing to show.
-    """
+    """Returns the raw losses of the terms, on a logarithmic axis if all are positive."""
     quantities: dict[str, TagOf] = {"raw loss": partial(term_tag, key="raw")}
     return _figure(runs, view, view.shown_terms(runs), quantities, default="log")
 
 
 def weights(runs: Sequence[Run], view: View) -> Drawing:
-    """Returns the weights of the terms, with the rest of their schedules as dashed lines.
-
-    Raises:
-        ValueError: If there is nothing to show.
-    """
+    """Returns the weights of the terms, with the rest of their schedules as dashed lines."""
     names = view.shown_terms(runs)
     quantities: dict[str, TagOf] = {"weight": partial(term_tag, key="weight")}
     # Validation does not move the weights: those of training have all of them.
@@ -68,11 +60,7 @@ def weights(runs: Sequence[Run], view: View) -> Drawing:
 
 
 def readings(runs: Sequence[Run], view: View) -> Drawing:
-    """Returns what else layers and rules report of terms: temperature, bias, noise and others.
-
-    Raises:
-        ValueError: If there is nothing to show.
-    """
+    """Returns what else layers and rules report of terms: temperature, bias, noise and others."""
     names = view.shown_terms(runs)
     keys = find_keys(runs, names)
     if not keys:
@@ -82,11 +70,7 @@ def readings(runs: Sequence[Run], view: View) -> Drawing:
 
 
 def gradients(runs: Sequence[Run], view: View) -> Drawing:
-    """Returns norms, coefficients and conflicts of the gradients of the terms.
-
-    Raises:
-        ValueError: If there is nothing to show.
-    """
+    """Returns norms, coefficients and conflicts of the gradients of the terms."""
     names = find_gradients(runs)
     if view.terms is not None:
         names = [
@@ -133,11 +117,7 @@ def gradients(runs: Sequence[Run], view: View) -> Drawing:
 
 
 def retrieval(runs: Sequence[Run], view: View) -> Drawing:
-    """Returns the recalls of `RetrievalEvaluation` in both directions.
-
-    Raises:
-        ValueError: If there is nothing to show.
-    """
+    """Returns the recalls of `RetrievalEvaluation` in both directions."""
     found = {
         (match["name"], int(match["k"]))
         for run in runs

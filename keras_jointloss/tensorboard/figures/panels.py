@@ -145,11 +145,7 @@ def _long(name: str) -> str:
 
 
 def draw_panels(panels: Sequence[Panel], view: View, columns: int) -> Drawing:
-    """Returns a figure of panels of lines.
-
-    Raises:
-        ValueError: If no panel has a line.
-    """
+    """Returns a figure of panels of lines."""
     panels = [panel for panel in panels if panel.lines]
     if not panels:
         raise nothing("such values")

@@ -12,11 +12,7 @@ from keras_jointloss.tensorboard.runs import SPLITS, Run, find_terms, is_larger_
 
 
 def pareto(runs: Sequence[Run], view: View) -> Drawing:
-    """Returns the final value `a` against `b` of each run, with the Pareto front.
-
-    Raises:
-        ValueError: If no run has both values.
-    """
+    """Returns the final value `a` against `b` of each run, with the Pareto front."""
     a, b = view.a, view.b
     if a is None or b is None:
         # The first two terms of the runs that have not been asked for.

@@ -10,8 +10,6 @@ _PATTERNS = ("", "/", "x", ".", "\\", "+")
 _SYMBOLS = ("circle", "square", "diamond", "x", "triangle-up", "star")
 #: How runs in the same axes differ.
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-#: From -1, two gradients in conflict, to 1; distinct for readers with any color vision.
-DIVERGING = ((0.0, "#B2182B"), (0.5, "#F7F7F7"), (1.0, "#2166AC"))
 _LENGTH = 44
 
 

@@ -29,9 +29,6 @@ def terms(runs: Sequence[Run], view: View) -> Drawing:
     """Returns the stacked weighted losses of the terms, with the total as a line.
 
     With `compare="overlay"` and several runs, lines that are not stacked.
-
-    Raises:
-        ValueError: If there is nothing to show.
     """
     names = view.shown_terms(runs)
     marks = select_marks(runs, view)

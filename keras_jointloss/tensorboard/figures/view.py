@@ -66,18 +66,12 @@ class View:
         validate_share(self.smoothing, "smoothing")
 
     def shown_terms(self, runs: Sequence[Run]) -> list[str]:
-        """Returns the terms to show, in the order of their names.
-
-        Raises:
-            ValueError: If one of `terms` is in none of the runs.
-        """
+        """Returns the terms to show, in the order of their names."""
         found = find_terms(runs)
         if self.terms is None:
             return found
         unknown = [term for term in self.terms if term not in found]
         if unknown:
-            raise ValueError(
-                f"Invalid value for argument `terms`. Expected terms of the runs, {found}. "
-                f"Received: terms={list(self.terms)}, with the unknown terms {unknown}"
-            )
+            note = f", with the unknown terms {unknown}"
+            raise invalid("terms", f"terms of the runs, {found}", list(self.terms), note)
         return [term for term in found if term in self.terms]

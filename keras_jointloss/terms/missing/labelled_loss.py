@@ -54,15 +54,6 @@ class LabelledLoss:
     it is a row, which is labelled if all of its elements are. A trial in the constructor finds out.
     A loss that returns one number for a batch or an item, such as `keras.losses.Dice`, receives 0
     for missing targets and for their predictions, which must not change its value.
-
-    Args:
-        compute: Returns the unreduced loss of targets and predictions.
-        reduction: The reduction, as in `keras.losses.Loss`.
-        dtype: The dtype of the loss.
-        missing: The value of a missing target: NaN or a number.
-
-    Raises:
-        ValueError: If there is no reduction.
     """
 
     def __init__(

@@ -21,11 +21,7 @@ PREDICTION = 0.5
 
 
 def validate_missing(value: Any) -> float:
-    """Returns `value` as a float if it can mark a missing target.
-
-    Raises:
-        ValueError: If `value` is neither NaN nor a finite number.
-    """
+    """Returns NaN or a finite number, which can mark a missing target, as a float."""
     if isinstance(value, np.ndarray) and value.shape == ():
         value = value.item()
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
@@ -74,12 +70,8 @@ def match_ranks(y_true, y_pred):
 def fill(y_true, y_pred, labelled, prediction: float = PREDICTION):
     """Replaces missing targets by 0 and their predictions by a constant.
 
-    Args:
-        y_true: `(batch, ...)`.
-        y_pred: `(batch, ...)`.
-        labelled: Which targets to keep, of at most the rank of `y_true` and `y_pred`. Axes of size
-            1 are added at the end.
-        prediction: The constant.
+    Targets and predictions are `(batch, ...)`. Which of them to keep may have a lower rank: axes of
+    size 1 are added at the end.
     """
     true_mask, pred_mask = (expand(labelled, len(y.shape)) for y in (y_true, y_pred))
     y_true = ops.where(true_mask, y_true, ops.zeros_like(y_true))
@@ -116,11 +108,9 @@ def elements(y_true, y_pred, missing: float):
 def items(y_true, y_pred, missing: float):
     """Returns which items, or positions within them, have a complete target.
 
-    The last axis of `y_true` is the target of an item if `y_pred` has the same rank, as for one-hot
-    rows. With sparse labels, each entry of `y_true` is one.
-
-    Returns:
-        Bool, `(batch, ...)`, without the last axis of `y_pred`.
+    Of the shape `(batch, ...)`, without the last axis of `y_pred`, bool. The last axis of `y_true`
+    is the target of an item if `y_pred` has the same rank, as for one-hot rows. With sparse labels,
+    each entry of `y_true` is one.
     """
     labelled = is_labelled(y_true, missing)
     true_rank, pred_rank = len(y_true.shape), len(y_pred.shape)
