@@ -403,7 +403,7 @@ def test_weight_may_be_a_scalar():
 def test_views_of_wrong_shape_are_refused(make, shape):
     if make.views is None and len(shape) < 4:
         pytest.skip("takes any number of views")
-    with pytest.raises(ValueError, match=r"expects stacked views of shape \(batch, \w+, dim\)"):
+    with pytest.raises(ValueError, match=r"expects stacked views of shape \(batch, [\w ]+, dim\)"):
         make().update_state(np.zeros(4), np.zeros(shape, "float32"))
 
 

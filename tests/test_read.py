@@ -96,8 +96,9 @@ def test_schedules_that_cannot_be_drawn_are_left_out(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"end": 3, "schedules": {"a": 1}}'])
 def test_facts_of_others_are_left_out(tmp_path, text, monkeypatch):
-    monkeypatch.setattr("keras_jointloss.tensorboard.writer.format_training", lambda *_: text)
-    write(tmp_path, ["a"])
+    with monkeypatch.context() as patch:
+        patch.setattr("keras_jointloss.tensorboard.writer.json.dumps", lambda _: text)
+        write(tmp_path, ["a"])
     (run,) = read_runs(tmp_path)
     assert (run.end, dict(run.schedules)) == (None, {})
     assert kj.plot(tmp_path, "weights").data

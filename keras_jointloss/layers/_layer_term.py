@@ -9,13 +9,13 @@ from typing import Any, NamedTuple, Unpack
 import keras
 from keras import ops
 
-from keras_jointloss._core.backend import current_replicas, is_traced, trains_functionally
+from keras_jointloss._core.backend import current_replicas, is_traced
 from keras_jointloss._core.keras import LateNumber, saved_variables
 from keras_jointloss._core.keras_calls import STEPS, enclosing_scope, running_loop
 from keras_jointloss._core.saved_state import SavedState, load_or_undo
 from keras_jointloss._core.state import as_state
 from keras_jointloss._core.types import Config, LayerOptions
-from keras_jointloss.layers._readouts import NotedReadout, Readout
+from keras_jointloss.layers._readouts import create_readouts
 from keras_jointloss.terms.given_weight import Weight
 from keras_jointloss.terms.layer_weight import LayerWeight
 
@@ -195,11 +195,7 @@ class LayerTerm(keras.layers.Layer):
         """Creates the weight, as in `LayerWeight`, and the metrics that report what to log."""
         self.weight = LayerWeight(weight, self.name, readings, means, counts_steps)
         self._weight_state = as_state(self.weight.state)
-        readout = NotedReadout if trains_functionally() else Readout
-        self._readouts = [
-            readout(f"{self.name}_{reading}", read, self.weight)
-            for reading, read in self.weight.tensors.items()
-        ]
+        self._readouts = create_readouts(self.name, self.weight)
 
     def _defer(self, compute: Callable[[], CallLoss], inputs: Any) -> None:
         """Adds the loss of a call to the step; it depends on the inputs, in any structure."""

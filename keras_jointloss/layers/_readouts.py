@@ -2,11 +2,12 @@
 
 import keras
 
-from keras_jointloss._core.backend import current_trace
+from keras_jointloss._core.backend import current_trace, trains_functionally
 from keras_jointloss._core.keras_calls import running_loop
+from keras_jointloss.terms.layer_weight import LayerWeight
 
 
-class Readout(keras.metrics.Metric):
+class _Readout(keras.metrics.Metric):
     """Reports a number held by a layer as a metric of the model."""
 
     def __init__(self, name, read, weight):
@@ -28,7 +29,7 @@ class Readout(keras.metrics.Metric):
         self._weight.reset()
 
 
-class NotedReadout(Readout):
+class _NotedReadout(_Readout):
     """Reports the number on JAX, where no metric can read the state of a layer within a step.
 
     A step of `evaluate` notes the number while Keras collects the losses. A step of `fit` takes the
@@ -50,3 +51,9 @@ class NotedReadout(Readout):
         # A custom step may take a gradient.
         is_noted = loop == "test_step" and value is not None and trace == current_trace()
         return {self.name: value} if is_noted else {}
+
+
+def create_readouts(prefix: str, weight: LayerWeight) -> list:
+    """Returns a metric for each logged value of the layer that has this weight."""
+    readout = _NotedReadout if trains_functionally() else _Readout
+    return [readout(f"{prefix}_{name}", read, weight) for name, read in weight.tensors.items()]

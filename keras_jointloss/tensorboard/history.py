@@ -97,7 +97,7 @@ def _add_weighted(tags: dict[str, Series], terms: list[str]) -> None:
         part = tags.get(f"joint_loss/{term}/share")
         if total is not None and part is not None and len(part.values) == len(total.values):
             values = part.values * total.values
-            tags[f"joint_loss/{term}/weighted"] = total._replace(values=values)
+            tags[f"joint_loss/{term}/weighted"] = Series(*total[:2], values)
             parts.append(values)
     if total is None or not parts:
         return
@@ -108,6 +108,6 @@ def _add_weighted(tags: dict[str, Series], terms: list[str]) -> None:
         np.isnan(pair[0]) or is_rounding(*pair, own)
         for pair, own in zip(pairs, computed.T, strict=True)
     ):
-        tags["joint_loss/other"] = total._replace(values=other)
+        tags["joint_loss/other"] = Series(*total[:2], other)
         shares = np.array([share(*pair) for pair in pairs])
-        tags["joint_loss/other/share"] = total._replace(values=shares)
+        tags["joint_loss/other/share"] = Series(*total[:2], shares)
