@@ -39,6 +39,62 @@ def _with_gaps(features, generator):
 
 
 DATA = _data()
+CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+LOSSES = {"label": CROSSENTROPY, "rating": "mean_squared_error"}
+LAYER_WEIGHTS = {
+    "rating": 0.7,
+    "margin": kj.schedules.Linear(1.0, 0.0, 8),
+    "agree": 0.5,
+    "hint": 0.2,
+}
+# Each contrastive loss occurs once: as the loss of an output or of a layer.
+OF_OUTPUTS = ("BarlowTwins", "Circle", "Contrastive", "InfoNCE", "NPairs", "Triplet", "VICReg")
+OF_LAYERS = (
+    "CosineEmbedding",
+    "DecoupledContrastive",
+    "MultiSimilarity",
+    "NTXent",
+    "SigLIP",
+    "SupCon",
+    "TripletMargin",
+    "VICReg",
+)
+#: The user's weight of each term, by the name of the model.
+WEIGHTS = {
+    "outputs": {
+        "label": kj.schedules.Sequential([0.5, kj.schedules.Linear(0.5, 1.0, 8)], [4]),
+        "rating": 0.3,
+        "match": kj.schedules.Sigmoid(0.0, 1.0, midpoint=6, width=2),
+    },
+    "pairs": {
+        "pair": kj.schedules.Cyclical(0.0, 1.0, cycle_steps=5),
+        "label": 1.0,
+        "align": PolynomialDecay(0.0, 10, 1.0),
+    },
+    "layers": LAYER_WEIGHTS,
+    "nested": LAYER_WEIGHTS,
+    "list_outputs": {"rating": 1.0, "label": PolynomialDecay(1.0, 10, 0.0)},
+    "adapted": {
+        "label": kj.schedules.Linear(0.5, 1.0, 8),
+        "rating": 1.0,
+        "agree": 0.5,
+        "energy": PolynomialDecay(0.1, 10, 1.0),
+    },
+    "balanced": {"label": 1.0, "rating": 0.5},
+    "targets": {"rating_square": PolynomialDecay(1.0, 10, 0.0), "rating_huber": 0.5, "label": 1.0},
+    "shared": {"label": 1.0, "rating": 1.0},
+    "family_outputs": {name.lower(): 0.02 for name in OF_OUTPUTS},
+    "family_layers": {
+        "rating": 0.7,
+        **{name.lower(): kj.schedules.Linear(0.0, 0.02, 8) for name in OF_LAYERS},
+    },
+    "subclassed": {"rating": 1.0, "agree": PolynomialDecay(0.0, 10, 1.0), "energy": 0.1},
+}
+
+
+def _weights(name, *terms):
+    """Returns weights of some terms of a model, for `joint_loss`."""
+    return {term: WEIGHTS[name][term] for term in terms}
 
 
 def _trunk(inputs):
@@ -51,25 +107,21 @@ def _float32(x, name):
     return keras.layers.Activation("linear", dtype="float32", name=name)(x)
 
 
+def _heads(label, rating):
+    """Returns the outputs of the losses `LOSSES`."""
+    return {
+        "label": _float32(keras.layers.Dense(3)(label), "label"),
+        "rating": _float32(keras.layers.Dense(1)(rating), "rating"),
+    }
+
+
 def _outputs():
     inputs = keras.Input((6,), name="features")
     a, b = _trunk(inputs)
-    outputs = {
-        "label": _float32(keras.layers.Dense(3)(a), "label"),
-        "rating": _float32(keras.layers.Dense(1)(b), "rating"),
-        "match": _float32(ops.stack([a, b], axis=1), "match"),
-    }
+    outputs = {**_heads(a, b), "match": _float32(ops.stack([a, b], axis=1), "match")}
     joint = kj.joint_loss(
-        {
-            "label": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            "rating": "mean_squared_error",
-            "match": kj.losses.MarginContrastive(),
-        },
-        weights={
-            "label": kj.schedules.Sequential([0.5, kj.schedules.Linear(0.5, 1.0, 8)], [4]),
-            "rating": 0.3,
-            "match": kj.schedules.Sigmoid(0.0, 1.0, midpoint=6, width=2),
-        },
+        {**LOSSES, "match": kj.losses.MarginContrastive()},
+        weights=WEIGHTS["outputs"],
         metrics={"label": "accuracy"},
     )
     return keras.Model(inputs, outputs), joint, ("label", "rating", "match")
@@ -81,7 +133,7 @@ def _pairs():
     a, b = kj.layers.ContrastiveTerm(
         # With a given size, only one of the two forms is compiled; a family has both.
         kj.losses.InfoNCE(tile_size=64),
-        weight=PolynomialDecay(0.0, 10, 1.0),
+        weight=WEIGHTS["pairs"]["align"],
         learn_temperature=True,
         memory_size=12,
         name="align",
@@ -91,31 +143,21 @@ def _pairs():
         "label": _float32(keras.layers.Dense(3)(a), "label"),
     }
     joint = kj.joint_loss(
-        {
-            "pair": kj.losses.BarlowTwins(),
-            "label": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        },
-        weights={"pair": kj.schedules.Cyclical(0.0, 1.0, cycle_steps=5)},
+        {"pair": kj.losses.BarlowTwins(), "label": CROSSENTROPY},
+        weights=_weights("pairs", "pair"),
     )
     return keras.Model(inputs, outputs), joint, ("nothing", "label")
 
 
 def _layer_terms(inputs, match):
     a, b = _trunk(inputs)
-    margin = kj.layers.ContrastiveTerm(
-        "MarginContrastive", weight=kj.schedules.Linear(1.0, 0.0, 8), name="margin"
+    weights = LAYER_WEIGHTS
+    a, b = kj.layers.ContrastiveTerm("MarginContrastive", weights["margin"], name="margin")(
+        (a, b, match)
     )
-    a, b = margin((a, b, match))
-    a, b = kj.layers.ContrastiveTerm("MeanSquaredError", weight=0.5, name="agree")((a, b))
-    return kj.layers.LossTerm("huber", weight=0.2, metrics=["mae"], name="hint")(a, b), b
-
-
-LAYER_WEIGHTS = {
-    "rating": 0.7,
-    "margin": kj.schedules.Linear(1.0, 0.0, 8),
-    "agree": 0.5,
-    "hint": 0.2,
-}
+    a, b = kj.layers.ContrastiveTerm("MeanSquaredError", weights["agree"], name="agree")((a, b))
+    hint = kj.layers.LossTerm("huber", weights["hint"], metrics=["mae"], name="hint")
+    return hint(a, b), b
 
 
 def _rating_loss():
@@ -150,12 +192,8 @@ def _list_outputs():
         _float32(keras.layers.Dense(3)(b), "label"),
     ]
     joint = kj.joint_loss(
-        {
-            "rating": "mse",
-            "nothing": None,
-            "label": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        },
-        weights={"label": PolynomialDecay(1.0, 10, 0.0)},
+        {"rating": "mse", "nothing": None, "label": CROSSENTROPY},
+        weights=_weights("list_outputs", "label"),
         metrics={"rating": ["mae"]},
         weighted_metrics={"rating": ["mae"]},
     )
@@ -171,9 +209,8 @@ class Subclassed(keras.Model):
         self.hidden = keras.layers.Dense(8, activation="tanh")
         self.first = keras.layers.Dense(DIM)
         self.second = keras.layers.Dense(DIM)
-        self.agree = kj.layers.ContrastiveTerm(
-            keras.losses.CosineSimilarity(), weight=PolynomialDecay(0.0, 10, 1.0), name="agree"
-        )
+        loss, weight = keras.losses.CosineSimilarity(), WEIGHTS["subclassed"]["agree"]
+        self.agree = kj.layers.ContrastiveTerm(loss, weight, name="agree")
         self.energy = kj.layers.LossTerm(
             weight=0.1, floor=0.5, target=kj.schedules.Linear(1.0, 3.0, 8), name="energy"
         )
@@ -194,18 +231,12 @@ def _adapted():
     inputs = keras.Input((6,), name="features")
     a, b = _trunk(inputs)
     a, b = kj.layers.ContrastiveTerm("MeanSquaredError", weight=0.5, name="agree")((a, b))
-    energy = kj.layers.LossTerm(weight=PolynomialDecay(0.1, 10, 1.0), name="energy")
+    energy = kj.layers.LossTerm(weight=WEIGHTS["adapted"]["energy"], name="energy")
     a = energy(a, ops.square(a))
-    outputs = {
-        "label": _float32(keras.layers.Dense(3)(a), "label"),
-        "rating": _float32(keras.layers.Dense(1)(b), "rating"),
-    }
+    outputs = _heads(a, b)
     joint = kj.joint_loss(
-        {
-            "label": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            "rating": "mean_squared_error",
-        },
-        weights={"label": kj.schedules.Linear(0.5, 1.0, 8)},
+        LOSSES,
+        weights=_weights("adapted", "label"),
         weighting=kj.weighting.FAMO(ema=0.5, warmup_steps=2),
     )
     return keras.Model(inputs, outputs), joint, ("label", "rating")
@@ -217,18 +248,8 @@ def _balanced():
     """
     inputs = keras.Input((6,), name="features")
     z = kj.layers.GradientBalancer(["label", "rating"], aggregator="cagrad")(list(_trunk(inputs)))
-    outputs = {
-        "label": _float32(keras.layers.Dense(3)(ops.add(*z["label"])), "label"),
-        "rating": _float32(keras.layers.Dense(1)(ops.multiply(*z["rating"])), "rating"),
-    }
-    joint = kj.joint_loss(
-        {
-            "label": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            "rating": "mean_squared_error",
-        },
-        weights={"rating": 0.5},
-        weighting=kj.weighting.GradNorm(),
-    )
+    outputs = _heads(ops.add(*z["label"]), ops.multiply(*z["rating"]))
+    joint = kj.joint_loss(LOSSES, {"rating": 0.5}, kj.weighting.GradNorm())
     return keras.Model(inputs, outputs), joint, ("label", "rating")
 
 
@@ -243,16 +264,8 @@ def _shared():
         ]
     )
     z = kj.layers.SharedTrunk(trunk, ["label", "rating"], aggregator="mgda")(inputs)
-    outputs = {
-        "label": _float32(keras.layers.Dense(3)(z["label"]), "label"),
-        "rating": _float32(keras.layers.Dense(1)(z["rating"]), "rating"),
-    }
-    joint = kj.joint_loss(
-        {
-            "label": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            "rating": "mean_squared_error",
-        },
-    )
+    outputs = _heads(z["label"], z["rating"])
+    joint = kj.joint_loss(LOSSES)
     return keras.Model(inputs, outputs), joint, ("label", "rating")
 
 
@@ -265,11 +278,8 @@ def _targets():
         "label": _float32(keras.layers.Dense(3)(b), "label"),
     }
     joint = kj.joint_loss(
-        {
-            "rating": {"square": "mse", "huber": keras.losses.Huber()},
-            "label": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        },
-        weights={"rating_square": PolynomialDecay(1.0, 10, 0.0), "rating_huber": 0.5},
+        {"rating": {"square": "mse", "huber": keras.losses.Huber()}, "label": CROSSENTROPY},
+        weights=_weights("targets", "rating_square", "rating_huber"),
         metrics={"rating": "mae", "label": "accuracy"},
         weighted_metrics={"rating": [keras.metrics.MeanSquaredError(name="weighted_mse")]},
         missing={"rating": float("nan"), "label": -1},
@@ -287,18 +297,6 @@ def _family_loss(name, **arguments):
     return getattr(kj.losses, name)(**tame.get(name, {}), **arguments)
 
 
-# Each contrastive loss occurs once: as the loss of an output or of a layer.
-OF_OUTPUTS = ("BarlowTwins", "Circle", "Contrastive", "InfoNCE", "NPairs", "Triplet", "VICReg")
-OF_LAYERS = (
-    "CosineEmbedding",
-    "DecoupledContrastive",
-    "MultiSimilarity",
-    "NTXent",
-    "SigLIP",
-    "SupCon",
-    "TripletMargin",
-    "VICReg",
-)
 # These compare items by their classes, here with one view each.
 OF_ONE_VIEW = ("Circle", "MultiSimilarity")
 _TARGETS = {"pair": "match", "class": "label", None: "nothing"}
@@ -314,7 +312,7 @@ def _family_outputs():
         name.lower(): _float32(a if name in OF_ONE_VIEW else views, name.lower())
         for name in OF_OUTPUTS
     }
-    joint = kj.joint_loss(losses, weights=dict.fromkeys(losses, 0.02))
+    joint = kj.joint_loss(losses, weights=WEIGHTS["family_outputs"])
     targets = tuple(_TARGETS[loss.label_kind] for loss in losses.values())
     return keras.Model(inputs, outputs), joint, targets
 
@@ -331,7 +329,7 @@ def _family_layers():
         can_learn = bool(loss.learned_parameters())
         term = kj.layers.ContrastiveTerm(
             loss,
-            weight=kj.schedules.Linear(0.0, 0.02, 8),
+            weight=WEIGHTS["family_layers"][name.lower()],
             learn_temperature=can_learn,
             memory_size=12 if loss.has_memory else 0,
             name=name.lower(),
@@ -352,91 +350,35 @@ class Subject(NamedTuple):
 
     Attributes:
         make: Returns the model, the arguments of `compile` and the names of the targets.
-        inputs: The names of the inputs.
         weights: The user's weight of each term: a number or a schedule.
+        inputs: The names of the inputs.
         couples_own_items: Whether, under `MirroredStrategy`, the loss of an item depends on the
             other items of its replica alone: the loss of an output compares items, or a layer keeps
             batch statistics.
         factor_sum: The sum of the factors that the rule multiplies the weights by; `None` without
             a rule.
-        has_statistics: Whether a layer keeps batch statistics. Under `MirroredStrategy`, each
-            replica keeps its own statistics.
     """
 
     make: Callable
-    inputs: tuple[str, ...]
     weights: dict[str, Any]
+    inputs: tuple[str, ...] = ("features",)
     couples_own_items: bool = False
     factor_sum: float | None = None
-    has_statistics: bool = False
 
 
 SUBJECTS = {
-    "outputs": Subject(
-        _outputs,
-        ("features",),
-        {
-            "label": kj.schedules.Sequential([0.5, kj.schedules.Linear(0.5, 1.0, 8)], [4]),
-            "rating": 0.3,
-            "match": kj.schedules.Sigmoid(0.0, 1.0, midpoint=6, width=2),
-        },
-    ),
-    "pairs": Subject(
-        _pairs,
-        ("features",),
-        {
-            "pair": kj.schedules.Cyclical(0.0, 1.0, cycle_steps=5),
-            "label": 1.0,
-            "align": PolynomialDecay(0.0, 10, 1.0),
-        },
-        couples_own_items=True,
-    ),
-    "layers": Subject(_layers, ("features", "match"), LAYER_WEIGHTS),
-    "nested": Subject(_nested, ("features", "match"), LAYER_WEIGHTS),
-    "list_outputs": Subject(
-        _list_outputs, ("features",), {"rating": 1.0, "label": PolynomialDecay(1.0, 10, 0.0)}
-    ),
-    "adapted": Subject(
-        _adapted,
-        ("features",),
-        {
-            "label": kj.schedules.Linear(0.5, 1.0, 8),
-            "rating": 1.0,
-            "agree": 0.5,
-            "energy": PolynomialDecay(0.1, 10, 1.0),
-        },
-        factor_sum=1.0,
-    ),
-    "balanced": Subject(_balanced, ("features",), {"label": 1.0, "rating": 0.5}, factor_sum=2.0),
-    "targets": Subject(
-        _targets,
-        ("features",),
-        {"rating_square": PolynomialDecay(1.0, 10, 0.0), "rating_huber": 0.5, "label": 1.0},
-    ),
-    "shared": Subject(
-        _shared,
-        ("features",),
-        {"label": 1.0, "rating": 1.0},
-        couples_own_items=True,
-        has_statistics=True,
-    ),
-    "family_outputs": Subject(
-        _family_outputs,
-        ("features",),
-        {name.lower(): 0.02 for name in OF_OUTPUTS},
-        couples_own_items=True,
-    ),
+    "outputs": Subject(_outputs, WEIGHTS["outputs"]),
+    "pairs": Subject(_pairs, WEIGHTS["pairs"], couples_own_items=True),
+    "layers": Subject(_layers, WEIGHTS["layers"], ("features", "match")),
+    "nested": Subject(_nested, WEIGHTS["nested"], ("features", "match")),
+    "list_outputs": Subject(_list_outputs, WEIGHTS["list_outputs"]),
+    "adapted": Subject(_adapted, WEIGHTS["adapted"], factor_sum=1.0),
+    "balanced": Subject(_balanced, WEIGHTS["balanced"], factor_sum=2.0),
+    "targets": Subject(_targets, WEIGHTS["targets"]),
+    "shared": Subject(_shared, WEIGHTS["shared"], couples_own_items=True),
+    "family_outputs": Subject(_family_outputs, WEIGHTS["family_outputs"], couples_own_items=True),
     "family_layers": Subject(
-        _family_layers,
-        ("features", "match", "label"),
-        {
-            "rating": 0.7,
-            **{name.lower(): kj.schedules.Linear(0.0, 0.02, 8) for name in OF_LAYERS},
-        },
+        _family_layers, WEIGHTS["family_layers"], ("features", "match", "label")
     ),
-    "subclassed": Subject(
-        _subclassed,
-        ("features",),
-        {"rating": 1.0, "agree": PolynomialDecay(0.0, 10, 1.0), "energy": 0.1},
-    ),
+    "subclassed": Subject(_subclassed, WEIGHTS["subclassed"]),
 }

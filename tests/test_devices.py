@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import keras_jointloss as kj
+from tests.comparisons import assert_all_close
 from tests.workers import models
 
 pytestmark = pytest.mark.slow
@@ -38,14 +39,9 @@ def expected():
     return models.fitted(model, models.INPUTS, models.TARGETS, batch_size=models.BATCH)
 
 
-def assert_as_expected(found):
+def assert_as_expected(found, one=None):
     """Asserts that all that one device finds has been found."""
-    assert_equal(found, expected())
-
-
-def assert_equal(found, expected):
-    for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
+    assert_all_close(found, one or expected(), 1e-9, 1e-9)
 
 
 def distribution(layout, count=4):
@@ -134,8 +130,7 @@ def test_ring_of_jax_devices_equals_one_device():
         expected = compute()
         with distribution("data").scope():
             found = jax.jit(compute)()
-        for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12)
+        assert_all_close(found, expected, 1e-9, 1e-12)
 
 
 def free_port():
@@ -146,24 +141,15 @@ def free_port():
 
 def start(folder, processes=2, killed_at=None, timeout=120):
     """Starts processes that train together, and returns them."""
-    configuration = {
-        "out": str(folder),
-        "processes": processes,
-        "port": free_port(),
-        "killed_at": killed_at,
-        "timeout": timeout,
-    }
+    configuration = {"out": str(folder), "processes": processes, "port": free_port()}
+    configuration |= {"killed_at": killed_at, "timeout": timeout}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     workers = []
     for rank in range(processes):
         with (folder / f"output_{rank}").open("w") as output:
+            arguments = ["-m", "tests.workers", json.dumps({**configuration, "rank": rank})]
             worker = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "tests.workers",
-                    json.dumps({**configuration, "rank": rank}),
-                ],
+                [sys.executable, *arguments],
                 cwd=Path(__file__).parents[1],
                 env=environment,
                 stdout=output,
@@ -252,4 +238,4 @@ def test_processes_in_a_loop_equal_one(tmp_path):
     model = models.for_loop()
     one = models.looped(model, model, lambda batch: batch)
     for found in join(tmp_path, workers):
-        assert_equal(found, one)
+        assert_as_expected(found, one)

@@ -13,6 +13,7 @@ from keras.optimizers.schedules import PolynomialDecay
 
 import keras_jointloss as kj
 from tests.backends import once_compiled
+from tests.comparisons import assert_all_close
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +35,7 @@ if BACKEND != "tensorflow":
     # PyTorch. Adam amplifies the error where a gradient is small.
     TOLERANCES["float64"] = TOLERANCES["float32"]
 
+OPTIONS = {"batch_size": BATCH, "epochs": EPOCHS, "shuffle": False, "verbose": 0}
 # Weights as schedules, and as formulas for the loop, which uses no schedules.
 SCHEDULES = {
     "polynomial": (
@@ -139,13 +141,10 @@ def fit(example, schedules, floatx, optimizer):
     data = ({**x, "target": y["image"]},) if example == "add_loss" else (x, y)
     model.fit(
         *keras.tree.map_structure(lambda values: values[:ITEMS], data),
-        batch_size=BATCH,
-        epochs=EPOCHS,
-        shuffle=False,
-        verbose=0,
         # Validation between the epochs must change nothing.
         validation_data=keras.tree.map_structure(lambda values: values[ITEMS:], data),
         callbacks=[kj.callbacks.JointLossCallback()],
+        **OPTIONS,
     )
     return list(zip(before, values_of(model), strict=True))
 
@@ -167,10 +166,8 @@ def loop(example, schedules, floatx, optimizer_name):
         batch = slice(start, start + BATCH)
         x_batch = {name: values[batch] for name, values in x.items()}
         y_batch = {name: ops.convert_to_tensor(values[batch]) for name, values in y.items()}
-        weights = [formula(step) for formula in formulas]
-        gradient_step(
-            model, optimizer, x_batch, functools.partial(total, example, y_batch, weights)
-        )
+        loss = functools.partial(total, example, y_batch, [formula(step) for formula in formulas])
+        gradient_step(model, optimizer, x_batch, loss)
     return list(zip(before, values_of(model), strict=True))
 
 
@@ -262,8 +259,7 @@ def test_fit_with_several_losses_on_an_output_equals_loop(floatx, is_complete):
     weights = {term: SCHEDULES[name][0] for term, name in zip(terms, names, strict=True)}
     missing = None if is_complete else math.nan
     model.compile(OPTIMIZERS["adam"](), **kj.joint_loss(losses, weights, missing=missing))
-    options = {"batch_size": BATCH, "epochs": EPOCHS, "shuffle": False, "verbose": 0}
-    model.fit(x, {"mask": y}, callbacks=[kj.callbacks.JointLossCallback()], **options)
+    model.fit(x, {"mask": y}, callbacks=[kj.callbacks.JointLossCallback()], **OPTIONS)
 
     looped, optimizer = model_with_one_output(), OPTIMIZERS["adam"]()
     for step in range(STEPS):
@@ -278,8 +274,7 @@ def test_fit_with_several_losses_on_an_output_equals_loop(floatx, is_complete):
             return square * ops.mean(error**2) + absolute * ops.mean(ops.abs(error))
 
         gradient_step(looped, optimizer, x[start : start + BATCH], loss)
-    for value, expected in zip(values_of(model), values_of(looped), strict=True):
-        np.testing.assert_allclose(value, expected, **TOLERANCES[floatx])
+    assert_all_close(values_of(model), values_of(looped), **TOLERANCES[floatx])
 
 
 def model_with_loss_terms(polynomial, sigmoid):
@@ -305,9 +300,8 @@ def test_fit_with_loss_terms_equals_loop(floatx):
     names = ("polynomial", "sigmoid")
     model = model_with_loss_terms(*(SCHEDULES[name][0] for name in names))
     model.compile(OPTIMIZERS["adam"](), **kj.joint_loss({"label": "mse"}))
-    options = {"batch_size": BATCH, "epochs": EPOCHS, "shuffle": False, "verbose": 0}
     y_fit = dict.fromkeys(("label", "hint"), y) | {"hidden": np.zeros((ITEMS, 4), floatx)}
-    model.fit(data, y_fit, callbacks=[kj.callbacks.JointLossCallback()], **options)
+    model.fit(data, y_fit, callbacks=[kj.callbacks.JointLossCallback()], **OPTIONS)
 
     looped, optimizer = model_with_loss_terms(1.0, 1.0), OPTIMIZERS["adam"]()
     for step in range(STEPS):
@@ -325,5 +319,4 @@ def test_fit_with_loss_terms_equals_loop(floatx):
             return fit + energy * ops.sum(factor * squares) + agree * ops.mean(huber)
 
         gradient_step(looped, optimizer, batch, loss)
-    for value, expected in zip(values_of(model), values_of(looped), strict=True):
-        np.testing.assert_allclose(value, expected, **TOLERANCES[floatx])
+    assert_all_close(values_of(model), values_of(looped), **TOLERANCES[floatx])

@@ -12,6 +12,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from tests.balanced_models import LOSSES
 from tests.subjects import BATCH, DATA, DIM
 from tests.test_training import assert_freed, references
 
@@ -52,17 +53,9 @@ def of_balanced(weighting):
     inputs = keras.Input((6,))
     z = kj.layers.GradientBalancer(["a", "b"])(keras.layers.Dense(DIM)(inputs))
     model = keras.Model(inputs, {term: keras.layers.Dense(1)(z[term]) for term in "ab"})
-    losses = dict.fromkeys("ab", "mean_squared_error")
     y = dict.fromkeys("ab", DATA["rating"][:BATCH])
-    model.compile("sgd", **kj.joint_loss(losses, weighting=weighting))
+    model.compile("sgd", **kj.joint_loss(LOSSES, weighting=weighting))
     return trained(model, x=DATA["features"][:BATCH], y=y)
-
-
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_model_with_a_rule_is_freed(weighting, graphs):
-    before = graphs()
-    assert_freed(of_balanced(weighting))
-    assert graphs() == before
 
 
 def of_tiles():
@@ -70,14 +63,18 @@ def of_tiles():
     hidden = kj.layers.ChunkedTower(keras.Sequential([keras.layers.Dense(DIM)]), 4)(inputs)
     views = ops.stack([hidden, keras.layers.Dense(DIM)(hidden)], axis=1)
     model = keras.Model(inputs, {"pair": views, "other": views})
-    losses = {
-        "pair": kj.losses.InfoNCE(tile_size=4),
-        "other": kj.losses.SigLIP(tile_size=4),
-    }
+    losses = {"pair": kj.losses.InfoNCE(tile_size=4), "other": kj.losses.SigLIP(tile_size=4)}
     x, y = DATA["features"][:BATCH], dict.fromkeys(losses, DATA["nothing"][:BATCH])
     retrieval = kj.callbacks.RetrievalEvaluation(x, k=1, embeddings="pair")
     model.compile("sgd", **kj.joint_loss(losses))
     return trained(model, [retrieval], x=x, y=y)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_model_with_a_rule_is_freed(weighting, graphs):
+    before = graphs()
+    assert_freed(of_balanced(weighting))
+    assert graphs() == before
 
 
 def test_model_with_tiled_losses_is_freed(graphs):

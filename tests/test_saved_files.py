@@ -12,8 +12,8 @@ import keras
 import numpy as np
 import pytest
 
-import keras_jointloss as kj
 from tests.backends import once_compiled
+from tests.small_models import fit
 
 FOLDER = Path(__file__).parent / "data" / "saved_2026_11"
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())
@@ -46,15 +46,6 @@ def test_file_of_earlier_commit_resumes_identically(load):
     model.jit_compile = keras.backend.backend() == "jax"
     evaluated = model.evaluate(X, Y, batch_size=8, verbose=0, return_dict=True)
     assert_equal_logs(evaluated, EXPECTED["evaluate"])
-    history = model.fit(
-        X,
-        Y,
-        batch_size=8,
-        epochs=3,
-        initial_epoch=2,
-        shuffle=False,
-        verbose=0,
-        callbacks=[kj.callbacks.JointLossCallback()],
-    ).history
+    history = fit(model, y=Y, x=X, batch_size=8, epochs=3, initial_epoch=2)
     assert_equal_logs({key: values[0] for key, values in history.items()}, EXPECTED["fit"])
     assert "pair_loss" in history

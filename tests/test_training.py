@@ -16,6 +16,7 @@ from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss.joint.find_terms import find_terms
+from tests.comparisons import assert_all_close
 from tests.subjects import BATCH, DATA, ITEMS, SUBJECTS, Subject
 
 STEPS = ITEMS // BATCH
@@ -79,10 +80,7 @@ MODES = {
         {"steps_per_execution": 4} if HAS_LONG_STEPS else None,
         data="tf_data",
         subjects=on_torch(
-            *STATEFUL,
-            "layers",
-            "list_outputs",
-            "subclassed",
+            *(*STATEFUL, "layers", "list_outputs", "subclassed"),
             else_only=("pairs", "adapted", "layers", "list_outputs"),
         ),
     ),
@@ -299,10 +297,8 @@ def assert_trains(name, mode_name, tmp_path) -> list[weakref.ref]:
     is_comparable = mode.same_as_plain and not (mode.mirrored and subject.couples_own_items)
     if is_comparable and mode_name != "plain":
         plain_history, plain_values = plainly_trained(name)
-        for key, logged in plain_history.items():
-            np.testing.assert_allclose(history[key], logged, rtol=2e-5, atol=1e-6, err_msg=key)
-        for value, plain in zip(values(model), plain_values, strict=True):
-            np.testing.assert_allclose(value, plain, rtol=1e-4, atol=1e-6)
+        assert_all_close(history, plain_history, 2e-5, 1e-6)
+        assert_all_close(values(model), plain_values, 1e-4, 1e-6)
     if mode_name == "plain":
         own = {key: logged for key, logged in history.items() if not key.startswith("val_")}
         keep_plain(name, own, values(model))
@@ -333,12 +329,8 @@ def assert_lives_on(subject, mode, model, arguments, tmp_path):
     assert current_weights(loaded) == before
     again = loaded.evaluate(**evaluate)
     assert {key: again[key] for key in evaluated} == pytest.approx(evaluated, tolerance)
-    for old, new in zip(
-        keras.tree.flatten(predicted),
-        keras.tree.flatten(loaded.predict(arguments["x"], verbose=0)),
-        strict=True,
-    ):
-        np.testing.assert_allclose(old, new, rtol=tolerance, atol=tolerance)
+    again = loaded.predict(arguments["x"], verbose=0)
+    assert_all_close([again], [predicted], tolerance, tolerance)
 
     expected = fit(model, arguments, epochs=EPOCHS + 1, initial_epoch=EPOCHS)
     actual = fit(loaded, arguments, epochs=EPOCHS + 1, initial_epoch=EPOCHS)
