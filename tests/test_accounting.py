@@ -7,6 +7,7 @@ from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss.callbacks.joint._term_readings import TermReadings
+from tests.callbacks import Records
 from tests.small_models import X, Y, compiled, fit, ramp
 
 GENERATOR = np.random.default_rng(3)
@@ -19,17 +20,6 @@ class Penalty(keras.layers.Layer):
     def call(self, x):
         self.add_loss(0.1 * ops.mean(ops.square(x)))
         return x
-
-
-class Records:
-    """Records what the callback logs: `tags[run][tag][step]`."""
-
-    def __init__(self):
-        self.tags = {}
-
-    def __call__(self, run, values, step):
-        for tag, value in values.items():
-            self.tags.setdefault(run, {}).setdefault(tag, {})[step] = value
 
 
 def model_with_other_losses():
@@ -51,8 +41,8 @@ def test_parts_add_up_to_the_total_with_masks_and_a_smaller_last_batch():
     x[[1, 2, 3, 30]] = 0.0  # `Masking` masks these items: another number in each batch.
     callback = kj.callbacks.JointLossCallback(on_log=records, update_freq=2)
     y = {"a": Y["a"]}
-    options = {"batch_size": 16, "shuffle": False, "verbose": 0, "validation_data": (x, y)}
-    history = model.fit(x, y, epochs=2, callbacks=[callback], **options).history
+    options = {"batch_size": 16, "epochs": 2, "validation_data": (x, y)}
+    history = fit(model, [callback], y, x, **options)
 
     dense, kernel = (model.layers[i].get_weights() for i in (2, 5))
     penalties = 0.1 * np.mean((x @ dense[0] + dense[1]) ** 2, axis=1)
@@ -99,9 +89,8 @@ def test_term_of_some_batches_counts_by_their_share_of_the_items():
     assert "joint_loss/other" not in tags
     assert readings.to_tags(readings.read(), total + 1)["joint_loss/other"] == pytest.approx(1.0)
     # Once there was any, the curve goes on, also where the total is not finite.
-    assert readings.to_tags(readings.read(), total)["joint_loss/other"] == pytest.approx(
-        0, abs=1e-6
-    )
+    tags = readings.to_tags(readings.read(), total)
+    assert tags["joint_loss/other"] == pytest.approx(0, abs=1e-6)
     assert np.isnan(readings.to_tags(readings.read(), np.nan)["joint_loss/other"])
 
 

@@ -10,7 +10,10 @@ from keras.optimizers.schedules import PolynomialDecay
 
 import keras_jointloss as kj
 from keras_jointloss.callbacks import JointLossCallback
+from tests import small_models
 from tests.backends import once_compiled
+from tests.callbacks import CrashError, Evaluates, Interrupts
+from tests.comparisons import approx_logs, assert_all_close
 from tests.subjects import DATA
 from tests.summaries import read_layout, read_scalars
 
@@ -43,17 +46,9 @@ def make_model(regularizer="l2", **compile_arguments):
     return model
 
 
-def fit(model, *callbacks, epochs=2, **arguments):
-    return model.fit(
-        X,
-        Y,
-        batch_size=BATCH,
-        epochs=epochs,
-        verbose=0,
-        shuffle=False,
-        callbacks=list(callbacks),
-        **arguments,
-    ).history
+def fit(model, *callbacks, **options):
+    options = {"batch_size": BATCH, "epochs": 2, **options}
+    return small_models.fit(model, list(callbacks), Y, X, **options)
 
 
 def regularization(model) -> float:
@@ -105,16 +100,12 @@ def test_logged_values_are_consistent(update_freq, tmp_path):
             parts = [run[f"joint_loss/{part}/share"][step] for part in (*TERMS, "other")]
             assert sum(parts) == pytest.approx(1.0, abs=1e-6)
             for term in TERMS:
-                share = run[f"joint_loss/{term}/share"][step]
-                assert share == pytest.approx(
-                    run[f"joint_loss/{term}/weighted"][step] / total, rel=1e-5, abs=1e-7
-                )
+                share = run[f"joint_loss/{term}/weighted"][step] / total
+                assert run[f"joint_loss/{term}/share"][step] == pytest.approx(share, 1e-5, 1e-7)
     # During evaluation, the weights and the model do not change.
     for term in TERMS:
         for step, weighted in validation[f"joint_loss/{term}/weighted"].items():
-            weight, raw = (
-                validation[f"joint_loss/{term}/{key}"][step] for key in ("weight", "raw")
-            )
+            weight, raw = (validation[f"joint_loss/{term}/{x}"][step] for x in ("weight", "raw"))
             assert weighted == pytest.approx(weight * raw, rel=1e-6, abs=1e-9)
             epoch = step // STEPS - 1
             assert history[f"val_{term}_weight"][epoch] == pytest.approx(weight)
@@ -189,19 +180,8 @@ def test_works_with_keras_tensorboard_callback(validated):
     _, folder = validated
     train = read_scalars(folder / "train")
     assert {"epoch_loss", "joint_loss/total"} <= set(train)
-    assert list(train["epoch_loss"].values()) == pytest.approx(
-        list(train["joint_loss/total"].values()), rel=1e-6
-    )
-
-
-class CrashError(Exception):
-    """Simulates a crash during training."""
-
-
-class Crash(keras.callbacks.Callback):
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == 2:
-            raise CrashError
+    losses = [list(train[tag].values()) for tag in ("epoch_loss", "joint_loss/total")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +201,7 @@ def test_backup_and_restore_resumes_at_the_right_step(order, tmp_path, uninterru
 
     whole_history, whole_scalars = uninterrupted
     with pytest.raises(CrashError):
-        fit(make_model(), *callbacks("first"), Crash(), epochs=4)
+        fit(make_model(), *callbacks("first"), Interrupts(epoch=2), epochs=4)
     model = make_model()
     history = fit(model, *callbacks("second"), epochs=4)
     for key in ("label_weight", "pair_weight", "loss"):
@@ -240,49 +220,25 @@ def test_loaded_model_resumes_like_the_saved_one(tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     expected = fit(model, JointLossCallback(), initial_epoch=2, epochs=3)
     actual = fit(loaded, JointLossCallback(tmp_path), initial_epoch=2, epochs=3)
-    assert actual == {key: pytest.approx(value, rel=1e-5) for key, value in expected.items()}
+    assert actual == approx_logs(expected)
     assert sorted(read_scalars(tmp_path / "train")["joint_loss/total"]) == [18]
 
 
-class Evaluates(keras.callbacks.Callback):
-    """Evaluates the model during training, without callbacks."""
-
-    def __init__(self, at):
-        super().__init__()
-        self.at = at
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.at == "batch" and batch == 2:
-            self.model.evaluate(X, Y, verbose=0)
-
-    def on_epoch_end(self, epoch, logs=None):
-        if self.at == "epoch":
-            self.model.evaluate(X, Y, verbose=0)
+# On JAX, Keras cannot evaluate in the middle of an epoch.
+in_an_epoch = pytest.param(2, marks=pytest.mark.backend("tensorflow", "torch"))
 
 
-@pytest.mark.parametrize("at", ["batch", "epoch"])
-def test_evaluation_during_training_changes_no_weight(at):
-    if at == "batch" and keras.backend.backend() == "jax":
-        pytest.skip("Keras cannot evaluate in the midst of an epoch on JAX")
-    model = make_model()
-    history = fit(model, Evaluates(at), JointLossCallback(), epochs=2)
+@pytest.mark.parametrize("batch", [in_an_epoch, None])
+def test_evaluation_during_training_changes_no_weight(batch):
+    history = fit(make_model(), Evaluates(X, Y, batch=batch), JointLossCallback())
     assert history["pair_weight"] == pytest.approx([6 / 15, 12 / 15])
     assert history["label_weight"] == pytest.approx([9 / 15, 3 / 15])
-
-
-class EvaluatesWithTheSameCallback(keras.callbacks.Callback):
-    def __init__(self, callback):
-        super().__init__()
-        self.callback = callback
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.model.evaluate(X, Y, verbose=0, callbacks=[self.callback])
 
 
 def test_callback_logs_on_after_an_evaluation_with_it(tmp_path):
     model = make_model()
     callback = JointLossCallback(str(tmp_path))
-    history = fit(model, callback, EvaluatesWithTheSameCallback(callback), epochs=3)
+    history = fit(model, callback, Evaluates(X, Y, callbacks=[callback]), epochs=3)
     logged = read_scalars(tmp_path / "train")["joint_loss/label/weight"]
     expected = dict(zip([STEPS, 2 * STEPS, 3 * STEPS], history["label_weight"], strict=True))
     assert logged == {step: pytest.approx(weight) for step, weight in expected.items()}
@@ -291,7 +247,7 @@ def test_callback_logs_on_after_an_evaluation_with_it(tmp_path):
 def test_evaluation_after_interrupted_fit_changes_no_weight():
     model = make_model()
     with pytest.raises(CrashError):
-        fit(model, JointLossCallback(), Crash(), epochs=4)
+        fit(model, JointLossCallback(), Interrupts(epoch=2), epochs=4)
     model.evaluate(X, Y, verbose=0)
     assert float(model.loss["label"].weight) == pytest.approx(3 / 15)
     fit(model, JointLossCallback(), epochs=1)
@@ -312,26 +268,26 @@ def test_model_without_a_term_is_refused():
         model.fit(X, Y["rating"], verbose=0, callbacks=[JointLossCallback()])
 
 
-@pytest.mark.parametrize("kind", ["dict", "list", "single"])
-def test_loss_for_missing_output_is_refused(kind):
-    inputs = keras.Input((6,))
-    first = keras.layers.Dense(1, name="first")(inputs)
-    second = keras.layers.Dense(1, name="second")(inputs)
-    outputs = {"dict": {"first": first, "second": second}, "list": [first, second]}
-    model = keras.Model(inputs, outputs.get(kind, first))
-    model.compile("sgd", **kj.joint_loss({"first": "mse", "third": "mse"}))
-    # On JAX and PyTorch, Keras builds the losses and metrics, and fails, before any callback runs.
-    with pytest.raises(ValueError, match=r"(?s)'first'.*Received.*'third'|'first'.*found.*'third'"):
-        model.fit(X, Y["rating"], verbose=0, callbacks=[JointLossCallback()])
+# On JAX and PyTorch, Keras builds the losses and metrics, and fails, before any callback runs.
+UNKNOWN_OUTPUT = r"(?s)'first'.*Received.*'third'|'first'.*found.*'third'"
 
 
-def test_missing_loss_in_list_of_outputs_is_refused():
+@pytest.mark.parametrize(
+    ("kind", "losses", "message"),
+    [
+        *((kind, ("first", "third"), UNKNOWN_OUTPUT) for kind in ("dict", "list", "single")),
+        ("list", ("first",), r"'first', 'second'.*'first'"),
+    ],
+)
+def test_losses_that_are_not_those_of_the_outputs_are_refused(kind, losses, message):
     inputs = keras.Input((6,))
-    outputs = [keras.layers.Dense(1, name=name)(inputs) for name in ("first", "second")]
-    model = keras.Model(inputs, outputs)
-    model.compile("sgd", **kj.joint_loss({"first": "mse"}))
-    with pytest.raises(ValueError, match=r"'first', 'second'.*'first'"):
-        model.fit(X, [Y["rating"]] * 2, verbose=0, callbacks=[JointLossCallback()])
+    outputs = {name: keras.layers.Dense(1, name=name)(inputs) for name in ("first", "second")}
+    kinds = {"dict": outputs, "list": list(outputs.values()), "single": outputs["first"]}
+    model = keras.Model(inputs, kinds[kind])
+    model.compile("sgd", **kj.joint_loss(dict.fromkeys(losses, "mse")))
+    y = [Y["rating"]] * 2 if len(losses) == 1 else Y["rating"]
+    with pytest.raises(ValueError, match=message):
+        model.fit(X, y, verbose=0, callbacks=[JointLossCallback()])
 
 
 def test_unwritable_log_dir_is_refused_before_first_step(tmp_path):
@@ -340,8 +296,7 @@ def test_unwritable_log_dir_is_refused_before_first_step(tmp_path):
     before = model.get_weights()
     with pytest.raises(OSError, match="file"):
         fit(model, JointLossCallback(tmp_path / "file"))
-    for old, new in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(old, new)
+    assert_all_close(model.get_weights(), before, 0)
 
 
 @pytest.mark.parametrize("update_freq", ["step", 0, -1, 2.5, True, None])

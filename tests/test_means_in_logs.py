@@ -79,9 +79,8 @@ def test_every_table_and_log_shows_the_mean_over_the_items(tmp_path, capsys):
     data = {"sample_weight": SAMPLE_WEIGHT, "batch_size": BATCH}
     options = {"validation_data": (X, Y, SAMPLE_WEIGHT), "shuffle": False, "verbose": 2, **data}
     history = model.fit(X, Y, callbacks=[others, table, callback], **options)
-    evaluated = model.evaluate(
-        X, Y, verbose=0, callbacks=[JointLossCallback()], return_dict=True, **data
-    )
+    data |= {"verbose": 0, "return_dict": True}
+    evaluated = model.evaluate(X, Y, callbacks=[JointLossCallback()], **data)
     with open(tmp_path / "log.csv") as file:
         (row,) = csv.DictReader(file)
     printed = capsys.readouterr().out
@@ -108,9 +107,8 @@ def test_every_table_and_log_shows_the_mean_over_the_items(tmp_path, capsys):
             terms = report[run].terms
             for name in set(names) - {"seldom"}:
                 assert terms[name].weight == pytest.approx(WEIGHTS[name])
-                assert terms[name].raw * terms[name].weight == pytest.approx(
-                    terms[name].weighted, rel=1e-5
-                )
+                product = terms[name].raw * terms[name].weight
+                assert product == pytest.approx(terms[name].weighted, rel=1e-5)
             parts = [*(x.weighted for x in terms.values()), report[run].other]
             assert sum(parts) == pytest.approx(report[run].total, rel=1e-5)
     for logs in (evaluated, others.evaluation):
@@ -122,18 +120,16 @@ def test_every_table_and_log_shows_the_mean_over_the_items(tmp_path, capsys):
 @once_compiled
 def test_missing_targets_contribute_to_the_total_as_keras_weights_their_batches():
     model, callback = make_model(), JointLossCallback()
-    model.evaluate(X[:16], {k: y[:16] for k, y in Y.items()}, 12, verbose=0, callbacks=[callback])
-    term = callback.summary().runs["validation"].terms["seldom"]
-    predicted = model.predict(X[:16], verbose=0)["seldom"][:, 0]
-    squares = (predicted - Y["seldom"][:16, 0]) ** 2
+    x, y = X[:16], {name: y[:16] for name, y in Y.items()}
+    squares = (model.predict(x, verbose=0)["seldom"] - y["seldom"])[:, 0] ** 2
     # 3 labels among 12 items, then 1 among 4: all batches have the same share of labels.
-    assert term.raw == pytest.approx(np.nanmean(squares), rel=1e-5)
-    assert term.weighted == pytest.approx(3.0 * np.nanmean(squares), rel=1e-5)
-    model.evaluate(X[:16], {k: y[:16] for k, y in Y.items()}, 10, verbose=0, callbacks=[callback])
-    term = callback.summary().runs["validation"].terms["seldom"]
-    batches = [np.nanmean(squares[:10]), np.nanmean(squares[10:])]
-    assert term.raw == pytest.approx(np.nanmean(squares), rel=1e-5)
-    assert term.weighted == pytest.approx(3.0 * np.average(batches, weights=[10, 6]), rel=1e-5)
+    for batch_size in (12, 10):
+        model.evaluate(x, y, batch_size, verbose=0, callbacks=[callback])
+        term = callback.summary().runs["validation"].terms["seldom"]
+        assert term.raw == pytest.approx(np.nanmean(squares), rel=1e-5)
+        batches = [np.nanmean(squares[:batch_size]), np.nanmean(squares[batch_size:])]
+        weighted = 3.0 * np.average(batches, weights=[batch_size, 16 - batch_size])
+        assert term.weighted == pytest.approx(weighted, rel=1e-5)
 
 
 def test_evaluate_returns_the_same_list_of_values_with_the_callback():

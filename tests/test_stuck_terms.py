@@ -7,7 +7,8 @@ from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss.callbacks.joint._stuck_terms import StuckTerm, stuck_terms
-from tests.small_models import X, compiled, fit
+from tests.callbacks import Evaluates
+from tests.small_models import X, compiled, fit, linear
 
 NAN, INF = float("nan"), float("inf")
 
@@ -89,9 +90,8 @@ def constant(y_true, y_pred):
 
 def test_constant_losses_are_reported_once_but_not_those_that_are_meant(recwarn):
     inputs = keras.Input((5,))
-    dead = keras.layers.Dense(
-        4, activation="relu", bias_initializer=keras.initializers.Constant(-99)
-    )
+    bias = keras.initializers.Constant(-99)
+    dead = keras.layers.Dense(4, activation="relu", bias_initializer=bias)
     views = dead(inputs), dead(2 * inputs)
     x = ops.concatenate([*kj.layers.ContrastiveTerm("InfoNCE", name="dead")(views), inputs], axis=1)
     x = kj.layers.LossTerm(floor=99.0, name="floor")(x, ops.square(x))
@@ -102,40 +102,28 @@ def test_constant_losses_are_reported_once_but_not_those_that_are_meant(recwarn)
     model.compile("sgd", **kj.joint_loss(losses, weights, missing={"unlabelled": NAN}))
     y = {name: np.where(name == "unlabelled", NAN, X[:, :1]) for name in names}
     sample_weight = {name: np.full(len(X), float(name != "weightless")) for name in names}
-    callbacks = [kj.callbacks.JointLossCallback()]
-    options = {"batch_size": 12, "epochs": 3, "verbose": 0, "callbacks": callbacks}
-    model.fit(X, y, sample_weight=sample_weight, **options)
+    fit(model, y=y, sample_weight=sample_weight, batch_size=12, epochs=3)
     found = [str(x.message) for x in recwarn if "did not change" in str(x.message)]
-    starts = [message.split(", although")[0] for message in found]
-    assert sorted(starts) == [
-        "The loss of the term 'dead' did not change from step to step in epoch 0, in which "
-        "its mean was 2.37505",
-        "The loss of the term 'later' did not change from step to step in epoch 1, in which "
-        "its mean was 2.5",
-        "The loss of the term 'still' did not change from step to step in epoch 0, in which "
-        "its mean was 2.5",
+    assert sorted(message.split(", although")[0] for message in found) == [
+        f"The loss of the term '{term}' did not change from step to step in epoch {epoch}, in "
+        f"which its mean was {mean}"
+        for term, epoch, mean in (("dead", 0, 2.37505), ("later", 1, 2.5), ("still", 0, 2.5))
     ]
 
 
 def test_epoch_of_one_batch_reports_nothing():
-    inputs = keras.Input((5,))
-    model = keras.Model(inputs, {"a": keras.layers.Dense(1)(inputs)})
+    model = linear()
     model.compile("sgd", **kj.joint_loss({"a": constant}))
-    y = {"a": X[:, :1]}
-    callbacks = [kj.callbacks.JointLossCallback()]
-    model.fit(X, y, batch_size=len(X), epochs=2, verbose=0, callbacks=callbacks)
+    fit(model, y={"a": X[:, :1]}, batch_size=len(X), epochs=2)
 
 
 def full_batches(optimizer, loss="mse", epochs=1):
     """Trains on the same batch four times an epoch."""
     keras.utils.set_random_seed(0)
-    inputs = keras.Input((5,))
-    model = keras.Model(inputs, {"a": keras.layers.Dense(1)(inputs)})
+    model = linear()
     model.compile(optimizer, **kj.joint_loss({"a": loss}))
-    x, y = (np.tile(values, (4, 1)) for values in (X, X[:, :1]))
-    callbacks = [kj.callbacks.JointLossCallback()]
-    options = {"shuffle": False, "epochs": epochs, "verbose": 0, "callbacks": callbacks}
-    model.fit(x, {"a": y}, batch_size=len(X), **options)
+    x = np.tile(X, (4, 1))
+    fit(model, y={"a": x[:, :1]}, x=x, batch_size=len(X), epochs=epochs)
 
 
 def test_epochs_in_which_no_step_sees_an_update_report_nothing():
@@ -156,20 +144,14 @@ def test_loss_that_has_converged_on_its_batch_is_not_said_to_be_broken():
 
 
 def test_evaluation_in_the_middle_leaves_the_epoch_unjudged():
-    class Evaluate(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            if batch == 1:
-                self.model.evaluate(X[:8], {"a": X[:8, :1]}, verbose=0)
-
     def zero_at_first(y_true, y_pred):
         return ops.mean(y_true * ops.square(y_pred), axis=-1)
 
-    inputs = keras.Input((5,))
-    model = keras.Model(inputs, {"a": keras.layers.Dense(1)(inputs)})
+    model = linear()
     model.compile("sgd", **kj.joint_loss({"a": zero_at_first}))
     y = {"a": np.where(np.arange(len(X)) < 20, 0.0, 1.0)[:, None]}
-    callbacks = [kj.callbacks.JointLossCallback(), Evaluate()]
-    model.fit(X, y, batch_size=10, shuffle=False, verbose=0, callbacks=callbacks)
+    evaluates = Evaluates(X[:8], {"a": X[:8, :1]}, batch=1)
+    fit(model, [kj.callbacks.JointLossCallback(), evaluates], y)
 
 
 def balanced(optimizer, loss_weights=None, loss="mse"):
@@ -179,9 +161,7 @@ def balanced(optimizer, loss_weights=None, loss="mse"):
     heads = {name: keras.layers.Dense(1, kernel_initializer="zeros")(z[name]) for name in "ab"}
     model = keras.Model(inputs, heads)
     model.compile(optimizer, **kj.joint_loss({"a": loss, "b": "mse"}, loss_weights))
-    y = {"a": X[:, :1], "b": X[:, 1:2]}
-    callbacks = [kj.callbacks.JointLossCallback()]
-    model.fit(X, y, batch_size=10, epochs=2, verbose=0, callbacks=callbacks)
+    fit(model, y={"a": X[:, :1], "b": X[:, 1:2]}, epochs=2)
 
 
 def test_gradient_of_0_before_the_first_update_reports_nothing():

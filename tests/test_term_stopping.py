@@ -10,6 +10,7 @@ import keras_jointloss as kj
 from keras_jointloss.callbacks import JointLossCallback, TermStopping
 from keras_jointloss.joint.find_terms import find_terms
 from tests.backends import once_compiled
+from tests.callbacks import CrashError, Interrupts
 from tests.small_models import X, Y, compiled, fit, ramp, with_layer_term
 from tests.terms import RULES, Terms, make
 
@@ -103,16 +104,6 @@ def test_weight_of_a_stopped_term_is_0_while_its_schedule_counts(order, tmp_path
         assert history["loss"][0] > 0
 
 
-class CrashError(Exception):
-    """Simulates a crash during training."""
-
-
-class Crash(keras.callbacks.Callback):
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == 3:
-            raise CrashError
-
-
 def test_backup_restores_stopped_terms(tmp_path):
     def callbacks():
         values = Values(first=[2, 2, 1, 0, 0], second=[2, 1, 0, -1, -2])
@@ -124,7 +115,7 @@ def test_backup_restores_stopped_terms(tmp_path):
         return compiled(weights={"a": ramp(100), "b": 0.5}, weighting=make("FAMO"))
 
     with pytest.raises(CrashError):
-        fit(model(), [*callbacks(), Crash()], epochs=5)
+        fit(model(), [*callbacks(), Interrupts(epoch=3)], epochs=5)
     restored = model()
     history = fit(restored, callbacks(), epochs=5)
     assert history["a_weight"] == [0.0, 0.0]
@@ -198,9 +189,8 @@ def test_rule_treats_a_term_that_is_off_as_absent(name):
 @pytest.mark.parametrize("key", ["val_b_accuracy", "nothing"])
 def test_missing_value_warns(key):
     # Without validation, only the end of training shows that there is none.
-    with pytest.warns(
-        UserWarning, match=rf"term 'a' by '{key}', which is not in the logs"
-    ) as found:
+    message = rf"term 'a' by '{key}', which is not in the logs"
+    with pytest.warns(UserWarning, match=message) as found:
         fit(compiled(), [TermStopping({"a": key})], epochs=2)
     assert sum(x.category is UserWarning for x in found) == 1
 

@@ -6,8 +6,9 @@ import pytest
 
 import keras_jointloss as kj
 from keras_jointloss.callbacks import JointLossCallback
+from tests import small_models
 from tests.backends import once_compiled
-from tests.test_accounting import Records
+from tests.callbacks import Evaluates, Records
 
 ITEMS, BATCH = 36, 8
 STEPS = 5  # Per epoch. The last batch has 4 items.
@@ -35,8 +36,8 @@ def make_model(**compile_arguments):
 
 
 def fit(model, *callbacks, **options):
-    options = {"batch_size": BATCH, "epochs": 2, "shuffle": False, "verbose": 0, **options}
-    return model.fit(X, Y, callbacks=list(callbacks), **options).history
+    options = {"batch_size": BATCH, "epochs": 2, **options}
+    return small_models.fit(model, list(callbacks), Y, X, **options)
 
 
 def steps_by_hand(model) -> dict[str, np.ndarray]:
@@ -107,23 +108,12 @@ def test_points_are_means_since_the_last_point():
         assert history[f"{name}_loss"] == pytest.approx([mean] * 2, rel=1e-5)
 
 
-class Evaluates(keras.callbacks.Callback):
-    """Evaluates the model after the second batch of each epoch."""
-
-    def __init__(self, callbacks):
-        super().__init__()
-        self.callbacks = callbacks
-
-    def on_train_batch_end(self, batch, logs=None):
-        if batch == 1:
-            self.model.evaluate(X[:5], {k: y[:5] for k, y in Y.items()}, verbose=0)
-
-
 @once_compiled
 def test_points_leave_an_evaluation_in_the_middle_of_the_epoch_out():
     model, records = make_model(), Records()
     expected = steps_by_hand(model)
-    fit(model, JointLossCallback(update_freq=1, on_log=records), Evaluates([]))
+    evaluates = Evaluates(X[:5], {name: y[:5] for name, y in Y.items()}, batch=1)
+    fit(model, JointLossCallback(update_freq=1, on_log=records), evaluates)
     for tag in ("joint_loss/b/raw", "joint_loss/hint/raw", "joint_loss/total"):
         assert_means(records.tags["train"][tag], expected[tag])
 
@@ -152,13 +142,11 @@ def test_points_of_a_loop_that_resets_the_means_have_the_last_batch():
 @once_compiled
 def test_rounding_in_a_long_epoch_is_no_other_loss():
     keras.utils.set_random_seed(0)
-    inputs = keras.Input((3,))
-    model = keras.Model(inputs, {"a": keras.layers.Dense(1)(inputs)})
+    model, records = small_models.linear(dim=3), Records()
     model.compile(keras.optimizers.SGD(0.0), **kj.joint_loss({"a": "mse"}))
-    records = Records()
     x, y = np.tile(X[:1], (400, 1)), {"a": np.full((400, 1), 1e3, "float32")}
     callback = JointLossCallback(update_freq=1, on_log=records)
-    model.fit(x, y, batch_size=1, verbose=0, shuffle=False, callbacks=[callback])
+    small_models.fit(model, [callback], y, x, batch_size=1)
     tags = records.tags["train"]
     assert "joint_loss/other" not in tags
     first = tags["joint_loss/a/raw"][1]

@@ -243,8 +243,8 @@ def test_terms_without_weights_or_labels_do_not_warn_in_training(rule):
     model.compile("sgd", **kj.joint_loss(losses, weighting=rule))
     y = {"a": X[:, :2], "weightless": X[:, :2], "classes": np.full(len(X), -1)}
     weights = {name: np.full(len(X), float(name != "weightless")) for name in losses}
-    options = {"epochs": 2, "verbose": 0, "callbacks": [kj.callbacks.JointLossCallback()]}
-    model.fit([X, np.zeros(len(X), "float32")], y, sample_weight=weights, **options)
+    x = [X, np.zeros(len(X), "float32")]
+    fit(model, y=y, x=x, sample_weight=weights, epochs=2)
 
 
 def test_loss_of_0_with_a_small_weight_is_told_what_to_do_about_the_weight():

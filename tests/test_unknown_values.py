@@ -11,7 +11,8 @@ import keras_jointloss as kj
 from keras_jointloss.callbacks import JointLossCallback
 from keras_jointloss.tensorboard import read
 from tests.backends import once_compiled
-from tests.small_models import X, Y, compiled
+from tests.callbacks import Evaluates
+from tests.small_models import X, Y, compiled, fit
 
 GENERATOR = np.random.default_rng(0)
 
@@ -22,9 +23,8 @@ def model_with_large_gradients():
     inputs = keras.Input((5,))
     hidden = keras.layers.Dense(4, dtype="mixed_float16")(inputs)
     z = kj.layers.GradientBalancer(["a", "b"], dtype="mixed_float16")(hidden)
-    model = keras.Model(
-        inputs, {name: keras.layers.Dense(1, dtype="float32")(z[name]) for name in z}
-    )
+    heads = {name: keras.layers.Dense(1, dtype="float32")(z[name]) for name in z}
+    model = keras.Model(inputs, heads)
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1e-4), 2.0**15)
     model.compile(optimizer, **kj.joint_loss({"a": "mse", "b": "mse"}))
     return model
@@ -99,14 +99,10 @@ def test_term_without_labels_has_no_loss():
 
 @once_compiled
 def test_values_of_an_epoch_that_another_callback_has_replaced_are_unknown():
-    class Evaluates(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            if batch == 3:  # The last of an epoch.
-                self.model.evaluate(X[:10], {k: y[:10] for k, y in Y.items()}, verbose=0)
-
-    callbacks = [Evaluates(), JointLossCallback(validation_weights="equal")]
-    options = {"batch_size": 10, "epochs": 2, "verbose": 0, "callbacks": callbacks}
-    history = compiled().fit(X, Y, validation_data=(X, Y), **options).history
+    # After the last batch of an epoch.
+    evaluates = Evaluates(X[:10], {name: y[:10] for name, y in Y.items()}, batch=3)
+    callbacks = [evaluates, JointLossCallback(validation_weights="equal")]
+    history = fit(compiled(), callbacks, epochs=2, validation_data=(X, Y))
     assert {len(values) for values in history.values()} == {2}
     for key in ("a_loss", "a_share", "b_loss", "b_share", "joint_loss"):
         assert np.isnan(history[key]).all()

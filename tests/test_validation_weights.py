@@ -14,19 +14,9 @@ from tests.summaries import read_scalars
 VALIDATION = (X, {"a": Y["a"]})
 
 
-class RecordsTestLogs(keras.callbacks.Callback):
-    """Records the logs at the end of each evaluation."""
-
-    def __init__(self):
-        super().__init__()
-        self.logs = []
-
-    def on_test_end(self, logs=None):
-        self.logs.append(dict(logs))
-
-
 def test_total_at_fixed_weights_is_logged_for_other_callbacks(tmp_path):
-    model, records = with_layer_term(), RecordsTestLogs()
+    model, evaluated = with_layer_term(), []
+    records = keras.callbacks.LambdaCallback(on_test_end=lambda logs: evaluated.append({**logs}))
     stop = keras.callbacks.EarlyStopping("val_joint_loss", mode="min", patience=2)
     best = keras.callbacks.ModelCheckpoint(
         tmp_path / "best.keras", monitor="val_joint_loss", mode="min", save_best_only=True
@@ -39,16 +29,15 @@ def test_total_at_fixed_weights_is_logged_for_other_callbacks(tmp_path):
     for prefix in ("", "val_"):
         raw = [np.array(history[f"{prefix}{term}_loss"]) for term in ("a", "pair")]
         assert history[f"{prefix}joint_loss"] == pytest.approx(2.0 * raw[0] + 0.5 * raw[1], 1e-5)
-    assert [logs["joint_loss"] for logs in records.logs] == history["val_joint_loss"]
+    assert [logs["joint_loss"] for logs in evaluated] == history["val_joint_loss"]
     assert (tmp_path / "best.keras").exists()
     for run, key in (("train", "joint_loss"), ("validation", "val_joint_loss")):
         written = read_scalars(tmp_path / run)["joint_loss/fixed_total"]
         assert list(written.values()) == pytest.approx(history[key])
         assert sorted(written) == [4, 8, 12]
 
-    records = RecordsTestLogs()
     model.evaluate(*VALIDATION, verbose=0, callbacks=[callback, records])
-    assert records.logs[0]["joint_loss"] == pytest.approx(history["val_joint_loss"][-1], 1e-6)
+    assert evaluated[-1]["joint_loss"] == pytest.approx(history["val_joint_loss"][-1], 1e-6)
 
 
 def terms():
@@ -114,14 +103,9 @@ OTHERS = {
 
 @once_compiled
 def test_comparing_a_moving_total_warns_once(tmp_path):
-    callbacks = [make(tmp_path) for make in COMPARING.values()]
+    callbacks = [*(make(tmp_path) for make in COMPARING.values()), JointLossCallback()]
     with pytest.warns(UserWarning, match="while the weights of the terms move") as caught:
-        fit(
-            with_layer_term(),
-            [*callbacks, JointLossCallback()],
-            validation_data=VALIDATION,
-            epochs=2,
-        )
+        fit(with_layer_term(), callbacks, validation_data=VALIDATION, epochs=2)
     caught = [x for x in caught if x.category is UserWarning]
     found = [str(x.message).split()[:3] for x in caught]
     assert sorted(found) == [
