@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from keras_jointloss._core.backend import is_traced, runs_in_python
+from keras_jointloss._core.backend import is_traced
 from keras_jointloss._core.keras_calls import is_stateless
 from keras_jointloss._core.math import to_numpy
+from keras_jointloss._core.quick_ops import runs_immediately
 
 #: The mean change from step to step, relative to the loss, that may come from rounding alone. The
 #: loss of collapsed embeddings changes by 1.5e-7 while the embeddings move.
@@ -140,7 +141,7 @@ class Record:
             targets: As in `RecordedStep`; `None` if all are labelled.
         """
         loss = ops.stop_gradient(loss)
-        is_kept = runs_in_python() and not is_traced(loss) and not is_stateless()
+        is_kept = runs_immediately(loss)
         step = RecordedStep(
             # A copy, since the tensor may be part of a large one, or be overwritten.
             ops.copy(loss) if is_kept else loss,

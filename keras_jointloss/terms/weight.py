@@ -12,6 +12,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_jointloss._core.keras_calls import running_loop
 from keras_jointloss._core.math import to_numpy
+from keras_jointloss._core.quick_ops import runs_immediately
 from keras_jointloss._core.saved_state import SavedState
 from keras_jointloss._core.types import Tensor
 from keras_jointloss._core.validation import validate_number
@@ -134,10 +135,16 @@ class TermWeight:
         weight = self.tensor()  # Read first, since the observer may move it for the next step.
         self.recorded.add(loss, items, weight, counts, batch_size, targets)
         if self.observer is not None:
-            is_on = ops.not_equal(ops.convert_to_tensor(self._mode), _OFF)
+            is_on = self._is_on(loss)
             items = items if divisor is None else divisor
-            self.observer(loss, items, is_on if counts is None else ops.logical_and(counts, is_on))
+            self.observer(loss, items, is_on if counts is None else is_on & counts)
         return weight
+
+    def _is_on(self, loss: Tensor) -> Tensor | bool:
+        """Returns whether the term is not switched off: a bool if this is known now."""
+        if runs_immediately(loss):
+            return not self.is_off
+        return ops.not_equal(ops.convert_to_tensor(self._mode), _OFF)
 
     def advance(self) -> None:
         """Counts a training step and moves the weight along its schedule, if annealing is on."""

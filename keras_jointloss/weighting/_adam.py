@@ -2,7 +2,7 @@
 
 import math
 
-from keras import ops
+from keras_jointloss._core.quick_ops import ops
 
 # The values of the paper (Kingma and Ba, 2015).
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8

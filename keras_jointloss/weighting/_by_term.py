@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import keras
-from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_jointloss._core.quick_ops import ops
 from keras_jointloss._core.validation import validate_by_name, validate_number
 from keras_jointloss.terms.given_weight import Weight, deserialize_weight, validate_schedule
 

@@ -29,7 +29,6 @@ class RuleMetric(keras.metrics.Metric):
         self.output_terms: tuple[str, ...] = ()
         #: The `keras_jointloss.terms.clock.Clock` of the model that the rule belongs to, if any.
         self.clock: Any = None
-        self._is_on = False
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -59,13 +58,10 @@ class RuleMetric(keras.metrics.Metric):
     def start(self, is_new_epoch: bool = False) -> None:
         """Lets the rule update the weights."""
         self.runner.start(is_new_epoch)
-        self._is_on = True
 
     def stop(self) -> None:
         """Stops the rule from updating the weights."""
-        if self._is_on:
-            self.runner.stop()
-            self._is_on = False
+        self.runner.stop()
 
     def reset_state(self) -> None:
         """Stops the rule, as Keras resets metrics before an evaluation. Keeps weights and state."""
@@ -79,7 +75,8 @@ class RuleMetric(keras.metrics.Metric):
     def pop_invalid_counts(self) -> dict[str, int]:
         """Returns and clears the counts of unusable losses of the terms that had the first ones."""
         state = self.runner.arrays()
-        counts = state["unusable"] * state["culprit"]
+        # Values that are not finite spread to the other terms in later steps.
+        counts = state["unusable"] * (state["culprit"] == state["culprit"].max())
         if not counts.any():
             return {}
         self.runner.clear("unusable", "culprit")

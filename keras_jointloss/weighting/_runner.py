@@ -7,17 +7,17 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 from keras_jointloss._core.backend import current_replicas, trains_functionally
 from keras_jointloss._core.keras import untrack
 from keras_jointloss._core.math import divide_or_0, to_numpy
+from keras_jointloss._core.quick_ops import ops, runs_immediately
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.weight import TermWeight
 
 #: The state of each term: the adapted weight, the latest loss, whether there was any (with
 #: `corrects_bias` the total weight of the losses in the mean), the number of steps in which it was
-#: unusable, and whether it was among the first that were unusable.
+#: unusable, and how many steps it has been since the first of them.
 _STATE = {"weight": 1.0, "loss": 1.0, "seen": 0.0, "unusable": 0.0, "culprit": 0.0}
 #: With `update_every`: the sum of the losses since the latest update, and their number.
 _SUMS = {"sum": 0.0, "count": 0.0}
@@ -54,6 +54,8 @@ class Runner:
         self.state: Any = None
         self.step: Any = None
         self.epoch: Any = None
+        #: Whether the rule counts steps and moves the weights; `_advancing` in the compiled step.
+        self.is_on = False
         self._advancing: Any = None
 
     def know_terms(self, terms: tuple[str, ...]) -> None:
@@ -135,9 +137,8 @@ class Runner:
             index: The index of the term.
             loss: Its mean loss.
             items: The number of items in the mean, or what else it divides by.
-            counts: Whether any of them has a nonzero weight, a bool tensor.
+            counts: Whether any of them has a nonzero weight: a bool tensor, or `True` if known.
         """
-        loss = ops.stop_gradient(ops.cast(loss, self._rule.dtype))
         # Read here, since every term records its loss before its weight moves to the next step.
         given = self._weights[index].next_value() if self._rule.needs_given_weights else None
         recorded = self._recorded.__dict__.setdefault("losses", {})
@@ -163,15 +164,19 @@ class Runner:
     def run(self) -> None:
         """Runs the rule on the recorded losses and sets the factors of the terms."""
         recorded = self._recorded.__dict__.pop("losses")
+        is_immediate = runs_immediately(recorded[next(iter(recorded))][0])
+        if is_immediate and not self.is_on:
+            return
         given = self._given_weights(recorded) if self._rule.needs_given_weights else None
         is_present, losses = self._of_all_replicas(recorded)
-        step, is_on = (ops.convert_to_tensor(x) for x in (self.step, self._advancing))
+        step = ops.convert_to_tensor(self.step)
+        is_on = True if is_immediate else ops.convert_to_tensor(self._advancing)
         state = self._advanced(losses, is_present, given, step, is_on)
         # PyTorch assigns in place: nothing reads the old values any more.
         self.state.assign(state)
-        self.step.assign(step + ops.cast(is_on, "int32"))
-        for weight, factor in zip(self._weights, ops.unstack(state[0]), strict=True):
-            weight.scale(factor)
+        self.step.assign(step + (1 if is_on is True else ops.cast(is_on, "int32")))
+        for index, weight in enumerate(self._weights):
+            weight.scale(state[0, index])
 
     def _given_weights(self, recorded):
         """Returns the user's weights of the next step: `(terms,)`."""
@@ -186,15 +191,18 @@ class Runner:
         """Returns which terms count, and their mean losses over all replicas: `(terms,)` each.
 
         A term counts if a replica has recorded a loss of it in which an item has a nonzero weight.
+        If it is known that all terms count, the former is `True`.
         """
         dtype, replicas = self._rule.dtype, current_replicas()
-        nothing = ops.zeros((), dtype), 0, ops.zeros((), "bool"), None
+        nothing = 0.0, 0, False, None
         found = [recorded.get(index, nothing)[:3] for index in range(len(self.terms))]
-        losses = ops.stack([loss for loss, *_ in found])
+        losses = ops.stop_gradient(ops.stack([ops.cast(loss, dtype) for loss, *_ in found]))
         if replicas.count == 1:
-            return ops.stack([counts & (items > 0) for _, items, counts in found]), losses
+            counts = [counts & (items > 0) for _, items, counts in found]
+            is_known = all(x is True for x in counts)
+            return is_known or ops.stack([ops.convert_to_tensor(x, "bool") for x in counts]), losses
         items = ops.stack([ops.cast(items, dtype) for _, items, _ in found])
-        counting = items * ops.cast(ops.stack([counts for *_, counts in found]), dtype)
+        counting = items * ops.stack([ops.cast(counts, dtype) for *_, counts in found])
         sums = ops.stack([items, counting, ops.where(items > 0, items * losses, 0)])
         items, counting, total = ops.unstack(replicas.sum(sums))
         return counting > 0, divide_or_0(total, items)
@@ -203,35 +211,35 @@ class Runner:
         """Returns the state after the step, `(names, terms)`."""
         rule, before = self._rule, ops.convert_to_tensor(self.state)
         state = dict(zip(self.names, ops.unstack(before), strict=True))
-        is_usable = ops.isfinite(losses)
+        is_usable = abs(losses) < math.inf
         if math.isfinite(rule.minimum_loss):
             is_usable = is_usable & (losses >= rule.minimum_loss - _ROUNDING)
             losses = ops.maximum(losses, rule.minimum_loss)
-        is_unusable = is_present & ~is_usable
+        is_unusable = _both(is_present, ~is_usable)
         is_accepted = ~ops.any(is_unusable)
         if rule.warmup_steps:
-            is_on = is_on & (step >= rule.warmup_steps)
+            is_on = _both(is_on, step >= rule.warmup_steps)
         is_due, sums = is_on, []
         if rule.update_every > 1:
-            is_due = is_on & ops.equal((step + 1) % rule.update_every, 0)
-            is_added = is_on & is_accepted & is_present
+            is_due = _both(is_on, (step + 1) % rule.update_every == 0)
+            is_added = _both(is_on, _both(is_present, is_accepted))
             total = state["sum"] + ops.where(is_added, losses, 0)
             count = state["count"] + ops.cast(is_added, losses.dtype)
             is_present, losses = count > 0, total / ops.maximum(count, 1)
             sums = [ops.where(is_due, 0, total), ops.where(is_due, 0, count)]
 
         after = self._learned(state, losses, is_present, given, step)
-        is_due = is_due & is_accepted
-        is_broken = is_due & is_present & ~ops.all(ops.isfinite(after), axis=0)
-        is_due = is_due & ~ops.any(is_broken) & is_present
+        is_due = _both(is_due, _both(is_present, is_accepted))
+        is_broken = is_due & ~ops.all(abs(after) < math.inf, axis=0)
+        is_due = is_due & ~ops.any(is_broken)
         own = len(_STATE) + len(sums)
         before = ops.concatenate([before[:_LEARNED], before[own:]])
         after = ops.where(is_due, after, before)
 
-        unusable = ops.cast((is_unusable & is_on) | is_broken, losses.dtype)
-        # Values that are not finite spread to the other terms in later steps.
-        culprit = ops.where(ops.any(state["culprit"] > 0), state["culprit"], unusable)
-        counts = ops.stack([state["unusable"] + unusable, culprit, *sums])
+        is_unusable = _both(is_on, is_unusable) | is_broken
+        counted = ops.stack([is_unusable, is_unusable | (state["culprit"] > 0)])
+        unusable, culprit = ops.unstack(ops.cast(counted, losses.dtype))
+        counts = ops.stack([state["unusable"] + unusable, state["culprit"] + culprit, *sums])
         return ops.concatenate([after[:_LEARNED], counts, after[_LEARNED:]])
 
     def _learned(self, state, losses, is_present, given, step):
@@ -246,14 +254,15 @@ class Runner:
             loss = (previous * state["loss"] + (1 - rule.ema) * losses) / seen
         elif rule.ema:
             loss = ops.where(has_loss, rule.ema * state["loss"] + (1 - rule.ema) * losses, losses)
-        loss = ops.where(is_present, loss, state["loss"])
+        if is_present is not True:
+            loss = ops.where(is_present, loss, state["loss"])
         own = {name: state[name] for name in rule.initial_state}
         weight, own = rule.run_update(loss, step, own, is_present | has_loss, given)
         weight = ops.maximum(ops.cast(weight, loss.dtype), rule.min_weight)
         if rule.max_weight is not None:
             weight = ops.minimum(weight, rule.max_weight)
         own = {name: own.get(name, state[name]) for name in rule.initial_state}
-        return ops.stack([*{"weight": weight, "loss": loss, "seen": seen, **own}.values()])
+        return ops.stack([weight, loss, seen, *own.values()])
 
     # On the host.
 
@@ -262,11 +271,14 @@ class Runner:
         if is_new_epoch:
             # Keras restarts its own count at 0 in each `fit`.
             self.epoch.assign(int(to_numpy(self.epoch)) + 1)
+        self.is_on = True
         self._advancing.assign(True)
 
     def stop(self) -> None:
         """Keeps `run` from changing anything."""
-        self._advancing.assign(False)
+        if self.is_on:
+            self.is_on = False
+            self._advancing.assign(False)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns the state: `(terms,)` by name; empty before the terms are known."""
@@ -292,3 +304,8 @@ class Runner:
         for name, value in progress.items():
             getattr(self, name).assign(value)
         self.scale_terms()
+
+
+def _both(known: Any, condition):
+    """Returns whether both conditions hold, of which the first may be `True`."""
+    return condition if known is True else known & condition

@@ -4,8 +4,8 @@ from typing import ClassVar, Unpack
 
 import keras
 import numpy as np
-from keras import ops
 
+from keras_jointloss._core.quick_ops import ops
 from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import invalid, validate_number
 from keras_jointloss.weighting._by_term import ByTerm, tensor_by_term, validate_by_term

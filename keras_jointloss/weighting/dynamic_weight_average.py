@@ -3,9 +3,9 @@
 from typing import ClassVar, Unpack
 
 import keras
-from keras import ops
 
 from keras_jointloss._core.math import divide_or_0
+from keras_jointloss._core.quick_ops import ops
 from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import validate_number
 from keras_jointloss.weighting._options import Options

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import ClassVar, Unpack
 
 import keras
-from keras import ops
 
+from keras_jointloss._core.quick_ops import ops
 from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import validate_number
 from keras_jointloss.weighting._adam import ADAM_STATE, adam_step

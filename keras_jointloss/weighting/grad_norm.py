@@ -5,9 +5,9 @@ from typing import Any, ClassVar, Unpack
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_jointloss._core.math import divide_or_0, mean, mean_where
+from keras_jointloss._core.quick_ops import ops
 from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import validate_number
 from keras_jointloss.weighting._adam import ADAM_STATE, adam_step

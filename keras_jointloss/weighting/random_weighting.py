@@ -4,9 +4,9 @@ import math
 from typing import Unpack
 
 import keras
-from keras import ops
 
 from keras_jointloss._core.math import scramble
+from keras_jointloss._core.quick_ops import ops
 from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import validate_seed
 from keras_jointloss.weighting._options import Options

@@ -3,9 +3,9 @@
 from typing import ClassVar, Unpack
 
 import keras
-from keras import ops
 
 from keras_jointloss._core.math import divide_or_0
+from keras_jointloss._core.quick_ops import ops
 from keras_jointloss._core.types import Tensor
 from keras_jointloss.weighting._by_term import ByTerm, tensor_by_term, validate_by_term
 from keras_jointloss.weighting._options import OptionsWithMinimum

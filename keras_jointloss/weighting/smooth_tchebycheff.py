@@ -5,8 +5,8 @@ from typing import ClassVar, Unpack
 
 import keras
 import numpy as np
-from keras import ops
 
+from keras_jointloss._core.quick_ops import ops
 from keras_jointloss._core.types import Config, Numbers, Tensor
 from keras_jointloss._core.validation import validate_list, validate_number
 from keras_jointloss.terms.weight import TermWeight

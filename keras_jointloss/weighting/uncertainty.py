@@ -5,9 +5,9 @@ from typing import ClassVar, Unpack
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_jointloss._core.math import to_numpy
+from keras_jointloss._core.quick_ops import ops
 from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import validate_bool, validate_number
 from keras_jointloss.weighting._options import OptionsWithLimits

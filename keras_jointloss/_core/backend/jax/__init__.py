@@ -15,8 +15,8 @@ from keras_jointloss._core.backend.replicas import OneDevice
 __all__ = [
     "batch_shards", "current_replicas", "current_trace", "custom_gradient",
     "decided", "differentiated", "for_chunks", "has_own_gradient", "is_chief", "is_on_accelerator",
-    "is_readable", "is_traced", "native_state", "predict", "runs_in_python", "trains_functionally",
-    "variable_scope",
+    "is_readable", "is_traced", "native_state", "predict", "quick_ops", "runs_in_python",
+    "trains_functionally", "variable_scope",
 ]  # fmt: skip
 
 
@@ -133,3 +133,8 @@ def has_own_gradient(outermost) -> bool:
 def native_state(layer: keras.layers.Layer) -> list[str]:
     """Returns nothing: JAX has no variables of its own."""
     return []
+
+
+def quick_ops() -> Any:
+    """Returns `keras.ops`: Keras' checks run only in the trace."""
+    return ops

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras import ops
 
 from keras_jointloss._core.backend.tensorflow import workers
 from keras_jointloss._core.backend.tensorflow.chunks import for_chunks
@@ -18,8 +19,8 @@ from keras_jointloss._core.backend.tensorflow.replicas import current_replicas
 __all__ = [
     "batch_shards", "current_replicas", "current_trace", "custom_gradient",
     "decided", "differentiated", "for_chunks", "has_own_gradient", "is_chief", "is_on_accelerator",
-    "is_readable", "is_traced", "native_state", "predict", "runs_in_python", "trains_functionally",
-    "variable_scope",
+    "is_readable", "is_traced", "native_state", "predict", "quick_ops", "runs_in_python",
+    "trains_functionally", "variable_scope",
 ]  # fmt: skip
 
 
@@ -87,3 +88,8 @@ def current_trace() -> Any:
 def native_state(layer: keras.layers.Layer) -> list[str]:
     """Returns the names of the attributes that are variables of TensorFlow."""
     return [key for key, value in vars(layer).items() if isinstance(value, tf.Variable)]
+
+
+def quick_ops() -> Any:
+    """Returns `keras.ops`: Keras' checks run only in the trace."""
+    return ops

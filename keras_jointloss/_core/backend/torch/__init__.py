@@ -13,13 +13,14 @@ from keras_jointloss._core.backend.torch.gradients import (
     differentiated,
     has_own_gradient,
 )
+from keras_jointloss._core.backend.torch.quick_ops import quick_ops
 from keras_jointloss._core.backend.torch.replicas import current_replicas
 
 __all__ = [
     "batch_shards", "current_replicas", "current_trace", "custom_gradient",
     "decided", "differentiated", "for_chunks", "has_own_gradient", "is_chief", "is_on_accelerator",
-    "is_readable", "is_traced", "native_state", "predict", "runs_in_python", "trains_functionally",
-    "variable_scope",
+    "is_readable", "is_traced", "native_state", "predict", "quick_ops", "runs_in_python",
+    "trains_functionally", "variable_scope",
 ]  # fmt: skip
 
 
