@@ -8,7 +8,8 @@ from keras import ops
 import keras_jointloss as kj
 from keras_jointloss.terms import ClassWeightedMetric, TermLoss
 from tests.backends import once_compiled, values_only
-from tests.small_models import X, Y, build, fit
+from tests.comparisons import approx_logs, assert_all_close
+from tests.small_models import X, Y, build, copies_of, fit
 
 WEIGHTS = {0: 0.5, 2: 3.0}  # Class 1 is not named.
 LABELS = Y["b"]
@@ -44,8 +45,7 @@ def test_one_output_trains_as_with_keras(loss, units, y, weights):
     found = fit(model, [], y, **options)
     for name, values in expected.items():
         assert found[name] == pytest.approx(values, 1e-4), name
-    for one, other in zip(plain.get_weights(), model.get_weights(), strict=True):
-        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-6)
+    assert_all_close(model.get_weights(), plain.get_weights(), 1e-4, 1e-6)
 
 
 @pytest.mark.backend("tensorflow")
@@ -62,15 +62,12 @@ def test_weights_act_in_every_way_of_running(options):
     assert fit(model, [], LABELS)["loss"] == pytest.approx(expected["loss"], 1e-5)
 
 
-LOSSES = {"a": "mse", "b": {"ce": "sparse_categorical_crossentropy", "own": None}}
-
-
 def own(y_true, y_pred):
     one_hot = ops.one_hot(ops.cast(ops.reshape(y_true, (-1,)), "int32"), 3)
     return ops.sum(ops.abs(one_hot - y_pred), axis=-1)
 
 
-LOSSES["b"]["own"] = own
+LOSSES = {"a": "mse", "b": {"ce": "sparse_categorical_crossentropy", "own": own}}
 
 
 def trained(sample_weight=None, targets=Y, **options):
@@ -84,6 +81,11 @@ def trained(sample_weight=None, targets=Y, **options):
     return history, model.get_weights(), evaluated
 
 
+def assert_trained_alike(found, expected):
+    assert found[0] == approx_logs(expected[0], 1e-4)
+    assert_all_close(found[1], expected[1], 1e-4, 1e-6)
+
+
 @pytest.mark.parametrize("given", [None, np.linspace(0, 2, len(X), dtype="float32")])
 def test_several_outputs_and_losses_equal_sample_weights_by_hand(given):
     ones = np.ones(len(X), "float32")
@@ -91,12 +93,8 @@ def test_several_outputs_and_losses_equal_sample_weights_by_hand(given):
     expected = trained(by_hand)
     sample_weight = None if given is None else {"a": ones, "b": given}
     found = trained(sample_weight, class_weight={"b": WEIGHTS})
-    for one, other in zip(expected, found, strict=True):
-        if isinstance(one, dict):
-            assert other == {name: pytest.approx(x, 1e-4) for name, x in one.items()}
-        else:
-            for x, y in zip(one, other, strict=True):
-                np.testing.assert_allclose(y, x, rtol=1e-4, atol=1e-6)
+    assert_trained_alike(found, expected)
+    assert found[2] == approx_logs(expected[2], 1e-4)
 
 
 @once_compiled
@@ -107,9 +105,7 @@ def test_missing_targets_equal_sample_weights_by_hand():
     options = {"targets": targets, "missing": {"b": -1}}
     expected = trained({"a": ones, "b": BY_ITEM}, **options)
     found = trained(class_weight={"b": WEIGHTS}, **options)
-    assert found[0] == {name: pytest.approx(x, 1e-4) for name, x in expected[0].items()}
-    for one, other in zip(expected[1], found[1], strict=True):
-        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-6)
+    assert_trained_alike(found, expected)
 
 
 @once_compiled
@@ -171,13 +167,9 @@ def test_loaded_model_and_copy_train_with_the_same_weights(tmp_path):
     options = {"weighted_metrics": ["accuracy"], "missing": -1}
     joint = kj.joint_loss("sparse_categorical_crossentropy", class_weight=WEIGHTS, **options)
     model.compile(keras.optimizers.SGD(0.2), **joint)
-    copy = keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
-    model.save(tmp_path / "model.keras")
-    expected = fit(model, y=LABELS)
-    for other in (copy, keras.models.load_model(tmp_path / "model.keras")):
-        history = fit(other, y=LABELS)
-        assert history == {name: pytest.approx(x, 1e-4) for name, x in expected.items()}
+    copies = copies_of(model, tmp_path)
+    expected = approx_logs(fit(model, y=LABELS), 1e-4)
+    assert [fit(copy, y=LABELS) for copy in copies] == [expected] * 2
 
 
 @values_only

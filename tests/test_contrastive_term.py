@@ -6,8 +6,10 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from keras_jointloss.callbacks import JointLossCallback
 from tests import reference
 from tests.backends import once_compiled
+from tests.comparisons import assert_all_close
 
 BACKEND = keras.backend.backend()
 GENERATOR = np.random.default_rng(4)
@@ -24,6 +26,19 @@ def called(layer, *inputs, training=True, **arguments):
 
 def embeddings(views=VIEWS, count=2):
     return [views[:, i] for i in range(count)]
+
+
+def model_of(layer, identity=False, optimizer="sgd"):
+    """Returns a compiled model of a term between the outputs of one dense layer."""
+    inputs = keras.Input((4,)), keras.Input((4,))
+    dense = keras.layers.Dense(4, kernel_initializer="identity" if identity else "glorot_uniform")
+    model = keras.Model(inputs, layer(tuple(map(dense, inputs))))
+    model.compile(optimizer)
+    return model
+
+
+def numbers(variables):
+    return [float(ops.convert_to_numpy(variable)) for variable in variables]
 
 
 @once_compiled
@@ -46,10 +61,8 @@ def test_one_embedding_with_labels(name):
     valid = mask & (weight > 0)
     loss = kj.losses.get(name)
     layer = kj.layers.ContrastiveTerm(loss, metrics=[kj.metrics.MeanAveragePrecisionAtR()])
-    masks = [ops.convert_to_tensor(mask), None]
-    actual = called(
-        layer, VIEWS[:, 0], LABELS, mask=masks, sample_weight=ops.convert_to_tensor(weight)
-    )
+    options = {"mask": [ops.convert_to_tensor(mask), None], "sample_weight": weight}
+    actual = called(layer, VIEWS[:, 0], LABELS, **options)
     naive = getattr(reference, loss.name)(VIEWS[:, :1].astype("float64"), LABELS, valid)
     assert actual == pytest.approx(np.sum(naive * weight) / 5, rel=1e-4)
 
@@ -61,9 +74,8 @@ def test_one_embedding_is_returned_as_it_is():
     mask = ops.ones((6,), dtype="bool")
     assert layer.compute_mask((x, labels), [mask, None]) is mask
     rows = ops.one_hot(labels, 4, dtype="int32")  # As many classes as features.
-    assert called(layer, VIEWS[:, 0], rows) == pytest.approx(
-        called(kj.layers.ContrastiveTerm("SupCon"), VIEWS[:, 0], LABELS), rel=1e-5
-    )
+    expected = called(kj.layers.ContrastiveTerm("SupCon"), VIEWS[:, 0], LABELS)
+    assert called(layer, VIEWS[:, 0], rows) == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match="expects labels after the embeddings"):
         layer((x, x))
 
@@ -114,16 +126,11 @@ def test_mask_of_masking_layer_reaches_the_term():
 
 
 def test_siglip_bias_and_temperature_are_trained_and_logged():
-    a, b = keras.Input((4,)), keras.Input((4,))
     layer = kj.layers.ContrastiveTerm("SigLIP", learn_temperature=True, name="pair")
-    dense = keras.layers.Dense(4)
-    model = keras.Model([a, b], layer((dense(a), dense(b))))
-    values = [float(ops.convert_to_numpy(v.value)) for v in layer.trainable_variables]
-    assert values == pytest.approx([np.log(10.0), -10.0])
-    model.compile(keras.optimizers.SGD(0.1))
-    callbacks = [kj.callbacks.JointLossCallback()]
-    logs = model.fit(embeddings(), epochs=2, verbose=0, callbacks=callbacks).history
-    scale, bias = (float(ops.convert_to_numpy(v.value)) for v in layer.trainable_variables)
+    model = model_of(layer, optimizer=keras.optimizers.SGD(0.1))
+    assert numbers(layer.trainable_variables) == pytest.approx([np.log(10.0), -10.0])
+    logs = model.fit(embeddings(), epochs=2, verbose=0, callbacks=[JointLossCallback()]).history
+    scale, bias = numbers(layer.trainable_variables)
     assert bias != -10.0
     assert logs["pair_bias"][-1] == pytest.approx(bias, rel=1e-5)
     assert logs["pair_temperature"][-1] == pytest.approx(np.exp(-scale), rel=1e-5)
@@ -199,16 +206,11 @@ def test_file_without_a_memory_leaves_it_as_it_is():
     layer.load_own_variables({k: v for k, v in store.items() if not k.startswith("memory")})
     layer.save_own_variables(store)
     assert any(name.startswith("memory") for name in before)
-    for name, value in before.items():
-        np.testing.assert_array_equal(store[name], value, err_msg=name)
+    assert_all_close(store, before, 0)
 
 
 def test_training_resumes_with_saved_memory(tmp_path):
-    a, b = keras.Input((4,)), keras.Input((4,))
-    layer = kj.layers.ContrastiveTerm("InfoNCE", memory_size=4, name="t")
-    dense = keras.layers.Dense(4)
-    model = keras.Model([a, b], layer((dense(a), dense(b))))
-    model.compile("sgd")
+    model = model_of(kj.layers.ContrastiveTerm("InfoNCE", memory_size=4, name="t"))
     model.fit(embeddings(), batch_size=3, verbose=0)
     before = model.evaluate(embeddings(), verbose=0)
     assert model.evaluate(embeddings(), verbose=0) == pytest.approx(before, rel=1e-6)
@@ -216,23 +218,17 @@ def test_training_resumes_with_saved_memory(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.evaluate(embeddings(), verbose=0) == pytest.approx(before, rel=1e-5)
-    kept = [variable for variable in model.variables if "memory" in variable.name]
-    again = [variable for variable in loaded.variables if "memory" in variable.name]
+    kept, again = ([v for v in x.variables if "memory" in v.name] for x in (model, loaded))
     assert len(kept) == 3
-    for old, new in zip(kept, again, strict=True):
-        np.testing.assert_array_equal(ops.convert_to_numpy(old), ops.convert_to_numpy(new))
+    assert_all_close(again, kept, 0)
 
 
 def test_embedding_metrics_are_logged(tmp_path):
-    a, b = keras.Input((4,)), keras.Input((4,))
     metrics = [kj.metrics.RecallAtK(1), kj.metrics.Uniformity()]
     layer = kj.layers.ContrastiveTerm("InfoNCE", weight=0.5, metrics=metrics, name="pair")
-    same = keras.layers.Dense(4, kernel_initializer="identity")
-    model = keras.Model([a, b], layer((same(a), same(b))))
-    model.compile(keras.optimizers.SGD(0.0))
-    callback = kj.callbacks.JointLossCallback()
-    data = embeddings()
-    logs = model.fit(data, validation_data=(data,), batch_size=6, verbose=0, callbacks=[callback])
+    model = model_of(layer, identity=True, optimizer=keras.optimizers.SGD(0.0))
+    options = {"batch_size": 6, "verbose": 0, "callbacks": [JointLossCallback()]}
+    logs = model.fit(embeddings(), validation_data=(embeddings(),), **options)
     for metric in metrics:
         alone = type(metric).from_config(metric.get_config())
         alone.update_state(np.zeros(6), VIEWS[:, :2])
@@ -252,9 +248,8 @@ def test_vicreg_components_are_logged_for_layers_and_outputs():
     x, y = kj.layers.ContrastiveTerm(loss, name="layer")((same(a), same(b)))
     model = keras.Model([a, b], {"output": ops.stack([x, y], axis=1)})
     model.compile(keras.optimizers.SGD(0.0), **kj.joint_loss({"output": kj.losses.VICReg()}))
-    callback = kj.callbacks.JointLossCallback()
     targets = {"output": np.zeros(6)}
-    logs = model.fit(embeddings(), targets, verbose=0, callbacks=[callback]).history
+    logs = model.fit(embeddings(), targets, verbose=0, callbacks=[JointLossCallback()]).history
     for name, values in loss.part_values(VIEWS[:, :2]).items():
         expected = float(np.mean(ops.convert_to_numpy(values)))
         assert logs[f"layer_{name}"] == [pytest.approx(expected, rel=1e-5)]
@@ -270,10 +265,7 @@ def test_vicreg_components_are_logged_for_layers_and_outputs():
         ({"loss": "InfoNCE", "gather": "all"}, "`gather`.*None, True, False"),
         ({"loss": "InfoNCE", "memory_size": -1}, "`memory_size`.*whole number >= 0"),
         ({"loss": "InfoNCE", "metrics": ["recall"]}, "`metrics`.*keras_jointloss.metrics"),
-        (
-            {"loss": "InfoNCE", "metrics": [kj.metrics.MeanAveragePrecisionAtR()]},
-            "`metrics`.*without labels",
-        ),
+        ({"loss": "InfoNCE", "metrics": ["MeanAveragePrecisionAtR"]}, "`metrics`.*without labels"),
         ({"loss": "InfoNCE", "metrics": [kj.metrics.RecallAtK(1)] * 2}, "different names"),
     ],
 )
@@ -297,10 +289,9 @@ def test_excluded_parameters_have_no_weight_decay():
     layer = kj.layers.ContrastiveTerm("SigLIP", learn_temperature=True)
     model = keras.Model([a, b], layer((keras.layers.Dense(3, name="d")(a), b[:, :3])))
     model.compile(optimizer)
-    before = [float(ops.convert_to_numpy(x)) for x in layer.trainable_variables]
+    before = numbers(layer.trainable_variables)
     kernel = ops.convert_to_numpy(model.get_layer("d").kernel)
     x = np.random.default_rng(0).normal(size=(8, 4))
     model.fit([x, x], batch_size=8, verbose=0)
-    after = [float(ops.convert_to_numpy(x)) for x in layer.trainable_variables]
-    assert after == pytest.approx(before)
+    assert numbers(layer.trainable_variables) == pytest.approx(before)
     assert not np.allclose(ops.convert_to_numpy(model.get_layer("d").kernel), kernel)

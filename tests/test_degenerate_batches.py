@@ -4,19 +4,9 @@ import numpy as np
 import pytest
 from keras import ops
 
+from tests import loss_cases as cases
 from tests.gradients import COMPILES, compiled_value_and_gradient
-from tests.loss_cases import (
-    DEFAULTS,
-    EACH_KIND,
-    VARIANTS,
-    Case,
-    assert_close,
-    assert_equals_reference,
-    expected_gradient,
-    labels_of,
-    views_of,
-    weighted_value_and_gradient,
-)
+from tests.loss_cases import DEFAULTS, VARIANTS, Case, assert_close, labels_of, views_of
 
 #: The losses that do not select samples, and so are smooth at ties.
 SMOOTH = {
@@ -34,7 +24,9 @@ def test_feature_without_variance_equals_the_reference(name):
     case = Case(name)
     views = views_of(case, 7).astype("float32")
     views[:, :, 1] = 0.1  # The rounded mean of seven is not 0.1.
-    value, gradient = weighted_value_and_gradient(case.function, views, None, None, np.ones(7))
+    value, gradient = cases.weighted_value_and_gradient(
+        case.function, views, None, None, np.ones(7)
+    )
     assert_close(value, np.sum(case.naive(views.astype("float64"), None)), 1e-4)
     if name == "barlow_twins":
         np.testing.assert_allclose(gradient[:, :, 1], 0, atol=1e-4)
@@ -86,7 +78,7 @@ def test_degenerate_batches_equal_the_reference(case):
             if compared is None:
                 continue
             scale = max(np.abs(views).max(), 1.0)
-            numeric = expected_gradient(case, views, given, valid, weight, scale)
+            numeric = cases.expected_gradient(case, views, given, valid, weight, scale)
             if name == "zero vector" and case.is_cosine:
                 numeric[1, 0] = 0  # By convention, because the cosine is discontinuous there.
                 assert (gradient[1, 0] == 0).all()
@@ -94,10 +86,10 @@ def test_degenerate_batches_equal_the_reference(case):
 
 
 @pytest.mark.parametrize("batch", [1] if COMPILES else [1, 2])
-@pytest.mark.parametrize("case", EACH_KIND if COMPILES else BATCHED, ids=str)
+@pytest.mark.parametrize("case", cases.EACH_KIND if COMPILES else BATCHED, ids=str)
 def test_batches_of_one_and_two_items_equal_the_reference(case, batch):
     labels = labels_of(case, batch) if case.labels else None
     is_smooth = case in [*SMOOTH.values(), Case("triplet")]
-    assert_equals_reference(
+    cases.assert_equals_reference(
         case, views_of(case, batch), labels, tile_sizes=case.few_tile_sizes, gradient=is_smooth
     )

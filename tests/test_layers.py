@@ -12,6 +12,7 @@ from tests import reference
 GENERATOR = np.random.default_rng(1)
 A = GENERATOR.normal(size=(6, 4)).astype("float32")
 B = GENERATOR.normal(size=(6, 4)).astype("float32")
+PAIR = np.stack([A, B], axis=1)
 LABELS = np.array([0, 1, 1, 0, 1, 0])
 
 
@@ -23,21 +24,15 @@ def _loss(layer) -> float:
 @pytest.mark.parametrize(
     ("loss", "inputs", "expected"),
     [
-        ("InfoNCE", (A, B), reference.info_nce(np.stack([A, B], 1)).mean()),
+        ("InfoNCE", (A, B), reference.info_nce(PAIR).mean()),
         (
             kj.losses.InfoNCE(0.5, symmetric=False),
             (A, B),
-            reference.info_nce(np.stack([A, B], 1), temperature=0.5, symmetric=False).mean(),
+            reference.info_nce(PAIR, temperature=0.5, symmetric=False).mean(),
         ),
-        (
-            "MarginContrastive",
-            (A, B, LABELS),
-            reference.margin_contrastive(np.stack([A, B], 1), LABELS).mean(),
-        ),
-        (
-            "MarginContrastive",
-            (A, B, LABELS[:, None]),
-            reference.margin_contrastive(np.stack([A, B], 1), LABELS).mean(),
+        *(
+            ("MarginContrastive", (A, B, y), reference.margin_contrastive(PAIR, LABELS).mean())
+            for y in (LABELS, LABELS[:, None])
         ),
         (
             kj.losses.TripletMargin(swap=True),
@@ -54,9 +49,8 @@ def test_adds_weighted_mean_and_returns_embeddings(loss, inputs, expected):
     np.testing.assert_array_equal(ops.convert_to_numpy(a), A)
     np.testing.assert_array_equal(ops.convert_to_numpy(b), B)
     assert _loss(layer) == pytest.approx(0.5 * expected, rel=1e-5)
-    assert layer.weight.read() == pytest.approx(
-        {"loss": expected, "weighted": 0.5 * expected, "weight": 0.5}, rel=1e-5
-    )
+    read = {"loss": expected, "weighted": 0.5 * expected, "weight": 0.5}
+    assert layer.weight.read() == pytest.approx(read, rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -131,7 +125,7 @@ def test_direct_call_computes_a_learned_temperature_in_float32(policy):
     keras.config.set_dtype_policy(policy)
     layer = kj.layers.ContrastiveTerm(kj.losses.InfoNCE(0.0713), learn_temperature=True)
     layer((A, B))
-    expected = reference.info_nce(np.stack([A, B], 1), temperature=0.0713).mean()
+    expected = reference.info_nce(PAIR, temperature=0.0713).mean()
     assert _loss(layer) == pytest.approx(expected, rel=1e-5)
 
 
@@ -170,9 +164,8 @@ def test_trained_temperature_stays_within_clip_bounds():
     (log_scale,) = layer.trainable_variables
     assert float(ops.convert_to_numpy(log_scale.value)) == pytest.approx(np.log(1 / 0.07))
     model.compile(keras.optimizers.SGD(10.0))
-    callback = kj.callbacks.JointLossCallback()
-    data = ([A, B], None)
-    history = model.fit(*data, epochs=3, verbose=0, callbacks=[callback]).history
+    callbacks = [kj.callbacks.JointLossCallback()]
+    history = model.fit([A, B], epochs=3, verbose=0, callbacks=callbacks).history
     value = float(ops.convert_to_numpy(log_scale.value))
     assert value != pytest.approx(np.log(1 / 0.07))
     assert 0.0 <= value <= np.log(100)
@@ -181,12 +174,8 @@ def test_trained_temperature_stays_within_clip_bounds():
 
 def test_clone_and_config_preserve_the_layer():
     a, b = keras.Input((4,)), keras.Input((4,))
-    layer = kj.layers.ContrastiveTerm(
-        kj.losses.InfoNCE(0.2),
-        weight=PolynomialDecay(0.0, 10, 1.0),
-        learn_temperature=True,
-        name="t",
-    )
+    options = {"weight": PolynomialDecay(0.0, 10, 1.0), "learn_temperature": True, "name": "t"}
+    layer = kj.layers.ContrastiveTerm(kj.losses.InfoNCE(0.2), **options)
     model = keras.Model([a, b], layer((a, b)))
     clone = keras.models.clone_model(model)
     clone.set_weights(model.get_weights())
@@ -258,10 +247,7 @@ def test_sample_weights_are_given_in_any_form(weight):
         ({"loss": kj.losses.InfoNCE(reduction="sum")}, "whose reduction is a mean"),
         ({"loss": kj.losses.InfoNCE(reduction="none")}, "whose reduction is a mean"),
         ({"loss": "MarginContrastive", "learn_temperature": True}, "no temperature to train"),
-        (
-            {"loss": kj.losses.InfoNCE(0.005), "learn_temperature": True},
-            r"log_scale is in \[0, 4.6",
-        ),
+        ({"loss": kj.losses.InfoNCE(5e-3), "learn_temperature": True}, r"log_scale is in \[0, 4.6"),
         ({"loss": "MeanSquaredError", "learn_temperature": True}, "no temperature to train"),
     ],
 )

@@ -8,6 +8,7 @@ from keras import ops
 import keras_jointloss as kj
 from keras_jointloss.joint.find_terms import find_terms
 from tests.backends import once_compiled, values_only
+from tests.comparisons import approx_logs, assert_all_close
 from tests.small_models import X, Y, build, fit, ramp
 from tests.summaries import read_scalars
 
@@ -62,11 +63,8 @@ def test_list_trains_and_logs_as_a_dict(form):
     model.compile(keras.optimizers.SGD(0.1), **kj.joint_loss(LOSSES, weights, outputs="list"))
     expected = fit(named, epochs=2)
     found = fit(model, y=TARGETS, epochs=2)
-    assert found.keys() == expected.keys()
-    for name, values in expected.items():
-        assert found[name] == pytest.approx(values, 1e-5)
-    for one, other in zip(named.get_weights(), model.get_weights(), strict=True):
-        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-6)
+    assert found == approx_logs(expected)
+    assert_all_close(model.get_weights(), named.get_weights(), 1e-4, 1e-6)
     assert set(model.evaluate(X, TARGETS, verbose=0, return_dict=True)) == LOGGED
     assert float(model.loss[1].weight) == 0.5
 
@@ -117,7 +115,7 @@ def test_loaded_model_continues_with_its_weights(tmp_path):
     assert set(find_terms(loaded)) == {"a_mse", "a_mae", "b"}
     assert loaded.loss[1].weight is find_terms(loaded)["b"]
     expected = fit(model, y=TARGETS)
-    assert fit(loaded, y=TARGETS) == {x: pytest.approx(y, 1e-5) for x, y in expected.items()}
+    assert fit(loaded, y=TARGETS) == approx_logs(expected)
 
 
 @once_compiled

@@ -8,6 +8,7 @@ from keras import ops
 import keras_jointloss as kj
 from keras_jointloss._core.batch import Items
 from tests.backends import once_compiled, values_only
+from tests.comparisons import assert_all_close
 from tests.gradients import COMPILES, compiled_value_and_gradient, value_and_gradient
 from tests.loss_cases import CASES, DEFAULTS, VALID, Case, labels_of, tensor, views_of
 from tests.test_metrics import CASES as METRICS
@@ -29,11 +30,6 @@ def _is_nan(x):
     return np.isnan(ops.convert_to_numpy(x))
 
 
-def _assert_equal(actual, expected):
-    for x, y in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("case", VARIED, ids=str)
 def test_loss_and_gradient_show_what_is_not_finite_unless_it_is_excluded(case):
     views, labels = views_of(case), labels_of(case) if case.labels else np.zeros(5)
@@ -51,7 +47,7 @@ def test_loss_and_gradient_show_what_is_not_finite_unless_it_is_excluded(case):
             assert np.isnan(value)
             assert np.isnan(gradient[INCLUDED]).any()
             value, gradient = compute(_spoiled(views, EXCLUDED, view, bad), labels, VALID)
-            _assert_equal((value, gradient), expected)
+            assert_all_close((value, gradient), expected, 1e-5, 1e-6)
             assert (gradient[EXCLUDED] == 0).all()
 
 
@@ -112,7 +108,7 @@ def test_layer_term_shows_what_is_not_finite_unless_it_is_excluded(case):
     for bad in BAD[:2]:
         spoiled = _spoiled(views, EXCLUDED, 1, bad)
         value, gradient = value_and_gradient(lambda x: added(x, weight), spoiled)
-        _assert_equal((value, gradient), expected)
+        assert_all_close((value, gradient), expected, 1e-5, 1e-6)
         assert (gradient[EXCLUDED] == 0).all()
         assert not np.isfinite(ops.convert_to_numpy(added(tensor(spoiled))))
 

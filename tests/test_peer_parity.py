@@ -22,6 +22,7 @@ PAIR_LABELS = np.arange(BATCH) % 2
 CLASS_LABELS = np.array([0, 1, 2, 3, 0, 1, 2, 3])
 EUCLIDEAN = distances.LpDistance(normalize_embeddings=False)
 COSINE = distances.CosineSimilarity()
+MEAN = reducers.MeanReducer()
 
 
 def _views(views=2):
@@ -66,17 +67,11 @@ def _of_samples(peer, miner=None):
 @pytest.mark.parametrize(
     ("loss", "peer"),
     [
-        (
-            kj.losses.SupCon(temperature=0.2),
-            losses.SupConLoss(temperature=0.2, reducer=reducers.MeanReducer()),
-        ),
+        (kj.losses.SupCon(temperature=0.2), losses.SupConLoss(temperature=0.2, reducer=MEAN)),
         (kj.losses.SupCon(tile_size=3), losses.SupConLoss(temperature=0.07)),
         (kj.losses.MultiSimilarity(), losses.MultiSimilarityLoss()),
-        (kj.losses.Circle(), losses.CircleLoss(reducer=reducers.MeanReducer())),
-        (
-            kj.losses.Circle(margin=0.25, gamma=16.0),
-            losses.CircleLoss(m=0.25, gamma=16, reducer=reducers.MeanReducer()),
-        ),
+        (kj.losses.Circle(), losses.CircleLoss(reducer=MEAN)),
+        (kj.losses.Circle(margin=0.25, gamma=16.0), losses.CircleLoss(0.25, 16, reducer=MEAN)),
     ],
     ids=["sup_con", "sup_con_tiled", "multi_similarity", "circle", "circle_mild"],
 )
@@ -122,18 +117,11 @@ def test_all_triplets(distance, margin):
         margin=0 if margin == "soft" else margin,
         smooth_loss=margin == "soft",
         distance=distance,
-        reducer=reducers.MeanReducer(),
+        reducer=MEAN,
     )
     similarity = "cosine" if distance is COSINE else "euclidean"
     loss = kj.losses.Triplet(margin, mining="all", similarity=similarity)
     _assert_parity(loss, CLASS_LABELS, _of_samples(peer))
-
-
-def test_hard_triplets():
-    peer = losses.TripletMarginLoss(margin=0.5, distance=EUCLIDEAN, reducer=reducers.MeanReducer())
-    miner = miners.BatchHardMiner(distance=EUCLIDEAN)
-    loss = kj.losses.Triplet(0.5, mining="hard")
-    _assert_parity(loss, CLASS_LABELS, _of_samples(peer, miner))
 
 
 def _nearest_semi_hard(embeddings, labels):
@@ -155,10 +143,14 @@ def _nearest_semi_hard(embeddings, labels):
     return torch.tensor([(a, p, n) for (a, p), n in negatives.items()]).unbind(1)
 
 
-def test_semi_hard_triplets():
-    peer = losses.TripletMarginLoss(margin=0.5, distance=EUCLIDEAN, reducer=reducers.MeanReducer())
-    loss = kj.losses.Triplet(0.5, mining="semi_hard")
-    _assert_parity(loss, CLASS_LABELS, _of_samples(peer, _nearest_semi_hard))
+MINERS = {"hard": miners.BatchHardMiner(distance=EUCLIDEAN), "semi_hard": _nearest_semi_hard}
+
+
+@pytest.mark.parametrize("mining", MINERS)
+def test_mined_triplets(mining):
+    peer = losses.TripletMarginLoss(margin=0.5, distance=EUCLIDEAN, reducer=MEAN)
+    loss = kj.losses.Triplet(0.5, mining=mining)
+    _assert_parity(loss, CLASS_LABELS, _of_samples(peer, MINERS[mining]))
 
 
 def test_triplets_equal_torch():

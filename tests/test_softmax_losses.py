@@ -8,20 +8,11 @@ from keras import ops
 import keras_jointloss as kj
 from keras_jointloss._core import math as _math
 from keras_jointloss.losses import _tiles
+from tests import loss_cases as cases
 from tests import reference
 from tests.backends import once_compiled
 from tests.gradients import COMPILES, compiled, dtypes, value_and_gradient
-from tests.loss_cases import (
-    TILED,
-    Case,
-    assert_close,
-    assert_equals_reference,
-    expected_gradient,
-    labels_of,
-    tensor,
-    views_of,
-    weighted_value_and_gradient,
-)
+from tests.loss_cases import TILED, Case, assert_close, labels_of, tensor, views_of
 
 
 @pytest.mark.parametrize(
@@ -44,9 +35,9 @@ def test_tiles_change_neither_value_nor_gradient(name):
     case = Case(name)
     views, weight = views_of(case, 17, 8).astype("float32"), np.linspace(-1, 1, 17)
     labels, valid = labels_of(case, 17), np.arange(17) % 5 > 0
-    dense, gradient = weighted_value_and_gradient(case.function, views, labels, valid, weight)
+    dense, gradient = cases.weighted_value_and_gradient(case.function, views, labels, valid, weight)
     for tile_size in [1, 7, 17]:
-        value, actual = weighted_value_and_gradient(
+        value, actual = cases.weighted_value_and_gradient(
             case.with_tile_size(tile_size), views, labels, valid, weight
         )
         assert_close(value, dense, 1e-5)
@@ -86,7 +77,7 @@ COLD = [
 @pytest.mark.parametrize("case", COLD, ids=str)
 def test_low_temperature_equals_the_reference(case):
     labels = labels_of(case) if case.labels else None
-    assert_equals_reference(
+    cases.assert_equals_reference(
         case, views_of(case), labels, tile_sizes=(None,) if COMPILES else (None, 4)
     )
 
@@ -165,7 +156,7 @@ def test_compiles_for_any_batch_size(case, tile_size):
     )
     expected = np.sum(case.naive(views, labels, None, **case.arguments) * weight)
     assert value == pytest.approx(expected, rel=1e-4)
-    expected = expected_gradient(case, views, labels, None, weight)
+    expected = cases.expected_gradient(case, views, labels, None, weight)
     assert_close(gradient, case.given(expected), 1e-3)
 
 
@@ -232,7 +223,7 @@ def test_number_of_host_synchronizations_is_independent_of_tiles(name, monkeypat
     for tile_size in (2, 8):
         waits.clear()
         function = case.with_tile_size(tile_size)
-        weighted_value_and_gradient(function, views, labels, None, np.ones(16))
+        cases.weighted_value_and_gradient(function, views, labels, None, np.ones(16))
         found.append(len(waits))
     assert found[0] == found[1] <= 2
 
