@@ -3,13 +3,12 @@
 import csv
 import importlib.metadata
 import json
-import math
-import urllib.parse
 
+import numpy as np
 import pytest
 
 from tests.dashboard_page import Page, get, require_browser, tensorboard, wait_for
-from tests.training_logs import STEPS, TERMS, train, write
+from tests.training_logs import HOSTILE, STEPS, TERMS, train, write
 
 pytestmark = pytest.mark.backend("torch")
 
@@ -37,9 +36,8 @@ def address(histories, browser):
     with tensorboard(histories[0]) as found:
         listing = f"{found}/data/plugins_listing"
         wait_for(lambda: json.loads(get(listing)[1])["joint_loss"]["enabled"])
-        wait_for(
-            lambda: len(json.loads(get(f"{found}/data/plugin/joint_loss/runs")[1])["runs"]) == 2
-        )
+        runs = f"{found}/data/plugin/joint_loss/runs"
+        wait_for(lambda: len(json.loads(get(runs)[1])["runs"]) == 2)
         yield found
 
 
@@ -55,9 +53,8 @@ def test_numbers_on_the_page_equal_history(page, address, histories):
     history = histories[1]["first"]
     page.open(address, run=["first"])
     page.driver.switch_to.default_content()
-    tab = page.driver.find_element(
-        "css selector", "[role=tab][aria-selected=true], .mdc-tab--active"
-    )
+    selector = "[role=tab][aria-selected=true], .mdc-tab--active"
+    tab = page.driver.find_element("css selector", selector)
     assert tab.text.lower() == "joint loss"
     page.enter()
     for split, prefix in (("train", ""), ("validation", "val_")):
@@ -65,12 +62,7 @@ def test_numbers_on_the_page_equal_history(page, address, histories):
         assert total["y"] == pytest.approx(history[f"{prefix}loss"], rel=1e-6)
         assert total["x"] == [STEPS, 2 * STEPS, 3 * STEPS]
         for term in TERMS:
-            weighted = [
-                share * loss
-                for share, loss in zip(
-                    history[f"{prefix}{term}_share"], history[f"{prefix}loss"], strict=True
-                )
-            ]
+            weighted = np.multiply(history[f"{prefix}{term}_share"], history[f"{prefix}loss"])
             found = page.trace(split=split, term=term)
             assert found["y"] == pytest.approx(weighted, rel=1e-5)
     page.click("[data-kind=losses]")
@@ -150,10 +142,8 @@ def test_two_runs_are_compared(page, address):
         {x["axis"] for x in page.traces() if x["meta"].get("run") == "second"}
     )
     page.choose("compare", "overlay")
-    first, second = (
-        page.trace(run="first", term="mood", split="train"),
-        page.trace(run="second", term="mood", split="train"),
-    )
+    runs = ("first", "second")
+    first, second = (page.trace(run=run, term="mood", split="train") for run in runs)
     assert first["axis"] == second["axis"]
     assert first["color"] == second["color"]
     assert first["dash"] != second["dash"]
@@ -204,11 +194,8 @@ def test_csv_has_what_is_drawn(page, address, histories):
     status, content = get(link)
     assert status == 200
     rows = list(csv.DictReader(content.decode().splitlines()))
-    values = [
-        float(x["value"])
-        for x in rows
-        if (x["split"], x["tag"]) == ("validation", "joint_loss/label/raw")
-    ]
+    key = ("validation", "joint_loss/label/raw")
+    values = [float(x["value"]) for x in rows if (x["split"], x["tag"]) == key]
     assert values == pytest.approx(histories[1]["first"]["val_label_loss"], rel=1e-6)
     assert [x["epoch"] for x in rows[:3]] == ["1.0", "2.0", "3.0"]
 
@@ -222,9 +209,6 @@ def test_page_is_readable_on_a_narrow_screen(page, address):
         assert page.layout("xaxis.domain")[1] == pytest.approx(page.layout("xaxis3.domain")[1])
     finally:
         page.driver.set_window_size(1200, 1000)
-
-
-HOSTILE = ["<script>document.title='x'</script>", "a/b/c", "'\"`&amp;", "ü 漢字", "y" * 300]
 
 
 def test_empty_folder_then_hostile_and_damaged_runs(browser, tmp_path):
@@ -264,36 +248,8 @@ def test_empty_folder_then_hostile_and_damaged_runs(browser, tmp_path):
         assert browser.errors() == []
 
 
-@pytest.mark.parametrize(
-    ("query", "code", "sentence"),
-    [
-        ("figure?run=nobody", 404, "There is no run 'nobody'."),
-        ("figure?kind=pie", 400, "Expected one of"),
-        ("figure?smoothing=much", 400, "Expected a number"),
-        ("figure?smoothing=nan", 400, "Expected a number >= 0"),
-        ("figure?columns=0", 400, "whole number"),
-        ("figure?term=nothing", 400, "unknown terms"),
-        ("figure?x=../../etc/passwd", 400, "Expected one of"),
-        ("csv?run=..%2f..%2fetc%2fpasswd", 404, "There is no run"),
-        ("table?run=nobody", 404, "There is no run"),
-    ],
-)
-def test_invalid_requests_are_answered_with_a_sentence(address, query, code, sentence):
-    status, content = get(f"{address}/data/plugin/joint_loss/{query}")
-    assert (status, sentence in json.loads(content)["error"]) == (code, True)
-
-
 @pytest.mark.parametrize("path", ["../plugin.py", "..%2fplugin.py", "page/index.js", "/etc/passwd"])
 def test_no_route_reads_a_file_that_is_named(address, path):
     status, content = get(f"{address}/data/plugin/joint_loss/{path}")
     assert status == 404 or b"<!doctype html>" in content.lower()
     assert b"import" not in content[:200]
-
-
-def test_table_is_json_even_with_nan(address, histories):
-    status, content = get(
-        f"{address}/data/plugin/joint_loss/table?{urllib.parse.urlencode({'run': 'first'})}"
-    )
-    rows = json.loads(content, parse_constant=lambda x: pytest.fail(x))["rows"]
-    assert status == 200
-    assert all(math.isfinite(row["train"]["raw"]) for row in rows)

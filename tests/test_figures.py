@@ -10,6 +10,7 @@ from keras_jointloss.tensorboard.figures import KINDS
 from keras_jointloss.tensorboard.figures.pareto import pareto_front
 from keras_jointloss.tensorboard.figures.style import marks
 from keras_jointloss.tensorboard.runs import Series, find_pairs, is_larger_better
+from tests.training_logs import HOSTILE, history_of
 
 HISTORY = {
     "loss": [2.1, 1.6],
@@ -66,12 +67,7 @@ def test_shares_are_of_the_total():
 
 
 def test_negative_losses_do_not_hide_others():
-    history = {
-        "loss": [1.0],
-        **{"a_loss": [3.0], "a_weight": [1.0], "a_share": [3.0]},
-        **{"b_loss": [-2.0], "b_weight": [1.0], "b_share": [-2.0]},
-    }
-    figure = kj.plot(history)
+    figure = kj.plot(history_of({"a": 3.0, "b": -2.0}))
     above, below = traces(figure, term="b")
     assert (list(above.y), list(below.y)) == ([0], [-2])
     assert above.stackgroup != below.stackgroup == "below 0"
@@ -107,11 +103,8 @@ def test_gradients():
     norm, coefficient = traces(figure, term="a_b")
     assert (list(norm.y), list(coefficient.y)) == ([3, 4], [1, 0.5])
     assert list(trace(figure, tag="gradients/conflict").y) == [1, 0.25]
-    assert {axis.title.text for axis in figure.select_yaxes()} == {
-        "norm",
-        "coefficient",
-        "conflict",
-    }
+    titles = {axis.title.text for axis in figure.select_yaxes()}
+    assert titles == {"norm", "coefficient", "conflict"}
 
 
 def test_cosines():
@@ -164,14 +157,9 @@ def test_runs_are_compared(kind, compare):
 
 
 def test_colors_stay_with_a_term():
-    colors = [
-        trace(kj.plot(HISTORY, kind), term="a_b", **more).line.color
-        for kind, more in (
-            ("terms", {"split": "train"}),
-            ("weights", {}),
-            ("losses", {"split": "train"}),
-        )
-    ]
+    kinds = {"terms": {"split": "train"}, "weights": {}, "losses": {"split": "train"}}
+    figures = [(kj.plot(HISTORY, kind), more) for kind, more in kinds.items()]
+    colors = [trace(figure, term="a_b", **more).line.color for figure, more in figures]
     alone = trace(kj.plot(HISTORY, "weights", terms=["a_b"]), term="a_b").line.color
     assert {*colors, alone} == {marks(["a", "a_b"])["a_b"].color}
     many = marks([f"term {i:02}" for i in range(20)]).values()
@@ -179,21 +167,8 @@ def test_colors_stay_with_a_term():
     assert len({(x.color, x.symbol) for x in many}) == 20
 
 
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "a/b",
-    "'\"&amp;`",
-    "ü 漢字 \u202e",
-    "x" * 300,
-    "%{y} $x$",
-    "~",
-]
-
-
 def test_hostile_names_are_text():
-    history = {"loss": [7.0]}
-    for name in HOSTILE:
-        history.update({f"{name}_loss": [1.0], f"{name}_weight": [1.0], f"{name}_share": [1 / 7]})
+    history = history_of(dict.fromkeys(HOSTILE, 1.0))
     for kind in ("terms", "losses", "weights"):
         figure = kj.plot({"<b>one": history, "two/": history}, kind)
         assert {x.meta.get("term") for x in traces(figure, run="<b>one")} >= set(HOSTILE)
@@ -246,13 +221,10 @@ def test_restarts_replace_what_was_logged_after_them():
 
 def test_terms_without_patterns_and_with_them_are_stacked():
     names = [f"term {i}" for i in range(9)]
-    history = {"loss": [9.0]}
-    for name in names:
-        history.update({f"{name}_loss": [1.0], f"{name}_weight": [1.0], f"{name}_share": [1 / 9]})
-    areas = [trace(kj.plot(history), term=name) for name in names]
-    assert [area.fillpattern.shape for area in areas] == [
-        marks(names)[x].pattern or None for x in names
-    ]
+    figure = kj.plot(history_of(dict.fromkeys(names, 1.0)))
+    areas = [trace(figure, term=name) for name in names]
+    patterns = [marks(names)[name].pattern or None for name in names]
+    assert [area.fillpattern.shape for area in areas] == patterns
     assert areas[-1].fillpattern.shape
 
 
@@ -265,10 +237,8 @@ def test_shares_of_runs_are_compared():
 
 def test_gradients_and_cosines_of_chosen_terms():
     figure = kj.plot(HISTORY, "gradients", terms=["a_b"])
-    assert {x.meta["term"] for x in figure.data if x.meta and "term" in x.meta} == {
-        "a_b",
-        "any two in conflict",
-    }
+    terms = {x.meta["term"] for x in figure.data if x.meta and "term" in x.meta}
+    assert terms == {"a_b", "any two in conflict"}
     history = {**HISTORY, "c_loss": [1.0, 1.0], "c_weight": [1.0, 1.0]}
     history |= {"gradients_c_norm": [1.0, 2.0], "gradients_a~c_cosine": [0.5, 0.75]}
     both = kj.plot(history, "cosines", terms=["a", "c"]).data[0]
@@ -320,7 +290,7 @@ def test_what_is_not_there_is_named():
         kj.plot(history, splits=["validation"])
     with pytest.raises(ValueError, match="The runs have no such values"):
         kj.plot(history, "losses", splits=["validation"])
-    other = {"loss": [1.0], "b_loss": [1.0], "b_weight": [1.0], "b_share": [1.0]}
+    other = history_of({"b": 1.0})
     with pytest.raises(ValueError, match="no runs with final values of both 'a' and 'b'"):
         kj.plot({"x": history, "y": other}, "pareto", splits=["train"])
 

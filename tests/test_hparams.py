@@ -16,15 +16,11 @@ from tests.training_logs import STEPS, TERMS, train
 def read_session(run):
     """Returns the hyperparameters of a run, the name of its group, and the status at its end."""
     found = accumulated(run)
-    contents = {
-        tag: found.SummaryMetadata(tag).plugin_data.content
-        for tag in (metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG)
-    }
-    start = metadata.parse_session_start_info_plugin_data(contents[metadata.SESSION_START_INFO_TAG])
-    end = metadata.parse_session_end_info_plugin_data(contents[metadata.SESSION_END_INFO_TAG])
-    values = {
-        name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()
-    }
+    tags = (metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG)
+    start, end = (found.SummaryMetadata(tag).plugin_data.content for tag in tags)
+    start = metadata.parse_session_start_info_plugin_data(start)
+    end = metadata.parse_session_end_info_plugin_data(end)
+    values = {name: getattr(x, x.WhichOneof("kind")) for name, x in start.hparams.items()}
     return values, start.group_name, end.status
 
 

@@ -15,7 +15,7 @@ from werkzeug.test import Client
 
 from keras_jointloss.tensorboard import SummaryWriter, provider
 from keras_jointloss.tensorboard.plugin import JointLossPlugin
-from tests.training_logs import write
+from tests.training_logs import write, write_scalars
 
 # TensorBoard's own, on the import of what finds the context of a request.
 pytestmark = pytest.mark.filterwarnings("ignore:html5lib's sanitizer is:DeprecationWarning")
@@ -43,14 +43,15 @@ class Server:
 
     def get(self, route, **arguments):
         """Returns the status and the answer of a route."""
-        response = Client(self.apps[route]).get(route, query_string=arguments)
+        path, _, query = route.partition("?")
+        response = Client(self.apps[path]).get(path, query_string=query or arguments)
         return response.status_code, response.get_data()
 
     def json(self, route, **arguments):
         """Returns the answer of a route, which has to be valid."""
         status, content = self.get(route, **arguments)
         assert status == 200, content
-        return json.loads(content)
+        return json.loads(content, parse_constant=pytest.fail)  # JSON has no NaN.
 
 
 def test_csv_has_what_the_figure_shows(tmp_path):
@@ -59,45 +60,45 @@ def test_csv_has_what_the_figure_shows(tmp_path):
     status, content = server.get("/csv", kind="losses", term="b", split="train")
     assert status == 200
     rows = list(csv.DictReader(content.decode().splitlines()))
-    assert {(row["run"], row["split"], row["tag"]) for row in rows} >= {
-        (tmp_path.name, "train", "joint_loss/b/raw")
-    }
+    assert (tmp_path.name, "train") in {(row["run"], row["split"]) for row in rows}
     own = [row for row in rows if row["tag"] == "joint_loss/b/raw" and row["split"] == "train"]
-    assert [(row["step"], row["epoch"], row["value"]) for row in own] == [
-        ("1", "1.0", "2.0"),
-        ("2", "2.0", "3.0"),
-        ("3", "3.0", "4.0"),
-    ]
+    points = [(row["step"], row["epoch"], row["value"]) for row in own]
+    assert points == [("1", "1.0", "2.0"), ("2", "2.0", "3.0"), ("3", "3.0", "4.0")]
     assert all(abs(float(row["wall_time"]) - time.time()) < 600 for row in own)
 
 
 def test_csv_of_logs_without_epochs(tmp_path):
-    with contextlib.closing(SummaryWriter(tmp_path / "train")) as writer:
-        writer.scalars({"joint_loss/a/raw": 0.5, "joint_loss/a/weight": 1.0}, 7)
+    write_scalars(tmp_path, ({"joint_loss/a/raw": 0.5, "joint_loss/a/weight": 1.0}, 7))
     _, content = Server(tmp_path).get("/csv", kind="losses")
     (row,) = csv.DictReader(content.decode().splitlines())
     assert (row["step"], row["epoch"], row["value"]) == ("7", "", "0.5")
 
 
 @pytest.mark.parametrize(
-    ("route", "arguments", "status", "message"),
+    ("query", "code", "sentence"),
     [
-        ("/figure", {"run": "no"}, 404, "There is no run 'no'."),
-        ("/csv", {"columns": "two"}, 400, "`columns`. Expected a number. Received: columns='two'"),
-        ("/figure", {"smoothing": "?"}, 400, "`smoothing`. Expected a number. Received: smoothing"),
+        ("figure?run=nobody", 404, "There is no run 'nobody'."),
+        ("figure?kind=pie", 400, "Expected one of"),
+        ("figure?smoothing=?", 400, "`smoothing`. Expected a number. Received: smoothing='?'"),
+        ("figure?smoothing=nan", 400, "Expected a number >= 0"),
+        ("figure?columns=0", 400, "whole number"),
+        ("figure?term=nothing", 400, "unknown terms"),
+        ("figure?x=../../etc/passwd", 400, "Expected one of"),
+        ("csv?columns=two", 400, "`columns`. Expected a number. Received: columns='two'"),
+        ("csv?run=..%2f..%2fetc%2fpasswd", 404, "There is no run '../../etc/passwd'"),
+        ("table?run=nobody", 404, "There is no run"),
     ],
 )
-def test_invalid_requests_are_answered_with_a_sentence(tmp_path, route, arguments, status, message):
+def test_invalid_requests_are_answered_with_a_sentence(tmp_path, query, code, sentence):
     write(tmp_path, ["a"])
-    found, content = Server(tmp_path).get(route, **arguments)
-    assert found == status
-    assert message in json.loads(content)["error"]
+    status, content = Server(tmp_path).get(f"/{query}")
+    assert status == code
+    assert sentence in json.loads(content)["error"]
 
 
 def test_training_that_ends_before_its_validation_is_named(tmp_path):
     write(tmp_path, ["a"], steps=5)
-    with contextlib.closing(SummaryWriter(tmp_path / "validation")) as writer:
-        writer.scalars({"joint_loss/a/raw": 7.0}, 6)
+    write_scalars(tmp_path, ({"joint_loss/a/raw": 7.0}, 6), split="validation")
     (note,) = Server(tmp_path).json("/figure")["notes"]
     assert "end at step 5, before those of validation at step 6" in note
 
@@ -163,9 +164,7 @@ def test_series_are_read_once_until_they_grow(tmp_path, monkeypatch):
     server.json("/figure", kind="losses", x="epoch")
     assert len(calls) == 2
     time.sleep(1)  # TensorBoard takes the files of a second in the order of their names.
-    writer = SummaryWriter(tmp_path / "train")
-    writer.scalars({"joint_loss/a/raw": 7.0}, 6)
-    writer.close()
+    write_scalars(tmp_path, ({"joint_loss/a/raw": 7.0}, 6))
     server.multiplexer.Reload()
     figure = server.json("/figure", kind="losses", split="train")["figure"]
     assert [tag for tags in calls[2:] for tag in tags] == ["joint_loss/a/raw"]
@@ -192,10 +191,8 @@ def test_page_says_what_to_install_without_plotly(tmp_path, monkeypatch):
         importlib.util, "find_spec", lambda name: None if name == "plotly" else found(name)
     )
     answer = server.json("/runs")
-    assert (answer["plotly"], answer["install"]) == (
-        False,
-        "pip install 'keras-jointloss[dashboard]'",
-    )
+    assert answer["plotly"] is False
+    assert answer["install"] == "pip install 'keras-jointloss[dashboard]'"
     for route in ("/figure", "/csv", "/plotly.min.js"):
         status, content = server.get(route)
         assert status in (400, 404)
@@ -204,9 +201,7 @@ def test_page_says_what_to_install_without_plotly(tmp_path, monkeypatch):
 
 
 def test_other_logs_do_not_count(tmp_path):
-    writer = SummaryWriter(tmp_path / "other")
-    writer.scalars({"loss": 1.0}, 1)
-    writer.close()
+    write_scalars(tmp_path, ({"loss": 1.0}, 1), split="other")
     write(tmp_path / "mine", ["a"])
     assert [run["name"] for run in Server(tmp_path).json("/runs")["runs"]] == ["mine"]
 
@@ -219,10 +214,8 @@ def test_run_in_the_folder_itself_is_named_by_it(tmp_path):
 
 
 def test_missing_values_are_null_in_the_table(tmp_path):
-    writer = SummaryWriter(tmp_path / "train")
-    for step, raw in ((1, 2.0), (2, float("nan"))):
-        writer.scalars({"joint_loss/a/raw": raw, "joint_loss/a/weight": 1.0}, step)
-    writer.close()
+    values = [{"joint_loss/a/raw": x, "joint_loss/a/weight": 1.0} for x in (2.0, float("nan"))]
+    write_scalars(tmp_path, (values[0], 1), (values[1], 2))
     (row,) = Server(tmp_path).json("/table")["rows"]
     assert row["train"]["raw"] is None
     assert row["train"]["trend"] == [2.0, None]
@@ -230,8 +223,7 @@ def test_missing_values_are_null_in_the_table(tmp_path):
 
 
 def test_term_that_was_never_computed_has_a_weight_only(tmp_path):
-    with contextlib.closing(SummaryWriter(tmp_path / "train")) as writer:
-        writer.scalars({"joint_loss/a/weight": 0.5}, 1)
+    write_scalars(tmp_path, ({"joint_loss/a/weight": 0.5}, 1))
     (row,) = Server(tmp_path).json("/table")["rows"]
     assert row["train"] == {"weight": 0.5, "change": None, "trend": [], "step": 1}
 

@@ -19,8 +19,9 @@ import keras_jointloss as kj
 from keras_jointloss.tensorboard import SummaryWriter
 from keras_jointloss.tensorboard.read import read_runs
 from tests.backends import once_compiled
+from tests.callbacks import Interrupts
 from tests.small_models import compiled, fit
-from tests.training_logs import STEPS, TERMS, train, write
+from tests.training_logs import HOSTILE, STEPS, TERMS, train, write
 
 pytestmark = once_compiled
 
@@ -53,21 +54,15 @@ def test_figures_of_logs_and_history_agree(logs, kind):
     log_dir, history = logs
     drawn = kj.plot(log_dir, kind, x="epoch")
     expected = kj.plot(history, kind)
-    pairs = 0
-    for trace in expected.data:
-        meta = dict(trace.meta, run="one") if trace.meta and "run" in trace.meta else None
-        if meta is None:
-            continue
-        key = (meta, trace.yaxis, trace.name)
+    pairs = [trace for trace in expected.data if trace.meta and "run" in trace.meta]
+    assert len(pairs) >= 2
+    for trace in pairs:
+        key = (dict(trace.meta, run="one"), trace.yaxis, trace.name)
         (same,) = [x for x in drawn.data if (x.meta, x.yaxis, x.name) == key]
-        what = "z" if trace.type == "heatmap" else "y"
-        assert np.allclose(
-            np.array(same[what], "float64"), np.array(trace[what], "float64"), rtol=1e-4, atol=1e-6
-        )
-        if trace.type != "heatmap":
-            assert np.allclose(same.x, trace.x)
-        pairs += 1
-    assert pairs >= 2
+        is_map = trace.type == "heatmap"
+        values = [np.array(x["z" if is_map else "y"], "float64") for x in (same, trace)]
+        assert np.allclose(*values, rtol=1e-4, atol=1e-6)
+        assert is_map or np.allclose(same.x, trace.x)
 
 
 def test_schedules_are_drawn_ahead(tmp_path):
@@ -106,10 +101,11 @@ def test_facts_of_others_are_left_out(tmp_path, text, monkeypatch):
 
 def test_values_of_older_writers_are_read(tmp_path):
     writer = EventFileWriter(str(tmp_path))
-    value = Summary.Value(tag="joint_loss/a/raw", simple_value=0.5)
-    writer.add_event(Event(step=3, wall_time=1.0, summary=Summary(value=[value])))
-    value = Summary.Value(tag="text", tensor=tensor_util.make_tensor_proto("other"))
-    writer.add_event(Event(step=3, wall_time=1.0, summary=Summary(value=[value])))
+    for value in (
+        Summary.Value(tag="joint_loss/a/raw", simple_value=0.5),
+        Summary.Value(tag="text", tensor=tensor_util.make_tensor_proto("other")),
+    ):
+        writer.add_event(Event(step=3, wall_time=1.0, summary=Summary(value=[value])))
     writer.close()
     readings = kj.tensorboard.read(tmp_path)["."]
     assert {tag: x.values.tolist() for tag, x in readings.items()} == {"joint_loss/a/raw": [0.5]}
@@ -197,7 +193,7 @@ def test_runs_are_named_by_their_folders(tmp_path):
 
 
 def test_hostile_names_are_read_as_they_are(tmp_path):
-    names = ["a/b/c", "<script>", "ü'\"", "y" * 300, "total", "other"]
+    names = [*HOSTILE, "total", "other"]
     write(tmp_path, names)
     figure = kj.plot(tmp_path, "losses", splits=["train"])
     values = {x.meta["term"]: list(x.y) for x in figure.data if "term" in x.meta}
@@ -231,23 +227,11 @@ def test_folder_without_event_files_is_refused(tmp_path):
             kj.tensorboard.read(folder)
 
 
-class Interrupts(keras.callbacks.Callback):
-    """Raises in the middle of an epoch."""
-
-    def __init__(self, error):
-        super().__init__()
-        self.error = error
-
-    def on_train_batch_end(self, batch, logs=None):
-        if batch == 2:
-            raise self.error("stop")
-
-
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_writers_are_closed_on_error_and_interrupt(tmp_path, error):
     callback = kj.callbacks.JointLossCallback(tmp_path, "batch")
     with pytest.raises(error, match="stop"):
-        fit(compiled(), [callback, Interrupts(error)])
+        fit(compiled(), [callback, Interrupts(error, batch=2)])
     gc.collect()
     assert kj.tensorboard.read(tmp_path)["train"]["joint_loss/total"].steps.tolist() == [1, 2, 3]
     (writer,) = callback._summaries._writers.values()

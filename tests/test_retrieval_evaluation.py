@@ -8,6 +8,7 @@ from keras import ops
 import keras_jointloss as kj
 from keras_jointloss.callbacks import JointLossCallback, RetrievalEvaluation
 from tests import reference_metrics as reference
+from tests import small_models
 from tests.backends import once_compiled
 from tests.summaries import read_scalars
 
@@ -42,8 +43,8 @@ def untrained():
 
 def fit(model, *callbacks, epochs=2, **arguments):
     y = {name: Y[name] for name in model.output}
-    arguments = {"batch_size": 8, "verbose": 0, "shuffle": False, **arguments}
-    return model.fit(X, y, epochs=epochs, callbacks=list(callbacks), **arguments).history
+    options = {"batch_size": 8, "epochs": epochs, **arguments}
+    return small_models.fit(model, list(callbacks), y, X, **options)
 
 
 def embeddings(model, x=X):
@@ -70,9 +71,8 @@ def test_equals_the_reference(tile_size, labels, untrained):
 
 @once_compiled
 def test_item_whose_label_is_nan_is_right_for_its_pair_alone(untrained):
-    figures = RetrievalEvaluation(X, labels=np.where(LABELS == 0, np.nan, LABELS)).evaluate(
-        untrained
-    )
+    unknown = np.where(LABELS == 0, np.nan, LABELS)
+    figures = RetrievalEvaluation(X, labels=unknown).evaluate(untrained)
     labels = np.where(LABELS == 0, -1 - np.arange(len(X)), LABELS)
     assert figures == RetrievalEvaluation(X, labels=labels).evaluate(untrained)
 
@@ -125,9 +125,15 @@ class Subclassed(keras.Model):
         return {**pair, "label": a[:, :2]}
 
 
+def of_two_outputs():
+    inner = make_model()
+    return keras.Model(inner.input, {name: inner.get_layer(name).output for name in "ab"})
+
+
 @pytest.mark.parametrize(
     ("make", "arguments", "name"),
     [
+        (of_two_outputs, {"embeddings": ("a", "b")}, "a_b"),
         (make_model, {}, "pair"),
         (make_model, {"embeddings": "pair"}, "pair"),
         (make_model, {"embeddings": "pair", "name": "test_set"}, "test_set"),
@@ -142,14 +148,6 @@ def test_finds_the_embeddings(make, arguments, name):
     figures = RetrievalEvaluation(X, k=3, **arguments).evaluate(model)
     a, b = embeddings(getattr(model, "functional", model))
     assert figures == pytest.approx(expected(a, b, (3,), name=name), rel=1e-6)
-
-
-def test_finds_two_outputs():
-    inner = make_model()
-    outputs = {name: inner.get_layer(name).output for name in "ab"}
-    model = keras.Model(inner.input, outputs)
-    figures = RetrievalEvaluation(X, k=3, embeddings=("a", "b")).evaluate(model)
-    assert figures == pytest.approx(expected(*embeddings(inner), (3,), name="a_b"), rel=1e-6)
 
 
 def _two_terms():
@@ -256,11 +254,9 @@ def test_evaluates_every_second_epoch():
 def test_early_stopping_and_checkpoints_can_monitor_recall(tmp_path):
     key = "pair_recall_at_1"
     stops = keras.callbacks.EarlyStopping(key, mode="max", patience=0, min_delta=2.0)
-    saves = keras.callbacks.ModelCheckpoint(
-        tmp_path / "best.keras", monitor=key, mode="max", save_best_only=True
-    )
-    model = make_model()
-    history = fit(model, RetrievalEvaluation(X), stops, saves, epochs=5)
+    path, options = tmp_path / "best.keras", {"mode": "max", "save_best_only": True}
+    saves = keras.callbacks.ModelCheckpoint(path, key, **options)
+    history = fit(make_model(), RetrievalEvaluation(X), stops, saves, epochs=5)
     assert len(history["loss"]) == 2  # Keras does not stop earlier.
     loaded = keras.saving.load_model(tmp_path / "best.keras")
     assert RetrievalEvaluation(X).evaluate(loaded)[key] == max(history[key])
@@ -269,9 +265,8 @@ def test_early_stopping_and_checkpoints_can_monitor_recall(tmp_path):
 def test_writes_scalars_and_passes_them_on(tmp_path):
     model = make_model()
     logged = []
-    callback = RetrievalEvaluation(
-        X, k=2, log_dir=tmp_path, on_log=lambda *arguments: logged.append(arguments)
-    )
+    options = {"log_dir": tmp_path, "on_log": lambda *arguments: logged.append(arguments)}
+    callback = RetrievalEvaluation(X, k=2, **options)
     history = fit(model, callback, epochs=2)
     scalars = read_scalars(tmp_path / "validation")
     assert len(scalars) == 9
@@ -303,10 +298,9 @@ def test_writes_projector_files(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 256, (ITEMS, 4, 6, 3)).astype("uint8")
     labels = np.array([f"item\t{i} ü" for i in LABELS])
     model = make_model()
+    options = {"log_dir": tmp_path, "projector": True, "thumbnails": pictures}
     for name in ("first", "second"):
-        callback = RetrievalEvaluation(
-            X, name=name, log_dir=tmp_path, labels=labels, projector=True, thumbnails=pictures
-        )
+        callback = RetrievalEvaluation(X, name=name, labels=labels, **options)
         callback.set_model(model)
         callback.on_train_begin()
         callback.on_epoch_end(0, {})

@@ -26,10 +26,8 @@ def make_model(kind="stacked"):
     """Returns a model of two towers."""
     keras.utils.set_random_seed(1)
     image, text = keras.Input((5,), name="image"), keras.Input((3,), name="text")
-    towers = [
-        keras.Sequential([keras.layers.Dense(4)], name=f"{name}_tower")
-        for name in ("image", "text")
-    ]
+    names = ("image_tower", "text_tower")
+    towers = [keras.Sequential([keras.layers.Dense(4)], name=name) for name in names]
     a, b = towers[0](image), towers[1](text)
     inputs = {"image": image, "text": text} if kind == "dict" else [image, text]
     if kind == "term":
@@ -53,18 +51,24 @@ def make_model(kind="stacked"):
     return keras.Model(inputs, outputs)
 
 
-def embeddings(model):
-    data = {"image": IMAGES, "text": CAPTIONS}
-    return [
-        ops.convert_to_numpy(model.get_layer(f"{name}_tower")(x)).astype("float64")
-        for name, x in data.items()
-    ]
+def embedded(layers, data=(IMAGES, CAPTIONS)):
+    """Returns what layers make of the queries and the candidates."""
+    pairs = zip(layers, data, strict=True)
+    return [ops.convert_to_numpy(layer(x)).astype("float64") for layer, x in pairs]
+
+
+def embeddings(model, names=("image_tower", "text_tower")):
+    return embedded(map(model.get_layer, names))
+
+
+def expected_figures(a, b, k=(3,), name="pair"):
+    """Returns what `pytest.approx` compares the figures with."""
+    return pytest.approx(reference.retrieval_figures(a, b, RIGHT, k, name), rel=1e-6)
 
 
 def evaluation(relevant=RIGHT, queries=IMAGES, candidates=CAPTIONS, **arguments):
-    return RetrievalEvaluation(
-        queries=queries, candidates=candidates, relevant=relevant, **arguments
-    )
+    arguments |= {"queries": queries, "candidates": candidates, "relevant": relevant}
+    return RetrievalEvaluation(**arguments)
 
 
 def as_lists(right):
@@ -88,8 +92,7 @@ def identity():
 @pytest.mark.parametrize("relevant", [RIGHT, RIGHT.tolist(), as_lists(RIGHT)])
 def test_equals_the_reference(tile_size, relevant, untrained):
     figures = evaluation(relevant, k=(1, 4, 40), tile_size=tile_size).evaluate(untrained)
-    expected = reference.retrieval_figures(*embeddings(untrained), RIGHT, (1, 4, 40), "pair")
-    assert figures == pytest.approx(expected, rel=1e-6)
+    assert figures == expected_figures(*embeddings(untrained), (1, 4, 40))
     assert all(type(value) is float for value in figures.values())
 
 
@@ -99,9 +102,8 @@ def test_halves_of_an_output_that_nothing_stacks():
     model = keras.Model(x, {"pair": keras.layers.Reshape((2, 4))(dense(x))})
     candidates = RANDOM.normal(size=(CANDIDATES, 5)).astype("float32")
     figures = evaluation(candidates=candidates, k=4).evaluate(model)
-    a, b = (ops.convert_to_numpy(dense(x)).astype("float64") for x in (IMAGES, candidates))
-    expected = reference.retrieval_figures(a[:, :4], b[:, 4:], RIGHT, (4,), "pair")
-    assert figures == pytest.approx(expected, rel=1e-6)
+    a, b = embedded([dense, dense], (IMAGES, candidates))
+    assert figures == expected_figures(a[:, :4], b[:, 4:], (4,))
 
 
 @once_compiled
@@ -112,8 +114,7 @@ def test_ties_count_against_the_model_however_they_are_ordered(identity, monkeyp
     a, b = RANDOM.integers(-1, 2, (QUERIES, 4)), RANDOM.integers(-1, 2, (CANDIDATES, 4))
     a[3] = b[5] = 0  # no direction
     figures = evaluation(RIGHT, a, b, k=(1, 7), name="x").evaluate(identity)
-    expected = reference.retrieval_figures(a, b, RIGHT, (1, 7), "x")
-    assert figures == pytest.approx(expected, rel=1e-6)
+    assert figures == expected_figures(a, b, (1, 7), "x")
 
 
 def _at(degrees):
@@ -171,13 +172,8 @@ def test_equals_scikit_learn(identity):
 def test_one_right_candidate_by_index_or_list_or_row_is_the_same(identity):
     index = RANDOM.integers(0, QUERIES, CANDIDATES)
     a, b = RANDOM.normal(size=(CANDIDATES, 4)), RANDOM.normal(size=(QUERIES, 4))
-    forms = [
-        index,
-        index.tolist(),
-        index[:, None],
-        index.astype("uint8"),
-        np.eye(QUERIES)[index] > 0,
-    ]
+    forms = [index, index.tolist(), index[:, None], index.astype("uint8")]
+    forms.append(np.eye(QUERIES)[index] > 0)
     results = [evaluation(form, a, b, name="x").evaluate(identity) for form in forms]
     assert all(result == results[0] for result in results)
 
@@ -213,8 +209,7 @@ def test_pairs_of_items_give_the_same_as_data(untrained):
 def test_finds_the_embeddings(kind, arguments, name):
     model = make_model(kind)
     figures = evaluation(k=3, **arguments).evaluate(model)
-    expected = reference.retrieval_figures(*embeddings(model), RIGHT, (3,), name)
-    assert figures == pytest.approx(expected, rel=1e-6)
+    assert figures == expected_figures(*embeddings(model), name=name)
 
 
 def test_the_name_decides_between_two_terms_that_are_the_outputs():
@@ -229,13 +224,8 @@ def test_the_name_decides_between_two_terms_that_are_the_outputs():
         evaluation().evaluate(model)
     for name in ("first", "second"):
         figures = evaluation(k=3, embeddings=name).evaluate(model)
-        a, b = (
-            ops.convert_to_numpy(model.get_layer(f"{name}_{i}")(x)).astype("float64")
-            for i, x in enumerate((IMAGES, CAPTIONS))
-        )
-        assert figures == pytest.approx(
-            reference.retrieval_figures(a, b, RIGHT, (3,), name), rel=1e-6
-        )
+        pair = embeddings(model, (f"{name}_0", f"{name}_1"))
+        assert figures == expected_figures(*pair, name=name)
 
 
 def test_a_term_of_one_view_and_labels_is_no_pair():
@@ -273,9 +263,8 @@ class Subclassed(keras.Model):
 def test_finds_the_embeddings_of_a_subclassed_model(kind, embeddings, sign, name):
     model, gallery = Subclassed(kind), RANDOM.normal(size=(CANDIDATES, 5)).astype("float32")
     figures = evaluation(candidates=gallery, k=3, embeddings=embeddings).evaluate(model)
-    a, b = (ops.convert_to_numpy(model.tower(x)).astype("float64") for x in (IMAGES, gallery))
-    expected = reference.retrieval_figures(a, sign * b, RIGHT, (3,), name)
-    assert figures == pytest.approx(expected, rel=1e-6)
+    a, b = embedded([model.tower] * 2, (IMAGES, gallery))
+    assert figures == expected_figures(a, sign * b, name=name)
 
 
 @once_compiled

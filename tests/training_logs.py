@@ -1,5 +1,7 @@
 """Logs of a real training with all that the dashboard shows, and logs that are written by hand."""
 
+import contextlib
+
 import keras
 import numpy as np
 
@@ -49,6 +51,30 @@ def train(log_dir, epochs=3, seed=0, **options):
             kj.callbacks.RetrievalEvaluation(X[:16], k=(1, 5), embeddings="pair", log_dir=log_dir),
         ],
     )
+
+
+#: Names of terms that no markup, path or pattern may take for its own.
+HOSTILE = [
+    *("<script>document.title='x'</script>", "a/b/c", "'\"&amp;`", "ü 漢字 \u202e", "x" * 300),
+    *("%{y} $x$", "~"),
+]
+
+
+def history_of(losses, weight=1.0):
+    """Returns the history of an epoch in which the terms have these losses."""
+    total = sum(weight * loss for loss in losses.values())
+    history = {"loss": [total]}
+    for name, loss in losses.items():
+        history |= {f"{name}_loss": [loss], f"{name}_weight": [weight]}
+        history[f"{name}_share"] = [weight * loss / total]
+    return history
+
+
+def write_scalars(log_dir, *points, split="train"):
+    """Writes scalars, each point with its step."""
+    with contextlib.closing(SummaryWriter(log_dir / split)) as writer:
+        for values, step in points:
+            writer.scalars(values, step)
 
 
 def write(log_dir, terms, steps=3, offset=0.0, end=None):
