@@ -1,6 +1,8 @@
 """Runs a rule: owns its terms, their losses in a step, and what it has learned about them."""
 
+import functools
 import math
+import operator
 import threading
 from collections.abc import Mapping
 from functools import partial
@@ -23,8 +25,8 @@ _STATE = {"weight": 1.0, "loss": 1.0, "seen": 0.0, "unusable": 0.0, "culprit": 0
 _SUMS = {"sum": 0.0, "count": 0.0}
 #: Those that are never negative.
 NONNEGATIVE = frozenset({"weight", "seen", "unusable", "culprit", "count"})
-#: How many names of `_STATE` change together with the rule's own state, in an accepted step only.
-_LEARNED = 3
+#: Those that do not change together with the rule's own state, in an accepted step only.
+_COUNTS = ("unusable", "culprit", *_SUMS)
 #: Rounding may put a loss this far below the minimum: such a loss counts as the minimum.
 _ROUNDING = 1e-4
 
@@ -48,8 +50,10 @@ class Runner:
         self._recorded = threading.local()
         #: The names of the terms; empty before they are known, when there are no variables.
         self.terms: tuple[str, ...] = ()
-        #: The names of the rows of `state`.
+        #: The names of what training changes, in the order in which it is saved.
         self.names: tuple[str, ...] = ()
+        # The same in the order of the rows of `state`.
+        self._rows: list[str] = []
         #: A number for each name and term; the steps in which the rule was on; the epochs begun.
         self.state: Any = None
         self.step: Any = None
@@ -65,8 +69,9 @@ class Runner:
         initial = self.initial(len(terms))
         rows = [np.broadcast_to(np.asarray(x), (len(terms),)) for x in initial.values()]
         self.terms, self.names = terms, tuple(initial)
+        self._rows = sorted(initial, key=lambda name: name in _COUNTS)
         self._initial = np.stack(rows).astype("float64")
-        self.state = self._variable("state", self._rule.dtype, self._initial)
+        self.state = self._variable("state", self._rule.dtype, self._in_rows(self._initial))
         self.step, self.epoch = (self._variable(name, "int32", 0) for name in ("step", "epoch"))
         self._advancing = self._variable("advancing", "bool", False)
 
@@ -196,11 +201,14 @@ class Runner:
         dtype, replicas = self._rule.dtype, current_replicas()
         nothing = 0.0, 0, False, None
         found = [recorded.get(index, nothing)[:3] for index in range(len(self.terms))]
-        losses = ops.stop_gradient(ops.stack([ops.cast(loss, dtype) for loss, *_ in found]))
+        losses = [ops.cast(loss, dtype) for loss, *_ in found]
         if replicas.count == 1:
             counts = [counts & (items > 0) for _, items, counts in found]
-            is_known = all(x is True for x in counts)
-            return is_known or ops.stack([ops.convert_to_tensor(x, "bool") for x in counts]), losses
+            if all(x is True for x in counts):
+                return True, ops.stop_gradient(ops.stack(losses))
+            numbers = ops.stack([*losses, *(ops.cast(x, dtype) for x in counts)])
+            return numbers[len(counts) :] > 0, ops.stop_gradient(numbers[: len(counts)])
+        losses = ops.stop_gradient(ops.stack(losses))
         items = ops.stack([ops.cast(items, dtype) for _, items, _ in found])
         counting = items * ops.stack([ops.cast(counts, dtype) for *_, counts in found])
         sums = ops.stack([items, counting, ops.where(items > 0, items * losses, 0)])
@@ -210,37 +218,37 @@ class Runner:
     def _advanced(self, losses, is_present, given, step, is_on):
         """Returns the state after the step, `(names, terms)`."""
         rule, before = self._rule, ops.convert_to_tensor(self.state)
-        state = dict(zip(self.names, ops.unstack(before), strict=True))
+        state = dict(zip(self._rows, ops.unstack(before), strict=True))
         is_usable = abs(losses) < math.inf
         if math.isfinite(rule.minimum_loss):
             is_usable = is_usable & (losses >= rule.minimum_loss - _ROUNDING)
             losses = ops.maximum(losses, rule.minimum_loss)
         is_unusable = _both(is_present, ~is_usable)
-        is_accepted = ~ops.any(is_unusable)
         if rule.warmup_steps:
             is_on = _both(is_on, step >= rule.warmup_steps)
         is_due, sums = is_on, []
         if rule.update_every > 1:
             is_due = _both(is_on, (step + 1) % rule.update_every == 0)
-            is_added = _both(is_on, _both(is_present, is_accepted))
+            is_added = _both(is_on, _both(is_present, ~ops.any(is_unusable)))
             total = state["sum"] + ops.where(is_added, losses, 0)
             count = state["count"] + ops.cast(is_added, losses.dtype)
             is_present, losses = count > 0, total / ops.maximum(count, 1)
             sums = [ops.where(is_due, 0, total), ops.where(is_due, 0, count)]
 
         after = self._learned(state, losses, is_present, given, step)
-        is_due = _both(is_due, _both(is_present, is_accepted))
-        is_broken = is_due & ~ops.all(abs(after) < math.inf, axis=0)
-        is_due = is_due & ~ops.any(is_broken)
-        own = len(_STATE) + len(sums)
-        before = ops.concatenate([before[:_LEARNED], before[own:]])
-        after = ops.where(is_due, after, before)
+        is_changed = _both(is_due, is_present)
+        is_broken = ~functools.reduce(operator.and_, ops.unstack(abs(after) < math.inf))
+        is_broken = _both(is_changed, is_broken)
+        # One reduction of both, as each is a function of its own for the compiler of JAX.
+        has_unusable, has_broken = ops.unstack(ops.any(ops.stack([is_unusable, is_broken]), axis=1))
+        is_changed = _both(is_changed, ~(has_unusable | has_broken))
+        after = ops.where(is_changed, after, before[: len(after)])
 
-        is_unusable = _both(is_on, is_unusable) | is_broken
-        counted = ops.stack([is_unusable, is_unusable | (state["culprit"] > 0)])
-        unusable, culprit = ops.unstack(ops.cast(counted, losses.dtype))
-        counts = ops.stack([state["unusable"] + unusable, state["culprit"] + culprit, *sums])
-        return ops.concatenate([after[:_LEARNED], counts, after[_LEARNED:]])
+        is_unusable = _both(is_on, is_unusable) | (is_broken & ~has_unusable)
+        unusable = state["unusable"] + ops.cast(is_unusable, losses.dtype)
+        is_after = is_unusable | (state["culprit"] > 0)
+        culprit = state["culprit"] + ops.cast(is_after, losses.dtype)
+        return ops.concatenate([after, ops.stack([unusable, culprit, *sums])])
 
     def _learned(self, state, losses, is_present, given, step):
         """Returns the rows that the rule learns from the losses, its own state last."""
@@ -282,12 +290,16 @@ class Runner:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns the state: `(terms,)` by name; empty before the terms are known."""
-        return dict(zip(self.names, to_numpy(self.state), strict=True)) if self.terms else {}
+        return dict(zip(self._rows, to_numpy(self.state), strict=True)) if self.terms else {}
+
+    def _in_rows(self, state: np.ndarray) -> np.ndarray:
+        """Returns a saved state in the order of the rows of the variable."""
+        return state[[self.names.index(name) for name in self._rows]]
 
     def clear(self, *names: str) -> None:
         """Sets the state of these names to 0."""
         values = to_numpy(self.state).copy()
-        values[[self.names.index(name) for name in names]] = 0
+        values[[self._rows.index(name) for name in names]] = 0
         self.state.assign(values)
 
     def begin_anew(self) -> None:
@@ -297,12 +309,15 @@ class Runner:
 
     def save(self) -> dict[str, np.ndarray]:
         """Returns everything that training changes."""
-        return {name: to_numpy(getattr(self, name)) for name in ("state", "step", "epoch")}
+        arrays = self.arrays()
+        state = np.stack([arrays[name] for name in self.names])
+        return {"state": state, "step": to_numpy(self.step), "epoch": to_numpy(self.epoch)}
 
     def load(self, progress: Mapping[str, Any]) -> None:
         """Restores what `save` has returned."""
-        for name, value in progress.items():
-            getattr(self, name).assign(value)
+        self.state.assign(self._in_rows(np.asarray(progress["state"])))
+        self.step.assign(progress["step"])
+        self.epoch.assign(progress["epoch"])
         self.scale_terms()
 
 

@@ -20,8 +20,8 @@ def _minimum(x: torch.Tensor, y: torch.Tensor | float) -> torch.Tensor:
     return torch.minimum(x, y) if torch.is_tensor(y) else torch.clamp(x, max=y)
 
 
-def _all(x: torch.Tensor, axis: int | None = None) -> torch.Tensor:
-    return torch.all(x) if axis is None else torch.all(x, axis)
+def _any(x: torch.Tensor, axis: int | None = None) -> torch.Tensor:
+    return torch.any(x) if axis is None else torch.any(x, axis)
 
 
 def _softmax(x: torch.Tensor) -> torch.Tensor:
@@ -33,14 +33,14 @@ def _divide_no_nan(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 _SAME = (
-    "abs any cos exp isfinite log logical_and ones_like reshape sign sqrt square stack sum where "
+    "abs cos exp isfinite log logical_and ones_like reshape sign sqrt square stack sum where "
     "zeros_like"
 )
 _OPS = types.SimpleNamespace(
     **{
         **vars(ops),
         **{name: getattr(torch, name) for name in _SAME.split()},
-        "all": _all,
+        "any": _any,
         "clip": torch.clamp,
         "concatenate": torch.cat,
         "divide_no_nan": _divide_no_nan,
