@@ -18,6 +18,7 @@ from keras import ops
 import keras_jointloss as kj
 from keras_jointloss.joint.find_terms import find_terms
 from tests import reference_weighting as reference
+from tests import small_models
 from tests.backends import once_compiled
 from tests.summaries import read_scalars
 from tests.terms import Terms, Trajectory
@@ -27,10 +28,12 @@ BACKEND = keras.backend.backend()
 STATEFUL = "dynamic_weight_average"
 
 FEATURES = np.random.default_rng(3).normal(size=(48, 6)).astype("float32")
-TARGETS = {
-    "rating": FEATURES[:, :1] * 2 + 1,
-    "label": (FEATURES[:, 1] > 0).astype("int32"),
+TARGETS = {"rating": FEATURES[:, :1] * 2 + 1, "label": (FEATURES[:, 1] > 0).astype("int32")}
+LOSSES = {
+    "rating": "mean_squared_error",
+    "label": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
 }
+NAMES = ("rating", "label", "align")
 
 
 def build(rule, weights=None, **compile_arguments):
@@ -44,21 +47,20 @@ def build(rule, weights=None, **compile_arguments):
         "rating": keras.layers.Dense(1, dtype="float32")(a),
         "label": keras.layers.Dense(2, dtype="float32")(b),
     }
-    losses = {
-        "rating": "mean_squared_error",
-        "label": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    }
     model = keras.Model(inputs, outputs)
-    joint = kj.joint_loss(losses, weights=weights, weighting=rule)
+    joint = kj.joint_loss(LOSSES, weights=weights, weighting=rule)
     model.compile(keras.optimizers.SGD(0.01), **joint, **compile_arguments)
     return model
 
 
-def fit(model, epochs=2, callbacks=(), y=TARGETS, **arguments):
-    options = {"batch_size": 8, "shuffle": False, "verbose": 0, "epochs": epochs, **arguments}
-    return model.fit(
-        FEATURES, y, callbacks=[kj.callbacks.JointLossCallback(), *callbacks], **options
-    ).history
+def fit(model, epochs=2, callbacks=(), y=TARGETS, x=FEATURES, log_dir=None, **options):
+    callbacks = [kj.callbacks.JointLossCallback(log_dir), *callbacks]
+    options = {"batch_size": 8, "epochs": epochs, **options}
+    return small_models.fit(model, callbacks, y, x, **options)
+
+
+def weights_of(model):
+    return {term: float(weight) for term, weight in find_terms(model).items()}
 
 
 def trajectories(model, epochs=2, callbacks=(), **arguments):
@@ -79,7 +81,7 @@ def test_rule_weights_layer_terms_and_multiplies_user_weights():
     trajectory = Trajectory()
     # With one batch per epoch, the mean loss of the epoch is the loss of the step.
     history = fit(model, epochs=3, batch_size=48, callbacks=[trajectory])
-    assert tuple(model.loss["rating"].weight.weighting.terms) == ("rating", "label", "align")
+    assert tuple(model.loss["rating"].weight.weighting.terms) == NAMES
     for epoch in range(3):
         expected = [
             0.5 * history["rating_loss"][epoch],
@@ -88,16 +90,15 @@ def test_rule_weights_layer_terms_and_multiplies_user_weights():
         ]
         assert trajectory.weights[epoch] == pytest.approx(expected, 1e-5)
         # The logged weight is the factor of the loss, at the last step of the epoch.
-        names = ("rating", "label", "align")
-        assert [history[f"{name}_weight"][epoch] for name in names] == pytest.approx(expected, 1e-5)
+        assert [history[f"{name}_weight"][epoch] for name in NAMES] == pytest.approx(expected, 1e-5)
     assert history["rating_updates"] == [1.0, 2.0, 3.0]
 
 
 def test_total_is_the_sum_of_the_weighted_terms():
     model = build(LastLoss())
     history = fit(model, epochs=2, batch_size=48)
-    before = [history[f"{name}_weight"][0] for name in ("rating", "label", "align")]
-    losses = [history[f"{name}_loss"][1] for name in ("rating", "label", "align")]
+    before = [history[f"{name}_weight"][0] for name in NAMES]
+    losses = [history[f"{name}_loss"][1] for name in NAMES]
     assert history["loss"][1] == pytest.approx(np.dot(before, losses), 1e-5)
 
 
@@ -105,14 +106,13 @@ def test_evaluation_and_prediction_change_nothing():
     model = build(STATEFUL)
     fit(model)
     rule = model.loss["rating"].weight.weighting
-    before = rule.runner.save()
-    weights = {term: float(weight) for term, weight in find_terms(model).items()}
+    before, weights = rule.runner.save(), weights_of(model)
     model.evaluate(FEATURES, TARGETS, verbose=0)
     model.evaluate(FEATURES, TARGETS, verbose=0, callbacks=[kj.callbacks.JointLossCallback()])
     model.predict(FEATURES, verbose=0)
     for key, value in rule.runner.save().items():
         np.testing.assert_array_equal(value, before[key])
-    assert {term: float(weight) for term, weight in find_terms(model).items()} == weights
+    assert weights_of(model) == weights
 
 
 def test_validation_changes_no_weight():
@@ -186,10 +186,8 @@ def test_epoch_count_continues_across_fits():
 def test_rule_can_be_added_after_training():
     model = build(None)
     fit(model)
-    weights_before = [float(weight) for weight in find_terms(model).values()]
-    assert weights_before == [1.0, 1.0, 1.0]
-    losses = {name: loss.loss for name, loss in model.loss.items()}
-    model.compile("sgd", **kj.joint_loss(losses, weighting="last_loss"))
+    assert weights_of(model) == dict.fromkeys(NAMES, 1.0)
+    model.compile("sgd", **kj.joint_loss(LOSSES, weighting="last_loss"))
     assert (trajectories(model, epochs=1)[-1] != 1.0).all()
 
 
@@ -198,8 +196,7 @@ def test_rule_can_be_removed():
     model = build("geometric_mean")
     fit(model)
     assert float(model.get_layer("align").weight) != 1.0
-    losses = {name: loss.loss for name, loss in model.loss.items()}
-    model.compile("sgd", **kj.joint_loss(losses))
+    model.compile("sgd", **kj.joint_loss(LOSSES))
     assert (trajectories(model, epochs=1) == 1.0).all()
 
 
@@ -210,19 +207,10 @@ def test_uncertainty_estimates_the_noise():
         "y1": 2 * x + 8 + 10 * generator.normal(size=x.shape),
         "y2": 3 * x + 3 + generator.normal(size=x.shape),
     }
-    inputs = keras.Input((1,))
-    model = keras.Model(inputs, {name: keras.layers.Dense(1)(inputs) for name in y})
-    losses = dict.fromkeys(y, "mean_squared_error")
-    joint = kj.joint_loss(losses, weighting=kj.weighting.Uncertainty())
+    model = small_models.linear(y, dim=1)
+    joint = kj.joint_loss(dict.fromkeys(y, "mse"), weighting=kj.weighting.Uncertainty())
     model.compile(keras.optimizers.Adam(0.1), **joint)
-    history = model.fit(
-        x,
-        y,
-        batch_size=100,
-        epochs=40,
-        verbose=0,
-        callbacks=[kj.callbacks.JointLossCallback()],
-    ).history
+    history = fit(model, 40, y=y, x=x, batch_size=100)
     predicted = model.predict(x, verbose=0)
     for name in y:
         rmse = np.sqrt(np.mean((predicted[name] - y[name]) ** 2))
@@ -234,14 +222,12 @@ def test_rule_sees_the_losses_of_the_step(mode):
     keras.config.set_dtype_policy("mixed_float16" if mode == "mixed_float16" else "float32")
     model = build("geometric_mean")
     if mode == "gradient_accumulation":
-        losses = {name: loss.loss for name, loss in model.loss.items()}
         optimizer = keras.optimizers.SGD(0.01, gradient_accumulation_steps=2)
-        model.compile(optimizer, **kj.joint_loss(losses, weighting="geometric_mean"))
+        model.compile(optimizer, **kj.joint_loss(LOSSES, weighting="geometric_mean"))
     history = fit(model, epochs=4, batch_size=48)
-    names = ("rating", "label", "align")
     for epoch in range(4):
-        losses = np.array([history[f"{name}_loss"][epoch] for name in names])
-        weights = [history[f"{name}_weight"][epoch] for name in names]
+        losses = np.array([history[f"{name}_loss"][epoch] for name in NAMES])
+        weights = [history[f"{name}_weight"][epoch] for name in NAMES]
         expected = reference.geometric_mean(losses[None])[-1]
         np.testing.assert_allclose(weights, expected, rtol=1e-4)
 
@@ -255,14 +241,10 @@ def test_replicas_hold_the_same_state(name):
     with replicas(2).scope():
         inputs = keras.Input((6,))
         outputs = {"rating": keras.layers.Dense(1)(inputs), "label": keras.layers.Dense(2)(inputs)}
-        losses = {
-            "rating": "mean_squared_error",
-            "label": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        }
         model = keras.Model(inputs, outputs)
-        arguments = {"shares": dict.fromkeys(losses, 1.0)} if name == "Shares" else {}
+        arguments = {"shares": dict.fromkeys(LOSSES, 1.0)} if name == "Shares" else {}
         rule = getattr(kj.weighting, name)(**arguments)
-        joint = kj.joint_loss(losses, {"rating": kj.schedules.Linear(0.0, 1.0, 8)}, rule)
+        joint = kj.joint_loss(LOSSES, {"rating": kj.schedules.Linear(0.0, 1.0, 8)}, rule)
         model.compile(keras.optimizers.SGD(0.01), **joint)
     fit(model, epochs=1)
     state = model.loss["rating"].weight.weighting.runner.state
@@ -275,8 +257,6 @@ def test_nonfinite_loss_names_the_term(on_nonfinite):
     targets = {**TARGETS, "rating": TARGETS["rating"].copy()}
     targets["rating"][-1] = np.nan  # In the last batch, because NaN spreads to the model.
     model = build(kj.weighting.GeometricMean(on_nonfinite=on_nonfinite))
-    options = {"batch_size": 8, "verbose": 0, "shuffle": False}
-    callback = kj.callbacks.JointLossCallback()
     message = r"GeometricMean cannot use .* epoch 0: the loss of 'rating' in 1 steps"
     outcome = (
         pytest.raises(FloatingPointError, match=message)
@@ -284,24 +264,15 @@ def test_nonfinite_loss_names_the_term(on_nonfinite):
         else pytest.warns(UserWarning, match=message)
     )
     with pytest.warns(UserWarning, match="loss of term 'rating' is nan"), outcome:
-        model.fit(FEATURES, targets, callbacks=[callback], **options)
-    weights = [float(weight) for weight in find_terms(model).values()]
+        fit(model, 1, y=targets)
+    weights = list(weights_of(model).values())
     assert np.isfinite(weights).all()
     assert weights != [1 / 3] * 3
 
 
 def test_term_without_labels_keeps_its_weight():
     sample_weight = {"rating": np.ones(48, "float32"), "label": np.zeros(48, "float32")}
-    model = build(LastLoss())
-    history = model.fit(
-        FEATURES,
-        TARGETS,
-        sample_weight=sample_weight,
-        batch_size=8,
-        epochs=1,
-        verbose=0,
-        callbacks=[kj.callbacks.JointLossCallback()],
-    ).history
+    history = fit(build(LastLoss()), 1, sample_weight=sample_weight)
     assert (history["rating_updates"], history["label_updates"]) == ([6.0], [0.0])
     assert history["label_weight"] == [1.0]
 
@@ -334,8 +305,7 @@ def without_items(kind):
 @pytest.mark.parametrize("kind", ["values", "contrastive", "labels", "output"])
 def test_step_without_items_does_not_count_for_the_term(kind):
     model, x, y = without_items(kind)
-    options = {"batch_size": 8, "shuffle": False, "verbose": 0}
-    history = model.fit(x, y, callbacks=[kj.callbacks.JointLossCallback()], **options).history
+    history = fit(model, 1, y=y, x=x)
     assert (history["a_updates"], history["b_updates"]) == ([6.0], [3.0])
 
 
@@ -349,12 +319,10 @@ def test_number_of_device_reads_is_independent_of_steps(monkeypatch):
 
     def reads_of(items):
         model = build("famo")
-        callback = kj.callbacks.JointLossCallback()
-        options = {"batch_size": 4, "verbose": 0, "callbacks": [callback]}
         y = {name: target[:items] for name, target in TARGETS.items()}
-        model.fit(FEATURES[:items], y, **options)
-        reads.clear()
-        model.fit(FEATURES[:items], y, **options)
+        for _ in range(2):
+            reads.clear()
+            fit(model, 1, y=y, x=FEATURES[:items], batch_size=4)
         return len(reads)
 
     monkeypatch.setattr(ops, "convert_to_numpy", count)
@@ -398,30 +366,9 @@ def test_rule_with_other_terms_is_refused():
         terms.rule.bind({"other": kj.LossWeight()})
 
 
-def test_rule_of_two_models_is_refused():
-    rule = kj.weighting.FAMO()
-    fit(build(rule))
-    inputs = keras.Input((6,))
-    other = keras.Model(inputs, {"rating": keras.layers.Dense(1)(inputs)})
-    other.compile("sgd", **kj.joint_loss({"rating": "mse"}, weighting=rule))
-    with pytest.raises(ValueError, match="FAMO belongs to another model"):
-        other.fit(
-            FEATURES,
-            {"rating": TARGETS["rating"]},
-            verbose=0,
-            callbacks=[kj.callbacks.JointLossCallback()],
-        )
-
-
 @once_compiled
 def test_tensorboard_shows_weights_and_noise(tmp_path):
-    model = build("uncertainty")
-    model.fit(
-        FEATURES,
-        TARGETS,
-        verbose=0,
-        callbacks=[kj.callbacks.JointLossCallback(str(tmp_path))],
-    )
+    fit(build("uncertainty"), 1, log_dir=str(tmp_path), batch_size=48)
     scalars = read_scalars(tmp_path / "train")
     (weight,) = scalars["joint_loss/align/weight"].values()
     (noise,) = scalars["joint_loss/align/noise"].values()
