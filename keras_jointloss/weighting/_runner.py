@@ -242,7 +242,7 @@ class Runner:
         # One reduction of both, as each is a function of its own for the compiler of JAX.
         has_unusable, has_broken = ops.unstack(ops.any(ops.stack([is_unusable, is_broken]), axis=1))
         is_changed = _both(is_changed, ~(has_unusable | has_broken))
-        after = ops.where(is_changed, after, before[: len(after)])
+        after = ops.where(is_changed, after, before[: after.shape[0]])
 
         is_unusable = _both(is_on, is_unusable) | (is_broken & ~has_unusable)
         unusable = state["unusable"] + ops.cast(is_unusable, losses.dtype)
