@@ -282,3 +282,24 @@ def test_two_terms_with_the_same_name_are_refused():
     model.compile("sgd", **kj.joint_loss({"pair": "mse"}))
     with pytest.raises(ValueError, match="two terms named 'pair'"):
         find_terms(model)
+
+
+def test_loss_of_the_package_has_a_name_like_one_of_keras():
+    losses = {"pair": "info_nce", "views": {"a": "SupCon", "b": "vicreg"}, "circle": "circle"}
+    found = kj.joint_loss(losses)
+    views, labels = ops.ones((4, 2, 3)) * ops.reshape(ops.arange(4.0), (4, 1, 1)), ops.arange(4)
+    loss = found["loss"]["pair"]
+    assert float(loss(labels, views)) == float(kj.losses.InfoNCE()(labels, views))
+    parts = found["loss"]["views"].parts
+    assert [type(x.loss) for x in parts.values()] == [kj.losses.SupCon, kj.losses.VICReg]
+    names = [metric.name for metric in found["metrics"]["views"]]
+    assert "b_invariance" in names
+    # Keras has a loss of this name, too.
+    assert found["loss"]["circle"].loss == "circle"
+
+
+def test_name_of_no_loss_is_refused():
+    with pytest.raises(ValueError, match=r"one of \[.*'InfoNCE'.*\]\. Received: loss='no_loss'"):
+        kj.joint_loss({"pair": "no_loss"})
+    with pytest.raises(ValueError, match="use `ContrastiveTerm` for a loss on views"):
+        kj.layers.LossTerm("info_nce")

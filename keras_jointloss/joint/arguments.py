@@ -7,6 +7,7 @@ import keras
 
 from keras_jointloss._core.validation import invalid, validate_names
 from keras_jointloss.losses.base import ViewsLoss
+from keras_jointloss.terms.by_shape import get_loss
 from keras_jointloss.terms.class_weights import ClassWeightedMetric, validate_class_weight
 from keras_jointloss.terms.missing.labelled_metric import LabelledMetric
 from keras_jointloss.terms.missing.targets import validate_missing
@@ -50,21 +51,27 @@ def validate_losses(losses: Any, only_output: str | None) -> dict[str, Output]:
     for name, loss in losses.items():
         if isinstance(loss, Mapping | list | tuple):
             prefix = "" if name == only_output else f"{name}_"
-            parts = {f"{prefix}{part}": part for part in _parts(name, loss)}
-            by_term = dict(zip(parts, _parts(name, loss).values(), strict=True))
-            outputs[name] = Output(by_term, parts)
+            parts = _parts(name, loss)
+            terms = {f"{prefix}{part}": part for part in parts}
+            outputs[name] = Output({term: _found(parts[x]) for term, x in terms.items()}, terms)
         elif loss is None or is_loss(loss):
-            outputs[name] = Output({} if loss is None else {name: loss})
+            outputs[name] = Output({} if loss is None else {name: _found(loss)})
         else:
             expected = f"the loss of {name!r} to be a name, a function or a `keras.losses.Loss`"
             raise invalid("losses", expected, {name: loss})
-    terms = [term for output in outputs.values() for term in output.losses]
-    sums = [name for name, output in outputs.items() if output.parts and name != only_output]
-    for name in (*terms, *sums):
-        if [*terms, *sums].count(name) > 1:
+    names = [term for output in outputs.values() for term in output.losses]
+    names += [name for name, output in outputs.items() if output.parts and name != only_output]
+    for name in names:
+        if names.count(name) > 1:
             received = f"two terms or outputs named {name!r} in losses={losses!r}"
             raise invalid("losses", "terms with different names", received=received)
     return outputs
+
+
+def _found(loss: Any) -> Any:
+    """Returns the loss on views that a name is for, unless Keras has one; others as they are."""
+    found = get_loss(loss) if isinstance(loss, str) else None
+    return found if isinstance(found, ViewsLoss) else loss
 
 
 def _parts(output: str, losses: Any) -> dict[str, Any]:

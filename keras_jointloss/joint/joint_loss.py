@@ -109,11 +109,12 @@ def joint_loss(
     loss: pass zeros.
 
     Args:
-        losses: For each output name a loss as Keras accepts it: a name, a function, a
-            `keras.losses.Loss`, or `None`. For several losses of an output, a dict of name to loss,
-            or a list, whose terms have the losses' own names. For a model with one output whose
-            name Keras does not know, such as a `keras.Sequential`, a single loss, whose term is
-            called `"output"`, or a list of losses, whose terms have the losses' own names.
+        losses: For each output name a loss as Keras accepts it: a name (also of a class of
+            `keras_jointloss.losses`), a function, a `keras.losses.Loss`, or `None`. For several
+            losses of an output, a dict of name to loss, or a list, whose terms have the losses' own
+            names. For a model with one output whose name Keras does not know, such as a
+            `keras.Sequential`, a single loss, whose term is called `"output"`, or a list of losses,
+            whose terms have the losses' own names.
         weights: For each term a number, 0 or more, a
             `keras.optimizers.schedules.LearningRateSchedule` or a `LossWeight`. A missing name has
             weight 1. For a single loss, a single weight.

@@ -17,16 +17,16 @@ def loss_function(loss: Any) -> Callable[[Any, Any], Any] | None:
     """Returns the function of target and prediction that computes the values of a loss."""
     if loss is None:
         return None
-    if isinstance(loss, losses.ViewsLoss):
+    is_callable = callable(loss) and not isinstance(loss, keras.layers.Layer | keras.metrics.Metric)
+    if not (isinstance(loss, str) or is_callable):
+        raise invalid("loss", "a name, a function, a `keras.losses.Loss` or None", loss)
+    found = get_loss(loss)
+    if isinstance(found, losses.ViewsLoss):
         raise invalid(
             "loss",
             "a loss between a target and a prediction: use `ContrastiveTerm` for a loss on views",
             loss,
         )
-    is_callable = callable(loss) and not isinstance(loss, keras.layers.Layer | keras.metrics.Metric)
-    if not (isinstance(loss, str) or is_callable):
-        raise invalid("loss", "a name, a function, a `keras.losses.Loss` or None", loss)
-    found = get_loss(loss)
     validate_reduction(found, loss)
     if isinstance(found, keras.losses.Loss):
         return found.call

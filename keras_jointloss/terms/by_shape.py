@@ -1,8 +1,11 @@
 """The losses and metrics that Keras chooses by the shapes of targets and predictions."""
 
+import contextlib
 from typing import Any
 
 import keras
+
+from keras_jointloss._core.registry import find
 
 #: The names for which Keras chooses a metric or a loss.
 _ACCURACY = ("accuracy", "acc")
@@ -38,9 +41,18 @@ def _kind(y_true, y_pred) -> int:
 
 
 def get_loss(identifier: Any) -> Any:
-    """Returns a loss as `keras.losses.get`, also for the names that depend on the shapes."""
-    is_by_shape = str(identifier).lower() in _CROSSENTROPY
-    return crossentropy if is_by_shape else keras.losses.get(identifier)
+    """Returns a loss as `keras.losses.get`, or by a name that Keras does not know.
+
+    These are the names that depend on the shapes, and those of the losses that are registered,
+    as those of this package are; case and underscores do not matter.
+    """
+    if not isinstance(identifier, str):
+        return keras.losses.get(identifier)
+    if identifier.lower() in _CROSSENTROPY:
+        return crossentropy
+    with contextlib.suppress(ValueError):
+        return keras.losses.get(identifier)
+    return find(identifier, keras.losses.Loss, "loss", "losses` or `keras.losses")
 
 
 def get_metric(identifier: Any) -> Any:
