@@ -20,11 +20,8 @@ class _Snapshot(dict):
 class SavedState:
     """The state of an object, by name, as a weights file or a config holds it.
 
-    Each method returns a value that can be assigned, or raises `ValueError`.
-
-    Args:
-        values: The store of a weights file, or a mapping.
-        owner: The object, for the messages.
+    The values are the store of such a file, or a mapping. Each method returns a value that can be
+    assigned, or raises `ValueError` with the owner in words.
     """
 
     def __init__(self, values: Any, owner: str):

@@ -27,9 +27,6 @@ class ModelTerms(Mapping[str, TermWeight]):
     Output terms come first, then layer terms, as in `keras_jointloss.joint.find_terms.find_terms`.
     `connect` has to be called before the model trains.
 
-    Args:
-        model: A compiled model.
-
     Raises:
         ValueError: If the model has no term and no layer that reports gradients, two terms of the
             same name, losses that do not match its outputs, weights or a weighting that belong to

@@ -171,12 +171,8 @@ class LayerTerm(keras.layers.Layer):
 
     A step of `fit` or `evaluate` computes the loss when it requests the losses of the model, and
     `predict` and an exported model do not. A direct call computes it at once, as with `add_loss`.
-    `Step` has all cases. A subclass calls `_create_weight` in its
-    constructor and `_defer` in `call`.
-
-    Args:
-        name: Name of the layer and of the term.
-        **kwargs: As in `keras.layers.Layer`.
+    `Step` has all cases. A subclass calls `_create_weight` in its constructor and `_defer` in
+    `call`. The name is that of the layer and of the term.
     """
 
     weight: LayerWeight

@@ -62,14 +62,9 @@ def _tile_of(x, shards):
 def exchanged_sigmoid(x, y, roles, exchange, scale, bias, tile_size=None):
     """Returns the loss of each anchor of a replica among the candidates of all: `(anchors,)`.
 
-    Args:
-        x: `(anchors, dim)`, the anchors of this replica. Dot products are the similarities.
-        y: `(anchors, dim)`, the candidates of this replica.
-        roles: For each replica, the `Roles` of its candidates, whose embeddings are not used.
-        exchange: The `Exchange` of the candidates.
-        scale: The factor of the similarities, a scalar.
-        bias: The bias, a scalar.
-        tile_size: The number of anchors to compute at a time, or `None` for the default.
+    The anchors `x` and the candidates `y` are those of this replica, `(anchors, dim)`, whose dot
+    products are the similarities. For each replica there are the `Roles` of its candidates, whose
+    embeddings are not used. The other arguments are those of `pairwise_sigmoid`.
     """
     scale = ops.convert_to_tensor(scale, dtype=x.dtype)
     bias = ops.convert_to_tensor(bias, dtype=x.dtype)

@@ -57,13 +57,10 @@ def defaults_for(x, columns: int | None) -> tuple[int, int]:
 def for_rows(count, tile_size, body, carry):
     """Calls `body` for one tile of rows after another and returns the final carry.
 
-    Args:
-        count: The number of rows: an int, or a scalar tensor on TensorFlow.
-        tile_size: The number of rows in a tile. The last tile overlaps the one before it, so that
-            all tiles have the same size.
-        body: Called with the indices of the rows, `(tile,)`, which of them are new, `(tile,)`, 1
-            or 0, and the tensors of the carry; returns the next carry.
-        carry: The initial carry, a tuple of tensors of one float dtype.
+    The number of rows is an int, or a scalar tensor on TensorFlow. The last tile overlaps the one
+    before it, so that all have the same size. The body receives the indices of the rows, `(tile,)`,
+    which of them are new, `(tile,)`, 1 or 0, and the tensors of the carry, of one float dtype. It
+    returns the next carry.
     """
     if isinstance(count, int) and runs_in_python():
         tile_size = min(tile_size, count)

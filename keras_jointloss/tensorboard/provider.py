@@ -25,12 +25,10 @@ _READ_AT_ONCE = 500_000
 
 
 class Logs:
-    """The runs of a TensorBoard server.
+    """The runs of a TensorBoard server, through its data provider.
 
-    Args:
-        provider: TensorBoard's data provider.
-        samples: The value of `--samples_per_plugin` for scalars; 0 for all, `None` if not given.
-        root: The name of a training whose runs are not in a folder of their own.
+    The number of `samples` is the value of `--samples_per_plugin` for scalars; 0 for all, `None` if
+    not given. A training whose runs are not in a folder of their own is named `root`.
     """
 
     def __init__(self, provider: Any, samples: int | None = None, root: str = "run"):

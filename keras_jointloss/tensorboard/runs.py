@@ -166,11 +166,8 @@ def find_pairs(tags: Iterable[str]) -> dict[str, tuple[str, str]]:
 def find_gradients(runs: Iterable[Run]) -> list[str]:
     """Returns the names that gradients have, sorted."""
     tags = {tag for run in runs for tag in run.train}
-    return sorted({_gradient(tag) for tag in tags if _is_gradient(tag) and tag.endswith("/norm")})
-
-
-def _is_gradient(tag: str) -> bool:
-    return tag.startswith("gradients/")
+    found = (tag for tag in tags if tag.startswith("gradients/") and tag.endswith("/norm"))
+    return sorted({_gradient(tag) for tag in found})
 
 
 def _gradient(tag: str) -> str:

@@ -73,11 +73,7 @@ def number(value: float) -> float | None:
 
 
 def to_csv(rows: Iterable[tuple[Run, str, str, Series]]) -> str:
-    """Returns series as comma-separated text with a heading.
-
-    Args:
-        rows: Run, split, tag and series.
-    """
+    """Returns series as comma-separated text with a heading, from run, split, tag and series."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["run", "split", "tag", "step", "epoch", "wall_time", "value"])

@@ -90,12 +90,13 @@ class TrainCurves:
         if self._last is not None:
             self._end = self._sums()
 
-    def end_epoch(self, step: int, loss: float, readings: Readings, statistics: Statistics) -> None:
+    def end_epoch(self, step: int, statistics: Statistics) -> None:
         """Writes the point at the end of the epoch, unless its last batch has one.
 
-        Loss, readings and statistics are those of the epoch.
+        The statistics, like loss and readings that are kept, are those of the epoch.
         """
         if self._every is None or self._batches > self._written:
+            loss, readings = self._readings.totals["train"], self._readings.kept["train"]
             self._write(step, self._end, loss, readings, statistics)
 
     def _write(

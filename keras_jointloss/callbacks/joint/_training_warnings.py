@@ -42,11 +42,7 @@ class EpochEnd(NamedTuple):
 
 
 class TrainingWarnings:
-    """Warns once in a training of each thing that goes wrong.
-
-    Args:
-        terms: The terms of the model.
-    """
+    """Warns once in a training of each thing that goes wrong with the terms of a model."""
 
     def __init__(self, terms: ModelTerms):
         self._terms = terms

@@ -148,11 +148,9 @@ class JointLossCallback(keras.callbacks.Callback):
         self.validation_weights = validate_fixed_weights(validation_weights, "validation_weights")
         self.on_log = validate_on_log(on_log)
         self.hparams = validate_hyperparameters(hparams)
-        has_logs = self.log_dir is not None or on_log is not None
         every = batches_between(update_freq)
-        self._every = every if has_logs else None
-        # Empty hooks are safe there.
-        allow_background(self, self._every is None)
+        self._every = None if self.log_dir is None and on_log is None else every
+        allow_background(self, self._every is None)  # Empty hooks are safe there.
         # As the others that `set_model` creates.
         self._readings: Any = None
         self._is_training = False
@@ -194,10 +192,9 @@ class JointLossCallback(keras.callbacks.Callback):
         self._progress.start_epoch()
         forget_unknown(running_callbacks(), self._unknown)
         # The training step at which the epoch begins, and how many of its batches have begun.
-        step = self._training_step()
-        self._begin_step, self._batches = step, 0
-        self._curves.start_epoch(step)
-        self._record.start_epoch(epoch, step, self.params or {})
+        self._begin_step, self._batches = self._training_step(), 0
+        self._curves.start_epoch(self._begin_step)
+        self._record.start_epoch(epoch, self._begin_step, self.params or {})
 
     def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
         self._batches += 1
@@ -228,13 +225,11 @@ class JointLossCallback(keras.callbacks.Callback):
         is_driven = self._is_training and self._terms.clock.driver is self
         self._warnings.of_epoch(end, self._readings, self._gradients, self._progress, is_driven)
         readings = {**self._readings.to_logs(), **self._gradients.to_logs(statistics)}
-        for key, value in readings.items():
-            logs.setdefault(key, value)
+        logs.update({key: x for key, x in readings.items() if key not in logs})
         for run in self._readings.kept:
             self._readings.mend(logs, run, RUNS[run])
         self._unknown = {key for key in readings if math.isnan(logs[key])}
-        total, kept = self._readings.totals["train"], self._readings.kept["train"]
-        self._curves.end_epoch(step, total, kept, statistics)
+        self._curves.end_epoch(step, statistics)
         self._summaries.images("train", self._gradients.heat_maps(statistics), step)
         self._record.end_epoch(epoch, step, logs, readings)
         if self._terms.weighting is not None:

@@ -70,16 +70,11 @@ def positions(similarity, right):
     """Returns the positions of the right candidates in the lists of the queries.
 
     The position of the j-th nearest right candidate is `j` + the number of wrong candidates that
-    are at least as similar, up to rounding.
+    are at least as similar, up to rounding. If some similarities are NaN, they have no meaning.
 
-    Args:
-        similarity: `(queries, candidates)`, float32, of vectors of length 1. If some are NaN, the
-            positions have no meaning.
-        right: `(queries, candidates)`, bool: at least one for each query.
-
-    Returns:
-        `(queries, most)`, float64, ascending, where `most` is the largest number of right
-        candidates; infinity where a query has fewer.
+    Similarities are `(queries, candidates)`, float32, of vectors of length 1, and right, likewise,
+    bool, at least one for each query. Positions are `(queries, most)`, float64, ascending, where
+    `most` is the largest number of right candidates; infinity where a query has fewer.
     """
     # As in `closeness_matrix` of the metrics: 4 roundings of the sum of the two squares, here 2.
     rounding = 8 * np.finfo("float32").eps

@@ -14,10 +14,8 @@ class TrainedCall:
 
     Two successive calls overlap if the second one begins before the backward pass of the first. If
     the backward passes of both begin, they belong to the same step of training. A call that no
-    backward pass reaches, such as one that only predicts with dropout, overlaps with none.
-
-    Args:
-        latest: The latest call of the layer that has not been released with its gradient function.
+    backward pass reaches, such as one that only predicts with dropout, overlaps with none. The
+    `latest` call of the layer is the last that has not been released with its gradient function.
     """
 
     def __init__(self, latest: Optional["TrainedCall"]):
@@ -40,9 +38,8 @@ class TrainedCall:
 class FunctionGradient:
     """The gradient of a function that JAX takes when a layer is called.
 
-    Args:
-        variable: The value of a variable that the gradient is taken with respect to, or `None`.
-            Each gradient has its own, and functions within the function see the same one.
+    It may be taken with respect to a variable, whose value is given. Each gradient has its own, and
+    functions within the function see the same one.
     """
 
     def __init__(self, variable: Any):

@@ -51,17 +51,8 @@ class _Forward(NamedTuple):
 class GradientCombination(keras.layers.Layer):
     """Base of the layers that pass a tensor to several terms and combine their gradients.
 
-    Args:
-        terms: The names of the terms.
-        aggregator: As in `GradientBalancer`.
-        reduction: How to reduce the rows of the tensor: `"flatten"` or `"sum"`.
-        rescale: As in `GradientBalancer`.
-        telemetry: As in `GradientBalancer`.
-        name: Name of the layer.
-        **kwargs: `dtype`, as in `keras.layers.Layer`.
-
-    Raises:
-        ValueError: If an argument is invalid.
+    The arguments are those of `GradientBalancer`. The rows of the tensor are reduced by `"flatten"`
+    or `"sum"`.
     """
 
     #: What the layer does with several calls that one backward pass reaches.
@@ -149,6 +140,14 @@ class GradientCombination(keras.layers.Layer):
         is_new = self.accumulated_steps != steps
         self.accumulated_steps = steps
         return is_new
+
+    def _spec_for_terms(self, spec):
+        """Returns symbolic tensors like those in a structure, for each term."""
+
+        def like(x):
+            return keras.KerasTensor(x.shape, dtype=x.dtype)
+
+        return {term: keras.tree.map_structure(like, spec) for term in self.terms}
 
     def _precedes_backward(self, training: bool | None, tensors: Any) -> bool:
         """Returns whether a backward pass can follow the call, to take gradients of the tensors."""

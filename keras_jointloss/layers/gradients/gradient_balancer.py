@@ -127,12 +127,7 @@ class GradientBalancer(GradientCombination):
         self, inputs: Nested, training: bool | None = None
     ) -> dict[str, Nested]:
         _validated(inputs)
-        return {
-            term: keras.tree.map_structure(
-                lambda x: keras.KerasTensor(x.shape, dtype=x.dtype), inputs
-            )
-            for term in self.terms
-        }
+        return self._spec_for_terms(inputs)
 
     def compute_mask(self, inputs: Nested, mask: Nested = None) -> dict[str, Nested]:
         return dict.fromkeys(self.terms, mask)

@@ -168,13 +168,7 @@ class SharedTrunk(GradientCombination):
     def compute_output_spec(
         self, inputs: Nested, training: bool | None = None
     ) -> dict[str, Nested]:
-        spec = self.trunk.compute_output_spec(inputs)
-        return {
-            term: keras.tree.map_structure(
-                lambda x: keras.KerasTensor(x.shape, dtype=x.dtype), spec
-            )
-            for term in self.terms
-        }
+        return self._spec_for_terms(self.trunk.compute_output_spec(inputs))
 
     def compute_mask(self, inputs: Nested, mask: Nested = None) -> dict[str, Nested]:
         return dict.fromkeys(self.terms, self.trunk.compute_mask(inputs, mask))

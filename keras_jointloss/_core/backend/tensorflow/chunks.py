@@ -60,14 +60,10 @@ def for_chunks(run, parameters: list, state: list, inputs: list, size: int) -> t
 def _loop(body, carry, likes, rows, size):
     """Returns the last carry and, for all rows, the tensors that `body` returns for each chunk.
 
-    Args:
-        body: Called with a function that cuts the rows of the chunk out of a tensor, and the carry;
-            returns the next carry and the tensors. The last chunk overlaps the one before it, so
-            that all have the same size; with `is_new` the function sets its first rows to 0.
-        carry: A structure of tensors.
-        likes: Tensors or specs with the dtypes and shapes of the returned tensors.
-        rows: The number of rows.
-        size: The number of rows in a chunk.
+    It receives a function that cuts the rows of the chunk out of a tensor, and the carry, a
+    structure of tensors; it returns the next carry and the tensors, whose dtypes and shapes are
+    those of `likes`. The last chunk overlaps the one before it, so that all have the same size;
+    with `is_new` the function sets its first rows to 0.
     """
     is_static = isinstance(rows, int)
     length = min(size, rows) if is_static else tf.minimum(size, rows)
