@@ -202,7 +202,7 @@ def test_workers_resume_after_one_has_died(tmp_path):
 def test_nothing_is_exchanged_while_keras_builds_a_model():
     import torch
 
-    from keras_jointloss._core.backend.torch.replicas import Processes
+    from keras_jointloss._core.backend.torch import Processes
 
     x, replicas = torch.ones((3, 2), device="meta"), Processes(2)
     for found in (replicas.sum(x), replicas.tensor_of(1, x, after=None)):

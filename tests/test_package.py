@@ -455,7 +455,7 @@ def test_backends_offer_the_same_names():
                     functions[node.name] = [x.arg for x in node.args.args]
                 elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
                     names = ast.literal_eval(node.value)
-        return {name: functions[name] for name in names}
+        return {name: functions[name] for name in (*names, "for_chunks")}
 
     jax, tensorflow, torch = (offered(backend) for backend in sorted(BACKENDS))
     assert jax == tensorflow == torch

@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from keras_jointloss._core.backend.tensorflow.replicas import MirroredReplicas
+from keras_jointloss._core.backend.tensorflow import MirroredReplicas
 from tests.loss_cases import tensor
 from tests.test_metrics import CASES, OF_EACH_CLASS
 from tests.test_replicas import X, distributed, loss_and_gradient, run

@@ -56,10 +56,13 @@ def name() -> str:
 
 if name() == "tensorflow":
     from keras_jointloss._core.backend.tensorflow import *  # noqa: F403
+    from keras_jointloss._core.backend.tensorflow.chunks import for_chunks as for_chunks
 elif name() == "jax":
     from keras_jointloss._core.backend.jax import *  # noqa: F403
+    from keras_jointloss._core.backend.jax.chunks import for_chunks as for_chunks
 elif name() == "torch":
     from keras_jointloss._core.backend.torch import *  # noqa: F403
+    from keras_jointloss._core.backend.torch.chunks import for_chunks as for_chunks
 else:
     raise ImportError(f"Expected the backend tensorflow, jax or torch. Received: {name()}")
 

@@ -103,6 +103,10 @@ class OneDevice:
         return False
 
 
+#: The only one, where Keras divides no loss.
+ONE_DEVICE = OneDevice()
+
+
 class Replicas(OneDevice):
     """Base of several replicas, whose gradients are averaged."""
 

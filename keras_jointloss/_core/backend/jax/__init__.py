@@ -9,12 +9,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_jointloss._core.backend.jax.chunks import for_chunks
-from keras_jointloss._core.backend.replicas import OneDevice
+from keras_jointloss._core.backend.replicas import ONE_DEVICE, OneDevice
 
 __all__ = [
     "batch_shards", "current_replicas", "current_trace", "custom_gradient",
-    "decided", "differentiated", "for_chunks", "has_own_gradient", "is_chief", "is_on_accelerator",
+    "decided", "differentiated", "has_own_gradient", "is_chief", "is_on_accelerator",
     "is_readable", "is_traced", "native_state", "predict", "quick_ops", "runs_in_python",
     "trains_functionally", "variable_scope",
 ]  # fmt: skip
@@ -32,7 +31,7 @@ def runs_in_python() -> bool:
 
 def current_replicas() -> OneDevice:
     """Returns one device: a loss is always that of the global batch."""
-    return OneDevice()
+    return ONE_DEVICE
 
 
 def batch_shards() -> int:

@@ -1,27 +1,28 @@
 """TensorFlow, which compiles functions to graphs and has replicas in one process."""
 
 import contextlib
+import inspect
+import weakref
+from types import CodeType
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_jointloss._core.backend.replicas import ONE_DEVICE, OneDevice, Replicas, RowCounts
 from keras_jointloss._core.backend.tensorflow import workers
-from keras_jointloss._core.backend.tensorflow.chunks import for_chunks
-from keras_jointloss._core.backend.tensorflow.gradients import (
-    custom_gradient,
-    differentiated,
-    has_own_gradient,
-)
-from keras_jointloss._core.backend.tensorflow.replicas import current_replicas
 
 __all__ = [
     "batch_shards", "current_replicas", "current_trace", "custom_gradient",
-    "decided", "differentiated", "for_chunks", "has_own_gradient", "is_chief", "is_on_accelerator",
+    "decided", "differentiated", "has_own_gradient", "is_chief", "is_on_accelerator",
     "is_readable", "is_traced", "native_state", "predict", "quick_ops", "runs_in_python",
     "trains_functionally", "variable_scope",
 ]  # fmt: skip
+
+#: The attribute of a TensorFlow graph that holds its gradient functions. Graphs within it would
+#: copy an entry of `Graph.add_to_collection`, also those of functions that outlive the graph.
+_GRADIENTS = "keras_jointloss_gradients"
 
 
 def trains_functionally() -> bool:
@@ -93,3 +94,128 @@ def native_state(layer: keras.layers.Layer) -> list[str]:
 def quick_ops() -> Any:
     """Returns `keras.ops`: Keras' checks run only in the trace."""
     return ops
+
+
+# Gradients.
+
+
+class _Result:
+    """A tensor of a graph, until it is released."""
+
+    def __init__(self, tensor):
+        self.tensor: Any = tensor
+
+    @property
+    def graph(self):
+        return self.tensor.graph
+
+    def __tf_tensor__(self, dtype=None, name=None):
+        return self.tensor
+
+
+def custom_gradient(compute, *inputs):
+    """Returns what `compute` returns, differentiated with the function it returns.
+
+    The result may be a tuple with a gradient for each tensor.
+
+    In a graph, `tf.custom_gradient` registers the results and the gradient function forever, and
+    both refer to the graph. Here it holds the results only while it runs, and the graph owns the
+    gradient function, a cycle that Python frees.
+    """
+    # Outside of a graph, Keras leaves a variable what it is.
+    tensors = [tf.convert_to_tensor(x) for x in inputs]
+    results: list[_Result] = []
+
+    @tf.custom_gradient
+    def computed(*inputs):
+        result, gradient = compute(*inputs)
+        if tf.executing_eagerly():
+            return result, gradient
+        graph = tf.compat.v1.get_default_graph()
+        setattr(graph, _GRADIENTS, [*getattr(graph, _GRADIENTS, []), gradient])
+        reference = weakref.ref(gradient)
+
+        def of_upstream(*upstream):
+            gradient = reference()
+            if gradient is None:
+                raise RuntimeError("The forward pass was deleted before the backward pass.")
+            return gradient(*upstream)
+
+        result = tf.nest.map_structure(_Result, result)
+        results.extend(tf.nest.flatten(result))
+        return result, of_upstream
+
+    value = computed(*tensors)
+    for result in results:
+        result.tensor = None
+    return value
+
+
+def differentiated(x):
+    """Returns the tensor: TensorFlow differentiates with respect to trainable variables."""
+    return x
+
+
+def has_own_gradient(outermost: CodeType) -> bool:
+    """Returns whether a function runs that has a gradient of its own.
+
+    It has gradients of its arguments and of variables only.
+    """
+    frame: Any = inspect.currentframe()
+    while frame is not None and frame.f_code is not outermost:
+        if frame.f_globals.get("__name__") == "tensorflow.python.ops.custom_gradient":
+            return True
+        frame = frame.f_back
+    return False
+
+
+# The replicas of `tf.distribute`.
+
+
+class MirroredReplicas(Replicas):
+    """The replicas of `tf.distribute`, whose losses, gradients and states Keras adds up.
+
+    Keras divides the loss of each replica by their number. TensorFlow switches to another replica
+    whenever they exchange values.
+    """
+
+    takes_turns = True
+    custom_gradient = staticmethod(custom_gradient)
+
+    def __init__(self, count: int):
+        super().__init__(count, loss_divisor=count)
+
+    def sum(self, x):
+        context = _context()
+        # A gradient may be taken where no replica runs.
+        return x if context is None else context.all_reduce("SUM", x)
+
+    def once(self, x):
+        return x / self.count
+
+    def gather(self, tensors: list, own) -> tuple[list, RowCounts]:
+        # Workers cannot gather an input itself, which is on no device.
+        tensors = [tf.identity(x) for x in tensors]
+        *rows, counts = _context().all_gather([*tensors, tf.shape(own)[:1]], axis=0)
+        index = _context().replica_id_in_sync_group
+        start = tf.reduce_sum(counts[:index])
+        found = RowCounts(tf.unstack(counts, self.count), index, start)
+        return [tf.stop_gradient(x) for x in rows], found
+
+    def tensor_of(self, replica: int, x, after):
+        with tf.control_dependencies([after]):
+            is_sent = tf.equal(_context().replica_id_in_sync_group, replica)
+            x = tf.where(is_sent, x, tf.zeros_like(x))
+        return _context().all_reduce("SUM", x)
+
+
+def current_replicas() -> OneDevice:
+    """Returns who computes the step: the replicas of `tf.distribute` if this code runs in one."""
+    count = tf.distribute.get_strategy().num_replicas_in_sync
+    if count == 1:
+        return ONE_DEVICE
+    return OneDevice(loss_divisor=count) if _context() is None else MirroredReplicas(count)
+
+
+def _context():
+    return tf.distribute.get_replica_context()

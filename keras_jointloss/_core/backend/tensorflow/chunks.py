@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_jointloss._core.backend.tensorflow.gradients import custom_gradient
+from keras_jointloss._core.backend.tensorflow import custom_gradient
 
 
 def for_chunks(run, parameters: list, state: list, inputs: list, size: int) -> tuple[list, list]:

@@ -6,19 +6,14 @@ from typing import Any
 import keras
 import torch
 from keras import ops
+from torch import distributed
 
-from keras_jointloss._core.backend.torch.chunks import for_chunks
-from keras_jointloss._core.backend.torch.gradients import (
-    custom_gradient,
-    differentiated,
-    has_own_gradient,
-)
+from keras_jointloss._core.backend.replicas import ONE_DEVICE, OneDevice, Replicas, RowCounts
 from keras_jointloss._core.backend.torch.quick_ops import quick_ops
-from keras_jointloss._core.backend.torch.replicas import current_replicas
 
 __all__ = [
     "batch_shards", "current_replicas", "current_trace", "custom_gradient",
-    "decided", "differentiated", "for_chunks", "has_own_gradient", "is_chief", "is_on_accelerator",
+    "decided", "differentiated", "has_own_gradient", "is_chief", "is_on_accelerator",
     "is_readable", "is_traced", "native_state", "predict", "quick_ops", "runs_in_python",
     "trains_functionally", "variable_scope",
 ]  # fmt: skip
@@ -41,7 +36,7 @@ def batch_shards() -> int:
 
 def is_chief(model: keras.Model) -> bool:
     """Returns whether this is the first process."""
-    return current_replicas().count == 1 or torch.distributed.get_rank() == 0
+    return current_replicas().count == 1 or distributed.get_rank() == 0
 
 
 def predict(model: keras.Model, x: Any, batch_size: int | None = None) -> Any:
@@ -83,3 +78,93 @@ def current_trace() -> Any:
 def native_state(layer: keras.layers.Layer) -> list[str]:
     """Returns the names of the buffers of a layer."""
     return [attribute for attribute, _ in layer.named_buffers(recurse=False)]
+
+
+# Gradients.
+
+
+def custom_gradient(compute, *inputs):
+    """Returns the tensor that `compute` returns, differentiated with the function it returns."""
+
+    def computed(*inputs):
+        result, gradient = compute(*inputs)
+        # Keras passes the upstream gradient by name, after the inputs.
+        return result, lambda *_, upstream: gradient(upstream)
+
+    return ops.custom_gradient(computed)(*inputs)
+
+
+def differentiated(x):
+    """Returns a tensor to differentiate with respect to, a leaf of the graph."""
+    return x.detach().requires_grad_()
+
+
+def has_own_gradient(outermost) -> bool:
+    """Returns False: no function leaves out the gradients of the tensors it captures."""
+    return False
+
+
+# The processes of `torch.distributed`.
+
+
+class Processes(Replicas):
+    """The processes of `torch.distributed`, each with a loss and a state of its own.
+
+    `DistributedDataParallel` averages their gradients. While Keras builds a model, its tensors have
+    no values, and no process sends them.
+    """
+
+    custom_gradient = staticmethod(custom_gradient)
+
+    def __init__(self, count: int):
+        super().__init__(count, loss_divisor=1)
+
+    def sum(self, x):
+        x = x.detach().clone()
+        if x.device.type != "meta":
+            distributed.all_reduce(x)
+        return x
+
+    def state_sum(self, x):
+        return self.sum(x)
+
+    def gather(self, tensors: list, own) -> tuple[list, RowCounts]:
+        count = len(own)
+        if own.device.type == "meta":
+            return [x.detach() for x in tensors], RowCounts([count], 0, 0)
+        sent = torch.tensor([count], device=own.device)
+        received = [torch.zeros_like(sent) for _ in range(self.count)]
+        distributed.all_gather(received, sent)
+        counts = [int(count) for count in received]
+        results = []
+        for x in tensors:
+            # All processes send the same number of rows.
+            padded = x.new_zeros((max(counts), *x.shape[1:]))
+            padded[:count] = x.detach()
+            parts = [torch.empty_like(padded) for _ in counts]
+            distributed.all_gather(parts, padded)
+            results.append(torch.cat([x[:n] for x, n in zip(parts, counts, strict=True)]))
+        index = distributed.get_rank()
+        return results, RowCounts(counts, index, sum(counts[:index]))
+
+    def tensor_of(self, replica: int, x, after):
+        x = x.detach().clone()
+        if x.device.type != "meta":
+            distributed.broadcast(x, replica)
+        return x
+
+    def share_loop(self, x) -> bool:
+        """Returns whether a gradient may be taken with respect to a tensor.
+
+        One process alone may compute a loss for validation.
+        """
+        if not torch.is_tensor(x):
+            return False
+        return x.device.type == "meta" or (torch.is_grad_enabled() and x.requires_grad)
+
+
+def current_replicas() -> OneDevice:
+    """Returns who computes the step: the processes of `torch.distributed`, if there are several."""
+    is_on = distributed.is_available() and distributed.is_initialized()
+    count = distributed.get_world_size() if is_on else 1
+    return Processes(count) if count > 1 else ONE_DEVICE
