@@ -12,17 +12,6 @@ from keras_jointloss.aggregators.shares import Shares
 from keras_jointloss.aggregators.upgrad import UPGrad
 
 __all__ = [
-    "IMTLG",
-    "MGDA",
-    "Aggregator",
-    "AlignedMTL",
-    "CAGrad",
-    "Mean",
-    "NashMTL",
-    "PCGrad",
-    "PreferenceAggregator",
-    "Shares",
-    "Sum",
-    "UPGrad",
-    "get",
-]
+    "IMTLG", "MGDA", "Aggregator", "AlignedMTL", "CAGrad", "Mean", "NashMTL", "PCGrad",
+    "PreferenceAggregator", "Shares", "Sum", "UPGrad", "get",
+]  # fmt: skip

@@ -14,15 +14,12 @@ from keras_jointloss.losses.base import ViewsLoss
 def barlow_twins(
     views: Tensor, labels: Labels = None, valid: Mask = None, off_diagonal_weight: float = 0.0051
 ) -> Tensor:
-    """Returns the Barlow Twins loss of each item. See `BarlowTwins` for the other arguments.
+    """Returns the loss of each item, `(batch,)`. See `BarlowTwins` for the other arguments.
 
     Args:
         views: `(batch, 2, dim)`.
         labels: Not used.
         valid: `(batch,)`, bool: which items to include. `None` for all.
-
-    Returns:
-        `(batch,)`.
     """
     views = as_views(views, valid)
     scaled = []

@@ -21,16 +21,13 @@ def circle(
     gamma: float = 80.0,
     items: Items | None = None,
 ) -> Tensor:
-    """Returns the circle loss of each item. See `Circle` for the other arguments.
+    """Returns the circle loss of each item, `(batch,)`. See `Circle` for the other arguments.
 
     Args:
         views: `(batch, views, dim)`.
         labels: `(batch,)` or `(batch, classes)`.
         valid: `(batch,)`, bool: which items to include. `None` for all.
         items: The `Items` whose losses to return; `None` for all.
-
-    Returns:
-        `(batch,)`, or one value for each of `items`.
     """
     views = as_views(views, valid)
     anchors, candidates, positive, negative = class_roles(views, "cosine", labels, valid, items)

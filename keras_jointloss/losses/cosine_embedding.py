@@ -12,15 +12,12 @@ from keras_jointloss.losses._pairs import PairLoss, mixed
 def cosine_embedding(
     views: Tensor, labels: Tensor, valid: Mask = None, margin: float = 0.0
 ) -> Tensor:
-    """Returns the loss of each item. See `CosineEmbedding` for the other arguments.
+    """Returns the loss of each item, `(batch,)`. See `CosineEmbedding` for the other arguments.
 
     Args:
         views: `(batch, 2, dim)`.
         labels: `(batch,)`: 1 if the two views match, 0 if not.
         valid: `(batch,)`, bool: which items to include. `None` for all.
-
-    Returns:
-        `(batch,)`.
     """
 
     def losses(a, b):

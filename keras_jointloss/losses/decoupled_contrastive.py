@@ -20,7 +20,7 @@ def decoupled_contrastive(
     memory: Memory | None = None,
     items: Items | None = None,
 ) -> Tensor:
-    """Returns the loss of each item. See `DecoupledContrastive` for the other arguments.
+    """Returns the loss of items, `(batch,)`. See `DecoupledContrastive` for the other arguments.
 
     Args:
         views: `(batch, views, dim)`.
@@ -29,9 +29,6 @@ def decoupled_contrastive(
         temperature: A float or a scalar tensor, > 0.
         memory: A `Memory` of earlier items as additional candidates, or `None`.
         items: The `Items` whose losses to return; `None` for all.
-
-    Returns:
-        `(batch,)`, or one value for each of `items`.
     """
     options = temperature, similarity, same_label, 0.0, tile_size, memory
     return cross_entropy_among_views(

@@ -39,7 +39,7 @@ def info_nce(
     memory: Memory | None = None,
     items: Items | None = None,
 ) -> Tensor:
-    """Returns the InfoNCE loss of each item. See `InfoNCE` for the other arguments.
+    """Returns the InfoNCE loss of each item, `(batch,)`. See `InfoNCE` for the other arguments.
 
     Args:
         views: `(batch, views, dim)`.
@@ -48,9 +48,6 @@ def info_nce(
         temperature: A float or a scalar tensor, > 0.
         memory: A `Memory` of earlier items as additional candidates, or `None`.
         items: The `Items` whose losses to return; `None` for all.
-
-    Returns:
-        `(batch,)`, or one value for each of `items`.
     """
     views = as_views(views, valid)
     labels = None if same_label is None else labels

@@ -23,16 +23,13 @@ def multi_similarity(
     mining_margin: float | None = None,
     items: Items | None = None,
 ) -> Tensor:
-    """Returns the loss of each item. See `MultiSimilarity` for the other arguments.
+    """Returns the loss of each item, `(batch,)`. See `MultiSimilarity` for the other arguments.
 
     Args:
         views: `(batch, views, dim)`.
         labels: `(batch,)` or `(batch, classes)`.
         valid: `(batch,)`, bool: which items to include. `None` for all.
         items: The `Items` whose losses to return; `None` for all.
-
-    Returns:
-        `(batch,)`, or one value for each of `items`.
     """
     views = as_views(views, valid)
     anchors, candidates, positive, negative = class_roles(views, "cosine", labels, valid, items)

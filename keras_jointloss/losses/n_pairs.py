@@ -22,16 +22,13 @@ def n_pairs(
     tile_size: int | None = None,
     items: Items | None = None,
 ) -> Tensor:
-    """Returns the N-pairs loss of each item. See `NPairs` for the other arguments.
+    """Returns the N-pairs loss of each item, `(batch,)`. See `NPairs` for the other arguments.
 
     Args:
         views: `(batch, 2, dim)`.
         labels: `(batch,)` or `(batch, classes)`.
         valid: `(batch,)`, bool: which items to include. `None` for all.
         items: The `Items` whose losses to return; `None` for all.
-
-    Returns:
-        `(batch,)`, or one value for each of `items`.
     """
     views = as_views(views, valid)
     a, b = (samples_of(view, similarity, labels, valid) for view in ops.split(views, 2, axis=1))

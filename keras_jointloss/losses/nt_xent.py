@@ -21,7 +21,7 @@ def nt_xent(
     memory: Memory | None = None,
     items: Items | None = None,
 ) -> Tensor:
-    """Returns the NT-Xent loss of each item. See `NTXent` for the other arguments.
+    """Returns the NT-Xent loss of each item, `(batch,)`. See `NTXent` for the other arguments.
 
     Args:
         views: `(batch, views, dim)`.
@@ -30,9 +30,6 @@ def nt_xent(
         temperature: A float or a scalar tensor, > 0.
         memory: A `Memory` of earlier items as additional candidates, or `None`.
         items: The `Items` whose losses to return; `None` for all.
-
-    Returns:
-        `(batch,)`, or one value for each of `items`.
     """
     options = temperature, similarity, same_label, label_smoothing, tile_size, memory
     return cross_entropy_among_views(views, labels, valid, *options, items=items)

@@ -38,7 +38,7 @@ def siglip(
     items: Items | None = None,
     exchange: Exchange | None = None,
 ) -> Tensor:
-    """Returns the SigLIP loss of each item. See `SigLIP` for the other arguments.
+    """Returns the SigLIP loss of each item, `(batch,)`. See `SigLIP` for the other arguments.
 
     Args:
         views: `(batch, 2, dim)`.
@@ -51,9 +51,6 @@ def siglip(
         exchange: The `Exchange` of views with other replicas, or `None`. With it, `views` are those
             of one replica, `labels` and `valid` those of all. Requires that `similarity` is not
             `"euclidean"` and `memory` is `None`.
-
-    Returns:
-        `(batch,)`, or one value for each of `items`.
     """
     labels = None if same_label is None else labels
     if exchange is not None:

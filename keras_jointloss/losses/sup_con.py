@@ -20,7 +20,7 @@ def sup_con(
     memory: Memory | None = None,
     items: Items | None = None,
 ) -> Tensor:
-    """Returns the supervised contrastive loss of each item. See `SupCon` for the other arguments.
+    """Returns the loss of each item, `(batch,)`. See `SupCon` for the other arguments.
 
     Args:
         views: `(batch, views, dim)`.
@@ -29,9 +29,6 @@ def sup_con(
         temperature: A float or a scalar tensor, > 0.
         memory: A `Memory` of earlier items as additional candidates, or `None`.
         items: The `Items` whose losses to return; `None` for all.
-
-    Returns:
-        `(batch,)`, or one value for each of `items`.
     """
     options = temperature, similarity, "positive", label_smoothing, tile_size, memory
     return cross_entropy_among_views(views, labels, valid, *options, items=items)

@@ -34,16 +34,13 @@ def triplet(
     similarity: Similarity = "euclidean",
     items: Items | None = None,
 ) -> Tensor:
-    """Returns the triplet loss of each item. See `Triplet` for the other arguments.
+    """Returns the triplet loss of each item, `(batch,)`. See `Triplet` for the other arguments.
 
     Args:
         views: `(batch, views, dim)`.
         labels: `(batch,)` or `(batch, classes)`.
         valid: `(batch,)`, bool: which items to include. `None` for all.
         items: The `Items` whose losses to return; `None` for all.
-
-    Returns:
-        `(batch,)`, or one value for each of `items`.
     """
     views = as_views(views, valid)
     anchors, candidates, positive, negative = class_roles(views, similarity, labels, valid, items)

@@ -19,15 +19,12 @@ def triplet_margin(
     similarity: Similarity = "euclidean",
     swap: bool = False,
 ) -> Tensor:
-    """Returns the triplet margin loss of each item. See `TripletMargin` for the other arguments.
+    """Returns the loss of each item, `(batch,)`. See `TripletMargin` for the other arguments.
 
     Args:
         views: `(batch, 3, dim)`: anchor, positive and negative.
         labels: Not used.
         valid: `(batch,)`, bool: which items to include. `None` for all.
-
-    Returns:
-        `(batch,)`.
     """
     views = as_views(views, valid)
     anchor, positive, negative = (views[:, i] for i in range(3))

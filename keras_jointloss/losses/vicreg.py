@@ -18,15 +18,12 @@ def vicreg(
     covariance_weight: float = 1.0,
     epsilon: float = 1e-4,
 ) -> Tensor:
-    """Returns the VICReg loss of each item. See `VICReg` for the other arguments.
+    """Returns the VICReg loss of each item, `(batch,)`. See `VICReg` for the other arguments.
 
     Args:
         views: `(batch, 2, dim)`.
         labels: Not used.
         valid: `(batch,)`, bool: which items to include. `None` for all.
-
-    Returns:
-        `(batch,)`.
     """
     parts = vicreg_parts(views, valid, epsilon)
     return (

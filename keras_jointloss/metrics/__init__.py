@@ -16,16 +16,7 @@ from keras_jointloss.metrics.ranking import (
 from keras_jointloss.metrics.retrieval import MeanReciprocalRank, RecallAtK
 
 __all__ = [
-    "Alignment",
-    "MeanAveragePrecision",
-    "MeanAveragePrecisionAtR",
-    "MeanReciprocalRank",
-    "NegativeSimilarity",
-    "NormalizedDiscountedCumulativeGain",
-    "PairAccuracy",
-    "PositiveSimilarity",
-    "RecallAtK",
-    "SimilarityGap",
-    "Uniformity",
-    "ViewsMetric",
-]
+    "Alignment", "MeanAveragePrecision", "MeanAveragePrecisionAtR", "MeanReciprocalRank",
+    "NegativeSimilarity", "NormalizedDiscountedCumulativeGain", "PairAccuracy",
+    "PositiveSimilarity", "RecallAtK", "SimilarityGap", "Uniformity", "ViewsMetric",
+]  # fmt: skip

@@ -12,11 +12,5 @@ from keras_jointloss.tensorboard.runs import Series
 from keras_jointloss.tensorboard.writer import SummaryWriter
 
 __all__ = [
-    "Series",
-    "SummaryWriter",
-    "heat_map",
-    "plot",
-    "read",
-    "write_hparams",
-    "write_projector",
-]
+    "Series", "SummaryWriter", "heat_map", "plot", "read", "write_hparams", "write_projector",
+]  # fmt: skip

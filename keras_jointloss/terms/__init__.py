@@ -10,12 +10,6 @@ from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.term_reading import TermReading
 
 __all__ = [
-    "AppliedWeight",
-    "ClassWeightedMetric",
-    "LabelledMetric",
-    "LossPart",
-    "LossSum",
-    "LossWeight",
-    "TermLoss",
-    "TermReading",
-]
+    "AppliedWeight", "ClassWeightedMetric", "LabelledMetric", "LossPart", "LossSum",
+    "LossWeight", "TermLoss", "TermReading",
+]  # fmt: skip
