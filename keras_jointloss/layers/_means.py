@@ -83,10 +83,10 @@ def mean_over_elements(
 ):
     """Returns the mean of values, the number of elements in it, and which elements take part.
 
-    Masks, a list, and sample weights have leading axes of the values: `(batch,)`, or `(batch,
-    time)` for values of shape `(batch, time, ...)`. An element has the axes of the longest of them;
-    one of weight 0 is excluded. If the mean keeps dimensions, there is one for each of the others,
-    `(dimensions,)`, in place of one for all, `()`.
+    The masks, a list, and the sample weights have leading axes of the values: `(batch,)`, or
+    `(batch, time)` for values of shape `(batch, time, ...)`. An element has the axes of the
+    longest; one of weight 0 is excluded. If the mean keeps dimensions, there is one for each of the
+    others, `(dimensions,)`, in place of one for all, `()`.
     """
     weights = [] if sample_weight is None else [leading_axes(sample_weight)]
     masks = [leading_axes(mask) for mask in masks]
@@ -137,7 +137,7 @@ def leading_axes(x):
 def has_leading_axes(x, values, unknown: bool = True) -> bool:
     """Returns whether `x`, a mask or sample weights, can have the leading axes of `values`.
 
-    If `unknown`, an axis of unknown size can be one of known size. That of the batch can always.
+    If `unknown`, an axis of `x` of unknown size can be one of known size. That of the batch can.
     """
     shape = leading_axes(x).shape
     sizes = zip(shape, values.shape, strict=False)

@@ -33,8 +33,8 @@ class ClassWeights:
     """Multiplies sample weights by the weight of the class of each target, in training.
 
     The class is that of `fit(class_weight=)`: an integer, a float that is rounded, or the largest
-    entry of a one-hot row. With more axes, each position has its class: of integers `(batch,
-    height, width)`, each pixel. A class that is not named weighs 1.
+    entry of a one-hot row. With more axes, each position has its class: each pixel of integers
+    `(batch, height, width)`. A class that is not named weighs 1.
 
     They act in the `train_step` of a model, as in `fit` and `train_on_batch`.
     """

@@ -79,7 +79,7 @@ class TrainCurves:
         return every is not None and batches // every > self._written // every
 
     def write(self, step: int, loss: float) -> None:
-        """Writes a point in the middle of an epoch, since whose start the loss is the mean."""
+        """Writes a point in the middle of an epoch; the loss is the mean since its start."""
         sums = self._sums()
         epoch = self._readings.read(sums.terms)
         self._write(step, sums, loss, epoch, self._gradients.read(sums.gradients))

@@ -182,7 +182,7 @@ class TrainingWarnings:
             self._once(f"stuck {name} {layer}", what)
 
     def of_names(self, readings: Readings, total: float) -> None:
-        """Warns of names of copies that belong to nothing in the model, whose loss is the total."""
+        """Warns of names of copies that belong to nothing in the model, which has a total loss."""
         wiring = self._terms.wiring
         weighted = [x["weighted"] for x in readings.values() if "weighted" in x]
         is_all = bool(weighted) and is_rounding(rest(total, weighted), total, weighted)
@@ -238,9 +238,9 @@ def _compares(callback: Any) -> bool:
 
 
 def forget_unknown(callbacks: Iterable[Any], names: Container[str]) -> None:
-    """Lets callbacks compare with the first value that is known, not with one of `names`.
+    """Lets callbacks that monitor one of the names compare with the first value that is known.
 
-    These were NaN in the last epoch.
+    The values with these names were NaN in the last epoch.
     """
     for callback in callbacks:
         if isinstance(callback, _COMPARING) and callback.monitor in names:

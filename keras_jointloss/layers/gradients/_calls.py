@@ -15,7 +15,7 @@ class TrainedCall:
     Two successive calls overlap if the second one begins before the backward pass of the first. If
     the backward passes of both begin, they belong to the same step of training. A call that no
     backward pass reaches, such as one that only predicts with dropout, overlaps with none. The
-    `latest` call of the layer is the last that has not been released with its gradient function.
+    `latest` call before it is the last one that has not been released with its gradient function.
     """
 
     def __init__(self, latest: Optional["TrainedCall"]):

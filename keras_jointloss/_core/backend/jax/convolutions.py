@@ -15,7 +15,7 @@ from jax.lax import ConvDimensionNumbers
 def recomputed(run):
     """Returns `run` with a gradient that recomputes it; replaces `jax.checkpoint` in a loop.
 
-    It closes over no tensors to differentiate with respect to.
+    The function closes over no tensors to differentiate with respect to.
     """
 
     def call(*inputs):
