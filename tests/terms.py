@@ -6,7 +6,6 @@ from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss.joint.find_terms import find_terms
-from keras_jointloss.terms.applied_weight import AppliedWeight
 
 RULES = (
     "Constraint",
@@ -56,7 +55,7 @@ class Terms:
         counts = [None] * len(losses) if counts is None else counts
         for weight, loss, count in zip(self.weights.values(), losses, counts, strict=True):
             weight.record(ops.convert_to_tensor(loss, dtype="float32"), 4, count)
-            ops.multiply(ops.convert_to_tensor(0.0), AppliedWeight())  # As Keras multiplies a loss.
+            weight.applied()
         for weight in self.weights.values():
             weight.update_state()
 

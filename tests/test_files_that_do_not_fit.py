@@ -199,7 +199,7 @@ def test_skip_mismatch_leaves_only_what_does_not_fit(file, tmp_path, change):
 def test_broken_model_file_does_not_load(tmp_path):
     path = tmp_path / "m.keras"
     model = train(make_model())
-    model.loss["b"].weight._value.assign(-1.0)
+    model.loss["b"].weight._value.variable.assign(-1.0)
     model.save(path)
     with pytest.raises(ValueError, match="value"):
         keras.models.load_model(path)

@@ -134,7 +134,7 @@ def test_weight_keeps_a_name_of_its_own():
 
 def test_loss_weights_look_like_scalars():
     weights = kj.joint_loss({"a": "mse"})["loss_weights"]
-    assert repr(weights) == "{'a': AppliedWeight()}"
+    assert repr(weights) == "{'a': AppliedWeight('a')}"
     assert (weights["a"].shape, weights["a"].dtype) == ((), "float32")
 
 

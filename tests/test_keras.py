@@ -280,6 +280,13 @@ def enclosing_stateless_scope():
     assert not _calls.is_stateless()
 
 
+@check_of("is_unmasked")
+def masks_as_attributes_of_predictions():
+    prediction = ops.ones((2, 3, 1))
+    assert _keras.is_unmasked(prediction) == (keras.backend.backend() == "torch")
+    assert not _keras.is_unmasked(keras.layers.Masking(mask_value=0.0)(prediction))
+
+
 @check_of("Scope")
 def values_and_assignments_in_a_scope():
     variables = [keras.Variable(0.0) for _ in range(3)]

@@ -9,7 +9,6 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule, PolynomialDecay
 
 import keras_jointloss as kj
-from keras_jointloss.terms.applied_weight import AppliedWeight
 
 
 def test_constant_weight_can_be_read_and_assigned():
@@ -59,7 +58,7 @@ def test_weight_changes_only_while_annealing():
 
     def train_step():
         weight.record(ops.convert_to_tensor(1.0), 3)
-        ops.multiply(1.0, AppliedWeight())
+        weight.applied()
         weight.update_state()
 
     train_step()

@@ -184,11 +184,22 @@ def reduced_as_loss(values, y_pred, sample_weight=None, reduction="none", dtype=
     return _Precomputed(values, reduction, dtype)(y_pred, y_pred, sample_weight)
 
 
+def is_unmasked(y_pred) -> bool:
+    """Returns whether a prediction is known to have no mask, without a call of a loss.
+
+    Only on PyTorch, where each operation takes time, is it always an attribute of the tensor.
+    """
+    return name_of_backend() == "torch" and getattr(y_pred, "_keras_mask", None) is None
+
+
 def masked(values, y_pred, sample_weight=None, dtype=None):
     """Returns the values, `(batch, ...)`, times mask and weights; `None` if there are neither.
 
     Keras returns the same tensor then, which nothing else shows. The values have the dtype.
     """
+    has_dtype = keras.backend.standardize_dtype(values.dtype) == (dtype or keras.config.floatx())
+    if sample_weight is None and has_dtype and is_unmasked(y_pred):
+        return None
     found = reduced_as_loss(values, y_pred, sample_weight, dtype=dtype)
     return None if found is values else found
 

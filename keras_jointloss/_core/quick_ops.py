@@ -4,13 +4,6 @@
 argument, numbers: the checks and conversions of Keras take longer than to compute such numbers.
 """
 
-from keras_jointloss._core.backend import is_traced, quick_ops, runs_in_python
-from keras_jointloss._core.keras_calls import is_stateless
-from keras_jointloss._core.types import Tensor
+from keras_jointloss._core.backend import quick_ops
 
 ops = quick_ops()
-
-
-def runs_immediately(x: Tensor) -> bool:
-    """Returns whether operations on a tensor, and assignments to variables, run one by one now."""
-    return runs_in_python() and not is_traced(x) and not is_stateless()

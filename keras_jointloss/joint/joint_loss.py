@@ -19,13 +19,13 @@ from keras_jointloss.joint.arguments import (
     validate_weights,
 )
 from keras_jointloss.terms.applied_weight import AppliedWeight
-from keras_jointloss.terms.given_weight import Weight
 from keras_jointloss.terms.loss import TermLoss
 from keras_jointloss.terms.loss_part import LossPart
 from keras_jointloss.terms.loss_sum import LossSum
 from keras_jointloss.terms.output_form import validate_form
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.term_reading import TermReading
+from keras_jointloss.terms.value import Weight
 from keras_jointloss.weighting import Weighting
 from keras_jointloss.weighting import get as get_weighting
 
@@ -246,7 +246,7 @@ def _weight_of(output: Output) -> Any:
     """Returns what Keras multiplies the loss of an output by."""
     if not output.losses:
         return None
-    return AppliedWeight() if output.parts is None else 1.0
+    return AppliedWeight(next(iter(output.losses))) if output.parts is None else 1.0
 
 
 def _metrics_of(

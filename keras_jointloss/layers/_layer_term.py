@@ -16,8 +16,8 @@ from keras_jointloss._core.saved_state import SavedState, load_or_undo
 from keras_jointloss._core.state import as_state
 from keras_jointloss._core.types import Config, LayerOptions
 from keras_jointloss.layers._readouts import create_readouts
-from keras_jointloss.terms.given_weight import Weight
 from keras_jointloss.terms.layer_weight import LayerWeight
+from keras_jointloss.terms.value import Weight
 
 
 class CallLoss(NamedTuple):
@@ -248,5 +248,5 @@ class LayerTerm(keras.layers.Layer):
         return SavedState(store, f"the {type(self).__name__} {self.name!r}")
 
     def get_config(self) -> Config:
-        weight = keras.saving.serialize_keras_object(self.weight.initial)
+        weight = keras.saving.serialize_keras_object(self.weight.given.source)
         return {**super().get_config(), "weight": weight}

@@ -21,7 +21,7 @@ from keras_jointloss.layers._means import (
     without_excluded,
 )
 from keras_jointloss.layers._target_and_prediction import loss_function, mean_metrics, metric_means
-from keras_jointloss.terms.given_weight import Weight, deserialize_weight, validate_schedule
+from keras_jointloss.terms.value import Weight, deserialize_weight, validate_schedule
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

@@ -1,71 +1,69 @@
-"""Represents, in `loss_weights`, the weight of the term whose loss Keras has just computed."""
+"""Represents, in `loss_weights`, the weight of a term whose loss Keras has just computed."""
 
 import threading
-from typing import Any
+import weakref
+from typing import TYPE_CHECKING, Any
 
 import keras
 
 from keras_jointloss._core.keras import LateNumber
+from keras_jointloss._core.types import Config, Tensor
+
+if TYPE_CHECKING:
+    from keras_jointloss.terms.output_weight import LossWeight
 
 
-class _Applied(threading.local):
-    """The weight of the term whose loss the current thread computed last."""
+class _Computed(threading.local):
+    """The weights of the terms whose losses a thread has computed, by term, until it reads them."""
 
-    weight: Any = None
-    tensor: Any = None
-
-
-_applied = _Applied()
+    def __init__(self):
+        self.weights: weakref.WeakValueDictionary[str | None, Any] = weakref.WeakValueDictionary()
 
 
-def offer(weight: Any, tensor: Any) -> None:
-    """Sets the weight that the next read of an `AppliedWeight` returns.
-
-    Args:
-        weight: The `LossWeight` of the term whose loss has just been computed. Its `mark_applied`
-            is called when Keras multiplies by it.
-        tensor: Its value in this step, a scalar tensor of `keras.config.floatx()`.
-    """
-    _applied.weight, _applied.tensor = weight, tensor
+_computed = _Computed()
 
 
-def take() -> Any:
-    """Returns the weight that was offered last, marked as applied; `None` if there is none.
-
-    Its value is a scalar tensor of `keras.config.floatx()`. Each weight can be taken once.
-    """
-    weight, tensor = _applied.weight, _applied.tensor
-    _applied.weight = _applied.tensor = None
-    if weight is not None:
-        weight.mark_applied()
-    return tensor
+def hand_over(weight: "LossWeight") -> None:
+    """Lets the `AppliedWeight` of a term, whose loss has just been computed, read its weight."""
+    _computed.weights.pop(weight.term, None)
+    _computed.weights[weight.term] = weight
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
 class AppliedWeight(LateNumber):
-    """Represents, in `loss_weights`, the weight of the term whose loss Keras has just computed.
+    """Represents, in `loss_weights`, the weight of a term whose loss Keras has just computed.
 
-    Keras multiplies each loss by its weight right after computing it. This object has no state, so
-    that no copy of it can diverge from the term.
+    This object has no state, so that no copy of it can diverge from the term.
+
+    Args:
+        term: The name of the term. `None`, as in files of earlier versions, for the one whose loss
+            Keras has computed last.
     """
 
+    def __init__(self, term: str | None = None):
+        super().__init__()
+        self.term = term
+
     @property
-    def value(self):
+    def value(self) -> Tensor:
         """The weight of the term, a scalar tensor of `keras.config.floatx()`."""
-        tensor = take()
-        if tensor is None:
+        weights = _computed.weights
+        term = next(reversed(list(weights.keys())), None) if self.term is None else self.term
+        weight = weights.pop(term, None)
+        if weight is None:
+            of_term = "" if self.term is None else f" of the term {self.term!r}"
             raise RuntimeError(
                 "Expected the losses and `loss_weights` that `keras_jointloss.joint_loss` returned "
-                "together. Received: `loss_weights` with other losses"
+                f"together. Received: the weight{of_term} in `loss_weights` with other losses"
             )
-        return tensor
+        return weight.applied()
 
     def __repr__(self) -> str:
-        return "AppliedWeight()"
+        return f"AppliedWeight({self.term!r})"
 
-    def get_config(self) -> dict:
-        return {}
+    def get_config(self) -> Config:
+        return {"term": self.term}
 
     @classmethod
-    def from_config(cls, config: dict) -> "AppliedWeight":
+    def from_config(cls, config: Config) -> "AppliedWeight":
         return cls(**config)

@@ -10,8 +10,8 @@ from keras import ops
 
 from keras_jointloss._core.math import float_dtype, to_numpy
 from keras_jointloss._core.state import layer_state
-from keras_jointloss.terms.given_weight import Weight
 from keras_jointloss.terms.record import Totals
+from keras_jointloss.terms.value import Weight
 from keras_jointloss.terms.weight import TermWeight
 
 

@@ -9,8 +9,10 @@ from keras import ops
 from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.batch import reduce_values, reduced
 from keras_jointloss._core.keras import masked
+from keras_jointloss._core.types import Tensor
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.terms._probe import is_mean_over_elements, outside_of_traces
+from keras_jointloss.terms.applied_weight import hand_over
 from keras_jointloss.terms.by_shape import get_loss
 from keras_jointloss.terms.class_weights import ClassWeights, is_one_hot
 from keras_jointloss.terms.element_weights import validate_rank, weighs_elements, weighted_items
@@ -20,7 +22,8 @@ from keras_jointloss.terms.missing.targets import (
     match_ranks,
     serialize_missing,
 )
-from keras_jointloss.terms.output_weight import LossWeight, deserialize_term_weight
+from keras_jointloss.terms.output_weight import LossWeight
+from keras_jointloss.terms.shared_config import shared_configs
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -55,6 +58,8 @@ class TermLoss(keras.losses.Loss):
         missing: float | None = None,
         class_weight: Any = None,
     ):
+        if not isinstance(weight, LossWeight):
+            raise invalid("weight", "a `LossWeight`", weight)
         # Keras opens a name scope with the name of a loss, which must not contain a slash.
         super().__init__(name=name and name.replace("/", "_"))
         self.term = name
@@ -97,13 +102,24 @@ class TermLoss(keras.losses.Loss):
         return self.call(*(ops.convert_to_tensor(y, dtype=self.dtype) for y in (y_true, y_pred)))
 
     def __call__(self, y_true, y_pred, sample_weight=None):
+        value = self._recorded(y_true, y_pred, sample_weight)
+        hand_over(self.weight)
+        return value
+
+    def weighted(self, y_true, y_pred, sample_weight=None) -> Tensor:
+        """Returns the loss times the weight of the term, for a sum of several."""
+        value = self._recorded(y_true, y_pred, sample_weight)
+        return ops.cast(value, keras.config.floatx()) * self.weight.applied()
+
+    def _recorded(self, y_true, y_pred, sample_weight):
+        """Returns the loss, which the weight of the term has recorded."""
         if self._class_weights is not None:
             sample_weight = self._with_class_weights(y_true, y_pred, sample_weight)
         if self._labelled is not None:
             return self._call_with_missing(self._labelled, y_true, y_pred, sample_weight)
         values, sample_weight = self._values_to_weight(y_true, y_pred, sample_weight)
         value = self._reduced(y_true, y_pred, sample_weight, values)
-        batch_size = ops.shape(keras.tree.flatten(y_pred)[0])[0]
+        batch_size = _batch_size(y_pred)
         counts = self._counts(y_true, sample_weight) if self.weight.uses_counts else None
         mean = ops.mean(value) if len(value.shape) else value
         if self._own_reduction() in ("none", None):
@@ -232,7 +248,7 @@ class TermLoss(keras.losses.Loss):
         counts = None
         if sample_weight is not None and self.weight.uses_counts:
             counts = labelled.has_weight(y_true, y_pred, sample_weight)
-        batch_size = ops.shape(keras.tree.flatten(y_pred)[0])[0]
+        batch_size = _batch_size(y_pred)
         loss, divisor = _unscaled(value.loss), None
         if current_replicas().count > 1:
             divisor = _divisor_of_sum() if value.divisor is None else value.divisor
@@ -261,9 +277,16 @@ class TermLoss(keras.losses.Loss):
         if isinstance(loss, dict):
             # Not `keras.losses.deserialize`, which does not support lambdas.
             loss = keras.saving.deserialize_keras_object(loss)
-        weight = deserialize_term_weight(config["weight"])
+        weight = config["weight"]
+        weight = shared_configs.create(weight) if isinstance(weight, dict) else weight
         missing = deserialize_missing(config.get("missing"))
         return cls(**{**config, "loss": loss, "weight": weight, "missing": missing})
+
+
+def _batch_size(y_pred):
+    first = y_pred if ops.is_tensor(y_pred) else keras.tree.flatten(y_pred)[0]
+    size = first.shape[0]
+    return ops.shape(first)[0] if size is None else size
 
 
 def _unscaled(loss):

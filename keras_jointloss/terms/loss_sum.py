@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 
 import keras
-from keras import ops
 
 from keras_jointloss._core.validation import invalid
-from keras_jointloss.terms.applied_weight import take
 from keras_jointloss.terms.loss import TermLoss
 
 
@@ -52,11 +50,7 @@ class LossSum(keras.losses.Loss):
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         self.validate_output(y_pred)
-        values = []
-        for part in self.parts.values():
-            value = ops.cast(part(y_true, y_pred, sample_weight), keras.config.floatx())
-            values.append(value * take())
-        return sum(values)
+        return sum(part.weighted(y_true, y_pred, sample_weight) for part in self.parts.values())
 
     def get_config(self) -> dict:
         # The objects themselves, as in `TermLoss`.

@@ -2,7 +2,6 @@
 
 import threading
 import uuid
-import weakref
 from typing import Any
 
 import keras
@@ -14,42 +13,9 @@ from keras_jointloss._core.saved_state import SavedState, load_or_undo
 from keras_jointloss._core.state import constant
 from keras_jointloss._core.types import Config, DType, Nested, Tensor
 from keras_jointloss._core.validation import invalid, validate_bool, validate_count, validate_number
-from keras_jointloss.terms.applied_weight import offer
-from keras_jointloss.terms.given_weight import Weight, deserialize_weight
+from keras_jointloss.terms.shared_config import shared_configs
+from keras_jointloss.terms.value import Weight, deserialize_weight
 from keras_jointloss.terms.weight import TermWeight
-
-
-class _Sharing(threading.local):
-    """The weights created from a config that a second config represents, too."""
-
-    def __init__(self):
-        self.weights: dict[str, weakref.ref] = {}
-
-
-_sharing = _Sharing()
-
-
-def deserialize_term_weight(config: Any) -> "LossWeight":
-    """Returns the weight of a term from its config, to be shared with the copy in the metrics.
-
-    Within a model file Keras itself tracks shared objects. Elsewhere, as in `clone_model` and
-    `compile_from_config`, it deserializes first the losses and then the metrics, each separately. A
-    weight that is in both would become two objects. So every copy of the config stands for the
-    same weight, until that records its first loss.
-
-    Raises:
-        ValueError: If `config` is not the config of a `LossWeight`.
-    """
-    if isinstance(config, dict):
-        _sharing.weights.pop(str((config.get("config") or {}).get("key")), None)
-        weight = keras.saving.deserialize_keras_object(config)
-    else:
-        weight = config
-    if not isinstance(weight, LossWeight):
-        raise invalid("weight", "a `LossWeight`", weight)
-    if isinstance(config, dict):
-        _sharing.weights[weight.key] = weakref.ref(weight)
-    return weight
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -130,12 +96,11 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         if divisor is not None and current_replicas().takes_turns:
             part = loss, divisor, items, counts, batch_size, targets
             self._trace.__dict__.setdefault("parts", []).append(part)
-            weight = self.tensor()
+            weight = self.current()
         else:
             weight = super().record(loss, items, counts, batch_size, targets, divisor)
-        offer(self, ops.cast(weight, keras.config.floatx()))
-        self._trace.is_recorded, self._trace.is_applied = True, False
-        _sharing.weights.pop(self.key, None)  # No further copy is expected.
+        self._trace.is_recorded, self._trace.recorded = True, weight
+        shared_configs.end(self.key)  # No further copy is expected.
         return weight
 
     def settle(self) -> None:
@@ -153,9 +118,12 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         items, counts, batch_size, targets = (replicas.once(x) for x in counted)
         super().record(divide_or_0(total, divisor), items, counts > 0, batch_size, targets)
 
-    def mark_applied(self) -> None:
-        """Records that Keras multiplies the loss of the step by the weight."""
-        self._trace.is_applied = self.is_applied = True
+    def applied(self) -> Tensor:
+        """Returns the weight of the step, by which the caller multiplies the loss just computed."""
+        if not self.is_applied:  # Keras tracks what is assigned, which takes time.
+            self.is_applied = True
+        weight = self._trace.__dict__.pop("recorded")
+        return ops.convert_to_tensor(weight, dtype=keras.config.floatx())
 
     def update_state(
         self, y_true: Nested = None, y_pred: Nested = None, sample_weight: Nested = None
@@ -165,12 +133,13 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         Raises:
             ValueError: If the loss of the step was not multiplied by the weight.
         """
-        self.is_counted = True
+        if not self.is_counted:
+            self.is_counted = True
         # If a model contains an output twice, Keras updates its metrics twice.
         if not getattr(self._trace, "is_recorded", False):
             return
         self._trace.is_recorded = False
-        if not self._trace.is_applied:
+        if self._trace.__dict__.pop("recorded", None) is not None:
             raise ValueError(
                 "The loss of a term was not multiplied by its weight. Expected `loss_weights` as "
                 "`keras_jointloss.joint_loss` returned them: `compile(**joint_loss(...))`. "
@@ -189,7 +158,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
             return weight
         # On a GPU, XLA (jaxlib 0.11) overwrites a variable that a step returns twice unchanged: as
         # a variable and as a log. So return a result that no compiler knows to be the variable.
-        return ops.where(ops.convert_to_tensor(self._mode) >= 0, weight, 0)
+        return ops.where(self._mode.read() >= 0, weight, 0)
 
     def reset_state(self) -> None:
         """Resets the means and stops annealing; keeps the weight and the step."""
@@ -201,8 +170,8 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         """Returns to the first step, as for a copy of a model; a constant keeps its value."""
         self.switch_on()
         self._step.assign(0)
-        if self.schedule is not None:
-            self._value.assign(self._unassigned(0))
+        if self.given.moves:
+            self._value.assign(self.given.number_at(0))
         if self.weighting is not None:
             self.weighting.begin_anew()
         if self._factor is not None:
@@ -222,7 +191,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
     def get_config(self) -> Config:
         config = {
             **super().get_config(),
-            "weight": keras.saving.serialize_keras_object(self.initial),
+            "weight": keras.saving.serialize_keras_object(self.given.source),
             "value": self.value,
             "step": self.step,
             "off": self.is_off,
@@ -237,8 +206,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
     def from_config(cls, config: Config) -> "LossWeight":
         config = dict(config)
         key = config.pop("key", None)
-        reference = _sharing.weights.get(str(key))
-        shared = None if reference is None else reference()
+        shared = shared_configs.find(key)
         if shared is not None:
             shared.begin_anew()
             return shared

@@ -8,10 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from keras_jointloss._core.backend import is_traced
-from keras_jointloss._core.keras_calls import is_stateless
+from keras_jointloss._core.backend import is_immediate
 from keras_jointloss._core.math import to_numpy
-from keras_jointloss._core.quick_ops import runs_immediately
 
 #: The mean change from step to step, relative to the loss, that may come from rounding alone. The
 #: loss of collapsed embeddings changes by 1.5e-7 while the embeddings move.
@@ -107,6 +105,8 @@ class Record:
         self._not_summed: list[RecordedStep] = []
         self._not_compared: list[RecordedStep] = []
         self._resets = 0
+        # How many of the kept steps are in the sums over items that follow.
+        self._running: tuple[int, Any, Any] | None = None
 
     def prepare_to_watch(self) -> None:
         """Creates the variable that `watch` needs. A new one also lets JAX trace the step again."""
@@ -141,7 +141,7 @@ class Record:
             targets: As in `RecordedStep`; `None` if all are labelled.
         """
         loss = ops.stop_gradient(loss)
-        is_kept = runs_immediately(loss)
+        is_kept = is_immediate()
         step = RecordedStep(
             # A copy, since the tensor may be part of a large one, or be overwritten.
             ops.copy(loss) if is_kept else loss,
@@ -164,7 +164,7 @@ class Record:
 
     def _add_kept(self, kept: list[RecordedStep], change: Callable[..., None]) -> None:
         """Adds the steps that are kept to a variable, unless its value is in a scope or trace."""
-        if not kept or is_traced(None) or is_stateless():
+        if not kept or not is_immediate():
             return
         steps = kept.copy()
         kept.clear()
@@ -181,6 +181,7 @@ class Record:
         """Adds one step, or several in a row, to the sums."""
         loss, items, weight, size, targets = self._cast(*step[:5])
         sums = ops.stack([items, items * loss, size * (loss * weight), size, targets])
+        self._running = None
         self._sums.assign_add(sums if is_one else ops.sum(sums, axis=-1))
 
     def _compare(self, step: RecordedStep, is_one: bool = True) -> None:
@@ -205,8 +206,16 @@ class Record:
 
     def loss(self):
         """Returns the mean raw loss as a scalar tensor."""
-        self._add_kept(self._not_summed, self._sum)
-        items, loss, *_ = ops.unstack(ops.convert_to_tensor(self._sums))
+        # The progress bar asks after each step, so the steps that are kept stay where they are.
+        running = self._running if is_immediate() else None
+        if running is None:
+            running = 0, *ops.unstack(ops.convert_to_tensor(self._sums))[:2]
+        done, items, loss = running
+        if is_immediate():
+            for step in self._not_summed[done:]:
+                items = items + step.items
+                loss = loss + step.items * ops.cast(step.loss, self.dtype)
+            self._running = len(self._not_summed), items, loss
         return ops.divide_no_nan(loss, items)
 
     def totals(self) -> Totals:
@@ -218,6 +227,7 @@ class Record:
         """Resets the sums; a comparison continues."""
         self._add_kept(self._not_summed, self._sum)
         self._sums.assign(np.zeros(5))
+        self._running = None
         self._resets += 1
 
     def reset_comparison(self) -> None:
@@ -248,7 +258,7 @@ def _column(values: tuple, dtype: str):
         return True
     if all(isinstance(x, int | float) for x in values):
         return ops.convert_to_tensor(np.array(values, dtype))
-    return ops.cast(ops.stack(values), dtype)
+    return ops.convert_to_tensor(list(values), dtype)
 
 
 def _shifted(x, first):

@@ -9,7 +9,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_jointloss._core.quick_ops import ops
 from keras_jointloss._core.validation import validate_by_name, validate_number
-from keras_jointloss.terms.given_weight import Weight, deserialize_weight, validate_schedule
+from keras_jointloss.terms.value import Weight, deserialize_weight, validate_schedule
 
 #: A number or a schedule by the name of the term.
 ByTerm: TypeAlias = Mapping[str, Weight]

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_jointloss._core.backend import current_replicas, trains_functionally
+from keras_jointloss._core.backend import current_replicas, is_immediate, trains_functionally
 from keras_jointloss._core.keras import untrack
 from keras_jointloss._core.math import divide_or_0, to_numpy
-from keras_jointloss._core.quick_ops import ops, runs_immediately
+from keras_jointloss._core.quick_ops import ops
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.weight import TermWeight
 
@@ -169,13 +169,13 @@ class Runner:
     def run(self) -> None:
         """Runs the rule on the recorded losses and sets the factors of the terms."""
         recorded = self._recorded.__dict__.pop("losses")
-        is_immediate = runs_immediately(recorded[next(iter(recorded))][0])
-        if is_immediate and not self.is_on:
+        is_now = is_immediate()
+        if is_now and not self.is_on:
             return
         given = self._given_weights(recorded) if self._rule.needs_given_weights else None
         is_present, losses = self._of_all_replicas(recorded)
         step = ops.convert_to_tensor(self.step)
-        is_on = True if is_immediate else ops.convert_to_tensor(self._advancing)
+        is_on = True if is_now else ops.convert_to_tensor(self._advancing)
         state = self._advanced(losses, is_present, given, step, is_on)
         # PyTorch assigns in place: nothing reads the old values any more.
         self.state.assign(state)

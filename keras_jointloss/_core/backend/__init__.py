@@ -9,6 +9,9 @@ once. What the functions promise on every backend:
 - `runs_in_python()`: whether the backend executes each operation immediately, so that a loop over
   Python integers is as fast as one of the backend and, unlike a condition on a tensor, waits for no
   device.
+- `is_immediate()`: whether operations run one by one and change variables in place. False on
+  TensorFlow and JAX, in a trace of PyTorch, and where a scope receives the values of variables.
+- `Number(variable)`: reads and assigns a scalar variable, as a number if operations run one by one.
 - `current_replicas()`: who computes the step that this code runs in. Several replicas only in their
   step: `OneDevice` while Keras builds a model symbolically.
 - `quick_ops()`: `keras.ops`, where operations run one by one without Keras' overhead.

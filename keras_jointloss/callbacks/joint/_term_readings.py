@@ -42,7 +42,7 @@ class FixedTotal:
         if weights == "equal":
             self.weights = dict.fromkeys(terms, 1.0)
         elif weights == "initial":
-            self.weights = {term: weight.at_start for term, weight in terms.items()}
+            self.weights = {term: weight.given.number_at(0) for term, weight in terms.items()}
         else:
             self.weights = dict(weights)
         if set(self.weights) != set(terms):

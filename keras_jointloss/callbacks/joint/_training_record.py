@@ -1,17 +1,16 @@
 """What a training logs about itself: schedules, ends of epochs, hyperparameters and results."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
 
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.callbacks._summaries import Summaries
 from keras_jointloss.joint.model_terms import ModelTerms
 from keras_jointloss.tensorboard.hparams import write_hparams
+from keras_jointloss.terms.value import Weight
 
 #: The number of points of a schedule.
 _POINTS = 100
@@ -85,21 +84,10 @@ def follow_schedules(
         return {}
     steps = np.unique(np.linspace(begin, end, _POINTS).round().astype("int64")).tolist()
     return {
-        name: (steps, [max(0.0, value) for value in _evaluate(weight.schedule, steps)])
+        name: (steps, weight.given.values(steps))
         for name, weight in terms.items()
-        if weight.schedule is not None
+        if weight.given.moves
     }
-
-
-def _evaluate(schedule: Callable, steps: list[int]) -> list[float]:
-    """Returns the values of a schedule at steps, at once if it can."""
-    try:
-        values = ops.convert_to_numpy(schedule(ops.convert_to_tensor(steps, "int32")))
-    except Exception:  # A custom schedule need not take several steps, and may raise anything.
-        values = np.empty(0)
-    if values.shape == (len(steps),):
-        return values.tolist()
-    return [float(schedule(ops.convert_to_tensor(step, "int32"))) for step in steps]
 
 
 def hyperparameters(
@@ -107,8 +95,7 @@ def hyperparameters(
 ) -> dict[str, str | bool | int | float]:
     """Returns the hyperparameters of a joint loss by name; `others`, of the user, go before."""
     found: dict[str, Any] = {
-        f"weight/{name}": weight.initial if weight.schedule is None else _words(weight.schedule)
-        for name, weight in terms.items()
+        f"weight/{name}": _words(weight.given.source) for name, weight in terms.items()
     }
     found["weighting"] = "none" if terms.weighting is None else type(terms.weighting).__name__
     for layer in terms.gradient_layers:
@@ -131,8 +118,10 @@ def validate_hyperparameters(values: Any) -> dict[str, Any] | None:
     return None if values is None else dict(values)
 
 
-def _words(schedule: keras.optimizers.schedules.LearningRateSchedule) -> str:
-    """Returns the class of a schedule and its numbers."""
-    config = schedule.get_config()
+def _words(weight: Weight) -> str | float:
+    """Returns a number, or the class of a schedule and its numbers."""
+    if isinstance(weight, int | float):
+        return weight
+    config = weight.get_config()
     words = [f"{key}={x!r}" for key, x in config.items() if isinstance(x, int | float)]
-    return f"{type(schedule).__name__}({', '.join(words)})"
+    return f"{type(weight).__name__}({', '.join(words)})"

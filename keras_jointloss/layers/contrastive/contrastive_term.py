@@ -17,7 +17,7 @@ from keras_jointloss.layers._means import validate_reduction
 from keras_jointloss.layers.contrastive._comparison import Comparison, LearnedArguments
 from keras_jointloss.layers.contrastive._memory import EmbeddingMemory
 from keras_jointloss.metrics.base import ViewsMetric, validate_metrics
-from keras_jointloss.terms.given_weight import Weight, deserialize_weight
+from keras_jointloss.terms.value import Weight, deserialize_weight
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

@@ -1,5 +1,6 @@
 """A loss over the labelled targets of a batch."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -83,7 +84,7 @@ class LabelledLoss:
             )
         y_true, plain_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
         values, labelled, has_element_axis = self._values(y_true, plain_pred)
-        ones, weighted, is_weighted = ops.ones_like(values), labelled, sample_weight is not None
+        weighted, is_weighted = labelled, sample_weight is not None
         if has_element_axis and weighs_elements(sample_weight, values):
             weight = ops.cast(sample_weight, values.dtype)
             values, weighted, sample_weight = values * weight, labelled * weight, None
@@ -91,9 +92,11 @@ class LabelledLoss:
             validate_rank(values[..., 0] if has_element_axis else values, sample_weight)
         first = values[..., 0] if has_element_axis else values
         is_unmasked = masked(first, y_pred, dtype=self.dtype) is None
+        size, ones = math.prod(ops.shape(values)), None if is_unmasked else ops.ones_like(values)
         if has_element_axis and not (is_unmasked and sample_weight is None):
             values, labelled, ones, weighted = (
-                ops.sum(x, axis=-1) for x in (values, labelled, ones, weighted)
+                None if x is None else ops.sum(x, axis=-1)
+                for x in (values, labelled, ones, weighted)
             )
 
         def total(values, weight=None):
@@ -106,7 +109,8 @@ class LabelledLoss:
             is_weighted = is_weighted and self._reduction == "mean_with_sample_weight"
             divisor = total(weighted, sample_weight) if is_weighted else count
             loss = _mean(loss, divisor)
-        return LabelledValue(loss, count, total(ones), divisor)
+        targets = size if is_unmasked else total(ones)
+        return LabelledValue(loss, count, targets, divisor)
 
     def has_weight(self, y_true, y_pred, sample_weight):
         """Returns whether any labelled target has a weight other than 0."""
@@ -187,5 +191,5 @@ class LabelledLoss:
 
 def _mean(total, divisor):
     """Returns `total / divisor`, as one replica's part of the mean over all replicas."""
-    replicas = current_replicas()
-    return replicas.own_mean(divide_or_0(total, divisor) / replicas.loss_divisor, divisor)
+    mean, replicas = divide_or_0(total, divisor), current_replicas()
+    return mean if replicas.count == 1 else replicas.own_mean(mean / replicas.loss_divisor, divisor)

@@ -80,7 +80,8 @@ def fill(y_true, y_pred, labelled, prediction: float = PREDICTION):
 
 def expand(mask, rank: int):
     """Appends axes of size 1 up to a rank."""
-    return ops.expand_dims(mask, tuple(range(len(mask.shape), rank)))
+    axes = tuple(range(len(mask.shape), rank))
+    return ops.expand_dims(mask, axes) if axes else mask
 
 
 def pairs_of_elements(y_true, y_pred):

@@ -1,0 +1,40 @@
+"""A scalar variable, as a number of Python where the host knows it."""
+
+from typing import Any
+
+from keras import ops
+
+from keras_jointloss._core.math import to_numpy
+
+
+class Number:
+    """Reads and assigns a scalar variable, within a training step or from the host.
+
+    Args:
+        variable: The variable.
+    """
+
+    def __init__(self, variable: Any):
+        self.variable = variable
+
+    def read(self) -> Any:
+        """Returns the value as a tensor; as a number where operations run one by one.
+
+        A copy: PyTorch overwrites the variable's own tensor in place, although the backward pass
+        may still need it, and JAX donates its buffer to the next step. TensorFlow would read the
+        variable at each use.
+        """
+        return ops.copy(self.variable)
+
+    def assign(self, value: Any) -> None:
+        """Assigns a tensor or a number."""
+        self.variable.assign(value)
+
+    def on_host(self) -> Any:
+        """Returns the value as a number, which may wait for the device."""
+        return to_numpy(self.variable).item()
+
+
+def is_immediate() -> bool:
+    """Returns False: operations may be traced."""
+    return False

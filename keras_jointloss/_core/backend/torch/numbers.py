@@ -1,0 +1,53 @@
+"""A scalar variable whose number the host keeps."""
+
+from typing import Any
+
+import torch
+
+from keras_jointloss._core.backend import numbers
+from keras_jointloss._core.keras_calls import is_stateless
+
+
+def is_immediate() -> bool:
+    """Returns whether PyTorch runs operations as they come, and changes variables in place.
+
+    Not where it traces, nor in a `keras.StatelessScope`.
+    """
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or is_stateless())
+
+
+class Number(numbers.Number):
+    """Keeps the number of a variable until something else assigns the variable.
+
+    So a step neither waits for the device nor starts a dozen small operations on it.
+    """
+
+    def __init__(self, variable: Any):
+        super().__init__(variable)
+        # The number is that of this version of this tensor.
+        self._tensor: Any = None
+        self._version, self._number = 0, 0
+
+    def read(self) -> Any:
+        return self._known() if is_immediate() else super().read()
+
+    def assign(self, value: Any) -> None:
+        if torch.is_tensor(value) or not is_immediate():
+            super().assign(value)
+            return
+        tensor = self.variable.value
+        with torch.no_grad():
+            tensor.fill_(value)
+        self._keep(tensor, torch.tensor(value, dtype=tensor.dtype, device="cpu").item())
+
+    def on_host(self) -> Any:
+        return self._known() if is_immediate() else super().on_host()
+
+    def _known(self) -> Any:
+        tensor = self.variable.value
+        if self._tensor is not tensor or self._version != tensor._version:
+            self._keep(tensor, tensor.item())
+        return self._number
+
+    def _keep(self, tensor: torch.Tensor, number: Any) -> None:
+        self._tensor, self._version, self._number = tensor, tensor._version, number
