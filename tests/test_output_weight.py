@@ -164,3 +164,53 @@ def test_compiler_takes_no_logged_weight_for_its_variable():
     results = re.findall(r"%([^\s,)]+)", re.search(r"ROOT .* tuple\((.*?)\)", text)[1])
     sources = [copied.get(name, name) for name in results]
     assert len(sources) == len({*sources}) == len(state) + 1
+
+
+def test_numbers_follow_whatever_assigns_the_variables():
+    weight = kj.LossWeight(PolynomialDecay(1.0, 10, 0.0))
+    assert float(weight) == 1.0
+    value, step, _ = weight.state[:3]
+    value.assign(0.25)
+    step.assign(7)
+    assert (float(weight), weight.value, weight.step) == (0.25, 0.25, 7)
+    with keras.StatelessScope([(value, ops.convert_to_tensor(4.0))]) as scope:
+        assert float(weight) == 4.0
+        weight.assign(8.0)
+        assert float(weight) == 8.0
+    assert float(weight) == 0.25
+    assert float(ops.convert_to_numpy(scope.get_current_value(value))) == 8.0
+
+
+class Doubled(PolynomialDecay):
+    """A schedule of a user, whose attributes may change."""
+
+    factor = 2.0
+
+    def __call__(self, step):
+        return super().__call__(step) * self.factor
+
+
+def test_numbers_of_schedules_are_those_of_their_calls():
+    steps = [0, 1, 255, 256, 300, 511, 512, 900]
+    found = [
+        PolynomialDecay(1.0, 600, 0.1, power=0.5),
+        keras.optimizers.schedules.CosineDecay(1.0, 500, warmup_target=2.0, warmup_steps=30),
+        keras.optimizers.schedules.PiecewiseConstantDecay([200, 400], [1.0, 0.5, 0.0]),
+        kj.schedules.Sequential([kj.schedules.Linear(0.0, 1.0, steps=50), Doubled(1.0, 500)], [50]),
+    ]
+    for schedule in found:
+        given = kj.LossWeight(schedule).given
+        calls = [float(schedule(ops.convert_to_tensor(step, "int32"))) for step in steps]
+        np.testing.assert_allclose([given.number_at(x) for x in steps], calls, rtol=2e-6, atol=1e-7)
+        np.testing.assert_allclose(given.values(steps), calls, rtol=2e-6, atol=1e-7)
+        assert all(type(given.number_at(x)) is float for x in steps)
+
+
+def test_schedule_of_a_user_may_change_at_any_step():
+    schedule = Doubled(1.0, 500)
+    weight = kj.LossWeight(kj.schedules.Sequential([schedule, 1.0], [400]))
+    weight.start_annealing(step=10)
+    before = float(weight)
+    schedule.factor = 4.0
+    weight.start_annealing(step=10)
+    assert float(weight) == 2 * before

@@ -50,13 +50,14 @@ class AppliedWeight(LateNumber):
         weights = _computed.weights
         term = next(reversed(list(weights.keys())), None) if self.term is None else self.term
         weight = weights.pop(term, None)
-        if weight is None:
+        tensor = None if weight is None else weight.applied()
+        if tensor is None:
             of_term = "" if self.term is None else f" of the term {self.term!r}"
             raise RuntimeError(
                 "Expected the losses and `loss_weights` that `keras_jointloss.joint_loss` returned "
                 f"together. Received: the weight{of_term} in `loss_weights` with other losses"
             )
-        return weight.applied()
+        return tensor
 
     def __repr__(self) -> str:
         return f"AppliedWeight({self.term!r})"

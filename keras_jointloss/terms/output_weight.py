@@ -99,7 +99,8 @@ class LossWeight(TermWeight, keras.metrics.Metric):
             weight = self.current()
         else:
             weight = super().record(loss, items, counts, batch_size, targets, divisor)
-        self._trace.is_recorded, self._trace.recorded = True, weight
+        self._trace.is_recorded = True
+        self._trace.applied = ops.convert_to_tensor(weight, dtype=keras.config.floatx())
         shared_configs.end(self.key)  # No further copy is expected.
         return weight
 
@@ -118,12 +119,17 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         items, counts, batch_size, targets = (replicas.once(x) for x in counted)
         super().record(divide_or_0(total, divisor), items, counts > 0, batch_size, targets)
 
-    def applied(self) -> Tensor:
-        """Returns the weight of the step, by which the caller multiplies the loss just computed."""
-        if not self.is_applied:  # Keras tracks what is assigned, which takes time.
+    def applied(self) -> Tensor | None:
+        """Returns the weight of the step, by which the caller multiplies the loss just computed.
+
+        `None` if there is no such loss.
+        """
+        tensor = self._trace.__dict__.pop("applied", None)
+        if (
+            tensor is not None and not self.is_applied
+        ):  # Keras tracks it slowly.
             self.is_applied = True
-        weight = self._trace.__dict__.pop("recorded")
-        return ops.convert_to_tensor(weight, dtype=keras.config.floatx())
+        return tensor
 
     def update_state(
         self, y_true: Nested = None, y_pred: Nested = None, sample_weight: Nested = None
@@ -139,7 +145,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         if not getattr(self._trace, "is_recorded", False):
             return
         self._trace.is_recorded = False
-        if self._trace.__dict__.pop("recorded", None) is not None:
+        if self._trace.__dict__.pop("applied", None) is not None:
             raise ValueError(
                 "The loss of a term was not multiplied by its weight. Expected `loss_weights` as "
                 "`keras_jointloss.joint_loss` returned them: `compile(**joint_loss(...))`. "

@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from keras import ops
 
 from keras_jointloss._core.backend import is_immediate
 from keras_jointloss._core.math import to_numpy
+from keras_jointloss._core.quick_ops import ops
 
 #: The mean change from step to step, relative to the loss, that may come from rounding alone. The
 #: loss of collapsed embeddings changes by 1.5e-7 while the embeddings move.
@@ -258,7 +258,7 @@ def _column(values: tuple, dtype: str):
         return True
     if all(isinstance(x, int | float) for x in values):
         return ops.convert_to_tensor(np.array(values, dtype))
-    return ops.convert_to_tensor(list(values), dtype)
+    return ops.cast(ops.stack(values), dtype)
 
 
 def _shifted(x, first):

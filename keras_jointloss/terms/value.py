@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_jointloss import schedules
 from keras_jointloss._core.backend import Number, runs_in_python
 from keras_jointloss._core.math import to_numpy
 from keras_jointloss._core.types import Tensor
@@ -18,6 +19,9 @@ from keras_jointloss._core.validation import invalid, validate_number
 
 Weight: TypeAlias = float | LearningRateSchedule
 
+_PUBLIC = {**vars(keras.optimizers.schedules), **vars(schedules)}.values()
+#: The schedules that have no state.
+_FIXED = {x for x in _PUBLIC if isinstance(x, type) and issubclass(x, LearningRateSchedule)}
 #: How many steps of a schedule the host computes at once.
 _BLOCK = 256
 
@@ -89,9 +93,10 @@ class Scheduled:
 
 def _is_fixed(schedule: LearningRateSchedule) -> bool:
     """Returns whether only the step changes the values of a schedule, as for those of Keras."""
-    is_known = type(schedule).__module__.startswith(("keras.", "keras_jointloss."))
     parts = keras.tree.flatten(list(vars(schedule).values()))
-    return is_known and all(_is_fixed(x) for x in parts if isinstance(x, LearningRateSchedule))
+    return type(schedule) in _FIXED and all(
+        _is_fixed(x) for x in parts if isinstance(x, LearningRateSchedule)
+    )
 
 
 def _host():

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
-from keras import ops
 
 from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.batch import reduce_values
 from keras_jointloss._core.keras import masked
 from keras_jointloss._core.math import divide_or_0
+from keras_jointloss._core.quick_ops import ops
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.terms._probe import ignores_zeros, is_mean_over_elements
 from keras_jointloss.terms.element_weights import validate_rank, weighs_elements

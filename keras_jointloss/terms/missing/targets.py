@@ -11,9 +11,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_jointloss._core.math import value_range
+from keras_jointloss._core.quick_ops import ops
 from keras_jointloss._core.validation import invalid
 
 #: A prediction that is valid as a probability, a logit and a number.
@@ -50,7 +50,7 @@ def is_labelled(y_true, missing: float):
     least, largest = value_range(dtype)
     if missing.is_integer() and least <= missing <= largest:
         return ops.not_equal(y_true, ops.cast(int(missing), dtype))
-    return ops.ones_like(y_true, dtype="bool")
+    return ops.cast(ops.ones_like(y_true), "bool")
 
 
 def match_ranks(y_true, y_pred):
@@ -95,7 +95,7 @@ def pairs_of_elements(y_true, y_pred):
     if len(y_true.shape) == 1:
         y_true, y_pred = ops.expand_dims(y_true, -1), ops.expand_dims(y_pred, -1)
     if y_true.shape[1:] != y_pred.shape[1:]:
-        shape = ops.shape(ops.zeros_like(y_true, y_pred.dtype) + ops.zeros_like(y_pred))
+        shape = ops.shape(ops.zeros_like(y_true, dtype=y_pred.dtype) + ops.zeros_like(y_pred))
         y_true, y_pred = ops.broadcast_to(y_true, shape), ops.broadcast_to(y_pred, shape)
     return y_true, y_pred
 

@@ -1,11 +1,15 @@
 """A scalar variable whose number the host keeps."""
 
+import operator
 from typing import Any
 
 import torch
 
 from keras_jointloss._core.backend import numbers
 from keras_jointloss._core.keras_calls import is_stateless
+
+#: PyTorch counts how often a tensor has been changed in place.
+_changes_of = operator.attrgetter("_version")
 
 
 def is_immediate() -> bool:
@@ -24,9 +28,9 @@ class Number(numbers.Number):
 
     def __init__(self, variable: Any):
         super().__init__(variable)
-        # The number is that of this version of this tensor.
-        self._tensor: Any = None
-        self._version, self._number = 0, 0
+        # The number is that of this tensor after so many changes.
+        self._source: Any = None
+        self._changes, self._number = 0, 0
 
     def read(self) -> Any:
         return self._known() if is_immediate() else super().read()
@@ -45,9 +49,9 @@ class Number(numbers.Number):
 
     def _known(self) -> Any:
         tensor = self.variable.value
-        if self._tensor is not tensor or self._version != tensor._version:
+        if self._source is not tensor or self._changes != _changes_of(tensor):
             self._keep(tensor, tensor.item())
         return self._number
 
     def _keep(self, tensor: torch.Tensor, number: Any) -> None:
-        self._tensor, self._version, self._number = tensor, tensor._version, number
+        self._source, self._changes, self._number = tensor, _changes_of(tensor), number

@@ -33,8 +33,8 @@ def _divide_no_nan(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 _SAME = (
-    "abs cos exp isfinite log logical_and ones_like reshape sign sqrt square stack sum where "
-    "zeros_like"
+    "abs any cos exp isfinite isnan log logical_and logical_not ones_like reshape sign sqrt "
+    "square stack sum where zeros_like"
 )
 _OPS = types.SimpleNamespace(
     **{
