@@ -125,9 +125,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         `None` if there is no such loss.
         """
         tensor = self._trace.__dict__.pop("applied", None)
-        if (
-            tensor is not None and not self.is_applied
-        ):  # Keras tracks it slowly.
+        if tensor is not None and not self.is_applied:  # Keras tracks it slowly.
             self.is_applied = True
         return tensor
 
