@@ -178,10 +178,11 @@ def logsumexp_where(x, mask, axis):
 
 
 def scramble(x):
-    """Returns pseudo-random integers for the int32 `x`, different ones for each `x`."""
+    """Returns pseudo-random integers for the int32 `x`, an array or tensor, different for each."""
+    shifted = np.right_shift if isinstance(x, np.ndarray) else ops.right_shift
     for shift, factor in ((16, 0x7FEB352D), (15, 0x446CA68B), (16, 1)):
         # The shift of an int32 copies the sign bit; the mask removes the copies.
-        x = (x ^ (ops.right_shift(x, shift) & ((1 << (32 - shift)) - 1))) * factor
+        x = (x ^ (shifted(x, shift) & ((1 << (32 - shift)) - 1))) * factor
     return x
 
 

@@ -13,8 +13,8 @@ def constant(value) -> Callable:
     """Returns a constant initializer; that of Keras rounds to float32, even for float64."""
 
     def initialize(shape, dtype=None):
-        # NumPy would store a count in 64 bits, but does not know every floating-point dtype.
-        values = np.full(shape, value, None if isinstance(value, float) else dtype)
+        # NumPy does not know every dtype; JAX compiles a function for each conversion of its own.
+        values = np.full(shape, value, dtype if dtype in np.sctypeDict else None)
         return ops.convert_to_tensor(values, dtype=dtype)
 
     return initialize

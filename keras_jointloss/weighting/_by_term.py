@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import keras
+import numpy as np
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_jointloss._core.quick_ops import ops
@@ -97,7 +98,7 @@ def describe_default_floor(rule: Any, terms: Iterable[str]) -> str | None:
 
 
 def tensor_by_term(values: Any, terms: Iterable[str], default: float, step, dtype: str):
-    """Returns the values of the terms in a training step: `(terms,)`.
+    """Returns the values of the terms in a training step: `(terms,)`, or a number for all.
 
     Args:
         values: A number for all terms, or numbers and schedules by the name of the term.
@@ -107,8 +108,10 @@ def tensor_by_term(values: Any, terms: Iterable[str], default: float, step, dtyp
         dtype: The dtype of the result.
     """
     if not isinstance(values, Mapping):
-        values, default = {}, values
+        return values
     found = [values.get(name, default) for name in terms]
+    if not any(isinstance(value, LearningRateSchedule) for value in found):
+        return ops.convert_to_tensor(np.array(found), dtype=dtype)
     numbers = [value(step) if isinstance(value, LearningRateSchedule) else value for value in found]
     return ops.stack([ops.cast(number, dtype) for number in numbers])
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_jointloss._core.backend import current_replicas, is_immediate, trains_functionally
 from keras_jointloss._core.keras import untrack
-from keras_jointloss._core.math import divide_or_0, to_numpy
+from keras_jointloss._core.math import to_numpy
 from keras_jointloss._core.quick_ops import ops
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.weight import TermWeight
@@ -90,8 +90,10 @@ class Runner:
         return {**initial, **rule.initial_state}
 
     def _variable(self, name: str, dtype: str, initial: Any) -> Any:
+        # Of this dtype already: JAX compiles a function for each conversion of its own.
+        initial = np.asarray(initial, dtype)
         return self._rule.add_variable(
-            shape=np.shape(initial),
+            shape=initial.shape,
             dtype=dtype,
             initializer=lambda shape, dtype=None: ops.convert_to_tensor(initial, dtype=dtype),
             aggregation="only_first_replica",
@@ -213,7 +215,7 @@ class Runner:
         counting = items * ops.stack([ops.cast(counts, dtype) for *_, counts in found])
         sums = ops.stack([items, counting, ops.where(items > 0, items * losses, 0)])
         items, counting, total = ops.unstack(replicas.sum(sums))
-        return counting > 0, divide_or_0(total, items)
+        return counting > 0, ops.divide_no_nan(total, items)
 
     def _advanced(self, losses, is_present, given, step, is_on):
         """Returns the state after the step, `(names, terms)`."""
@@ -278,7 +280,7 @@ class Runner:
         """Lets `run` update the weights and count steps."""
         if is_new_epoch:
             # Keras restarts its own count at 0 in each `fit`.
-            self.epoch.assign(int(to_numpy(self.epoch)) + 1)
+            self.epoch.assign(np.int32(to_numpy(self.epoch) + 1))
         self.is_on = True
         self._advancing.assign(True)
 

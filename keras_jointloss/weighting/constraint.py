@@ -94,7 +94,7 @@ class Constraint(Weighting):
         moved = ops.maximum(moved, self.min_weight)
         if self.max_weight is not None:
             moved = ops.minimum(moved, self.max_weight)
-        is_named = ops.convert_to_tensor([name in self.bounds for name in self.terms], "bool")
+        is_named = ops.convert_to_tensor(np.array([name in self.bounds for name in self.terms]))
         multiplier = self.state["multiplier"] = ops.where(is_named, moved, 1)
         return multiplier
 

@@ -4,7 +4,6 @@ from typing import ClassVar, Unpack
 
 import keras
 
-from keras_jointloss._core.math import divide_or_0
 from keras_jointloss._core.quick_ops import ops
 from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import validate_number
@@ -60,7 +59,7 @@ class DynamicWeightAverage(Weighting):
         state = self.state
         epoch = ops.cast(self.epoch, losses.dtype) + ops.zeros_like(losses)
         is_new = ops.logical_and(ops.not_equal(epoch, state["epoch"]), state["steps"] > 0)
-        mean = divide_or_0(state["total"], state["steps"])
+        mean = ops.divide_no_nan(state["total"], state["steps"])
         before_last = ops.where(is_new, state["last"], state["before_last"])
         last = ops.where(is_new, mean, state["last"])
         self.state = {
@@ -70,7 +69,7 @@ class DynamicWeightAverage(Weighting):
             "last": last,
             "before_last": before_last,
         }
-        ratio = ops.where(before_last > 0, divide_or_0(last, before_last), 1)
+        ratio = ops.where(before_last > 0, ops.divide_no_nan(last, before_last), 1)
         return len(self.terms) * ops.softmax(ratio / self.temperature)
 
     def get_config(self) -> Config:

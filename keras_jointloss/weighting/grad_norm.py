@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 import keras
 import numpy as np
 
-from keras_jointloss._core.math import divide_or_0, mean, mean_where
+from keras_jointloss._core.math import mean, mean_where
 from keras_jointloss._core.quick_ops import ops
 from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import validate_number
@@ -118,10 +118,10 @@ class GradNorm(Weighting):
         is_new = ops.logical_and(is_there, ops.not_equal(number, state["number"]))
         initial = state["initial_loss"]
         initial = ops.where(ops.isfinite(initial), initial, losses)
-        remaining = divide_or_0(losses, initial)
-        rate = divide_or_0(remaining, mean(remaining))
+        remaining = ops.divide_no_nan(losses, initial)
+        rate = ops.divide_no_nan(remaining, mean(remaining))
         # In units of their mean.
-        lengths = divide_or_0(lengths, mean_where(lengths, is_there, axis=0))
+        lengths = ops.divide_no_nan(lengths, mean_where(lengths, is_there, axis=0))
         sign = ops.sign(lengths - ops.power(rate, self.alpha))
         slope = sign * lengths
         gradient = slope - ops.softmax(state["logit"]) * ops.sum(slope)

@@ -4,6 +4,7 @@ import math
 from typing import Unpack
 
 import keras
+import numpy as np
 
 from keras_jointloss._core.math import scramble
 from keras_jointloss._core.quick_ops import ops
@@ -24,8 +25,8 @@ def random_normal(count: int, seed: int, step):
         step: An integer or an integer scalar tensor.
     """
     stream = scramble(scramble(ops.cast(step, "int32")) + seed)
-    places = ops.reshape(ops.arange(2 * count, dtype="int32"), (2, count))
-    bits = ops.bitwise_and(scramble(scramble(places) + stream), 2**23 - 1)
+    places = scramble(np.arange(2 * count, dtype="int32").reshape(2, count))
+    bits = ops.bitwise_and(scramble(ops.convert_to_tensor(places) + stream), 2**23 - 1)
     uniform = (ops.cast(bits, "float32") + 0.5) / 2**23
     # Box and Muller, 1958.
     return ops.sqrt(-2 * ops.log(uniform[0])) * ops.cos(2 * math.pi * uniform[1])

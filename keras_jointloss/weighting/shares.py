@@ -4,7 +4,6 @@ from typing import ClassVar, Unpack
 
 import keras
 
-from keras_jointloss._core.math import divide_or_0
 from keras_jointloss._core.quick_ops import ops
 from keras_jointloss._core.types import Tensor
 from keras_jointloss.weighting._by_term import ByTerm, tensor_by_term, validate_by_term
@@ -80,5 +79,5 @@ class Shares(Weighting):
         parts = given * losses
         total = ops.sum(parts)
         parts = ops.maximum(parts, 1e-7 * total)
-        weight = divide_or_0(shares, ops.sum(shares)) * divide_or_0(total, parts)
+        weight = ops.divide_no_nan(shares, ops.sum(shares)) * ops.divide_no_nan(total, parts)
         return ops.where((given > 0) & (total > 0), weight, 1)

@@ -1,7 +1,7 @@
 """SmoothTchebycheff: smooth weights that focus on the worst term."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 import keras
 import numpy as np
@@ -81,9 +81,9 @@ class SmoothTchebycheff(Weighting):
 
     def update(self, losses: Tensor, step: Tensor) -> Tensor:
         least = self.state["least"] = ops.minimum(self.state["least"], losses)
-        preference = ops.convert_to_tensor(
-            self.preference or [1.0] * len(self.terms), dtype=losses.dtype
-        )
+        preference: Any = 1.0
+        if self.preference is not None:
+            preference = ops.convert_to_tensor(np.array(self.preference), dtype=losses.dtype)
         return preference * ops.softmax(preference * (losses - least) / self.smoothness)
 
     def get_config(self) -> Config:
