@@ -16,19 +16,12 @@ from keras_jointloss._core.validation import invalid, validate_count
 
 
 class Batch(NamedTuple):
-    """What a loss or metric on views compares.
+    """What a loss or metric on views compares."""
 
-    Attributes:
-        views: `(batch, views, dim)`, float.
-        labels: `(batch,)` or `(batch, classes)`, or `None`.
-        mask: `(batch,)`, bool: which items to include. `None` for all.
-        sample_weight: `(batch,)`, or `None`.
-    """
-
-    views: Any
-    labels: Any = None
-    mask: Any = None
-    sample_weight: Any = None
+    views: Any  # `(batch, views, dim)`, float
+    labels: Any = None  # `(batch,)` or `(batch, classes)`, or `None`
+    mask: Any = None  # `(batch,)`, bool: which items to include. `None` for all
+    sample_weight: Any = None  # `(batch,)`, or `None`
 
     def size(self, dtype):
         """Returns the number of items, those that the mask excludes too, as a scalar."""
@@ -43,15 +36,10 @@ class Batch(NamedTuple):
 
 
 class Items(NamedTuple):
-    """Some successive items of a batch, whose losses are wanted; the others are candidates only.
+    """Some successive items of a batch, whose losses are wanted; the others are candidates only."""
 
-    Attributes:
-        start: The index of the first.
-        size: How many.
-    """
-
-    start: Any
-    size: Any
+    start: Any  # The index of the first
+    size: Any  # How many
 
 
 def rows_of(x, items: Items | None, count: int = 1):

@@ -94,21 +94,13 @@ def is_known(defined: Any) -> bool:
 
 
 class Source(NamedTuple):
-    """The call of a layer or operation that has computed a tensor of a Functional model.
+    """The call of a layer or operation that has computed a tensor of a Functional model."""
 
-    Attributes:
-        operation: The layer or operation.
-        call: The number of the call.
-        inputs: The tensors that the call received.
-        position: The number of the tensor among those that it returned.
-        size: How many it returned.
-    """
-
-    operation: Any
-    call: int
-    inputs: list
-    position: int
-    size: int
+    operation: Any  # The layer or operation
+    call: int  # The number of the call
+    inputs: list  # The tensors that the call received
+    position: int  # The number of the tensor among those that it returned
+    size: int  # How many it returned
 
 
 def source(tensor: Any) -> Source | None:

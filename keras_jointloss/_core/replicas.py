@@ -84,14 +84,10 @@ class Exchange(NamedTuple):
 
     A replica so holds the embeddings of one other replica at a time. All replicas call the methods
     in the same order. No gradient flows. TensorFlow switches to another replica meanwhile.
-
-    Attributes:
-        counts: The number of items of each replica.
-        own: The `Items` of this one.
     """
 
-    counts: RowCounts
-    own: Items
+    counts: RowCounts  # The number of items of each replica
+    own: Items  # The `Items` of this one
 
     def parts(self) -> list[Items]:
         """Returns the items of each replica."""

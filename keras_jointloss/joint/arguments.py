@@ -15,14 +15,11 @@ from keras_jointloss.terms.output_weight import LossWeight
 
 
 class Output(NamedTuple):
-    """The losses of one output of a model.
+    """The losses of one output of a model."""
 
-    Attributes:
-        losses: The loss of each term by the term's name; empty for an output without a loss.
-        parts: The short name of each term by its name if the output has several losses.
-    """
-
+    #: The loss of each term by the term's name; empty for an output without a loss.
     losses: dict[str, Any]
+    #: The short name of each term by its name if the output has several losses.
     parts: dict[str, str] | None = None
 
 

@@ -21,19 +21,12 @@ _Reads = dict[Any, set[str]]
 
 
 class Misnamed(NamedTuple):
-    """Copies of a layer whose names belong to nothing in the model.
-
-    Attributes:
-        layer: The layer.
-        names: The names of those that a term or output of another name reads.
-        unread: The names of those that nothing reads.
-        unnamed: The terms and outputs that read copies of another name, or may do so.
-    """
+    """Copies of a layer whose names belong to nothing in the model."""
 
     layer: GradientCombination
-    names: list[str]
-    unread: list[str]
-    unnamed: list[str]
+    names: list[str]  # The names of those that a term or output of another name reads
+    unread: list[str]  # The names of those that nothing reads
+    unnamed: list[str]  # The terms and outputs that read copies of another name, or may do so
 
 
 class Wiring:

@@ -21,23 +21,14 @@ from keras_jointloss.terms.value import Weight
 
 
 class CallLoss(NamedTuple):
-    """The loss of a call of a layer term.
+    """The loss of a call of a layer term."""
 
-    Attributes:
-        loss: Its mean over the items, a scalar.
-        items: The number of items in the mean.
-        valid: Which of them count, `(batch, ...)`, or `None` if all do.
-        is_training: Whether the call trains.
-        batch_size: The number of items of the batch; `None` if all of them are in the mean.
-        means: Other means to log: by name, the sum of the values and their number.
-    """
-
-    loss: Any
-    items: Any
-    valid: Any
-    is_training: bool
-    batch_size: Any
-    means: dict[str, tuple]
+    loss: Any  # Its mean over the items, a scalar
+    items: Any  # The number of items in the mean
+    valid: Any  # Which of them count, `(batch, ...)`, or `None` if all do
+    is_training: bool  # Whether the call trains
+    batch_size: Any  # The number of items of the batch; `None` if all of them are in the mean
+    means: dict[str, tuple]  # Other means to log: by name, the sum of the values and their number
 
 
 #: A function that returns the loss of a call of a layer, unweighted and weighted.

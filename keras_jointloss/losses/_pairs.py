@@ -30,19 +30,12 @@ NEGATIVE = -2
 
 
 class Samples(NamedTuple):
-    """Embeddings with the item, the label and the validity of each.
+    """Embeddings with the item, the label and the validity of each."""
 
-    Attributes:
-        embeddings: `(n, dim)`.
-        items: `(n,)`, int32: the index of the item in the batch, `ELSEWHERE` or `NEGATIVE`.
-        labels: `(n,)` or `(n, classes)`, or `None`.
-        valid: `(n,)`, bool, or `None` if all are valid.
-    """
-
-    embeddings: Any
-    items: Any
-    labels: Any = None
-    valid: Any = None
+    embeddings: Any  # `(n, dim)`
+    items: Any  # `(n,)`, int32: the index of the item in the batch, `ELSEWHERE` or `NEGATIVE`
+    labels: Any = None  # `(n,)` or `(n, classes)`, or `None`
+    valid: Any = None  # `(n,)`, bool, or `None` if all are valid
 
     def join(self, others: "Samples") -> "Samples":
         """Returns these samples and others. Either both have labels or neither has."""
@@ -69,24 +62,17 @@ class Samples(NamedTuple):
 
 
 class Roles(NamedTuple):
-    """Selects the positives of each anchor and the candidates in its denominator.
-
-    Attributes:
-        anchors: `Samples`.
-        candidates: `Samples`.
-        same_label: How to treat candidates of other items that share a label with the anchor:
-            `"positive"`, `"ignore"` (exclude them) or `None`.
-        without_self: Whether the anchors are among the candidates, each excluded from its own.
-        without_positives: Whether to exclude positives from the denominator.
-        first: The index of the first anchor among the candidates; the others follow it.
-    """
+    """Selects the positives of each anchor and the candidates in its denominator."""
 
     anchors: Samples
     candidates: Samples
+    #: How to treat candidates of other items that share a label with the anchor: `"positive"`,
+    #: `"ignore"` (exclude them) or `None`.
     same_label: str | None = None
+    #: Whether the anchors are among the candidates, each excluded from its own.
     without_self: bool = False
-    without_positives: bool = False
-    first: Any = 0
+    without_positives: bool = False  # Whether to exclude positives from the denominator
+    first: Any = 0  # The index of the first anchor among the candidates; the others follow it
 
     @property
     def trivial(self) -> bool:

@@ -63,15 +63,11 @@ class SoftmaxLoss(ViewsLoss):
 
 
 class OwnPairs(NamedTuple):
-    """The positives of anchors if they are the other views of the anchors' own items.
+    """The positives of anchors if they are the other views of the anchors' own items."""
 
-    Attributes:
-        columns: `(anchors, positives)`, int32: their indices among the candidates.
-        similarity: `(anchors,)`, their mean similarity, computed from the pairs alone. The gradient
-            flows through it.
-    """
-
-    columns: Any
+    columns: Any  # `(anchors, positives)`, int32: their indices among the candidates
+    #: `(anchors,)`, their mean similarity, computed from the pairs alone. The gradient flows
+    #: through it.
     similarity: Any
 
 

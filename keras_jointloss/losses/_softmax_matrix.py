@@ -30,14 +30,12 @@ class Matrix(NamedTuple):
 
     `dense`, like `tiled`, returns lse, positive, average and whether these are defined (1 or 0),
     for rows and, with `both_ways`, for columns: `(1 or 2, 4, anchors)`.
-
-    Attributes:
-        own: `(anchors, positives)`, int32, the columns of the positives, or `None` if the masks
-            select them. With `own`, the mean of the positives is used without its gradient.
     """
 
     roles: Roles
     similarity: str
+    #: `(anchors, positives)`, int32, the columns of the positives, or `None` if the masks select
+    #: them. With `own`, the mean of the positives is used without its gradient.
     own: Any
     needs_average: bool
     both_ways: bool

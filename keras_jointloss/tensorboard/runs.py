@@ -63,23 +63,18 @@ class Series(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """The values that one training logged.
-
-    Attributes:
-        name: The name of the run.
-        train: The values of training by tag, as `JointLossCallback` names them.
-        validation: The values of validation by tag.
-        epochs: The number of finished epochs over the step, or `None` if unknown.
-        schedules: By term, the weight of the schedule over the steps of the whole training.
-        end: The step at which training is to end, or `None` if unknown.
-    """
+    """The values that one training logged."""
 
     name: str
+    #: The values of training by tag, as `JointLossCallback` names them.
     train: Mapping[str, Series] = field(default_factory=dict)
+    #: The values of validation by tag.
     validation: Mapping[str, Series] = field(default_factory=dict)
+    #: The number of finished epochs over the step, or `None` if unknown.
     epochs: Series | None = None
+    #: By term, the weight of the schedule over the steps of the whole training.
     schedules: Mapping[str, Series] = field(default_factory=dict)
-    end: int | None = None
+    end: int | None = None  # The step at which training is to end, or `None` if unknown
 
     def split(self, name: str) -> Mapping[str, Series]:
         """Returns the values of `"train"` or `"validation"` by tag."""

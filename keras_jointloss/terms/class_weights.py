@@ -82,14 +82,7 @@ class ClassWeights:
 class ClassWeightedMetric(WrappedMetric):
     """Passes targets on to a metric, in training with `sample_weight` times class weights.
 
-    Args:
-        metric: A metric as Keras accepts it: a name, a function or a `keras.metrics.Metric`.
-        class_weight: A dict of class to weight, as in `keras_jointloss.joint_loss`.
-        name: Name of the metric, by default that of `metric`.
-        dtype: As in `keras.metrics.Metric`.
-
-    Raises:
-        ValueError: If `class_weight` is invalid.
+    The `class_weight` is that of `keras_jointloss.joint_loss`. See `WrappedMetric`.
 
     Example:
 

@@ -9,35 +9,27 @@ from keras_jointloss._core.math import divide_or_0
 
 
 class RowCounts(NamedTuple):
-    """How many rows of a batch each replica has.
+    """How many rows of a batch each replica has."""
 
-    Attributes:
-        counts: The number of rows of each replica, a list.
-        index: The index of this replica.
-        start: The index of the first row of this replica.
-    """
-
-    counts: list
-    index: Any
-    start: Any
+    counts: list  # The number of rows of each replica, a list
+    index: Any  # The index of this replica
+    start: Any  # The index of the first row of this replica
 
 
 class OneDevice:
     """One device, or all devices of JAX, whose program computes the global batch.
 
     The subclasses describe several replicas. All replicas call the methods in the same order.
-
-    Attributes:
-        count: The number of replicas that compute a step together, each with its own loss.
-        takes_turns: Whether the replicas share the layers of a model, and TensorFlow runs another
-            replica during an exchange. The forward pass of a model must not exchange values then.
-        loss_divisor: The number by which Keras divides the mean loss of a replica.
     """
 
+    #: The number of replicas that compute a step together, each with its own loss.
     count = 1
+    #: Whether the replicas share the layers of a model, and TensorFlow runs another replica during
+    #: an exchange. The forward pass of a model must not exchange values then.
     takes_turns = False
 
     def __init__(self, loss_divisor: int = 1):
+        #: The number by which Keras divides the mean loss of a replica.
         self.loss_divisor = loss_divisor
 
     def sum(self, x):

@@ -19,17 +19,12 @@ _UNMEASURABLE = 1e-15
 
 
 class StuckTerm(NamedTuple):
-    """A term that does not train.
+    """A term that does not train."""
 
-    Attributes:
-        name: The name of the term, or of the copy that its head should read.
-        loss: Its mean loss.
-        layer: The layer at which its gradient was 0 in every step, although its loss changed.
-            `None` if its loss was exactly the same in every step.
-    """
-
-    name: str
-    loss: float
+    name: str  # The name of the term, or of the copy that its head should read
+    loss: float  # Its mean loss
+    #: The layer at which its gradient was 0 in every step, although its loss changed. `None` if its
+    #: loss was exactly the same in every step.
     layer: str | None = None
 
 
@@ -146,21 +141,14 @@ class TermProgress:
 
 
 class Part(NamedTuple):
-    """What a term contributed to an epoch of training, as absolute values of means.
-
-    Attributes:
-        name: The name of the term.
-        loss: Its loss.
-        factor: The weight that the rule gives it at the end of the epoch.
-        of_rule: Its loss times the weight that the rule gives it.
-        contribution: The length of its weighted gradient where a layer reports it, or else its
-            weighted loss: with the weight that the user gives it, too.
-    """
+    """What a term contributed to an epoch of training, as absolute values of means."""
 
     name: str
     loss: float
-    factor: float
-    of_rule: float
+    factor: float  # The weight that the rule gives it at the end of the epoch
+    of_rule: float  # Its loss times the weight that the rule gives it
+    #: The length of its weighted gradient where a layer reports it, or else its weighted loss: with
+    #: the weight that the user gives it, too.
     contribution: float
 
     def exceeds(self, other: "Part", ratio: float) -> bool:

@@ -15,17 +15,12 @@ from keras_jointloss.terms.record import Totals
 
 
 class _Sums(NamedTuple):
-    """What training has added up at one time.
+    """What training has added up at one time."""
 
-    Attributes:
-        terms: The sums of the terms by name.
-        gradients: Those of the layers that combine gradients, by tag prefix.
-        loss: Keras' sum of the loss over the items, and their number, 0 if it is unknown.
-    """
-
-    terms: dict[str, Totals]
+    terms: dict[str, Totals]  # The sums of the terms by name
+    #: Those of the layers that combine gradients, by tag prefix.
     gradients: _gradient_readings.Totals
-    loss: np.ndarray
+    loss: np.ndarray  # Keras' sum of the loss over the items, and their number, 0 if it is unknown
 
 
 def batches_between(update_freq: Any) -> int | None:

@@ -24,21 +24,13 @@ _COMPARING = (
 
 
 class EpochEnd(NamedTuple):
-    """What is known of an epoch at its end.
+    """What is known of an epoch at its end."""
 
-    Attributes:
-        epoch: Its number, from 0.
-        step: The training step.
-        batches: How many batches it had.
-        logs: Its logs.
-        statistics: The statistics of its gradients.
-    """
-
-    epoch: int
-    step: int
-    batches: int
+    epoch: int  # Its number, from 0
+    step: int  # The training step
+    batches: int  # How many batches it had
     logs: Mapping[str, Any]
-    statistics: Statistics
+    statistics: Statistics  # The statistics of its gradients
 
 
 class TrainingWarnings:

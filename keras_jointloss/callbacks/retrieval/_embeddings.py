@@ -14,14 +14,10 @@ from keras_jointloss.layers import ContrastiveTerm
 
 
 class Found(NamedTuple):
-    """Embeddings of a Functional model: their name and the models that compute them.
-
-    Attributes:
-        name: The name.
-        models: One model for pairs; one for the queries and one for the candidates.
-    """
+    """Embeddings of a Functional model: their name and the models that compute them."""
 
     name: str
+    #: One model for pairs; one for the queries and one for the candidates.
     models: tuple[keras.Model, ...]
 
 

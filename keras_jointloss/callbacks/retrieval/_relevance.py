@@ -9,19 +9,12 @@ from keras_jointloss._core.validation import invalid
 
 
 class Relevance(NamedTuple):
-    """The right candidates of each query, listed as pairs in the order of the queries.
+    """The right candidates of each query, listed as pairs in the order of the queries."""
 
-    Attributes:
-        queries: The number of queries.
-        candidates: The number of candidates; `None` if not known yet.
-        rows: `(pairs,)`, int: the query of each pair, ascending.
-        columns: `(pairs,)`, int: the candidate of each pair.
-    """
-
-    queries: int
-    candidates: int | None
-    rows: np.ndarray
-    columns: np.ndarray
+    queries: int  # The number of queries
+    candidates: int | None  # The number of candidates; `None` if not known yet
+    rows: np.ndarray  # `(pairs,)`, int: the query of each pair, ascending
+    columns: np.ndarray  # `(pairs,)`, int: the candidate of each pair
 
     def block(self, start: int, stop: int) -> np.ndarray:
         """Returns whether each candidate is right: `(stop - start, candidates)`, bool."""

@@ -35,17 +35,11 @@ class Copies(NamedTuple):
 
 
 class _Forward(NamedTuple):
-    """What the backward pass needs of the forward pass.
+    """What the backward pass needs of the forward pass."""
 
-    Attributes:
-        step: The number of the step, from 0.
-        call: The call, as the record of the layer knows it.
-        parts_of: As in `GradientCombination._copies`.
-    """
-
-    step: Any
-    call: Any
-    parts_of: Callable[[Any], list]
+    step: Any  # The number of the step, from 0
+    call: Any  # The call, as the record of the layer knows it
+    parts_of: Callable[[Any], list]  # As in `GradientCombination._copies`
 
 
 class GradientCombination(keras.layers.Layer):

@@ -62,19 +62,12 @@ def number_of(step, dtype):
 
 
 class StepRecord(NamedTuple):
-    """The statistics of one step, as rows of a matrix `(3 + terms, terms)`.
+    """The statistics of one step, as rows of a matrix `(3 + terms, terms)`."""
 
-    Attributes:
-        number: `(1, terms)`, the number of the step, from 1, in each column; 0 for no step.
-        lengths: `(1, terms)`, -1 for a gradient that is not finite.
-        coefficients: `(1, terms)`.
-        cosines: `(terms, terms)`.
-    """
-
-    number: Any
-    lengths: Any
-    coefficients: Any
-    cosines: Any
+    number: Any  # `(1, terms)`, the number of the step, from 1, in each column; 0 for no step
+    lengths: Any  # `(1, terms)`, -1 for a gradient that is not finite
+    coefficients: Any  # `(1, terms)`
+    cosines: Any  # `(terms, terms)`
 
     @classmethod
     def of(cls, rows) -> "StepRecord":
@@ -125,29 +118,17 @@ class StepRecord(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Sums over the steps of an epoch, as rows of a matrix `(6 + 3 * terms, terms)`.
+    """Sums over the steps of an epoch, as rows of a matrix `(6 + 3 * terms, terms)`."""
 
-    Attributes:
-        steps: `(1, terms)`, the number of steps, in each column.
-        any_conflict: `(1, terms)`, the number of steps in which any two gradients conflicted.
-        lengths: `(1, terms)`.
-        coefficients: `(1, terms)`.
-        cosines: `(terms, terms)`.
-        both: `(terms, terms)`, the number of steps in which both terms had a gradient.
-        conflicts: `(terms, terms)`, the number of steps in which two gradients conflicted.
-        first_nonfinite: `(1, terms)`, not a sum: the first step with a non-finite gradient.
-        latest: `(1, terms)`, not a sum: the number of the step that was added last.
-    """
-
-    steps: Any
-    any_conflict: Any
-    lengths: Any
-    coefficients: Any
-    cosines: Any
-    both: Any
-    conflicts: Any
-    first_nonfinite: Any
-    latest: Any
+    steps: Any  # `(1, terms)`, the number of steps, in each column
+    any_conflict: Any  # `(1, terms)`, the number of steps in which any two gradients conflicted
+    lengths: Any  # `(1, terms)`
+    coefficients: Any  # `(1, terms)`
+    cosines: Any  # `(terms, terms)`
+    both: Any  # `(terms, terms)`, the number of steps in which both terms had a gradient
+    conflicts: Any  # `(terms, terms)`, the number of steps in which two gradients conflicted
+    first_nonfinite: Any  # `(1, terms)`, not a sum: the first step with a non-finite gradient
+    latest: Any  # `(1, terms)`, not a sum: the number of the step that was added last
 
     @classmethod
     def of(cls, rows) -> "Sums":

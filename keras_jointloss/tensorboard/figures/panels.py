@@ -21,43 +21,26 @@ _TITLES = {"step": "step", "epoch": "epoch", "time": "minutes"}
 
 
 class Line(NamedTuple):
-    """A line of a panel.
-
-    Attributes:
-        run: The run.
-        series: The points.
-        name: The name of the term, or of what else it shows.
-        mark: How it is drawn.
-        note: What tells it from a line of the same name in the same panel.
-        dash: The dash of the line.
-        extra: Facts for programs that read the figure.
-    """
+    """A line of a panel."""
 
     run: Run
-    series: Series
-    name: str
-    mark: Mark
-    note: str = ""
+    series: Series  # The points
+    name: str  # The name of the term, or of what else it shows
+    mark: Mark  # How it is drawn
+    note: str = ""  # What tells it from a line of the same name in the same panel
     dash: str = "solid"
+    #: Facts for programs that read the figure.
     extra: dict[str, Any] = {}  # noqa: RUF012
 
 
 class Panel(NamedTuple):
-    """The content of a pair of axes.
+    """The content of a pair of axes."""
 
-    Attributes:
-        title: The words above it.
-        lines: The lines.
-        y: The title of the y axis.
-        scale: `"linear"` or `"log"`.
-        group: Panels of the same group have the same range of y.
-    """
-
-    title: str
+    title: str  # The words above it
     lines: list[Line]
-    y: str = ""
-    scale: str = "linear"
-    group: str = ""
+    y: str = ""  # The title of the y axis
+    scale: str = "linear"  # `"linear"` or `"log"`
+    group: str = ""  # Panels of the same group have the same range of y
 
     def changed(self, **fields: Any) -> "Panel":
         """Returns the panel with other values of some fields."""
@@ -65,15 +48,10 @@ class Panel(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """A figure as Plotly's script reads it: to validate it takes longer than to make it.
+    """A figure as Plotly's script reads it: to validate it takes longer than to make it."""
 
-    Attributes:
-        layout: The axes, titles and colors.
-        traces: The lines, areas and heat maps.
-    """
-
-    layout: dict[str, Any]
-    traces: list[dict[str, Any]]
+    layout: dict[str, Any]  # The axes, titles and colors
+    traces: list[dict[str, Any]]  # The lines, areas and heat maps
 
     def axis(self, letter: str, index: int) -> dict[str, Any]:
         """Returns the x or y axis of a panel."""

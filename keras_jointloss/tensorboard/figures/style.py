@@ -14,19 +14,12 @@ _LENGTH = 44
 
 
 class Mark(NamedTuple):
-    """How a term is drawn in all figures.
-
-    Attributes:
-        color: The color.
-        pattern: The pattern of its areas.
-        symbol: The symbol of its lines, which is drawn only if the color alone is not enough.
-        is_repeated: Whether another term has the same color.
-    """
+    """How a term is drawn in all figures."""
 
     color: str
-    pattern: str
-    symbol: str
-    is_repeated: bool
+    pattern: str  # The pattern of its areas
+    symbol: str  # The symbol of its lines, which is drawn only if the color alone is not enough
+    is_repeated: bool  # Whether another term has the same color
 
 
 def marks(names: Sequence[str]) -> dict[str, Mark]:

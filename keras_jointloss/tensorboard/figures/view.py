@@ -19,38 +19,25 @@ THEMES = ("light", "dark")
 
 @dataclass(frozen=True)
 class View:
-    """The options of a figure.
+    """The options of a figure."""
 
-    Attributes:
-        terms: The names of the terms to show, or `None` for all.
-        compare: `"rows"` for each run in a row of its own, `"overlay"` for all in the same axes.
-        x: `"step"`, `"epoch"` or `"time"` (minutes).
-        smoothing: The factor of an exponential moving average, at least 0 and less than 1.
-        share: Whether the weighted losses are shown as shares of the total.
-        splits: `"train"`, `"validation"` or both.
-        scale: `"linear"` or `"log"`, or `None` for what suits the kind.
-        theme: `"light"` or `"dark"`.
-        a: For `"pareto"`, a term, or the name of any logged value.
-        b: The same for the other axis.
-        palette: The names of all terms that may get a color, or `None` for those of the runs: a
-            term has the same color in all figures with the same palette.
-        points: The number of points to draw of a line, about.
-        columns: The number of axes side by side, at most.
-    """
-
-    terms: Sequence[str] | None = None
+    terms: Sequence[str] | None = None  # The names of the terms to show, or `None` for all
+    #: `"rows"` for each run in a row of its own, `"overlay"` for all in the same axes.
     compare: str = "rows"
-    x: str = "step"
+    x: str = "step"  # `"step"`, `"epoch"` or `"time"` (minutes)
+    #: The factor of an exponential moving average, at least 0 and less than 1.
     smoothing: float = 0.0
-    share: bool = False
-    splits: Sequence[str] = SPLITS
-    scale: str | None = None
-    theme: str = "light"
-    a: str | None = None
-    b: str | None = None
+    share: bool = False  # Whether the weighted losses are shown as shares of the total
+    splits: Sequence[str] = SPLITS  # `"train"`, `"validation"` or both
+    scale: str | None = None  # `"linear"` or `"log"`, or `None` for what suits the kind
+    theme: str = "light"  # `"light"` or `"dark"`
+    a: str | None = None  # For `"pareto"`, a term, or the name of any logged value
+    b: str | None = None  # The same for the other axis
+    #: The names of all terms that may get a color, or `None` for those of the runs: a term has the
+    #: same color in all figures with the same palette.
     palette: Sequence[str] | None = None
-    points: int = 1000
-    columns: int = 3
+    points: int = 1000  # The number of points to draw of a line, about
+    columns: int = 3  # The number of axes side by side, at most
 
     def __post_init__(self):
         validate_choice(self.compare, "compare", COMPARISONS)

@@ -25,20 +25,13 @@ from keras_jointloss.terms.missing.targets import (
 
 
 class LabelledValue(NamedTuple):
-    """The loss of a batch.
+    """The loss of a batch."""
 
-    Attributes:
-        loss: The loss as Keras expects it: under `tf.distribute`, divided by the number of
-            replicas.
-        labelled: The number of labelled targets.
-        targets: The number of targets, without those that Keras masks.
-        divisor: What the mean divides by; `None` if the loss is a sum.
-    """
-
+    #: The loss as Keras expects it: under `tf.distribute`, divided by the number of replicas.
     loss: Any
-    labelled: Any
-    targets: Any
-    divisor: Any
+    labelled: Any  # The number of labelled targets
+    targets: Any  # The number of targets, without those that Keras masks
+    divisor: Any  # What the mean divides by; `None` if the loss is a sum
 
 
 class LabelledLoss:

@@ -30,15 +30,8 @@ class LabelledMetric(WrappedMetric):
     Otherwise it is a row, which is labelled if all of its elements are. A trial in the constructor
     finds out. Items that Keras masks are left out.
 
-    Args:
-        metric: A metric as Keras accepts it: a name, a function that returns one value per item, or
-            a `keras.metrics.Metric`, whose `update_state` must take a `sample_weight`.
-        missing: The value of a missing target: NaN or a number.
-        name: Name of the metric, by default that of `metric`.
-        dtype: As in `keras.metrics.Metric`.
-
-    Raises:
-        ValueError: If the metric takes no sample weights.
+    A missing target has the value `missing`, NaN or a number. See `WrappedMetric`: a function has
+    to return one value per item, and the `update_state` of a metric to take a `sample_weight`.
 
     Example:
 
