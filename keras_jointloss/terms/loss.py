@@ -16,12 +16,8 @@ from keras_jointloss.terms.applied_weight import hand_over
 from keras_jointloss.terms.by_shape import get_loss
 from keras_jointloss.terms.class_weights import ClassWeights, is_one_hot
 from keras_jointloss.terms.element_weights import validate_rank, weighs_elements, weighted_items
+from keras_jointloss.terms.missing import targets
 from keras_jointloss.terms.missing.labelled_loss import LabelledLoss
-from keras_jointloss.terms.missing.targets import (
-    deserialize_missing,
-    match_ranks,
-    serialize_missing,
-)
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.shared_config import shared_configs
 
@@ -183,13 +179,8 @@ class TermLoss(keras.losses.Loss):
         """Returns the loss as Keras reduces it, except that replicas count one number once.
 
         Keras does not divide a loss that is one number for a batch, such as `Dice()`, by the number
-        of replicas, as it divides the mean of any other loss.
-
-        Args:
-            y_true: As in `__call__`.
-            y_pred: As in `__call__`.
-            sample_weight: As in `__call__`.
-            values: The unreduced loss, if it is known.
+        of replicas, as it divides the mean of any other loss. `values` is the unreduced loss, if it
+        is known.
         """
         loss, reduction = self._own(), self._own_reduction()
         takes_no_turns = not current_replicas().takes_turns or reduction in ("sum", "none", None)
@@ -257,7 +248,7 @@ class TermLoss(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         """Computes a loss that was given as a function."""
-        pairs = keras.tree.map_structure(match_ranks, y_true, y_pred)
+        pairs = keras.tree.map_structure(targets.match_ranks, y_true, y_pred)
         y_true = keras.tree.map_structure_up_to(y_true, lambda pair: pair[0], pairs)
         y_pred = keras.tree.map_structure_up_to(y_pred, lambda pair: pair[1], pairs)
         return self._resolved(y_true, y_pred)
@@ -266,7 +257,7 @@ class TermLoss(keras.losses.Loss):
         # The objects themselves: Keras then saves a weight that is used in several places once.
         config = {"loss": self.loss, "weight": self.weight, "name": self.term}
         if self._labelled is not None:
-            config["missing"] = serialize_missing(self._labelled.missing)
+            config["missing"] = targets.serialize_missing(self._labelled.missing)
         if self._class_weights is not None:
             config["class_weight"] = self._class_weights.pairs()
         return config
@@ -279,7 +270,7 @@ class TermLoss(keras.losses.Loss):
             loss = keras.saving.deserialize_keras_object(loss)
         weight = config["weight"]
         weight = shared_configs.create(weight) if isinstance(weight, dict) else weight
-        missing = deserialize_missing(config.get("missing"))
+        missing = targets.deserialize_missing(config.get("missing"))
         return cls(**{**config, "loss": loss, "weight": weight, "missing": missing})
 
 
