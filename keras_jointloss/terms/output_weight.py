@@ -5,10 +5,12 @@ import uuid
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_jointloss._core.backend import current_replicas, trains_functionally
-from keras_jointloss._core.math import divide_or_0, float_dtype, to_numpy
+from keras_jointloss._core.keras_calls import is_stateless
+from keras_jointloss._core.math import divide_or_0, float_dtype
 from keras_jointloss._core.saved_state import SavedState, load_or_undo
 from keras_jointloss._core.state import constant
 from keras_jointloss._core.types import Config, DType, Nested, Tensor
@@ -157,12 +159,14 @@ class LossWeight(TermWeight, keras.metrics.Metric):
     def result(self) -> Tensor:
         """Returns the current weight."""
         self.warn_if_it_stands_still()
-        weight = self.tensor()
         if not trains_functionally():
-            return weight
+            return self.tensor()
+        if not is_stateless():  # On the host, where JAX compiles each operation.
+            dtype = self.recorded.dtype
+            return ops.convert_to_tensor(np.array(float(self), dtype), dtype=dtype)
         # On a GPU, XLA (jaxlib 0.11) overwrites a variable that a step returns twice unchanged: as
         # a variable and as a log. So return a result that no compiler knows to be the variable.
-        return ops.where(self._mode.read() >= 0, weight, 0)
+        return ops.where(self._mode.read() >= 0, self.tensor(), 0)
 
     def reset_state(self) -> None:
         """Resets the means and stops annealing; keeps the weight and the step."""
@@ -201,8 +205,8 @@ class LossWeight(TermWeight, keras.metrics.Metric):
             "off": self.is_off,
             "key": self.key,
         }
-        if self._factor is not None:
-            config["factor"] = float(to_numpy(self._factor))
+        if (factor := self.factor) is not None:
+            config["factor"] = float(factor)
         # The object itself, since several weights may refer to it.
         return config if self.weighting is None else {**config, "weighting": self.weighting}
 

@@ -226,7 +226,7 @@ class Record:
     def reset(self) -> None:
         """Resets the sums; a comparison continues."""
         self._add_kept(self._not_summed, self._sum)
-        self._sums.assign(np.zeros(5))
+        self._sums.assign(np.zeros(5, self.dtype))
         self._running = None
         self._resets += 1
 
@@ -234,7 +234,7 @@ class Record:
         """Forgets the comparison, if the term is watched."""
         if self.is_watched:
             self._add_kept(self._not_compared, self._compare)
-            self._comparison.assign(np.zeros(5))
+            self._comparison.assign(np.zeros(5, self.dtype))
 
     @property
     def has_counted(self) -> bool:
@@ -258,7 +258,7 @@ def _column(values: tuple, dtype: str):
         return True
     if all(isinstance(x, int | float) for x in values):
         return ops.convert_to_tensor(np.array(values, dtype))
-    return ops.cast(ops.stack(values), dtype)
+    return ops.stack([ops.cast(x, dtype) for x in values])
 
 
 def _shifted(x, first):

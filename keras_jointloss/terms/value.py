@@ -187,6 +187,11 @@ class MovingValue:
 
     # From the host.
 
+    def next_number(self) -> float:
+        """Returns the value of the step after the current one."""
+        moves = self.given.moves and self.mode == Mode.MOVING
+        return self.given.number_at(self.step + 1) if moves else self._value.on_host()
+
     def start_annealing(self, step: int | None = None) -> None:
         """Lets `advance` move the weight, from `step` or from the current step of the schedule."""
         if self.counts_steps and step is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_jointloss._core.keras import untrack
 from keras_jointloss._core.keras_calls import running_loop
 from keras_jointloss._core.math import to_numpy
 from keras_jointloss._core.saved_state import SavedState
@@ -24,7 +25,8 @@ class TermWeight(MovingValue):
 
     - *given* is what the user gave, a number or a schedule: `given.at(step)`.
     - *value* is the given weight of this step, unless `assign` has set another.
-    - *factor* is what a weighting multiplies it by, 1 without a weighting.
+    - *factor* is what a weighting multiplies it by, 1 without a weighting: an element of what the
+      weighting learns, or a variable of the term, where the former is out of reach.
 
     A term that is switched off has the value 0, whatever its schedule or a weighting returns, and
     continues later with the value that was *kept*.
@@ -59,12 +61,21 @@ class TermWeight(MovingValue):
         #: What the term has recorded since the last `reset`.
         self.recorded = Record(add_variable, dtype)
         self._factor: Any = None
+        self._learned: Callable[..., Any] | None = None
         self._add_factor = partial(add_replicated, "factor", (), dtype=dtype)
 
     def adapt(self, factor: float = 1.0) -> None:
         """Adds a factor that multiplies the weight and that a weighting sets."""
         if self._factor is None:
             self._factor = self._add_factor(factor)
+
+    def follow(self, learned: Any, index: int) -> None:
+        """Multiplies the weight by an element of the first row of a variable, `(rows, terms)`."""
+        # A function, as Keras would track the variable as one of this metric.
+        self._learned = lambda read: read(learned)[0, index]
+        if self._factor is not None:
+            untrack(self, [self._factor])
+            self._factor = None
 
     @property
     def state(self) -> list:
@@ -88,6 +99,8 @@ class TermWeight(MovingValue):
     def current(self) -> Tensor | float:
         """Returns the current weight, as a number if the host knows it."""
         value = self._value.read()
+        if self._learned is not None:
+            return value * self._learned(ops.convert_to_tensor)
         return value if self._factor is None else value * ops.copy(self._factor)
 
     def tensor(self) -> Tensor:
@@ -135,9 +148,16 @@ class TermWeight(MovingValue):
 
     def release(self) -> None:
         """Detaches the weight from its weighting."""
-        self.observer = None
+        self.observer = self._learned = None
         if self._factor is not None:
             self.scale(1.0)
+
+    @property
+    def factor(self) -> np.ndarray | None:
+        """What a weighting multiplies the weight by; `None` without a weighting."""
+        if self._learned is not None:
+            return self._learned(to_numpy)
+        return None if self._factor is None else to_numpy(self._factor)
 
     def reset(self) -> None:
         """Resets the means and stops annealing; keeps the weight and the step."""
@@ -191,8 +211,8 @@ class TermWeight(MovingValue):
         store["value"], store["step"] = np.array(self.value), np.array(self.step, "int32")
         store["off"] = np.array(int(self.is_off))
         store["unassigned"] = np.array(self.given.number_at(self.step))
-        if self._factor is not None:
-            store["factor"] = to_numpy(self._factor)
+        if (factor := self.factor) is not None:
+            store["factor"] = np.array(factor)
 
     def load(self, state: SavedState) -> None:
         """Loads the values that `save` has put into the store of a weights file.
@@ -220,4 +240,5 @@ class TermWeight(MovingValue):
             self.scale(factor)
 
     def __float__(self) -> float:
-        return float(to_numpy(self.tensor()))
+        value, factor = self._value.on_host(), self.factor
+        return value if factor is None else float(np.asarray(value, factor.dtype) * factor)

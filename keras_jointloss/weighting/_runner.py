@@ -35,8 +35,9 @@ class Runner:
     """Runs a rule in the training steps.
 
     Each term passes its loss to `record`. `run` then calls the rule, keeps what it returns, and
-    sets the factors of the terms for the next step. A step with a loss that the rule cannot use, or
-    that leads to a number that is not finite, changes only the count of such steps.
+    sets the factors of layer terms for the next step; output terms read theirs from `state`. A step
+    with a loss that the rule cannot use, or that leads to a number that is not finite, changes only
+    the count of such steps.
 
     Args:
         rule: The `keras_jointloss.weighting.Weighting`: its options, its formula, and the metric
@@ -124,16 +125,19 @@ class Runner:
         self.know_terms(names)
         self._weights = weights
         for index, weight in enumerate(weights):
-            weight.adapt()
+            # On JAX the variables of metrics are out of reach where a layer computes its loss.
+            if isinstance(weight, LossWeight):
+                weight.follow(self.state, index)
             weight.observer = partial(self.record, index)
         self.scale_terms()
         return True
 
     def scale_terms(self) -> None:
-        """Sets the factors of the terms to the weights of the rule, from the host."""
+        """Sets the factors of layer terms to the weights of the rule, from the host."""
         if self._weights:
             for weight, factor in zip(self._weights, self.arrays()["weight"], strict=True):
-                weight.scale(factor)
+                if not isinstance(weight, LossWeight):
+                    weight.scale(factor)
 
     # Within the compiled step.
 
@@ -183,7 +187,8 @@ class Runner:
         self.state.assign(state)
         self.step.assign(step + (1 if is_on is True else ops.cast(is_on, "int32")))
         for index, weight in enumerate(self._weights):
-            weight.scale(state[0, index])
+            if not isinstance(weight, LossWeight):
+                weight.scale(state[0, index])
 
     def _given_weights(self, recorded):
         """Returns the user's weights of the next step: `(terms,)`."""
@@ -282,13 +287,13 @@ class Runner:
             # Keras restarts its own count at 0 in each `fit`.
             self.epoch.assign(np.int32(to_numpy(self.epoch) + 1))
         self.is_on = True
-        self._advancing.assign(True)
+        self._advancing.assign(np.asarray(True))
 
     def stop(self) -> None:
         """Keeps `run` from changing anything."""
         if self.is_on:
             self.is_on = False
-            self._advancing.assign(False)
+            self._advancing.assign(np.asarray(False))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns the state: `(terms,)` by name; empty before the terms are known."""

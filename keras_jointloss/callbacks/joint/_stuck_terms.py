@@ -195,7 +195,7 @@ def _parts(rule, terms, readings, lengths) -> Iterator[Part]:
         if name not in readings or factor < rule.intended_below:
             continue
         loss, weighted = (abs(readings[name][key]) for key in ("loss", "weighted"))
-        given = float(to_numpy(terms[name].next_value()))
+        given = terms[name].next_number()
         # The mean over the epoch, but for a user weight that has just left 0.
         of_rule = max(weighted / given if given else 0.0, factor * loss)
         part = Part(name, loss, factor, of_rule, lengths.get(name, weighted))
