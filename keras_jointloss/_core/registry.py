@@ -12,11 +12,7 @@ Member = TypeVar("Member")
 
 
 def find(
-    identifier: Any,
-    base: type[Member],
-    argument: str,
-    module: str,
-    others: Iterable[type] = (),
+    identifier: Any, base: type[Member], argument: str, module: str, others: Iterable[type] = ()
 ) -> Member:
     """Returns a member of a family by instance, by name or by config.
 

@@ -8,11 +8,7 @@ from keras import ops
 from keras_jointloss._core.batch import Items, rows_of, validate_unlabelled
 from keras_jointloss._core.math import similarity_of_prepared
 from keras_jointloss._core.types import DType, Labels, Mask, Reduction, Sharing, Similarity, Tensor
-from keras_jointloss._core.validation import (
-    validate_bool,
-    validate_choice,
-    validate_share,
-)
+from keras_jointloss._core.validation import validate_bool, validate_choice, validate_share
 from keras_jointloss.losses._pairs import (
     NEGATIVE,
     SAME_LABEL,

@@ -184,10 +184,7 @@ class TermReadings:
         return None if self._fixed_total is None else self._fixed_total.of(readings)
 
     def to_tags(
-        self,
-        readings: Readings,
-        total: float,
-        epoch: tuple[Readings, float] | None = None,
+        self, readings: Readings, total: float, epoch: tuple[Readings, float] | None = None
     ) -> dict[str, float]:
         """Returns readings by TensorBoard tag, where the loss of the model is the total.
 

@@ -95,12 +95,7 @@ class TrainCurves:
             self._write(step, self._end, loss, readings, statistics)
 
     def _write(
-        self,
-        step: int,
-        sums: _Sums | None,
-        loss: float,
-        epoch: Readings,
-        statistics: Statistics,
+        self, step: int, sums: _Sums | None, loss: float, epoch: Readings, statistics: Statistics
     ) -> None:
         """Writes the means since the last point, or those of the epoch if it has none."""
         last, readings, total = self._last, epoch, loss

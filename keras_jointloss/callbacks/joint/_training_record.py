@@ -22,12 +22,7 @@ class TrainingRecord:
     Without hyperparameters, it writes none to the HParams dashboard.
     """
 
-    def __init__(
-        self,
-        summaries: Summaries,
-        terms: ModelTerms,
-        hparams: Mapping[str, Any] | None,
-    ):
+    def __init__(self, summaries: Summaries, terms: ModelTerms, hparams: Mapping[str, Any] | None):
         self._summaries = summaries
         self._terms = terms
         self._log_dir = summaries.log_dir

@@ -227,10 +227,7 @@ def _log_ticks(panels: Sequence[Panel], panel: Panel) -> dict[str, Any]:
         math.floor(math.log10(values.min())) - 1, math.ceil(math.log10(values.max())) + 2
     )
     texts = [f"{digit}e{decade}" for decade in decades for digit in (1, 2, 5)]
-    return {
-        "tickvals": [float(x) for x in texts],
-        "ticktext": [f"{float(x):g}" for x in texts],
-    }
+    return {"tickvals": [float(x) for x in texts], "ticktext": [f"{float(x):g}" for x in texts]}
 
 
 def run_dashes(runs: Iterable[Run]) -> dict[str, str]:
