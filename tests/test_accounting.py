@@ -8,18 +8,9 @@ from keras import ops
 import keras_jointloss as kj
 from keras_jointloss.callbacks.joint._term_readings import TermReadings
 from tests.callbacks import Records
-from tests.small_models import X, Y, compiled, fit, ramp
+from tests.small_models import Penalty, X, Y, compiled, fit, ramp
 
 GENERATOR = np.random.default_rng(3)
-
-
-@keras.saving.register_keras_serializable("test_accounting")
-class Penalty(keras.layers.Layer):
-    """Adds 0.1 times the mean square of its input to the loss."""
-
-    def call(self, x):
-        self.add_loss(0.1 * ops.mean(ops.square(x)))
-        return x
 
 
 def model_with_other_losses():

@@ -9,6 +9,7 @@ from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss._core.backend.tensorflow import MirroredReplicas
+from tests.comparisons import assert_all_close
 from tests.loss_cases import tensor
 from tests.test_metrics import CASES, OF_EACH_CLASS
 from tests.test_replicas import X, distributed, loss_and_gradient, run
@@ -65,10 +66,9 @@ def test_siglip_sees_the_views_of_one_replica_at_a_time(monkeypatch, sizes):
 
     keras.config.set_floatx("float64")
     strategy = replicas(len(sizes))
+    options = {"unlabelled": 2, "reduction": "mean_with_sample_weight"}
     losses = [
-        kj.losses.SigLIP(
-            0.7, -1.0, "dot", "positive", unlabelled=2, reduction="mean_with_sample_weight"
-        ),
+        kj.losses.SigLIP(0.7, -1.0, "dot", "positive", **options),
         kj.losses.SigLIP(same_label="ignore", unlabelled=0, tile_size=3),
     ]
 
@@ -103,15 +103,12 @@ def test_siglip_sees_the_views_of_one_replica_at_a_time(monkeypatch, sizes):
     results = strategy.run(lambda *data: compute(several, *data), parts)
     assert {size for sizes in gathered for size in sizes} == {items}  # Labels and masks.
     assert set(received) == {3 * max(sizes)}
-    for loss, result, expected in zip(
-        losses, results, compute(plain, *map(tensor, data)), strict=True
-    ):
+    on_one = compute(plain, *map(tensor, data))
+    for loss, result, expected in zip(losses, results, on_one, strict=True):
         found = [np.array(strategy.experimental_local_results(x), "object") for x in result]
         for i, (parts, value) in enumerate(zip(found, expected, strict=True)):
             total = np.concatenate([*parts]) if i in (1, 2) else sum(parts)
-            np.testing.assert_allclose(
-                np.asarray(total, "float64"), value, 1e-9, 1e-12, err_msg=f"{loss.name} {i}"
-            )
+            assert_all_close([np.asarray(total, "float64")], [value], 1e-9, 1e-12, loss.name)
 
 
 class _PairNorm(kj.metrics.ViewsMetric):
@@ -182,5 +179,4 @@ def test_every_metric_sees_both_replicas(monkeypatch):
     compute(plain, *map(tensor, data))
     expected = plain.weight.read()
     assert {*OF_EACH_CLASS, "norm"} < {*expected}
-    for name, value in layer.weight.read().items():
-        np.testing.assert_allclose(value, expected[name], rtol=1e-9, err_msg=name)
+    assert_all_close(layer.weight.read(), expected, 1e-9)

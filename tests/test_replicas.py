@@ -11,7 +11,10 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from tests import jacobians, terms
+from tests.comparisons import assert_all_close
 from tests.loss_cases import DEFAULTS, TILED, labels_of, tensor, views_of
+from tests.small_models import Penalty
 from tests.test_training import replicas
 
 pytestmark = [pytest.mark.slow, pytest.mark.backend("tensorflow")]
@@ -21,6 +24,11 @@ X = np.random.default_rng(1).normal(size=(21, 6))
 X[[2, 9]] = 0.0  # Masked.
 LABEL = np.random.default_rng(2).integers(0, 3, len(X))
 WEIGHT = np.random.default_rng(3).uniform(0.5, 2, len(X)) * (np.arange(len(X)) % 5 > 0)
+
+
+def scope_of(count):
+    """Returns the scope of this many replicas; of one device for 1."""
+    return replicas(count).scope() if count > 1 else contextlib.nullcontext()
 
 
 def trained(make, parts, count, is_compiled, epochs=1, evaluates=True, has_terms=True):
@@ -38,7 +46,7 @@ def trained(make, parts, count, is_compiled, epochs=1, evaluates=True, has_terms
     keras.utils.clear_session()
     keras.utils.set_random_seed(2)
     keras.config.set_floatx("float64")
-    with replicas(count).scope() if count > 1 else contextlib.nullcontext():
+    with scope_of(count):
         model, arguments = make()
         optimizer = keras.optimizers.SGD(0.1, momentum=0.5)
         model.compile(optimizer, **arguments, run_eagerly=not is_compiled)
@@ -65,11 +73,8 @@ def assert_like_one_device(
     for count in counts:
         actual = trained(make, parts, count, is_compiled, **options)
         assert actual.keys() == expected.keys()
-        for key, value in expected.items():
-            if re.search(unequal, key):
-                continue
-            message = f"{key} on {count} replicas"
-            np.testing.assert_allclose(actual[key], value, rtol=1e-9, atol=1e-9, err_msg=message)
+        equal = {key: value for key, value in expected.items() if not re.search(unequal, key)}
+        assert_all_close(actual, equal, 1e-9, 1e-9, f"on {count} replicas:")
 
 
 def contrastive():
@@ -123,14 +128,6 @@ def test_chunks_of_a_replica_use_the_same_random_numbers_in_both_passes(seed):
     assert all(0 < zeros < 1 for zeros in errors[1])
 
 
-class Penalty(keras.layers.Layer):
-    """Adds a loss in the forward pass, as users do."""
-
-    def call(self, x):
-        self.add_loss(0.1 * ops.mean(ops.square(x)))
-        return x
-
-
 def combined():
     """Returns a model with all else that adds to the loss, a balancer and a rule."""
     x = keras.Input((6,))
@@ -145,9 +142,8 @@ def combined():
     late = keras.layers.Dense(3, activity_regularizer="l2", kernel_regularizer="l2")(classes)
     late = kj.layers.LossTerm(weight=0.1, name="energy")(late, ops.square(late))
     joint = kj.joint_loss({"rating": "mse"}, weighting=kj.weighting.FAMO())
-    rating = keras.layers.Dense(1, name="rating")(
-        ops.concatenate([z["rating"], late, a, b], axis=1)
-    )
+    hidden = ops.concatenate([z["rating"], late, a, b], axis=1)
+    rating = keras.layers.Dense(1, name="rating")(hidden)
     return keras.Model([x, label], {"rating": rating}), joint
 
 
@@ -159,14 +155,9 @@ def means():
     """Returns a model whose terms are means that replicas with unequal shares count differently."""
     x = keras.Input((6,))
     steps = keras.layers.Masking()(keras.layers.Reshape((3, 2))(x))
-    outputs = {
-        "rating": keras.layers.Dense(1)(x),
-        "steps": keras.layers.Dense(2)(steps),
-        "several": keras.layers.Dense(1)(x),
-        "missing": keras.layers.Dense(1)(x),
-        "total": keras.layers.Dense(1)(x),
-        "missing_total": keras.layers.Dense(1)(x),
-    }
+    names = ("rating", "several", "missing", "total", "missing_total")
+    outputs = {name: keras.layers.Dense(1)(x) for name in names}
+    outputs["steps"] = keras.layers.Dense(2)(steps)
     weighted = keras.losses.MeanSquaredError(reduction="mean_with_sample_weight")
     losses = {"rating": weighted, "steps": "mse", "several": ["mse", "mae"], "missing": "mse"}
     losses |= dict.fromkeys(("total", "missing_total"), keras.losses.Huber(reduction="sum"))
@@ -204,7 +195,7 @@ def test_loss_of_one_number_counts_once(loss, weight):
     found = []
     for count in (1, 2):
         keras.utils.set_random_seed(2)
-        with replicas(count).scope() if count > 1 else contextlib.nullcontext():
+        with scope_of(count):
             a = keras.layers.Dense(6, activation="sigmoid")(inputs := keras.Input((6,)))
             flat = isinstance(loss, str)
             model = keras.Model(inputs, {"a": ops.mean(a, axis=1) if flat else a})
@@ -254,9 +245,8 @@ def test_every_loss_sees_four_replicas():
         layers = [kj.layers.ContrastiveTerm(case.make()) for case in DEFAULTS]
 
     def compute(*batches):
-        return [
-            loss_and_gradient(layer, *batch) for layer, batch in zip(layers, batches, strict=True)
-        ]
+        pairs = zip(layers, batches, strict=True)
+        return [loss_and_gradient(layer, *batch) for layer, batch in pairs]
 
     parts = [tuple(distributed(strategy, x, sizes) for x in batch) for batch in batches]
     results = strategy.run(compute, parts)
@@ -269,39 +259,23 @@ def test_every_loss_sees_four_replicas():
 
 
 AGGREGATORS = {
-    "AlignedMTL": {},
-    "CAGrad": {},
-    "IMTLG": {},
+    **{key: {} for key in (*jacobians.NAMES, "Shares")},
     "MGDA": {"normalize": "l2"},
-    "Mean": {"ema": 0.5},
-    "NashMTL": {},
-    "PCGrad": {},
-    "Shares": {"shares": {"a": 0.5, "b": 0.3, "c": 0.2}},
-    "Sum": {},
-    "UPGrad": {"ema": 0.5},
+    **{key: {"ema": 0.5} for key in ("Mean", "UPGrad")},
 }
-
-
 RULES = {
+    **{key: {} for key in (*terms.RULES, "GradNorm")},
     "Constraint": {"bounds": {"b": 0.5}},
-    "DynamicWeightAverage": {},
-    "FAMO": {},
-    "GeometricMean": {},
-    "GradNorm": {},
     "RandomWeighting": {"seed": 1},
     "Shares": {"shares": {"a": 0.5, "b": 0.3, "c": 0.2}},
-    "SmoothTchebycheff": {},
-    "Uncertainty": {},
 }
 
 
 def heads(views):
     """Returns an output of one number for each view; variables would only take time."""
     directions = np.random.default_rng(4).normal(size=(len(views), 5, 1))
-    return {
-        term: ops.matmul(view, direction)
-        for (term, view), direction in zip(views.items(), directions, strict=True)
-    }
+    pairs = zip(views.items(), directions, strict=True)
+    return {term: ops.matmul(view, direction) for (term, view), direction in pairs}
 
 
 def every_loss():
@@ -325,11 +299,11 @@ def every_aggregator():
     x, outputs = keras.Input((6,)), {}
     for name, options in AGGREGATORS.items():
         hidden = keras.layers.Dense(5, activation="tanh")(x)
-        terms = [f"{term}{name}" for term in "abc"]
+        names = [f"{term}{name}" for term in "abc"]
         if name == "Shares":
-            options = {"shares": dict(zip(terms, (0.5, 0.3, 0.2), strict=True))}
+            options = {"shares": dict(zip(names, (0.5, 0.3, 0.2), strict=True))}
         aggregator = getattr(kj.aggregators, name)(**options)
-        outputs |= heads(kj.layers.GradientBalancer(terms, aggregator)(hidden))
+        outputs |= heads(kj.layers.GradientBalancer(names, aggregator)(hidden))
     return keras.Model(x, outputs), kj.joint_loss(dict.fromkeys(outputs, "mse"))
 
 
@@ -379,9 +353,7 @@ def test_output_loss_that_compares_items_warns_once():
         run(compute, 4, 4)
     assert len(found) == 1
     # Keras divides by the number of replicas.
-    np.testing.assert_allclose(
-        run(compute, 4, 4), [info_nce(0, 4) / 2, info_nce(4, 8) / 2], rtol=1e-5
-    )
+    assert_all_close(run(compute, 4, 4), [info_nce(0, 4) / 2, info_nce(4, 8) / 2], 1e-5)
     pairs = kj.losses.MarginContrastive()  # Does not compare items.
     run(lambda views: pairs(ops.ones(4), views), 4, 4)
 
@@ -408,9 +380,6 @@ def test_replicas_gather_unless_told_otherwise(gather):
 
 
 def test_models_load_inside_and_outside_of_the_scope(tmp_path):
-    def scope(is_mirrored):
-        return replicas(2).scope() if is_mirrored else contextlib.nullcontext()
-
     def build():
         x = keras.Input((6,))
         embeddings = [keras.layers.Dense(4)(x) for _ in range(2)]
@@ -424,12 +393,12 @@ def test_models_load_inside_and_outside_of_the_scope(tmp_path):
 
     data = X[:8].astype("float32"), {"rating": X[:8, :1].astype("float32")}
     options = {"batch_size": 8, "verbose": 0}
-    for is_mirrored in (True, False):
-        with scope(is_mirrored):
+    for count in (2, 1):
+        with scope_of(count):
             model = build()
         expected = model.evaluate(*data, return_dict=True, **options)
         model.save(tmp_path / "model.keras")
-        with scope(not is_mirrored):
+        with scope_of(3 - count):
             loaded = keras.models.load_model(tmp_path / "model.keras")
         found = loaded.evaluate(*data, return_dict=True, **options)
         assert found == {key: pytest.approx(value, 1e-5) for key, value in expected.items()}

@@ -9,7 +9,8 @@ from keras import ops
 
 import keras_jointloss as kj
 from tests.loss_cases import DEFAULTS, EACH_KIND, TILED, labels_of
-from tests.test_replicas import LABEL, WEIGHT, Penalty, X, assert_like_one_device
+from tests.small_models import Penalty
+from tests.test_replicas import LABEL, WEIGHT, X, assert_like_one_device
 from tests.test_training import replicas
 
 pytestmark = [pytest.mark.slow, pytest.mark.backend("tensorflow")]

@@ -1,5 +1,7 @@
 """Wrong wiring of the layers that combine gradients: refused where certain, else reported."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from keras import ops
 import keras_jointloss as kj
 from keras_jointloss.joint.find_terms import find_terms
 from keras_jointloss.joint.wiring import Wiring
+from tests import small_models
+from tests.comparisons import assert_all_close
 
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.normal(size=(20, 5)).astype("float32")
@@ -36,6 +40,11 @@ def with_heads(terms, reads, layer="GradientBalancer"):
 def connect(model, losses=None, **options):
     losses = dict.fromkeys(model.output, "mse") if losses is None else losses
     model.compile("sgd", **kj.joint_loss(losses, **options))
+    check(model)
+
+
+def check(model):
+    """Lets the callback check a compiled model."""
     kj.callbacks.JointLossCallback().set_model(model)
 
 
@@ -64,7 +73,7 @@ def test_plain_losses_are_checked_too():
     model = with_heads(["a", "b"], {"a": "a", "b": "a"})
     model.compile("sgd", loss={"a": "mse", "b": "mse"})
     with pytest.raises(ValueError, match="head of the term 'b'"):
-        kj.callbacks.JointLossCallback().set_model(model)
+        check(model)
 
 
 @pytest.mark.parametrize("terms", [["a_l1", "a_l2"], ["a_l1", "b"]])
@@ -78,9 +87,8 @@ def test_names_of_several_losses_of_one_output_are_refused(terms):
 
 def test_grad_norm_says_what_several_losses_of_one_output_need():
     model = with_heads(["a"], {"a": "a"})
-    with pytest.raises(
-        ValueError, match=r"GradNorm expects.*\['a_l1', 'a_l2'\].*an output for each"
-    ):
+    message = r"GradNorm expects.*\['a_l1', 'a_l2'\].*an output for each"
+    with pytest.raises(ValueError, match=message):
         connect(model, {"a": {"l1": "mae", "l2": "mse"}}, weighting="grad_norm")
     # The remedy: one head, called on each copy, and outputs of different names.
     inputs, z = trunk(["l1", "l2"])
@@ -143,21 +151,12 @@ def of_features():
     return keras.Model(inputs, {x: keras.layers.Dense(1)(ops.concatenate(z[x], 1)) for x in "ab"})
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        several_layers,
-        in_series,
-        with_two_copies,
-        with_features,
-        called_twice,
-        nested,
-        of_features,
-    ],
-    ids=lambda build: build.__name__,
-)
-def test_right_wiring_is_accepted(model):
-    model = model()
+RIGHT = (several_layers, in_series, with_two_copies, with_features, called_twice, nested)
+
+
+@pytest.mark.parametrize("make", [*RIGHT, of_features], ids=lambda make: make.__name__)
+def test_right_wiring_is_accepted(make):
+    model = make()
     connect(model, dict.fromkeys(set(model.output) - {"code"}, "mse"))
     assert misnamed(model) == []
 
@@ -170,15 +169,14 @@ def test_head_without_a_weight_may_read_anything(kind, copies):
     if kind == "plain":
         model.compile("sgd", loss=losses, loss_weights=weights)
     elif kind == "plain list":
-        model = keras.Model(
-            model.inputs, [keras.layers.Identity(name=x)(model.output[x]) for x in losses]
-        )
+        outputs = [keras.layers.Identity(name=x)(model.output[x]) for x in losses]
+        model = keras.Model(model.inputs, outputs)
         model.compile("sgd", loss=["mse", "mse"], loss_weights=[0.0, 0.5])
     else:
         model.compile("sgd", **kj.joint_loss(losses, weights if kind == "joint" else None))
         if kind == "off":
             model.loss["a"].weight.switch_off()
-    kj.callbacks.JointLossCallback().set_model(model)
+    check(model)
 
 
 def test_head_whose_weight_starts_at_0_has_to_read_its_copy():
@@ -208,7 +206,7 @@ def test_outputs_that_nobody_has_named_leave_the_names_of_copies_free(loss):
     inputs, z = trunk(["a", "b"])
     model = keras.Model(inputs, [keras.layers.Dense(1)(z[x]) for x in "ab"])
     model.compile("sgd", loss=loss)
-    kj.callbacks.JointLossCallback().set_model(model)
+    check(model)
     assert misnamed(model) == []
 
 
@@ -233,12 +231,9 @@ def test_outputs_in_a_list_are_matched_by_the_names_of_their_losses():
     for order, is_right in (("ab", True), ("ba", False)):
         model = keras.Model(inputs, [keras.layers.Dense(1)(z[x]) for x in order])
         model.compile("sgd", **kj.joint_loss({"a": "mse", "b": "mse"}, outputs="list"))
-        callback = kj.callbacks.JointLossCallback()
-        if is_right:
-            callback.set_model(model)
-        else:
-            with pytest.raises(ValueError, match="head of the term 'a'"):
-                callback.set_model(model)
+        wrong = pytest.raises(ValueError, match="head of the term 'a'")
+        with contextlib.nullcontext() if is_right else wrong:
+            check(model)
 
 
 @pytest.mark.parametrize(
@@ -278,16 +273,12 @@ def test_copy_that_nothing_reads_changes_no_number_and_is_reported_once(recwarn)
         z = kj.layers.GradientBalancer(terms, "cagrad")(keras.layers.Dense(4)(inputs))
         model = keras.Model(inputs, {x: keras.layers.Dense(1)(z[x]) for x in "ab"})
         model.compile("sgd", **kj.joint_loss({"a": "mse", "b": "mse"}))
-        y = {"a": TARGET, "b": -TARGET}
-        callback = kj.callbacks.JointLossCallback()
-        model.fit(X, y, epochs=2, verbose=0, shuffle=False, callbacks=[callback])
+        small_models.fit(model, y={"a": TARGET, "b": -TARGET}, x=X, epochs=2)
         dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
-        weights.append([x for layer in dense for x in layer.get_weights()])
-    for without, beside in zip(*weights, strict=True):
-        np.testing.assert_allclose(beside, without, rtol=1e-5, atol=1e-7)
-    found = [str(x.message) for x in recwarn if "`terms`" in str(x.message)]
-    assert len(found) == 1
-    assert "['a', 'later', 'b'], of which nothing reads ['later']" in found[0]
+        weights.append([layer.get_weights() for layer in dense])
+    assert_all_close(weights[1], weights[0], 1e-5, 1e-7)
+    (found,) = (str(x.message) for x in recwarn if "`terms`" in str(x.message))
+    assert "['a', 'later', 'b'], of which nothing reads ['later']" in found
 
 
 class Custom(keras.Model):
@@ -319,9 +310,8 @@ def zero(y_true, y_pred):
 def fit(model, **compiled):
     model(X[:1])
     model.compile("sgd", **compiled)
-    options = {"batch_size": 8, "epochs": 2, "verbose": 0}
     y = dict.fromkeys(("a", "b", "off", "zero"), TARGET)
-    model.fit(X, y, callbacks=[kj.callbacks.JointLossCallback()], **options)
+    small_models.fit(model, y=y, x=X, batch_size=8, epochs=2)
 
 
 @pytest.mark.parametrize("is_joint", [True, False])
@@ -331,17 +321,14 @@ def test_term_whose_gradient_is_0_in_every_step_is_reported_once(is_joint, recwa
     weights = {"a": 1.0, "b": 0.5, "off": 0.0, "zero": 1.0}
     plain = {"loss": losses, "loss_weights": weights}
     fit(model, **(kj.joint_loss(losses, weights) if is_joint else plain))
-    found = [str(x.message) for x in recwarn if "The gradient of the term" in str(x.message)]
-    assert len(found) == 1
-    assert "'b' at the layer 'shared' was 0 in every step of epoch 0" in found[0]
+    (found,) = (str(x.message) for x in recwarn if "The gradient of the term" in str(x.message))
+    assert "'b' at the layer 'shared' was 0 in every step of epoch 0" in found
 
 
 def test_name_that_is_no_term_is_reported_once_after_the_first_epoch(recwarn):
     model = with_heads(["a", "bb"], {"a": "a", "b": ["bb"]})
     model.compile("sgd", **kj.joint_loss({"a": "mse", "b": "mse"}))
-    y = dict.fromkeys("ab", TARGET)
-    model.fit(X, y, epochs=2, verbose=0, callbacks=[kj.callbacks.JointLossCallback()])
-    found = [str(x.message) for x in recwarn if "`terms`" in str(x.message)]
-    assert len(found) == 1
-    assert "['bb'] are not among" in found[0]
-    assert "The terms ['b'] have no copy of their name" in found[0]
+    small_models.fit(model, y=dict.fromkeys("ab", TARGET), x=X, epochs=2)
+    (found,) = (str(x.message) for x in recwarn if "`terms`" in str(x.message))
+    assert "['bb'] are not among" in found
+    assert "The terms ['b'] have no copy of their name" in found
