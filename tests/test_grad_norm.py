@@ -149,18 +149,3 @@ def test_layer_without_gradients_is_refused():
     model = models.with_heads(inputs, layer(inputs), weighting="grad_norm")
     with pytest.raises(RuntimeError, match="no gradient has reached the layer 'shared'"):
         models.train(model)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "name"), [({"alpha": -1}, "alpha"), ({"learning_rate": 0}, "learning_rate")]
-)
-def test_invalid_argument_is_refused(arguments, name):
-    with pytest.raises(ValueError, match=rf"`{name}`.*Received: {name}="):
-        kj.weighting.GradNorm(**arguments)
-
-
-def test_config_round_trip():
-    rule = kj.weighting.GradNorm(alpha=0.5, learning_rate=0.1, max_weight=2.0)
-    config = kj.weighting.get(keras.saving.serialize_keras_object(rule)).get_config()
-    assert config == rule.get_config()
-    assert (config["alpha"], config["learning_rate"]) == (0.5, 0.1)

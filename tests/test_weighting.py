@@ -192,16 +192,15 @@ class LastLoss(kj.weighting.Weighting):
 
 def test_base_class_options():
     losses = np.array([[2.0, 8.0], [4.0, 2.0], [6.0, 5.0], [8.0, 1.0]])
-    plain = Terms(LastLoss(), 2).run(losses)
-    np.testing.assert_allclose(plain, [[1, 1], *losses])
-    warm = Terms(LastLoss(warmup_steps=2), 2).run(losses)
-    np.testing.assert_allclose(warm, [[1, 1], [1, 1], [1, 1], *losses[2:]])
-    smooth = Terms(LastLoss(ema=0.5), 2).run(losses)
-    np.testing.assert_allclose(smooth, [[1, 1], [2, 8], [3, 5], [4.5, 5], [6.25, 3]])
-    bounded = Terms(LastLoss(min_weight=3.0, max_weight=6.0), 2).run(losses)
-    np.testing.assert_allclose(bounded, [[1, 1], *np.clip(losses, 3, 6)])
-    rare = Terms(LastLoss(update_every=2), 2).run(losses)
-    np.testing.assert_allclose(rare, [[1, 1], [1, 1], [3, 5], [3, 5], [7, 3]])
+    for options, expected in (
+        ({}, losses),
+        ({"warmup_steps": 2}, [[1, 1], [1, 1], *losses[2:]]),
+        ({"ema": 0.5}, [[2, 8], [3, 5], [4.5, 5], [6.25, 3]]),
+        ({"min_weight": 3.0, "max_weight": 6.0}, np.clip(losses, 3, 6)),
+        ({"update_every": 2}, [[1, 1], [3, 5], [3, 5], [7, 3]]),
+    ):
+        trajectory = Terms(LastLoss(**options), 2).run(losses)
+        np.testing.assert_allclose(trajectory, [[1, 1], *expected], err_msg=str(options))
 
 
 def test_user_weights_multiply_rule_weights():
@@ -332,26 +331,44 @@ def test_invalid_option_is_refused(arguments, message):
         ("SmoothTchebycheff", {"preference": [1.0, 0.0]}, r"preference\[1\]"),
         ("RandomWeighting", {"seed": 2**31}, "seed"),
         ("RandomWeighting", {"seed": -1}, "seed"),
+        ("GradNorm", {"alpha": -1}, "alpha"),
+        ("GradNorm", {"learning_rate": 0}, "learning_rate"),
+        ("Shares", {"shares": {"a": 0.0}}, r"shares\['a'\]"),
+        ("Shares", {"shares": {"a": kj.schedules.Linear(-1, 1, 9)}}, r"shares\['a'\]"),
+        ("Shares", {"ema": 1.0}, "ema"),
+        ("GeometricMean", {"floor": 0.0}, "floor"),
+        ("FAMO", {"floor": {"a": -1.0}}, r"floor\['a'\]"),
+        ("Constraint", {"learning_rate": 0}, "learning_rate"),
+        ("Constraint", {"min_weight": 0.0}, "min_weight"),
+        ("Constraint", {"min_weight": 2.0}, "min_weight"),
+        ("Constraint", {"max_weight": 0.5}, "max_weight"),
     ],
 )
 def test_invalid_argument_is_refused(name, arguments, message):
-    with pytest.raises(ValueError, match=rf"`{message}`.*Received"):
+    with pytest.raises(ValueError, match=rf"`{message}`.*Received: {message}="):
         make(name, **arguments)
 
 
-@pytest.mark.parametrize("name", RULES)
+#: Arguments with other values than by default.
+CHANGED = {"GradNorm": {"alpha": 0.5, "learning_rate": 0.1}}
+
+
+@pytest.mark.parametrize("name", [*RULES, "GradNorm"])
 def test_config_round_trip_and_lookup_by_name(name):
-    rule = make(name, warmup_steps=3, ema=0.5, min_weight=0.1, max_weight=9.0, update_every=2)
+    options = {"warmup_steps": 3, "ema": 0.5, "min_weight": 0.1, "max_weight": 9.0}
+    rule = make(name, **options, update_every=2, **CHANGED.get(name, {}))
     config = rule.get_config()
+    assert CHANGED.get(name, {}).items() <= config.items()
     assert type(rule).from_config(config).get_config() == config
     if name in REQUIRED:
-        with pytest.raises(
-            ValueError, match=rf"{name}\({REQUIRED[name]}=...\).*weighting={name!r}"
-        ):
+        message = rf"{name}\({REQUIRED[name]}=...\).*weighting={name!r}"
+        with pytest.raises(ValueError, match=message):
             kj.weighting.get(name)
     else:
         assert type(kj.weighting.get(name)) is type(rule)
-    assert type(kj.weighting.get(keras.saving.serialize_keras_object(rule))) is type(rule)
+    again = kj.weighting.get(keras.saving.serialize_keras_object(rule))
+    assert type(again) is type(rule)
+    assert again.get_config() == config
 
 
 @pytest.mark.parametrize("identifier", ["adam", 3, kj.LossWeight])
