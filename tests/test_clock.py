@@ -10,20 +10,18 @@ from keras import ops
 
 import keras_jointloss as kj
 from tests.backends import once_compiled
-from tests.small_models import BATCHES, X, Y, build, compiled, fit, ramp, with_layer_term
+from tests.callbacks import Interrupts
+from tests.small_models import BATCHES, X, Y, build, compiled, fit, linear, ramp, with_layer_term
 
 BACKEND = keras.backend.backend()
 
 
-def _skipping_optimizer():
-    """Returns an optimizer that skips every step because the scaled gradients overflow."""
-    return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.0), initial_scale=2.0**127)
-
-
+SGD = keras.optimizers.SGD
 OPTIMIZERS = {
-    "plain": lambda: keras.optimizers.SGD(0.0),
-    "accumulation": lambda: keras.optimizers.SGD(0.0, gradient_accumulation_steps=3),
-    "loss_scale": _skipping_optimizer,
+    "plain": lambda: SGD(0.0),
+    "accumulation": lambda: SGD(0.0, gradient_accumulation_steps=3),
+    # It skips every step because the scaled gradients overflow.
+    "loss_scale": lambda: keras.optimizers.LossScaleOptimizer(SGD(0.0), initial_scale=2.0**127),
 }
 
 
@@ -114,9 +112,8 @@ def test_repeated_output_counts_each_step_once():
 
 def test_restoring_best_weights_does_not_start_annealing():
     model = with_layer_term(ramp(100))
-    stop = keras.callbacks.EarlyStopping(
-        "a_loss", mode="max", patience=1, restore_best_weights=True
-    )
+    options = {"mode": "max", "patience": 1, "restore_best_weights": True}
+    stop = keras.callbacks.EarlyStopping("a_loss", **options)
     fit(model, [kj.callbacks.JointLossCallback(), stop], epochs=3)
     before = _weights(model)
     with warnings.catch_warnings():
@@ -125,19 +122,11 @@ def test_restoring_best_weights_does_not_start_annealing():
     assert _weights(model) == before
 
 
-class Interrupt(keras.callbacks.Callback):
-    """Interrupts training in the middle of an epoch, as a user would."""
-
-    def on_train_batch_end(self, batch, logs=None):
-        if batch == 1:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.filterwarnings("ignore:The weights of a joint loss:UserWarning")
 def test_interrupted_fit_stops_annealing():
     model = with_layer_term()
     with pytest.raises(KeyboardInterrupt):
-        fit(model, [kj.callbacks.JointLossCallback(), Interrupt()])
+        fit(model, [kj.callbacks.JointLossCallback(), Interrupts(KeyboardInterrupt, batch=1)])
     before = _weights(model)
     assert before == pytest.approx([0.2, 0.2])
     fit(model, [], epochs=2)
@@ -185,9 +174,8 @@ class Resets(keras.callbacks.Callback):
 
 def test_epoch_with_unchanged_weights_is_reported_once():
     model = compiled(weights={"a": ramp()})
-    with pytest.warns(
-        UserWarning, match="did not move in all of the 4 batches of epoch 0"
-    ) as caught:
+    message = "did not move in all of the 4 batches of epoch 0"
+    with pytest.warns(UserWarning, match=message) as caught:
         fit(model, [kj.callbacks.JointLossCallback(), Resets()], epochs=2)
     assert len([warning for warning in caught if warning.category is UserWarning]) == 1
 
@@ -227,9 +215,8 @@ def test_layer_called_twice_adds_both_losses():
     data = [X[:, :3], X[:, 1:4], X[:, 2:]]
     embeddings = [ops.convert_to_numpy(shared(x)) for x in data]
     expected = sum(np.mean(np.square(x - y)) for x, y in itertools.pairwise(embeddings))
-    history = model.fit(
-        data, batch_size=40, epochs=2, verbose=0, callbacks=[kj.callbacks.JointLossCallback()]
-    ).history
+    callbacks = [kj.callbacks.JointLossCallback()]
+    history = model.fit(data, batch_size=40, epochs=2, verbose=0, callbacks=callbacks).history
     assert history["t_loss"] == pytest.approx([expected] * 2, rel=1e-5)
     assert history["t_weight"] == pytest.approx([0.1, 0.2])
     assert history["loss"] == pytest.approx([0.0, 0.1 * expected], rel=1e-5)
@@ -243,8 +230,7 @@ def test_losses_are_empty_after_predict():
 
 @once_compiled
 def test_output_named_val_keeps_its_log_names_when_evaluated_first():
-    inputs = keras.Input((5,))
-    model = keras.Model(inputs, {"val": keras.layers.Dense(2)(inputs)})
+    model = linear(["val"], 2)
     model.compile("sgd", **kj.joint_loss({"val": "mse"}, {"val": ramp()}))
     y = {"val": Y["a"]}
     assert set(model.evaluate(X, y, verbose=0, return_dict=True)) == {"loss", "val_weight"}
@@ -288,11 +274,10 @@ def test_nested_outputs_are_refused():
 
 
 def test_output_name_may_contain_a_slash():
-    inputs = keras.Input((5,))
-    outputs = {"head/x": keras.layers.Dense(2)(inputs), "s": keras.layers.Dense(2)(inputs)}
-    model = keras.Model(inputs, outputs)
-    model.compile("sgd", **kj.joint_loss(dict.fromkeys(outputs, "mse"), {"head/x": ramp()}))
-    history = fit(model, y=dict.fromkeys(outputs, Y["a"]))
+    names = ("head/x", "s")
+    model = linear(names, 2)
+    model.compile("sgd", **kj.joint_loss(dict.fromkeys(names, "mse"), {"head/x": ramp()}))
+    history = fit(model, y=dict.fromkeys(names, Y["a"]))
     assert history["head/x_weight"] == pytest.approx([0.4])
 
 
@@ -305,12 +290,11 @@ def test_unregistered_function_loads_with_custom_objects(tmp_path):
     model = build()
     model.compile("sgd", **kj.joint_loss({"a": _squared_error, "b": None}))
     expected = model.evaluate(X, Y, verbose=0)
-    model.save(tmp_path / "model.keras")
+    path, custom_objects = tmp_path / "model.keras", {"_squared_error": _squared_error}
+    model.save(path)
     with pytest.raises(TypeError, match="register_keras_serializable"):
-        keras.models.load_model(tmp_path / "model.keras")
-    loaded = keras.models.load_model(
-        tmp_path / "model.keras", custom_objects={"_squared_error": _squared_error}
-    )
+        keras.models.load_model(path)
+    loaded = keras.models.load_model(path, custom_objects=custom_objects)
     assert loaded.evaluate(X, Y, verbose=0) == pytest.approx(expected)
 
 

@@ -8,8 +8,9 @@ from keras import ops
 import keras_jointloss as kj
 from keras_jointloss.terms import TermLoss
 from tests.backends import once_compiled, values_only
+from tests.comparisons import assert_all_close
 from tests.gradients import value_and_gradient
-from tests.small_models import X, fit
+from tests.small_models import X, fit, linear
 
 GENERATOR = np.random.default_rng(4)
 SHAPE = (6, 3)
@@ -34,13 +35,9 @@ def own(y_true, y_pred):
 
 
 def term(loss, reduction, missing=None):
-    if loss == "own":
-        loss = kj.terms.TermLoss(own, kj.LossWeight()) if missing else own
-        return TermLoss(own, kj.LossWeight(), "own", missing=missing)
-    loss = {
-        "mse": keras.losses.MeanSquaredError,
-        "binary_crossentropy": keras.losses.BinaryCrossentropy,
-    }[loss](reduction=reduction)
+    kinds = {"mse": keras.losses.MeanSquaredError}
+    kinds["binary_crossentropy"] = keras.losses.BinaryCrossentropy
+    loss = own if loss == "own" else kinds[loss](reduction=reduction)
     return TermLoss(loss, kj.LossWeight(), "term", missing=missing)
 
 
@@ -86,9 +83,7 @@ def test_training_of_sequences_equals_weights_by_hand(missing):
     assert history["a_mse_loss"] == pytest.approx([np.sum(scale * error**2)], 1e-5)
     assert history["a_mae_loss"] == pytest.approx([np.sum(scale * np.abs(error))], 1e-5)
     gradient = X.T @ (scale * (2 * error + np.sign(error))).reshape(len(X), 12)
-    np.testing.assert_allclose(
-        model.get_weights()[0], kernel - 0.5 * gradient, rtol=1e-4, atol=1e-5
-    )
+    assert_all_close(model.get_weights(), [kernel - 0.5 * gradient], 1e-4, 1e-5)
 
 
 @values_only
@@ -141,10 +136,8 @@ def test_replicas_train_like_one_device(reduction):
     from tests.test_replicas import assert_like_one_device
 
     def make():
-        inputs = keras.Input((5,))
-        model = keras.Model(inputs, {"a": keras.layers.Dense(3)(inputs)})
         loss = keras.losses.MeanSquaredError(reduction=reduction)
-        return model, kj.joint_loss({"a": loss}, weighting="uncertainty")
+        return linear(units=3), kj.joint_loss({"a": loss}, weighting="uncertainty")
 
     y = GENERATOR.normal(size=(37, 3))
     part = X[:37], {"a": y}, {"a": GENERATOR.uniform(0, 2, (37, 3))}

@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from tests.comparisons import assert_all_close
 
 GENERATOR = np.random.default_rng(3)
 VALUES = GENERATOR.normal(size=(4, 3, 2)).astype("float32")
@@ -41,13 +42,11 @@ def test_adds_weighted_mean_and_returns_inputs(shape):
     inputs = {"a": ops.ones((4, 2)), "b": [ops.zeros((4, 5), "int32")]}
     outputs = layer(inputs, ops.convert_to_tensor(values), training=True)
     keras.tree.assert_same_structure(inputs, outputs)
-    for x, y in zip(keras.tree.flatten(inputs), keras.tree.flatten(outputs), strict=True):
-        np.testing.assert_array_equal(ops.convert_to_numpy(x), ops.convert_to_numpy(y))
+    assert_all_close(outputs, inputs, 0)
     (loss,) = layer.losses
     assert float(ops.convert_to_numpy(loss)) == pytest.approx(0.5 * values.mean(), rel=1e-5)
-    assert layer.weight.read() == pytest.approx(
-        {"loss": values.mean(), "weighted": 0.5 * values.mean(), "weight": 0.5}, rel=1e-5
-    )
+    read = {"loss": values.mean(), "weighted": 0.5 * values.mean(), "weight": 0.5}
+    assert layer.weight.read() == pytest.approx(read, rel=1e-5)
 
 
 @pytest.mark.parametrize("mask", [None, MASK, ITEM_MASK])
@@ -62,9 +61,8 @@ def test_masks_and_sample_weights_select_elements(mask, weight):
     # An excluded element may have any value.
     if mask is MASK:
         broken = np.where(MASK[..., None], VALUES, np.nan)
-        assert added(kj.layers.LossTerm(), VALUES, broken, **options) == pytest.approx(
-            expected, 1e-5
-        )
+        found = added(kj.layers.LossTerm(), VALUES, broken, **options)
+        assert found == pytest.approx(expected, 1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"target": 2.0}])
@@ -113,20 +111,18 @@ def test_floor_holds_the_mean_of_each_dimension():
     layer = kj.layers.LossTerm(floor=floor, name="kl")
     assert added(layer, values, values) == pytest.approx(np.maximum(means, floor).sum(), rel=1e-5)
     assert layer.weight.read()["value"] == pytest.approx(means.sum(), rel=1e-5)
-    weighted = (values * ITEM_WEIGHT[:, None]).sum(0) / 4
+    weighted = np.maximum((values * ITEM_WEIGHT[:, None]).sum(0) / 4, floor).sum()
     layer = kj.layers.LossTerm(floor=floor)
     for weight in (ITEM_WEIGHT, ITEM_WEIGHT[:, None]):
-        assert added(layer, values, values, sample_weight=weight) == pytest.approx(
-            np.maximum(weighted, floor).sum(), rel=1e-5
-        )
+        found = added(layer, values, values, sample_weight=weight)
+        assert found == pytest.approx(weighted, rel=1e-5)
 
 
 def test_target_is_the_distance_from_a_number_or_schedule():
     values = VALUES.reshape(4, 6)[:, 0]
     mean = values.astype("float64").mean()
-    assert added(kj.layers.LossTerm(target=2.0), values, values) == pytest.approx(
-        abs(mean - 2.0), rel=1e-5
-    )
+    distance = added(kj.layers.LossTerm(target=2.0), values, values)
+    assert distance == pytest.approx(abs(mean - 2.0), rel=1e-5)
     layer = kj.layers.LossTerm(target=kj.schedules.Linear(1.0, 3.0, 4), weight=0.5)
     expected = [abs(mean - target) / 2 for target in (1.0, 1.0, 1.5, 2.0, 2.0)]
     losses = [added(layer, values, values)]
@@ -146,17 +142,17 @@ def trained_kernel(term, x, values_of, weights=None):
     inputs = keras.Input((3,))
     dense = keras.layers.Dense(2, use_bias=False)
     hidden = dense(inputs)
-    arguments = {}
-    extra = []
-    if weights is not None:
-        extra = [keras.Input(())]
-        arguments = {"sample_weight": extra[0]}
-    hidden = term(hidden, values_of(hidden), **arguments)
-    model = keras.Model([inputs, *extra], hidden)
+    sample_weight = keras.Input(()) if weights is not None else None
+    hidden = term(hidden, values_of(hidden), sample_weight=sample_weight)
+    model = keras.Model(inputs if weights is None else [inputs, sample_weight], hidden)
+    return after_a_step(model, dense, x if weights is None else [x, weights])
+
+
+def after_a_step(model, dense, data):
+    """Returns the kernel after a step of gradient descent with rate 1 from `KERNEL`."""
     model.compile(keras.optimizers.SGD(1.0))
     dense.set_weights([KERNEL])
-    data = [x] if weights is None else [x, weights]
-    model.fit(data if len(data) > 1 else x, batch_size=len(x), verbose=0)
+    model.fit(data, batch_size=4, verbose=0)
     return ops.convert_to_numpy(dense.kernel)
 
 
@@ -196,17 +192,16 @@ def test_sequence_model_with_masks_and_sample_weights():
     model = keras.Model([sequence, weight], outputs)
     model.compile("sgd")
     x = np.where(MASK[..., None], VALUES, 0.0)
-    callback = kj.callbacks.JointLossCallback()
-    logs = model.evaluate([x, TIME_WEIGHT], verbose=0, return_dict=True, callbacks=[callback])
+    options = {"verbose": 0, "return_dict": True, "callbacks": [kj.callbacks.JointLossCallback()]}
+    logs = model.evaluate([x, TIME_WEIGHT], **options)
     expected = naive_mean(np.abs(x), MASK, TIME_WEIGHT)
     squares = naive_mean(x**2, MASK)
     assert logs["loss"] == pytest.approx(expected + squares, rel=1e-5)
     terms = {name: model.get_layer(name).weight.read() for name in ("energy", "hint")}
     assert terms["energy"]["loss"] == pytest.approx(expected, rel=1e-5)
     assert terms["hint"]["loss"] == pytest.approx(squares, rel=1e-5)
-    assert terms["hint"]["mean_absolute_error"] == pytest.approx(
-        naive_mean(np.abs(x), MASK), rel=1e-5
-    )
+    error = naive_mean(np.abs(x), MASK)
+    assert terms["hint"]["mean_absolute_error"] == pytest.approx(error, rel=1e-5)
 
 
 def test_schedule_of_the_target_counts_the_steps_of_fit():
@@ -218,14 +213,11 @@ def test_schedule_of_the_target_counts_the_steps_of_fit():
     model.compile(keras.optimizers.SGD(0.0))
     x = VALUES.reshape(12, 2)
     mean = np.square(x.astype("float64")).mean()
-
-    def fit():
-        callbacks = [kj.callbacks.JointLossCallback()]
-        return model.fit(x, batch_size=3, shuffle=False, verbose=0, callbacks=callbacks).history
-
+    callbacks = [kj.callbacks.JointLossCallback()]
+    options = {"batch_size": 3, "shuffle": False, "verbose": 0, "callbacks": callbacks}
     means = np.square(x.astype("float64")).reshape(4, 6).mean(1)
     for first in (0, 4):
-        logs = fit()
+        logs = model.fit(x, **options).history
         expected = np.abs(means - np.arange(first, first + 4) / 8).mean()
         assert logs["kl_loss"] == pytest.approx([expected], rel=1e-5)
         assert logs["kl_value"] == pytest.approx([mean], rel=1e-5)
@@ -282,14 +274,10 @@ def test_excluded_targets_may_be_nan(is_weighted):
     else:
         outputs = term(dense(keras.layers.Masking()(inputs)), given)
         model, data = keras.Model([inputs, given], outputs), [x, target]
-    model.compile(keras.optimizers.SGD(1.0))
-    dense.set_weights([KERNEL])
-    model.fit(data, batch_size=4, verbose=0)
+    kernel = after_a_step(model, dense, data)
     error = (x @ KERNEL - TARGET[:, 0])[ITEM_MASK]
     items = 4 if is_weighted else 3
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(dense.kernel), KERNEL - x[ITEM_MASK].T @ error / items, rtol=1e-4
-    )
+    np.testing.assert_allclose(kernel, KERNEL - x[ITEM_MASK].T @ error / items, rtol=1e-4)
     assert term.weight.read()["mean_absolute_error"] == pytest.approx(np.abs(error).mean(), 1e-4)
 
 
@@ -374,6 +362,5 @@ def test_contrastive_term_honours_a_mask_beside_sample_weights():
     data = VALUES[:, 0] * ITEM_MASK[:, None]
     squares = np.square(data).mean(-1)
     expected = (squares * ITEM_WEIGHT)[ITEM_MASK].sum() / 3
-    assert model.evaluate([data, ITEM_WEIGHT], verbose=0, return_dict=True)[
-        "loss"
-    ] == pytest.approx(expected, rel=1e-5)
+    logs = model.evaluate([data, ITEM_WEIGHT], verbose=0, return_dict=True)
+    assert logs["loss"] == pytest.approx(expected, rel=1e-5)

@@ -56,17 +56,14 @@ class Case(NamedTuple):
 
 
 sparse = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+binary_logits = keras.losses.BinaryCrossentropy(from_logits=True)
+unreduced = keras.losses.MeanSquaredError(reduction=None)
+weighted_mean = keras.losses.MeanSquaredError(reduction="mean_with_sample_weight")
 CASES = {
     "regression": Case("mse", probabilities(1), probabilities(1)),
     "rank_1_targets": Case(keras.losses.Huber(), probabilities(), probabilities(1)),
     "elements": Case("mse", probabilities(3), probabilities(3), -1, ELEMENTS),
-    "binary_elements": Case(
-        keras.losses.BinaryCrossentropy(from_logits=True),
-        binary(3),
-        probabilities(3),
-        NAN,
-        ELEMENTS,
-    ),
+    "binary_elements": Case(binary_logits, binary(3), probabilities(3), NAN, ELEMENTS),
     "function_of_elements": Case(
         keras.losses.mean_absolute_error, probabilities(3), probabilities(3), NAN, ELEMENTS
     ),
@@ -86,13 +83,7 @@ CASES = {
     "dice_of_items": Case(
         keras.losses.Dice(axis=(1, 2, 3)), binary(4, 5, 1), probabilities(4, 5, 1)
     ),
-    "weighted_mean": Case(
-        keras.losses.MeanSquaredError(reduction="mean_with_sample_weight"),
-        probabilities(3),
-        probabilities(3),
-        NAN,
-        ELEMENTS,
-    ),
+    "weighted_mean": Case(weighted_mean, probabilities(3), probabilities(3), NAN, ELEMENTS),
     "sum": Case(keras.losses.MeanSquaredError(reduction="sum"), probabilities(2), probabilities(2)),
 }
 
@@ -148,12 +139,7 @@ def test_value_and_gradient_are_those_of_the_labelled_targets(name, is_weighted)
     is_element = case.labelled.ndim == case.y_pred.ndim
     expected_gradient[case.labelled] = labelled_gradient[:, 0] if is_element else labelled_gradient
     np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
-    mask = (
-        case.labelled
-        if is_element
-        else case.labelled[(...,) + (None,) * (case.y_pred.ndim - case.labelled.ndim)]
-    )
-    assert np.all(np.where(mask, 0, gradient) == 0)
+    assert np.all(gradient[~case.labelled] == 0)
 
 
 @pytest.mark.parametrize("name", COMPARED)
@@ -313,12 +299,10 @@ def test_metric_sees_the_labelled_targets_only(name, is_weighted):
     plain = plain_metric(metric, case_name)
     for _ in range(2):  # The second time after a reset.
         for half in (slice(0, 5), slice(5, ITEMS)):
-            labelled.update_state(
-                with_gaps(case)[half], case.y_pred[half], None if weight is None else weight[half]
-            )
-        plain.update_state(
-            labelled_only(case, case.y_true), labelled_only(case, case.y_pred), labelled_weight
-        )
+            own_weight = None if weight is None else weight[half]
+            labelled.update_state(with_gaps(case)[half], case.y_pred[half], own_weight)
+        pair = (labelled_only(case, x) for x in (case.y_true, case.y_pred))
+        plain.update_state(*pair, labelled_weight)
         assert float(labelled.result()) == pytest.approx(float(plain.result()), rel=1e-4)
         labelled.reset_state()
         plain.reset_state()
@@ -344,10 +328,7 @@ def of_batch(y_true, y_pred):
         ({"missing": float("inf")}, "`missing`.*NaN or a finite number"),
         ({"missing": {"b": 0}}, r"`missing`.*outputs with a loss, among \['a'\]"),
         ({"losses": {"a": kj.losses.SupCon()}, "missing": -1}, "`missing`.*SupCon.*`unlabelled=`"),
-        (
-            {"losses": {"a": keras.losses.MeanSquaredError(reduction=None)}, "missing": 0},
-            "`missing`.*without a reduction",
-        ),
+        ({"losses": {"a": unreduced}, "missing": 0}, "`missing`.*without a reduction"),
         ({"metrics": {"a": Unweighted()}, "missing": 0}, "takes a `sample_weight`"),
         ({"metrics": {"a": of_batch}, "missing": 0}, "one value for each item"),
     ],
