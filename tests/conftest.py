@@ -211,6 +211,26 @@ def leftovers():
     gc.freeze()
 
 
+@pytest.fixture
+def graphs(monkeypatch):
+    """Returns a function that counts the graphs of TensorFlow that are alive."""
+    if BACKEND != "tensorflow":
+        return lambda: 0
+    import tensorflow as tf
+
+    # With this function, which returns its argument if there is one replica, the optimizers of
+    # Keras keep the graph of every training step alive.
+    monkeypatch.setattr(tf.distribute.ReplicaContext, "all_reduce", lambda self, op, x: x)
+    tf.compat.v1.get_default_graph()  # There is one that lives forever.
+
+    def count():
+        keras.utils.clear_session()
+        gc.collect()
+        return sum(isinstance(value, tf.Graph) for value in gc.get_objects())
+
+    return count
+
+
 def pytest_collection_modifyitems(items):
     """Starts with what takes long, so that at the end no process waits for another."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -49,13 +49,16 @@ def compiled(function):
     return function
 
 
-def compiled_value_and_gradient(function):
-    """Returns `value_and_gradient` of `function(x, *others)`, compiled by XLA for each shape."""
+def compiled_value_and_gradient(function, **options):
+    """Returns `value_and_gradient` of `function(x, *others)`, compiled by XLA for each shape.
+
+    Other options are of `tf.function`.
+    """
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
 
-        @tf.function(jit_compile=True)
+        @tf.function(**{"jit_compile": True, **options})
         def compiled(x, *others):
             with tf.GradientTape() as tape:
                 tape.watch(x)

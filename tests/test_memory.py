@@ -16,30 +16,9 @@ from tests.balanced_models import LOSSES
 from tests.subjects import BATCH, DATA, DIM
 from tests.test_training import assert_freed, references
 
-BACKEND = keras.backend.backend()
 A = np.ones((4, 3), "float32")
 # One rule with its own state and one that reads gradients; the others differ only in the formula.
 WEIGHTINGS = ("famo", "grad_norm")
-
-
-@pytest.fixture
-def graphs(monkeypatch):
-    """Returns a function that counts the graphs of TensorFlow that are alive."""
-    if BACKEND != "tensorflow":
-        return lambda: 0
-    import tensorflow as tf
-
-    # With this function, which returns its argument if there is one replica, the optimizers of
-    # Keras keep the graph of every training step alive.
-    monkeypatch.setattr(tf.distribute.ReplicaContext, "all_reduce", lambda self, op, x: x)
-    tf.compat.v1.get_default_graph()  # There is one that lives forever.
-
-    def count():
-        keras.utils.clear_session()
-        gc.collect()
-        return sum(isinstance(value, tf.Graph) for value in gc.get_objects())
-
-    return count
 
 
 def trained(model, callbacks=(), **data):

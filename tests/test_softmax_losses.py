@@ -11,7 +11,13 @@ from keras_jointloss.losses import _tiles
 from tests import loss_cases as cases
 from tests import reference
 from tests.backends import once_compiled
-from tests.gradients import COMPILES, compiled, dtypes, value_and_gradient
+from tests.gradients import (
+    COMPILES,
+    compiled,
+    compiled_value_and_gradient,
+    dtypes,
+    value_and_gradient,
+)
 from tests.loss_cases import TILED, Case, assert_close, labels_of, tensor, views_of
 
 
@@ -106,33 +112,6 @@ def test_loss_of_identical_embeddings_is_log_of_batch_size():
 # Compiled
 
 
-def _compiled_value_and_gradient(function, views, labels, xla):
-    """Compiles `function` and its gradient for any batch size if the backend supports it."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        @tf.function(
-            input_signature=[
-                tf.TensorSpec((None, *views.shape[1:])),
-                tf.TensorSpec((None,), "int32"),
-            ],
-            jit_compile=xla,
-        )
-        def compiled(views, labels):
-            with tf.GradientTape() as tape:
-                tape.watch(views)
-                value = function(views, labels)
-            return value, tape.gradient(value, views)
-
-        value, gradient = compiled(views, labels)
-        return value.numpy(), gradient.numpy()
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.jit(jax.value_and_grad(function))(views, labels)
-    return value_and_gradient(lambda x: function(x, ops.convert_to_tensor(labels)), views)
-
-
 @pytest.mark.parametrize(
     ("case", "tile_size"),
     # On JAX, which compiles for one batch size, `test_degenerate_batches` compiles these.
@@ -148,12 +127,17 @@ def test_compiles_for_any_batch_size(case, tile_size):
     views, labels = views_of(case), labels_of(case).astype("int32")
     weight = np.linspace(0.5, 1.5, 5)
     loss = case.make(**({"tile_size": tile_size} if case.name in TILED else {}))
-    value, gradient = _compiled_value_and_gradient(
+    given, options = case.given(views.astype("float32")), {"jit_compile": tile_size is not None}
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        specs = tf.TensorSpec((None, *given.shape[1:])), tf.TensorSpec((None,), "int32")
+        options["input_signature"] = specs
+    compute = compiled_value_and_gradient(
         lambda x, y: ops.sum(loss.call(y, x) * ops.convert_to_tensor(weight.astype("float32"))),
-        case.given(views.astype("float32")),
-        labels,
-        xla=tile_size is not None,
+        **options,
     )
+    value, gradient = compute(given, labels)
     expected = np.sum(case.naive(views, labels, None, **case.arguments) * weight)
     assert value == pytest.approx(expected, rel=1e-4)
     expected = cases.expected_gradient(case, views, labels, None, weight)
