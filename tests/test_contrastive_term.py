@@ -136,19 +136,9 @@ def test_siglip_bias_and_temperature_are_trained_and_logged():
     assert logs["pair_temperature"][-1] == pytest.approx(np.exp(-scale), rel=1e-5)
 
 
-def naive_info_nce_with_memory(views, memory, temperature=0.07):
-    """Returns the loss with the batch and the memory as candidates."""
-    unit = [[reference.unit(v) for v in view] for view in np.swapaxes(views, 0, 1)]
-    kept = [[reference.unit(v) for v in view] for view in np.swapaxes(memory, 0, 1)]
-    losses = []
-    for i in range(len(views)):
-        loss = 0.0
-        for own, other in ((0, 1), (1, 0)):
-            anchor = unit[own][i]
-            logits = [anchor @ x / temperature for x in [*unit[other], *kept[other]]]
-            loss += reference.log_sum_exp(logits) - anchor @ unit[other][i] / temperature
-        losses.append(loss / 2)
-    return np.mean(losses)
+def info_nce_with_memory(views, memory):
+    """Returns the mean loss of a batch whose candidates are the batch and a memory."""
+    return reference.info_nce(np.concatenate([views, memory]))[: len(views)].mean()
 
 
 def test_memory_holds_the_latest_training_items():
@@ -157,7 +147,7 @@ def test_memory_holds_the_latest_training_items():
     for step in range(4):
         views = GENERATOR.normal(size=(3, 2, 4)).astype("float32")
         memory = np.concatenate([np.zeros((0, 2, 4)), *seen])[-5:]
-        expected = naive_info_nce_with_memory(views, memory)
+        expected = info_nce_with_memory(views, memory)
         # Evaluation and prediction add no items.
         assert called(layer, *embeddings(views), training=False) == pytest.approx(expected, 1e-5)
         layer(tuple(embeddings(views)), training=False)
@@ -168,7 +158,7 @@ def test_memory_holds_the_latest_training_items():
 def test_memory_may_be_smaller_than_the_batch():
     layer = kj.layers.ContrastiveTerm("InfoNCE", memory_size=2)
     called(layer, *embeddings())
-    expected = naive_info_nce_with_memory(VIEWS[:, :2], VIEWS[-2:, :2])
+    expected = info_nce_with_memory(VIEWS[:, :2], VIEWS[-2:, :2])
     assert called(layer, *embeddings()) == pytest.approx(expected, rel=1e-5)
 
 

@@ -2,13 +2,11 @@
 
 import functools
 import json
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -16,6 +14,7 @@ import pytest
 
 import keras_jointloss as kj
 from tests.comparisons import assert_all_close
+from tests.processes import ENVIRONMENT, ROOT
 from tests.workers import models
 
 pytestmark = pytest.mark.slow
@@ -143,15 +142,14 @@ def start(folder, processes=2, killed_at=None, timeout=120):
     """Starts processes that train together, and returns them."""
     configuration = {"out": str(folder), "processes": processes, "port": free_port()}
     configuration |= {"killed_at": killed_at, "timeout": timeout}
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     workers = []
     for rank in range(processes):
         with (folder / f"output_{rank}").open("w") as output:
             arguments = ["-m", "tests.workers", json.dumps({**configuration, "rank": rank})]
             worker = subprocess.Popen(
                 [sys.executable, *arguments],
-                cwd=Path(__file__).parents[1],
-                env=environment,
+                cwd=ROOT,
+                env=ENVIRONMENT,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )

@@ -1,9 +1,7 @@
 """When `enable_multi_worker_fit` refuses; `tests/test_devices.py` trains with it."""
 
 import signal
-import subprocess
 import sys
-from pathlib import Path
 from unittest import mock
 
 import keras
@@ -11,6 +9,7 @@ import pytest
 
 import keras_jointloss as kj
 from keras_jointloss import distribution
+from tests.processes import run_python
 
 
 @pytest.mark.backend("jax", "torch")
@@ -90,12 +89,6 @@ def test_process_of_a_failed_training_ends_although_something_waits():
         "workers._GRACE = 1; "
         "atexit.register(time.sleep, 600); workers.end_soon(); raise ValueError('failed')"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    ended = run_python(code, check=False)
     assert ended.returncode == -signal.SIGALRM
     assert ended.stderr.endswith("ValueError: failed\n")

@@ -1,14 +1,11 @@
 """Hyperparameters and results, as TensorBoard's HParams dashboard finds them."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 from tensorboard.plugins.hparams import metadata
 
 import keras_jointloss as kj
 from keras_jointloss.callbacks import JointLossCallback
+from tests.processes import run_python
 from tests.summaries import accumulated, read_scalars
 from tests.training_logs import STEPS, TERMS, train
 
@@ -76,8 +73,5 @@ def test_writing_imports_no_tensorflow(tmp_path):
         "write_hparams(sys.argv[1], {'x': 1}, {'loss': 0.5}, step=4)\n"
         "print(sorted({'keras', 'tensorflow'} & set(sys.modules)))"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert output.stdout.strip() == "[]"
+    assert run_python(code, tmp_path).stdout.strip() == "[]"
     assert read_scalars(tmp_path / "hparams") == {"loss": {4: 0.5}}

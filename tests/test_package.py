@@ -4,11 +4,8 @@ import ast
 import functools
 import graphlib
 import importlib
-import os
 import re
 import runpy
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -19,6 +16,7 @@ import keras_jointloss as kj
 from keras_jointloss._core import backend
 from keras_jointloss._core import keras as _keras
 from tests.backends import importable_modules
+from tests.processes import run_python
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = kj.__name__
@@ -394,18 +392,6 @@ def test_modules_import_one_another_in_no_circle():
     graphlib.TopologicalSorter(imports).prepare()
 
 
-def run_python(code: str, **environment: str) -> str:
-    """Returns the output of `code` in a new Python process."""
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-    ).stdout
-
-
 def test_completion_knows_the_public_names():
     assert {*kj.__all__} <= {*dir(kj)}
     assert all(hasattr(kj, name) for name in dir(kj))
@@ -434,7 +420,7 @@ def test_import_loads_only_the_package():
         "import keras, sys; before = set(sys.modules); import keras_jointloss; "
         "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
     )
-    assert run_python(code).split() == [PACKAGE]
+    assert run_python(code).stdout.split() == [PACKAGE]
 
 
 def test_only_one_module_queries_the_backend():
@@ -477,7 +463,7 @@ def test_tensorboard_loads_neither_keras_nor_a_backend():
         "import sys, tensorboard.program, keras_jointloss.tensorboard.plugin; "
         f"print(sorted({ {'keras', 'plotly', *BACKENDS} } & set(sys.modules)))"
     )
-    assert run_python(code).strip() == "[]"
+    assert run_python(code).stdout.strip() == "[]"
 
 
 def public_classes() -> list[type]:

@@ -1,7 +1,6 @@
 """Reading event files, and what the callbacks write for the dashboard."""
 
 import gc
-import os
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from keras_jointloss.tensorboard import SummaryWriter
 from keras_jointloss.tensorboard.read import read_runs
 from tests.backends import once_compiled
 from tests.callbacks import Interrupts
+from tests.processes import ENVIRONMENT
 from tests.small_models import compiled, fit
 from tests.training_logs import HOSTILE, STEPS, TERMS, train, write
 
@@ -258,7 +258,7 @@ def test_logs_of_a_killed_process_are_readable_up_to_the_last_flush(tmp_path):
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(tmp_path / "train")],
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env=ENVIRONMENT,
     )
     assert child.stdout.readline() == b"flushed\n"
     child.send_signal(signal.SIGKILL)

@@ -16,6 +16,7 @@ from tests.comparisons import assert_all_close
 from tests.loss_cases import DEFAULTS, TILED, labels_of, tensor, views_of
 from tests.small_models import Penalty
 from tests.test_training import replicas
+from tests.workers.models import with_terms
 
 pytestmark = [pytest.mark.slow, pytest.mark.backend("tensorflow")]
 
@@ -85,21 +86,8 @@ def contrastive():
     # It exchanges statistics, so TensorFlow switches to the other replica after the first term.
     b = keras.layers.Dense(4)(keras.layers.BatchNormalization(synchronized=True)(x_early))
     a = kj.layers.ChunkedTower(keras.layers.Dense(4), 3)(keras.layers.Masking()(x))
-    a, b = kj.layers.ContrastiveTerm(
-        kj.losses.InfoNCE(same_label="ignore", tile_size=64),  # One form compiles faster than both.
-        weight=kj.schedules.Linear(0.1, 1.0, 6),
-        learn_temperature=True,
-        memory_size=10,
-        metrics=[kj.metrics.RecallAtK(1), kj.metrics.Uniformity()],
-        name="info_nce",
-    )((a, b, label), sample_weight=weight)
-    gate = keras.layers.Dense(1, activation="sigmoid")(x)  # Learned sample weights.
-    siglip = kj.layers.ContrastiveTerm(
-        kj.losses.SigLIP(tile_size=64), 0.2, learn_temperature=True, name="siglip"
-    )
-    a, b = siglip((a, b), sample_weight=gate)
-    a, b = kj.layers.ContrastiveTerm("VICReg", 0.02, name="vicreg")((a, b))
-    return keras.Model([x, label, weight], [a, b]), {}
+    ramp = kj.schedules.Linear(0.1, 1.0, 6)
+    return keras.Model([x, label, weight], with_terms(x, (a, b, label), weight, ramp, 64)), {}
 
 
 def test_terms_see_all_replicas():

@@ -5,10 +5,6 @@ One rule that keeps state for each term and counts epochs tests the base class.
 
 import functools
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -20,6 +16,7 @@ from keras_jointloss.joint.find_terms import find_terms
 from tests import reference_weighting as reference
 from tests import small_models
 from tests.backends import once_compiled
+from tests.processes import run_python
 from tests.summaries import read_scalars
 from tests.terms import Terms, Trajectory
 from tests.test_weighting import LastLoss
@@ -156,17 +153,9 @@ print(json.dumps(weights.tolist()))
 @pytest.mark.slow
 @pytest.mark.backend("tensorflow", "torch")
 def test_killed_training_resumes_on_the_same_trajectory(tmp_path):
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, "-c", KILLED, str(tmp_path / "backup"), *arguments],
-            cwd=Path(__file__).parents[1],
-            env={**os.environ, "PYTHONPATH": "."},
-            capture_output=True,
-            text=True,
-        )
-
-    assert run("deadly").returncode == -9
-    resumed = run("gentle")
+    folder = tmp_path / "backup"
+    assert run_python(KILLED, folder, "deadly", check=False).returncode == -9
+    resumed = run_python(KILLED, folder, "gentle", check=False)
     assert resumed.returncode == 0, resumed.stderr
     weights = json.loads(resumed.stdout.splitlines()[-1])
     # Two of four epochs were saved, the third was interrupted.

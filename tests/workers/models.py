@@ -94,6 +94,24 @@ MASKED = np.where(np.arange(ITEMS)[:, None] % 7 == 3, 0.0, X)
 LOOP_BATCHES = [np.arange(start, min(start + BATCH, 37)) for start in range(0, 37, BATCH)] * 2
 
 
+def with_terms(x, views, weight, pair=1.0, tile_size=None):
+    """Returns two embeddings after terms that use all options; `views` are they and labels."""
+    a, b = kj.layers.ContrastiveTerm(
+        # With a given size, only one of the two forms is compiled, which is faster than both.
+        kj.losses.InfoNCE(same_label="ignore", tile_size=tile_size),
+        pair,
+        learn_temperature=True,
+        memory_size=10,
+        metrics=[kj.metrics.RecallAtK(1), kj.metrics.Uniformity()],
+        name="pair",
+    )(views, sample_weight=weight)
+    gate = keras.layers.Dense(1, activation="sigmoid")(x)  # Learned sample weights.
+    loss = kj.losses.SigLIP(tile_size=tile_size)
+    tiles = kj.layers.ContrastiveTerm(loss, 0.2, learn_temperature=True, name="tiles")
+    a, b = tiles((a, b), sample_weight=gate)
+    return kj.layers.ContrastiveTerm("VICReg", 0.02, name="statistics")((a, b))
+
+
 def for_loop():
     """Returns a model for a custom loop: all options of a term, chunks, and missing targets."""
     keras.utils.set_random_seed(3)
@@ -101,17 +119,7 @@ def for_loop():
     z = kj.layers.GradientBalancer(["pair", "rating"], "mgda")(keras.layers.Dense(6)(x))
     a = kj.layers.ChunkedTower(keras.layers.Dense(4), CHUNK)(keras.layers.Masking()(x))
     b = kj.layers.ChunkedTower(keras.layers.Dense(4), CHUNK)(z["pair"])
-    a, b = kj.layers.ContrastiveTerm(
-        kj.losses.InfoNCE(same_label="ignore"),
-        learn_temperature=True,
-        memory_size=10,
-        metrics=[kj.metrics.RecallAtK(1)],
-        name="pair",
-    )((a, b, label), sample_weight=weight)
-    gate = keras.layers.Dense(1, activation="sigmoid")(x)  # Learned sample weights.
-    tiles = kj.layers.ContrastiveTerm(kj.losses.SigLIP(tile_size=4), 0.2, name="tiles")
-    a, b = tiles((a, b), sample_weight=gate)
-    a, b = kj.layers.ContrastiveTerm("VICReg", 0.02, name="statistics")((a, b))
+    a, b = with_terms(x, (a, b, label), weight, tile_size=4)
     rating = keras.layers.Dense(1)(ops.concatenate([z["rating"], a, b], axis=1))
     outputs = {"rating": rating, "views": ops.stack([a, b], axis=1)}
     model = keras.Model([x, label, weight], outputs)
