@@ -10,45 +10,22 @@ import keras_jointloss as kj
 from tests import reference
 from tests.gradients import COMPILES, value_and_gradient
 
-CLASSES = {
-    "contrastive": kj.losses.Contrastive,
-    "cosine_embedding": kj.losses.CosineEmbedding,
-    "margin_contrastive": kj.losses.MarginContrastive,
-    "triplet": kj.losses.Triplet,
-    "triplet_margin": kj.losses.TripletMargin,
-    "info_nce": kj.losses.InfoNCE,
-    "siglip": kj.losses.SigLIP,
-    "nt_xent": kj.losses.NTXent,
-    "sup_con": kj.losses.SupCon,
-    "decoupled_contrastive": kj.losses.DecoupledContrastive,
-    "n_pairs": kj.losses.NPairs,
-    "multi_similarity": kj.losses.MultiSimilarity,
-    "circle": kj.losses.Circle,
-    "vicreg": kj.losses.VICReg,
-    "barlow_twins": kj.losses.BarlowTwins,
-}
+_NAMES = (
+    *("Contrastive", "CosineEmbedding", "MarginContrastive", "Triplet", "TripletMargin"),
+    *("InfoNCE", "SigLIP", "NTXent", "SupCon", "DecoupledContrastive", "NPairs"),
+    *("MultiSimilarity", "Circle", "VICReg", "BarlowTwins"),
+)
+#: The classes of the losses by the name of their function.
+CLASSES = {cls.function.__name__: cls for cls in (getattr(kj.losses, name) for name in _NAMES)}
 #: The losses by their kind of labels.
 PAIR_LABELS = {"contrastive", "cosine_embedding", "margin_contrastive"}
 CLASS_LABELS = {"triplet", "sup_con", "n_pairs", "multi_similarity", "circle"}
 TILED = {"info_nce", "siglip", "nt_xent", "sup_con", "decoupled_contrastive", "n_pairs"}
 #: The losses with cosine similarity by default.
-COSINE = {
-    "cosine_embedding",
-    "info_nce",
-    "siglip",
-    "nt_xent",
-    "sup_con",
-    "decoupled_contrastive",
-    "multi_similarity",
-    "circle",
-}
+COSINE = TILED - {"n_pairs"} | {"cosine_embedding", "multi_similarity", "circle"}
 #: The losses that take one view per item.
 ONE_VIEW = {"triplet", "sup_con", "multi_similarity", "circle"}
-MORE_VIEWS = {"triplet", "nt_xent", "sup_con", "decoupled_contrastive"} | {
-    "info_nce",
-    "multi_similarity",
-    "circle",
-}
+MORE_VIEWS = ONE_VIEW | {"nt_xent", "decoupled_contrastive", "info_nce"}
 
 
 class Case(NamedTuple):

@@ -22,25 +22,26 @@ from tests.loss_cases import (
 MULTI_HOT = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 0], [0, 0, 1]])
 
 
+def _assert_equals_reference(case, labels, valid=None):
+    """Asserts that the values are those of the reference for some tile sizes."""
+    views = views_of(case)
+    expected = case.naive(views, labels, valid, **case.arguments)
+    given = tensor(views.astype("float32")), tensor(labels), tensor(valid)
+    for tile_size in case.few_tile_sizes:
+        actual = case.with_tile_size(tile_size)(*given)
+        assert_close(actual, expected, 1e-4, err_msg=f"tile_size={tile_size}")
+
+
 @once_compiled
 @pytest.mark.parametrize("case", WITH_LABELS.values(), ids=WITH_LABELS)
 def test_items_share_a_label_if_their_label_sets_intersect(case):
-    views = views_of(case)
-    for dtype, valid in [("int32", None), ("float32", VALID)]:
-        expected = case.naive(views, MULTI_HOT, valid, **case.arguments)
-        for tile_size in case.few_tile_sizes:
-            actual = case.with_tile_size(tile_size)(
-                ops.convert_to_tensor(views.astype("float32")),
-                ops.convert_to_tensor(MULTI_HOT.astype(dtype)),
-                tensor(valid),
-            )
-            assert_close(actual, expected, 1e-4, err_msg=f"tile_size={tile_size}")
+    _assert_equals_reference(case, MULTI_HOT.astype("int32"))
+    _assert_equals_reference(case, MULTI_HOT.astype("float32"), VALID)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "int64", "bool"])
 def test_class_labels_may_have_any_integer_type(dtype):
-    case = Case("sup_con")
-    labels = np.array([1, 0, 1, 0, 0])
+    case, labels = Case("sup_con"), np.array([1, 0, 1, 0, 0])
     actual = case.function(tensor(views_of(case).astype("float32")), labels.astype(dtype))
     assert_close(actual, case.naive(views_of(case), labels), 1e-4)
 
@@ -48,13 +49,7 @@ def test_class_labels_may_have_any_integer_type(dtype):
 @pytest.mark.backend("tensorflow", "torch")  # JAX disables 64-bit integers by default.
 @pytest.mark.parametrize("case", WITH_LABELS.values(), ids=WITH_LABELS)
 def test_large_class_labels_are_distinguished(case):
-    labels = 2**40 + np.array([0, 1, 0, 1, 2], "int64")
-    views = views_of(case)
-    expected = case.naive(views, labels, None, **case.arguments)
-    for tile_size in case.few_tile_sizes:
-        function = case.with_tile_size(tile_size)
-        actual = function(tensor(views.astype("float32")), tensor(labels))
-        assert_close(actual, expected, 1e-4, err_msg=f"tile_size={tile_size}")
+    _assert_equals_reference(case, 2**40 + np.array([0, 1, 0, 1, 2], "int64"))
 
 
 @once_compiled

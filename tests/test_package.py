@@ -489,14 +489,10 @@ REGISTERED = {kj.aggregators.Shares: "GradientShares"}
 
 
 @pytest.mark.parametrize("value", serializable_classes(), ids=lambda value: value.__name__)
-def test_class_is_registered(value):
+def test_class_is_registered_and_available_at_its_public_path(value):
     name = f"{PACKAGE}>{REGISTERED.get(value, value.__name__)}"
     assert keras.saving.get_registered_name(value) == name
     assert kj.custom_objects().get(name) is value
-
-
-@pytest.mark.parametrize("value", serializable_classes(), ids=lambda value: value.__name__)
-def test_class_is_available_at_its_public_path(value):
     home = importlib.import_module(".".join(value.__module__.split(".")[:2]))
     assert getattr(home, value.__name__) is value
     assert value.__name__ in getattr(home, "__all__", [value.__name__])
