@@ -1,6 +1,5 @@
 """Builds the documentation: `make docs`."""
 
-import inspect
 import re
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ import keras_jointloss as kj
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from docs import formulas, guides  # noqa: E402
+from docs import NAMES, formulas, guides  # noqa: E402
 
 project = "keras_jointloss"
 version = release = kj.__version__
@@ -51,14 +50,6 @@ napoleon_use_ivar = True
 python_display_short_literal_types = True
 python_maximum_signature_line_length = 88
 
-MODULES = [kj, *(x for x in (getattr(kj, name) for name in kj.__all__) if inspect.ismodule(x))]
-#: The public classes and functions by their full names.
-NAMES = {
-    f"{module.__name__}.{name}": value
-    for module in MODULES
-    for name in module.__all__
-    if callable(value := getattr(module, name))
-}
 FULL_NAMES = {value: name for name, value in NAMES.items()}
 #: The functions that are on the page of a class, by the class, both as full names.
 FUNCTIONS = {

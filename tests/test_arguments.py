@@ -25,15 +25,13 @@ def test_only_booleans_are_switches(argument, make, value):
 
 @pytest.mark.backend("torch")
 @pytest.mark.parametrize("value", [1e39, -1e39, 10**400, np.float64(1e300)])
-def test_number_that_float32_cannot_hold_is_refused(value):
-    with pytest.raises(
-        ValueError, match=r"`margin`\. Expected a finite number.*float32 cannot hold"
-    ):
-        kj.losses.MarginContrastive(margin=value)
-    with pytest.raises(
-        ValueError, match=r"`weight`\. Expected a finite number.*float32 cannot hold"
-    ):
-        kj.LossWeight(value)
+@pytest.mark.parametrize(
+    ("argument", "make"), [("margin", kj.losses.MarginContrastive), ("weight", kj.LossWeight)]
+)
+def test_number_that_float32_cannot_hold_is_refused(argument, make, value):
+    message = rf"`{argument}`\. Expected a finite number.*float32 cannot hold"
+    with pytest.raises(ValueError, match=message):
+        make(**{argument: value})
 
 
 @pytest.mark.backend("torch")

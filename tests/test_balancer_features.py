@@ -37,10 +37,8 @@ def test_gradients_of_features_of_different_batch_sizes_are_combined(rule, reduc
         parts = ops.split(z, np.cumsum(SIZES)[:-1].tolist())
         parts = [ops.reshape(x, shape) for x, shape in zip(parts, SHAPES, strict=True)]
         copies = layer(parts, training=True)
-        joined = {
-            term: ops.concatenate([ops.reshape(x, (-1,)) for x in copies[term]]) for term in TERMS
-        }
-        pairs = zip(joined.values(), GRADIENTS, strict=True)
+        joined = [ops.concatenate([ops.reshape(x, (-1,)) for x in copies[t]]) for t in TERMS]
+        pairs = zip(joined, GRADIENTS, strict=True)
         return sum(ops.sum(x * ops.convert_to_tensor(gradient)) for x, gradient in pairs)
 
     rows = GRADIENTS

@@ -13,7 +13,7 @@ import keras
 import pytest
 
 import keras_jointloss as kj
-from docs import formulas
+from docs import NAMES, formulas
 from tests.backends import importable_modules
 
 ROOT = Path(__file__).parents[1]
@@ -149,14 +149,7 @@ def test_errors_name_the_line():
     assert error.traceback[-1].lineno == 3  # Counted from 0.
 
 
-MODULES_OF_USERS = [kj, *filter(inspect.ismodule, (getattr(kj, name) for name in kj.__all__))]
-PUBLIC = {
-    f"{module.__name__}.{name}": value
-    for module in MODULES_OF_USERS
-    for name in module.__all__
-    if callable(value := getattr(module, name))
-}
-CLASSES = {name: value for name, value in PUBLIC.items() if inspect.isclass(value)}
+CLASSES = {name: value for name, value in NAMES.items() if inspect.isclass(value)}
 # A class has formula, example and reference, and describes the arguments that its function shares.
 CLASS_OF = {getattr(value, "function", None): value for value in CLASSES.values()}
 BASES = (kj.losses.ViewsLoss, kj.weighting.Weighting, kj.aggregators.Aggregator)
@@ -183,7 +176,7 @@ def section(docstring: str, *titles: str) -> str:
 
 
 @pytest.mark.backend("torch")
-@pytest.mark.parametrize("value", PUBLIC.values(), ids=PUBLIC)
+@pytest.mark.parametrize("value", NAMES.values(), ids=NAMES)
 def test_public_name_is_documented(value):
     docstring = inspect.getdoc(value)
     assert docstring.partition("\n")[0].endswith(".")

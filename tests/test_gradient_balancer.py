@@ -213,11 +213,9 @@ def test_sum_trains_like_plain_model_with_every_optimizer(options):
 @pytest.mark.parametrize("is_scaled", [False, True])
 def test_overwriting_with_a_moving_average_is_refused_on_jax(is_scaled):
     def compiled(rule, **options):
-        model = build(rule)
-        layer = model.get_layer("balancer")
-        z = kj.layers.GradientBalancer(["a", "b"], rule, **options)(layer.input)
-        heads = {term: model.get_layer(f"head_{term}")(z[term]) for term in "ab"}
-        model = keras.Model(model.inputs, heads)
+        inputs = keras.Input((5,))
+        layer = kj.layers.GradientBalancer(["a", "b"], rule, **options)
+        model = models.with_heads(inputs, layer(keras.layers.Dense(4)(inputs)))
         optimizer = keras.optimizers.SGD(0.02, use_ema=True, ema_overwrite_frequency=2)
         if is_scaled:
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)

@@ -120,21 +120,13 @@ def test_known_values():
     # The first step follows the gradient of the Uncertainty objective at s = 0.
     losses = np.array([1.0, 2.0, 4.0])
     assert sum(0.5 * losses + 0.5 * 0) == 3.5
-    terms = Terms(make("Uncertainty", learning_rate=0.1), 3)
-    terms.rule.start()
-    terms.step(losses)
-    expected = 0.5 * np.exp(-0.1 * 0.5 * (losses - 1))
-    np.testing.assert_allclose(terms.now(), expected, rtol=1e-6)
-
-    terms = Terms(make("GeometricMean"), 3)
-    terms.rule.start()
-    terms.step(losses)
-    np.testing.assert_allclose(np.array(terms.now()) * losses, [2 / 3] * 3, rtol=1e-6)
-
-    terms = Terms(make("DynamicWeightAverage"), 2)
-    terms.run(np.array([[1.0, 1.0], [1.0, 4.0], [1.0, 1.0]]), np.arange(3))
-    expected = 2 * np.array(reference.softmax([0.5, 2.0]))
-    np.testing.assert_allclose(terms.now(), expected, rtol=1e-6)
+    weights = Terms(make("Uncertainty", learning_rate=0.1), 3).run(losses[None])[-1]
+    np.testing.assert_allclose(weights, 0.5 * np.exp(-0.1 * 0.5 * (losses - 1)), rtol=1e-6)
+    weights = Terms(make("GeometricMean"), 3).run(losses[None])[-1]
+    np.testing.assert_allclose(weights * losses, [2 / 3] * 3, rtol=1e-6)
+    epochs = np.array([[1.0, 1.0], [1.0, 4.0], [1.0, 1.0]])
+    weights = Terms(make("DynamicWeightAverage"), 2).run(epochs, np.arange(3))[-1]
+    np.testing.assert_allclose(weights, 2 * np.array(reference.softmax([0.5, 2.0])), rtol=1e-6)
 
 
 # All backends compute it by the operations of `test_weights_follow_the_formula`.
