@@ -230,6 +230,9 @@ def test_weights_only_files_restore_layer_terms(tmp_path):
     assert float(other.get_layer("pair").weight) == 0.25
 
 
+ONE, TWO = {"a": "mse"}, {"a": "mse", "b": "mse"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -248,20 +251,14 @@ def test_weights_only_files_restore_layer_terms(tmp_path):
         ({"losses": {"a": keras.metrics.Mean()}}, "`losses`.*loss of 'a' to be a name"),
         ({"losses": {1: "mse"}}, "`losses`.*dict of output name"),
         ({"losses": {"a": "no_such_loss"}}, "no_such_loss"),
-        ({"losses": {"a": "mse"}, "weights": {"b": 1.0}}, "`weights`.*keys are names of losses"),
-        ({"losses": {"a": "mse"}, "weights": 0.5}, "`weights`.*keys are names of losses"),
-        ({"losses": {"a": "mse"}, "weights": {"a": -0.5}}, "weight of loss 'a'.*weight=-0.5"),
-        (
-            {"losses": {"a": "mse"}, "weights": {"a": float("nan")}},
-            "weight of loss 'a'.*weight=nan",
-        ),
-        ({"losses": {"a": "mse"}, "weights": {"a": "1"}}, "weight of loss 'a'.*weight='1'"),
-        ({"losses": {"a": "mse"}, "weighting": "adam"}, "`weighting`.*Expected a member of"),
-        ({"losses": {"a": "mse", "b": "mse"}, "metrics": ["mae"]}, "`metrics`.*Expected a dict"),
-        (
-            {"losses": {"a": "mse", "b": "mse"}, "weighted_metrics": ["mae"]},
-            "`weighted_metrics`.*Expected a dict",
-        ),
+        ({"losses": ONE, "weights": {"b": 1.0}}, "`weights`.*keys are names of losses"),
+        ({"losses": ONE, "weights": 0.5}, "`weights`.*keys are names of losses"),
+        ({"losses": ONE, "weights": {"a": -0.5}}, "weight of loss 'a'.*weight=-0.5"),
+        ({"losses": ONE, "weights": {"a": float("nan")}}, "weight of loss 'a'.*weight=nan"),
+        ({"losses": ONE, "weights": {"a": "1"}}, "weight of loss 'a'.*weight='1'"),
+        ({"losses": ONE, "weighting": "adam"}, "`weighting`.*Expected a member of"),
+        ({"losses": TWO, "metrics": ["mae"]}, "`metrics`.*Expected a dict"),
+        ({"losses": TWO, "weighted_metrics": ["mae"]}, "`weighted_metrics`.*Expected a dict"),
     ],
 )
 def test_invalid_arguments_are_refused(arguments, message):
