@@ -15,6 +15,7 @@ from tests.backends import once_compiled
 from tests.gradients import COMPILES
 from tests.jacobians import REGULAR, SINGULAR, all_dtypes, assert_vectors_close, jacobians, solve
 
+pytestmark = [once_compiled, all_dtypes]
 all_counts = pytest.mark.parametrize("count", [3] if COMPILES else [2, 3, 32])
 
 
@@ -30,8 +31,6 @@ def optimality_tolerance(kind, dtype):
     return 1e-3 if kind is kinds.antiparallel and dtype == "float32" else 1e-5
 
 
-@once_compiled
-@all_dtypes
 @all_counts
 def test_mgda_is_optimal(count, dtype):
     for kind, jacobian in jacobians([*REGULAR, *SINGULAR], count, dtype):
@@ -47,8 +46,6 @@ def test_mgda_is_optimal(count, dtype):
         assert np.all(np.abs(parts * surplus) <= tolerance), kind
 
 
-@once_compiled
-@all_dtypes
 @all_counts
 def test_upgrad_is_optimal(count, dtype):
     one_hot = np.eye(count)[0]
@@ -63,8 +60,6 @@ def test_upgrad_is_optimal(count, dtype):
         assert np.all(np.abs((v - one_hot) * gain) <= tolerance * np.max(v)), kind
 
 
-@once_compiled
-@all_dtypes
 @pytest.mark.parametrize(
     ("c", "count"), [(0.5, 3)] if COMPILES else [(0.5, 2), (0.1, 3), (0.9, 3), (0.5, 32)]
 )
@@ -91,8 +86,6 @@ def test_cagrad_is_optimal(count, dtype, c):
         assert np.all(gramian @ (mean + added) - dual >= -tolerance * sizes), kind
 
 
-@once_compiled
-@all_dtypes
 @all_counts
 def test_nash_mtl_is_stationary(count, dtype):
     for kind, jacobian in jacobians(
@@ -104,8 +97,6 @@ def test_nash_mtl_is_stationary(count, dtype):
         assert np.all(np.abs(w * (gramian @ w) - 1) <= 1e-5 * w * (np.abs(gramian) @ w)), kind
 
 
-@once_compiled
-@all_dtypes
 @all_counts
 def test_imtl_g_has_equal_projections(count, dtype):
     given_kinds = [kinds.well_conditioned, kinds.similar, kinds.ill_scaled, kinds.orthogonal]
@@ -122,8 +113,6 @@ def test_imtl_g_has_equal_projections(count, dtype):
             assert np.mean(projections) > 0 or not rescaled, kind
 
 
-@once_compiled
-@all_dtypes
 @pytest.mark.parametrize("count", [3] if COMPILES else [2, 3])
 def test_aligned_mtl_is_the_mean_of_orthogonal_gradients(count, dtype):
     for spread in (1, 1e4):
@@ -150,8 +139,6 @@ def naive_pcgrad(jacobian, orders):
     return result
 
 
-@once_compiled
-@all_dtypes
 @pytest.mark.parametrize("count", [3] if COMPILES else [2, 3, 8])
 def test_pcgrad_equals_sequential_projections(count, dtype):
     tolerance = 1e-4 if dtype == "float32" else 1e-10
@@ -162,27 +149,6 @@ def test_pcgrad_equals_sequential_projections(count, dtype):
             assert_vectors_close(actual, naive_pcgrad(jacobian, orders), tolerance)
 
 
-def test_random_orders_are_uniform_and_reproducible():
-    orders = np.array(
-        [
-            ops.convert_to_numpy(random_orders(4, seed, step))
-            for seed in (0, 1)
-            for step in range(99)
-        ]
-    )
-    np.testing.assert_array_equal(np.sort(orders), np.broadcast_to(np.arange(4), orders.shape))
-    assert len({order.tobytes() for order in orders}) == len(orders)
-    # All positions are equally likely, within five standard deviations.
-    frequencies = np.mean(orders[..., None] == np.arange(4), axis=(0, 1))
-    np.testing.assert_allclose(frequencies, 0.25, atol=5 * np.sqrt(0.25 * 0.75 / (4 * len(orders))))
-    # The orders are the same on every backend and for every type of step.
-    np.testing.assert_array_equal(orders[0, :2], [[1, 2, 0, 3], [0, 3, 1, 2]])
-    step = ops.convert_to_tensor(5, "int32")
-    np.testing.assert_array_equal(ops.convert_to_numpy(random_orders(4, 1, step)), orders[99 + 5])
-
-
-@once_compiled
-@all_dtypes
 @pytest.mark.parametrize(
     ("aggregator", "counts"),
     [

@@ -21,6 +21,7 @@ from keras_jointloss.aggregators import (
     Sum,
     UPGrad,
 )
+from keras_jointloss.aggregators.pcgrad import random_orders
 from tests.backends import once_compiled, values_only
 from tests.gradients import COMPILES, value_and_gradient
 from tests.jacobians import (
@@ -221,6 +222,20 @@ def test_no_gradient_flows_through_coefficients(name):
     _, gradient = value_and_gradient(total, jacobian)
     w = solve(CASES[name], jacobian, losses=np.ones(3))
     np.testing.assert_allclose(gradient, np.broadcast_to(w[:, None], jacobian.shape), rtol=1e-3)
+
+
+def test_random_orders_are_uniform_and_reproducible():
+    draws = [random_orders(4, seed, step) for seed in (0, 1) for step in range(99)]
+    orders = np.array([ops.convert_to_numpy(order) for order in draws])
+    np.testing.assert_array_equal(np.sort(orders), np.broadcast_to(np.arange(4), orders.shape))
+    assert len({order.tobytes() for order in orders}) == len(orders)
+    # All positions are equally likely, within five standard deviations.
+    frequencies = np.mean(orders[..., None] == np.arange(4), axis=(0, 1))
+    np.testing.assert_allclose(frequencies, 0.25, atol=5 * np.sqrt(0.25 * 0.75 / (4 * len(orders))))
+    # The orders are the same on every backend and for every type of step.
+    np.testing.assert_array_equal(orders[0, :2], [[1, 2, 0, 3], [0, 3, 1, 2]])
+    step = ops.convert_to_tensor(5, "int32")
+    np.testing.assert_array_equal(ops.convert_to_numpy(random_orders(4, 1, step)), orders[99 + 5])
 
 
 # Arguments.

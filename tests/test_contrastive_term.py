@@ -247,23 +247,6 @@ def test_vicreg_components_are_logged_for_layers_and_outputs():
         assert logs[key] == [pytest.approx(expected, rel=1e-5)]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"loss": "VICReg", "memory_size": 8}, "`memory_size`.*Expected 0.*VICReg"),
-        ({"loss": "MeanSquaredError", "memory_size": 8}, "`memory_size`.*Expected 0"),
-        ({"loss": "InfoNCE", "gather": "all"}, "`gather`.*None, True, False"),
-        ({"loss": "InfoNCE", "memory_size": -1}, "`memory_size`.*whole number >= 0"),
-        ({"loss": "InfoNCE", "metrics": ["recall"]}, "`metrics`.*keras_jointloss.metrics"),
-        ({"loss": "InfoNCE", "metrics": ["MeanAveragePrecisionAtR"]}, "`metrics`.*without labels"),
-        ({"loss": "InfoNCE", "metrics": [kj.metrics.RecallAtK(1)] * 2}, "different names"),
-    ],
-)
-def test_invalid_arguments_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        kj.layers.ContrastiveTerm(**arguments)
-
-
 def test_too_large_memory_is_refused_by_name():
     layer = kj.layers.ContrastiveTerm("InfoNCE", memory_size=10**9)
     with pytest.raises(ValueError, match=r"`memory_size`.*Received: memory_size=1000000000"):

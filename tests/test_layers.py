@@ -249,6 +249,13 @@ def test_sample_weights_are_given_in_any_form(weight):
         ({"loss": "MarginContrastive", "learn_temperature": True}, "no temperature to train"),
         ({"loss": kj.losses.InfoNCE(5e-3), "learn_temperature": True}, r"log_scale is in \[0, 4.6"),
         ({"loss": "MeanSquaredError", "learn_temperature": True}, "no temperature to train"),
+        ({"loss": "VICReg", "memory_size": 8}, "`memory_size`.*Expected 0.*VICReg"),
+        ({"loss": "MeanSquaredError", "memory_size": 8}, "`memory_size`.*Expected 0"),
+        ({"loss": "InfoNCE", "gather": "all"}, "`gather`.*None, True, False"),
+        ({"loss": "InfoNCE", "memory_size": -1}, "`memory_size`.*whole number >= 0"),
+        ({"loss": "InfoNCE", "metrics": ["recall"]}, "`metrics`.*keras_jointloss.metrics"),
+        ({"loss": "InfoNCE", "metrics": ["MeanAveragePrecisionAtR"]}, "`metrics`.*without labels"),
+        ({"loss": "InfoNCE", "metrics": [kj.metrics.RecallAtK(1)] * 2}, "different names"),
     ],
 )
 def test_invalid_arguments_are_refused(arguments, message):

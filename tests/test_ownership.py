@@ -175,11 +175,12 @@ def test_rule_removed_and_added_again_sees_layer_terms():
     model = with_layer_term()
     with_rule = kj.joint_loss({"a": "mse"}, weighting=kj.weighting.Uncertainty(learning_rate=0.1))
     without = kj.joint_loss({"a": "mse"})
-    weights = []
+    histories = []
     for arguments in (with_rule, without, with_rule):
         model.compile(keras.optimizers.SGD(0.0), **arguments)
-        weights.append(fit(model, epochs=2)["pair_weight"])
-    first, second, third = weights
+        histories.append(fit(model, epochs=2))
+    first, second, third = (history["pair_weight"] for history in histories)
+    assert histories[1]["a_weight"] == [1.0, 1.0]
     assert second == pytest.approx([0.4, 0.8])
     assert third[0] != pytest.approx(third[1], rel=1e-3)
     assert max(*first, *third) < 0.8

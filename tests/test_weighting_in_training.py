@@ -180,15 +180,6 @@ def test_rule_can_be_added_after_training():
     assert (trajectories(model, epochs=1)[-1] != 1.0).all()
 
 
-@once_compiled
-def test_rule_can_be_removed():
-    model = build("geometric_mean")
-    fit(model)
-    assert float(model.get_layer("align").weight) != 1.0
-    model.compile("sgd", **kj.joint_loss(LOSSES))
-    assert (trajectories(model, epochs=1) == 1.0).all()
-
-
 def test_uncertainty_estimates_the_noise():
     generator = np.random.default_rng(0)
     x = generator.normal(size=(2000, 1)).astype("float32")
