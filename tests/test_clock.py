@@ -10,7 +10,7 @@ from keras import ops
 
 import keras_jointloss as kj
 from tests.backends import once_compiled
-from tests.callbacks import Interrupts
+from tests.callbacks import Interrupts, train_in_a_loop
 from tests.small_models import BATCHES, X, Y, build, compiled, fit, linear, ramp, with_layer_term
 
 BACKEND = keras.backend.backend()
@@ -60,19 +60,9 @@ class CustomLoop:
 
     def fit(self, model):
         """Returns the weights after each batch of an epoch."""
-        hooks = keras.callbacks.CallbackList([kj.callbacks.JointLossCallback()], model=model)
-        weights = []
-        hooks.on_train_begin()
-        hooks.on_epoch_begin(0)
-        for batch in range(BATCHES):
-            rows = slice(10 * batch, 10 * batch + 10)
-            hooks.on_train_batch_begin(batch)
-            model.train_on_batch(X[rows], {"a": Y["a"][rows]})
-            hooks.on_train_batch_end(batch)
-            weights.append(_weights(model))
-        hooks.on_epoch_end(0, {})
-        hooks.on_train_end()
-        return weights
+        callback = kj.callbacks.JointLossCallback()
+        batches = train_in_a_loop(model, callback, X, {"a": Y["a"]}, len(X) // BATCHES)
+        return [_weights(model) for _ in batches]
 
 
 @pytest.mark.parametrize("weighting", [None, "uncertainty"])

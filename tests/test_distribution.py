@@ -27,16 +27,12 @@ def test_refuses_unknown_versions_of_keras(monkeypatch, version):
 
 
 @pytest.mark.backend("tensorflow")
-def test_refuses_keras_without_the_functions(monkeypatch):
+@pytest.mark.parametrize("name", ["Model._maybe_symbolic_build", "reduce_per_replica"])
+def test_refuses_keras_without_the_functions(monkeypatch, name):
     trainer = next(x for x in keras.Model.__mro__ if "_maybe_symbolic_build" in vars(x))
-    fit = trainer.fit
-    monkeypatch.delattr(trainer, "_maybe_symbolic_build")
-    with pytest.raises(ImportError, match=r"replaces `Model\._maybe_symbolic_build`"):
-        kj.distribution.enable_multi_worker_fit()
-    assert trainer.fit is fit
-    monkeypatch.undo()
-    monkeypatch.delattr(sys.modules[trainer.__module__], "reduce_per_replica")
-    with pytest.raises(ImportError, match=r"replaces `reduce_per_replica`"):
+    fit, owner = trainer.fit, trainer if "." in name else sys.modules[trainer.__module__]
+    monkeypatch.delattr(owner, name.removeprefix("Model."))
+    with pytest.raises(ImportError, match=f"replaces `{name}`"):
         kj.distribution.enable_multi_worker_fit()
     assert trainer.fit is fit
 

@@ -26,6 +26,16 @@ def assert_statistics(statistics, gradients):
     np.testing.assert_allclose(statistics.conflict, np.mean(cosines < 0))
 
 
+def statistics_of(model):
+    return model.get_layer("balancer").statistics()
+
+
+def statistics_after(model):
+    """Trains for an epoch, and returns the statistics."""
+    train(model)
+    return statistics_of(model)
+
+
 def test_layer_that_combines_no_gradients_warns_once():
     inputs = keras.Input((5,))
     trunk = keras.layers.Dense(4, trainable=False)
@@ -50,7 +60,7 @@ def test_statistics_are_means_over_the_epoch():
     model = build(None, weights)
     _, gradients = models.by_hand(model, kj.aggregators.Sum(), weights, 2 * STEPS)
     history = train(model, 2).history
-    assert_statistics(model.get_layer("balancer").statistics(), gradients[STEPS:])
+    assert_statistics(statistics_of(model), gradients[STEPS:])
     norms = np.linalg.norm(gradients, axis=2).reshape(2, STEPS, 2).mean(axis=1)
     np.testing.assert_allclose(history["gradients_a_norm"], norms[:, 0], rtol=1e-3)
     assert history["gradients_b_coefficient"] == [1.0, 1.0]
@@ -59,20 +69,15 @@ def test_statistics_are_means_over_the_epoch():
 
 def test_evaluation_and_prediction_change_nothing():
     model = build("mgda")
-    train(model)
-    before = model.get_layer("balancer").statistics()
+    before = statistics_after(model)
     model.evaluate(X, Y, verbose=0)
     model.predict(X, verbose=0)
-    after = model.get_layer("balancer").statistics()
-    assert_all_close(after, before, 0)
+    assert_all_close(statistics_of(model), before, 0)
 
 
 def test_lengths_are_independent_of_loss_scale():
-    plain, scaled = build(None), compile_again(build(None), loss_scale_factor=1024.0)
-    train(plain)
-    train(scaled)
-    expected = plain.get_layer("balancer").statistics()
-    actual = scaled.get_layer("balancer").statistics()
+    expected = statistics_after(build(None))
+    actual = statistics_after(compile_again(build(None), loss_scale_factor=1024.0))
     np.testing.assert_allclose(actual.norms, expected.norms, rtol=1e-4)
 
 
@@ -82,12 +87,9 @@ def test_mixed_precision_reports_unscaled_gradients():
     # With the default initial scale, some gradients overflow float16.
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.02), initial_scale=512)
     mixed.compile(optimizer, **kj.joint_loss(models.LOSSES))
-    train(mixed)
+    actual = statistics_after(mixed)
     keras.config.set_dtype_policy("float32")
-    single = build(None)
-    train(single)
-    actual = mixed.get_layer("balancer").statistics()
-    expected = single.get_layer("balancer").statistics()
+    expected = statistics_after(build(None))
     np.testing.assert_allclose(actual.norms, expected.norms, rtol=0.02)
     np.testing.assert_allclose(actual.cosines, expected.cosines, atol=0.02)
 
@@ -108,16 +110,15 @@ def test_accumulated_gradients_are_reported():
     values, batches = weights_of(model), [slice(i, i + 8) for i in range(0, len(X), 8)]
     at_z = [models.by_hand_step(values, rows, {"a": 1.0, "b": 1.0})[0] for rows in batches]
     gradients = np.stack(at_z).reshape(STEPS, 2, -1)
-    train(model)
     # JAX reports only the last of the accumulated gradients.
     told = gradients[-1:] if BACKEND == "jax" else gradients
-    assert_statistics(model.get_layer("balancer").statistics(), told)
+    assert_statistics(statistics_after(model), told)
 
 
 def test_only_term_of_weight_0_has_no_cosine():
     model = build("mgda", {"a": 0.0, "b": 1.0})
     history = train(model).history
-    statistics = model.get_layer("balancer").statistics()
+    statistics = statistics_of(model)
     assert statistics.norms[0] == 0 < statistics.norms[1]
     np.testing.assert_allclose(statistics.coefficients, [0, 1], atol=1e-6)
     assert np.isnan(statistics.cosines[0, 1])
@@ -126,12 +127,11 @@ def test_only_term_of_weight_0_has_no_cosine():
 
 def test_coefficients_are_smoothed_over_steps():
     def coefficients(ema):
-        model = build(kj.aggregators.CAGrad(ema=ema))
-        layer, result = model.get_layer("balancer"), []
+        model, result = build(kj.aggregators.CAGrad(ema=ema)), []
         for start in (0, 8):
             rows = slice(start, start + 8)
             train(model, 1, X[rows], {term: y[rows] for term, y in Y.items()})
-            result.append(layer.statistics().coefficients)
+            result.append(statistics_of(model).coefficients)
         return result
 
     (first, second), (smooth_first, smooth_second) = coefficients(0.0), coefficients(0.75)

@@ -10,6 +10,7 @@ import keras_jointloss as kj
 from keras_jointloss.callbacks import JointLossCallback
 from keras_jointloss.tensorboard import read
 from tests.backends import once_compiled
+from tests.small_models import fit
 
 ITEMS, BATCH = 20, 8  # The last batch has 4 items.
 GENERATOR = np.random.default_rng(5)
@@ -147,22 +148,20 @@ def test_losses_of_a_single_output_are_means_over_the_items():
     square, absolute = "mean_squared_error", "mean_absolute_error"
     joint = kj.joint_loss([square, absolute], {square: 2.0})
     model.compile(keras.optimizers.SGD(0.0), **joint)
-    options = {"batch_size": BATCH, "shuffle": False, "verbose": 0}
-    history = model.fit(X, Y["a"], callbacks=[JointLossCallback()], **options)
+    history = fit(model, y=Y["a"], x=X, batch_size=BATCH)
     error = (model.predict(X, verbose=0) - Y["a"]).astype("float64")
     expected = {square: np.mean(error**2), absolute: np.mean(np.abs(error))}
     for name, loss in expected.items():
-        assert history.history[f"{name}_loss"] == [pytest.approx(loss, rel=1e-5)]
+        assert history[f"{name}_loss"] == [pytest.approx(loss, rel=1e-5)]
     total = 2 * expected[square] + expected[absolute]
-    assert history.history["loss"] == [pytest.approx(total, rel=1e-5)]
+    assert history["loss"] == [pytest.approx(total, rel=1e-5)]
 
 
 @once_compiled
 def test_second_callback_sees_the_same_means():
     model, callbacks = make_model(), [JointLossCallback(), JointLossCallback()]
-    options = {"batch_size": BATCH, "epochs": 2, "verbose": 0, "sample_weight": SAMPLE_WEIGHT}
-    data = (X, Y, SAMPLE_WEIGHT)
-    history = model.fit(X, Y, validation_data=data, callbacks=callbacks, **options).history
+    options = {"sample_weight": SAMPLE_WEIGHT, "validation_data": (X, Y, SAMPLE_WEIGHT)}
+    history = fit(model, callbacks, Y, X, batch_size=BATCH, epochs=2, **options)
     for name, loss in expected_losses(model).items():
         for prefix, run in (("", "train"), ("val_", "validation")):
             assert history[f"{prefix}{name}_loss"] == pytest.approx([loss] * 2, rel=1e-5)

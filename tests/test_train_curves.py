@@ -8,7 +8,7 @@ import keras_jointloss as kj
 from keras_jointloss.callbacks import JointLossCallback
 from tests import small_models
 from tests.backends import once_compiled
-from tests.callbacks import Evaluates, Records
+from tests.callbacks import Evaluates, Records, train_in_a_loop
 
 ITEMS, BATCH = 36, 8
 STEPS = 5  # Per epoch. The last batch has 4 items.
@@ -123,17 +123,7 @@ def test_points_of_a_loop_that_resets_the_means_have_the_last_batch():
     model, records = make_model(), Records()
     expected = steps_by_hand(model)
     ours = JointLossCallback(update_freq=2, on_log=records)
-    callbacks = keras.callbacks.CallbackList([ours], model=model, add_history=False)
-    callbacks.on_train_begin()
-    callbacks.on_epoch_begin(0)
-    for step in range(STEPS):
-        batch = slice(step * BATCH, (step + 1) * BATCH)
-        callbacks.on_train_batch_begin(step)
-        y = {name: x[batch] for name, x in Y.items()}
-        logs = model.train_on_batch(X[batch], y, return_dict=True)
-        callbacks.on_train_batch_end(step, logs)
-    callbacks.on_epoch_end(0, logs)
-    callbacks.on_train_end()
+    assert len(list(train_in_a_loop(model, ours, X, Y, BATCH))) == STEPS
     for tag in ("joint_loss/b/raw", "joint_loss/hint/raw", "joint_loss/total"):
         points = {step: expected[tag][step - 1] for step in (2, 4, 5)}
         assert records.tags["train"][tag] == pytest.approx(points, rel=1e-5)
