@@ -18,4 +18,5 @@ def run_python(code, *arguments, check=True, **environment):
         capture_output=True,
         text=True,
         check=check,
+        timeout=300,
     )
