@@ -9,6 +9,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from keras_jointloss._core.quick_ops import ops as quick_ops
 from keras_jointloss.weighting import _runner
 from keras_jointloss.weighting.random_weighting import random_normal
 from tests import reference_weighting as reference
@@ -367,3 +368,21 @@ def test_config_round_trip_and_lookup_by_name(name):
 def test_unknown_weighting_is_refused(identifier):
     with pytest.raises(ValueError, match=r"`weighting`.*Received: weighting="):
         kj.joint_loss({"a": "mse"}, weighting=identifier)
+
+
+@pytest.mark.parametrize(
+    ("names", "arguments"),
+    [
+        ("abs cos exp isfinite log ones_like sign softmax sqrt square sum zeros_like", "x"),
+        ("divide_no_nan equal maximum minimum not_equal", "xy"),
+        ("logical_and all any", "bb"),
+    ],
+)
+def test_quick_operations_equal_those_of_keras(names, arguments):
+    x = np.array([0.0, 0.5, np.nan, np.inf, 2.0], "float32")
+    known = {"x": x, "y": np.flip(x).copy(), "b": x > 1}
+    given = [ops.convert_to_tensor(known[name]) for name in arguments]
+    for name in names.split():
+        given = given[:1] if name in ("all", "any") else given
+        mine, theirs = (getattr(module, name)(*given) for module in (quick_ops, ops))
+        np.testing.assert_array_equal(*map(ops.convert_to_numpy, (mine, theirs)), name)

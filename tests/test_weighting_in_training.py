@@ -5,6 +5,7 @@ One rule that keeps state for each term and counts epochs tests the base class.
 
 import functools
 import json
+import re
 
 import keras
 import numpy as np
@@ -353,3 +354,25 @@ def test_tensorboard_shows_weights_and_noise(tmp_path):
     (weight,) = scalars["joint_loss/align/weight"].values()
     (noise,) = scalars["joint_loss/align/noise"].values()
     assert weight == pytest.approx(0.5 / noise**2, rel=1e-5)
+
+
+@pytest.mark.backend("jax")
+@pytest.mark.parametrize("rule", [None, "uncertainty", kj.weighting.Shares({"a": 1.0, "b": 2.0})])
+def test_jax_compiles_no_more_functions_than_for_plain_keras(rule, caplog):
+    import jax
+
+    def compiled(arguments, callbacks):
+        inputs = keras.Input((6,))
+        model = keras.Model(inputs, {name: keras.layers.Dense(1)(inputs) for name in "ab"})
+        model.compile("sgd", **arguments)
+        jax.clear_caches()  # What earlier tests have compiled.
+        caplog.clear()
+        with jax.log_compiles():
+            small_models.fit(model, callbacks, dict.fromkeys("ab", TARGETS["rating"]), FEATURES)
+        return re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text)
+
+    losses = dict.fromkeys("ab", "mse")
+    plain = compiled({"loss": losses}, [])
+    joint = compiled(kj.joint_loss(losses, weighting=rule), [kj.callbacks.JointLossCallback()])
+    assert joint.count("train_step") == plain.count("train_step")
+    assert {*joint} == {*plain}
