@@ -3,6 +3,7 @@
 Compiled training, custom gradients, dtypes, files and replicas are tested on each backend.
 """
 
+import importlib
 import pkgutil
 
 import keras
@@ -10,6 +11,12 @@ import pytest
 
 import keras_jointloss as kj
 
+BACKEND = keras.backend.backend()
+#: The package of the backend, `None` for the others, which need not be installed.
+jax, tf, torch = (
+    importlib.import_module(name) if name == BACKEND else None
+    for name in ("jax", "tensorflow", "torch")
+)
 #: Tests of values that all backends compute by the same operations of `keras.ops`: on PyTorch,
 #: which compiles nothing.
 values_only = pytest.mark.backend("torch")
@@ -19,6 +26,6 @@ once_compiled = pytest.mark.backend("tensorflow", "torch")
 
 def importable_modules() -> list[str]:
     """Returns the names of the modules of the package, without those of other backends."""
-    others = {"jax", "tensorflow", "torch"} - {keras.backend.backend()}
+    others = {"jax", "tensorflow", "torch"} - {BACKEND}
     names = [info.name for info in pkgutil.walk_packages(kj.__path__, f"{kj.__name__}.")]
     return [x for x in names if not (".backend." in x and others & {*x.split(".")})]

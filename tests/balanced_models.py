@@ -8,7 +8,6 @@ import keras_jointloss as kj
 from tests.gradients import dtypes
 from tests.jacobians import combine
 
-BACKEND = keras.backend.backend()
 GENERATOR = np.random.default_rng(5)
 BATCH, DIM, TERMS = 6, 4, ("a", "b", "c")
 Z = GENERATOR.normal(size=(BATCH, DIM))

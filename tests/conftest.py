@@ -14,8 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 # The tests compile a lot and compute little. JAX and TensorFlow read this at import.
 os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 if os.environ.get("KERAS_BACKEND") == "jax" and importlib.metadata.version("jaxlib") < "0.11":
     # They shorten compilation by two thirds. XLA ends a process with a flag that it does not know.

@@ -1,31 +1,27 @@
 """Value and gradient of a function, with one interface for all backends."""
 
-import keras
 from keras import ops
 
+from tests.backends import BACKEND, jax, tf
+
 #: Whether numeric tests spend time on compilation. PyTorch runs them eagerly.
-COMPILES = keras.backend.backend() != "torch"
+COMPILES = BACKEND != "torch"
 
 
 def dtypes() -> tuple[str, ...]:
     """Returns the dtypes that the backend supports; JAX has no float64 by default."""
-    return ("float32",) if keras.backend.backend() == "jax" else ("float32", "float64")
+    return ("float32",) if BACKEND == "jax" else ("float32", "float64")
 
 
 def value_and_gradient(function, x):
     """Returns the scalar `function(x)` and its gradient as NumPy arrays."""
-    backend = keras.backend.backend()
     x = ops.convert_to_tensor(x)
-    if backend == "tensorflow":
-        import tensorflow as tf
-
+    if BACKEND == "tensorflow":
         with tf.GradientTape() as tape:
             tape.watch(x)
             value = function(x)
         gradient = tape.gradient(value, x)
-    elif backend == "jax":
-        import jax
-
+    elif BACKEND == "jax":
         value, gradient = jax.value_and_grad(function)(x)
     else:
         x = x.clone().requires_grad_(True)
@@ -37,14 +33,9 @@ def value_and_gradient(function, x):
 
 def compiled(function):
     """Returns `function`, compiled once for each shape if the backend compiles."""
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
-
+    if BACKEND == "tensorflow":
         return tf.function(function, autograph=False)
-    if backend == "jax":
-        import jax
-
+    if BACKEND == "jax":
         return jax.jit(function)
     return function
 
@@ -54,9 +45,7 @@ def compiled_value_and_gradient(function, **options):
 
     Other options are of `tf.function`.
     """
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
+    if BACKEND == "tensorflow":
 
         @tf.function(**{"jit_compile": True, **options})
         def compiled(x, *others):
@@ -65,14 +54,12 @@ def compiled_value_and_gradient(function, **options):
                 value = function(x, *others)
             return value, tape.gradient(value, x)
 
-    elif backend == "jax":
-        import jax
-
+    elif BACKEND == "jax":
         compiled = jax.jit(jax.value_and_grad(function))
 
     def compute(x, *others):
         others = [None if other is None else ops.convert_to_tensor(other) for other in others]
-        if backend == "torch":
+        if BACKEND == "torch":
             return value_and_gradient(lambda x: function(x, *others), x)
         value, gradient = compiled(ops.convert_to_tensor(x), *others)
         return ops.convert_to_numpy(value), ops.convert_to_numpy(gradient)

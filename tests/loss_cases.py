@@ -83,6 +83,7 @@ class Case(NamedTuple):
         return functools.partial(self.function, **self.arguments, **arguments)
 
 
+_PARTS = {"invariance_weight": 2.0, "variance_weight": 3.0, "covariance_weight": 4.0}
 DEFAULTS = [Case(name, views=3 if name == "triplet_margin" else 2) for name in CLASSES]
 #: One loss of each kind: softmax, mining, labels of pairs and statistics of the batch.
 EACH_KIND = [
@@ -129,15 +130,7 @@ CASES = {
         Case("multi_similarity", {"mining_margin": 0.1}),
         Case("multi_similarity", {"alpha": 3.0, "beta": 10.0, "base": 0.2}, 3),
         Case("circle", {"margin": 0.25, "gamma": 10.0}, 3),
-        Case(
-            "vicreg",
-            {
-                "invariance_weight": 2.0,
-                "variance_weight": 3.0,
-                "covariance_weight": 4.0,
-                "epsilon": 1e-2,
-            },
-        ),
+        Case("vicreg", {**_PARTS, "epsilon": 1e-2}),
         Case("barlow_twins", {"off_diagonal_weight": 0.5}),
     ]
 }

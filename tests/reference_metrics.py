@@ -56,14 +56,7 @@ def ranks(queries, candidates, labels=None, valid=None, kind="cosine", same_labe
 
 
 def retrieval(
-    gain,
-    views,
-    labels,
-    valid,
-    direction="both",
-    similarity="cosine",
-    same_label=None,
-    find=rank,
+    gain, views, labels, valid, direction="both", similarity="cosine", same_label=None, find=rank
 ):
     a, b = views[:, 0], views[:, 1]
     searches = {"a_to_b": [(a, b)], "b_to_a": [(b, a)], "both": [(a, b), (b, a)]}[direction]

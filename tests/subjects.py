@@ -143,8 +143,7 @@ def _pairs():
         "label": _float32(keras.layers.Dense(3)(a), "label"),
     }
     joint = kj.joint_loss(
-        {"pair": kj.losses.BarlowTwins(), "label": CROSSENTROPY},
-        weights=_weights("pairs", "pair"),
+        {"pair": kj.losses.BarlowTwins(), "label": CROSSENTROPY}, weights=_weights("pairs", "pair")
     )
     return keras.Model(inputs, outputs), joint, ("nothing", "label")
 
@@ -164,23 +163,21 @@ def _rating_loss():
     return kj.joint_loss({"rating": keras.losses.Huber()}, weights={"rating": 0.7})
 
 
-def _layers():
-    inputs = keras.Input((6,), name="features")
-    match = keras.Input((), dtype="int32", name="match")
-    a, b = _layer_terms(inputs, match)
+def _features_and_match():
+    return [keras.Input((6,), name="features"), keras.Input((), dtype="int32", name="match")]
+
+
+def _layers(apply=_layer_terms):
+    inputs = _features_and_match()
+    a, b = apply(*inputs)
     rating = _float32(keras.layers.Dense(1)(a + b), "rating")
-    return keras.Model([inputs, match], rating), _rating_loss(), ("rating",)
+    return keras.Model(inputs, rating), _rating_loss(), ("rating",)
 
 
 def _nested():
-    inputs = keras.Input((6,))
-    match = keras.Input((), dtype="int32")
-    inner = keras.Model([inputs, match], _layer_terms(inputs, match), name="towers")
-    inputs = keras.Input((6,), name="features")
-    match = keras.Input((), dtype="int32", name="match")
-    a, b = inner([inputs, match])
-    rating = _float32(keras.layers.Dense(1)(a + b), "rating")
-    return keras.Model([inputs, match], rating), _rating_loss(), ("rating",)
+    inputs = _features_and_match()
+    inner = keras.Model(inputs, _layer_terms(*inputs), name="towers")
+    return _layers(lambda *inputs: inner(inputs))
 
 
 def _list_outputs():

@@ -22,7 +22,7 @@ from keras_jointloss.aggregators import (
     UPGrad,
 )
 from keras_jointloss.aggregators.pcgrad import random_orders
-from tests.backends import once_compiled, values_only
+from tests.backends import BACKEND, once_compiled, tf, values_only
 from tests.gradients import COMPILES, value_and_gradient
 from tests.jacobians import (
     CASES,
@@ -71,7 +71,7 @@ of_each_sort = pytest.mark.parametrize("name", ["Mean", "PCGrad", "CAGrad", "Nas
 )
 def test_pinned_values(aggregator, expected, dtype):
     jacobian = np.array(PINNED_JACOBIAN, dtype)
-    if keras.backend.backend() == "jax":  # Eager JAX compiles each operation separately.
+    if BACKEND == "jax":  # Eager JAX compiles each operation separately.
         result = call(aggregator, "__call__", jacobian, losses_of(jacobian))
     else:
         result = aggregator(jacobian)
@@ -97,8 +97,6 @@ def test_pinned_coefficients_of_mgda():
 @pytest.mark.backend("tensorflow")
 @pytest.mark.parametrize("name", ["PCGrad", "MGDA", "CAGrad", "NashMTL", "AlignedMTL", "UPGrad"])
 def test_xla_result_equals_graph_result(name):
-    import tensorflow as tf
-
     aggregator = CASES[name]
     ((_, jacobian),) = jacobians([well_conditioned], 3, "float32", number=1)
     gramian = ops.convert_to_tensor(jacobian @ jacobian.T, "float32")

@@ -82,11 +82,9 @@ def test_logged_values_are_consistent(update_freq, tmp_path):
     callback = JointLossCallback(tmp_path, update_freq)
     history = fit(model, others, callback, epochs=3, validation_data=(X, Y))
     train, validation = read_scalars(tmp_path / "train"), read_scalars(tmp_path / "validation")
-    steps = {
-        "epoch": [6, 12, 18],
-        "batch": list(range(1, 19)),
-        4: [4, 6, 8, 12, 16, 18],
-    }[update_freq]
+    steps = {"epoch": [6, 12, 18], "batch": list(range(1, 19)), 4: [4, 6, 8, 12, 16, 18]}[
+        update_freq
+    ]
     assert sorted(train["joint_loss/total"]) == steps
     assert sorted(validation["joint_loss/total"]) == [6, 12, 18]
     starts = {step: max([0, *(x for x in (*steps, 6, 12) if x < step)]) for step in steps}

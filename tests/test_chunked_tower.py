@@ -9,11 +9,11 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from tests.backends import BACKEND, jax, tf
 from tests.comparisons import assert_all_close
 from tests.gradients import dtypes
 from tests.small_models import copies_of
 
-BACKEND = keras.backend.backend()
 DTYPE = dtypes()[-1]
 EXACT = {"rtol": 1e-9, "atol": 1e-11} if DTYPE == "float64" else {"rtol": 2e-5, "atol": 1e-5}
 # On PyTorch, Keras multiplies matrices in float32, with rounding that depends on their size.
@@ -61,7 +61,6 @@ def results(function, layer, x, compiled=False):
     others = layer.non_trainable_variables
     upstream = ops.convert_to_tensor(UPSTREAM[: len(x)].astype(DTYPE))
     if BACKEND == "tensorflow":
-        import tensorflow as tf
 
         def compute(x):
             with tf.GradientTape() as tape:
@@ -76,7 +75,6 @@ def results(function, layer, x, compiled=False):
         z, gradients = compute(x)
         states = others
     elif BACKEND == "jax":
-        import jax
 
         def compute(x, values, states):
             mapping = [*zip(variables, values, strict=True), *zip(others, states, strict=True)]
@@ -148,8 +146,6 @@ def test_primitives_of_jax_up_to_0_8():
 
 @pytest.mark.backend("jax")
 def test_compiled_loop_stores_no_activations_and_has_fast_convolutions():
-    import jax
-
     tower = keras.Sequential(
         [keras.Input((6, 6, 2)), keras.layers.Conv2D(16, 3, activation="tanh")]
     )

@@ -7,9 +7,10 @@ from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss.terms import ClassWeightedMetric, TermLoss
-from tests.backends import once_compiled, values_only
+from tests.backends import BACKEND, once_compiled, values_only
 from tests.comparisons import approx_logs, assert_all_close
 from tests.small_models import X, Y, build, copies_of, fit
+from tests.test_replicas import assert_like_one_device
 
 WEIGHTS = {0: 0.5, 2: 3.0}  # Class 1 is not named.
 LABELS = Y["b"]
@@ -113,7 +114,7 @@ def test_missing_targets_equal_sample_weights_by_hand():
 @pytest.mark.parametrize("missing", [None, 7.0])
 def test_each_pixel_weighs_by_its_class(form, missing):
     """The reference is a sum over pixels in NumPy: the loss is of one step."""
-    if form.startswith("sparse") and keras.backend.backend() == "torch":
+    if form.startswith("sparse") and BACKEND == "torch":
         pytest.skip("Keras' sparse loss of images has no gradient on the CPU of PyTorch")
     generator = np.random.default_rng(2)
     classes = generator.integers(0, 2 if form == "binary" else 3, (8, 4, 5))
@@ -234,8 +235,6 @@ def test_outputs_without_classes_are_refused_in_the_first_step(loss, y, message)
 @pytest.mark.backend("tensorflow")
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean_with_sample_weight"])
 def test_replicas_train_like_one_device(reduction):
-    from tests.test_replicas import assert_like_one_device
-
     def make():
         loss = keras.losses.SparseCategoricalCrossentropy(reduction=reduction)
         arguments = kj.joint_loss(

@@ -9,12 +9,9 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from tests.backends import once_compiled
+from tests.backends import BACKEND, once_compiled
 from tests.callbacks import Interrupts, train_in_a_loop
 from tests.small_models import BATCHES, X, Y, build, compiled, fit, linear, ramp, with_layer_term
-
-BACKEND = keras.backend.backend()
-
 
 SGD = keras.optimizers.SGD
 OPTIMIZERS = {

@@ -8,10 +8,9 @@ from keras import ops
 import keras_jointloss as kj
 from keras_jointloss.callbacks import JointLossCallback
 from tests import reference
-from tests.backends import once_compiled
+from tests.backends import BACKEND, once_compiled
 from tests.comparisons import assert_all_close
 
-BACKEND = keras.backend.backend()
 GENERATOR = np.random.default_rng(4)
 VIEWS = GENERATOR.normal(size=(6, 3, 4)).astype("float32")
 LABELS = np.array([0, 1, 1, 2, 0, 1])
@@ -94,21 +93,17 @@ def test_large_labels_are_distinguished():
     assert called(layer, *embeddings(), large) == pytest.approx(expected, rel=1e-5)
 
 
-def test_item_of_weight_0_is_excluded():
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_item_that_is_masked_or_of_weight_0_is_excluded(is_masked):
     weight = np.array([1.0, 0.0, 2.0, 0.5, 0.0, 1.0], "float32")
-    layer = kj.layers.ContrastiveTerm("InfoNCE")
-    loss = called(layer, *embeddings(), sample_weight=ops.convert_to_tensor(weight))
-    kept = weight > 0
-    expected = np.sum(reference.info_nce(VIEWS[kept, :2]) * weight[kept]) / len(weight)
-    assert loss == pytest.approx(expected, rel=1e-5)
-
-
-def test_masked_item_is_excluded():
+    kept, values = weight > 0, reference.info_nce(VIEWS[weight > 0, :2])
+    if is_masked:
+        options, expected = {"mask": [ops.convert_to_tensor(kept), None]}, values.mean()
+    else:
+        options = {"sample_weight": ops.convert_to_tensor(weight)}
+        expected = np.sum(values * weight[kept]) / len(weight)
     layer = kj.layers.ContrastiveTerm("info_nce", metrics=["recall_at_k"])
-    mask = np.array([True, False, True, True, False, True])
-    loss = called(layer, *embeddings(), mask=[ops.convert_to_tensor(mask), None])
-    expected = reference.info_nce(VIEWS[mask, :2]).mean()
-    assert loss == pytest.approx(expected, rel=1e-5)
+    assert called(layer, *embeddings(), **options) == pytest.approx(expected, rel=1e-5)
     assert layer.weight.read()["loss"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -163,28 +158,17 @@ def test_memory_may_be_smaller_than_the_batch():
 
 
 @once_compiled
-def test_memory_keeps_labels_and_skips_excluded_items():
+@pytest.mark.parametrize("count", [1, 2])
+def test_memory_keeps_labels_and_skips_excluded_items(count):
     layer = kj.layers.ContrastiveTerm("SupCon", memory_size=6)
     weight = np.array([1, 1, 0, 1, 1, 1], "float32")
-    called(layer, *embeddings(), LABELS, sample_weight=ops.convert_to_tensor(weight))
-    views = GENERATOR.normal(size=(4, 2, 4)).astype("float32")
-    labels = np.array([1, 0, 3, 2])
+    called(layer, *embeddings(count=count), LABELS, sample_weight=ops.convert_to_tensor(weight))
+    views, labels = GENERATOR.normal(size=(4, count, 4)).astype("float32"), np.array([1, 0, 3, 2])
     # Memory items are only candidates: each anchor of the batch sees the batch and the memory.
     kept = weight > 0
-    everything = np.concatenate([views, VIEWS[kept, :2]])
-    all_labels = np.concatenate([labels, LABELS[kept]])
-    expected = reference.sup_con(everything, all_labels)[:4].mean()
-    assert called(layer, *embeddings(views), labels) == pytest.approx(expected, rel=1e-5)
-
-
-@once_compiled
-def test_memory_of_one_embedding_keeps_its_labels():
-    layer = kj.layers.ContrastiveTerm("SupCon", memory_size=6)
-    called(layer, VIEWS[:, 0], LABELS)
-    views, labels = GENERATOR.normal(size=(4, 1, 4)).astype("float32"), np.array([1, 0, 3, 2])
-    everything = np.concatenate([views, VIEWS[:, :1]]), np.concatenate([labels, LABELS])
-    expected = reference.sup_con(*everything)[:4].mean()
-    assert called(layer, views[:, 0], labels) == pytest.approx(expected, rel=1e-5)
+    everything = np.concatenate([views, VIEWS[kept, :count]])
+    expected = reference.sup_con(everything, np.concatenate([labels, LABELS[kept]]))[:4].mean()
+    assert called(layer, *embeddings(views, count), labels) == pytest.approx(expected, rel=1e-5)
 
 
 def test_file_without_a_memory_leaves_it_as_it_is():

@@ -7,6 +7,7 @@ import pytest
 from keras import ops
 
 from keras_jointloss._core.backend import custom_gradient
+from tests.backends import tf
 from tests.gradients import value_and_gradient
 
 X = np.array([1.0, -2.0, 3.0], "float32")
@@ -38,71 +39,54 @@ def test_several_inputs():
 
 
 def function(compute, **options):
-    import tensorflow as tf
-
     return tf.function(compute, autograph=False, **options)
 
 
-def in_function(x):
-    return function(square)(x)
+def recomputed(x):
+    return tf.recompute_grad(square)(x)
 
 
-def in_compiled_function(x):
-    return function(square, jit_compile=True)(x)
+def if_positive(x):
+    return tf.cond(x[0] > 0, lambda: square(1 * x), lambda: x)
 
 
-def in_nested_function(x):
-    return function(lambda x: function(square)(x) + 0)(x)
+def once_in_a_loop(x):
+    return tf.while_loop(lambda i, _: i < 1, lambda i, x: (i + 1, square(x)), (0, x))[1]
 
 
-def in_condition(x):
-    import tensorflow as tf
-
-    return function(lambda x: tf.cond(x[0] > 0, lambda: square(1 * x), lambda: x))(x)
-
-
-def in_loop(x):
-    import tensorflow as tf
-
-    def loop(x):
-        return tf.while_loop(lambda i, _: i < 1, lambda i, x: (i + 1, square(x)), (0, x))[1]
-
-    return function(loop)(x)
-
-
-def in_recomputed_function(x):
-    import tensorflow as tf
-
-    return function(tf.recompute_grad(square))(x)
-
-
-PLACES = [square, in_function, in_compiled_function, in_nested_function, in_condition, in_loop]
+PLACES = {
+    "eager": square,
+    "function": lambda x: function(square)(x),
+    "compiled function": lambda x: function(square, jit_compile=True)(x),
+    "nested function": lambda x: function(lambda x: function(square)(x) + 0)(x),
+    "condition": lambda x: function(if_positive)(x),
+    "loop": lambda x: function(once_in_a_loop)(x),
+    "recomputed function": lambda x: function(recomputed)(x),
+}
 
 
 @pytest.mark.backend("tensorflow")
-@pytest.mark.parametrize("place", [*PLACES, in_recomputed_function], ids=lambda x: x.__name__)
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("is_inner", [False, True])
 def test_gradient_on_tensorflow(place, is_inner, graphs):
     """The gradient is taken outside of the function, or within another function."""
-    import tensorflow as tf
 
     def gradient(x):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            y = tf.reduce_sum(3 * place(x))
+            y = tf.reduce_sum(3 * PLACES[place](x))
         return tape.gradient(y, x)
 
     before = graphs()
     found = (function(gradient) if is_inner else gradient)(tf.constant(X))
     np.testing.assert_array_equal(found, 30 * X)
     # TensorFlow itself keeps one of a function that it computes again.
-    assert place is in_recomputed_function or graphs() == before
+    assert place == "recomputed function" or graphs() == before
 
 
 @pytest.mark.backend("tensorflow")
 @pytest.mark.parametrize("is_inner", [False, True])
 def test_second_gradient_on_tensorflow(is_inner):
-    import tensorflow as tf
 
     def second(x):
         with tf.GradientTape() as outer:
@@ -120,8 +104,6 @@ def test_second_gradient_on_tensorflow(is_inner):
 
 @pytest.mark.backend("tensorflow")
 def test_gradient_in_a_saved_module(tmp_path):
-    import tensorflow as tf
-
     module = tf.Module()
     module.square = function(square, input_signature=[tf.TensorSpec((None,))])
     tf.saved_model.save(module, str(tmp_path))
@@ -136,8 +118,6 @@ def test_gradient_in_a_saved_module(tmp_path):
 
 @pytest.mark.backend("tensorflow")
 def test_deleted_forward_pass_raises():
-    import tensorflow as tf
-
     spec = tf.TensorSpec((3,), name="x")
     definition = function(square).get_concrete_function(spec).graph.as_graph_def()
     gc.collect()

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 import keras_jointloss as kj
+from tests.backends import BACKEND, jax, torch
 from tests.comparisons import assert_all_close
 from tests.processes import ENVIRONMENT, ROOT
 from tests.workers import models
 
 pytestmark = pytest.mark.slow
 
-BACKEND = keras.backend.backend()
 GENERATOR = np.random.default_rng(4)
 
 
@@ -56,8 +56,6 @@ def distribution(layout, count=4):
 
 def record_shards(monkeypatch):
     """Returns a list that receives the shape of a device's part of the views in a compiled step."""
-    import jax
-
     shapes, values = [], kj.losses.InfoNCE.values
 
     def recorded(loss, views, *args, **kwargs):
@@ -92,8 +90,6 @@ def test_jax_devices_equal_one(monkeypatch, layout, count, rows):
 @pytest.mark.parametrize("loss", [kj.losses.InfoNCE(), kj.losses.SigLIP()])
 def test_no_jax_device_holds_all_similarities(loss):
     """Nor does a device hold all embeddings with SigLIP, whose views pass on in a ring."""
-    import jax
-
     items = 512
     with distribution("data").scope():
         layout = keras.distribution.distribution().get_data_layout((items, 2, 8)).backend_layout
@@ -113,8 +109,6 @@ def test_no_jax_device_holds_all_similarities(loss):
 
 @pytest.mark.backend("jax")
 def test_ring_of_jax_devices_equals_one_device():
-    import jax
-
     views, labels = GENERATOR.normal(size=(32, 2, 4)), GENERATOR.integers(0, 5, 32)
     weight, valid = GENERATOR.uniform(size=32), GENERATOR.uniform(size=32) < 0.8
     for options in ({}, {"same_label": "positive"}, {"same_label": "ignore", "tile_size": 3}):
@@ -198,8 +192,6 @@ def test_workers_resume_after_one_has_died(tmp_path):
 
 @pytest.mark.backend("torch")
 def test_nothing_is_exchanged_while_keras_builds_a_model():
-    import torch
-
     from keras_jointloss._core.backend.torch import Processes
 
     x, replicas = torch.ones((3, 2), device="meta"), Processes(2)
@@ -211,8 +203,6 @@ def test_nothing_is_exchanged_while_keras_builds_a_model():
 
 @pytest.mark.backend("torch")
 def test_processes_exchange_where_all_of_them_compute_the_loss(monkeypatch):
-    import torch
-
     loss, y = kj.losses.InfoNCE(), np.zeros(4)
     views = torch.rand(4, 2, 3, requires_grad=True)
     alone = float(loss(y, views.detach()))

@@ -11,6 +11,7 @@ from tests.backends import once_compiled, values_only
 from tests.comparisons import assert_all_close
 from tests.gradients import value_and_gradient
 from tests.small_models import X, fit, linear
+from tests.test_replicas import assert_like_one_device
 
 GENERATOR = np.random.default_rng(4)
 SHAPE = (6, 3)
@@ -133,8 +134,6 @@ def test_loss_of_each_element_is_left_to_keras():
 @pytest.mark.backend("tensorflow")
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean_with_sample_weight", "sum"])
 def test_replicas_train_like_one_device(reduction):
-    from tests.test_replicas import assert_like_one_device
-
     def make():
         loss = keras.losses.MeanSquaredError(reduction=reduction)
         return linear(units=3), kj.joint_loss({"a": loss}, weighting="uncertainty")

@@ -12,13 +12,12 @@ from keras import ops
 from keras.optimizers.schedules import PolynomialDecay
 
 import keras_jointloss as kj
-from tests.backends import once_compiled
+from tests.backends import BACKEND, jax, once_compiled, tf, torch
 from tests.comparisons import assert_all_close
 
 pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-BACKEND = keras.backend.backend()
 BATCH = 8
 EPOCHS = 2
 STEPS = 20  # In both epochs together.
@@ -88,8 +87,6 @@ def floatx(request):
 def set_floatx(floatx):
     keras.config.set_floatx(floatx)
     if BACKEND == "jax":
-        import jax
-
         jax.config.update("jax_enable_x64", floatx == "float64")
 
 
@@ -193,14 +190,10 @@ def gradient_step(model, optimizer, x, loss):
     """Takes one step down the gradient of `loss(outputs)`, idiomatically for each backend."""
     variables = model.trainable_variables
     if BACKEND == "tensorflow":
-        import tensorflow as tf
-
         with tf.GradientTape() as tape:
             value = loss(model(x, training=True))
         optimizer.apply(tape.gradient(value, variables), variables)
     elif BACKEND == "jax":
-        import jax
-
         others = [variable.value for variable in model.non_trainable_variables]
 
         def loss_of(values):
@@ -208,8 +201,6 @@ def gradient_step(model, optimizer, x, loss):
 
         optimizer.apply(jax.grad(loss_of)([variable.value for variable in variables]), variables)
     else:
-        import torch
-
         model.zero_grad()
         loss(model(x, training=True)).backward()
         with torch.no_grad():

@@ -10,7 +10,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from tests.backends import once_compiled, values_only
+from tests.backends import BACKEND, once_compiled, values_only
 from tests.small_models import fit
 
 # Keras tries what did not fit again on each path on which it finds the object.
@@ -42,7 +42,7 @@ def make_model():
 
 
 def train(model, epochs=1):
-    model.run_eagerly = keras.backend.backend() != "jax"
+    model.run_eagerly = BACKEND != "jax"
     fit(model, y={name: Y[name] for name in model.loss}, x=X, batch_size=8, epochs=epochs)
     return model
 

@@ -8,7 +8,8 @@ from keras import ops
 import keras_jointloss as kj
 from tests import balanced_models as models
 from tests import reference_weighting as reference
-from tests.balanced_models import BACKEND, X, Y, build, weights_of
+from tests.backends import BACKEND
+from tests.balanced_models import X, Y, build, weights_of
 from tests.comparisons import assert_all_close
 from tests.terms import Terms, Trajectory, recorded_losses
 

@@ -9,9 +9,11 @@ from keras import ops
 
 import keras_jointloss as kj
 from tests import balanced_models as models
-from tests.balanced_models import BACKEND, FIRST, GRADIENTS, TERMS, Z, build, fit, weights_of
+from tests.backends import BACKEND
+from tests.balanced_models import FIRST, GRADIENTS, TERMS, Z, build, fit, weights_of
 from tests.comparisons import assert_all_close
 from tests.gradients import dtypes, value_and_gradient
+from tests.test_replicas import assert_like_one_device
 
 RULES = ("aligned_mtl", "cagrad", "imtl_g", "mean", "mgda", "nash_mtl", "pcgrad", "sum", "upgrad")
 RULES += ("shares",)
@@ -294,8 +296,6 @@ def test_heads_get_their_own_gradients():
 @pytest.mark.slow
 @pytest.mark.parametrize("layer", ["flatten", "sum", "shared"])
 def test_replicas_balance_like_one_device(layer):
-    from tests.test_replicas import assert_like_one_device
-
     def make():
         inputs = keras.Input((5,))
         if layer == "shared":

@@ -9,7 +9,8 @@ from keras import ops
 
 import keras_jointloss as kj
 from tests import balanced_models as models
-from tests.balanced_models import BACKEND, X, Y, build, compile_again, fit, train, weights_of
+from tests.backends import BACKEND
+from tests.balanced_models import X, Y, build, compile_again, fit, train, weights_of
 from tests.comparisons import assert_all_close
 from tests.summaries import read_images, read_scalars
 

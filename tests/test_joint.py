@@ -230,7 +230,7 @@ def test_weights_only_files_restore_layer_terms(tmp_path):
     assert float(other.get_layer("pair").weight) == 0.25
 
 
-ONE, TWO = {"a": "mse"}, {"a": "mse", "b": "mse"}
+ONE, TWO, ONE_WEIGHT = {"a": "mse"}, {"a": "mse", "b": "mse"}, kj.LossWeight(0.5)
 
 
 @pytest.mark.parametrize(
@@ -250,12 +250,13 @@ ONE, TWO = {"a": "mse"}, {"a": "mse", "b": "mse"}
         ({"losses": ["mse", "mae"], "weights": 0.5}, r"among \['mse', 'mae'\]"),
         ({"losses": {"a": keras.metrics.Mean()}}, "`losses`.*loss of 'a' to be a name"),
         ({"losses": {1: "mse"}}, "`losses`.*dict of output name"),
-        ({"losses": {"a": "no_such_loss"}}, "no_such_loss"),
+        ({"losses": {"a": "no_loss"}}, r"one of \[.*'InfoNCE'.*\]\. Received: loss='no_loss'"),
         ({"losses": ONE, "weights": {"b": 1.0}}, "`weights`.*keys are names of losses"),
         ({"losses": ONE, "weights": 0.5}, "`weights`.*keys are names of losses"),
         ({"losses": ONE, "weights": {"a": -0.5}}, "weight of loss 'a'.*weight=-0.5"),
         ({"losses": ONE, "weights": {"a": float("nan")}}, "weight of loss 'a'.*weight=nan"),
         ({"losses": ONE, "weights": {"a": "1"}}, "weight of loss 'a'.*weight='1'"),
+        ({"losses": TWO, "weights": dict.fromkeys("ab", ONE_WEIGHT)}, "`LossWeight` of its own"),
         ({"losses": ONE, "weighting": "adam"}, "`weighting`.*Expected a member of"),
         ({"losses": TWO, "metrics": ["mae"]}, "`metrics`.*Expected a dict"),
         ({"losses": TWO, "weighted_metrics": ["mae"]}, "`weighted_metrics`.*Expected a dict"),
@@ -264,12 +265,6 @@ ONE, TWO = {"a": "mse"}, {"a": "mse", "b": "mse"}
 def test_invalid_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         kj.joint_loss(**arguments)
-
-
-def test_one_weight_for_two_terms_is_refused():
-    weight = kj.LossWeight(0.5)
-    with pytest.raises(ValueError, match="a `LossWeight` of its own"):
-        kj.joint_loss({"a": "mse", "b": "mse"}, weights={"a": weight, "b": weight})
 
 
 def test_two_terms_with_the_same_name_are_refused():
@@ -295,8 +290,6 @@ def test_loss_of_the_package_has_a_name_like_one_of_keras():
     assert found["loss"]["circle"].loss == "circle"
 
 
-def test_name_of_no_loss_is_refused():
-    with pytest.raises(ValueError, match=r"one of \[.*'InfoNCE'.*\]\. Received: loss='no_loss'"):
-        kj.joint_loss({"pair": "no_loss"})
+def test_layer_term_of_a_loss_on_views_is_refused():
     with pytest.raises(ValueError, match="use `ContrastiveTerm` for a loss on views"):
         kj.layers.LossTerm("info_nce")

@@ -18,8 +18,8 @@ from keras_jointloss._core import backend as _backend
 from keras_jointloss._core import keras as _keras
 from keras_jointloss._core import keras_calls as _calls
 from keras_jointloss._core import keras_models as _models
+from tests.backends import BACKEND, jax, tf
 
-BACKEND = keras.backend.backend()
 X, Y = np.ones((4, 2), "float32"), np.ones((4, 1), "float32")
 #: The checks by the name of what they are about, and the backends that they run on.
 CHECKS: dict = {}
@@ -234,8 +234,6 @@ def variables_without_training():
     _keras.leave_untrained(variable)
     assert not variable.trainable
     if BACKEND == "tensorflow":
-        import tensorflow as tf
-
         with tf.GradientTape() as tape:
             total = ops.sum(variable * 3)
         assert tape.gradient(total, variable.value) is not None
@@ -283,7 +281,7 @@ def enclosing_stateless_scope():
 @check_of("is_unmasked")
 def masks_as_attributes_of_predictions():
     prediction = ops.ones((2, 3, 1))
-    assert _keras.is_unmasked(prediction) == (keras.backend.backend() == "torch")
+    assert _keras.is_unmasked(prediction) == (BACKEND == "torch")
     assert not _keras.is_unmasked(keras.layers.Masking(mask_value=0.0)(prediction))
 
 
@@ -457,8 +455,6 @@ def functions_of_the_trainer():
         "iterator",
         "data_batch",
     ]
-    import tensorflow as tf
-
     from keras_jointloss._core.backend.tensorflow import workers
 
     strategy = tf.distribute.MirroredStrategy(["cpu:0"])
@@ -514,8 +510,6 @@ def callbacks_that_begin_with_nan():
 
 @check_of("is_traced", backends=("jax",))
 def tracers_of_jax():
-    import jax
-
     found = []
     jax.jit(lambda x: found.append(_backend.is_traced([x, None])) or x)(1.0)
     assert (found, _backend.is_traced([ops.ones(())])) == ([True], False)
@@ -523,8 +517,6 @@ def tracers_of_jax():
 
 @check_of("recomputed", backends=("jax",))
 def primitives_of_jax():
-    import jax
-
     from keras_jointloss._core.backend.jax import convolutions
 
     def run(x, kernel):

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from tests.backends import once_compiled
+from tests.backends import once_compiled, torch
 from tests.loss_cases import (
     CLASSES,
     PAIR_LABELS,
@@ -162,7 +162,6 @@ def test_pair_labels_other_than_0_and_1_are_refused(name):
 @pytest.mark.backend("torch")
 @pytest.mark.parametrize("name", sorted(PAIR_LABELS))
 def test_values_without_meaning_are_no_wrong_labels(name, monkeypatch):
-    import torch
 
     def loss(y_true, y_pred):
         if y_pred.device.type == "meta":

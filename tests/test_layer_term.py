@@ -11,8 +11,8 @@ from keras import ops
 import keras_jointloss as kj
 from keras_jointloss.layers import _layer_term
 from tests import reference
+from tests.backends import BACKEND, jax, tf
 
-BACKEND = keras.backend.backend()
 GENERATOR = np.random.default_rng(7)
 X = GENERATOR.normal(size=(10, 4)).astype("float32")
 BATCH = 4
@@ -95,11 +95,7 @@ def called(model, x):
 
 def traced(function, model, x):
     if BACKEND == "jax":
-        import jax
-
         return jax.jit(lambda x: function(model, x))(x)
-    import tensorflow as tf
-
     return tf.function(lambda x: function(model, x))(x)
 
 
@@ -109,8 +105,6 @@ def on_replicas(model, x, monkeypatch, **options):
         replicas = types.SimpleNamespace(count=2, takes_turns=False)
         monkeypatch.setattr(_layer_term, "current_replicas", lambda: replicas)
         return called(model, x)
-    import tensorflow as tf
-
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():
         model = Model(**options)
@@ -235,8 +229,6 @@ def test_evaluate_shows_layer_terms_on_every_backend(options):
 
 @pytest.mark.backend("jax")
 def test_evaluation_that_takes_a_gradient_shows_no_layer_terms():
-    import jax
-
     class Adversarial(keras.Model):
         def test_step(self, state, data):
             trained, others, metrics = state

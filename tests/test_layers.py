@@ -8,6 +8,7 @@ from keras.optimizers.schedules import PolynomialDecay
 
 import keras_jointloss as kj
 from tests import reference
+from tests.backends import BACKEND, tf, torch
 
 GENERATOR = np.random.default_rng(1)
 A = GENERATOR.normal(size=(6, 4)).astype("float32")
@@ -134,15 +135,11 @@ def test_loss_of_a_direct_call_may_be_requested_later():
     """As a loss that `add_loss` adds: outside of the tape, or where there are no gradients."""
     scale = keras.Variable(1.5)
     layer = kj.layers.ContrastiveTerm("MeanSquaredError", weight=0.5)
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
+    if BACKEND == "tensorflow":
         with tf.GradientTape() as tape:
             layer((scale * A, B))
         gradient = tape.gradient(layer.losses[0], scale.value)
     else:
-        import torch
-
         layer((scale * torch.from_numpy(A), torch.from_numpy(B)))
         with torch.no_grad():
             (loss,) = layer.losses

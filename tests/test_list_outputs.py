@@ -48,10 +48,13 @@ def listed(form="list", is_built=True):
     return model
 
 
-def functional(outputs):
+def functional():
     inputs = keras.Input((5,))
-    outputs = [keras.layers.Dense(1)(inputs) for _ in range(outputs)]
-    return keras.Model(inputs, outputs if len(outputs) > 1 else outputs[0])
+    return keras.Model(inputs, [keras.layers.Dense(1)(inputs) for _ in range(2)])
+
+
+def unbuilt():
+    return listed(is_built=False)
 
 
 @pytest.mark.parametrize("form", ["list", "tuple"])
@@ -128,7 +131,7 @@ def test_output_of_a_list_without_a_loss():
 
 @once_compiled
 def test_functional_model_logs_its_own_names_and_the_callback_those_of_the_terms():
-    model = functional(2)
+    model = functional()
     first, second = model.output_names
     joint = kj.joint_loss({"a": "mse", "b": "mae"}, outputs="list", metrics={"a": "mae"})
     model.compile(keras.optimizers.SGD(0.0), **joint)
@@ -140,7 +143,7 @@ def test_functional_model_logs_its_own_names_and_the_callback_those_of_the_terms
 
 @once_compiled
 def test_functional_model_takes_the_names_of_its_outputs():
-    model = functional(2)
+    model = functional()
     model.compile(**kj.joint_loss(dict.fromkeys(model.output_names, "mse")))
     history = fit(model, y=[Y["a"][:, :1], Y["a"][:, 1:]])
     assert {f"{name}_loss" for name in model.output_names} < set(history)
@@ -151,31 +154,21 @@ def sequential():
 
 
 ONE = ({}, "a dict of output name to loss for a model with several outputs.*outputs='list'")
+SEQUENTIAL = "one loss.*in place of a dict.*Sequential"
+LIST = {"outputs": "list"}
 WRONG_FORMS = {
-    "list_for_several": (lambda: functional(2), ["mse", "mae"], *ONE),
-    "list_of_three": (lambda: functional(2), ["mse", "mae", "huber"], *ONE),
-    "one_for_several": (lambda: functional(2), "mse", *ONE),
-    "one_for_a_subclass": (lambda: listed(is_built=False), "mse", *ONE),
-    "list_for_a_subclass": (lambda: listed(is_built=False), ["mse", "mae"], *ONE),
-    "dict_for_a_list": (
-        lambda: listed(is_built=False), LOSSES, {}, "outputs='list'.*returns a list without names"
-    ),
-    "dict_for_a_sequential": (
-        sequential, {"a": "mse"}, {}, "one loss.*in place of a dict.*Sequential.*Received.*'a'"
-    ),
-    "several_in_a_dict_for_a_sequential": (
-        sequential, {"a": ["mse", "mae"]}, {}, "one loss.*in place of a dict.*Sequential"
-    ),
-    "list_for_a_dict": (
-        lambda: listed("dict"), LOSSES, {"outputs": "list"}, "without `outputs='list'`.*a dict"
-    ),
-    "too_few": (
-        lambda: listed(is_built=False), {"a": "mse"}, {"outputs": "list"}, "for each output"
-    ),
-    "other_names": (
-        lambda: functional(2), LOSSES, {}, "losses for the outputs of the model.*'dense"
-    ),
-}  # fmt: skip
+    "list_for_several": (functional, ["mse", "mae"], *ONE),
+    "list_of_three": (functional, ["mse", "mae", "huber"], *ONE),
+    "one_for_several": (functional, "mse", *ONE),
+    "one_for_a_subclass": (unbuilt, "mse", *ONE),
+    "list_for_a_subclass": (unbuilt, ["mse", "mae"], *ONE),
+    "dict_for_a_list": (unbuilt, LOSSES, {}, "outputs='list'.*returns a list without names"),
+    "dict_for_a_sequential": (sequential, {"a": "mse"}, {}, f"{SEQUENTIAL}.*Received.*'a'"),
+    "several_in_a_dict_for_a_sequential": (sequential, {"a": ["mse", "mae"]}, {}, SEQUENTIAL),
+    "list_for_a_dict": (lambda: listed("dict"), LOSSES, LIST, "without `outputs='list'`.*a dict"),
+    "too_few": (unbuilt, {"a": "mse"}, LIST, "for each output"),
+    "other_names": (functional, LOSSES, {}, "losses for the outputs of the model.*'dense"),
+}
 
 
 @pytest.mark.parametrize("callbacks", [[], None], ids=["without_callback", "with_callback"])
@@ -195,7 +188,7 @@ def test_losses_of_another_form_than_the_outputs_are_refused(
 
 @once_compiled
 def test_losses_that_are_not_of_joint_loss_are_left_to_keras():
-    model = functional(2)
+    model = functional()
     model.compile("sgd", "mse", metrics=["mae", "mse"])
     fit(model, [], [Y["a"][:, :1], Y["a"][:, 1:]])
 

@@ -40,10 +40,7 @@ def share_equally(**arguments):
 # The rule with its arguments, and its reference.
 CASES = {
     "Uncertainty": ({}, reference.uncertainty),
-    "Uncertainty-fast": (
-        {"learning_rate": 3.0},
-        lambda losses: reference.uncertainty(losses, 3.0),
-    ),
+    "Uncertainty-fast": ({"learning_rate": 3.0}, lambda losses: reference.uncertainty(losses, 3.0)),
     "Uncertainty-analytic": ({"analytic": True}, reference.uncertainty_analytic),
     "Uncertainty-unsmoothed": (
         {"analytic": True, "ema": 0.0},
@@ -54,10 +51,7 @@ CASES = {
     "GeometricMean-floor": ({"floor": 1e-12}, reference.geometric_mean),
     "FAMO": ({}, lambda losses: reference.famo(np.maximum(losses, 1e-7))),
     "FAMO-floor": ({"floor": 1e-12}, reference.famo),
-    "SmoothTchebycheff": (
-        {},
-        lambda losses: reference.smooth_tchebycheff(losses, np.ones(3), 1.0),
-    ),
+    "SmoothTchebycheff": ({}, lambda losses: reference.smooth_tchebycheff(losses, np.ones(3), 1.0)),
     "Shares": (equal_shares(), share_equally()),
     "Shares-unlimited": (equal_shares(max_weight=None), share_equally(largest=np.inf)),
     "Constraint": (

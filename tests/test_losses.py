@@ -13,7 +13,7 @@ import keras_jointloss as kj
 from keras_jointloss._core.batch import Items
 from tests import loss_cases as cases
 from tests import reference
-from tests.backends import once_compiled
+from tests.backends import BACKEND, once_compiled
 from tests.gradients import COMPILES, dtypes, value_and_gradient
 from tests.loss_cases import (
     CASES,
@@ -31,7 +31,7 @@ from tests.loss_cases import (
 )
 
 #: JAX compiles each operation for each shape, so it tests only the default arguments.
-IS_JAX = keras.backend.backend() == "jax"
+IS_JAX = BACKEND == "jax"
 MASKED = [*DEFAULTS, Case("sup_con", views=1), Case("triplet", views=1)]
 COMPARED = {key: case for key, case in CASES.items() if not (IS_JAX and case.arguments)}
 #: The operations are the same on all backends, so the arguments are varied most on PyTorch.

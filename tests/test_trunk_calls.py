@@ -8,7 +8,8 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from tests.balanced_models import BACKEND, LOSSES, of_parameters, weights_of
+from tests.backends import BACKEND
+from tests.balanced_models import LOSSES, of_parameters, weights_of
 from tests.comparisons import assert_all_close
 from tests.gradients import dtypes
 from tests.jacobians import combine

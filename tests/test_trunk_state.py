@@ -6,7 +6,8 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from tests.balanced_models import BACKEND, LOSSES
+from tests.backends import BACKEND
+from tests.balanced_models import LOSSES
 from tests.comparisons import assert_all_close
 
 GENERATOR = np.random.default_rng(9)
