@@ -49,22 +49,19 @@ def rank_deficient(count, generator):
     return generator.normal(size=(count, rank)) @ generator.normal(size=(rank, 64))
 
 
-def collinear(count, generator):
+def collinear(count, generator, factor=2, own=0):
+    """Returns gradients of which the last is `factor` times the first plus `own` times itself."""
     result = well_conditioned(count, generator)
-    result[-1] = 2 * result[0]
+    result[-1] = factor * result[0] + own * result[-1]
     return result
 
 
 def antiparallel(count, generator):
-    result = well_conditioned(count, generator)
-    result[-1] = -2 * result[0]
-    return result
+    return collinear(count, generator, -2)
 
 
 def nearly_antiparallel(count, generator):
-    result = well_conditioned(count, generator)
-    result[-1] = -2 * result[0] + 1e-2 * result[-1]
-    return result
+    return collinear(count, generator, -2, 1e-2)
 
 
 def conflicting(count, generator):

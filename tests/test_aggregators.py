@@ -90,10 +90,6 @@ def test_cagrad_with_c_0_is_the_mean():
     np.testing.assert_allclose(solve(CAGrad(c=0, preference=[1, 3]), jacobian), [0.25, 0.75])
 
 
-def test_pinned_coefficients_of_mgda():
-    np.testing.assert_allclose(solve(MGDA(), np.array(PINNED_JACOBIAN)), (0.6, 0.4), atol=1e-5)
-
-
 @pytest.mark.backend("tensorflow")
 @pytest.mark.parametrize("name", ["PCGrad", "MGDA", "CAGrad", "NashMTL", "AlignedMTL", "UPGrad"])
 def test_xla_result_equals_graph_result(name):

@@ -13,7 +13,7 @@ from keras_jointloss.callbacks import JointLossCallback
 from tests import small_models
 from tests.backends import once_compiled
 from tests.callbacks import CrashError, Evaluates, Interrupts
-from tests.comparisons import approx_logs, assert_all_close
+from tests.comparisons import assert_all_close
 from tests.subjects import DATA
 from tests.summaries import read_layout, read_scalars
 
@@ -151,15 +151,6 @@ def test_history_contains_every_term(validated):
 
 
 @once_compiled
-def test_weights_stay_constant_without_callback():
-    model = make_model()
-    with pytest.warns(UserWarning, match="no `JointLossCallback` takes part"):
-        history = fit(model)
-    assert history["label_weight"] == [1.0, 1.0]
-    assert float(model.get_layer("pair").weight) == 0.0
-
-
-@once_compiled
 def test_custom_scalars_show_all_terms_in_one_chart(validated):
     _, folder = validated
     tags = list(read_scalars(folder / "train"))
@@ -211,17 +202,6 @@ def test_backup_and_restore_resumes_at_the_right_step(order, tmp_path, uninterru
             assert value == pytest.approx(whole_scalars[tag][step], rel=1e-5)
 
 
-def test_loaded_model_resumes_like_the_saved_one(tmp_path):
-    model = make_model()
-    fit(model, JointLossCallback())
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    expected = fit(model, JointLossCallback(), initial_epoch=2, epochs=3)
-    actual = fit(loaded, JointLossCallback(tmp_path), initial_epoch=2, epochs=3)
-    assert actual == approx_logs(expected)
-    assert sorted(read_scalars(tmp_path / "train")["joint_loss/total"]) == [18]
-
-
 # On JAX, Keras cannot evaluate in the middle of an epoch.
 in_an_epoch = pytest.param(2, marks=pytest.mark.backend("tensorflow", "torch"))
 
@@ -257,13 +237,6 @@ def test_nonfinite_loss_is_reported_by_term():
     y = {**Y, "rating": np.full((ITEMS, 1), np.nan, "float32")}
     with pytest.warns(UserWarning, match=r"The loss of term 'rating' is nan \(train, step 1\)"):
         model.fit(X, y, batch_size=ITEMS, verbose=0, callbacks=[JointLossCallback()])
-
-
-def test_model_without_a_term_is_refused():
-    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
-    model.compile("sgd", "mse")
-    with pytest.raises(ValueError, match="expects a model with a term"):
-        model.fit(X, Y["rating"], verbose=0, callbacks=[JointLossCallback()])
 
 
 # On JAX and PyTorch, Keras builds the losses and metrics, and fails, before any callback runs.

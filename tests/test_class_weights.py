@@ -35,32 +35,24 @@ def one_output(units):
     return keras.Model(inputs, keras.layers.Dense(units, activation)(inputs))
 
 
-@pytest.mark.parametrize(("loss", "units", "y", "weights"), FORMS.values(), ids=FORMS)
-def test_one_output_trains_as_with_keras(loss, units, y, weights):
+WAYS = [{"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 2}]
+RUNS = [(form, {}) for form in FORMS]
+RUNS += [pytest.param("integers", way, marks=pytest.mark.backend("tensorflow")) for way in WAYS]
+
+
+@pytest.mark.parametrize(("form", "way"), RUNS, ids=str)
+def test_one_output_trains_as_with_keras(form, way):
+    loss, units, y, weights = FORMS[form]
     options = {"epochs": 2, "validation_data": (X, y)}
     plain, model = one_output(units), one_output(units)
     plain.compile(keras.optimizers.SGD(0.5), loss, weighted_metrics=["accuracy"])
     expected = fit(plain, [], y, class_weight=weights, **options)
     joint = kj.joint_loss(loss, class_weight=weights, weighted_metrics=["accuracy"])
-    model.compile(keras.optimizers.SGD(0.5), **joint)
+    model.compile(keras.optimizers.SGD(0.5), **joint, **way)
     found = fit(model, [], y, **options)
     for name, values in expected.items():
         assert found[name] == pytest.approx(values, 1e-4), name
     assert_all_close(model.get_weights(), plain.get_weights(), 1e-4, 1e-6)
-
-
-@pytest.mark.backend("tensorflow")
-@pytest.mark.parametrize(
-    "options", [{"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 2}], ids=str
-)
-def test_weights_act_in_every_way_of_running(options):
-    plain, model = one_output(3), one_output(3)
-    loss = "sparse_categorical_crossentropy"
-    plain.compile(keras.optimizers.SGD(0.5), loss)
-    expected = fit(plain, [], LABELS, class_weight=WEIGHTS)
-    joint = kj.joint_loss(loss, class_weight=WEIGHTS)
-    model.compile(keras.optimizers.SGD(0.5), **joint, **options)
-    assert fit(model, [], LABELS)["loss"] == pytest.approx(expected["loss"], 1e-5)
 
 
 def own(y_true, y_pred):

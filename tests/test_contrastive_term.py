@@ -109,8 +109,9 @@ def test_item_that_is_masked_or_of_weight_0_is_excluded(is_masked):
 
 def test_mask_of_masking_layer_reaches_the_term():
     a, b = keras.Input((4,)), keras.Input((4,))
-    x, y = kj.layers.ContrastiveTerm("InfoNCE", name="t")((keras.layers.Masking()(a), b))
-    model = keras.Model([a, b], [x, y])
+    layer, mask = kj.layers.ContrastiveTerm("InfoNCE", name="t"), ops.ones((6,), dtype="bool")
+    assert layer.compute_mask((a, b), [mask, None]) == (mask, None)
+    model = keras.Model([a, b], layer((keras.layers.Masking()(a), b)))
     model.compile("sgd")
     first, second = embeddings()
     first = first.copy()

@@ -99,6 +99,12 @@ def changed(file, tmp_path, key, change):
     return path
 
 
+def assert_refused(model, path, message):
+    """Asserts that loading this file raises an error with the message, which may have lines."""
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        model.load_weights(path)
+
+
 def put(index, value):
     """Returns a change that replaces one number of an array."""
 
@@ -144,8 +150,7 @@ CHANGES = {
 def test_state_that_does_not_fit_is_refused_and_nothing_changes(file, model, tmp_path, change):
     key, replace, message = CHANGES[change]
     path, before = changed(file, tmp_path, key, replace), states_of(model)
-    with pytest.raises(ValueError, match=f"(?s){message}"):
-        model.load_weights(path)
+    assert_refused(model, path, message)
     assert_same(states_of(model), before)
 
 
@@ -153,8 +158,7 @@ def test_what_was_loaded_before_an_error_is_undone(file, tmp_path):
     """The weight of the first term and the rule come before that of the second."""
     key, replace, message = CHANGES["weight that is nan"]
     model = make_model()
-    with pytest.raises(ValueError, match=f"(?s){message}"):
-        model.load_weights(changed(file, tmp_path, key, replace))
+    assert_refused(model, changed(file, tmp_path, key, replace), message)
     assert_same(states_of(model), states_of(make_model()))
     rule = parts_of(model)["rule"]
     assert (rule.step, rule.terms, rule.factors, rule.variables) == (0, (), {}, [])
@@ -164,8 +168,9 @@ def test_what_was_loaded_before_an_error_is_undone(file, tmp_path):
 
 def test_file_that_fits_loads_after_one_that_does_not(file, tmp_path):
     model = train(make_model())
-    with pytest.raises(ValueError, match="`state`"):
-        model.load_weights(changed(file, tmp_path, "weighting/vars/state", put((0, 1), -1.0)))
+    assert_refused(
+        model, changed(file, tmp_path, "weighting/vars/state", put((0, 1), -1.0)), "`state`"
+    )
     model.load_weights(file)
     other = make_model()
     other.load_weights(file)
@@ -236,8 +241,7 @@ def test_file_of_another_rule_is_refused(uncertainty, name):
         model.load_weights(uncertainty)
         assert rule.step == 3
         return
-    with pytest.raises(ValueError, match=rf"(?s)`state`.*{type(rule).__name__}.*Uncertainty"):
-        model.load_weights(uncertainty)
+    assert_refused(model, uncertainty, rf"`state`.*{type(rule).__name__}.*Uncertainty")
     assert rule.factors == {}
     assert float(model.loss["a"].weight) == 1.0
 
@@ -253,8 +257,7 @@ def test_file_of_other_terms_is_refused(uncertainty, is_bound):
     if is_bound:
         train(model)
     before = rule.factors
-    with pytest.raises(ValueError, match=f"(?s){OTHER_TERMS}"):
-        model.load_weights(uncertainty)
+    assert_refused(model, uncertainty, OTHER_TERMS)
     with pytest.warns(UserWarning, match=f"(?s)A total of 1 objects.*{OTHER_TERMS}"):
         model.load_weights(uncertainty, skip_mismatch=True)
     assert rule.factors == before
@@ -269,8 +272,7 @@ def test_model_of_other_terms_trains_after_a_refused_file(uncertainty, tmp_path)
     rule = kj.weighting.Uncertainty()
     model = of_rule(rule, "ac")
     rule.output_terms = ()
-    with pytest.raises(ValueError, match=r"`value`.*term 'c'"):
-        model.load_weights(path)
+    assert_refused(model, path, r"`value`.*term 'c'")
     train(model)
     assert (rule.terms, rule.step) == (("a", "c"), 3)
 
@@ -287,8 +289,7 @@ def test_copy_refuses_the_file_of_other_terms_before_its_first_fit(uncertainty, 
             config = model.get_compile_config()
             model = keras.models.clone_model(model)
             model.compile_from_config(config)
-    with pytest.raises(ValueError, match=f"(?s){OTHER_TERMS}"):
-        model.load_weights(uncertainty)
+    assert_refused(model, uncertainty, OTHER_TERMS)
     train(model)
     assert model.loss["a"].weight.weighting.step == 3
 
@@ -313,8 +314,7 @@ def test_file_without_the_description_of_the_rule_loads(uncertainty, tmp_path):
     rule = kj.weighting.Uncertainty()
     of_rule(rule).load_weights(path)
     assert rule.step == 3
-    with pytest.raises(ValueError, match=r"(?s)`state`.*FAMO.*shape \(10, 2\)"):
-        of_rule(kj.weighting.FAMO()).load_weights(path)
+    assert_refused(of_rule(kj.weighting.FAMO()), path, r"`state`.*FAMO.*shape \(10, 2\)")
 
 
 @once_compiled
@@ -368,6 +368,5 @@ def test_present_state_that_is_not_finite_is_restored(file, tmp_path):
     memory = model.get_layer("pair")._comparison.memory._state["views"]
     memory.assign(np.full(memory.shape, np.nan))
     before = states_of(model)
-    with pytest.raises(ValueError, match="`value`"):
-        model.load_weights(changed(file, tmp_path, *CHANGES["layer weight"][:2]))
+    assert_refused(model, changed(file, tmp_path, *CHANGES["layer weight"][:2]), "`value`")
     assert_same(states_of(model), before)

@@ -169,26 +169,6 @@ def test_trained_temperature_stays_within_clip_bounds():
     assert history["pair_temperature"][-1] == pytest.approx(np.exp(-value), rel=1e-5)
 
 
-def test_clone_and_config_preserve_the_layer():
-    a, b = keras.Input((4,)), keras.Input((4,))
-    options = {"weight": PolynomialDecay(0.0, 10, 1.0), "learn_temperature": True, "name": "t"}
-    layer = kj.layers.ContrastiveTerm(kj.losses.InfoNCE(0.2), **options)
-    model = keras.Model([a, b], layer((a, b)))
-    clone = keras.models.clone_model(model)
-    clone.set_weights(model.get_weights())
-    for copy in (clone.get_layer("t"), kj.layers.ContrastiveTerm.from_config(layer.get_config())):
-        assert copy.loss.get_config() == layer.loss.get_config()
-        assert copy.weight.schedule.get_config() == layer.weight.schedule.get_config()
-        assert copy.learn_temperature
-        assert copy.weight is not layer.weight
-
-
-def test_passes_masks_through():
-    layer = kj.layers.ContrastiveTerm("InfoNCE")
-    mask = ops.ones((6,), dtype="bool")
-    assert layer.compute_mask((A, B), [mask, None]) == (mask, None)
-
-
 @pytest.mark.parametrize(
     ("loss", "shapes", "message"),
     [

@@ -141,14 +141,6 @@ def test_functional_model_logs_its_own_names_and_the_callback_those_of_the_terms
     assert history["a_loss"] == pytest.approx(history[f"{first}_loss"])
 
 
-@once_compiled
-def test_functional_model_takes_the_names_of_its_outputs():
-    model = functional()
-    model.compile(**kj.joint_loss(dict.fromkeys(model.output_names, "mse")))
-    history = fit(model, y=[Y["a"][:, :1], Y["a"][:, 1:]])
-    assert {f"{name}_loss" for name in model.output_names} < set(history)
-
-
 def sequential():
     return keras.Sequential([keras.layers.Dense(2)])
 
