@@ -82,48 +82,6 @@ def test_losses_of_labelled_samples_equal_peer(loss, peer, views):
     _assert_parity(of_views, CLASS_LABELS, _of_samples(peer), _views(views))
 
 
-def test_multi_similarity_with_miner():
-    _assert_parity(
-        kj.losses.MultiSimilarity(mining_margin=0.1),
-        CLASS_LABELS,
-        _of_samples(losses.MultiSimilarityLoss(), miners.MultiSimilarityMiner(epsilon=0.1)),
-    )
-
-
-@pytest.mark.parametrize("tile_size", [None, 3])
-def test_nt_xent(tile_size):
-    peer = losses.NTXentLoss(temperature=0.1)
-
-    def of_items(views):
-        return peer(views.reshape(-1, DIM), torch.arange(BATCH).repeat_interleave(2))
-
-    _assert_parity(kj.losses.NTXent(temperature=0.1, tile_size=tile_size), CLASS_LABELS, of_items)
-
-
-def test_vicreg():
-    peer = losses.VICRegLoss()
-    _assert_parity(
-        kj.losses.VICReg(), CLASS_LABELS, lambda x: peer(x[:, 0], ref_emb=x[:, 1]), 0.4 * _views()
-    )
-
-
-# Triplets
-
-
-@pytest.mark.parametrize("distance", [EUCLIDEAN, COSINE], ids=["euclidean", "cosine"])
-@pytest.mark.parametrize("margin", [0.5, "soft"])
-def test_all_triplets(distance, margin):
-    peer = losses.TripletMarginLoss(
-        margin=0 if margin == "soft" else margin,
-        smooth_loss=margin == "soft",
-        distance=distance,
-        reducer=MEAN,
-    )
-    similarity = "cosine" if distance is COSINE else "euclidean"
-    loss = kj.losses.Triplet(margin, mining="all", similarity=similarity)
-    _assert_parity(loss, CLASS_LABELS, _of_samples(peer))
-
-
 def _nearest_semi_hard(embeddings, labels):
     """Returns the triplet of each positive pair with its nearest semi-hard negative.
 
@@ -143,90 +101,117 @@ def _nearest_semi_hard(embeddings, labels):
     return torch.tensor([(a, p, n) for (a, p), n in negatives.items()]).unbind(1)
 
 
-MINERS = {"hard": miners.BatchHardMiner(distance=EUCLIDEAN), "semi_hard": _nearest_semi_hard}
+def _all_triplets(views):
+    embeddings, labels = _flat(views)
+    same = labels[:, None] == labels[None, :]
+    other = ~torch.eye(len(labels), dtype=torch.bool)
+    a, p, n = ((same & other)[:, :, None] & ~same[:, None, :]).nonzero(as_tuple=True)
+    return torch.nn.TripletMarginLoss(margin=0.5, eps=0.0)(
+        embeddings[a], embeddings[p], embeddings[n]
+    )
 
 
-@pytest.mark.parametrize("mining", MINERS)
-def test_mined_triplets(mining):
-    peer = losses.TripletMarginLoss(margin=0.5, distance=EUCLIDEAN, reducer=MEAN)
-    loss = kj.losses.Triplet(0.5, mining=mining)
-    _assert_parity(loss, CLASS_LABELS, _of_samples(peer, MINERS[mining]))
+def _given(loss, *arguments):
+    """Returns a loss of PyTorch as a function of the stacked views."""
+    return lambda views: loss(*views.unbind(1), *arguments)
 
 
-def test_triplets_equal_torch():
-    def all_triplets(views):
-        embeddings, labels = _flat(views)
-        same = labels[:, None] == labels[None, :]
-        other = ~torch.eye(len(labels), dtype=torch.bool)
-        a, p, n = ((same & other)[:, :, None] & ~same[:, None, :]).nonzero(as_tuple=True)
-        loss = torch.nn.TripletMarginLoss(margin=0.5, eps=0.0)
-        return loss(embeddings[a], embeddings[p], embeddings[n])
+def _triplets(**options):
+    return losses.TripletMarginLoss(**{"distance": EUCLIDEAN, "reducer": MEAN, **options})
 
-    _assert_parity(kj.losses.Triplet(0.5, mining="all"), CLASS_LABELS, all_triplets)
+
+def _nt_xent(views):
+    items = torch.arange(BATCH).repeat_interleave(2)
+    return losses.NTXentLoss(temperature=0.1)(views.reshape(-1, DIM), items)
+
+
+def _vicreg(views):
+    return losses.VICRegLoss()(views[:, 0], ref_emb=views[:, 1])
+
+
+# Short PyTorch implementations.
+
+
+def _clip(views):
+    a, b = F.normalize(views, dim=-1).unbind(1)
+    logits, targets = a @ b.T / 0.07, torch.arange(BATCH)
+    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+
+
+def _siglip(views):
+    a, b = F.normalize(views, dim=-1).unbind(1)
+    return -F.logsigmoid((2 * torch.eye(BATCH) - 1) * (a @ b.T * 10 - 10)).sum() / BATCH
+
+
+def _n_pairs(views):
+    a, b = views.unbind(1)
+    return F.cross_entropy(a @ b.T, torch.arange(BATCH))
+
+
+def _barlow_twins(views):
+    a, b = ((views - views.mean(0)) / views.std(0, correction=0)).unbind(1)
+    correlation = a.T @ b / BATCH
+    weight = torch.full((DIM, DIM), 0.0051, dtype=views.dtype).fill_diagonal_(1)
+    return (weight * (correlation - torch.eye(DIM)) ** 2).sum()
+
+
+SIGNS = torch.as_tensor(2 * PAIR_LABELS - 1)
+COSINE_DISTANCE = {"distance_function": lambda a, b: 1 - F.cosine_similarity(a, b), "margin": 0.5}
+MULTI_SIMILARITY = losses.MultiSimilarityLoss(), miners.MultiSimilarityMiner(epsilon=0.1)
+HARD = miners.BatchHardMiner(distance=EUCLIDEAN)
+#: The loss, its labels and the peer of the views by the name of a case.
+PEERS = {
+    "multi_similarity_mined": (
+        kj.losses.MultiSimilarity(mining_margin=0.1),
+        CLASS_LABELS,
+        _of_samples(*MULTI_SIMILARITY),
+    ),
+    "hard": (
+        kj.losses.Triplet(0.5, mining="hard"),
+        CLASS_LABELS,
+        _of_samples(_triplets(margin=0.5), HARD),
+    ),
+    "semi_hard": (
+        kj.losses.Triplet(0.5, mining="semi_hard"),
+        CLASS_LABELS,
+        _of_samples(_triplets(margin=0.5), _nearest_semi_hard),
+    ),
+    "torch_triplets": (kj.losses.Triplet(0.5, mining="all"), CLASS_LABELS, _all_triplets),
+    "n_pairs": (kj.losses.NPairs(), np.arange(BATCH), _n_pairs),
+    "barlow_twins": (kj.losses.BarlowTwins(), PAIR_LABELS, _barlow_twins),
+}
+for margin in (0.5, "soft"):
+    soft = {"margin": 0, "smooth_loss": True} if margin == "soft" else {"margin": margin}
+    for similarity, distance in (("euclidean", EUCLIDEAN), ("cosine", COSINE)):
+        loss = kj.losses.Triplet(margin, mining="all", similarity=similarity)
+        peer = _of_samples(_triplets(**soft, distance=distance))
+        PEERS[f"all_triplets_{margin}_{similarity}"] = loss, CLASS_LABELS, peer
+for margin in (0.0, 0.3):
+    peer = _given(torch.nn.CosineEmbeddingLoss(margin), SIGNS)
+    PEERS[f"cosine_embedding_{margin}"] = kj.losses.CosineEmbedding(margin), PAIR_LABELS, peer
+for size in (None, 3):
+    options = {"tile_size": size}
+    PEERS[f"clip_{size}"] = kj.losses.InfoNCE(0.07, **options), PAIR_LABELS, _clip
+    PEERS[f"siglip_{size}"] = kj.losses.SigLIP(**options), PAIR_LABELS, _siglip
+    PEERS[f"nt_xent_{size}"] = kj.losses.NTXent(0.1, **options), CLASS_LABELS, _nt_xent
+
+
+@pytest.mark.parametrize(("loss", "labels", "peer"), PEERS.values(), ids=PEERS)
+def test_loss_of_two_views_equals_peer(loss, labels, peer):
+    _assert_parity(loss, labels, peer)
+
+
+def test_vicreg():
+    _assert_parity(kj.losses.VICReg(), CLASS_LABELS, _vicreg, 0.4 * _views())
 
 
 @pytest.mark.parametrize("swap", [False, True])
-@pytest.mark.parametrize("margin", [0.2, 2.0])
+@pytest.mark.parametrize("margin", [0.2, 2.0, "cosine"])
 def test_given_triplets_equal_torch(margin, swap):
-    peer = torch.nn.TripletMarginLoss(margin=margin, swap=swap, eps=0.0)
-    loss = kj.losses.TripletMargin(margin, swap=swap)
-    _assert_parity(loss, None, lambda x: peer(*x.unbind(1)), _views(3))
-
-
-@pytest.mark.parametrize("swap", [False, True])
-def test_given_triplets_with_another_distance_equal_torch(swap):
-    peer = torch.nn.TripletMarginWithDistanceLoss(
-        distance_function=lambda a, b: 1 - F.cosine_similarity(a, b), margin=0.5, swap=swap
-    )
-    loss = kj.losses.TripletMargin(0.5, similarity="cosine", swap=swap)
-    _assert_parity(loss, None, lambda x: peer(*x.unbind(1)), _views(3))
-
-
-# Short PyTorch implementations
-
-
-@pytest.mark.parametrize("margin", [0.0, 0.3])
-def test_cosine_embedding(margin):
-    peer = torch.nn.CosineEmbeddingLoss(margin)
-    signs = torch.as_tensor(2 * PAIR_LABELS - 1)
-    _assert_parity(
-        kj.losses.CosineEmbedding(margin), PAIR_LABELS, lambda x: peer(x[:, 0], x[:, 1], signs)
-    )
-
-
-@pytest.mark.parametrize("tile_size", [None, 3])
-def test_clip(tile_size):
-    def clip(views):
-        a, b = F.normalize(views, dim=-1).unbind(1)
-        logits, targets = a @ b.T / 0.07, torch.arange(BATCH)
-        return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
-
-    _assert_parity(kj.losses.InfoNCE(0.07, tile_size=tile_size), PAIR_LABELS, clip)
-
-
-@pytest.mark.parametrize("tile_size", [None, 3])
-def test_siglip(tile_size):
-    def siglip(views):
-        a, b = F.normalize(views, dim=-1).unbind(1)
-        signs = 2 * torch.eye(BATCH) - 1
-        return -F.logsigmoid(signs * (a @ b.T * 10 - 10)).sum() / BATCH
-
-    _assert_parity(kj.losses.SigLIP(tile_size=tile_size), PAIR_LABELS, siglip)
-
-
-def test_n_pairs_of_one_item_each():
-    def n_pairs(views):
-        a, b = views.unbind(1)
-        return F.cross_entropy(a @ b.T, torch.arange(BATCH))
-
-    _assert_parity(kj.losses.NPairs(), np.arange(BATCH), n_pairs)
-
-
-def test_barlow_twins():
-    def barlow_twins(views):
-        a, b = ((views - views.mean(0)) / views.std(0, correction=0)).unbind(1)
-        correlation = a.T @ b / BATCH
-        weight = torch.full((DIM, DIM), 0.0051, dtype=views.dtype).fill_diagonal_(1)
-        return (weight * (correlation - torch.eye(DIM)) ** 2).sum()
-
-    _assert_parity(kj.losses.BarlowTwins(), PAIR_LABELS, barlow_twins)
+    if margin == "cosine":
+        loss = kj.losses.TripletMargin(0.5, similarity="cosine", swap=swap)
+        peer = torch.nn.TripletMarginWithDistanceLoss(**COSINE_DISTANCE, swap=swap)
+    else:
+        loss = kj.losses.TripletMargin(margin, swap=swap)
+        peer = torch.nn.TripletMarginLoss(margin=margin, swap=swap, eps=0.0)
+    _assert_parity(loss, None, _given(peer), _views(3))

@@ -163,8 +163,7 @@ def test_step_may_be_any_scalar(schedule, reference, step_type):
 
 
 @pytest.mark.parametrize(
-    ("floatx", "tolerance"),
-    [("bfloat16", 2**-8), ("float16", 2**-11), ("float64", 1e-15)],
+    ("floatx", "tolerance"), [("bfloat16", 2**-8), ("float16", 2**-11), ("float64", 1e-15)]
 )
 @pytest.mark.parametrize(
     "schedule",

@@ -106,10 +106,7 @@ MODES = {
         lives_on=("pairs",),
     ),
     "mirrored": Mode(
-        mirrored=True,
-        lacking=("jax", "torch"),
-        subjects=ESSENTIAL,
-        lives_on=("layers",),
+        mirrored=True, lacking=("jax", "torch"), subjects=ESSENTIAL, lives_on=("layers",)
     ),
 }
 
