@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
-def run_python(code, *arguments, check=True, **environment):
+def run_python(code, *arguments, check=True, timeout=300, **environment):
     """Runs code in a new Python process at the root of the repository, and returns how it ended."""
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
@@ -18,5 +18,5 @@ def run_python(code, *arguments, check=True, **environment):
         capture_output=True,
         text=True,
         check=check,
-        timeout=300,
+        timeout=timeout,
     )

@@ -118,6 +118,11 @@ def term_loss(loss, missing=None):
     return kj.terms.TermLoss(loss, kj.LossWeight(), "term", missing)
 
 
+def of_predictions(loss, y_true, y_pred, weight=None):
+    """Returns the value of a loss, and its gradient with respect to the predictions."""
+    return value_and_gradient(lambda y_pred: loss(y_true, y_pred, weight), y_pred)
+
+
 @pytest.mark.parametrize("is_weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("name", COMPARED)
 def test_value_and_gradient_are_those_of_the_labelled_targets(name, is_weighted):
@@ -126,14 +131,9 @@ def test_value_and_gradient_are_those_of_the_labelled_targets(name, is_weighted)
     loss = term_loss(case.loss, case.missing)
     # As under a weighting, which is told whether any item counts.
     loss.weight.observer = lambda *_: None
-    value, gradient = value_and_gradient(
-        lambda y_pred: loss(with_gaps(case), y_pred, weight), case.y_pred
-    )
-    plain = term_loss(case.loss)
-    expected, labelled_gradient = value_and_gradient(
-        lambda y_pred: plain(labelled_only(case, case.y_true), y_pred, labelled_weight),
-        labelled_only(case, case.y_pred),
-    )
+    value, gradient = of_predictions(loss, with_gaps(case), case.y_pred, weight)
+    labelled = (labelled_only(case, x) for x in (case.y_true, case.y_pred))
+    expected, labelled_gradient = of_predictions(term_loss(case.loss), *labelled, labelled_weight)
     assert value == pytest.approx(expected, rel=1e-5)
     expected_gradient = np.zeros_like(case.y_pred)
     is_element = case.labelled.ndim == case.y_pred.ndim
@@ -147,7 +147,7 @@ def test_batch_without_labels_has_loss_and_gradient_0(name):
     case = CASES[name]
     loss = term_loss(case.loss, case.missing)
     y_true = np.full_like(case.y_true, case.missing)
-    value, gradient = value_and_gradient(lambda y_pred: loss(y_true, y_pred), case.y_pred)
+    value, gradient = of_predictions(loss, y_true, case.y_pred)
     assert value == np.abs(gradient).max() == 0
 
 
@@ -178,14 +178,10 @@ BROADCAST = {
 def test_shapes_that_a_loss_broadcasts(name):
     loss, true_shape, pred_shape, missing = BROADCAST[name]
     y_true, y_pred = probabilities(*true_shape), probabilities(*pred_shape)
-    expected, labelled_gradient = value_and_gradient(
-        lambda y_pred: term_loss(loss)(y_true[LABELLED], y_pred), y_pred[LABELLED]
-    )
-    with_gaps = y_true.copy()
-    with_gaps[~LABELLED] = missing
-    value, gradient = value_and_gradient(
-        lambda y_pred: term_loss(loss, missing)(with_gaps, y_pred), y_pred
-    )
+    labelled = y_true[LABELLED], y_pred[LABELLED]
+    expected, labelled_gradient = of_predictions(term_loss(loss), *labelled)
+    y_true[~LABELLED] = missing
+    value, gradient = of_predictions(term_loss(loss, missing), y_true, y_pred)
     assert value == pytest.approx(expected, rel=1e-5)
     np.testing.assert_allclose(gradient[LABELLED], labelled_gradient, rtol=1e-4, atol=1e-6)
     assert np.all(gradient[~LABELLED] == 0)
@@ -220,7 +216,7 @@ def test_compiled_loss_equals_the_eager_one(name):
     compute = compiled_value_and_gradient(lambda y_pred, y_true: loss(y_true, y_pred))
     value, gradient = compute(case.y_pred, with_gaps(case))
     eager = term_loss(case.loss, case.missing)  # The compiled one holds a tracer on JAX.
-    expected = value_and_gradient(lambda y_pred: eager(with_gaps(case), y_pred), case.y_pred)
+    expected = of_predictions(eager, with_gaps(case), case.y_pred)
     assert value == pytest.approx(expected[0], rel=1e-5)
     np.testing.assert_allclose(gradient, expected[1], rtol=1e-4, atol=1e-6)
     value, gradient = compute(case.y_pred, np.full_like(case.y_true, case.missing))
@@ -337,28 +333,28 @@ def test_invalid_arguments_are_refused(arguments, message):
 
 
 @once_compiled
-def test_loss_of_the_whole_batch_is_refused():
-    with pytest.raises(ValueError, match="one value for each item"):
-        term_loss(of_batch, NAN)(np.zeros((4, 1)), np.zeros((4, 1)))
-
-
-@once_compiled
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1)])
 def test_missing_pixels_leave_the_others_of_an_item_in_its_dice(shape):
     y_true, y_pred = binary(*shape), probabilities(*shape)
     labelled = (PIXELS & LABELLED[:, None, None]).reshape(ITEMS, *shape)
     loss = keras.losses.Dice(axis=tuple(range(1, len(shape) + 1)))
-    value, gradient = value_and_gradient(
-        lambda x: term_loss(loss, NAN)(np.where(labelled, y_true, NAN), x), y_pred
-    )
+    with_gaps = np.where(labelled, y_true, NAN)
+    value, gradient = of_predictions(term_loss(loss, NAN), with_gaps, y_pred)
     expected = loss((y_true * labelled)[LABELLED], (y_pred * labelled)[LABELLED])
     assert value == pytest.approx(float(expected), rel=1e-5)
     assert np.all((gradient != 0) == labelled)
 
 
 @once_compiled
-@pytest.mark.parametrize("axis", [(1, 2), (0, 1, 2)])
-def test_loss_of_classes_in_place_of_items_is_refused(axis):
-    y = probabilities(4, 5, 2)
+@pytest.mark.parametrize(
+    ("loss", "shape"),
+    [
+        (of_batch, (1,)),
+        (keras.losses.Dice(axis=(1, 2)), (4, 5, 2)),  # Of classes in place of items.
+        (keras.losses.Dice(axis=(0, 1, 2)), (4, 5, 2)),
+    ],
+)
+def test_loss_without_a_value_for_each_item_is_refused(loss, shape):
+    y = probabilities(*shape)
     with pytest.raises(ValueError, match="one value for each item"):
-        term_loss(keras.losses.Dice(axis=axis), NAN)(y, y)
+        term_loss(loss, NAN)(y, y)

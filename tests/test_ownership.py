@@ -17,24 +17,21 @@ from tests.small_models import LOSSES, X, Y, build, compiled, fit, ramp, with_la
 BACKEND = keras.backend.backend()
 
 
-def _cloned(model):
-    return keras.models.clone_model(model)
-
-
-def _from_json(model):
-    return keras.models.model_from_json(model.to_json())
-
-
-def _from_compile_config(model):
+def from_compile_config(model):
     other = build()
     other.compile_from_config(model.get_compile_config())
     return other
 
 
-COPIES = {"clone": _cloned, "json": _from_json, "compile_config": _from_compile_config}
+COPIES = {
+    "clone": keras.models.clone_model,
+    "json": lambda model: keras.models.model_from_json(model.to_json()),
+    "compile_config": from_compile_config,
+}
+each_copy = pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
 
 
-@pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
+@each_copy
 def test_copied_model_anneals_its_own_weights(copy):
     model = compiled(weights={"a": ramp(), "b": 0.5})
     fit(model)  # The copy starts afresh, independent of the state of the original.
@@ -51,7 +48,7 @@ def test_copied_model_anneals_its_own_weights(copy):
 
 
 @once_compiled
-@pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
+@each_copy
 def test_rule_of_copied_model_starts_afresh(copy):
     options = {"optimizer": keras.optimizers.SGD(0.05), "weighting": "uncertainty"}
     model = compiled(**options)
@@ -68,37 +65,26 @@ def test_deserialized_weight_is_a_new_object():
     assert len({id(first), id(second), id(model.loss["a"].weight)}) == 3
 
 
-def _with_loss_alone(arguments):
-    return {"loss": arguments["loss"]}
+UNUSED = r"does not use the weight of the term 'a'.*joint_loss"
+NOT_MULTIPLIED = r"not multiplied by its weight.*`loss_weights`"
+OF_OTHERS = r"weight of the term '.*' in `loss_weights` with other losses"
 
 
-def _with_other_metrics(arguments):
-    return {**arguments, "metrics": {"a": ["mae"]}}
-
-
-@pytest.mark.parametrize("change", [_with_loss_alone, _with_other_metrics])
-def test_model_with_unused_weight_is_refused(change):
-    model = build()
-    model.compile("sgd", **change(kj.joint_loss(LOSSES, {"a": ramp()})))
-    with pytest.raises(ValueError, match=r"does not use the weight of the term 'a'.*joint_loss"):
-        fit(model)
-
-
-def test_logged_but_unused_weight_is_refused_without_callback():
-    model = build()
-    arguments = kj.joint_loss(LOSSES, {"a": 0.5})
-    model.compile("sgd", loss=arguments["loss"], metrics=arguments["metrics"])
-    with pytest.raises(ValueError, match=r"not multiplied by its weight.*`loss_weights`"):
-        fit(model, [])
-
-
-def test_loss_weights_with_other_losses_are_refused():
-    model = build()
-    arguments = kj.joint_loss(LOSSES)
-    model.compile("sgd", loss=LOSSES, loss_weights=arguments["loss_weights"])
-    match = r"weight of the term '.*' in `loss_weights` with other losses"
-    with pytest.raises((RuntimeError, ValueError), match=match):
-        fit(model, [])
+@pytest.mark.parametrize(
+    ("weight", "names", "others", "callbacks", "message"),
+    [
+        (ramp(), ["loss"], {}, None, UNUSED),
+        (ramp(), ["loss", "loss_weights"], {"metrics": {"a": ["mae"]}}, None, UNUSED),
+        (0.5, ["loss", "metrics"], {}, [], NOT_MULTIPLIED),
+        (1.0, ["loss_weights"], {"loss": LOSSES}, [], OF_OTHERS),
+    ],
+    ids=["loss alone", "other metrics", "logged but unused", "other losses"],
+)
+def test_compile_with_some_of_the_arguments_is_refused(weight, names, others, callbacks, message):
+    model, arguments = build(), kj.joint_loss(LOSSES, {"a": weight})
+    model.compile("sgd", **{name: arguments[name] for name in names}, **others)
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        fit(model, callbacks)
 
 
 class OwnMetrics(keras.Model):

@@ -21,7 +21,7 @@ from tests.backends import once_compiled
 from tests.callbacks import Interrupts
 from tests.processes import ENVIRONMENT
 from tests.small_models import compiled, fit
-from tests.training_logs import HOSTILE, STEPS, TERMS, train, write
+from tests.training_logs import HOSTILE, STEPS, TERMS, train, write, write_scalars
 
 pytestmark = once_compiled
 
@@ -126,12 +126,10 @@ def test_logs_in_a_remote_folder():
 
 def test_terms_are_stacked_at_the_steps_of_the_total(tmp_path):
     """TensorBoard keeps some points of each tag, which need not be of the same steps."""
-    writer = SummaryWriter(tmp_path / "train")
-    for step in range(1, 6):
-        writer.scalars({"joint_loss/total": 2.0 * step}, step)
-        if step != 3:
-            writer.scalars({"joint_loss/a/weighted": 2.0 * step, "joint_loss/a/weight": 1.0}, step)
-    writer.close()
+    steps = range(1, 6)
+    totals = [({"joint_loss/total": 2.0 * x}, x) for x in steps]
+    terms = [({"joint_loss/a/weighted": 2.0 * x, "joint_loss/a/weight": 1.0}, x) for x in steps]
+    write_scalars(tmp_path, *totals, *(terms[:2] + terms[3:]))
     (area, _) = kj.plot(tmp_path).data[:2]
     assert (list(area.x), list(area.y)) == ([1, 2, 3, 4, 5], [2.0, 4.0, 6.0, 8.0, 10.0])
 
@@ -206,12 +204,9 @@ def test_damaged_files_count_up_to_the_damage(tmp_path, damage):
     (path,) = (tmp_path / "train").iterdir()
     content = path.read_bytes()
     middle = len(content) // 2
-    if damage == "cut":
-        path.write_bytes(content[:middle])
-    elif damage == "flipped":
-        path.write_bytes(content[:middle] + bytes(64) + content[middle + 64 :])
-    else:
-        path.write_bytes(b"")
+    cut = content[:middle]
+    flipped = cut + bytes(64) + content[middle + 64 :]
+    path.write_bytes({"cut": cut, "flipped": flipped, "empty": b""}[damage])
     readings = kj.tensorboard.read(tmp_path)
     assert len(readings["validation"]["joint_loss/a/raw"].steps) == 50
     if damage != "empty":

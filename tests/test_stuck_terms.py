@@ -47,13 +47,13 @@ def test_constancy_holds_if_no_comparable_step_differs(steps, holds):
 
 
 def test_steps_whose_items_do_not_count_are_not_compared():
-    weight = watched_weight()
+    weight, zero = watched_weight(), ops.convert_to_tensor(0.0)
     for _ in range(3):
-        weight.record(ops.convert_to_tensor(0.0), 8, counts=ops.convert_to_tensor(False))
-        weight.record(ops.convert_to_tensor(0.0), 0)
+        weight.record(zero, 8, counts=ops.convert_to_tensor(False))
+        weight.record(zero, 0)
     assert not weight.recorded.stands_still
     assert not weight.recorded.has_counted
-    weight.record(ops.convert_to_tensor(0.0), 8, counts=ops.convert_to_tensor(True))
+    weight.record(zero, 8, counts=ops.convert_to_tensor(True))
     assert weight.recorded.has_counted
 
 
@@ -164,12 +164,9 @@ def balanced(optimizer, loss_weights=None, loss="mse"):
     fit(model, y={"a": X[:, :1], "b": X[:, 1:2]}, epochs=2)
 
 
-def test_gradient_of_0_before_the_first_update_reports_nothing():
-    balanced(keras.optimizers.SGD(0.1, gradient_accumulation_steps=4))
-
-
-def test_gradient_too_small_to_measure_reports_nothing():
-    balanced(keras.optimizers.SGD(0.1), {"a": 1e-30})
+@pytest.mark.parametrize(("steps", "weights"), [(4, None), (None, {"a": 1e-30})])
+def test_gradient_before_an_update_or_too_small_to_measure_reports_nothing(steps, weights):
+    balanced(keras.optimizers.SGD(0.1, gradient_accumulation_steps=steps), weights)
 
 
 def detached(y_true, y_pred):

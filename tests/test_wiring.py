@@ -17,6 +17,7 @@ GENERATOR = np.random.default_rng(0)
 X = GENERATOR.normal(size=(20, 5)).astype("float32")
 TARGET = GENERATOR.normal(size=(20, 1)).astype("float32")
 LAYERS = ("GradientBalancer", "SharedTrunk")
+L1_L2 = {"l1": "mae", "l2": "mse"}
 
 
 def trunk(terms, layer="GradientBalancer", inputs=None):
@@ -79,23 +80,21 @@ def test_plain_losses_are_checked_too():
 @pytest.mark.parametrize("terms", [["a_l1", "a_l2"], ["a_l1", "b"]])
 def test_names_of_several_losses_of_one_output_are_refused(terms):
     model = with_heads(terms, {"a": ["a_l1"], "b": terms[1:]})
-    losses = {"a": {"l1": "mae", "l2": "mse"}, "b": "mse"}
     message = r"`terms` of the layer 'shared'.*'a', for its losses \['a_l1', 'a_l2'\].*Received"
     with pytest.raises(ValueError, match=message):
-        connect(model, losses)
+        connect(model, {"a": L1_L2, "b": "mse"})
 
 
 def test_grad_norm_says_what_several_losses_of_one_output_need():
     model = with_heads(["a"], {"a": "a"})
     message = r"GradNorm expects.*\['a_l1', 'a_l2'\].*an output for each"
     with pytest.raises(ValueError, match=message):
-        connect(model, {"a": {"l1": "mae", "l2": "mse"}}, weighting="grad_norm")
+        connect(model, {"a": L1_L2}, weighting="grad_norm")
     # The remedy: one head, called on each copy, and outputs of different names.
     inputs, z = trunk(["l1", "l2"])
     head = keras.layers.Dense(1)
     outputs = {name: keras.layers.Identity(name=name)(head(z[name])) for name in z}
-    remedied = keras.Model(inputs, outputs)
-    connect(remedied, {"l1": "mae", "l2": "mse"}, weighting="grad_norm")
+    connect(keras.Model(inputs, outputs), L1_L2, weighting="grad_norm")
 
 
 def several_layers():
@@ -151,10 +150,10 @@ def of_features():
     return keras.Model(inputs, {x: keras.layers.Dense(1)(ops.concatenate(z[x], 1)) for x in "ab"})
 
 
-RIGHT = (several_layers, in_series, with_two_copies, with_features, called_twice, nested)
+RIGHT = several_layers, in_series, with_two_copies, with_features, called_twice, nested, of_features
 
 
-@pytest.mark.parametrize("make", [*RIGHT, of_features], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", RIGHT, ids=lambda make: make.__name__)
 def test_right_wiring_is_accepted(make):
     model = make()
     connect(model, dict.fromkeys(set(model.output) - {"code"}, "mse"))
@@ -187,7 +186,7 @@ def test_head_whose_weight_starts_at_0_has_to_read_its_copy():
 
 def test_name_of_a_loss_beside_others_of_weight_0_is_accepted():
     model = with_heads(["a_l1", "b"], {"a": ["a_l1"], "b": "b"})
-    connect(model, {"a": {"l1": "mae", "l2": "mse"}, "b": "mse"}, weights={"a_l2": 0.0})
+    connect(model, {"a": L1_L2, "b": "mse"}, weights={"a_l2": 0.0})
     assert misnamed(model) == []
 
 

@@ -16,11 +16,8 @@ Run: python -m tests.benchmarks.benchmark_chunked --batches 4096 --chunk 256
 import argparse
 import functools
 import json
-import os
-import subprocess
-import sys
 
-from tests.benchmarks.timing import peak_mib, seconds
+from tests.benchmarks.timing import in_process, peak_mib, report
 
 WAYS = ("plain", "ChunkedTower", "by hand")
 
@@ -121,37 +118,20 @@ def measure(way, batch, chunk, steps):
         model.fit([part[:8] for part in x], batch_size=8, verbose=0)
     base = peak_mib()
     fit = functools.partial(model.fit, x, batch_size=batch, shuffle=False, verbose=0)
-    least = min(seconds(fit) for _ in range(steps))
-    print(json.dumps({"seconds": least, "mib": peak_mib() - base}))
+    report(fit, base, steps)
 
 
 def run(way, batch, chunk):
     """Returns the seconds and MiB of a case, measured in a separate process each."""
-    found = {}
-    fresh = {"MALLOC_MMAP_THRESHOLD_": "1000000"}
-    for key, steps, options in (("seconds", 3, {}), ("mib", 1, fresh)):
-        case = [way, *map(str, (batch, chunk, steps))]
-        output = subprocess.run(
-            [sys.executable, "-m", __spec__.name, "--case", *case],
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **options},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        found[key] = json.loads(output.stdout.strip().splitlines()[-1])[key]
-    return found
+    case, fresh = (__spec__.name, way, batch, chunk), {"MALLOC_MMAP_THRESHOLD_": "1000000"}
+    return {"seconds": in_process(*case, 3)["seconds"], "mib": in_process(*case, 1, **fresh)["mib"]}
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[4096])
     parser.add_argument("--chunk", type=int, default=256)
-    parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    if arguments.case:
-        way, *numbers = arguments.case
-        measure(way, *map(int, numbers))
-        return
     for batch in arguments.batches:
         print(f"batch {batch}, chunks of {arguments.chunk}", flush=True)
         rows = {way: run(way, batch, arguments.chunk) for way in WAYS}

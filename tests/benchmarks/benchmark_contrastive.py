@@ -14,13 +14,11 @@ Run: python -m tests.benchmarks.benchmark_contrastive [losses] --batches 4096 16
 """
 
 import argparse
-import json
+import importlib.util
 import os
 import statistics
-import subprocess
-import sys
 
-from tests.benchmarks.timing import peak_mib, seconds
+from tests.benchmarks.timing import in_process, peak_mib, report
 
 DIM = 256
 LOSSES = ("InfoNCE", "SigLIP", "NTXent", "SupCon")
@@ -89,8 +87,7 @@ def measure(name, form, batch, repetitions, tile_size):
     step = compiled_step(loss_of(name, form, labels, tile_size))
     step(views[: min(256, batch // 16)])
     base = peak_mib()
-    least = min(seconds(lambda: step(views)) for _ in range(repetitions))
-    print(json.dumps({"seconds": least, "mib": peak_mib() - base}))
+    report(lambda: step(views), base, repetitions)
 
 
 def compiled_step(function):
@@ -126,29 +123,16 @@ def compiled_step(function):
     return step
 
 
-def run(name, form, batch, options):
-    """Runs a case in a separate process; returns `None` if it fails, e.g. for lack of memory."""
-    command = [sys.executable, "-m", __spec__.name, "--case", name, form, str(batch)]
-    command += options
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    output = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if output.returncode:
-        reason = output.stderr.strip().splitlines() or [f"ended with {output.returncode}"]
-        print(f"{name}, {form}, batch {batch}, failed: {reason[-1][:200]}", flush=True)
-        return None
-    return json.loads(output.stdout.strip().splitlines()[-1])
-
-
-def compare(name, batch, forms, pairs, options):
+def compare(name, batch, forms, pairs, *options):
     """Prints time and memory of each form, and the ratios of the first form to the others."""
     results = {form: [] for form in forms}
     for _ in range(pairs):
         for form in tuple(results):
-            row = run(name, form, batch, options)
-            if row is None:
+            try:
+                results[form].append(in_process(__spec__.name, name, form, batch, *options))
+            except RuntimeError as error:
+                print(f"{name}, {form}, batch {batch}, failed: {error}", flush=True)
                 del results[form]
-            else:
-                results[form].append(row)
     print(f"{name}, batch {batch}", flush=True)
     first = forms[0]
     for form, rows in results.items():
@@ -170,29 +154,17 @@ def main(argv=None):
     parser.add_argument("--pairs", type=int, default=5, help="how often to run each form")
     parser.add_argument("--repetitions", type=int, default=2, help="how often within a process")
     parser.add_argument("--tile-size", type=int, default=256, help="of the form `tiled`")
-    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    if arguments.case:
-        name, form, batch = arguments.case
-        measure(name, form, int(batch), arguments.repetitions, arguments.tile_size)
-        return
-    options = ["--repetitions", str(arguments.repetitions)]
-    options += ["--tile-size", str(arguments.tile_size)]
+    has_peer = importlib.util.find_spec("pytorch_metric_learning") is not None
+    has_peer &= os.environ.get("KERAS_BACKEND") == "torch"
     for name in arguments.names or LOSSES:
         for batch in arguments.batches:
             forms = ["tiled"]
             if batch <= 16384 and name in ("InfoNCE", "SigLIP"):
                 forms += ["dense", "two_matrices"] if name == "InfoNCE" else ["dense"]
-            if batch <= PEER_LIMITS.get(name, 0) and _has_peer():
+            if batch <= PEER_LIMITS.get(name, 0) and has_peer:
                 forms = ["default", "peer"]
-            compare(name, batch, forms, arguments.pairs, options)
-
-
-def _has_peer():
-    import importlib.util
-
-    is_torch = os.environ.get("KERAS_BACKEND") == "torch"
-    return is_torch and importlib.util.find_spec("pytorch_metric_learning") is not None
+            compare(name, batch, forms, arguments.pairs, arguments.repetitions, arguments.tile_size)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ Run: python -m tests.benchmarks.benchmark_dashboard
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +19,7 @@ from pathlib import Path
 import keras_jointloss as kj
 from tests.benchmarks.benchmark_logging import STEPS, values
 from tests.dashboard_page import Page, get, tensorboard, wait_for
+from tests.processes import run_python
 
 RUNS = 5
 START = """
@@ -116,12 +115,7 @@ def measure(logs, flags):
 
 def start_cost():
     """Returns the milliseconds that importing the plugin adds, as a median."""
-    command = [sys.executable, "-c", START]
-    times = [
-        float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        for _ in range(6)
-    ]
-    return statistics.median(times[1:])
+    return statistics.median([float(run_python(START).stdout) for _ in range(6)][1:])
 
 
 def main():

@@ -3,10 +3,9 @@
 Run: python -m tests.benchmarks.benchmark_import
 """
 
-import os
 import statistics
-import subprocess
-import sys
+
+from tests.processes import run_python
 
 TARGET = 50
 # Otherwise Python collects the garbage of `import keras` at an arbitrary moment: on JAX, during the
@@ -21,10 +20,8 @@ print(1000 * (time.thread_time() - start))
 
 
 def milliseconds() -> float:
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONDONTWRITEBYTECODE": ""}
-    command = [sys.executable, "-c", CODE]
-    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return float(output.stdout)
+    environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONDONTWRITEBYTECODE": ""}
+    return float(run_python(CODE, **environment).stdout)
 
 
 def main():

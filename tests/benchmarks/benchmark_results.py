@@ -135,16 +135,11 @@ def compare_aggregators(name, epochs, seeds, level):
     """Returns accuracies of both digits and the explained variance, for each way and seed."""
     example = import_example("multi_digit")
     data = [example.load(seed) for seed in range(seeds)]
-    return (
-        [
-            example.train(data[seed], epochs, seed, aggregator=name, level=level).scores
-            for seed in range(seeds)
-        ],
-        [
-            train_with_torchjd(example, data[seed], epochs, seed, name, level)
-            for seed in range(seeds)
-        ],
-    )
+    ours, peer = [], []
+    for seed, part in enumerate(data):
+        ours.append(example.train(part, epochs, seed, aggregator=name, level=level).scores)
+        peer.append(train_with_torchjd(example, part, epochs, seed, name, level))
+    return ours, peer
 
 
 def with_peer(name):
@@ -179,9 +174,8 @@ def search(loss, epochs, seed):
 
 def compare_losses(name, epochs, seeds, level):
     """Returns the recalls with our loss and with the other library's, for each seed."""
-    return (
-        [search(name, epochs, seed) for seed in range(seeds)],
-        [search(with_peer(name), epochs, seed) for seed in range(seeds)],
+    return tuple(
+        [search(loss, epochs, seed) for seed in range(seeds)] for loss in (name, with_peer(name))
     )
 
 

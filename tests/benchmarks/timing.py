@@ -1,10 +1,13 @@
 """Compares the run time of two alternatives on a machine with other load, and measures memory."""
 
+import json
 import resource
 import statistics
 import time
 from collections.abc import Callable
 from typing import NamedTuple
+
+from tests.processes import run_python
 
 
 class Ratio(NamedTuple):
@@ -64,3 +67,24 @@ def peak_mib() -> float:
         if stats := jax.local_devices()[0].memory_stats():
             return stats["peak_bytes_in_use"] / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def report(run: Callable[[], object], base: float, repetitions: int):
+    """Prints the seconds of the fastest run and the increase of the memory in MiB, as JSON."""
+    least = min(seconds(run) for _ in range(repetitions))
+    print(json.dumps({"seconds": least, "mib": peak_mib() - base}))
+
+
+def in_process(module: str, *case, **environment) -> dict[str, float]:
+    """Returns what `module.measure(*case)` prints in a process of its own, as JSON.
+
+    Raises:
+        RuntimeError: If it fails, e.g. for lack of memory, with the last line of the error.
+    """
+    code = f"from {module} import measure; measure(*{case!r})"
+    environment = {"TF_CPP_MIN_LOG_LEVEL": "3", **environment}
+    output = run_python(code, check=False, timeout=None, **environment)
+    if output.returncode:
+        reason = output.stderr.strip().splitlines() or [f"ended with {output.returncode}"]
+        raise RuntimeError(reason[-1][:200])
+    return json.loads(output.stdout.strip().splitlines()[-1])
