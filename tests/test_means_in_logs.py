@@ -59,23 +59,12 @@ def expected_losses(model):
     }
 
 
-class Logs(keras.callbacks.Callback):
-    """Keeps what a callback after `JointLossCallback` receives."""
-
-    def __init__(self):
-        super().__init__()
-        self.epoch = self.evaluation = {}
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.epoch = logs
-
-    def on_test_end(self, logs=None):
-        self.evaluation = logs
-
-
 def test_every_table_and_log_shows_the_mean_over_the_items(tmp_path, capsys):
-    model, others = make_model(), Logs()
-    callback = JointLossCallback(tmp_path)
+    model, callback, received = make_model(), JointLossCallback(tmp_path), {}
+    others = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: received.update(epoch=logs),
+        on_test_end=lambda logs: received.update(evaluation=logs),
+    )
     table = keras.callbacks.CSVLogger(tmp_path / "log.csv")
     data = {"sample_weight": SAMPLE_WEIGHT, "batch_size": BATCH}
     options = {"validation_data": (X, Y, SAMPLE_WEIGHT), "shuffle": False, "verbose": 2, **data}
@@ -92,7 +81,7 @@ def test_every_table_and_log_shows_the_mean_over_the_items(tmp_path, capsys):
     for prefix, run in (("", "train"), ("val_", "validation")):
         found = {
             "History": {x: history.history[prefix + key][0] for x, key in names.items()},
-            "callbacks": {x: others.epoch[prefix + key] for x, key in names.items()},
+            "callbacks": {x: received["epoch"][prefix + key] for x, key in names.items()},
             "CSVLogger": {x: float(row[prefix + key]) for x, key in names.items()},
             "events": {x: scalars[run][f"joint_loss/{x}/raw"].values[-1] for x in names},
             **{k: {x: r[run].terms[x].raw for x in names} for k, r in reports.items()},
@@ -112,7 +101,7 @@ def test_every_table_and_log_shows_the_mean_over_the_items(tmp_path, capsys):
                 assert product == pytest.approx(terms[name].weighted, rel=1e-5)
             parts = [*(x.weighted for x in terms.values()), report[run].other]
             assert sum(parts) == pytest.approx(report[run].total, rel=1e-5)
-    for logs in (evaluated, others.evaluation):
+    for logs in (evaluated, received["evaluation"]):
         logged = {x: logs[key] for x, key in names.items() if key in logs}
         assert set(names) - {"size"} <= set(logged)
         assert logged == pytest.approx({x: expected[x] for x in logged}, rel=1e-5)
@@ -153,8 +142,7 @@ def test_losses_of_a_single_output_are_means_over_the_items():
     expected = {square: np.mean(error**2), absolute: np.mean(np.abs(error))}
     for name, loss in expected.items():
         assert history[f"{name}_loss"] == [pytest.approx(loss, rel=1e-5)]
-    total = 2 * expected[square] + expected[absolute]
-    assert history["loss"] == [pytest.approx(total, rel=1e-5)]
+    assert history["loss"] == pytest.approx([2 * expected[square] + expected[absolute]], rel=1e-5)
 
 
 @once_compiled

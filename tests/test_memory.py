@@ -49,30 +49,22 @@ def of_tiles():
     return trained(model, [retrieval], x=x, y=y)
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_model_with_a_rule_is_freed(weighting, graphs):
+@pytest.mark.parametrize("kind", [*WEIGHTINGS, "tiles"])
+def test_model_with_a_rule_or_tiled_losses_is_freed(kind, graphs):
     before = graphs()
-    assert_freed(of_balanced(weighting))
+    assert_freed(of_tiles() if kind == "tiles" else of_balanced(kind))
     assert graphs() == before
 
 
-def test_model_with_tiled_losses_is_freed(graphs):
-    before = graphs()
-    assert_freed(of_tiles())
-    assert graphs() == before
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [
-        lambda: kj.layers.ContrastiveTerm("MeanSquaredError", metrics=[kj.metrics.Alignment()]),
-        lambda: kj.layers.LossTerm("mean_squared_error", metrics=["mae"]),
-    ],
-)
-def test_inputs_of_a_direct_call_are_freed(layer):
-    layer = layer()
+@pytest.mark.parametrize("is_contrastive", [True, False])
+def test_inputs_of_a_direct_call_are_freed(is_contrastive):
     a, b = ops.convert_to_tensor(A) + 2, ops.convert_to_tensor(A)
-    layer(*([(a, b)] if isinstance(layer, kj.layers.ContrastiveTerm) else [a, b]))
+    if is_contrastive:
+        layer = kj.layers.ContrastiveTerm("MeanSquaredError", metrics=[kj.metrics.Alignment()])
+        layer((a, b))
+    else:
+        layer = kj.layers.LossTerm("mean_squared_error", metrics=["mae"])
+        layer(a, b)
     references = [weakref.ref(x) for x in (a, b)]
     del a, b
     gc.collect()

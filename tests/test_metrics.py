@@ -68,10 +68,6 @@ def _finish(make, mean):
     return math.log(mean) if make is kj.metrics.Uniformity and mean > 0 else mean
 
 
-def _number(x):
-    return float(ops.convert_to_numpy(x))
-
-
 class _Masked(keras.layers.Layer):
     """Returns its input with a mask."""
 
@@ -96,7 +92,7 @@ def _assert_equals_reference(
     metric.update_state(labels, given, weight)
     expected = _finish(make, reference.mean(*naive(views, labels, valid, **arguments), weight))
     tolerance = 1e-6 if dtype == "float64" else 2e-5
-    assert _number(metric.result()) == pytest.approx(expected, rel=tolerance, abs=tolerance)
+    assert float(metric.result()) == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
 @pytest.mark.parametrize("dtype", dtypes())
@@ -131,7 +127,7 @@ def test_values_are_finite_and_change_no_state(case):
     np.testing.assert_allclose(
         ops.convert_to_numpy(values)[counted], np.array(expected)[counted], rtol=1e-4, atol=1e-5
     )
-    assert [_number(v) for v in metric.variables] == [0.0, 0.0]
+    assert [float(v) for v in metric.variables] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("case", COMPARED)
@@ -169,9 +165,9 @@ def test_result_accumulates_over_batches(case):
         found = naive(views, _labels(batch), **arguments)
         values, counts = values + found[0], counts + found[1]
     expected = _finish(make, reference.mean(values, counts))
-    assert _number(metric.result()) == pytest.approx(expected, rel=2e-5, abs=2e-5)
+    assert float(metric.result()) == pytest.approx(expected, rel=2e-5, abs=2e-5)
     metric.reset_state()
-    assert _number(metric.result()) == 0.0
+    assert float(metric.result()) == 0.0
 
 
 @once_compiled
@@ -181,16 +177,16 @@ def test_collapsed_model_retrieves_nothing(batch, dim, similarity):
     views = np.tile(_views(1, dim).astype("float32"), (batch, 1, 1))
     views[:, 0] = _views(batch, dim)[:, 0]
     recall = kj.metrics.RecallAtK(batch - 1, direction="a_to_b", similarity=similarity)
-    assert _number(recall(None, views)) == 0.0
+    assert float(recall(None, views)) == 0.0
     rank = kj.metrics.MeanReciprocalRank(direction="a_to_b", similarity=similarity)
-    assert _number(rank(None, views)) == pytest.approx(1 / batch)
+    assert float(rank(None, views)) == pytest.approx(1 / batch)
     both_views = np.tile(views[:1, 1:], (batch, 2, 1))
     labels = np.arange(batch) % (batch // 2)
     precision = kj.metrics.MeanAveragePrecisionAtR(similarity)
     expected = reference.mean(
         *reference.mean_average_precision_at_r(both_views[:8], labels[:8], similarity=similarity)
     )
-    assert _number(precision(labels[:8], both_views[:8])) == pytest.approx(expected)
+    assert float(precision(labels[:8], both_views[:8])) == pytest.approx(expected)
 
 
 @once_compiled
@@ -218,28 +214,28 @@ def test_one_view_need_not_be_stacked(case):
 
 
 def test_recall_at_the_batch_size_is_one():
-    assert _number(kj.metrics.RecallAtK(10)(None, np.ones((10, 2, 3), "float32"))) == 1.0
+    assert float(kj.metrics.RecallAtK(10)(None, np.ones((10, 2, 3), "float32"))) == 1.0
 
 
 @pytest.mark.parametrize("dtype", ["int32", "uint8", "int64", "float32"])
 def test_labels_may_have_any_dtype_and_be_a_column(dtype):
     labels, views = _labels(8).astype(dtype), _views(8).astype("float32")
-    expected = _number(kj.metrics.MeanAveragePrecisionAtR()(_labels(8), views))
+    expected = float(kj.metrics.MeanAveragePrecisionAtR()(_labels(8), views))
     for y in (labels, labels[:, None]):
-        assert _number(kj.metrics.MeanAveragePrecisionAtR()(y, views)) == expected
+        assert float(kj.metrics.MeanAveragePrecisionAtR()(y, views)) == expected
 
 
 def test_large_integer_labels_do_not_collide():
     labels = 2**24 + np.arange(4, dtype="int32")
     found = kj.metrics.NegativeSimilarity(same_label="ignore")(labels, _views(4).astype("float32"))
     expected = reference.mean(*reference.negative_similarity(_views(4)))
-    assert _number(found) == pytest.approx(expected, rel=1e-4)
+    assert float(found) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("make", METRICS)
 def test_half_precision_is_computed_in_float32(make):
     views, labels = _views(8, 8).astype("float16"), _labels(8)
-    assert _number(make()(labels, views)) == _number(make()(labels, views.astype("float32")))
+    assert float(make()(labels, views)) == float(make()(labels, views.astype("float32")))
 
 
 @pytest.mark.parametrize("case", COMPARED)
@@ -250,7 +246,7 @@ def test_config_round_trip(case):
     assert type(again) is make
     assert again.get_config() == metric.get_config()
     views = _views(8).astype("float32")
-    assert _number(again(_labels(8), views)) == _number(metric(_labels(8), views))
+    assert float(again(_labels(8), views)) == float(metric(_labels(8), views))
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss_tests")
@@ -342,9 +338,9 @@ def test_invalid_arguments_are_refused(make, arguments, message):
 
 def test_weight_may_be_a_scalar():
     metric = kj.metrics.Alignment()
-    expected = _number(kj.metrics.Alignment()(None, _views(4)))
-    assert _number(metric(None, _views(4), 0.5)) == pytest.approx(expected, rel=1e-6)
-    assert _number(metric._weight) == 2
+    expected = float(kj.metrics.Alignment()(None, _views(4)))
+    assert float(metric(None, _views(4), 0.5)) == pytest.approx(expected, rel=1e-6)
+    assert float(metric._weight) == 2
 
 
 @pytest.mark.parametrize("make", METRICS)

@@ -1,20 +1,22 @@
 """Missing targets in `fit` and `evaluate`: weights, logs, rules, masks and replicas."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 
 import keras_jointloss as kj
 from keras_jointloss.joint.find_terms import find_terms
+from tests import small_models
 from tests.backends import once_compiled
 from tests.comparisons import approx_logs, assert_all_close
-from tests.small_models import X, Y, build, fit
+from tests.small_models import LOSSES, X, Y, build, fit
 from tests.summaries import read_scalars
 
 NAN = float("nan")
 LABELLED = np.random.default_rng(5).random(len(X)) < 0.3
 LABELLED[20:30] = False  # One batch has no labels.
-LOSSES = {"a": "mse", "b": "sparse_categorical_crossentropy"}
 Y_MISSING = {
     "a": np.where(LABELLED[:, None], Y["a"], np.float32(NAN)),
     "b": np.where(LABELLED, Y["b"], -1),
@@ -23,10 +25,8 @@ MISSING = {"a": NAN, "b": -1}
 
 
 def with_one_output(loss, missing=None):
-    keras.utils.set_random_seed(1)
-    inputs = keras.Input((5,))
-    hidden = keras.layers.Dense(4, activation="tanh")(inputs)
-    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax", name="b")(hidden))
+    model = build()
+    model = keras.Model(model.input, model.output["b"])
     arguments = kj.joint_loss({"b": loss}, missing=missing, metrics="accuracy")
     model.compile(keras.optimizers.Adam(0.05), **arguments)
     return model
@@ -43,14 +43,12 @@ def test_training_equals_that_on_the_labelled_items_alone():
     assert history == approx_logs(expected, 1e-4)
 
 
-def compiled(model, **options):
-    model.compile(keras.optimizers.SGD(0.0), **kj.joint_loss(LOSSES, missing=MISSING, **options))
-    return model
+compiled = functools.partial(small_models.compiled, missing=MISSING)
 
 
 def test_logs_are_means_over_labelled_targets(tmp_path):
     metrics = {"a": "mae", "b": ["accuracy"]}
-    model = compiled(build(), metrics=metrics, weighted_metrics={"a": ["mae"]})
+    model = compiled(metrics=metrics, weighted_metrics={"a": ["mae"]})
     callback = kj.callbacks.JointLossCallback(str(tmp_path))
     history = fit(model, [callback], y=Y_MISSING, validation_data=(X, Y_MISSING))
     a, b = (np.asarray(model.predict(X, verbose=0)[name]) for name in ("a", "b"))
@@ -95,9 +93,7 @@ def test_metrics_and_shares_of_one_unnamed_output(tmp_path):
 
 @pytest.mark.parametrize("rule", [pytest.param("uncertainty", marks=once_compiled), "famo"])
 def test_rule_does_not_move_for_a_term_without_labels(rule):
-    model = build()
-    arguments = kj.joint_loss(LOSSES, missing=MISSING, weighting=rule)
-    model.compile(keras.optimizers.SGD(0.05), **arguments)
+    model = compiled(build(), keras.optimizers.SGD(0.05), weighting=rule)
     y = {"a": np.full_like(Y["a"], NAN), "b": np.full_like(Y["b"], -1)}
     before = model.get_weights()
     history = fit(model, y=y)

@@ -2,7 +2,7 @@
 
 import contextlib
 import html
-from html.parser import HTMLParser
+import re
 
 import keras
 import numpy as np
@@ -30,23 +30,11 @@ def make_model():
     return model
 
 
-class Cells(HTMLParser):
-    """Collects the text of the cells of each row."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.rows = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        assert tag in ("table", "thead", "tbody", "tr", "th", "td")
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("th", "td"):
-            self.rows[-1].append("")
-
-    def handle_data(self, data):
-        self.rows[-1][-1] += data
+def cells(text):
+    """Returns the text of the cells of each row of a table in HTML."""
+    assert {*re.findall(r"<(\w+)", text)} <= {"table", "thead", "tbody", "tr", "th", "td"}
+    rows = re.findall(r"<tr\b.*?</tr>", text, re.DOTALL)
+    return [[*map(html.unescape, re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", x))] for x in rows]
 
 
 @once_compiled
@@ -93,7 +81,7 @@ def test_table_of_history_equals_that_of_the_callback():
     totals = [f"{run.total:.3f} 100.0%" for run in summary.runs.values()]
     assert lines[-1].split()[1:] == " ".join(totals).split()
     assert max(map(len, lines)) <= 100
-    rows = Cells(summary._repr_html_()).rows
+    rows = cells(summary._repr_html_())
     assert [[x for x in row if x] for row in rows[1:]] == [line.split() for line in lines[1:]]
     assert html.escape("a>b") in summary.to_html()
     model.evaluate(X, y, verbose=0, callbacks=[evaluated := JointLossCallback()])
@@ -103,12 +91,8 @@ def test_table_of_history_equals_that_of_the_callback():
 def test_term_that_was_not_computed_has_empty_cells():
     logs = {"loss": [0.0], "a_loss": [0.0], "a_weight": [1.0], "a_share": [np.nan]}
     logs = {**logs, "b_weight": [2e-7], "b_share": [np.nan]}
-    lines = [line.split() for line in str(kj.report(logs)).splitlines()]
-    assert lines[2:] == [
-        ["a", "0.000", "1.000", "0.000", "-"],
-        ["b", "-", "2.00e-07", "-", "-"],
-        ["total", "0.000", "-"],
-    ]
+    lines = [" ".join(line.split()) for line in str(kj.report(logs)).splitlines()]
+    assert lines[2:] == ["a 0.000 1.000 0.000 -", "b - 2.00e-07 - -", "total 0.000 -"]
 
 
 def test_table_is_shown_where_a_notebook_shows_objects():

@@ -10,6 +10,8 @@ from keras_jointloss.callbacks import JointLossCallback, RetrievalEvaluation
 from tests import reference_metrics as reference
 from tests import small_models
 from tests.backends import once_compiled
+from tests.callbacks import Records
+from tests.comparisons import approx_logs
 from tests.summaries import read_scalars
 
 ITEMS = 22
@@ -174,10 +176,20 @@ def test_unknown_embeddings_are_refused(make, embeddings, message):
         callback.set_model(make())
 
 
-def test_prediction_without_embeddings_is_refused():
-    model = Subclassed(make_model(), False)
-    with pytest.raises(ValueError, match=r"which are \[\]. Received: embeddings=None"):
-        RetrievalEvaluation(X).evaluate(model)
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"),
+    [
+        (lambda: Subclassed(make_model(), False), {}, r"are \[\]. Received: embeddings=None"),
+        (
+            make_model,
+            {"labels": LABELS[:-1]},
+            "`labels`.*each of the 22 items.*Received: 21 labels",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_prediction_is_refused(make, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        RetrievalEvaluation(X, **arguments).evaluate(make())
 
 
 @pytest.mark.parametrize(
@@ -200,12 +212,6 @@ def test_prediction_without_embeddings_is_refused():
 def test_invalid_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         RetrievalEvaluation(X, **arguments)
-
-
-def test_wrong_number_of_labels_is_refused():
-    callback = RetrievalEvaluation(X, labels=LABELS[:-1])
-    with pytest.raises(ValueError, match=r"`labels`.*each of the 22 items.*Received: 21 labels"):
-        callback.evaluate(make_model())
 
 
 def test_measures_current_weights_without_affecting_training():
@@ -254,28 +260,24 @@ def test_evaluates_every_second_epoch():
 def test_early_stopping_and_checkpoints_can_monitor_recall(tmp_path):
     key = "pair_recall_at_1"
     stops = keras.callbacks.EarlyStopping(key, mode="max", patience=0, min_delta=2.0)
-    path, options = tmp_path / "best.keras", {"mode": "max", "save_best_only": True}
-    saves = keras.callbacks.ModelCheckpoint(path, key, **options)
+    path = tmp_path / "best.keras"
+    saves = keras.callbacks.ModelCheckpoint(path, key, mode="max", save_best_only=True)
     history = fit(make_model(), RetrievalEvaluation(X), stops, saves, epochs=5)
     assert len(history["loss"]) == 2  # Keras does not stop earlier.
-    loaded = keras.saving.load_model(tmp_path / "best.keras")
+    loaded = keras.saving.load_model(path)
     assert RetrievalEvaluation(X).evaluate(loaded)[key] == max(history[key])
 
 
 def test_writes_scalars_and_passes_them_on(tmp_path):
-    model = make_model()
-    logged = []
-    options = {"log_dir": tmp_path, "on_log": lambda *arguments: logged.append(arguments)}
-    callback = RetrievalEvaluation(X, k=2, **options)
-    history = fit(model, callback, epochs=2)
+    records = Records()
+    history = fit(make_model(), RetrievalEvaluation(X, k=2, log_dir=tmp_path, on_log=records))
     scalars = read_scalars(tmp_path / "validation")
     assert len(scalars) == 9
     for tag, values in scalars.items():
         key = tag.removeprefix("retrieval/").replace("/", "_")
-        assert values == {3: pytest.approx(history[key][0]), 6: pytest.approx(history[key][1])}
-    assert [(run, step) for run, _, step in logged] == [("validation", 3), ("validation", 6)]
-    for _, tags, step in logged:
-        assert tags == {tag: pytest.approx(values[step]) for tag, values in scalars.items()}
+        assert values == pytest.approx(dict(zip((3, 6), history[key], strict=True)))
+    assert records.tags.keys() == {"validation"}
+    assert records.tags["validation"] == approx_logs(scalars, 1e-6)
 
 
 def _plugin(log_dir):
@@ -314,8 +316,7 @@ def test_writes_projector_files(tmp_path):
 
     folder = tmp_path / "validation"
     lines = (folder / second.metadata_path).read_text(encoding="utf-8").splitlines()
-    assert lines[0] == "view\titem\tlabel"
-    assert lines[1] == "a\t0\titem 0 ü"
+    assert lines[:2] == ["view\titem\tlabel", "a\t0\titem 0 ü"]
     assert lines[2 * ITEMS] == f"b\t{ITEMS - 1}\titem {LABELS[-1]} ü"
     assert list(second.sprite.single_image_dim) == [6, 4]
     sprite = _png(folder / second.sprite.image_path)

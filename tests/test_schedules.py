@@ -17,8 +17,6 @@ from tests.small_models import fit
 BACKEND = keras.backend.backend()
 
 pytestmark = [
-    # From NumPy 2, when Keras reads variables and PyTorch tensors to save or convert them.
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     # From PyTorch itself when it compiles, of what Keras does with dtypes and outputs.
     pytest.mark.filterwarnings("ignore:.torch.jit.script_method.:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Dynamo detected a call to:UserWarning"),
@@ -233,16 +231,6 @@ def trained(names, learning_rate, callbacks=(), **compile_options):
     return model
 
 
-def fit_learning_rate(schedule, **compile_options):
-    return trained(["rate"], schedule, loss=prediction, **compile_options)
-
-
-def fit_loss_weights(schedules, **compile_options):
-    """Trains an output for each schedule, which weights the loss."""
-    joint = kj.joint_loss(dict.fromkeys(schedules, prediction), weights=schedules)
-    return trained(schedules, 1.0, [kj.callbacks.JointLossCallback()], **joint, **compile_options)
-
-
 def load_model(path):
     return keras.models.load_model(path, custom_objects={"prediction": prediction})
 
@@ -263,7 +251,7 @@ def captured_by_torch(monkeypatch):
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_learning_rate_schedule_is_applied_in_training(captured_by_torch, jit_compile):
     # This schedule contains all others.
-    model = fit_learning_rate(NESTED, jit_compile=jit_compile)
+    model = trained(["rate"], NESTED, loss=prediction, jit_compile=jit_compile)
     assert_close(movement(model, "rate"), [joined(step) for step in STEPS])
     np.testing.assert_allclose(movement(model, "rate"), values(NESTED), rtol=1e-6, atol=1e-7)
     assert float(model.optimizer.learning_rate) == float(NESTED(len(STEPS)))
@@ -283,7 +271,9 @@ def test_loss_weight_schedule_is_applied_in_training(captured_by_torch, jit_comp
     if jit_compile and BACKEND == "torch":  # It takes half a minute to capture them all.
         weights = {"term": (NESTED, joined)}
     schedules = {name: schedule for name, (schedule, _) in weights.items()}
-    model = fit_loss_weights(schedules, jit_compile=jit_compile)
+    joint = kj.joint_loss(dict.fromkeys(schedules, prediction), weights=schedules)
+    callbacks = [kj.callbacks.JointLossCallback()]
+    model = trained(schedules, 1.0, callbacks, **joint, jit_compile=jit_compile)
     for name, (schedule, reference) in weights.items():
         actual = movement(model, name)
         assert_close(actual, [reference(step) for step in STEPS])
@@ -320,7 +310,7 @@ def test_schedule_survives_serialization(schedule, reference):
 
 
 def test_learning_rate_schedule_survives_in_model_file(tmp_path):
-    fit_learning_rate(NESTED).save(tmp_path / "model.keras")
+    trained(["rate"], NESTED, loss=prediction).save(tmp_path / "model.keras")
     optimizer = load_model(tmp_path / "model.keras").optimizer
     assert float(optimizer.learning_rate) == float(NESTED(len(STEPS)))
     assert_equal(optimizer._learning_rate, NESTED)
@@ -349,7 +339,7 @@ EXPECTED = {
     "a list": [None, 3, "ab", Linear(0, 1, 2)],
 }
 ERRORS = [
-    (cls, name, value, expected)
+    (cls, {name: value}, name, expected)
     for cls, names, expected in [
         (Linear, "start end", "a finite number"),
         (Linear, "steps", "a whole number >= 1 and <= 2147483647"),
@@ -365,22 +355,10 @@ ERRORS = [
     for value in EXPECTED[expected]
     if not (name == "cycles" and value is None)
 ]
-
-
-def assert_refused(cls, arguments, name, expected):
-    message = rf"`{name}`\. Expected {expected}.*\. Received: {name}="
-    with pytest.raises(ValueError, match=message.replace("[", r"\[")):
-        cls(**{**VALID[cls], **arguments})
-
-
-@pytest.mark.parametrize(("cls", "name", "value", "expected"), ERRORS)
-def test_invalid_argument_is_refused(cls, name, value, expected):
-    assert_refused(cls, {name: value}, name, expected)
-
-
-@pytest.mark.parametrize(
-    ("schedules", "boundaries", "name", "expected"),
-    [
+#: Schedules that are no schedules, or do not fit the boundaries.
+ERRORS += [
+    (Sequential, {"schedules": schedules, "boundaries": boundaries}, name, expected)
+    for schedules, boundaries, name, expected in [
         ([0.1, math.nan], [3], "schedules[1]", "a finite number or a `keras.optimizers"),
         (["linear", 0.1], [3], "schedules[0]", "a finite number or a `keras.optimizers"),
         ([0.1, Linear], [3], "schedules[1]", "a finite number or a `keras.optimizers"),
@@ -392,11 +370,15 @@ def test_invalid_argument_is_refused(cls, name, value, expected):
         ([0.1, 0.2], [], "boundaries", "one entry fewer than `schedules`, which has 2"),
         ([0.1, 0.2, 0.3], [3, 3], "boundaries", "strictly increasing integers"),
         ([0.1, 0.2, 0.3], [4, 3], "boundaries", "strictly increasing integers"),
-    ],
-)
-def test_incompatible_schedules_are_refused(schedules, boundaries, name, expected):
-    arguments = {"schedules": schedules, "boundaries": boundaries}
-    assert_refused(Sequential, arguments, name, expected)
+    ]
+]
+
+
+@pytest.mark.parametrize(("cls", "arguments", "name", "expected"), ERRORS)
+def test_invalid_arguments_are_refused(cls, arguments, name, expected):
+    message = rf"`{name}`\. Expected {expected}.*\. Received: {name}="
+    with pytest.raises(ValueError, match=message.replace("[", r"\[")):
+        cls(**{**VALID[cls], **arguments})
 
 
 @pytest.mark.parametrize("integer", [np.int32, np.int64, np.uint8])

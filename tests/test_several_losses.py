@@ -27,12 +27,6 @@ def reference(model, target):
     return {"a_square": float(np.mean(error**2)), "a_huber": float(np.mean(huber))}
 
 
-def with_one_output():
-    keras.utils.set_random_seed(1)
-    inputs = keras.Input((5,))
-    return keras.Model(inputs, keras.layers.Dense(2, name="a")(inputs))
-
-
 def test_each_loss_is_a_term_in_logs_and_summaries(tmp_path):
     model = build()
     joint = kj.joint_loss(LOSSES, WEIGHTS, metrics={"a": ["mae"]})
@@ -81,7 +75,8 @@ LISTS = {
 @once_compiled
 @pytest.mark.parametrize(("losses", "terms"), LISTS.values(), ids=LISTS)
 def test_model_with_one_output_names_the_terms_after_the_losses(losses, terms):
-    model = with_one_output()
+    inputs = keras.Input((5,))
+    model = keras.Model(inputs, keras.layers.Dense(2, name="a")(inputs))
     weights = {terms[0]: 0.25, terms[1]: kj.LossWeight(ramp())}
     model.compile(keras.optimizers.SGD(0.0), **kj.joint_loss(losses, weights, metrics="mae"))
     history = fit(model, y=Y["a"])
@@ -140,8 +135,7 @@ def test_parts_are_logged_by_copies_and_loaded_models(with_others, tmp_path):
 
 def test_layer_term_named_like_the_output_is_refused():
     inputs = keras.Input((5,))
-    pair = (keras.layers.Dense(2)(inputs), keras.layers.Dense(2)(inputs))
-    a, b = kj.layers.ContrastiveTerm("MeanSquaredError", name="a")(pair)
+    a, b = kj.layers.ContrastiveTerm("MeanSquaredError", name="a")((inputs, 2 * inputs))
     model = keras.Model(inputs, {"a": a + b})
     model.compile("sgd", **kj.joint_loss({"a": ["mse", "mae"]}))
     with pytest.raises(ValueError, match="two terms named 'a'"):

@@ -197,8 +197,7 @@ def noisy_problem(given, rule):
     hidden, _ = near((keras.layers.Dense(2)(inputs), other))
     outputs = {"a": keras.layers.Dense(1)(inputs), "b": keras.layers.Dense(1)(hidden)}
     model = keras.Model([inputs, other], outputs)
-    weights = {"a": given["a"], "b": given["b"]}
-    joint = kj.joint_loss({"a": "mse", "b": "mae"}, weights, rule)
+    joint = kj.joint_loss({"a": "mse", "b": "mae"}, {x: given[x] for x in "ab"}, rule)
     model.compile(keras.optimizers.Adam(0.05), **joint)
     generator = np.random.default_rng(0)
     model.set_weights([0.5 * generator.normal(size=value.shape) for value in model.get_weights()])
@@ -230,9 +229,8 @@ def test_constrained_term_ends_at_its_bound():
     hidden = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")(inputs)
     # The minimum of (h - 3)^2 where (10 h)^2 <= 100 is h = 1, with the multiplier 0.02.
     model = keras.Model(inputs, {"near": hidden, "size": keras.layers.Rescaling(10.0)(hidden)})
-    losses = dict.fromkeys(("near", "size"), "mse")
     rule = kj.weighting.Constraint({"size": 100.0})
-    joint = kj.joint_loss(losses, {"size": 0.01}, rule)
+    joint = kj.joint_loss({"near": "mse", "size": "mse"}, {"size": 0.01}, rule)
     model.compile(keras.optimizers.SGD(0.03), **joint)
     y = {"near": 3 * x, "size": 0 * x}
     history = fit(model, y=y, x=x, batch_size=1)

@@ -83,9 +83,8 @@ COLD = [
 @pytest.mark.parametrize("case", COLD, ids=str)
 def test_low_temperature_equals_the_reference(case):
     labels = labels_of(case) if case.labels else None
-    cases.assert_equals_reference(
-        case, views_of(case), labels, tile_sizes=(None,) if COMPILES else (None, 4)
-    )
+    sizes = (None,) if COMPILES else (None, 4)
+    cases.assert_equals_reference(case, views_of(case), labels, tile_sizes=sizes)
 
 
 @once_compiled

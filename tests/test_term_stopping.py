@@ -15,15 +15,13 @@ from tests.small_models import X, Y, compiled, fit, ramp, with_layer_term
 from tests.terms import RULES, Terms, make
 
 
-class Values(keras.callbacks.Callback):
-    """Puts values into the logs of the epochs."""
+def logging(**values):
+    """Returns a callback that puts values into the logs of the epochs."""
 
-    def __init__(self, **values):
-        super().__init__()
-        self.values = values
+    def add(epoch, logs):
+        logs.update({name: x[epoch] for name, x in values.items()})
 
-    def on_epoch_end(self, epoch, logs=None):
-        logs.update({name: values[epoch] for name, values in self.values.items()})
+    return keras.callbacks.LambdaCallback(on_epoch_end=add)
 
 
 def stopped(values, **options):
@@ -80,11 +78,8 @@ def test_mode_auto_goes_by_the_name(term, key, is_up):
 def test_weight_of_a_stopped_term_is_0_while_its_schedule_counts(order, tmp_path):
     model = with_layer_term(ramp(100))
     stopping = TermStopping({"a": "first", "pair": "second"}, patience=2)
-    values = Values(first=[1, 1, 1, 0, 0, 0, 0], second=[5, 4, 3, 3, 3, 3, 3])
-    callbacks = {
-        "before": [values, stopping, JointLossCallback()],
-        "after": [JointLossCallback(), values, stopping],
-    }[order]
+    callbacks = [logging(first=[1, 1, 1, 0, 0, 0, 0], second=[5, 4, 3, 3, 3, 3, 3]), stopping]
+    callbacks.insert({"before": 2, "after": 0}[order], JointLossCallback())
     history = fit(model, callbacks, epochs=7, validation_data=(X, {"a": Y["a"]}))
     assert stopping.stopped_epoch == {"a": 2, "pair": 4}
     assert history["a_weight"] == pytest.approx([0.4, 0.8, 1.0, 0.0, 0.0])
@@ -106,7 +101,7 @@ def test_weight_of_a_stopped_term_is_0_while_its_schedule_counts(order, tmp_path
 
 def test_backup_restores_stopped_terms(tmp_path):
     def callbacks():
-        values = Values(first=[2, 2, 1, 0, 0], second=[2, 1, 0, -1, -2])
+        values = logging(first=[2, 2, 1, 0, 0], second=[2, 1, 0, -1, -2])
         stopping = TermStopping({"a": "first", "b": "second"})
         backup = keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)
         return [backup, JointLossCallback(), values, stopping]
@@ -129,7 +124,7 @@ def test_backup_restores_stopped_terms(tmp_path):
 def test_constant_weight_stops_without_a_joint_loss_callback():
     model = compiled(weights={"a": 0.25, "b": 2.0})
     stopping = TermStopping({"a": "first"})
-    history = fit(model, [Values(first=[1, 1, 1]), stopping], epochs=3)
+    history = fit(model, [logging(first=[1, 1, 1]), stopping], epochs=3)
     assert history["a_weight"] == [0.25, 0.25]  # Training ends when all monitored terms stop.
     history = fit(model, [], epochs=1)
     assert history["a_weight"] == [0.0]

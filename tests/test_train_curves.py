@@ -63,20 +63,14 @@ def steps_by_hand(model) -> dict[str, np.ndarray]:
     return values
 
 
-def windows(points, steps_per_epoch=STEPS):
-    """Returns where the window of each point starts: at the last point or epoch, by its step."""
-    edges = {0, *points, *range(0, max(points), steps_per_epoch)}
-    return {step: max(x for x in edges if x < step) for step in sorted(points)}
-
-
 def assert_means(points, steps, is_weighted=True):
-    """Asserts that each point is the mean over the items since the last one."""
+    """Asserts that each point is the mean over the items since the last one or the last epoch."""
     sizes = np.tile([min(BATCH, ITEMS - i) for i in range(0, ITEMS, BATCH)], 2)
     sizes = sizes if is_weighted else np.ones_like(sizes)
-    expected = {
-        end: np.average(steps[start:end], weights=sizes[start:end])
-        for end, start in windows(points).items()
-    }
+    edges, expected = {0, *points, *range(0, max(points), STEPS)}, {}
+    for end in points:
+        start = max(x for x in edges if x < end)
+        expected[end] = np.average(steps[start:end], weights=sizes[start:end])
     assert points == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 

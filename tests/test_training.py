@@ -16,7 +16,7 @@ from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss.joint.find_terms import find_terms
-from tests.comparisons import assert_all_close
+from tests.comparisons import approx_logs, assert_all_close
 from tests.subjects import BATCH, DATA, ITEMS, SUBJECTS, Subject
 
 STEPS = ITEMS // BATCH
@@ -153,15 +153,14 @@ def fit_arguments(subject: Subject, mode: Mode, model, targets) -> dict:
         y = [y[name] for name in model.output_names]
     elif not isinstance(output, dict) and output is not None:
         (y,) = y.values()
-    weight = np.linspace(0.0, 2.0, ITEMS).astype("float32")
     if mode.data == "tf_data":
         import tensorflow as tf
 
-        as_tuple = tuple(x) if isinstance(x, list) else x
-        as_targets = tuple(y) if isinstance(y, list) else y
-        return {"x": tf.data.Dataset.from_tensor_slices((as_tuple, as_targets)).batch(BATCH)}
+        pair = keras.tree.lists_to_tuples((x, y))
+        return {"x": tf.data.Dataset.from_tensor_slices(pair).batch(BATCH)}
     arguments = {"x": x, "y": y, "batch_size": BATCH}
     if mode.data == "sample_weight":
+        weight = np.linspace(0.0, 2.0, ITEMS).astype("float32")
         arguments["sample_weight"] = keras.tree.map_structure(lambda _: weight, y)
     return arguments
 
@@ -176,23 +175,10 @@ def fit(model, arguments, log_dir=None, epochs=EPOCHS, **options):
     return model.fit(**arguments, **options, callbacks=[callback]).history
 
 
-def fit_in_parts(model, arguments, log_dir):
-    """Returns the logs of one call of `fit` per epoch."""
-    parts = [fit(model, arguments, log_dir, epochs=1) for _ in range(EPOCHS)]
-    return {key: [part[key][0] for part in parts] for key in parts[0]}
-
-
-def given_weights(subject: Subject, step: int) -> dict[str, float]:
-    """Returns the user's weights at a step."""
-    return {
-        name: float(weight(step)) if callable(weight) else weight
-        for name, weight in subject.weights.items()
-    }
-
-
 def assert_weights(subject: Subject, actual: dict[str, float], step: int):
     """Asserts that weights are the given weights at a step times the factors of the rule."""
-    given = given_weights(subject, step)
+    weights = subject.weights.items()
+    given = {name: float(x(step)) if callable(x) else x for name, x in weights}
     if subject.factor_sum is None:
         assert actual == pytest.approx(given, 1e-5, 1e-6)
     else:
@@ -209,27 +195,21 @@ def logged_weights(subject: Subject, history, epoch, prefix="") -> dict[str, flo
     return {name: history[f"{prefix}{name}_weight"][epoch] for name in subject.weights}
 
 
-def plain_results(name: str) -> Path:
-    """Returns the file that shares the results of the plain mode between processes."""
-    return Path(os.environ["KERAS_JOINTLOSS_TEST_RESULTS"]) / f"{name}.pickle"
+def plainly_trained(name: str, history=None, model=None):
+    """Returns the logs and weights of the plain mode, which all processes share.
 
-
-def keep_plain(name: str, history, values) -> None:
-    """Saves the logs and weights of the plain mode for all processes."""
-    path = plain_results(name)
-    own = path.with_suffix(f".{os.getpid()}")
-    own.write_bytes(pickle.dumps((history, values)))
-    own.rename(path)  # Atomic: another process never reads a partial file.
-
-
-def plainly_trained(name: str):
-    """Returns the logs and weights of the plain mode as reference for other modes."""
-    if not plain_results(name).exists():
+    Without them, the model is trained as reference for other modes.
+    """
+    path = Path(os.environ["KERAS_JOINTLOSS_TEST_RESULTS"]) / f"{name}.pickle"
+    if model is None and not path.exists():
         subject = SUBJECTS[name]
         model, targets = compiled(subject, MODES["plain"])
         history = fit(model, fit_arguments(subject, MODES["plain"], model, targets))
-        keep_plain(name, history, values(model))
-    return pickle.loads(plain_results(name).read_bytes())
+    if model is not None:
+        own = path.with_suffix(f".{os.getpid()}")
+        own.write_bytes(pickle.dumps((history, values(model))))
+        own.rename(path)  # Atomic: another process never reads a partial file.
+    return pickle.loads(path.read_bytes())
 
 
 def cases():
@@ -277,7 +257,8 @@ def assert_trains(name, mode_name, tmp_path) -> list[weakref.ref]:
     if name in mode.lives_on:
         validation = {"validation_data": (arguments["x"], arguments["y"])}
     if mode.accumulated:
-        history = fit_in_parts(model, arguments, str(tmp_path))
+        parts = [fit(model, arguments, str(tmp_path), epochs=1) for _ in range(EPOCHS)]
+        history = {key: [part[key][0] for part in parts] for key in parts[0]}
     else:
         history = fit(model, arguments, str(tmp_path), **validation)
 
@@ -298,7 +279,7 @@ def assert_trains(name, mode_name, tmp_path) -> list[weakref.ref]:
         assert_all_close(values(model), plain_values, 1e-4, 1e-6)
     if mode_name == "plain":
         own = {key: logged for key, logged in history.items() if not key.startswith("val_")}
-        keep_plain(name, own, values(model))
+        plainly_trained(name, own, model)
     if name in mode.lives_on:
         assert_lives_on(subject, mode, model, arguments, tmp_path)
     return references(model)
@@ -310,13 +291,12 @@ def assert_lives_on(subject, mode, model, arguments, tmp_path):
     before = current_weights(model)
     evaluate = {**arguments, "return_dict": True, "verbose": 0}
     evaluated = model.evaluate(**evaluate)
-    callback = kj.callbacks.JointLossCallback(str(tmp_path))
     # With the callback, the loss of an output is the mean over its labelled targets.
-    suffix = "_labelled_loss"
-    labelled = {key: x for key, x in evaluated.items() if key.endswith(suffix)}
-    mended = {f"{key.removesuffix(suffix)}_loss": x for key, x in labelled.items()}
-    expected = {**evaluated, **mended}
-    assert model.evaluate(**evaluate, callbacks=[callback]) == pytest.approx(expected, 1e-6)
+    labelled = {x: y for x, y in evaluated.items() if x.endswith("_labelled_loss")}
+    mended = {key.replace("_labelled_loss", "_loss"): x for key, x in labelled.items()}
+    expected = pytest.approx({**evaluated, **mended}, 1e-6)
+    callbacks = [kj.callbacks.JointLossCallback(str(tmp_path))]
+    assert model.evaluate(**evaluate, callbacks=callbacks) == expected
     predicted = model.predict(arguments["x"], verbose=0)
     assert current_weights(model) == before
 
@@ -333,6 +313,5 @@ def assert_lives_on(subject, mode, model, arguments, tmp_path):
     actual = fit(loaded, arguments, epochs=EPOCHS + 1, initial_epoch=EPOCHS)
     assert_weights(subject, logged_weights(subject, actual, -1), STEPS * (EPOCHS + 1))
     if mode.policy == "float32":
-        assert {key: actual[key] for key in expected} == {
-            key: pytest.approx(value, tolerance, 1e-6) for key, value in expected.items()
-        }
+        found = {key: actual[key] for key in expected}
+        assert found == approx_logs(expected, tolerance, 1e-6)

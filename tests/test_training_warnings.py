@@ -154,9 +154,8 @@ def test_rules_that_depend_on_the_size_of_a_loss_say_what_to_do(rule, remedy):
 
 
 def test_weights_of_the_user_are_no_reason_to_warn():
-    ModelTerms(IgnoresSize([1.0, 1.0]), [1.0, 1.0], given=[0.0, 1.0]).warn()
-    ModelTerms(IgnoresSize([1.0, 1.0]), [1.0, 1.0], given=[1e-6, 1.0]).warn()
-    ModelTerms(IgnoresSize([1.0, 1.0]), [1e6, 1.0], given=[1e-6, 1.0]).warn()
+    for loss, given in ((1.0, 0.0), (1.0, 1e-6), (1e6, 1e-6)):
+        ModelTerms(IgnoresSize([1.0, 1.0]), [loss, 1.0], given=[given, 1.0]).warn()
 
 
 def test_gradients_count_where_a_layer_reports_them():

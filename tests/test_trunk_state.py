@@ -15,6 +15,10 @@ X = GENERATOR.normal(size=(24, 5, 6))
 Y = {term: GENERATOR.normal(size=(24, 1)) for term in "ab"}
 
 
+def shared(trunk, aggregator=None):
+    return kj.layers.SharedTrunk(trunk, ["a", "b"], aggregator)
+
+
 class Counting(keras.layers.Layer):
     """Counts its calls in variables that Keras does not list, and scales by one of them."""
 
@@ -40,15 +44,9 @@ class Counting(keras.layers.Layer):
 def train(trunk, is_shared, run_eagerly=False):
     """Trains a model with a head for each term."""
     inputs = keras.Input(batch_shape=(8, 5, 6))
-    if is_shared:
-        z = kj.layers.SharedTrunk(trunk, ["a", "b"], "sum")(inputs)
-    else:
-        z = dict.fromkeys("ab", trunk(inputs))
-    outputs = {}
-    for term in "ab":
-        pooled = z[term] if len(z[term].shape) == 2 else keras.layers.Flatten()(z[term])
-        outputs[term] = keras.layers.Dense(1)(pooled)
-    model = keras.Model(inputs, outputs)
+    z = shared(trunk, "sum")(inputs) if is_shared else dict.fromkeys("ab", trunk(inputs))
+    flat = {term: keras.layers.Flatten()(x) for term, x in z.items()}
+    model = keras.Model(inputs, {term: keras.layers.Dense(1)(x) for term, x in flat.items()})
     model.compile(keras.optimizers.SGD(0.05), **kj.joint_loss(LOSSES), run_eagerly=run_eagerly)
     for start in (0, 8, 16, 0, 8, 16):  # With a batch size that a stateful RNN knows.
         rows = slice(start, start + 8)
@@ -89,7 +87,7 @@ def test_second_call_in_a_step_continues_the_state():
     def train(trunk, is_shared):
         trunk.build((8, 6))
         inputs = {term: keras.Input((6,), name=term) for term in "ab"}
-        layer = kj.layers.SharedTrunk(trunk, ["a", "b"], "sum") if is_shared else trunk
+        layer = shared(trunk, "sum") if is_shared else trunk
         outputs = {term: layer(inputs[term]) for term in "ab"}
         outputs = {x: keras.layers.Dense(1)(z[x] if is_shared else z) for x, z in outputs.items()}
         model = keras.Model(inputs, outputs)
@@ -97,10 +95,6 @@ def test_second_call_in_a_step_continues_the_state():
         model.fit({"a": X[:, 0], "b": X[:, 1]}, Y, batch_size=8, shuffle=False, verbose=0)
 
     assert_state_is_that_of_plain_trunk(create, train=train)
-
-
-def shared(trunk):
-    return kj.layers.SharedTrunk(trunk, ["a", "b"])
 
 
 def trained(trunk):

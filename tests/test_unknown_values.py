@@ -34,11 +34,10 @@ def model_with_large_gradients():
 def test_epoch_without_gradient_statistics_has_nan(tmp_path):
     model = model_with_large_gradients()
     y = {name: 100 * GENERATOR.normal(size=(40, 1)).astype("float32") for name in "ab"}
-    stopping = keras.callbacks.EarlyStopping("gradients_a_norm", mode="max", patience=8)
-    best = tmp_path / "best.weights.h5"
+    key, best = "gradients_a_norm", tmp_path / "best.weights.h5"
     callbacks = [
-        stopping,
-        keras.callbacks.ModelCheckpoint(best, "gradients_a_norm", 0, True, True, mode="max"),
+        stopping := keras.callbacks.EarlyStopping(key, mode="max", patience=8),
+        keras.callbacks.ModelCheckpoint(best, key, 0, True, True, mode="max"),
         keras.callbacks.CSVLogger(tmp_path / "log.csv"),
         JointLossCallback(tmp_path, hparams={}),
     ]
@@ -48,17 +47,17 @@ def test_epoch_without_gradient_statistics_has_nan(tmp_path):
     history = model.fit(X, y, callbacks=callbacks, **options)
     logs = history.history
     assert {len(values) for values in logs.values()} == {8}
-    norms = np.array(logs["gradients_a_norm"])
+    norms = np.array(logs[key])
     is_known = ~np.isnan(norms)
     assert list(is_known[[0, -1]]) == [False, True], norms
-    for key in ("gradients_conflict", "gradients_a~b_cosine", "gradients_b_coefficient"):
-        np.testing.assert_array_equal(np.isnan(logs[key]), ~is_known)
+    for name in ("gradients_conflict", "gradients_a~b_cosine", "gradients_b_coefficient"):
+        np.testing.assert_array_equal(np.isnan(logs[name]), ~is_known)
     # Keras compares the first value with all others.
     assert stopping.best == np.nanmax(norms)
     assert stopping.stopped_epoch == 0
     with open(tmp_path / "log.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [float(row["gradients_a_norm"]) for row in rows] == pytest.approx(norms, nan_ok=True)
+    assert [float(row[key]) for row in rows] == pytest.approx(norms, nan_ok=True)
     # Event files have a point for each epoch, but none where the gradients are unknown.
     events = read(tmp_path)["train"]
     np.testing.assert_allclose(events["gradients/a/norm"].values, norms[is_known], rtol=1e-6)

@@ -18,9 +18,8 @@ def test_total_at_fixed_weights_is_logged_for_other_callbacks(tmp_path):
     model, evaluated = with_layer_term(), []
     records = keras.callbacks.LambdaCallback(on_test_end=lambda logs: evaluated.append({**logs}))
     stop = keras.callbacks.EarlyStopping("val_joint_loss", mode="min", patience=2)
-    best = keras.callbacks.ModelCheckpoint(
-        tmp_path / "best.keras", monitor="val_joint_loss", mode="min", save_best_only=True
-    )
+    options = {"mode": "min", "save_best_only": True}
+    best = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", "val_joint_loss", **options)
     callback = JointLossCallback(tmp_path, validation_weights={"a": 2.0, "pair": 0.5})
     # The model does not move, but its weights do: `val_loss` rises, the total at fixed weights not.
     history = fit(model, [stop, best, records, callback], validation_data=VALIDATION, epochs=5)

@@ -43,11 +43,9 @@ def each_loss(cases, reduction):
 )
 def test_each_loss_equals_one_device(cases, reduction, weight, replicas):
     y = {case.name: labels_of(case, ITEMS) for case in cases}
-    part = [X[:ITEMS], y]
-    if weight is not None:
-        part.append(dict.fromkeys(y, weight[:ITEMS]))
+    part = X[:ITEMS], y, None if weight is None else dict.fromkeys(y, weight[:ITEMS])
     make = functools.partial(each_loss, cases, reduction)
-    assert_like_one_device(make, [tuple(part)], counts=(replicas,), **OPTIONS)
+    assert_like_one_device(make, [part], counts=(replicas,), **OPTIONS)
 
 
 class Masked(keras.layers.Layer):
@@ -99,8 +97,8 @@ def joint():
 
 @pytest.mark.parametrize("is_compiled", [True, False])
 def test_terms_equal_one_device(is_compiled):
-    y = {"pair": LABEL, "siglip": LABEL % 2, "classes": LABEL, "statistics": LABEL}
-    y["several"] = LABEL % 2
+    y = dict.fromkeys(("pair", "classes", "statistics"), LABEL)
+    y |= dict.fromkeys(("siglip", "several"), LABEL % 2)
     # Of the first batch, the second replica has no item of a weight above 0.
     weight = dict.fromkeys(y, WEIGHT * (np.arange(len(X)) // 4 != 1))
     part = (X, y, weight) if is_compiled else (X, y)

@@ -18,20 +18,9 @@ import numpy as np
 import keras_jointloss as kj
 from tests.benchmarks.timing import compare
 
-RULES = (
-    "aligned_mtl",
-    "cagrad",
-    "imtl_g",
-    "mean",
-    "mgda",
-    "nash_mtl",
-    "pcgrad",
-    "shares",
-    "sum",
-    "upgrad",
-)
-# Those that torchjd has.
-PEERS = tuple(rule for rule in RULES if rule != "shares")
+# Those that torchjd has, and all.
+PEERS = "aligned_mtl", "cagrad", "imtl_g", "mean", "mgda", "nash_mtl", "pcgrad", "sum", "upgrad"
+RULES = (*PEERS, "shares")
 # The maximum median for each number of terms.
 TARGETS = {2: 1.05, 3: 1.05, 8: 1.15}
 STEPS, BATCH_SIZE, FILTERS = 20, 64, (32, 64, 64)

@@ -28,7 +28,6 @@ PEER_LIMITS = {"NTXent": 256, "SupCon": 4096}
 
 def dense(name, two_matrices=False):
     """Returns a straightforward loss that uses the automatic gradient of the backend."""
-    import keras
     from keras import ops
 
     def normalized(x):
@@ -39,11 +38,8 @@ def dense(name, two_matrices=False):
         logits = ops.matmul(a, ops.transpose(b)) / 0.07
         labels = ops.arange(ops.shape(a)[0])
         others = ops.matmul(b, ops.transpose(a)) / 0.07 if two_matrices else ops.transpose(logits)
-        cross_entropy = keras.ops.sparse_categorical_crossentropy
-        return 0.5 * ops.mean(
-            cross_entropy(labels, logits, from_logits=True)
-            + cross_entropy(labels, others, from_logits=True)
-        )
+        ways = [ops.sparse_categorical_crossentropy(labels, x, True) for x in (logits, others)]
+        return 0.5 * ops.mean(sum(ways))
 
     def siglip(views):
         a, b = normalized(views[:, 0]), normalized(views[:, 1])

@@ -91,20 +91,17 @@ def main():
     parser.add_argument("--pairs", type=int, default=15)
     arguments = parser.parse_args()
     for name in arguments.names:
-        if name == "disk":
-            ways = {"SummaryWriter": write}
-            if importlib.util.find_spec("tensorflow"):
-                ways["tf.summary"] = write_with_tensorflow
-            for way, function in ways.items():
-                size, duration = measure_disk(function)
-                print(
-                    f"disk: {size / 1e6:.0f} MB for {STEPS} steps with {TERMS} terms, "
-                    f"{1000 * duration:.2f} ms a step, {way}",
-                    flush=True,
-                )
-        else:
+        if name != "disk":
             ratio = measure_time(name, arguments.pairs)
             print(f"{name}: {ratio}, target {TARGETS[name]}", flush=True)
+            continue
+        ways = {"SummaryWriter": write}
+        if importlib.util.find_spec("tensorflow"):
+            ways["tf.summary"] = write_with_tensorflow
+        for way, function in ways.items():
+            size, duration = measure_disk(function)
+            cost = f"{1000 * duration:.2f} ms a step"
+            print(f"disk: {size / 1e6:.0f} MB, {STEPS} steps, {TERMS} terms, {cost}, {way}")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,6 @@ Run: KERAS_BACKEND=torch python -m tests.benchmarks.benchmark_results losses [na
 import argparse
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -247,27 +245,11 @@ def compare_rules(name, epochs, seeds, level):
     )
 
 
-class Comparison(NamedTuple):
-    """A comparison.
-
-    Attributes:
-        run: Function of a name, the epochs, the number of seeds and the level that returns our
-            results and those of the other library, `(seeds, columns)` each.
-        names: What to compare.
-        columns: The names of the results.
-        epochs: As many as the example trains.
-    """
-
-    run: Callable
-    names: Iterable[str]
-    columns: tuple[str, ...]
-    epochs: int
-
-
+#: What runs, the names of what to compare and of the results, and the epochs of the example.
 COMPARISONS = {
-    "losses": Comparison(compare_losses, LOSSES, ("R@1", "R@5", "R@10"), 15),
-    "aggregators": Comparison(compare_aggregators, PEERS, ("left", "right", "drawing"), 12),
-    "rules": Comparison(compare_rules, LIBMTL, ("category", "meaning"), 12),
+    "losses": (compare_losses, LOSSES, ("R@1", "R@5", "R@10"), 15),
+    "aggregators": (compare_aggregators, PEERS, ("left", "right", "drawing"), 12),
+    "rules": (compare_rules, LIBMTL, ("category", "meaning"), 12),
 }
 
 
@@ -277,23 +259,16 @@ def main(argv=None):
     parser.add_argument("names", nargs="*", help="losses, aggregators or rules; default: all")
     parser.add_argument("--epochs", type=int, help="default: those of the example")
     parser.add_argument("--seeds", type=int, default=1, help="how many trainings of each kind")
-    parser.add_argument(
-        "--level", choices=("representation", "parameters"), default="representation"
-    )
+    levels = ("representation", "parameters")
+    parser.add_argument("--level", choices=levels, default=levels[0])
     arguments = parser.parse_args(argv)
-    comparison = COMPARISONS[arguments.comparison]
-    print(f"{'':<22}{'':<9}" + "".join(f"{column:>18}" for column in comparison.columns))
-    for name in arguments.names or comparison.names:
-        results = comparison.run(
-            name, arguments.epochs or comparison.epochs, arguments.seeds, arguments.level
-        )
+    run, names, columns, epochs = COMPARISONS[arguments.comparison]
+    print(f"{'':<22}{'':<9}" + "".join(f"{column:>18}" for column in columns))
+    for name in arguments.names or names:
+        results = run(name, arguments.epochs or epochs, arguments.seeds, arguments.level)
         for way, values in zip(("ours", "peer"), results, strict=True):
-            cells = "".join(
-                f"{mean:>10.1%} +- {deviation:>4.1%}"
-                for mean, deviation in zip(
-                    np.mean(values, axis=0), np.std(values, axis=0), strict=True
-                )
-            )
+            pairs = zip(np.mean(values, axis=0), np.std(values, axis=0), strict=True)
+            cells = "".join(f"{mean:>10.1%} +- {deviation:>4.1%}" for mean, deviation in pairs)
             print(f"{name:<22}{way:<9}{cells}", flush=True)
 
 

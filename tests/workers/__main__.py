@@ -88,9 +88,8 @@ def train_tensorflow():
         assert found is not None, f"Keras no longer needs the replacement of `{part}`"
     kj.distribution.enable_multi_worker_fit()
     if is_first:
-        with pytest.raises(
-            RuntimeError, match=r"same epoch.*epoch 0, step 0 on replica 0, epoch 1"
-        ):
+        message = r"same epoch.*epoch 0, step 0 on replica 0, epoch 1"
+        with pytest.raises(RuntimeError, match=message):
             model.fit(*data, batch_size=models.BATCH, initial_epoch=RANK, epochs=2, verbose=0)
     backup = keras.callbacks.BackupAndRestore(OUT / f"backup_{RANK}")
     callbacks = [backup, *logging_callbacks(), DieAt()]
@@ -113,10 +112,8 @@ def failure_of_keras(model, part, strategy, data):
 def train_torch():
     import torch
 
-    address = f"tcp://localhost:{PORT}"
-    torch.distributed.init_process_group(
-        "gloo", init_method=address, rank=RANK, world_size=PROCESSES
-    )
+    options = {"rank": RANK, "world_size": PROCESSES}
+    torch.distributed.init_process_group("gloo", f"tcp://localhost:{PORT}", **options)
     models.use_float64()
     model = models.for_loop()
     parallel = torch.nn.parallel.DistributedDataParallel(model)
