@@ -108,12 +108,10 @@ def test_data_alone_makes_the_tab_active(tmp_path):
 
 
 def test_runs_need_not_have_all_markers(tmp_path):
-    with contextlib.closing(SummaryWriter(tmp_path / "train")) as writer:
-        writer.scalars({"joint_loss/a/raw": 2.0, "joint_loss/a/weight": 1.0}, 3)
-        writer.epochs(1, 3)
-    with contextlib.closing(SummaryWriter(tmp_path / "validation")) as writer:
-        writer.scalars({"joint_loss/a/raw": 2.0, "joint_loss/a/weight": 1.0}, 3)
-        writer.training({}, 0, 9)
+    for split, marker in (("train", ("epochs", 1, 3)), ("validation", ("training", {}, 0, 9))):
+        with contextlib.closing(SummaryWriter(tmp_path / split)) as writer:
+            writer.scalars({"joint_loss/a/raw": 2.0, "joint_loss/a/weight": 1.0}, 3)
+            getattr(writer, marker[0])(*marker[1:])
     server = Server(tmp_path)
     (run,) = server.plugin._logs.runs(RequestContext(), "")
     assert (run.epochs.values.tolist(), run.end) == ([1.0], 9)
@@ -121,19 +119,14 @@ def test_runs_need_not_have_all_markers(tmp_path):
         run.train["joint_loss/b/raw"]
 
 
-def test_left_out_points_are_named(tmp_path):
+def test_left_out_points_are_named(tmp_path, monkeypatch):
     write(tmp_path, ["a"], steps=60)
-    answer = Server(tmp_path, samples=50).json("/figure", kind="losses")
-    (note,) = answer["notes"]
+    (note,) = Server(tmp_path, samples=50).json("/figure", kind="losses")["notes"]
     assert "50 at most" in note
     assert "--samples_per_plugin scalars=0" in note
-    assert Server(tmp_path, samples=0).json("/figure", kind="losses")["notes"] == []
-    assert Server(tmp_path).json("/figure", kind="losses")["notes"] == []
-
-
-def test_most_points_are_bounded(tmp_path, monkeypatch):
+    for samples in (0, None):
+        assert Server(tmp_path, samples).json("/figure", kind="losses")["notes"] == []
     monkeypatch.setattr(provider, "MOST_POINTS", 40)
-    write(tmp_path, ["a"], steps=60)
     (note,) = Server(tmp_path, samples=0).json("/figure", kind="losses")["notes"]
     assert "40 at most. Draw all" in note
 
@@ -186,10 +179,8 @@ def test_page_says_what_to_install_without_plotly(tmp_path, monkeypatch):
     write(tmp_path, ["a"])
     server = Server(tmp_path)
     assert server.json("/runs")["plotly"]
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "plotly" else found(name)
-    )
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda x: None if x == "plotly" else find(x))
     answer = server.json("/runs")
     assert answer["plotly"] is False
     assert answer["install"] == "pip install 'keras-jointloss[dashboard]'"
@@ -215,7 +206,7 @@ def test_run_in_the_folder_itself_is_named_by_it(tmp_path):
 
 def test_missing_values_are_null_in_the_table(tmp_path):
     values = [{"joint_loss/a/raw": x, "joint_loss/a/weight": 1.0} for x in (2.0, float("nan"))]
-    write_scalars(tmp_path, (values[0], 1), (values[1], 2))
+    write_scalars(tmp_path, *zip(values, (1, 2), strict=True))
     (row,) = Server(tmp_path).json("/table")["rows"]
     assert row["train"]["raw"] is None
     assert row["train"]["trend"] == [2.0, None]
@@ -230,17 +221,14 @@ def test_term_that_was_never_computed_has_a_weight_only(tmp_path):
 
 def test_nothing_to_show_is_a_sentence(tmp_path):
     write(tmp_path, ["a"])
-    answer = Server(tmp_path).json("/figure", kind="retrieval")
-    assert "RetrievalEvaluation" in answer["figure"]["message"]
+    figure = Server(tmp_path).json("/figure", kind="retrieval")["figure"]
+    assert "RetrievalEvaluation" in figure["message"]
 
 
 def test_page_is_part_of_the_package(tmp_path):
     server = Server(tmp_path)
-    for route, words in (
-        ("/index.js", b"export async function render"),
-        ("/page.css", b"--paper"),
-        ("/plotly.min.js", b"plotly.js"),
-    ):
+    pages = {"/index.js": b"export async function render", "/page.css": b"--paper"}
+    for route, words in {**pages, "/plotly.min.js": b"plotly.js"}.items():
         status, content = server.get(route)
         assert status == 200
         assert words in content

@@ -35,7 +35,7 @@ def loaded_weights():
 def assert_equal_logs(actual, expected):
     shared = {key: actual[key] for key in expected if key in actual}
     assert {"loss", "rating_weight", "label_weight", "label_loss"} <= set(shared)
-    assert shared == {key: pytest.approx(expected[key], 1e-4, 1e-5) for key in shared}
+    assert shared == pytest.approx({key: expected[key] for key in shared}, 1e-4, 1e-5)
 
 
 @pytest.mark.parametrize("load", [loaded_model, pytest.param(loaded_weights, marks=once_compiled)])

@@ -39,9 +39,8 @@ class Parts(keras.Model):
 
     def outputs_of(self, inputs, **options):
         if self.kind == "balancer":
-            z = self.combination(self.trunk(inputs, **options))
-        else:
-            z = self.combination(inputs, **options)
+            inputs, options = self.trunk(inputs, **options), {}
+        z = self.combination(inputs, **options)
         return {term: head(z[term]) for term, head in self.heads.items()}
 
 
@@ -49,9 +48,7 @@ class Frozen(Parts):
     """Has frozen batch normalization, and passes `training=False` to all layers."""
 
     def call(self, inputs, training=None):
-        z = inputs
-        if self.kind == "balancer":
-            z = self.trunk(z, training=False)
+        z = self.trunk(inputs, training=False) if self.kind == "balancer" else inputs
         z = self.combination(z, training=False)
         return {term: head(z[term]) for term, head in self.heads.items()}
 
@@ -96,8 +93,8 @@ def trained(model, **options):
     data = {"validation_data": (X, Y), "batch_size": 8, "shuffle": False, "verbose": 0}
     model.fit(X, Y, callbacks=[kj.callbacks.JointLossCallback()], **data, **options)
     model.predict(X, verbose=0)
-    values = [variable for variable in model.trainable_variables if variable.name == "kernel"]
-    return [ops.convert_to_numpy(x) for x in values], model.combination.statistics()
+    kernels = [ops.convert_to_numpy(x) for x in model.trainable_variables if x.name == "kernel"]
+    return kernels, model.combination.statistics()
 
 
 def steps_of(layer):
@@ -223,11 +220,9 @@ def test_layer_terms_count_steps_and_fill_their_memory(options):
     data = {"batch_size": 4, "shuffle": False, "verbose": 0, "callbacks": [callback]}
     model.fit(X[:24], validation_data=(X[24:],), **data)
     assert [float(term.weight) for term in (model.term, model.penalty)] == pytest.approx([0.06] * 2)
-    views, valid = (
-        ops.convert_to_numpy(variable)
-        for variable in model.term.variables
-        if variable.name.endswith(("memory_views", "memory_valid"))
-    )
+    ends = ("memory_views", "memory_valid")
+    memory = [x for x in model.term.variables if x.name.endswith(ends)]
+    views, valid = map(ops.convert_to_numpy, memory)
     kernel = ops.convert_to_numpy(model.dense.kernel)
     np.testing.assert_allclose(views[:24, 0], X[:24] @ kernel, rtol=1e-4, atol=1e-5)
     assert valid.tolist() == [True] * 24 + [False] * 8

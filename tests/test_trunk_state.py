@@ -1,5 +1,7 @@
 """The state of a shared trunk, compared with that of a plain one, and the trunks it refuses."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -67,9 +69,7 @@ def assert_state_is_that_of_plain_trunk(create, state_of=lambda trunk: (), train
 @pytest.mark.backend("tensorflow")  # On PyTorch, Keras cannot train it; on JAX, it loses the state.
 @pytest.mark.parametrize("run_eagerly", [False, True], ids=["compiled", "eager"])
 def test_stateful_rnn_keeps_its_state(run_eagerly):
-    def create():
-        return keras.layers.LSTM(4, stateful=True)
-
+    create = functools.partial(keras.layers.LSTM, 4, stateful=True)
     state = assert_state_is_that_of_plain_trunk(create, lambda x: x.states, run_eagerly=run_eagerly)
     assert np.all(state[0] != 0)
 

@@ -39,7 +39,7 @@ def dense(name, two_matrices=False):
         labels = ops.arange(ops.shape(a)[0])
         others = ops.matmul(b, ops.transpose(a)) / 0.07 if two_matrices else ops.transpose(logits)
         ways = [ops.sparse_categorical_crossentropy(labels, x, True) for x in (logits, others)]
-        return 0.5 * ops.mean(sum(ways))
+        return 0.5 * ops.mean(ops.add(*ways))
 
     def siglip(views):
         a, b = normalized(views[:, 0]), normalized(views[:, 1])

@@ -100,8 +100,8 @@ def main():
             ways["tf.summary"] = write_with_tensorflow
         for way, function in ways.items():
             size, duration = measure_disk(function)
-            cost = f"{1000 * duration:.2f} ms a step"
-            print(f"disk: {size / 1e6:.0f} MB, {STEPS} steps, {TERMS} terms, {cost}, {way}")
+            cost = f"{1000 * duration:.2f} ms a step, {way}"
+            print(f"disk: {size / 1e6:.0f} MB, {STEPS} steps, {TERMS} terms, {cost}", flush=True)
 
 
 if __name__ == "__main__":
