@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_jointloss._core.backend import FirstRow
 from keras_jointloss._core.keras import untrack
 from keras_jointloss._core.keras_calls import running_loop
 from keras_jointloss._core.math import to_numpy
@@ -61,7 +62,7 @@ class TermWeight(MovingValue):
         #: What the term has recorded since the last `reset`.
         self.recorded = Record(add_variable, dtype)
         self._factor: Any = None
-        self._learned: Callable[..., Any] | None = None
+        self._learned: tuple[FirstRow, int] | None = None
         self._add_factor = partial(add_replicated, "factor", (), dtype=dtype)
 
     def adapt(self, factor: float = 1.0) -> None:
@@ -69,10 +70,9 @@ class TermWeight(MovingValue):
         if self._factor is None:
             self._factor = self._add_factor(factor)
 
-    def follow(self, learned: Any, index: int) -> None:
-        """Multiplies the weight by an element of the first row of a variable, `(rows, terms)`."""
-        # A function, as Keras would track the variable as one of this metric.
-        self._learned = lambda read: read(learned)[0, index]
+    def follow(self, learned: FirstRow, index: int) -> None:
+        """Multiplies the weight by an element of what a weighting learns."""
+        self._learned = learned, index
         if self._factor is not None:
             untrack(self, [self._factor])
             self._factor = None
@@ -100,7 +100,9 @@ class TermWeight(MovingValue):
         """Returns the current weight, as a number if the host knows it."""
         value = self._value.read()
         if self._learned is not None:
-            return value * self._learned(ops.convert_to_tensor)
+            learned, index = self._learned
+            factor = learned.read(index)
+            return factor if isinstance(value, float) and value == 1 else value * factor
         return value if self._factor is None else value * ops.copy(self._factor)
 
     def tensor(self) -> Tensor:
@@ -156,7 +158,8 @@ class TermWeight(MovingValue):
     def factor(self) -> np.ndarray | None:
         """What a weighting multiplies the weight by; `None` without a weighting."""
         if self._learned is not None:
-            return self._learned(to_numpy)
+            learned, index = self._learned
+            return learned.on_host(index)
         return None if self._factor is None else to_numpy(self._factor)
 
     def reset(self) -> None:

@@ -10,7 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from keras_jointloss._core.backend import current_replicas, is_immediate, trains_functionally
+from keras_jointloss._core.backend import (
+    FirstRow,
+    current_replicas,
+    is_immediate,
+    trains_functionally,
+)
 from keras_jointloss._core.keras import untrack
 from keras_jointloss._core.math import to_numpy
 from keras_jointloss._core.quick_ops import ops
@@ -123,11 +128,11 @@ class Runner:
         if is_bound:
             return False
         self.know_terms(names)
-        self._weights = weights
+        self._weights, learned = weights, FirstRow(self.state)
         for index, weight in enumerate(weights):
             # On JAX the variables of metrics are out of reach where a layer computes its loss.
             if isinstance(weight, LossWeight):
-                weight.follow(self.state, index)
+                weight.follow(learned, index)
             weight.observer = partial(self.record, index)
         self.scale_terms()
         return True

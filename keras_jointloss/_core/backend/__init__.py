@@ -12,6 +12,8 @@ once. What the functions promise on every backend:
 - `is_immediate()`: whether operations run one by one and change variables in place. False on
   TensorFlow and JAX, in a trace of PyTorch, and where a scope receives the values of variables.
 - `Number(variable)`: reads and assigns a scalar variable, as a number if operations run one by one.
+- `FirstRow(variable)`: reads the elements of the first row of a variable, which it copies only once
+  for each value of the variable if operations run one by one.
 - `current_replicas()`: who computes the step that this code runs in. Several replicas only in their
   step: `OneDevice` while Keras builds a model symbolically.
 - `quick_ops()`: `keras.ops`, where operations run one by one without Keras' overhead.

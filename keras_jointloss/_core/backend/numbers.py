@@ -35,6 +35,25 @@ class Number:
         return to_numpy(self.variable).item()
 
 
+class FirstRow:
+    """Reads the elements of the first row of a variable, `(rows, columns)`.
+
+    Args:
+        variable: The variable.
+    """
+
+    def __init__(self, variable: Any):
+        self.variable = variable
+
+    def read(self, index: int) -> Any:
+        """Returns an element as a tensor, which may change with the variable."""
+        return ops.convert_to_tensor(self.variable)[0, index]
+
+    def on_host(self, index: int) -> Any:
+        """Returns an element as an array, which may wait for the device."""
+        return to_numpy(self.variable)[0, index]
+
+
 def is_immediate() -> bool:
     """Returns False: operations may be traced."""
     return False

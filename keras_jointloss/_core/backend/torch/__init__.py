@@ -9,14 +9,14 @@ from keras import ops
 from torch import distributed
 
 from keras_jointloss._core.backend.replicas import ONE_DEVICE, OneDevice, Replicas, RowCounts
-from keras_jointloss._core.backend.torch.numbers import Number, is_immediate
+from keras_jointloss._core.backend.torch.numbers import FirstRow, Number, is_immediate
 from keras_jointloss._core.backend.torch.quick_ops import quick_ops
 
 __all__ = [
-    "Number", "batch_shards", "current_replicas", "current_trace", "custom_gradient", "decided",
-    "differentiated", "has_own_gradient", "is_chief", "is_immediate", "is_on_accelerator",
-    "is_readable", "is_traced", "native_state", "predict", "quick_ops", "runs_in_python",
-    "trains_functionally", "variable_scope",
+    "FirstRow", "Number", "batch_shards", "current_replicas", "current_trace", "custom_gradient",
+    "decided", "differentiated", "has_own_gradient", "is_chief", "is_immediate",
+    "is_on_accelerator", "is_readable", "is_traced", "native_state", "predict", "quick_ops",
+    "runs_in_python", "trains_functionally", "variable_scope",
 ]  # fmt: skip
 
 

@@ -55,3 +55,21 @@ class Number(numbers.Number):
 
     def _keep(self, tensor: torch.Tensor, number: Any) -> None:
         self._source, self._changes, self._number = tensor, _changes_of(tensor), number
+
+
+class FirstRow(numbers.FirstRow):
+    """Keeps a copy of the elements until something assigns the variable."""
+
+    def __init__(self, variable: Any):
+        super().__init__(variable)
+        self._source: Any = None
+        self._changes, self._elements = 0, ()
+
+    def read(self, index: int) -> Any:
+        if not is_immediate():
+            return super().read(index)
+        tensor = self.variable.value
+        if self._source is not tensor or self._changes != _changes_of(tensor):
+            self._source, self._changes = tensor, _changes_of(tensor)
+            self._elements = tensor[0].clone().unbind()
+        return self._elements[index]
