@@ -96,13 +96,9 @@ class Page:
 
         options = webdriver.ChromeOptions()
         options.binary_location = CHROMIUM
-        for argument in (
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-dev-shm-usage",
-            f"--window-size={width},1000",
-        ):
-            options.add_argument(argument)
+        size = f"window-size={width},1000"
+        for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", size):
+            options.add_argument(f"--{argument}")
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self.address = None
         self.driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))

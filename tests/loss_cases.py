@@ -86,11 +86,7 @@ class Case(NamedTuple):
 _PARTS = {"invariance_weight": 2.0, "variance_weight": 3.0, "covariance_weight": 4.0}
 DEFAULTS = [Case(name, views=3 if name == "triplet_margin" else 2) for name in CLASSES]
 #: One loss of each kind: softmax, mining, labels of pairs and statistics of the batch.
-EACH_KIND = [
-    case
-    for case in DEFAULTS
-    if case.name in ("info_nce", "triplet", "margin_contrastive", "vicreg")
-]
+EACH_KIND = [Case(name) for name in ("info_nce", "triplet", "margin_contrastive", "vicreg")]
 CASES = {
     f"{case.name}-{case.views}"
     + "".join(f"-{key}={value}" for key, value in case.arguments.items()): case

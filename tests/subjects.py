@@ -50,14 +50,8 @@ LAYER_WEIGHTS = {
 # Each contrastive loss occurs once: as the loss of an output or of a layer.
 OF_OUTPUTS = ("BarlowTwins", "Circle", "Contrastive", "InfoNCE", "NPairs", "Triplet", "VICReg")
 OF_LAYERS = (
-    "CosineEmbedding",
-    "DecoupledContrastive",
-    "MultiSimilarity",
-    "NTXent",
-    "SigLIP",
-    "SupCon",
-    "TripletMargin",
-    "VICReg",
+    *("CosineEmbedding", "DecoupledContrastive", "MultiSimilarity", "NTXent"),
+    *("SigLIP", "SupCon", "TripletMargin", "VICReg"),
 )
 #: The user's weight of each term, by the name of the model.
 WEIGHTS = {

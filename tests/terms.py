@@ -8,14 +8,8 @@ import keras_jointloss as kj
 from keras_jointloss.joint.find_terms import find_terms
 
 RULES = (
-    "Constraint",
-    "DynamicWeightAverage",
-    "FAMO",
-    "GeometricMean",
-    "RandomWeighting",
-    "Shares",
-    "SmoothTchebycheff",
-    "Uncertainty",
+    *("Constraint", "DynamicWeightAverage", "FAMO", "GeometricMean"),
+    *("RandomWeighting", "Shares", "SmoothTchebycheff", "Uncertainty"),
 )
 #: The argument without default of a rule, which holds a number for each term.
 REQUIRED = {"Constraint": "bounds", "Shares": "shares"}

@@ -139,17 +139,6 @@ def validated(tmp_path_factory):
     return fit(make_model(), *callbacks, validation_data=(X, Y)), folder
 
 
-def test_history_contains_every_term(validated):
-    history, _ = validated
-    for term in TERMS:
-        for prefix in ("", "val_"):
-            for key in ("loss", "weight", "share"):
-                assert len(history[f"{prefix}{term}_{key}"]) == 2
-    assert history["pair_weight"] == pytest.approx([6 / 15, 12 / 15])
-    assert history["label_weight"] == pytest.approx([9 / 15, 3 / 15])
-    assert history["rating_weight"] == [0.25, 0.25]
-
-
 @once_compiled
 def test_custom_scalars_show_all_terms_in_one_chart(validated):
     _, folder = validated

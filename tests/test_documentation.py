@@ -206,8 +206,8 @@ def test_method_has_formula_and_reference(value):
         assert re.search(r"\b(19|20)\d\d\b", section(docstring, "References"))
 
 
-def docstrings_of_package() -> list[str]:
-    """Returns the docstrings of all modules, classes and functions."""
+@pytest.mark.backend("torch")
+def test_site_can_draw_all_formulas():
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
     nodes = [
         node
@@ -215,12 +215,8 @@ def docstrings_of_package() -> list[str]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, kinds)
     ]
-    return [docstring for node in nodes if (docstring := ast.get_docstring(node))]
-
-
-@pytest.mark.backend("torch")
-def test_site_can_draw_all_formulas():
-    found = [block[0] for text in docstrings_of_package() for block in formulas.formulas_of(text)]
+    texts = [docstring for node in nodes if (docstring := ast.get_docstring(node))]
+    found = [block[0] for text in texts for block in formulas.formulas_of(text)]
     assert len(found) > 50
     for formula in found:
         assert formulas.to_latex(formula)

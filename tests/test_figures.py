@@ -265,20 +265,13 @@ def test_gradients_and_cosines_of_chosen_terms():
         ({"x": "time"}, "no wall times"),
         ({"points": 0}, "`points`. Expected a whole number >= 1"),
         ({"columns": 1.5}, "`columns`. Expected a whole number >= 1"),
+        *(({"source": x}, "`source`") for x in (3, {"loss": [1.0]}, [3])),
+        ({"source": []}, "no run"),
     ],
 )
-def test_invalid_options_raise(options, message):
+def test_invalid_arguments_raise(options, message):
     with pytest.raises(ValueError, match=message):
-        kj.plot(HISTORY, **options)
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [(3, "`source`"), ({"loss": [1.0]}, "`source`"), ([], "no run"), ([3], "`source`")],
-)
-def test_invalid_sources_raise(source, message):
-    with pytest.raises(ValueError, match=message):
-        kj.plot(source)
+        kj.plot(**{"source": HISTORY, **options})
 
 
 def test_what_is_not_there_is_named():

@@ -12,6 +12,7 @@ from keras import ops
 import keras_jointloss as kj
 from tests.backends import BACKEND, once_compiled, values_only
 from tests.small_models import fit
+from tests.terms import RULES
 
 # Keras tries what did not fit again on each path on which it finds the object.
 pytestmark = pytest.mark.filterwarnings("ignore:Skipping nested container")
@@ -20,12 +21,6 @@ X = np.random.default_rng(0).normal(size=(24, 3)).astype("float32")
 Y = {name: X[:, i : i + 1] for i, name in enumerate("abc")}
 
 LOSSES = {"a": "mse", "b": "mse"}
-RULES = sorted(
-    name
-    for name in kj.weighting.__all__
-    if name not in ("Weighting", "Shares", "GradNorm")
-    and isinstance(getattr(kj.weighting, name), type)
-)
 
 
 def make_model():
@@ -234,6 +229,7 @@ def uncertainty(tmp_path_factory):
 @pytest.mark.parametrize("name", [*RULES, "update_every"])
 def test_file_of_another_rule_is_refused(uncertainty, name):
     arguments = {"update_every": {"update_every": 2}, "Constraint": {"bounds": {"a": 1.0}}}
+    arguments["Shares"] = {"shares": {"a": 1.0, "b": 1.0}}
     cls = kj.weighting.Uncertainty if name == "update_every" else getattr(kj.weighting, name)
     rule = cls(**arguments.get(name, {}))
     model = of_rule(rule)

@@ -216,20 +216,6 @@ def test_legacy_h5_model_is_loaded_uncompiled(tmp_path):
     )
 
 
-def test_weights_only_files_restore_layer_terms(tmp_path):
-    a, b = keras.Input((4,)), keras.Input((4,))
-
-    def make():
-        layer = kj.layers.ContrastiveTerm("InfoNCE", weight=0.5, name="pair")
-        return keras.Model([a, b], layer((a, b)))
-
-    model, other = make(), make()
-    model.get_layer("pair").weight.assign(0.25)
-    model.save_weights(tmp_path / "model.weights.h5")
-    other.load_weights(tmp_path / "model.weights.h5")
-    assert float(other.get_layer("pair").weight) == 0.25
-
-
 ONE, TWO, ONE_WEIGHT = {"a": "mse"}, {"a": "mse", "b": "mse"}, kj.LossWeight(0.5)
 
 

@@ -67,18 +67,10 @@ class Loss(keras.losses.Loss):
         return ops.mean((y_true - y_pred) ** 2, axis=-1)
 
 
-class Callback(keras.callbacks.Callback):
-    """Calls a function with the name of each hook."""
-
-    def __init__(self, run):
-        super().__init__()
-        self.run = run
-
-    def on_train_begin(self, logs=None):
-        self.run("on_train_begin")
-
-    def on_test_end(self, logs=None):
-        self.run("on_test_end")
+def callback_of(run):
+    """Returns a callback that calls a function with the name of each hook."""
+    hooks = ("on_train_begin", "on_test_end")
+    return keras.callbacks.LambdaCallback(**{x: lambda logs, x=x: run(x) for x in hooks})
 
 
 def compiled(layers=(), loss="mse", optimizer="sgd", **options):
@@ -320,7 +312,7 @@ def names_of_loops():
     layer.compute_output_spec(keras.KerasTensor((1, 2)))
     assert found[-1][0] == "compute_output_spec"
     hooks = []
-    callback = Callback(lambda name: hooks.append(_calls.running_loop()))
+    callback = callback_of(lambda name: hooks.append(_calls.running_loop()))
     model.fit(X, Y, verbose=0, callbacks=[callback])
     model.evaluate(X, Y, verbose=0, callbacks=[callback])
     assert hooks == ["fit", "evaluate"]
@@ -367,7 +359,7 @@ def list_of_callbacks_in_its_loop():
             _calls.when_callbacks_are_deleted(lambda: order.append("deleted"))
 
     order, found, front = [], [], Front()
-    other = Callback(order.append)
+    other = callback_of(order.append)
     compiled().fit(X, Y, verbose=0, callbacks=[other, front])
     gc.collect()
     assert order == ["front", "on_train_begin", "deleted"]
@@ -379,7 +371,7 @@ def list_of_callbacks_in_its_loop():
 
 @check_of("evaluation_logs")
 def logs_that_evaluate_returns():
-    callback = Callback(lambda name: _calls.evaluation_logs().update(own=1.0))
+    callback = callback_of(lambda name: _calls.evaluation_logs().update(own=1.0))
     logs = compiled().evaluate(X, Y, verbose=0, callbacks=[callback], return_dict=True)
     assert logs["own"] == 1.0
 
@@ -451,10 +443,8 @@ def losses_and_metrics_are_built(monkeypatch):
 def functions_of_the_trainer():
     trainer = next(x for x in keras.Model.__mro__ if "_maybe_symbolic_build" in vars(x))
     assert callable(inspect.getmodule(trainer).reduce_per_replica)
-    assert list(inspect.signature(trainer._maybe_symbolic_build).parameters)[1:] == [
-        "iterator",
-        "data_batch",
-    ]
+    parameters = inspect.signature(trainer._maybe_symbolic_build).parameters
+    assert [*parameters][1:] == ["iterator", "data_batch"]
     from keras_jointloss._core.backend.tensorflow import workers
 
     strategy = tf.distribute.MirroredStrategy(["cpu:0"])
