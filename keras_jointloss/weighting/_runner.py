@@ -1,8 +1,5 @@
 """Runs a rule: owns its terms, their losses in a step, and what it has learned about them."""
 
-import functools
-import math
-import operator
 import threading
 from collections.abc import Mapping
 from functools import partial
@@ -21,19 +18,7 @@ from keras_jointloss._core.math import to_numpy
 from keras_jointloss._core.quick_ops import ops
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.weight import TermWeight
-
-#: The state of each term: the adapted weight, the latest loss, whether there was any (with
-#: `corrects_bias` the total weight of the losses in the mean), the number of steps in which it was
-#: unusable, and how many steps it has been since the first of them.
-_STATE = {"weight": 1.0, "loss": 1.0, "seen": 0.0, "unusable": 0.0, "culprit": 0.0}
-#: With `update_every`: the sum of the losses since the latest update, and their number.
-_SUMS = {"sum": 0.0, "count": 0.0}
-#: Those that are never negative.
-NONNEGATIVE = frozenset({"weight", "seen", "unusable", "culprit", "count"})
-#: Those that do not change together with the rule's own state, in an accepted step only.
-_COUNTS = ("unusable", "culprit", *_SUMS)
-#: Rounding may put a loss this far below the minimum: such a loss counts as the minimum.
-_ROUNDING = 1e-4
+from keras_jointloss.weighting._step import COUNTS, STATE, SUMS, advanced
 
 
 class Runner:
@@ -75,7 +60,7 @@ class Runner:
         initial = self.initial(len(terms))
         rows = [np.broadcast_to(np.asarray(x), (len(terms),)) for x in initial.values()]
         self.terms, self.names = terms, tuple(initial)
-        self._rows = sorted(initial, key=lambda name: name in _COUNTS)
+        self._rows = sorted(initial, key=lambda name: name in COUNTS)
         self._initial = np.stack(rows).astype("float64")
         self.state = self._variable("state", self._rule.dtype, self._in_rows(self._initial))
         self.step, self.epoch = (self._variable(name, "int32", 0) for name in ("step", "epoch"))
@@ -90,7 +75,7 @@ class Runner:
     def initial(self, count: int) -> dict[str, Any]:
         """Returns the initial state by name, one number for all terms or one for each."""
         rule = self._rule
-        initial = {**_STATE, **(_SUMS if rule.update_every > 1 else {})}
+        initial = {**STATE, **(SUMS if rule.update_every > 1 else {})}
         if not rule.warmup_steps:
             initial["weight"] = rule.initial_weight(count)
         return {**initial, **rule.initial_state}
@@ -187,7 +172,7 @@ class Runner:
         is_present, losses = self._of_all_replicas(recorded)
         step = ops.convert_to_tensor(self.step)
         is_on = True if is_now else ops.convert_to_tensor(self._advancing)
-        state = self._advanced(losses, is_present, given, step, is_on)
+        state = advanced(self._rule, self._rows, self.state, losses, is_present, given, step, is_on)
         # PyTorch assigns in place: nothing reads the old values any more.
         self.state.assign(state)
         self.step.assign(step + (1 if is_on is True else ops.cast(is_on, "int32")))
@@ -226,63 +211,6 @@ class Runner:
         sums = ops.stack([items, counting, ops.where(items > 0, items * losses, 0)])
         items, counting, total = ops.unstack(replicas.sum(sums))
         return counting > 0, ops.divide_no_nan(total, items)
-
-    def _advanced(self, losses, is_present, given, step, is_on):
-        """Returns the state after the step, `(names, terms)`."""
-        rule, before = self._rule, ops.convert_to_tensor(self.state)
-        state = dict(zip(self._rows, ops.unstack(before), strict=True))
-        is_usable = abs(losses) < math.inf
-        if math.isfinite(rule.minimum_loss):
-            is_usable = is_usable & (losses >= rule.minimum_loss - _ROUNDING)
-            losses = ops.maximum(losses, rule.minimum_loss)
-        is_unusable = _both(is_present, ~is_usable)
-        if rule.warmup_steps:
-            is_on = _both(is_on, step >= rule.warmup_steps)
-        is_due, sums = is_on, []
-        if rule.update_every > 1:
-            is_due = _both(is_on, (step + 1) % rule.update_every == 0)
-            is_added = _both(is_on, _both(is_present, ~ops.any(is_unusable)))
-            total = state["sum"] + ops.where(is_added, losses, 0)
-            count = state["count"] + ops.cast(is_added, losses.dtype)
-            is_present, losses = count > 0, total / ops.maximum(count, 1)
-            sums = [ops.where(is_due, 0, total), ops.where(is_due, 0, count)]
-
-        after = self._learned(state, losses, is_present, given, step)
-        is_changed = _both(is_due, is_present)
-        is_broken = ~functools.reduce(operator.and_, ops.unstack(abs(after) < math.inf))
-        is_broken = _both(is_changed, is_broken)
-        # One reduction of both, as each is a function of its own for the compiler of JAX.
-        has_unusable, has_broken = ops.unstack(ops.any(ops.stack([is_unusable, is_broken]), axis=1))
-        is_changed = _both(is_changed, ~(has_unusable | has_broken))
-        after = ops.where(is_changed, after, before[: after.shape[0]])
-
-        is_unusable = _both(is_on, is_unusable) | (is_broken & ~has_unusable)
-        unusable = state["unusable"] + ops.cast(is_unusable, losses.dtype)
-        is_after = is_unusable | (state["culprit"] > 0)
-        culprit = state["culprit"] + ops.cast(is_after, losses.dtype)
-        return ops.concatenate([after, ops.stack([unusable, culprit, *sums])])
-
-    def _learned(self, state, losses, is_present, given, step):
-        """Returns the rows that the rule learns from the losses, its own state last."""
-        rule, loss, seen = self._rule, losses, ops.ones_like(losses)
-        has_loss = state["seen"] > 0
-        if rule.ema and rule.corrects_bias:
-            # The sum of the weights of all losses so far, by which a mean from 0 would be divided.
-            previous = rule.ema * state["seen"]
-            seen = previous + (1 - rule.ema)
-            # A sum of positive parts: a difference of losses of unlike size would lose the smaller.
-            loss = (previous * state["loss"] + (1 - rule.ema) * losses) / seen
-        elif rule.ema:
-            loss = ops.where(has_loss, rule.ema * state["loss"] + (1 - rule.ema) * losses, losses)
-        if is_present is not True:
-            loss = ops.where(is_present, loss, state["loss"])
-        own = {name: state[name] for name in rule.initial_state}
-        weight, own = rule.run_update(loss, step, own, is_present | has_loss, given)
-        weight = ops.maximum(ops.cast(weight, loss.dtype), rule.min_weight)
-        if rule.max_weight is not None:
-            weight = ops.minimum(weight, rule.max_weight)
-        own = {name: own.get(name, state[name]) for name in rule.initial_state}
-        return ops.stack([weight, loss, seen, *own.values()])
 
     # On the host.
 
@@ -331,8 +259,3 @@ class Runner:
         self.step.assign(progress["step"])
         self.epoch.assign(progress["epoch"])
         self.scale_terms()
-
-
-def _both(known: Any, condition):
-    """Returns whether both conditions hold, of which the first may be `True`."""
-    return condition if known is True else known & condition

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_jointloss._core.saved_state import SavedState
 from keras_jointloss.weighting._by_term import deserialize_by_term, serialize_by_term
-from keras_jointloss.weighting._runner import NONNEGATIVE
+from keras_jointloss.weighting._step import NONNEGATIVE
 
 
 def save_progress(rule: Any, store: Any) -> None:
