@@ -13,7 +13,7 @@ from keras_jointloss.callbacks import JointLossCallback
 from tests import small_models
 from tests.backends import once_compiled
 from tests.callbacks import CrashError, Evaluates, Interrupts
-from tests.comparisons import assert_all_close
+from tests.comparisons import approx_logs, assert_all_close
 from tests.subjects import DATA
 from tests.summaries import read_layout, read_scalars
 
@@ -189,6 +189,17 @@ def test_backup_and_restore_resumes_at_the_right_step(order, tmp_path, uninterru
     for tag, values in resumed.items():
         for step, value in values.items():
             assert value == pytest.approx(whole_scalars[tag][step], rel=1e-5)
+
+
+def test_loaded_model_resumes_like_the_saved_one(tmp_path):
+    model = make_model()
+    fit(model, JointLossCallback())
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    expected = fit(model, JointLossCallback(), initial_epoch=2, epochs=3)
+    actual = fit(loaded, JointLossCallback(tmp_path), initial_epoch=2, epochs=3)
+    assert actual == approx_logs(expected)
+    assert sorted(read_scalars(tmp_path / "train")["joint_loss/total"]) == [18]
 
 
 # On JAX, Keras cannot evaluate in the middle of an epoch.
