@@ -8,15 +8,9 @@ from keras import ops
 import keras_jointloss as kj
 from keras_jointloss.callbacks.joint._stuck_terms import StuckTerm, stuck_terms
 from tests.callbacks import Evaluates
-from tests.small_models import X, compiled, fit, linear
+from tests.small_models import X, fit, linear
 
 NAN, INF = float("nan"), float("inf")
-
-
-def watched_weight():
-    weight = kj.LossWeight()
-    weight.recorded.watch()
-    return weight
 
 
 @pytest.mark.parametrize(
@@ -38,7 +32,7 @@ def watched_weight():
     ],
 )
 def test_constancy_holds_if_no_comparable_step_differs(steps, holds):
-    weight = watched_weight()
+    weight = kj.LossWeight()
     for loss, items in steps:
         weight.record(ops.convert_to_tensor(loss, dtype="float32"), items)
     assert weight.recorded.stands_still == holds
@@ -47,7 +41,7 @@ def test_constancy_holds_if_no_comparable_step_differs(steps, holds):
 
 
 def test_steps_whose_items_do_not_count_are_not_compared():
-    weight, zero = watched_weight(), ops.convert_to_tensor(0.0)
+    weight, zero = kj.LossWeight(), ops.convert_to_tensor(0.0)
     for _ in range(3):
         weight.record(zero, 8, counts=ops.convert_to_tensor(False))
         weight.record(zero, 0)
@@ -55,20 +49,6 @@ def test_steps_whose_items_do_not_count_are_not_compared():
     assert not weight.recorded.has_counted
     weight.record(zero, 8, counts=ops.convert_to_tensor(True))
     assert weight.recorded.has_counted
-
-
-def test_only_a_callback_lets_terms_compare_their_steps():
-    model = compiled()
-    weight = model.loss["a"].weight
-    fit(model, callbacks=[])
-    assert not weight.recorded.is_watched
-    function = model.train_function
-    fit(model)
-    assert model.train_function is not function
-    assert weight.recorded.has_counted
-    function = model.train_function
-    fit(model)
-    assert model.train_function is function
 
 
 def test_judgement_names_terms_and_reasons():

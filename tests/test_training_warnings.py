@@ -62,8 +62,6 @@ class ModelTerms(dict):
     def __init__(self, rule, losses, given=None):
         given = [1.0] * len(losses) if given is None else given
         super().__init__({f"term{i}": kj.LossWeight(weight) for i, weight in enumerate(given)})
-        for weight in self.values():
-            weight.recorded.watch()
         self.weighting = rule
         rule.bind(self)
         rule.start(is_new_epoch=True)

@@ -80,11 +80,9 @@ class ModelTerms(Mapping[str, TermWeight]):
         Keras compiles the steps of the model again if this changes them.
         """
         self.clock.attach(self._weights, self.weighting)
-        with variable_scope(model):
-            is_new = [weight.recorded.watch() for weight in self._weights.values()]
         steps = accumulated_steps(model.optimizer)
-        is_new += [layer.accumulate(steps) for layer in self.gradient_layers]
-        if any(is_new):
+        are_new = [layer.accumulate(steps) for layer in self.gradient_layers]
+        if any(are_new):
             compile_again(model)
         if self._bind_weighting(model):
             # Functions that were compiled without the rule would not run it.

@@ -211,7 +211,7 @@ class LayerTerm(keras.layers.Layer):
         for name, sums in (pair for found in means for pair in found.items()):
             self.weight.record_mean(name, *sums)
         counts = None
-        if self.weight.uses_counts and all(x is not None for x in valid):
+        if all(x is not None for x in valid):
             counts = ops.any(ops.stack([ops.any(x) for x in valid]))
         items = reduce(ops.maximum, items)
         batch_size = batch_sizes[0]

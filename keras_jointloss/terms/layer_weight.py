@@ -43,7 +43,6 @@ class LayerWeight(TermWeight):
         self.counts_steps = self.counts_steps or counts_steps
         # It is known only later whether a weighting and a callback need these variables.
         self.adapt()
-        self.recorded.prepare_to_watch()
         # For each mean, the sums over items of the value and of 1.
         self._other_sums = {name: add_variable(name, (2,), 0.0, dtype=dtype) for name in means}
         self._finish, self._readings = dict(means), dict(readings)

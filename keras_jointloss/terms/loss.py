@@ -116,7 +116,7 @@ class TermLoss(keras.losses.Loss):
         values, sample_weight = self._values_to_weight(y_true, y_pred, sample_weight)
         value = self._reduced(y_true, y_pred, sample_weight, values)
         batch_size = _batch_size(y_pred)
-        counts = self._counts(y_true, sample_weight) if self.weight.uses_counts else None
+        counts = self._counts(y_true, sample_weight)
         mean = ops.mean(value) if len(value.shape) else value
         if self._own_reduction() in ("none", None):
             self.weight.record(mean, batch_size, counts)
@@ -237,7 +237,7 @@ class TermLoss(keras.losses.Loss):
     def _call_with_missing(self, labelled, y_true, y_pred, sample_weight):
         value = labelled(y_true, y_pred, sample_weight)
         counts = None
-        if sample_weight is not None and self.weight.uses_counts:
+        if sample_weight is not None:
             counts = labelled.has_weight(y_true, y_pred, sample_weight)
         batch_size = _batch_size(y_pred)
         loss, divisor = _unscaled(value.loss), None

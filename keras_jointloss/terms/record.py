@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,12 +75,12 @@ class RecordedStep(NamedTuple):
 class Record:
     """The sums of a term over the steps since the last reset.
 
-    Where operations run one by one, as on PyTorch, a step only keeps its numbers. The variables
-    receive those of many steps at once, before anything here reads them. Read them nowhere else.
+    Where operations run one by one, as on PyTorch, a step only keeps its numbers. The variable
+    receives those of many steps at once, before anything here reads it. Read it nowhere else.
 
-    A term that is watched also compares the loss of each step with that of the step before, if both
-    have equally many items: the loss of collapsed embeddings, `log(batch)`, changes with the last,
-    smaller batch. A step without items is not compared.
+    The loss of each step is compared with that of the step before, if both have equally many items:
+    the loss of collapsed embeddings, `log(batch)`, changes with the last, smaller batch. A step
+    without items is not compared.
 
     Args:
         add_variable: Creates a variable of the owner from name, shape, initial value, `dtype` and
@@ -90,39 +89,22 @@ class Record:
     """
 
     def __init__(self, add_variable: Callable[..., Any], dtype: str):
-        add_sums = partial(add_variable, shape=(5,), initial=0.0, dtype=dtype, aggregation="sum")
         # Sums over items of 1 and the loss; over whole batches of the weighted loss and of 1; the
-        # number of targets, labelled or not.
-        self._sums = add_sums("sums")
-        # Loss and number of items of the latest step; the sum of the items that count; over the
-        # steps that are compared, sums of these items, and of the items times the change of the
-        # loss. Replicas add up the sums. `None` until a callback may ask.
-        self._comparison: Any = None
-        self._add_comparison = partial(add_sums, "constancy")
-        #: Whether a callback asks `has_counted` and `stands_still`. Part of the compiled step.
-        self.is_watched = False
-        # The steps that are not in these variables yet.
-        self._not_summed: list[RecordedStep] = []
-        self._not_compared: list[RecordedStep] = []
+        # number of targets, labelled or not. Then the sum of the items that count; over the steps
+        # that are compared, sums of these items, and of the items times the change of the loss;
+        # loss and number of items of the latest step. One variable, since a step that is compiled
+        # takes its time for each. Replicas add it up.
+        self._sums = add_variable("sums", (10,), 0.0, dtype=dtype, aggregation="sum")
+        # The steps that are not in the variable yet.
+        self._kept: list[RecordedStep] = []
         self._resets = 0
         # How many of the kept steps are in the sums over items that follow.
         self._running: tuple[int, Any, Any] | None = None
 
-    def prepare_to_watch(self) -> None:
-        """Creates the variable that `watch` needs. A new one also lets JAX trace the step again."""
-        if self._comparison is None:
-            self._comparison = self._add_comparison()
-
-    def watch(self) -> bool:
-        """Lets the steps compare their losses, and returns whether that is new."""
-        is_new, self.is_watched = not self.is_watched, True
-        self.prepare_to_watch()
-        return is_new
-
     @property
     def state(self) -> list:
         """The variables."""
-        return [self._sums] if self._comparison is None else [self._sums, self._comparison]
+        return [self._sums]
 
     @property
     def dtype(self) -> str:
@@ -151,56 +133,46 @@ class Record:
             items if targets is None else targets,
             True if counts is None else counts,
         )
-        changes = [(self._not_summed, self._sum)]
-        if self.is_watched:
-            changes.append((self._not_compared, self._compare))
-        for kept, change in changes:
-            if not is_kept:
-                change(step)
-                continue
-            kept.append(step)
-            if len(kept) == KEPT_STEPS:
-                self._add_kept(kept, change)
-
-    def _add_kept(self, kept: list[RecordedStep], change: Callable[..., None]) -> None:
-        """Adds the steps that are kept to a variable, unless its value is in a scope or trace."""
-        if not kept or not is_immediate():
+        if not is_kept:
+            self._sum(step)
             return
-        steps = kept.copy()
-        kept.clear()
+        self._kept.append(step)
+        if len(self._kept) == KEPT_STEPS:
+            self._sum_kept()
+
+    def _sum_kept(self) -> None:
+        """Adds the steps that are kept to the variable, unless its value is in a scope or trace."""
+        if not self._kept or not is_immediate():
+            return
+        steps, self._kept, self._running = self._kept, [], None
         if len(steps) == 1:
-            change(steps[0])
+            self._sum(steps[0])
         else:
             columns = zip(*steps, strict=True)
-            change(RecordedStep(*(_column(x, self.dtype) for x in columns)), is_one=False)
-
-    def _cast(self, *numbers) -> list:
-        return [x if x is True else ops.cast(x, self.dtype) for x in numbers]
+            self._sum(RecordedStep(*(_column(x, self.dtype) for x in columns)), is_one=False)
 
     def _sum(self, step: RecordedStep, is_one: bool = True) -> None:
         """Adds one step, or several in a row, to the sums."""
-        loss, items, weight, size, targets = self._cast(*step[:5])
-        sums = ops.stack([items, items * loss, size * (loss * weight), size, targets])
-        self._running = None
-        self._sums.assign_add(sums if is_one else ops.sum(sums, axis=-1))
 
-    def _compare(self, step: RecordedStep, is_one: bool = True) -> None:
-        """Compares one step, or several in a row, with the step before."""
+        def cast(x):
+            return items if x is step.items else ops.cast(x, self.dtype)
 
-        def total(x):
-            return x if is_one else ops.sum(x)
-
-        loss, items, counts = self._cast(step.loss, step.items, step.counts)
-        items = items if counts is True else items * counts
-        state = ops.unstack(ops.convert_to_tensor(self._comparison))
-        latest_loss, latest_items, counted, compared, changes = state
-        before = latest_items if is_one else _shifted(items, latest_items)
-        added = items * ops.cast(ops.equal(items, before), self.dtype)
-        change = abs(loss - (latest_loss if is_one else _shifted(loss, latest_loss)))
-        latest = [loss, items] if is_one else [loss[-1], items[-1]]
-        counted, compared = counted + total(items), compared + total(added)
-        changes = changes + total(added * change)
-        self._comparison.assign(ops.stack([*latest, counted, compared, changes]))
+        items = ops.cast(step.items, self.dtype)
+        loss, weight, size, targets = map(cast, (step.loss, step.weight, step.size, step.targets))
+        counted = items if step.counts is True else items * cast(step.counts)
+        latest = ops.unstack(ops.convert_to_tensor(self._sums))[8:]
+        before = latest if is_one else map(_shifted, (loss, counted), latest)
+        more_loss, more_items = (x - y for x, y in zip((loss, counted), before, strict=True))
+        compared = ops.where(ops.equal(more_items, 0), counted, 0)
+        total = items * loss
+        weighted = total * weight if size is items else size * (loss * weight)
+        sums = [items, total, weighted, size, targets]
+        sums += [counted, compared, compared * abs(more_loss)]
+        if is_one:
+            added = [*sums, more_loss, more_items]
+        else:
+            added = [*map(ops.sum, sums), loss[-1] - latest[0], counted[-1] - latest[1]]
+        self._sums.assign_add(ops.stack(added))
 
     # From the host.
 
@@ -212,44 +184,43 @@ class Record:
             running = 0, *ops.unstack(ops.convert_to_tensor(self._sums))[:2]
         done, items, loss = running
         if is_immediate():
-            for step in self._not_summed[done:]:
+            for step in self._kept[done:]:
                 items = items + step.items
                 loss = loss + step.items * ops.cast(step.loss, self.dtype)
-            self._running = len(self._not_summed), items, loss
+            self._running = len(self._kept), items, loss
         return ops.divide_no_nan(loss, items)
 
     def totals(self) -> Totals:
         """Returns the sums since the last `reset`."""
-        self._add_kept(self._not_summed, self._sum)
-        return Totals(self._resets, [to_numpy(self._sums).astype("float64")])
+        return Totals(self._resets, [self._read()[:5].astype("float64")])
 
     def reset(self) -> None:
-        """Resets the sums; a comparison continues."""
-        self._add_kept(self._not_summed, self._sum)
-        self._sums.assign(np.zeros(5, self.dtype))
-        self._running = None
+        """Resets the sums and the comparison."""
+        if is_immediate():
+            self._kept, self._running = [], None
+        self._sums.assign(np.zeros(10, self.dtype))
         self._resets += 1
 
     def reset_comparison(self) -> None:
-        """Forgets the comparison, if the term is watched."""
-        if self.is_watched:
-            self._add_kept(self._not_compared, self._compare)
-            self._comparison.assign(np.zeros(5, self.dtype))
+        """Forgets the comparison."""
+        sums = self._read().copy()
+        sums[5:] = 0
+        self._sums.assign(sums)
 
     @property
     def has_counted(self) -> bool:
         """Whether any item counted: it had a label and no sample weight of 0."""
-        return bool(self._compared()[2] > 0)
+        return bool(self._read()[5] > 0)
 
     @property
     def stands_still(self) -> bool:
         """Whether steps were compared and the loss was the same in all of them."""
-        loss, _, _, compared, changes = self._compared()
+        compared, changes, loss, _ = self._read()[6:]
         return bool(compared > 0 and changes <= _ROUNDING * abs(loss) * compared)
 
-    def _compared(self) -> np.ndarray:
-        self._add_kept(self._not_compared, self._compare)
-        return to_numpy(self._comparison)
+    def _read(self) -> np.ndarray:
+        self._sum_kept()
+        return to_numpy(self._sums)
 
 
 def _column(values: tuple, dtype: str):

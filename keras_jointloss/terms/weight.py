@@ -85,11 +85,6 @@ class TermWeight(MovingValue):
         return [*numbers, *self.recorded.state, *late]
 
     @property
-    def uses_counts(self) -> bool:
-        """Whether a step needs to know if any item counts."""
-        return self.recorded.is_watched or self.observer is not None
-
-    @property
     def is_dynamic(self) -> bool:
         """Whether the weight is meant to move during training."""
         return self.counts_steps or self.observer is not None
@@ -165,10 +160,8 @@ class TermWeight(MovingValue):
     def reset(self) -> None:
         """Resets the means and stops annealing; keeps the weight and the step."""
         self.recorded.reset()
-        if self.clock is not None and self.clock.outlasts_reset():
-            return
-        self.recorded.reset_comparison()
-        if self.annealing:
+        outlasts = self.clock is not None and self.clock.outlasts_reset()
+        if self.annealing and not outlasts:
             self.stop_annealing()
 
     def warn_if_it_stands_still(self) -> None:

@@ -71,14 +71,10 @@ class TermProgress:
         if self._updates_before is None:
             self._updates_before = self._updates_at_begin
         self._weighted, self._is_interrupted = self._names_with_weight(), False
-        self._reset()
 
     def resume(self) -> None:
         """Measures the rest of an epoch, after an evaluation in the middle of it."""
         self._is_interrupted = True
-        self._reset()
-
-    def _reset(self) -> None:
         for term in self._terms.values():
             term.recorded.reset_comparison()
 
