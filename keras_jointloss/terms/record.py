@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_jointloss._core.backend import is_immediate
+from keras_jointloss._core.backend import is_immediate, trains_functionally
+from keras_jointloss._core.keras_calls import is_stateless
 from keras_jointloss._core.math import to_numpy
 from keras_jointloss._core.quick_ops import ops
 
@@ -178,6 +179,10 @@ class Record:
 
     def loss(self):
         """Returns the mean raw loss as a scalar tensor."""
+        if trains_functionally() and not is_stateless():
+            # On the host, where JAX compiles each operation.
+            items, loss = self._read()[:2]
+            return ops.convert_to_tensor(loss / items if items else np.zeros_like(loss))
         # The progress bar asks after each step, so the steps that are kept stay where they are.
         running = self._running if is_immediate() else None
         if running is None:
