@@ -56,9 +56,17 @@ def ranks(queries, candidates, labels=None, valid=None, kind="cosine", same_labe
 
 
 def retrieval(
-    gain, views, labels, valid, direction="both", similarity="cosine", same_label=None, find=rank
+    gain,
+    views,
+    labels,
+    valid,
+    direction="both",
+    similarity="cosine",
+    same_label=None,
+    dim=None,
+    find=rank,
 ):
-    a, b = views[:, 0], views[:, 1]
+    a, b = views[:, 0, :dim], views[:, 1, :dim]
     searches = {"a_to_b": [(a, b)], "b_to_a": [(b, a)], "both": [(a, b), (b, a)]}[direction]
     found = [ranks(*search, labels, valid, similarity, same_label, find) for search in searches]
     values = [sum(gain(r) for r in item) / len(item) for item in zip(*found, strict=True)]
@@ -147,8 +155,8 @@ def average_precision_at_r(query, candidates, is_right, kind):
     return (total / number, 1.0) if number else (0.0, 0.0)
 
 
-def mean_average_precision_at_r(views, labels, valid=None, similarity="cosine"):
-    valid = _valid(views, valid)
+def mean_average_precision_at_r(views, labels, valid=None, similarity="cosine", dim=None):
+    views, valid = views[..., :dim], _valid(views, valid)
     values, counts = [], []
     for i in range(len(views)):
         results = []

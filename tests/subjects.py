@@ -50,7 +50,7 @@ LAYER_WEIGHTS = {
 # Each contrastive loss occurs once: as the loss of an output or of a layer.
 OF_OUTPUTS = ("BarlowTwins", "Circle", "Contrastive", "InfoNCE", "NPairs", "Triplet", "VICReg")
 OF_LAYERS = (
-    *("CosineEmbedding", "DecoupledContrastive", "MultiSimilarity", "NTXent"),
+    *("CosineEmbedding", "DecoupledContrastive", "Matryoshka", "MultiSimilarity", "NTXent"),
     *("SigLIP", "SupCon", "TripletMargin", "VICReg"),
 )
 #: The user's weight of each term, by the name of the model.
@@ -281,7 +281,9 @@ def _targets():
 def _family_loss(name, **arguments):
     """Returns a loss of the package that can be trained together with all others."""
     tame = {"Circle": {"gamma": 4.0}, "MultiSimilarity": {"beta": 5.0, "mining_margin": 0.5}}
-    if name == "SigLIP":
+    if name == "Matryoshka":
+        tame[name] = {"loss": kj.losses.InfoNCE(0.3, tile_size=64), "dims": [DIM, 2]}
+    elif name == "SigLIP":
         tame["SigLIP"] = {"bias": -3.0}
     elif hasattr(getattr(kj.losses, name)(), "temperature"):
         tame[name] = {"temperature": 0.3}

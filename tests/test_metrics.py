@@ -39,6 +39,9 @@ ARGUMENTS = {
     "average_ignore": {"same_label": "ignore", "direction": "a_to_b"},
     "average_without_labels": {"same_label": None, "similarity": "dot"},
     "ndcg_at_3": {"k": 3, "similarity": "euclidean", "direction": "b_to_a"},
+    "recall_of_2_features": {"dim": 2, "direction": "a_to_b"},
+    "ndcg_of_2_features": {"dim": 2, "similarity": "dot"},
+    "precision_of_2_features": {"dim": 2},
     "precision_euclidean": {"similarity": "euclidean"},
     "pairs_euclidean": {"similarity": "euclidean", "threshold": -2.0},
     "alignment_1": {"alpha": 1.0},
@@ -320,6 +323,7 @@ def test_weighted_metrics_in_a_model_with_two_batch_sizes():
         (kj.metrics.RecallAtK, {"k": True}, "`k`.*Received: k=True"),
         (kj.metrics.RecallAtK, {"direction": "a"}, "`direction`.*'both'.*Received: direction='a'"),
         (kj.metrics.RecallAtK, {"same_label": "yes"}, "`same_label`.*Received: same_label='yes'"),
+        (kj.metrics.MeanReciprocalRank, {"dim": 0}, "`dim`.*whole number >= 1.*Received: dim=0"),
         (kj.metrics.MeanReciprocalRank, {"similarity": "l2"}, "`similarity`.*similarity='l2'"),
         (kj.metrics.MeanAveragePrecisionAtR, {"similarity": None}, "`similarity`.*Received"),
         (kj.metrics.MeanAveragePrecision, {"direction": None}, "`direction`.*Received"),
@@ -334,6 +338,15 @@ def test_weighted_metrics_in_a_model_with_two_batch_sizes():
 def test_invalid_arguments_are_refused(make, arguments, message):
     with pytest.raises(ValueError, match=message):
         make(**arguments)
+
+
+def test_metric_of_some_features_is_named_after_them_and_refuses_fewer():
+    for make in METRICS:
+        if "dim" in make().get_config():
+            metric = make(dim=5)
+            assert metric.name == f"{make().name}_dim_5"
+            with pytest.raises(ValueError, match=r"`dim`.*at most 4.*Received: dim=5"):
+                metric.update_state(_labels(4), _views(4))
 
 
 def test_weight_may_be_a_scalar():

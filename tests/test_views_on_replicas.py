@@ -78,6 +78,7 @@ def joint():
         "classes": keras.layers.Dense(4)(x),
         "statistics": Stacked()([b, a]),
         "several": Stacked()([a, b]),
+        "widths": Stacked()([a, b]),
     }
     losses = {
         "pair": kj.losses.InfoNCE(same_label="ignore", unlabelled=2, tile_size=64),
@@ -85,6 +86,7 @@ def joint():
         "classes": kj.losses.SupCon(unlabelled=1, tile_size=64, reduction="sum"),
         "statistics": kj.losses.VICReg(),
         "several": {"margin": kj.losses.MarginContrastive(), "mining": kj.losses.Triplet()},
+        "widths": kj.losses.Matryoshka(kj.losses.SupCon(tile_size=64), [4, 2]),
     }
     metrics = {
         "pair": [kj.metrics.RecallAtK(1), kj.metrics.Uniformity()],
@@ -97,13 +99,15 @@ def joint():
 
 @pytest.mark.parametrize("is_compiled", [True, False])
 def test_terms_equal_one_device(is_compiled):
-    y = dict.fromkeys(("pair", "classes", "statistics"), LABEL)
+    y = dict.fromkeys(("pair", "classes", "statistics", "widths"), LABEL)
     y |= dict.fromkeys(("siglip", "several"), LABEL % 2)
     # Of the first batch, the second replica has no item of a weight above 0.
     weight = dict.fromkeys(y, WEIGHT * (np.arange(len(X)) // 4 != 1))
     part = (X, y, weight) if is_compiled else (X, y)
     # In a compiled step, Keras itself logs the mean of the replicas, whatever their items.
-    unequal = r" (pair|siglip|classes|statistics|several)_loss$" if is_compiled else "nothing"
+    unequal = (
+        r" (pair|siglip|classes|statistics|several|widths)_loss$" if is_compiled else "nothing"
+    )
     assert_like_one_device(joint, [part], unequal, is_compiled=is_compiled)
 
 

@@ -131,7 +131,7 @@ A loss there takes `(embeddings, labels)`; here the embeddings are views, `(batc
 | `CachedMultipleNegativesRankingLoss(mini_batch_size=n)`; `gather_across_devices=True` | the same loss behind `ChunkedTower(tower, n)`; the default of `ContrastiveTerm` |
 | `TripletLoss`; `BatchAllTripletLoss`, `BatchSemiHardTripletLoss`, `BatchHardTripletLoss`, `BatchHardSoftMarginTripletLoss` | `TripletMargin`; `Triplet(mining="all")`, `"semi_hard"`, `"hard"`, `Triplet("soft", mining="hard")` |
 | `ContrastiveLoss`; `CosineSimilarityLoss` | `Contrastive` (Euclidean distance; there 1 - cosine by default); `LossTerm("mse")(cosine, score)` |
-| `MatryoshkaLoss` | a `ContrastiveTerm` for each size, of `a[:, :size]` and `b[:, :size]` |
+| `MatryoshkaLoss(model, loss, dims, weights)`; `truncate_dim=d` | `Matryoshka(loss, dims, weights)`: equal, also a sum with weights 1 by default; `dim=d` of the metrics |
 | `InformationRetrievalEvaluator` | `RetrievalEvaluation(queries=..., candidates=..., relevant=...)` |
 
 ## TensorFlow Recommenders

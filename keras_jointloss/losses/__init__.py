@@ -10,6 +10,7 @@ from keras_jointloss.losses.decoupled_contrastive import DecoupledContrastive, d
 from keras_jointloss.losses.gaussian_kl import gaussian_kl
 from keras_jointloss.losses.info_nce import InfoNCE, info_nce
 from keras_jointloss.losses.margin_contrastive import MarginContrastive, margin_contrastive
+from keras_jointloss.losses.matryoshka import Matryoshka
 from keras_jointloss.losses.multi_similarity import MultiSimilarity, multi_similarity
 from keras_jointloss.losses.n_pairs import NPairs, n_pairs
 from keras_jointloss.losses.nt_xent import NTXent, nt_xent
@@ -21,8 +22,8 @@ from keras_jointloss.losses.vicreg import VICReg, vicreg
 
 __all__ = [
     "BarlowTwins", "Circle", "Contrastive", "CosineEmbedding", "DecoupledContrastive",
-    "InfoNCE", "LearnedParameter", "MarginContrastive", "Memory", "MultiSimilarity", "NPairs",
-    "NTXent", "SigLIP", "SupCon", "Triplet", "TripletMargin", "VICReg", "ViewsLoss",
+    "InfoNCE", "LearnedParameter", "MarginContrastive", "Matryoshka", "Memory", "MultiSimilarity",
+    "NPairs", "NTXent", "SigLIP", "SupCon", "Triplet", "TripletMargin", "VICReg", "ViewsLoss",
     "barlow_twins", "circle", "contrastive", "cosine_embedding", "decoupled_contrastive",
     "gaussian_kl", "get", "info_nce", "margin_contrastive", "multi_similarity", "n_pairs",
     "nt_xent", "siglip", "sup_con", "triplet", "triplet_margin", "vicreg",

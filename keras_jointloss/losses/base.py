@@ -122,6 +122,8 @@ class ViewsLoss(keras.losses.Loss):
     compares_items = True
     #: The names of the parts that `part_values` returns.
     part_names: tuple[str, ...] = ()
+    #: Whether `part_values` takes `items` and parameters, too, as `values` does.
+    parts_take_parameters = False
     #: The label that marks items without one.
     unlabelled: int | None = None
 

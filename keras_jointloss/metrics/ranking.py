@@ -10,7 +10,13 @@ from keras_jointloss._core.math import SIMILARITIES
 from keras_jointloss._core.types import Direction, DType, Labels, Mask, Sharing, Similarity, Tensor
 from keras_jointloss._core.validation import validate_choice, validate_count
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs
-from keras_jointloss.metrics.retrieval import RetrievalMetric, closeness_matrix
+from keras_jointloss.metrics.retrieval import (
+    RetrievalMetric,
+    closeness_matrix,
+    first_features,
+    name_with,
+    validate_dim,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -36,7 +42,11 @@ class MeanAveragePrecision(RetrievalMetric):
             candidates, `"ignore"` as neither right nor wrong. `None` if there are no labels.
         unlabelled: The label that marks items without one, which are excluded, or `None`. Requires
             `same_label`.
-        name, dtype: As in `keras.metrics.Metric`.
+        dim: The number of features to compare, the first ones, as after a cut of embeddings that
+            `keras_jointloss.losses.Matryoshka` has trained. `None`: all.
+        name: Name of the metric, by default `"mean_average_precision"`, with `"_dim_<dim>"` if
+            there is one.
+        dtype: As in `keras.metrics.Metric`.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`. `y_true`: `(batch,)` or `(batch, 1)`, labels of any dtype, with
@@ -64,10 +74,12 @@ class MeanAveragePrecision(RetrievalMetric):
         similarity: Similarity = "cosine",
         same_label: Sharing = "positive",
         unlabelled: int | None = None,
-        name: str = "mean_average_precision",
+        dim: int | None = None,
+        name: str | None = None,
         dtype: DType = None,
     ):
-        super().__init__(direction, similarity, same_label, unlabelled, name, dtype)
+        name = name or name_with("mean_average_precision", dim)
+        super().__init__(direction, similarity, same_label, unlabelled, dim, name, dtype)
 
     def score(self, closeness: Tensor, rounding: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
         right, position = _in_order(closeness, rounding, right, wrong)
@@ -99,7 +111,9 @@ class NormalizedDiscountedCumulativeGain(RetrievalMetric):
             candidates, `"ignore"` as neither right nor wrong. `None` if there are no labels.
         unlabelled: The label that marks items without one, which are excluded, or `None`. Requires
             `same_label`.
-        name: Name of the metric, `"ndcg_at_<k>"` by default.
+        dim: The number of features to compare, the first ones, as after a cut of embeddings that
+            `keras_jointloss.losses.Matryoshka` has trained. `None`: all.
+        name: Name of the metric, by default `"ndcg_at_<k>"`, or `"ndcg_at_<k>_dim_<dim>"`.
         dtype: As in `keras.metrics.Metric`.
 
     Input shape:
@@ -129,11 +143,12 @@ class NormalizedDiscountedCumulativeGain(RetrievalMetric):
         similarity: Similarity = "cosine",
         same_label: Sharing = "positive",
         unlabelled: int | None = None,
+        dim: int | None = None,
         name: str | None = None,
         dtype: DType = None,
     ):
-        k, name = validate_count(k, "k"), name or f"ndcg_at_{k}"
-        super().__init__(direction, similarity, same_label, unlabelled, name, dtype, k=k)
+        k, name = validate_count(k, "k"), name or name_with(f"ndcg_at_{k}", dim)
+        super().__init__(direction, similarity, same_label, unlabelled, dim, name, dtype, k=k)
 
     def score(self, closeness: Tensor, rounding: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
         right, position = _in_order(closeness, rounding, right, wrong)
@@ -160,7 +175,11 @@ class MeanAveragePrecisionAtR(ViewsMetric):
     Args:
         similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
         unlabelled: The label that marks items without one, which are excluded, or `None`.
-        name, dtype: As in `keras.metrics.Metric`.
+        dim: The number of features to compare, the first ones, as after a cut of embeddings that
+            `keras_jointloss.losses.Matryoshka` has trained. `None`: all.
+        name: Name of the metric, by default `"mean_average_precision_at_r"`, with `"_dim_<dim>"`
+            if there is one.
+        dtype: As in `keras.metrics.Metric`.
 
     Input shape:
         `y_pred`: `(batch, views, dim)`, any number of views, or `(batch, dim)` for one view per
@@ -188,20 +207,22 @@ class MeanAveragePrecisionAtR(ViewsMetric):
         self,
         similarity: Similarity = "cosine",
         unlabelled: int | None = None,
-        name: str = "mean_average_precision_at_r",
+        dim: int | None = None,
+        name: str | None = None,
         dtype: DType = None,
     ):
         super().__init__(
-            name,
+            name or name_with("mean_average_precision_at_r", dim),
             dtype,
             similarity=validate_choice(similarity, "similarity", SIMILARITIES),
             unlabelled=validate_unlabelled(unlabelled),
+            dim=validate_dim(dim),
         )
 
     def values(
         self, views: Tensor, labels: Labels = None, valid: Mask = None, items: Items | None = None
     ) -> tuple[Tensor, Tensor]:
-        number = views.shape[1]
+        views, number = first_features(views, self.dim), views.shape[1]
         samples = ops.reshape(views, (-1, 1, views.shape[2]))  # (batch * views, 1, dim)
         labels = ops.repeat(labels, number, axis=0)
         queries = None if items is None else Items(number * items.start, number * items.size)

@@ -10,7 +10,7 @@ from keras import ops
 from keras_jointloss._core.batch import Items, rows_of, validate_unlabelled
 from keras_jointloss._core.math import SIMILARITIES, dot, dot_matrix, l2_normalize, max_along
 from keras_jointloss._core.types import Direction, DType, Labels, Mask, Sharing, Similarity, Tensor
-from keras_jointloss._core.validation import validate_choice, validate_count
+from keras_jointloss._core.validation import invalid, validate_choice, validate_count
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs, own_pairs
 
 
@@ -30,6 +30,25 @@ def closeness_matrix(a, b, similarity):
     # At dim 4,096, the measured products of equal unit vectors differ by up to 2.5 roundings.
     number = np.finfo(keras.backend.standardize_dtype(squares.dtype))
     return closeness, 4.0 * float(number.eps) * squares + float(number.tiny)
+
+
+def validate_dim(dim: int | None) -> int | None:
+    """Returns a number of features, or `None` for all."""
+    return None if dim is None else validate_count(dim, "dim")
+
+
+def first_features(views, dim: int | None):
+    """Returns the first `dim` features of views, `(batch, views, dim)`, or all of them."""
+    if dim is None:
+        return views
+    if views.shape[2] < dim:
+        raise invalid("dim", f"at most {views.shape[2]}, the number of features", dim)
+    return views[:, :, :dim]
+
+
+def name_with(name: str, dim: int | None) -> str:
+    """Returns the default name of a metric of some or all features."""
+    return name if dim is None else f"{name}_dim_{dim}"
 
 
 class RetrievalMetric(ViewsMetric):
@@ -54,6 +73,8 @@ class RetrievalMetric(ViewsMetric):
             there are no labels.
         unlabelled: The label that marks items without one, which are excluded, or `None`. Requires
             `same_label`.
+        dim: The number of features to compare, the first ones, as after a cut of embeddings that
+            `keras_jointloss.losses.Matryoshka` has trained. `None`: all.
         name, dtype: As in `keras.metrics.Metric`.
         **arguments: The validated arguments of the subclass.
     """
@@ -66,6 +87,7 @@ class RetrievalMetric(ViewsMetric):
         similarity: Similarity = "cosine",
         same_label: Sharing = None,
         unlabelled: int | None = None,
+        dim: int | None = None,
         name: str | None = None,
         dtype: DType = None,
         **arguments: Any,
@@ -77,6 +99,7 @@ class RetrievalMetric(ViewsMetric):
             similarity=validate_choice(similarity, "similarity", SIMILARITIES),
             same_label=validate_choice(same_label, "same_label", (None, "positive", "ignore")),
             unlabelled=validate_unlabelled(unlabelled, same_label),
+            dim=validate_dim(dim),
             **arguments,
         )
         self.has_labels = same_label is not None
@@ -109,6 +132,7 @@ class RetrievalMetric(ViewsMetric):
         right = own_pairs(views, items)
         if self.same_label == "positive":
             right = ops.logical_or(right, ops.logical_and(others, ops.logical_not(wrong)))
+        views = first_features(views, self.dim)
         a, b = views[:, 0], views[:, 1]
         queries, candidates = (b, a) if self.direction == "b_to_a" else (a, b)
         closeness, rounding = closeness_matrix(rows_of(queries, items), candidates, self.similarity)
@@ -150,7 +174,9 @@ class RecallAtK(RetrievalMetric):
             there are no labels.
         unlabelled: The label that marks items without one, which are excluded, or `None`. Requires
             `same_label`.
-        name: Name of the metric, `"recall_at_<k>"` by default.
+        dim: The number of features to compare, the first ones, as after a cut of embeddings that
+            `keras_jointloss.losses.Matryoshka` has trained. `None`: all.
+        name: Name of the metric, by default `"recall_at_<k>"`, or `"recall_at_<k>_dim_<dim>"`.
         dtype: As in `keras.metrics.Metric`.
 
     Input shape:
@@ -176,11 +202,12 @@ class RecallAtK(RetrievalMetric):
         similarity: Similarity = "cosine",
         same_label: Sharing = None,
         unlabelled: int | None = None,
+        dim: int | None = None,
         name: str | None = None,
         dtype: DType = None,
     ):
-        k, name = validate_count(k, "k"), name or f"recall_at_{k}"
-        super().__init__(direction, similarity, same_label, unlabelled, name, dtype, k=k)
+        k, name = validate_count(k, "k"), name or name_with(f"recall_at_{k}", dim)
+        super().__init__(direction, similarity, same_label, unlabelled, dim, name, dtype, k=k)
 
     def gain(self, ranks: Tensor) -> Tensor:
         return ops.cast(ranks <= self.k, ranks.dtype)
@@ -205,7 +232,11 @@ class MeanReciprocalRank(RetrievalMetric):
             there are no labels.
         unlabelled: The label that marks items without one, which are excluded, or `None`. Requires
             `same_label`.
-        name, dtype: As in `keras.metrics.Metric`.
+        dim: The number of features to compare, the first ones, as after a cut of embeddings that
+            `keras_jointloss.losses.Matryoshka` has trained. `None`: all.
+        name: Name of the metric, by default `"mean_reciprocal_rank"`, with `"_dim_<dim>"` if there
+            is one.
+        dtype: As in `keras.metrics.Metric`.
 
     Input shape:
         `y_pred`: `(batch, 2, dim)`. `y_true`: `(batch,)` or `(batch, 1)`, labels of any dtype, with
@@ -229,10 +260,12 @@ class MeanReciprocalRank(RetrievalMetric):
         similarity: Similarity = "cosine",
         same_label: Sharing = None,
         unlabelled: int | None = None,
-        name: str = "mean_reciprocal_rank",
+        dim: int | None = None,
+        name: str | None = None,
         dtype: DType = None,
     ):
-        super().__init__(direction, similarity, same_label, unlabelled, name, dtype)
+        name = name or name_with("mean_reciprocal_rank", dim)
+        super().__init__(direction, similarity, same_label, unlabelled, dim, name, dtype)
 
     def gain(self, ranks: Tensor) -> Tensor:
         return 1.0 / ranks

@@ -6,7 +6,15 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.backend import current_replicas
-from keras_jointloss._core.batch import Batch, item_weights, rows_of, stacked, valid_items
+from keras_jointloss._core.batch import (
+    Batch,
+    as_labels,
+    item_weights,
+    label_tensor,
+    rows_of,
+    stacked,
+    valid_items,
+)
 from keras_jointloss._core.replicas import global_batch, is_after_call
 
 
@@ -30,12 +38,13 @@ class LossPart(keras.metrics.Mean):
         """Adds the items of a batch; under `tf.distribute`, of the batch of all replicas."""
         views = stacked(ops.convert_to_tensor(y_pred))
         weight = item_weights(1.0 if sample_weight is None else sample_weight, views)
-        batch, items = Batch(views, None, valid_items(y_pred, sample_weight), weight), None
+        labels = as_labels(label_tensor(y_true)) if self.loss.has_labels else None
+        batch, items = Batch(views, labels, valid_items(y_pred, sample_weight), weight), None
         if is_after_call():
             batch, items = global_batch(batch)
             # Keras adds up the states of the replicas, but each process of PyTorch keeps them all.
             items = items if current_replicas().takes_turns else None
-        values = self.loss.part_values(batch.views, None, batch.mask)[self.part]
+        values = self.loss.part_values(batch.views, batch.labels, batch.mask)[self.part]
         counts = batch.sample_weight
         if batch.mask is not None:
             counts = ops.where(batch.mask, counts, 0)

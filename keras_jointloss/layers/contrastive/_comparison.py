@@ -158,7 +158,7 @@ class Comparison:
 
     def _exchanges_views(self) -> bool:
         """Whether only the loss needs the views of other replicas, those of one at a time."""
-        is_loss_alone = self.memory is None and not self.metrics
+        is_loss_alone = self.memory is None and not self.metrics and not self._part_names
         return is_loss_alone and getattr(self.loss, "takes_exchange", False)
 
     def _values(self, batch, items, valid, exchange):
@@ -166,13 +166,17 @@ class Comparison:
         if not isinstance(self.loss, losses.ViewsLoss):
             views, valid = rows_of(batch.views, items), rows_of(valid, items)
             return _values_between_two(self.loss, views, valid)
-        arguments = self._learned.arguments()
+        arguments = self._arguments(batch)
         if exchange is not None:
             arguments["exchange"] = exchange
-        labels = batch.labels
+        return self.loss.values(batch.views, batch.labels, valid, items, **arguments)
+
+    def _arguments(self, batch) -> dict[str, Any]:
+        """Returns what the layer has learned and remembers, as arguments of the loss."""
+        arguments, labels = self._learned.arguments(), batch.labels
         if self.memory is not None:
             arguments["memory"] = self.memory.read(None if labels is None else labels.dtype)
-        return self.loss.values(batch.views, labels, valid, items, **arguments)
+        return arguments
 
     def _other_means(self, batch, items, valid) -> dict[str, tuple]:
         """Returns, by name, the sums over all items or over some `Items`, and their counts."""
@@ -187,11 +191,19 @@ class Comparison:
         if self._part_names:
             counts = ops.ones_like(views[:, 0, 0])
             counts = rows_of(counts if valid is None else ops.where(valid, counts, 0), items)
-            for name, values in self.loss.part_values(views, labels, valid).items():
-                record(name, ops.sum(rows_of(values, items) * counts), ops.sum(counts))
+            for name, values in self._parts(batch, items, valid).items():
+                record(name, ops.sum(values * counts), ops.sum(counts))
         for metric in self.metrics:
             record(metric.name, *metric.sums(views, labels, valid, items=items))
         return means
+
+    def _parts(self, batch, items, valid) -> dict[str, Any]:
+        """Returns the parts of the loss of all items or of some `Items`, by name."""
+        inputs = batch.views, batch.labels, valid
+        if self.loss.parts_take_parameters:
+            return self.loss.part_values(*inputs, items, **self._arguments(batch))
+        parts = self.loss.part_values(*inputs)
+        return {name: rows_of(values, items) for name, values in parts.items()}
 
 
 def _values_between_two(loss: keras.losses.Loss, views, valid):
