@@ -14,15 +14,18 @@ _NAMES = (
     *("Contrastive", "CosineEmbedding", "MarginContrastive", "Triplet", "TripletMargin"),
     *("InfoNCE", "SigLIP", "NTXent", "SupCon", "DecoupledContrastive", "NPairs"),
     *("MultiSimilarity", "Circle", "VICReg", "BarlowTwins"),
+    *("CoSENT", "AnglE", "MarginMSE"),
 )
 #: The classes of the losses by the name of their function.
 CLASSES = {cls.function.__name__: cls for cls in (getattr(kj.losses, name) for name in _NAMES)}
 #: The losses by their kind of labels.
 PAIR_LABELS = {"contrastive", "cosine_embedding", "margin_contrastive"}
+SCORE_LABELS = {"cosent", "angle", "margin_mse"}
 CLASS_LABELS = {"triplet", "sup_con", "n_pairs", "multi_similarity", "circle"}
 TILED = {"info_nce", "siglip", "nt_xent", "sup_con", "decoupled_contrastive", "n_pairs"}
 #: The losses with cosine similarity by default.
 COSINE = TILED - {"n_pairs"} | {"cosine_embedding", "multi_similarity", "circle"}
+COSINE |= {"cosent", "angle"}
 #: The losses that take one view per item.
 ONE_VIEW = {"triplet", "sup_con", "multi_similarity", "circle"}
 MORE_VIEWS = ONE_VIEW | {"nt_xent", "decoupled_contrastive", "info_nce"}
@@ -45,9 +48,9 @@ class Case(NamedTuple):
 
     @property
     def labels(self):
-        """The kind of labels: "pair", "class" or `None`."""
-        if self.name in PAIR_LABELS:
-            return "pair"
+        """The kind of labels: "pair", "score", "class" or `None`."""
+        if self.name in PAIR_LABELS | SCORE_LABELS:
+            return "pair" if self.name in PAIR_LABELS else "score"
         return "class" if self.name in CLASS_LABELS or self.arguments.get("same_label") else None
 
     @property
@@ -84,7 +87,9 @@ class Case(NamedTuple):
 
 
 _PARTS = {"invariance_weight": 2.0, "variance_weight": 3.0, "covariance_weight": 4.0}
-DEFAULTS = [Case(name, views=3 if name == "triplet_margin" else 2) for name in CLASSES]
+#: The number of views where it is not 2.
+VIEWS = {"triplet_margin": 3, "margin_mse": 3}
+DEFAULTS = [Case(name, views=VIEWS.get(name, 2)) for name in CLASSES]
 #: One loss of each kind: softmax, mining, labels of pairs and statistics of the batch.
 EACH_KIND = [Case(name) for name in ("info_nce", "triplet", "margin_contrastive", "vicreg")]
 CASES = {
@@ -128,6 +133,9 @@ CASES = {
         Case("circle", {"margin": 0.25, "gamma": 10.0}, 3),
         Case("vicreg", {**_PARTS, "epsilon": 1e-2}),
         Case("barlow_twins", {"off_diagonal_weight": 0.5}),
+        Case("cosent", {"scale": 3.0}),
+        Case("margin_mse", {"similarity": "cosine"}, 3),
+        Case("margin_mse", {"similarity": "euclidean"}, 3),
     ]
 }
 #: The cases for degenerate batches, without those that differ only in a number.
@@ -151,6 +159,8 @@ def views_of(case, batch=5, dim=3, scale=1.0, seed=0):
 def labels_of(case, batch=5):
     if case.labels == "pair":
         return np.resize([0, 1, 1, 0, 0.25], batch)
+    if case.labels == "score":
+        return np.resize([0.5, -1, 2, 0.5, 0.25], batch)
     return np.resize([3, -1, 3, 0, 0], batch)
 
 

@@ -172,6 +172,48 @@ def margin_contrastive(views, labels, valid=None, margin=1.0, normalize=False):
     return of_pairs(views, valid, value)
 
 
+# Scores
+
+
+def of_ranking(labels, valid, similarity, scale):
+    """Returns the loss of the ranking of all items by their similarity, for each item."""
+    values = np.zeros(len(similarity))
+    items = [i for i in range(len(values)) if valid is None or valid[i]]
+    exponents = [
+        scale * (similarity[j] - similarity[i])
+        for i in items
+        for j in items
+        if np.ravel(labels)[i] > np.ravel(labels)[j]
+    ]
+    values[items] = log_sum_exp([0.0, *exponents])
+    return values
+
+
+def cosent(views, labels, valid=None, scale=20.0):
+    similarity = of_pairs(views, valid, lambda i, a, b: unit(a) @ unit(b))
+    return of_ranking(labels, valid, similarity, scale)
+
+
+def angle(views, labels, valid=None, scale=20.0):
+    def value(i, a, b):
+        a, b = (np.append(unit(x), [0.0] * (len(x) % 2)) for x in (a, b))
+        half = len(a) // 2
+        z, w = (x[:half] + 1j * x[half:] for x in (a, b))
+        return abs(sum(p.real + p.imag for p in z * np.conj(w)))
+
+    return of_ranking(labels, valid, of_pairs(views, valid, value), scale)
+
+
+def margin_mse(views, labels, valid=None, similarity="dot"):
+    similarities = Similarities(views, similarity)
+    values = np.zeros(len(views))
+    for i in valid_items(views, valid):
+        anchor, positive, negative = (Sample(i, v) for v in range(3))
+        margin = similarities[anchor, positive] - similarities[anchor, negative]
+        values[i] = (margin - np.ravel(labels)[i]) ** 2
+    return values
+
+
 # Triplets
 
 

@@ -48,10 +48,13 @@ LAYER_WEIGHTS = {
     "hint": 0.2,
 }
 # Each contrastive loss occurs once: as the loss of an output or of a layer.
-OF_OUTPUTS = ("BarlowTwins", "Circle", "Contrastive", "InfoNCE", "NPairs", "Triplet", "VICReg")
+OF_OUTPUTS = (
+    *("BarlowTwins", "Circle", "Contrastive", "InfoNCE", "NPairs", "Triplet", "VICReg"),
+    *("CoSENT",),
+)
 OF_LAYERS = (
     *("CosineEmbedding", "DecoupledContrastive", "Matryoshka", "MultiSimilarity", "NTXent"),
-    *("SigLIP", "SupCon", "TripletMargin", "VICReg"),
+    *("SigLIP", "SupCon", "TripletMargin", "VICReg", "AnglE", "MarginMSE"),
 )
 #: The user's weight of each term, by the name of the model.
 WEIGHTS = {
@@ -292,7 +295,7 @@ def _family_loss(name, **arguments):
 
 # These compare items by their classes, here with one view each.
 OF_ONE_VIEW = ("Circle", "MultiSimilarity")
-_TARGETS = {"pair": "match", "class": "label", None: "nothing"}
+_TARGETS = {"pair": "match", "score": "rating", "class": "label", None: "nothing"}
 
 
 def _family_outputs():
@@ -330,8 +333,8 @@ def _family_layers():
         labels = (match if loss.label_kind == "pair" else label,) if loss.has_labels else ()
         if name in OF_ONE_VIEW:
             a = term((a, *labels))
-        elif name == "TripletMargin":
-            a, b, _ = term((a, b, ops.flip(b, axis=1)))
+        elif loss.min_views == 3:
+            a, b, _ = term((a, b, ops.flip(b, axis=1), *labels))
         else:
             a, b = term((a, b, *labels))
     rating = _float32(keras.layers.Dense(1)(a + b), "rating")

@@ -9,7 +9,9 @@ import keras_jointloss as kj
 from tests.backends import once_compiled, torch
 from tests.loss_cases import (
     CLASSES,
+    DEFAULTS,
     PAIR_LABELS,
+    SCORE_LABELS,
     VALID,
     WITH_LABELS,
     Case,
@@ -157,6 +159,26 @@ def test_pair_labels_other_than_0_and_1_are_refused(name):
     assert np.isfinite(float(CLASSES[name]()(labels, views, labels > 0)))
     with pytest.raises(ValueError, match=message):
         kj.metrics.PairAccuracy()(labels, views)
+
+
+@pytest.mark.parametrize("name", sorted(SCORE_LABELS))
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_scores_that_are_not_finite_are_refused_or_show(name, bad):
+    case = next(case for case in DEFAULTS if case.name == name)
+    views, scores = views_of(case).astype("float32"), labels_of(case).astype("float32")
+    scores[3] = bad
+    with pytest.raises(
+        ValueError, match=r"expects finite scores\. Received: labels from (nan|-inf)"
+    ):
+        case.make()(scores, views)
+    # A compiled step cannot refuse them.
+    values = ops.convert_to_numpy(case.function(tensor(views), tensor(scores)))
+    assert not np.isfinite(values[3])
+    # Excluded items may have any label.
+    valid = np.arange(5) != 3
+    expected = case.naive(views.astype("float64"), labels_of(case), valid)
+    actual = case.make()(scores, views, valid.astype("float32"))
+    assert float(actual) == pytest.approx(expected.mean(), rel=1e-4)
 
 
 @pytest.mark.backend("torch")

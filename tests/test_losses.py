@@ -21,8 +21,10 @@ from tests.loss_cases import (
     DEFAULTS,
     EACH_KIND,
     PAIR_LABELS,
+    SCORE_LABELS,
     TILED,
     VALID,
+    VIEWS,
     Case,
     assert_close,
     labels_of,
@@ -146,7 +148,7 @@ def test_masked_item_is_excluded(case):
 @once_compiled
 @pytest.mark.parametrize("case", DEFAULTS, ids=list(CLASSES))
 def test_batch_without_valid_items_has_zero_loss(case):
-    views = np.full((5, case.views, 3), np.nan, "float32")
+    views = np.full(views_of(case).shape, np.nan, "float32")
     loss = case.make()
     value, gradient = value_and_gradient(lambda x: loss(labels_of(case), x, np.zeros(5)), views)
     assert value == 0
@@ -222,7 +224,7 @@ def test_function_and_class_have_the_same_arguments(name):
 def test_views_of_wrong_shape_are_refused(name):
     shapes = [(4,), (4, 2, 3, 1)]
     shapes += [] if name in cases.ONE_VIEW else [(4, 3), (4, 1, 3)]
-    shapes += [] if name in cases.MORE_VIEWS else [(4, 2 if name == "triplet_margin" else 3, 3)]
+    shapes += [] if name in cases.MORE_VIEWS else [(4, 5 - VIEWS.get(name, 2), 3)]
     for shape in shapes:
         with pytest.raises(ValueError, match=r"expects stacked views .*Received: shape="):
             CLASSES[name]().call(np.zeros(4), np.zeros(shape, "float32"))
@@ -235,12 +237,36 @@ def test_one_view_without_positives_of_other_items_is_refused(name, same_label):
         CLASSES[name](same_label=same_label).call(np.zeros(4), np.zeros((4, 3), "float32"))
 
 
-@pytest.mark.parametrize("name", sorted(PAIR_LABELS | cases.CLASS_LABELS))
+@once_compiled
+def test_margins_of_several_negatives_are_the_mean_over_triplets():
+    views, scores = (
+        views_of(Case("margin_mse", views=5)).astype("float32"),
+        views_of(Case("x", {}, 4)),
+    )
+    scores = scores[:, :, 0].astype("float32")  # Of the positive and of three negatives.
+    loss, margins = kj.losses.MarginMSE(), scores[:, :1] - scores[:, 1:]
+    triplets = [views[:, [0, 1, 2 + i]] for i in range(3)]
+    expected = np.mean([loss(margins[:, i], x) for i, x in enumerate(triplets)])
+    assert float(loss(margins, views)) == pytest.approx(expected, rel=1e-5)
+    assert float(loss(scores, views)) == pytest.approx(expected, rel=1e-5)
+    term = kj.layers.ContrastiveTerm(loss)
+    term((*ops.unstack(tensor(views), axis=1), tensor(margins)))
+    assert float(term.losses[0]) == pytest.approx(expected, rel=1e-5)
+    for labels in (margins[:, 0], margins[:, :2], views[:, :, 0]):
+        with pytest.raises(ValueError, match=r"MarginMSE expects .*\(5, 3\).*Received: shape="):
+            loss(labels, views)
+
+
+#: The losses of one number for each item.
+ONE_LABEL = PAIR_LABELS | SCORE_LABELS - {"margin_mse"}
+
+
+@pytest.mark.parametrize("name", sorted(ONE_LABEL | {"margin_mse"} | cases.CLASS_LABELS))
 def test_labels_of_wrong_shape_are_refused(name):
     shapes = [(), (3,), (3, 1), (4, 1, 1)]
-    for shape in [*shapes, (4, 2)] if name in PAIR_LABELS else [*shapes, (3, 2)]:
+    for shape in [*shapes, (4, 2) if name in ONE_LABEL else (3, 2)]:
         with pytest.raises(ValueError, match=r"expects labels .*Received: shape="):
-            CLASSES[name]().call(np.zeros(shape), np.zeros((4, 2, 3), "float32"))
+            CLASSES[name]().call(np.zeros(shape), np.zeros((4, VIEWS.get(name, 2), 4), "float32"))
 
 
 @pytest.mark.parametrize("name", ["info_nce", "siglip", "nt_xent", "decoupled_contrastive"])
@@ -266,7 +292,8 @@ REFUSED = {
     "swap": ("triplet_margin", [None, 1, "yes"]),
     "mining": ("triplet", [*NO_CHOICE, None]),
     "similarity": (
-        "triplet triplet_margin info_nce siglip nt_xent sup_con decoupled_contrastive n_pairs",
+        "triplet triplet_margin info_nce siglip nt_xent sup_con decoupled_contrastive n_pairs "
+        "margin_mse",
         [*NO_CHOICE, None],
     ),
     "same_label": ("info_nce siglip nt_xent decoupled_contrastive", NO_CHOICE),
@@ -281,6 +308,7 @@ REFUSED = {
     **{f"{part}_weight": ("vicreg", NEGATIVE) for part in ("invariance", "variance", "covariance")},
     "epsilon": ("vicreg", NEGATIVE),
     "off_diagonal_weight": ("barlow_twins", NEGATIVE),
+    "scale": ("cosent angle", NO_POSITIVE_NUMBER),
 }
 
 

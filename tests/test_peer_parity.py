@@ -1,6 +1,7 @@
-"""Values and gradients of the losses compared with PyTorch and pytorch-metric-learning.
+"""Values and gradients of the losses compared with other libraries.
 
-Requires both packages. The peers compute in float64, the losses in float32.
+Requires PyTorch and pytorch-metric-learning; what sentence-transformers has is compared if it is
+installed. The peers compute in float64, the losses in float32.
 """
 
 import numpy as np
@@ -203,6 +204,29 @@ def test_loss_of_two_views_equals_peer(loss, labels, peer):
 
 def test_vicreg():
     _assert_parity(kj.losses.VICReg(), CLASS_LABELS, _vicreg, 0.4 * _views())
+
+
+SCORES = torch.tensor([0.5, -1.0, 2.0, 0.5, 0.25, 3.0, 0.0, 0.1], dtype=torch.float64)
+
+
+def _of_columns(peer, scores):
+    """Returns a loss of sentence-transformers, without a model, as a function of the views."""
+    return lambda views: peer.compute_loss_from_embeddings([*views.unbind(1)], scores)
+
+
+def test_losses_of_scores_equal_sentence_transformers():
+    peers = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
+    ranking = _of_columns(peers.CoSENTLoss(None), SCORES)
+    _assert_parity(kj.losses.CoSENT(), SCORES, ranking)
+    _assert_parity(kj.losses.CoSENT(3.0), SCORES, _of_columns(peers.CoSENTLoss(None, 3.0), SCORES))
+    for dim in (DIM, DIM - 1):
+        peer = _of_columns(peers.AnglELoss(None), SCORES)
+        _assert_parity(kj.losses.AnglE(), SCORES, peer, _views()[:, :, :dim])
+    margins = torch.stack([SCORES, SCORES.flip(0), SCORES**2], 1)
+    for count in (1, 2, 3):  # Margins to one or two negatives; scores of the positive and of two.
+        peer = _of_columns(peers.MarginMSELoss(None), margins[:, :count])
+        views = _views(min(2 + count, 4))
+        _assert_parity(kj.losses.MarginMSE(), margins[:, :count], peer, views)
 
 
 @pytest.mark.parametrize("swap", [False, True])

@@ -132,6 +132,7 @@ A loss there takes `(embeddings, labels)`; here the embeddings are views, `(batc
 | `TripletLoss`; `BatchAllTripletLoss`, `BatchSemiHardTripletLoss`, `BatchHardTripletLoss`, `BatchHardSoftMarginTripletLoss` | `TripletMargin`; `Triplet(mining="all")`, `"semi_hard"`, `"hard"`, `Triplet("soft", mining="hard")` |
 | `ContrastiveLoss`; `CosineSimilarityLoss` | `Contrastive` (Euclidean distance; there 1 - cosine by default); `LossTerm("mse")(cosine, score)` |
 | `MatryoshkaLoss(model, loss, dims, weights)`; `truncate_dim=d` | `Matryoshka(loss, dims, weights)`: equal, also a sum with weights 1 by default; `dim=d` of the metrics |
+| `CoSENTLoss(scale=20)`, `AnglELoss(scale=20)`; `MarginMSELoss()` | `CoSENT(scale=20)`, `AnglE(scale=20)`; `MarginMSE()`, with margins or scores of one negative or more: equal |
 | `InformationRetrievalEvaluator` | `RetrievalEvaluation(queries=..., candidates=..., relevant=...)` |
 
 ## TensorFlow Recommenders

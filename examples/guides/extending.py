@@ -19,8 +19,9 @@ import keras_jointloss as kj
 ## A loss of views
 
 `function` returns `(batch,)`. It receives the stacked views `(batch, views, dim)`, labels if
-`label_kind` is `"class"` or `"pair"`, and `valid`: which items to include (`None` for all). Keyword
-arguments of `super().__init__` become arguments of the function and part of the config.
+`label_kind` is `"class"`, `"pair"` or `"score"`, and `valid`: which items to include (`None` for
+all). Keyword arguments of `super().__init__` become arguments of the function and part of the
+config.
 """
 
 

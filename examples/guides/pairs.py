@@ -163,6 +163,8 @@ print("same category, MAP@R:     ", *np.round(history.history["same_map_at_r"], 
 | single items | classes, `(batch,)` or rows of 0 and 1 | `SupCon`, `MultiSimilarity`, `Circle`, `Triplet` | `term((a, labels))` |
 | two views | classes | `SupCon`, `NPairs` | `term((a, b, labels))` |
 | pairs that match or do not | 1 or 0 | `CosineEmbedding`, `Contrastive`, `MarginContrastive` | `term((a, b, labels))` |
+| pairs that match more or less | any numbers, their order counts | `CoSENT`, `AnglE` | `term((a, b, scores))` |
+| anchor, positive, negative | the margins of a teacher | `MarginMSE` | `term((a, p, n, margins))` |
 | labels for some items | -1 for the others | any with labels, `unlabelled=-1` | as above |
 
 - *One view.* `NTXent` and `DecoupledContrastive` take single items with classes, too, with

@@ -197,14 +197,15 @@ def validate_items(count: int | None, sample_weight: Any, name: str) -> None:
         )
 
 
-def check_labels(labels, valid, name: str, is_pair: bool) -> None:
+def check_labels(labels, valid, name: str, kind: str | None) -> None:
     """Raises `ValueError` if a valid item has a label out of range.
 
-    The label of a pair and each entry of a class row lie in [0, 1]. The check needs values that
-    the host can read: it does nothing in a compiled function or for PyTorch tensors on an
-    accelerator. The name is that of the loss or metric.
+    The label of a pair and each entry of a class row lie in [0, 1], and a score is finite. The
+    check needs values that the host can read: it does nothing in a compiled function or for PyTorch
+    tensors on an accelerator. The name is that of the loss or metric, the kind that of the labels:
+    `"pair"`, `"score"`, or a class.
     """
-    if not is_pair and len(labels.shape) < 2:
+    if kind not in ("pair", "score") and len(labels.shape) < 2:
         return
     values, included = host_values(labels), None if valid is None else host_values(valid)
     if values is None or (included is None and valid is not None):
@@ -213,11 +214,14 @@ def check_labels(labels, valid, name: str, is_pair: bool) -> None:
     if values.dtype == bool or not values.size:
         return
     least, largest = values.min(), values.max()
-    if least >= 0 and largest <= 1:
+    is_score = kind == "score"
+    if np.isfinite([least, largest]).all() if is_score else least >= 0 and largest <= 1:
         return
     if running_loop() == "compute_output_spec":  # Keras builds the model, with arbitrary values.
         return
-    if is_pair:
+    if is_score:
+        expected = "finite scores"
+    elif kind == "pair":
         expected = (
             "labels from 0 (a pair that does not match) to 1 (a pair that does). "
             "Pass (y + 1) / 2 in place of labels -1 and 1"

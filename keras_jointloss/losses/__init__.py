@@ -1,15 +1,18 @@
 """Losses on the views of an item, as `keras.losses.Loss` classes and as functions."""
 
 from keras_jointloss.losses._pairs import Memory
+from keras_jointloss.losses.angle import AnglE, angle
 from keras_jointloss.losses.barlow_twins import BarlowTwins, barlow_twins
 from keras_jointloss.losses.base import LearnedParameter, ViewsLoss, get
 from keras_jointloss.losses.circle import Circle, circle
 from keras_jointloss.losses.contrastive import Contrastive, contrastive
+from keras_jointloss.losses.cosent import CoSENT, cosent
 from keras_jointloss.losses.cosine_embedding import CosineEmbedding, cosine_embedding
 from keras_jointloss.losses.decoupled_contrastive import DecoupledContrastive, decoupled_contrastive
 from keras_jointloss.losses.gaussian_kl import gaussian_kl
 from keras_jointloss.losses.info_nce import InfoNCE, info_nce
 from keras_jointloss.losses.margin_contrastive import MarginContrastive, margin_contrastive
+from keras_jointloss.losses.margin_mse import MarginMSE, margin_mse
 from keras_jointloss.losses.matryoshka import Matryoshka
 from keras_jointloss.losses.multi_similarity import MultiSimilarity, multi_similarity
 from keras_jointloss.losses.n_pairs import NPairs, n_pairs
@@ -21,10 +24,11 @@ from keras_jointloss.losses.triplet_margin import TripletMargin, triplet_margin
 from keras_jointloss.losses.vicreg import VICReg, vicreg
 
 __all__ = [
-    "BarlowTwins", "Circle", "Contrastive", "CosineEmbedding", "DecoupledContrastive",
-    "InfoNCE", "LearnedParameter", "MarginContrastive", "Matryoshka", "Memory", "MultiSimilarity",
-    "NPairs", "NTXent", "SigLIP", "SupCon", "Triplet", "TripletMargin", "VICReg", "ViewsLoss",
-    "barlow_twins", "circle", "contrastive", "cosine_embedding", "decoupled_contrastive",
-    "gaussian_kl", "get", "info_nce", "margin_contrastive", "multi_similarity", "n_pairs",
-    "nt_xent", "siglip", "sup_con", "triplet", "triplet_margin", "vicreg",
+    "AnglE", "BarlowTwins", "Circle", "CoSENT", "Contrastive", "CosineEmbedding",
+    "DecoupledContrastive", "InfoNCE", "LearnedParameter", "MarginContrastive", "MarginMSE",
+    "Matryoshka", "Memory", "MultiSimilarity", "NPairs", "NTXent", "SigLIP", "SupCon", "Triplet",
+    "TripletMargin", "VICReg", "ViewsLoss", "angle", "barlow_twins", "circle", "contrastive",
+    "cosent", "cosine_embedding", "decoupled_contrastive", "gaussian_kl", "get", "info_nce",
+    "margin_contrastive", "margin_mse", "multi_similarity", "n_pairs", "nt_xent", "siglip",
+    "sup_con", "triplet", "triplet_margin", "vicreg",
 ]  # fmt: skip

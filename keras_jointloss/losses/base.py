@@ -85,15 +85,16 @@ class ViewsLoss(keras.losses.Loss):
         `y_pred`: `(batch, views, dim)`, float; also `(batch, dim)`, one view per item, if
         `min_views` is 1. `y_true`: labels, if the loss needs them: `(batch,)`
         or `(batch, 1)`, or, for class labels, `(batch, classes)` with 1 for each class of an item
-        and 0 for the others. The label of a pair is 1 if its views match and 0 if not. Without
-        labels, anything with the right batch size.
+        and 0 for the others. The label of a pair is 1 if its views match and 0 if not. A
+        score is any finite number. Without labels, anything with the right batch size.
 
     Output shape:
         `(batch,)` from `call`, one value per item.
 
     Raises:
         ValueError: If `y_pred` or the labels have the wrong shape, or if a label is invalid: that
-            of a pair, or an entry of a class row, that is not in [0, 1].
+            of a pair, or an entry of a class row, that is not in [0, 1], or a score that is not
+            finite.
 
     Example:
 
@@ -107,8 +108,8 @@ class ViewsLoss(keras.losses.Loss):
 
     #: The function that computes the values.
     function: Any = None
-    #: The meaning of labels: `"pair"`, whether the views match; `"class"`, the class of the item;
-    #: `None`, nothing.
+    #: The meaning of labels: `"pair"`, whether the views match; `"score"`, a number for the views;
+    #: `"class"`, the class of the item; `None`, nothing.
     label_kind: str | None = None
     #: The minimum number of views per item: 1 if other items can be positives of an item.
     min_views: int = 2
@@ -182,7 +183,7 @@ class ViewsLoss(keras.losses.Loss):
         if self.has_labels and labels is not None:
             labels = _batch.label_tensor(labels)
             valid = self.labelled(labels, valid)
-            _batch.check_labels(labels, valid, type(self).__name__, self.label_kind == "pair")
+            _batch.check_labels(labels, valid, type(self).__name__, self.label_kind)
         arguments = {**self._arguments(), **parameters}
         arguments.pop("unlabelled", None)  # `valid` excludes them.
         if items is not None and self.takes_items:
@@ -223,7 +224,7 @@ class ViewsLoss(keras.losses.Loss):
 
     def validate_labels(self, shape: Shape, batch_size: int | None = None) -> None:
         """Raises `ValueError` if `shape` does not hold one label or row of classes per item."""
-        has_classes = self.label_kind != "pair"
+        has_classes = self.label_kind not in ("pair", "score")
         _batch.validate_vector(shape, batch_size, type(self).__name__, may_be_classes=has_classes)
 
     def _arguments(self):

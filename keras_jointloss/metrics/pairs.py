@@ -62,7 +62,7 @@ class PairAccuracy(ViewsMetric):
     ) -> tuple[Tensor, Tensor]:
         views, labels, valid = (rows_of(x, items) for x in (views, labels, valid))
         similarity = paired_similarity(views[:, 0], views[:, 1], self.similarity)
-        check_labels(labels, valid, type(self).__name__, is_pair=True)
+        check_labels(labels, valid, type(self).__name__, "pair")
         is_right = (similarity >= self.threshold) == (ops.cast(labels, views.dtype) > 0.5)
         return ops.cast(is_right, views.dtype), ops.cast(all_or(valid, views), views.dtype)
 
