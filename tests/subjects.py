@@ -41,6 +41,7 @@ def _with_gaps(features, generator):
 DATA = _data()
 CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 LOSSES = {"label": CROSSENTROPY, "rating": "mean_squared_error"}
+MARGIN = kj.schedules.Linear(2.0, 0.5, 8)
 LAYER_WEIGHTS = {
     "rating": 0.7,
     "margin": kj.schedules.Linear(1.0, 0.0, 8),
@@ -117,7 +118,7 @@ def _outputs():
     a, b = _trunk(inputs)
     outputs = {**_heads(a, b), "match": _float32(ops.stack([a, b], axis=1), "match")}
     joint = kj.joint_loss(
-        {**LOSSES, "match": kj.losses.MarginContrastive()},
+        {**LOSSES, "match": kj.losses.MarginContrastive(margin=MARGIN)},
         weights=WEIGHTS["outputs"],
         metrics={"label": "accuracy"},
     )
@@ -148,9 +149,8 @@ def _pairs():
 def _layer_terms(inputs, match):
     a, b = _trunk(inputs)
     weights = LAYER_WEIGHTS
-    a, b = kj.layers.ContrastiveTerm("MarginContrastive", weights["margin"], name="margin")(
-        (a, b, match)
-    )
+    loss = kj.losses.MarginContrastive(margin=MARGIN)
+    a, b = kj.layers.ContrastiveTerm(loss, weights["margin"], name="margin")((a, b, match))
     a, b = kj.layers.ContrastiveTerm("MeanSquaredError", weights["agree"], name="agree")((a, b))
     hint = kj.layers.LossTerm("huber", weights["hint"], metrics=["mae"], name="hint")
     return hint(a, b), b

@@ -62,6 +62,8 @@ embeddings that it returns, which are unchanged, or the layer is not part of the
 
 It can learn the temperature, and the bias of SigLIP. Weight decay would shrink a learned
 temperature: exclude it before the first step (for SigLIP also `"bias"`, the biases of all layers).
+A temperature or a margin can follow a schedule, too, with the clock of the weights:
+`kj.losses.InfoNCE(temperature=kj.schedules.Linear(0.5, 0.1, steps=1000))`.
 
 `RetrievalEvaluation` searches a whole set after each epoch, in both directions and in little
 memory. Its values do not depend on temperature and batch size. Ties count against the model.

@@ -31,7 +31,9 @@ Numbers: TypeAlias = Sequence[float] | np.ndarray
 DType: TypeAlias = str | keras.DTypePolicy | None
 
 Direction: TypeAlias = Literal["both", "a_to_b", "b_to_a"]
-Margin: TypeAlias = float | Literal["soft"]
+#: A number, or a schedule that moves it in training.
+Annealable: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule
+Margin: TypeAlias = Annealable | Literal["soft"]
 Reduction: TypeAlias = (
     Literal["sum_over_batch_size", "sum", "mean", "mean_with_sample_weight", "none"] | None
 )

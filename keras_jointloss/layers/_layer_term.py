@@ -177,10 +177,10 @@ class LayerTerm(keras.layers.Layer):
         self._step = Step()
 
     def _create_weight(
-        self, weight: Weight, readings: Mapping, means: Mapping, counts_steps: bool = False
+        self, weight: Weight, readings: Mapping, means: Mapping, schedules: Mapping
     ) -> None:
         """Creates the weight, as in `LayerWeight`, and the metrics that report what to log."""
-        self.weight = LayerWeight(weight, self.name, readings, means, counts_steps)
+        self.weight = LayerWeight(weight, self.name, readings, means, schedules)
         self._weight_state = as_state(self.weight.state)
         self._readouts = create_readouts(self.name, self.weight)
 

@@ -141,7 +141,7 @@ class LossTerm(LayerTerm):
             weight,
             readings={},
             means={name: lambda mean: mean for name in means},
-            counts_steps=isinstance(target, LearningRateSchedule),
+            schedules={"target": target} if isinstance(target, LearningRateSchedule) else {},
         )
         self.weight.may_be_constant = self._changes_mean
 
@@ -245,9 +245,7 @@ class LossTerm(LayerTerm):
         loss = value if self.floor is None else ops.sum(ops.maximum(mean, self.floor))
         if self.target is None:
             return loss
-        target = self.target
-        if isinstance(target, LearningRateSchedule):
-            target = target(self.weight.step_tensor())
+        target = self.weight.annealed_values().get("target", self.target)
         return ops.abs(loss - ops.cast(target, loss.dtype))
 
     def compute_output_spec(

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_jointloss._core.math import SIMILARITIES, similarity_of_prepared
-from keras_jointloss._core.types import DType, Reduction, Similarity
+from keras_jointloss._core.types import Annealable, DType, Reduction, Similarity
 from keras_jointloss._core.validation import validate_choice, validate_number
+from keras_jointloss.losses._annealing import annealed
 from keras_jointloss.losses._pairs import (
     Roles,
     as_views,
@@ -46,7 +47,7 @@ class SoftmaxLoss(ViewsLoss):
         name: str,
         reduction: Reduction,
         dtype: DType,
-        temperature: float,
+        temperature: Annealable,
         similarity: Similarity,
         tile_size: int | None,
         **arguments: Any,
@@ -55,7 +56,7 @@ class SoftmaxLoss(ViewsLoss):
             name,
             reduction,
             dtype,
-            temperature=validate_number(temperature, "temperature", 0, exclusive=True),
+            temperature=annealed(temperature, validate_number, "temperature", 0, exclusive=True),
             similarity=validate_choice(similarity, "similarity", SIMILARITIES),
             tile_size=validate_tile_size(tile_size, similarity),
             **arguments,
@@ -119,7 +120,8 @@ def cross_entropy(
     """
     x, y = roles.anchors.embeddings, roles.candidates.embeddings
     columns = None if own is None else own.columns
-    matrix = Matrix(roles, similarity, columns, label_smoothing > 0, both_ways)
+    needs_average = not isinstance(label_smoothing, float | int) or label_smoothing > 0
+    matrix = Matrix(roles, similarity, columns, needs_average, both_ways)
     scale = ops.convert_to_tensor(scale, dtype=x.dtype)
     statistics = choose(
         lambda: matrix.dense(x, y, scale),

@@ -18,6 +18,7 @@ from keras_jointloss._core.replicas import (
     warn_of_separate_items,
 )
 from keras_jointloss._core.types import DType, Labels, Mask, Reduction, Shape, Tensor, Weights
+from keras_jointloss.losses._annealing import AnnealedArguments
 
 
 class LearnedParameter(NamedTuple):
@@ -40,7 +41,7 @@ class LearnedParameter(NamedTuple):
     maximum: float
 
 
-class ViewsLoss(keras.losses.Loss):
+class ViewsLoss(AnnealedArguments, keras.losses.Loss):
     """Base class of the losses that compare the views of each item.
 
     The views are two (or more) embeddings of the same item, stacked on axis 1. A subclass defines
@@ -53,6 +54,10 @@ class ViewsLoss(keras.losses.Loss):
     It validates the function's arguments and passes them to `__init__` as keyword arguments. They
     become attributes and part of the config. The base class itself handles one of them,
     `unlabelled`: the label that marks items without one.
+
+    An argument may be a `keras.optimizers.schedules.LearningRateSchedule`. In a term of
+    `joint_loss` or a layer, it moves with the steps of the term's weight, and the logs show it as
+    `<term>_<argument>`. The function receives a scalar tensor or a float.
 
     The config also has `name`, `reduction` and `dtype`. An `__init__` of the subclass must accept
     these three and pass them on, or Keras cannot load the loss.
@@ -184,7 +189,7 @@ class ViewsLoss(keras.losses.Loss):
             labels = _batch.label_tensor(labels)
             valid = self.labelled(labels, valid)
             _batch.check_labels(labels, valid, type(self).__name__, self.label_kind)
-        arguments = {**self._arguments(), **parameters}
+        arguments = {**self._arguments_of_step(), **parameters}
         arguments.pop("unlabelled", None)  # `valid` excludes them.
         if items is not None and self.takes_items:
             arguments["items"], items = items, None

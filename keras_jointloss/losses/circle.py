@@ -7,8 +7,9 @@ from keras import ops
 
 from keras_jointloss._core.batch import Items, validate_unlabelled
 from keras_jointloss._core.math import dot_matrix, logsumexp_where
-from keras_jointloss._core.types import DType, Mask, Reduction, Tensor
+from keras_jointloss._core.types import Annealable, DType, Mask, Reduction, Tensor
 from keras_jointloss._core.validation import validate_number
+from keras_jointloss.losses._annealing import annealed
 from keras_jointloss.losses._pairs import as_views, class_roles, item_losses, mean_of_views
 from keras_jointloss.losses.base import ViewsLoss
 
@@ -17,7 +18,7 @@ def circle(
     views: Tensor,
     labels: Tensor,
     valid: Mask = None,
-    margin: float = 0.4,
+    margin: float | Tensor = 0.4,
     gamma: float = 80.0,
     items: Items | None = None,
 ) -> Tensor:
@@ -60,7 +61,7 @@ class Circle(ViewsLoss):
     different gradient.) An anchor without positives or without negatives has loss 0.
 
     Args:
-        margin: The relaxation `m`, 0 or more.
+        margin: The relaxation `m`, 0 or more, or a schedule of it.
         gamma: The scale, > 0.
         unlabelled: The label that marks items without one, such as -1, or `None`. These items are
             excluded from the batch (as anchors, positives and negatives) and have loss 0. Like
@@ -98,7 +99,7 @@ class Circle(ViewsLoss):
 
     def __init__(
         self,
-        margin: float = 0.4,
+        margin: Annealable = 0.4,
         gamma: float = 80.0,
         unlabelled: int | None = None,
         name: str = "circle",
@@ -109,7 +110,7 @@ class Circle(ViewsLoss):
             name,
             reduction,
             dtype,
-            margin=validate_number(margin, "margin", 0),
+            margin=annealed(margin, validate_number, "margin", 0),
             gamma=validate_number(gamma, "gamma", 0, exclusive=True),
             unlabelled=validate_unlabelled(unlabelled),
         )

@@ -4,12 +4,15 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.math import distance
-from keras_jointloss._core.types import DType, Mask, Reduction, Tensor
+from keras_jointloss._core.types import Annealable, DType, Mask, Reduction, Tensor
 from keras_jointloss._core.validation import validate_number
+from keras_jointloss.losses._annealing import annealed
 from keras_jointloss.losses._pairs import PairLoss, mixed
 
 
-def contrastive(views: Tensor, labels: Tensor, valid: Mask = None, margin: float = 1.0) -> Tensor:
+def contrastive(
+    views: Tensor, labels: Tensor, valid: Mask = None, margin: float | Tensor = 1.0
+) -> Tensor:
     """Returns the loss of each item, `(batch,)`. See `Contrastive` for the other arguments.
 
     Args:
@@ -34,7 +37,8 @@ class Contrastive(PairLoss):
         loss = 1/2 [ y d^2 + (1 - y) [m - d]+^2 ]        where [x]+ = max(x, 0)
 
     Args:
-        margin: The distance `m`, 0 or more, from which a pair that does not match has loss 0.
+        margin: The distance `m`, 0 or more, from which a pair that does not match has loss 0,
+            or a schedule of it.
         name, reduction, dtype: As in `keras.losses.Loss`.
 
     Input shape:
@@ -63,9 +67,11 @@ class Contrastive(PairLoss):
 
     def __init__(
         self,
-        margin: float = 1.0,
+        margin: Annealable = 1.0,
         name: str = "contrastive",
         reduction: Reduction = "sum_over_batch_size",
         dtype: DType = None,
     ):
-        super().__init__(name, reduction, dtype, margin=validate_number(margin, "margin", 0))
+        super().__init__(
+            name, reduction, dtype, margin=annealed(margin, validate_number, "margin", 0)
+        )

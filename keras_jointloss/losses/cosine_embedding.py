@@ -4,13 +4,14 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.math import paired_similarity
-from keras_jointloss._core.types import DType, Mask, Reduction, Tensor
+from keras_jointloss._core.types import Annealable, DType, Mask, Reduction, Tensor
 from keras_jointloss._core.validation import validate_number
+from keras_jointloss.losses._annealing import annealed
 from keras_jointloss.losses._pairs import PairLoss, mixed
 
 
 def cosine_embedding(
-    views: Tensor, labels: Tensor, valid: Mask = None, margin: float = 0.0
+    views: Tensor, labels: Tensor, valid: Mask = None, margin: float | Tensor = 0.0
 ) -> Tensor:
     """Returns the loss of each item, `(batch,)`. See `CosineEmbedding` for the other arguments.
 
@@ -39,7 +40,8 @@ class CosineEmbedding(PairLoss):
     vector with any vector is 0.
 
     Args:
-        margin: The cosine `m`, 0 or more, up to which a pair that does not match has loss 0.
+        margin: The cosine `m`, 0 or more, up to which a pair that does not match has loss 0,
+            or a schedule of it.
         name, reduction, dtype: As in `keras.losses.Loss`.
 
     Input shape:
@@ -65,9 +67,11 @@ class CosineEmbedding(PairLoss):
 
     def __init__(
         self,
-        margin: float = 0.0,
+        margin: Annealable = 0.0,
         name: str = "cosine_embedding",
         reduction: Reduction = "sum_over_batch_size",
         dtype: DType = None,
     ):
-        super().__init__(name, reduction, dtype, margin=validate_number(margin, "margin", 0))
+        super().__init__(
+            name, reduction, dtype, margin=annealed(margin, validate_number, "margin", 0)
+        )

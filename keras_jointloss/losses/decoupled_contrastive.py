@@ -3,7 +3,16 @@
 import keras
 
 from keras_jointloss._core.batch import Items, validate_unlabelled
-from keras_jointloss._core.types import DType, Labels, Mask, Reduction, Sharing, Similarity, Tensor
+from keras_jointloss._core.types import (
+    Annealable,
+    DType,
+    Labels,
+    Mask,
+    Reduction,
+    Sharing,
+    Similarity,
+    Tensor,
+)
 from keras_jointloss._core.validation import validate_choice
 from keras_jointloss.losses._pairs import SAME_LABEL, Memory
 from keras_jointloss.losses._softmax import SoftmaxLoss, cross_entropy_among_views
@@ -50,7 +59,7 @@ class DecoupledContrastive(SoftmaxLoss):
     1, has loss 0. The loss can be negative.
 
     Args:
-        temperature: The temperature `t` > 0 that divides the similarities.
+        temperature: The temperature `t` > 0 that divides the similarities, or a schedule of it.
         similarity: `"cosine"`, `"dot"` (the dot product) or `"euclidean"` (minus the distance).
             The cosine of a zero vector with any vector is 0.
         same_label: How to treat items that share a label, or an id, in `y_true`: with
@@ -92,7 +101,7 @@ class DecoupledContrastive(SoftmaxLoss):
 
     def __init__(
         self,
-        temperature: float = 0.1,
+        temperature: Annealable = 0.1,
         similarity: Similarity = "cosine",
         same_label: Sharing = None,
         tile_size: int | None = None,

@@ -7,8 +7,18 @@ from keras import ops
 
 from keras_jointloss._core.batch import Items, rows_of, validate_unlabelled
 from keras_jointloss._core.math import similarity_of_prepared
-from keras_jointloss._core.types import DType, Labels, Mask, Reduction, Sharing, Similarity, Tensor
+from keras_jointloss._core.types import (
+    Annealable,
+    DType,
+    Labels,
+    Mask,
+    Reduction,
+    Sharing,
+    Similarity,
+    Tensor,
+)
 from keras_jointloss._core.validation import validate_bool, validate_choice, validate_share
+from keras_jointloss.losses._annealing import annealed
 from keras_jointloss.losses._pairs import (
     NEGATIVE,
     SAME_LABEL,
@@ -30,7 +40,7 @@ def info_nce(
     similarity: Similarity = "cosine",
     symmetric: bool = True,
     same_label: Sharing = None,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Tensor = 0.0,
     tile_size: int | None = None,
     memory: Memory | None = None,
     items: Items | None = None,
@@ -100,7 +110,7 @@ class InfoNCE(SoftmaxLoss):
     first view of each item.
 
     Args:
-        temperature: The temperature `t` > 0 that divides the similarities.
+        temperature: The temperature `t` > 0 that divides the similarities, or a schedule of it.
         similarity: `"cosine"`, `"dot"` (the dot product) or `"euclidean"` (minus the distance).
             The cosine of a zero vector with any vector is 0.
         symmetric: Whether both views serve as anchors (as in CLIP), or only the first.
@@ -108,7 +118,8 @@ class InfoNCE(SoftmaxLoss):
             `"positive"`, they are positives of each other, and the mean of the positives' `s / t`
             replaces `s_ii / t`; with `"ignore"`, they are not negatives of each other. `None` if
             there are no labels.
-        label_smoothing: The share of the target, in [0, 1), spread evenly over all candidates.
+        label_smoothing: The share of the target, in [0, 1), spread evenly over all candidates, or a
+            schedule of it.
         tile_size: The number of items whose similarities are held in memory at a time. Values and
             gradients do not depend on it. `None`: all in a batch of up to 2048, else 256; on a GPU
             or TPU all in a batch of up to 5792, else 2**25 divided by the batch size, at least 256.
@@ -148,11 +159,11 @@ class InfoNCE(SoftmaxLoss):
 
     def __init__(
         self,
-        temperature: float = 0.07,
+        temperature: Annealable = 0.07,
         similarity: Similarity = "cosine",
         symmetric: bool = True,
         same_label: Sharing = None,
-        label_smoothing: float = 0.0,
+        label_smoothing: Annealable = 0.0,
         tile_size: int | None = None,
         unlabelled: int | None = None,
         name: str = "info_nce",
@@ -168,6 +179,6 @@ class InfoNCE(SoftmaxLoss):
             tile_size,
             symmetric=validate_bool(symmetric, "symmetric"),
             same_label=validate_choice(same_label, "same_label", SAME_LABEL),
-            label_smoothing=validate_share(label_smoothing, "label_smoothing"),
+            label_smoothing=annealed(label_smoothing, validate_share, "label_smoothing"),
             unlabelled=validate_unlabelled(unlabelled, same_label),
         )

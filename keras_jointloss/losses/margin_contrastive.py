@@ -4,13 +4,18 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.math import paired_similarity
-from keras_jointloss._core.types import DType, Mask, Reduction, Tensor
+from keras_jointloss._core.types import Annealable, DType, Mask, Reduction, Tensor
 from keras_jointloss._core.validation import validate_bool, validate_number
+from keras_jointloss.losses._annealing import annealed
 from keras_jointloss.losses._pairs import PairLoss, mixed
 
 
 def margin_contrastive(
-    views: Tensor, labels: Tensor, valid: Mask = None, margin: float = 1.0, normalize: bool = False
+    views: Tensor,
+    labels: Tensor,
+    valid: Mask = None,
+    margin: float | Tensor = 1.0,
+    normalize: bool = False,
 ) -> Tensor:
     """Returns the loss of each item, `(batch,)`. See `MarginContrastive` for the other arguments.
 
@@ -39,7 +44,8 @@ class MarginContrastive(PairLoss):
     at most 0.
 
     Args:
-        margin: The dot product `m`, 0 or more, from which a matching pair has loss 0.
+        margin: The dot product `m`, 0 or more, from which a matching pair has loss 0, or a
+            schedule of it.
         normalize: Whether to scale the embeddings to length 1 first, so that the dot product is
             the cosine. A zero vector stays zero and gets no gradient.
         name, reduction, dtype: As in `keras.losses.Loss`.
@@ -71,7 +77,7 @@ class MarginContrastive(PairLoss):
 
     def __init__(
         self,
-        margin: float = 1.0,
+        margin: Annealable = 1.0,
         normalize: bool = False,
         name: str = "margin_contrastive",
         reduction: Reduction = "sum_over_batch_size",
@@ -81,6 +87,6 @@ class MarginContrastive(PairLoss):
             name,
             reduction,
             dtype,
-            margin=validate_number(margin, "margin", 0),
+            margin=annealed(margin, validate_number, "margin", 0),
             normalize=validate_bool(normalize, "normalize"),
         )

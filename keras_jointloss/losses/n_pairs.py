@@ -5,8 +5,9 @@ from keras import ops
 
 from keras_jointloss._core.batch import Items, validate_unlabelled
 from keras_jointloss._core.math import SIMILARITIES
-from keras_jointloss._core.types import DType, Mask, Reduction, Similarity, Tensor
+from keras_jointloss._core.types import Annealable, DType, Mask, Reduction, Similarity, Tensor
 from keras_jointloss._core.validation import validate_choice, validate_share
+from keras_jointloss.losses._annealing import annealed
 from keras_jointloss.losses._pairs import Roles, as_views, item_losses, samples_of
 from keras_jointloss.losses._softmax import cross_entropy
 from keras_jointloss.losses._tiles import validate_tile_size
@@ -18,7 +19,7 @@ def n_pairs(
     labels: Tensor,
     valid: Mask = None,
     similarity: Similarity = "dot",
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Tensor = 0.0,
     tile_size: int | None = None,
     items: Items | None = None,
 ) -> Tensor:
@@ -53,7 +54,8 @@ class NPairs(ViewsLoss):
     Args:
         similarity: `"dot"` (the dot product, as in the paper), `"cosine"` or `"euclidean"` (minus
             the distance).
-        label_smoothing: The share of the target, in [0, 1), spread evenly over all candidates.
+        label_smoothing: The share of the target, in [0, 1), spread evenly over all candidates, or a
+            schedule of it.
         tile_size: The number of items whose similarities are held in memory at a time. Values and
             gradients do not depend on it. `None`: all if there are up to 2048, else 256; on a GPU
             or TPU all if there are up to 5792, else 2**25 divided by their number, at least 256.
@@ -92,7 +94,7 @@ class NPairs(ViewsLoss):
     def __init__(
         self,
         similarity: Similarity = "dot",
-        label_smoothing: float = 0.0,
+        label_smoothing: Annealable = 0.0,
         tile_size: int | None = None,
         unlabelled: int | None = None,
         name: str = "n_pairs",
@@ -104,7 +106,7 @@ class NPairs(ViewsLoss):
             reduction,
             dtype,
             similarity=validate_choice(similarity, "similarity", SIMILARITIES),
-            label_smoothing=validate_share(label_smoothing, "label_smoothing"),
+            label_smoothing=annealed(label_smoothing, validate_share, "label_smoothing"),
             tile_size=validate_tile_size(tile_size, similarity),
             unlabelled=validate_unlabelled(unlabelled),
         )

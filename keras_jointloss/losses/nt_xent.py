@@ -3,8 +3,18 @@
 import keras
 
 from keras_jointloss._core.batch import Items, validate_unlabelled
-from keras_jointloss._core.types import DType, Labels, Mask, Reduction, Sharing, Similarity, Tensor
+from keras_jointloss._core.types import (
+    Annealable,
+    DType,
+    Labels,
+    Mask,
+    Reduction,
+    Sharing,
+    Similarity,
+    Tensor,
+)
 from keras_jointloss._core.validation import validate_choice, validate_share
+from keras_jointloss.losses._annealing import annealed
 from keras_jointloss.losses._pairs import SAME_LABEL, Memory
 from keras_jointloss.losses._softmax import SoftmaxLoss, cross_entropy_among_views
 
@@ -16,7 +26,7 @@ def nt_xent(
     temperature: float | Tensor = 0.1,
     similarity: Similarity = "cosine",
     same_label: Sharing = None,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Tensor = 0.0,
     tile_size: int | None = None,
     memory: Memory | None = None,
     items: Items | None = None,
@@ -49,13 +59,14 @@ class NTXent(SoftmaxLoss):
     over the positive pairs of an anchor, which share one denominator.
 
     Args:
-        temperature: The temperature `t` > 0 that divides the similarities.
+        temperature: The temperature `t` > 0 that divides the similarities, or a schedule of it.
         similarity: `"cosine"`, `"dot"` (the dot product) or `"euclidean"` (minus the distance).
             The cosine of a zero vector with any vector is 0.
         same_label: How to treat items that share a label, or an id, in `y_true`: with
             `"positive"`, their views are positives of each other; with `"ignore"`, they are not
             negatives of each other. `None` if there are no labels.
-        label_smoothing: The share of the target, in [0, 1), spread evenly over all candidates.
+        label_smoothing: The share of the target, in [0, 1), spread evenly over all candidates, or a
+            schedule of it.
         tile_size: The number of views whose similarities are held in memory at a time. Values and
             gradients do not depend on it. `None`: all if there are up to 2048, else 256; on a GPU
             or TPU all if there are up to 5792, else 2**25 divided by their number, at least 256.
@@ -92,10 +103,10 @@ class NTXent(SoftmaxLoss):
 
     def __init__(
         self,
-        temperature: float = 0.1,
+        temperature: Annealable = 0.1,
         similarity: Similarity = "cosine",
         same_label: Sharing = None,
-        label_smoothing: float = 0.0,
+        label_smoothing: Annealable = 0.0,
         tile_size: int | None = None,
         unlabelled: int | None = None,
         name: str = "nt_xent",
@@ -110,7 +121,7 @@ class NTXent(SoftmaxLoss):
             similarity,
             tile_size,
             same_label=validate_choice(same_label, "same_label", SAME_LABEL),
-            label_smoothing=validate_share(label_smoothing, "label_smoothing"),
+            label_smoothing=annealed(label_smoothing, validate_share, "label_smoothing"),
             unlabelled=validate_unlabelled(unlabelled, same_label),
         )
         self.min_views = 1 if same_label == "positive" else 2

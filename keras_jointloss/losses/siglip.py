@@ -8,8 +8,18 @@ from keras import ops
 from keras_jointloss._core.batch import Items, rows_of, validate_unlabelled
 from keras_jointloss._core.math import SIMILARITIES, prepare
 from keras_jointloss._core.replicas import Exchange
-from keras_jointloss._core.types import DType, Labels, Mask, Reduction, Sharing, Similarity, Tensor
+from keras_jointloss._core.types import (
+    Annealable,
+    DType,
+    Labels,
+    Mask,
+    Reduction,
+    Sharing,
+    Similarity,
+    Tensor,
+)
 from keras_jointloss._core.validation import validate_choice, validate_number
+from keras_jointloss.losses._annealing import annealed
 from keras_jointloss.losses._pairs import (
     SAME_LABEL,
     Memory,
@@ -91,7 +101,7 @@ class SigLIP(ViewsLoss):
     second views, so that none holds those of all at a time, as in section 3.3 of the paper.
 
     Args:
-        temperature: The temperature `t` > 0 that divides the similarities.
+        temperature: The temperature `t` > 0 that divides the similarities, or a schedule of it.
         bias: The bias `b`, about minus the largest logit, so that the many negatives contribute
             almost no loss at the start.
         similarity: `"cosine"`, `"dot"` (the dot product) or `"euclidean"` (minus the distance).
@@ -136,7 +146,7 @@ class SigLIP(ViewsLoss):
 
     def __init__(
         self,
-        temperature: float = 0.1,
+        temperature: Annealable = 0.1,
         bias: float = -10.0,
         similarity: Similarity = "cosine",
         same_label: Sharing = None,
@@ -150,7 +160,7 @@ class SigLIP(ViewsLoss):
             name,
             reduction,
             dtype,
-            temperature=validate_number(temperature, "temperature", 0, exclusive=True),
+            temperature=annealed(temperature, validate_number, "temperature", 0, exclusive=True),
             bias=validate_number(bias, "bias"),
             similarity=validate_choice(similarity, "similarity", SIMILARITIES),
             same_label=validate_choice(same_label, "same_label", SAME_LABEL),

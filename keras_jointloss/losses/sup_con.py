@@ -3,8 +3,9 @@
 import keras
 
 from keras_jointloss._core.batch import Items, validate_unlabelled
-from keras_jointloss._core.types import DType, Mask, Reduction, Similarity, Tensor
+from keras_jointloss._core.types import Annealable, DType, Mask, Reduction, Similarity, Tensor
 from keras_jointloss._core.validation import validate_share
+from keras_jointloss.losses._annealing import annealed
 from keras_jointloss.losses._pairs import Memory
 from keras_jointloss.losses._softmax import SoftmaxLoss, cross_entropy_among_views
 
@@ -15,7 +16,7 @@ def sup_con(
     valid: Mask = None,
     temperature: float | Tensor = 0.07,
     similarity: Similarity = "cosine",
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Tensor = 0.0,
     tile_size: int | None = None,
     memory: Memory | None = None,
     items: Items | None = None,
@@ -48,10 +49,11 @@ class SupCon(SoftmaxLoss):
     loss 0.
 
     Args:
-        temperature: The temperature `t` > 0 that divides the similarities.
+        temperature: The temperature `t` > 0 that divides the similarities, or a schedule of it.
         similarity: `"cosine"`, `"dot"` (the dot product) or `"euclidean"` (minus the distance).
             The cosine of a zero vector with any vector is 0.
-        label_smoothing: The share of the target, in [0, 1), spread evenly over all candidates.
+        label_smoothing: The share of the target, in [0, 1), spread evenly over all candidates, or a
+            schedule of it.
         tile_size: The number of views whose similarities are held in memory at a time. Values and
             gradients do not depend on it. `None`: all if there are up to 2048, else 256; on a GPU
             or TPU all if there are up to 5792, else 2**25 divided by their number, at least 256.
@@ -89,9 +91,9 @@ class SupCon(SoftmaxLoss):
 
     def __init__(
         self,
-        temperature: float = 0.07,
+        temperature: Annealable = 0.07,
         similarity: Similarity = "cosine",
-        label_smoothing: float = 0.0,
+        label_smoothing: Annealable = 0.0,
         tile_size: int | None = None,
         unlabelled: int | None = None,
         name: str = "sup_con",
@@ -105,6 +107,6 @@ class SupCon(SoftmaxLoss):
             temperature,
             similarity,
             tile_size,
-            label_smoothing=validate_share(label_smoothing, "label_smoothing"),
+            label_smoothing=annealed(label_smoothing, validate_share, "label_smoothing"),
             unlabelled=validate_unlabelled(unlabelled),
         )

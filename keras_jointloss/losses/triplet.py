@@ -10,26 +10,28 @@ from keras_jointloss._core.batch import Items, validate_unlabelled
 from keras_jointloss._core.math import SIMILARITIES, matrix_of_prepared, max_along, mean_where
 from keras_jointloss._core.types import DType, Margin, Mask, Reduction, Similarity, Tensor
 from keras_jointloss._core.validation import validate_choice, validate_number
+from keras_jointloss.losses._annealing import annealed
 from keras_jointloss.losses._pairs import as_views, class_roles, item_losses, mean_of_views
 from keras_jointloss.losses.base import ViewsLoss
 
 
-def hinge(difference: Tensor, margin: Margin) -> Tensor:
+def hinge(difference: Tensor, margin: Margin | Tensor) -> Tensor:
     """Returns `[difference + margin]+`, or the softplus of the difference if `margin="soft"`."""
-    return ops.softplus(difference) if margin == "soft" else ops.relu(difference + margin)
+    is_soft = isinstance(margin, str)
+    return ops.softplus(difference) if is_soft else ops.relu(difference + margin)
 
 
 def validate_margin(value: Any) -> Margin:
     """Returns a valid margin: a number, 0 or more, or `"soft"`."""
     is_soft = isinstance(value, str) and value == "soft"
-    return value if is_soft else validate_number(value, "margin", 0)
+    return value if is_soft else annealed(value, validate_number, "margin", 0)
 
 
 def triplet(
     views: Tensor,
     labels: Tensor,
     valid: Mask = None,
-    margin: Margin = 1.0,
+    margin: Margin | Tensor = 1.0,
     mining: Literal["semi_hard", "hard", "all"] = "semi_hard",
     similarity: Similarity = "euclidean",
     items: Items | None = None,
@@ -101,7 +103,7 @@ class Triplet(ViewsLoss):
 
     Args:
         margin: The margin `m`, 0 or more, or `"soft"` for `log(1 + exp(d_ap - d_an))` in place of
-            the hinge.
+            the hinge, or a schedule of numbers.
         mining: `"semi_hard"`, `"hard"` or `"all"`.
         similarity: `"euclidean"`, `"cosine"` (the distance is 1 minus the cosine) or `"dot"` (the
             distance is minus the dot product).

@@ -15,7 +15,7 @@ def triplet_margin(
     views: Tensor,
     labels: Labels = None,
     valid: Mask = None,
-    margin: Margin = 1.0,
+    margin: Margin | Tensor = 1.0,
     similarity: Similarity = "euclidean",
     swap: bool = False,
 ) -> Tensor:
@@ -50,7 +50,7 @@ class TripletMargin(ViewsLoss):
 
     Args:
         margin: The margin `m`, 0 or more, or `"soft"` for `log(1 + exp(d_ap - d_n))` in place of
-            the hinge.
+            the hinge, or a schedule of numbers.
         similarity: `"euclidean"`, `"cosine"` (the distance is 1 minus the cosine) or `"dot"` (the
             distance is minus the dot product).
         swap: Whether the distance of the negative is that to the nearer of anchor and positive.

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_jointloss._core.math import float_dtype, to_numpy
 from keras_jointloss._core.state import layer_state
@@ -24,7 +25,7 @@ class LayerWeight(TermWeight):
         readings: Other values of the layer to log: by name, functions that return a scalar tensor.
         means: Other means to log: by name, functions that map the mean to the logged value. Their
             sums are reset with those of the loss.
-        counts_steps: Whether to count training steps even if the weight is constant.
+        schedules: The other numbers of the layer that follow a schedule, by name.
     """
 
     def __init__(
@@ -33,14 +34,14 @@ class LayerWeight(TermWeight):
         prefix: str,
         readings: Mapping[str, Callable[[], Any]],
         means: Mapping[str, Callable[[Any], Any]],
-        counts_steps: bool = False,
+        schedules: Mapping[str, LearningRateSchedule],
     ):
         def add_variable(name, *arguments, **options):
             return layer_state(f"{prefix}_{name}", *arguments, **options)
 
         dtype = float_dtype(keras.config.floatx())
         self._create_variables(weight, dtype, add_variable)
-        self.counts_steps = self.counts_steps or counts_steps
+        self.anneal(schedules)
         # It is known only later whether a weighting and a callback need these variables.
         self.adapt()
         # For each mean, the sums over items of the value and of 1.
@@ -50,6 +51,7 @@ class LayerWeight(TermWeight):
         self.tensors = {
             "loss": self.recorded.loss,
             "weight": self.tensor,
+            **{name: partial(self._annealed_tensor, name) for name in self.annealed},
             **readings,
             **{name: partial(self._mean, name) for name in means},
         }
@@ -57,6 +59,9 @@ class LayerWeight(TermWeight):
     @property
     def state(self) -> list:
         return [*super().state, *self._other_sums.values()]
+
+    def _annealed_tensor(self, name: str):
+        return ops.convert_to_tensor(self.annealed_values()[name], dtype=self.recorded.dtype)
 
     def record_mean(self, name: str, total, count) -> None:
         """Records the sum of values and their number."""

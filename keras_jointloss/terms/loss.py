@@ -61,7 +61,7 @@ class TermLoss(keras.losses.Loss):
         self.term = name
         self.loss = loss
         self.weight = weight
-        self._resolved = get_loss(loss)
+        self._resolved = weight.moved(get_loss(loss))
         self._labelled = None if missing is None else self._labelled_loss(missing)
         self._class_weights: Any = None
         if class_weight is not None:

@@ -48,26 +48,26 @@ class Constant:
 
 
 class Scheduled:
-    """A weight that follows a schedule, or is 0 where that is negative, but not at step 0."""
+    """A number that follows a schedule, or is the minimum where that is less, but not at step 0."""
 
     moves = True
 
-    def __init__(self, schedule: LearningRateSchedule, dtype: str):
-        validate_schedule(schedule)
+    def __init__(self, schedule: LearningRateSchedule, dtype: str, minimum: float = 0.0):
+        validate_schedule(schedule, minimum=minimum)
         #: What the user gave.
         self.source = schedule
-        self.dtype = dtype
+        self.dtype, self.minimum = dtype, minimum
         # The first step of a block, and the weights from there on.
         self._block: tuple[int, list[float]] = (0, [])
         self._takes_blocks = runs_in_python() and _is_fixed(schedule)
 
     def at(self, step: Tensor) -> Tensor:
-        """Returns the weight at a step, an int32 tensor."""
+        """Returns the number at a step, an int32 tensor."""
         # Rounding can put a schedule that ends at 0 slightly below it.
-        return ops.maximum(ops.cast(self.source(step), self.dtype), 0)
+        return ops.maximum(ops.cast(self.source(step), self.dtype), self.minimum)
 
     def number_at(self, step: int) -> float:
-        """Returns the weight at a step as a number."""
+        """Returns the value at a step as a number of Python."""
         first = step - step % _BLOCK  # Of a vector, the same element always rounds alike.
         if self._takes_blocks and (self._block[0] != first or not self._block[1]):
             weights = self._all_at(range(first, first + _BLOCK))
@@ -152,10 +152,6 @@ class MovingValue:
         return self._kept is not None
 
     # Within the compiled step.
-
-    def step_tensor(self) -> Tensor:
-        """Returns the current step of the schedules as an int32 scalar tensor."""
-        return ops.convert_to_tensor(self._step.read(), dtype="int32")
 
     def advance(self) -> None:
         """Counts a training step and moves the weight along its schedule, if annealing is on."""

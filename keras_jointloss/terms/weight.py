@@ -2,12 +2,13 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 from keras import ops
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_jointloss._core.backend import FirstRow
 from keras_jointloss._core.keras import untrack
@@ -16,7 +17,7 @@ from keras_jointloss._core.math import to_numpy
 from keras_jointloss._core.saved_state import SavedState
 from keras_jointloss._core.types import Tensor
 from keras_jointloss.terms.record import Record, Totals
-from keras_jointloss.terms.value import Mode, MovingValue, Weight
+from keras_jointloss.terms.value import Mode, MovingValue, Scheduled, Weight
 
 
 class TermWeight(MovingValue):
@@ -31,6 +32,9 @@ class TermWeight(MovingValue):
 
     A term that is switched off has the value 0, whatever its schedule or a weighting returns, and
     continues later with the value that was *kept*.
+
+    Other numbers of the term, such as the temperature of its loss, may follow schedules at the same
+    step: `anneal`.
 
     The owner (a metric or a layer) calls `_create_variables` once with the function that creates
     its variables. From then on training calls
@@ -64,6 +68,15 @@ class TermWeight(MovingValue):
         self._factor: Any = None
         self._learned: tuple[FirstRow, int] | None = None
         self._add_factor = partial(add_replicated, "factor", (), dtype=dtype)
+        #: The other numbers of the term that follow a schedule, by name.
+        self.annealed: dict[str, Scheduled] = {}
+
+    def anneal(self, schedules: Mapping[str, LearningRateSchedule]) -> None:
+        """Lets other numbers of the term follow schedules, by name."""
+        if schedules:
+            dtype, no_minimum = self.recorded.dtype, -math.inf
+            self.annealed = {x: Scheduled(y, dtype, no_minimum) for x, y in schedules.items()}
+            self.counts_steps = True
 
     def adapt(self, factor: float = 1.0) -> None:
         """Adds a factor that multiplies the weight and that a weighting sets."""
@@ -103,6 +116,19 @@ class TermWeight(MovingValue):
     def tensor(self) -> Tensor:
         """Returns the current weight as a scalar tensor."""
         return ops.convert_to_tensor(self.current(), dtype=self.recorded.dtype)
+
+    def annealed_values(self) -> dict[str, Tensor | float]:
+        """Returns the numbers that follow a schedule in this step, as floats if the host can."""
+        step = self._step.read()
+        is_known = isinstance(step, int)
+        return {
+            name: x.number_at(step) if is_known else x.at(step) for name, x in self.annealed.items()
+        }
+
+    def moved(self, loss: Any) -> Any:
+        """Returns a loss whose arguments follow their schedules at the step of the term."""
+        self.anneal(schedules := getattr(loss, "schedules", {}))
+        return loss.moved_by(self.annealed_values) if schedules else loss
 
     def settle(self) -> None:
         """Records a mean over unequal parts of replicas, once they may exchange it.
@@ -191,13 +217,14 @@ class TermWeight(MovingValue):
             totals: The sums of the means, by default those since the last `reset`.
 
         Returns:
-            `weight`, the current weight, and, if the term was computed, `loss`, the mean of the raw
-            loss over its items, and `weighted`, the mean of the weighted loss over the items of the
-            batches. If its targets may be missing, also `labelled`, the share of those that are
-            not.
+            `weight`, the current weight, the other numbers that follow a schedule, and, if the term
+            was computed, `loss`, the mean of the raw loss over its items, and `weighted`, the mean
+            of the weighted loss over the items of the batches. If its targets may be missing, also
+            `labelled`, the share of those that are not.
         """
         totals = self.totals() if totals is None else totals
-        readings = {**totals.read(), "weight": float(self)}
+        annealed = {name: x.number_at(self.step) for name, x in self.annealed.items()}
+        readings = {**totals.read(), "weight": float(self), **annealed}
         if self.has_missing_targets:
             readings["labelled"] = totals.labelled()
         return readings

@@ -47,6 +47,9 @@ class LearnedArguments:
         self._to_learn: dict[str, Any] = {}
         if not learn_temperature:
             return
+        if "temperature" in getattr(loss, "schedules", {}):
+            expected = f"False, since the temperature of {type(loss).__name__} follows a schedule"
+            raise invalid("learn_temperature", expected, learn_temperature)
         if hasattr(loss, "learned_parameters"):
             self._to_learn = loss.learned_parameters()
         if not self._to_learn:

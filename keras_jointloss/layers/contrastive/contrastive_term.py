@@ -125,8 +125,14 @@ class ContrastiveTerm(LayerTerm):
             raise invalid("memory_size", f"0, since {name} uses no memory", self.memory_size)
         metrics = validate_metrics(metrics, _has_labels(self.loss))
         self._learned = LearnedArguments(self.loss, self.learn_temperature)
-        self._comparison = Comparison(self.loss, self._learned, metrics, self._is_gathered)
-        self._create_weight(weight, self._learned.readings(), self._comparison.means())
+        schedules = getattr(self.loss, "schedules", {})
+        moved = self.loss.moved_by(self._annealed_values) if schedules else self.loss
+        self._comparison = Comparison(moved, self._learned, metrics, self._is_gathered)
+        readings, means = self._learned.readings(), self._comparison.means()
+        self._create_weight(weight, readings, means, schedules)
+
+    def _annealed_values(self):
+        return self.weight.annealed_values()
 
     def build(self, input_shape: Nested) -> None:
         _validate_shapes(input_shape, self.loss, self._comparison.metrics, self.name)
