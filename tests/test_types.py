@@ -123,6 +123,7 @@ def test_wrong_types_and_names_are_errors(tmp_path):
         'kj.schedules.Linear(0.0, "x", steps=10)': "arg-type",
         'kj.callbacks.TermStopping({"a": "b"}, patience="x")': "arg-type",
         "kj.LossWeight(name=1)": "arg-type",
+        'kj.LossWeight("x")': "arg-type",
     }
     lines = messages("\n".join(["import keras_jointloss as kj", *calls]), tmp_path)
     errors = [line.partition(": error: ") for line in lines if ": error: " in line]

@@ -1,7 +1,7 @@
 """Types of arguments in several places, for editors and type checkers."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict
 
 import keras
 import numpy as np
@@ -31,8 +31,18 @@ Numbers: TypeAlias = Sequence[float] | np.ndarray
 DType: TypeAlias = str | keras.DTypePolicy | None
 
 Direction: TypeAlias = Literal["both", "a_to_b", "b_to_a"]
+
+
+class Schedule(Protocol):
+    """A `keras.optimizers.schedules.LearningRateSchedule`, of which type checkers know nothing."""
+
+    def __call__(self, step: Any) -> Any: ...
+
+    def get_config(self) -> Any: ...
+
+
 #: A number, or a schedule that moves it in training.
-Annealable: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule
+Annealable: TypeAlias = float | Schedule
 Margin: TypeAlias = Annealable | Literal["soft"]
 Reduction: TypeAlias = (
     Literal["sum_over_batch_size", "sum", "mean", "mean_with_sample_weight", "none"] | None

@@ -14,10 +14,10 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_jointloss import schedules
 from keras_jointloss._core.backend import Number, runs_in_python
 from keras_jointloss._core.math import to_numpy
-from keras_jointloss._core.types import Tensor
+from keras_jointloss._core.types import Annealable, Tensor
 from keras_jointloss._core.validation import invalid, validate_number
 
-Weight: TypeAlias = float | LearningRateSchedule
+Weight: TypeAlias = Annealable
 
 _PUBLIC = {**vars(keras.optimizers.schedules), **vars(schedules)}.values()
 #: The schedules that have no state.
