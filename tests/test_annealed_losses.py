@@ -46,6 +46,17 @@ def test_loss_with_a_moved_argument_is_that_with_the_number(name, argument):
     assert copy.schedules[argument].get_config() == SCHEDULE.get_config()
 
 
+def test_matryoshka_moves_the_argument_of_its_loss():
+    loss = kj.losses.Matryoshka(kj.losses.InfoNCE(SCHEDULE), [4, 2])
+    moved, expected = (
+        kj.losses.Matryoshka.from_config(x.get_config())
+        for x in (loss, kj.losses.Matryoshka(kj.losses.InfoNCE(0.3), [4, 2]))
+    )
+    assert list(moved.schedules) == ["temperature"]
+    found = moved.moved_by(lambda: {"temperature": 0.3})(np.zeros(8), views())
+    np.testing.assert_allclose(found, expected(np.zeros(8), views()), rtol=1e-6)
+
+
 def model_of(loss, is_layer):
     inputs = keras.Input((5,))
     dense = [

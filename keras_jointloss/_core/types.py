@@ -38,8 +38,6 @@ class Schedule(Protocol):
 
     def __call__(self, step: Any) -> Any: ...
 
-    def get_config(self) -> Any: ...
-
 
 #: A number, or a schedule that moves it in training.
 Annealable: TypeAlias = float | Schedule

@@ -5,11 +5,12 @@ import math
 from collections.abc import Callable
 from typing import Any, Self
 
+import keras
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_jointloss._core.types import Config, Tensor
+from keras_jointloss._core.types import Config, Schedule, Tensor
 from keras_jointloss._core.validation import invalid
-from keras_jointloss.terms.value import deserialize_weight, validate_schedule
+from keras_jointloss.terms.value import validate_schedule
 
 
 class AnnealedArguments:
@@ -27,7 +28,7 @@ class AnnealedArguments:
         raise NotImplementedError
 
     @property
-    def schedules(self) -> dict[str, LearningRateSchedule]:
+    def schedules(self) -> dict[str, Schedule]:
         """The arguments that follow a schedule, by name."""
         given = self._arguments().items()
         return {name: x for name, x in given if isinstance(x, LearningRateSchedule)}
@@ -57,7 +58,8 @@ class AnnealedArguments:
     def from_config(cls, config: Config) -> Self:
         """Creates a loss from its config, in which a schedule is a config, too."""
         names = [name for name, x in config.items() if isinstance(x, dict) and name != "dtype"]
-        return cls(**{**config, **{name: deserialize_weight(config[name]) for name in names}})
+        objects = {name: keras.saving.deserialize_keras_object(config[name]) for name in names}
+        return cls(**{**config, **objects})
 
 
 def annealed(value: Any, validate: Callable[..., Any], name: str, *bounds: Any, **options: Any):

@@ -1,12 +1,21 @@
 """Matryoshka: a loss on views at several widths of the embeddings."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import keras
 
 from keras_jointloss._core.batch import Items
-from keras_jointloss._core.types import Config, DType, Labels, Mask, Reduction, Shape, Tensor
+from keras_jointloss._core.types import (
+    Config,
+    DType,
+    Labels,
+    Mask,
+    Reduction,
+    Schedule,
+    Shape,
+    Tensor,
+)
 from keras_jointloss._core.validation import (
     invalid,
     validate_count,
@@ -102,6 +111,16 @@ class Matryoshka(ViewsLoss):
     def has_labels(self) -> bool:
         """As of the inner loss."""
         return self.loss.has_labels
+
+    @property
+    def schedules(self) -> dict[str, Schedule]:
+        """As of the inner loss."""
+        return self.loss.schedules
+
+    def moved_by(self, values: Callable[[], dict[str, Tensor]]) -> Self:
+        moved = super().moved_by(values)
+        moved.loss = self.loss.moved_by(values)
+        return moved
 
     def values(
         self,
