@@ -10,7 +10,6 @@ from keras_jointloss._core.validation import invalid
 from keras_jointloss.callbacks._summaries import Summaries
 from keras_jointloss.joint.model_terms import ModelTerms
 from keras_jointloss.tensorboard.hparams import write_hparams
-from keras_jointloss.terms.value import Weight
 
 #: The number of points of a schedule.
 _POINTS = 100
@@ -113,7 +112,7 @@ def validate_hyperparameters(values: Any) -> dict[str, Any] | None:
     return None if values is None else dict(values)
 
 
-def _words(weight: Weight) -> str | float:
+def _words(weight: Any) -> str | float:
     """Returns a number, or the class of a schedule and its numbers."""
     if isinstance(weight, int | float):
         return weight
