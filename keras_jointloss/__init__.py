@@ -5,7 +5,7 @@ Each part of the package imports only from the parts in the lines above it:
     _core
     aggregators, schedules, tensorboard
     terms
-    losses, metrics, weighting
+    data, losses, metrics, weighting
     layers
     joint
     callbacks, distribution
@@ -31,6 +31,7 @@ __all__ = [
     "aggregators",
     "callbacks",
     "custom_objects",
+    "data",
     "distribution",
     "joint_loss",
     "layers",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from keras_jointloss import (
         aggregators,
         callbacks,
+        data,
         distribution,
         layers,
         losses,

@@ -291,6 +291,30 @@ def values_and_assignments_in_a_scope():
     assert float(ops.convert_to_numpy(variables[2])) == 0.0
 
 
+@check_of("Fit", "running_fit")
+def epochs_of_fit():
+    found = []
+
+    class Data(keras.utils.PyDataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return X, Y
+
+        def on_epoch_begin(self):
+            found.append(_calls.running_fit())
+
+        def on_epoch_end(self):
+            found.append(_calls.running_fit())
+
+    compiled().fit(Data(), initial_epoch=2, epochs=4, verbose=0)
+    # Before the epochs, the model is built (not by each backend) and the iterator reset.
+    assert found[-4:] == [(2, 2)] * 2 + [(3, 2)] * 2
+    assert set(found[:-4]) == {(None, 2)}
+    assert _calls.running_fit() is None
+
+
 @check_of("running_loop", "running_model", "training_optimizer", "is_training")
 def names_of_loops():
     def state():

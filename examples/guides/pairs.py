@@ -19,7 +19,8 @@ import keras_jointloss as kj
 keras.utils.set_random_seed(0)
 with np.load("examples/data/emoji_pairs.npz") as file:
     order = np.random.default_rng(0).permutation(len(file["category"]))
-    google, twitter, category = (file[key][order] for key in ("google", "twitter", "category"))
+    keys = ("google", "twitter", "category", "subcategory")
+    google, twitter, category, subcategory = (file[key][order] for key in keys)
 train, test = slice(1500), slice(1500, None)
 
 
@@ -151,6 +152,29 @@ model.compile("adam")
 options = {"batch_size": 128, "verbose": 0}
 history = model.fit([google[train], category[train]], epochs=4, callbacks=[callback], **options)
 print("same category, MAP@R:     ", *np.round(history.history["same_map_at_r"], 3))
+
+# %% [markdown]
+"""
+## Which items meet in a batch
+
+The emoji have 98 subcategories, so that a random batch of 64 has hardly two of one, and `SupCon`
+little to learn from. `kj.data.ClassBatches` makes batches of a few items of each of some classes:
+"""
+
+# %%
+image = keras.Input((32, 32, 3), dtype="uint8")
+for name in ("random", "of classes"):
+    keras.utils.set_random_seed(0)
+    model = keras.Model(image, build_tower()(image))
+    model.compile("adam", kj.losses.SupCon(0.1))
+    data = kj.data.ClassBatches(google[train], subcategory[train], classes_per_batch=16, per_class=4)
+    steps = {"epochs": 6} if name == "of classes" else {"epochs": 6, "steps_per_epoch": len(data)}
+    if name == "random":
+        everything = np.arange(1500)
+        order = np.random.default_rng(0).permutation(everything)
+        model.fit(google[train][order], subcategory[train][order], batch_size=64, verbose=0, **steps)
+    else:
+        model.fit(data, shuffle=False, verbose=0, **steps)
 
 # %% [markdown]
 """

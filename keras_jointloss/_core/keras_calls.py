@@ -7,7 +7,7 @@ function has a check of its name in `tests/test_keras.py`.
 import inspect
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
@@ -59,6 +59,25 @@ def running_loop() -> str | None:
         `"compute_output_spec"` where Keras builds a model; or `None`.
     """
     return next((name for frame in _callers() if (name := _loop_of(frame)) is not None), None)
+
+
+class Fit(NamedTuple):
+    """A running `fit`."""
+
+    epoch: int | None  # The epoch that runs or has just ended; `None` before the first one
+    first: int  # The epoch to begin with, unless a callback resumes at a later one
+
+
+def running_fit() -> Fit | None:
+    """Returns the innermost `fit` that called this function, or `None`.
+
+    A `keras.utils.PyDataset` is not told which epoch begins or ends.
+    """
+    for frame in _callers():
+        if _loop_of(frame) == "fit":
+            known = frame.f_locals
+            return Fit(known.get("epoch"), known["initial_epoch"])
+    return None
 
 
 def running_model() -> keras.Model | None:

@@ -7,6 +7,12 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_jointloss._core.relevance import (
+    LabelRelevance,
+    Relevance,
+    expect_none,
+    validate_sets,
+)
 from keras_jointloss._core.types import Labels, Logs, Nested
 from keras_jointloss._core.validation import invalid, validate_count
 from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_on_log
@@ -19,12 +25,6 @@ from keras_jointloss.callbacks.retrieval._embeddings import (
     validate_embeddings,
 )
 from keras_jointloss.callbacks.retrieval._figures import retrieval_figures
-from keras_jointloss.callbacks.retrieval._relevance import (
-    LabelRelevance,
-    Relevance,
-    expect_none,
-    validate_sets,
-)
 from keras_jointloss.tensorboard import write_projector
 from keras_jointloss.tensorboard.projector import validate_thumbnails
 from keras_jointloss.terms.clock import optimizer_step
