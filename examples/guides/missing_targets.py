@@ -146,6 +146,36 @@ for class_weight in (None, {"digit": {9: 2.0}}):
 
 # %% [markdown]
 """
+## Tasks with data of their own
+
+Often all targets of a task are in another data set, of another size. `kj.data.TaskBatches` takes
+each batch from one of them, with missing targets for the outputs of the others. Here 80 items have
+a digit and 1,000 have ink, in batches of 16 and 64, one of each in turn:
+"""
+
+# %%
+data = kj.data.TaskBatches(
+    {"digit": (x[train][:80], digits[train][:80]), "ink": (x[train][-1000:], ink[train][-1000:])},
+    batch_size={"digit": 16, "ink": 64},
+    strategy="round_robin",
+    missing=missing,
+)
+model = build()
+model.compile("adam", **kj.joint_loss(LOSSES, missing=missing))
+callback = kj.callbacks.JointLossCallback()
+history = model.fit(data, epochs=30, shuffle=False, verbose=0, callbacks=[callback]).history
+print(
+    f"{len(data)} batches in an epoch, {history['digit_labelled'][-1]:.3f} of the items have a digit"
+)
+for key in ("digit_labelled_loss", "ink_labelled_loss"):
+    print(f"{key:20} {history[key][0]:.3f} {history[key][-1]:.3f}")
+
+# %% [markdown]
+"""
+In each epoch the tasks see as many batches of the larger set as the smaller one has, and others in
+the next epoch. `strategy="proportional"`, the default, takes all batches of all sets, mixed, and
+`"temperature"` lies between. In `fit`, `shuffle=False` keeps the order.
+
 ## Contrastive losses
 
 A contrastive loss compares items, so a label that is missing has another meaning there: it is given
