@@ -66,7 +66,7 @@ class ClassBatches(SpreadBatches):
     A loss that compares classes, such as `keras_jointloss.losses.SupCon`, `Triplet` or `Circle`,
     learns from items of the same class. A random batch of many classes has hardly any. Here each
     batch has `classes_per_batch * per_class` items ("P x K"), and each item of it meets
-    `per_class - 1` others of its class:
+    `per_class - 1` others of its class::
 
         model.fit(ClassBatches(x, label, classes_per_batch=16, per_class=4), shuffle=False)
 

@@ -33,7 +33,7 @@ class TaskBatches(EpochBatches):
     The tasks may have data of their own, of different sizes: pairs to contrast, and a few labelled
     items to classify. Each batch comes from one data set, the *source*. It has targets for the
     outputs of this source. For all other outputs it has `missing` targets and sample weights of 0,
-    so that their terms are 0 in this step, with gradient 0, and rules leave them out:
+    so that their terms are 0 in this step, with gradient 0, and rules leave them out::
 
         data = TaskBatches(
             {"pair": (pairs,), "label": (images, label)}, batch_size={"pair": 512, "label": 32}

@@ -14,7 +14,7 @@ class UniqueBatches(SpreadBatches):
 
     A contrastive loss takes the other items of the batch for wrong: the other captions of the same
     image, the other queries for the same product. If they have an id in common, it learns to push
-    what belongs together apart. Here no batch has two items with the same id:
+    what belongs together apart. Here no batch has two items with the same id::
 
         model.fit(UniqueBatches(x, y, ids="product", batch_size=256), shuffle=False)
 
