@@ -34,10 +34,13 @@ def hard_negatives(
     batch do. The most similar candidates, however, are often right ones that nobody has labelled.
     With a `margin`, a candidate counts as wrong only if its similarity is clearly below that of the
     right one: `j` is a negative of the query `i`, whose right candidate has the similarity `p_i`,
-    if
+    if, by default,
 
-        s_ij <= p_i - margin            for margin_strategy="absolute"
-        s_ij <= p_i * (1 - margin)      for margin_strategy="relative"
+        s_ij <= p_i - margin
+
+    or, with `margin_strategy="relative"`, if
+
+        s_ij <= p_i * (1 - margin)
 
     The relative margin is meant for positive similarities. If a query has several right candidates,
     the least similar of them counts. Memory holds the embeddings and a tile of the similarities,
