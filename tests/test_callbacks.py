@@ -232,13 +232,6 @@ def test_evaluation_after_interrupted_fit_changes_no_weight():
     assert float(model.loss["label"].weight) == pytest.approx(0.0)
 
 
-def test_nonfinite_loss_is_reported_by_term():
-    model = make_model()
-    y = {**Y, "rating": np.full((ITEMS, 1), np.nan, "float32")}
-    with pytest.warns(UserWarning, match=r"The loss of term 'rating' is nan \(train, step 1\)"):
-        model.fit(X, y, batch_size=ITEMS, verbose=0, callbacks=[JointLossCallback()])
-
-
 # On JAX and PyTorch, Keras builds the losses and metrics, and fails, before any callback runs.
 UNKNOWN_OUTPUT = r"(?s)'first'.*Received.*'third'|'first'.*found.*'third'"
 

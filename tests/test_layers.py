@@ -9,6 +9,7 @@ from keras.optimizers.schedules import PolynomialDecay
 import keras_jointloss as kj
 from tests import reference
 from tests.backends import BACKEND, tf, torch
+from tests.refusals import refuses
 
 GENERATOR = np.random.default_rng(1)
 A = GENERATOR.normal(size=(6, 4)).astype("float32")
@@ -215,26 +216,21 @@ def test_sample_weights_are_given_in_any_form(weight):
     assert _loss(layer) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"loss": "InfoNCE", "weight": -1.0}, "`weight`.*finite number >= 0"),
-        ({"loss": "InfoNCE", "weight": "1"}, "`weight`.*finite number >= 0"),
-        ({"loss": "NoSuchLoss"}, "Received: loss='NoSuchLoss'"),
-        ({"loss": kj.losses.InfoNCE(reduction="sum")}, "whose reduction is a mean"),
-        ({"loss": kj.losses.InfoNCE(reduction="none")}, "whose reduction is a mean"),
-        ({"loss": "MarginContrastive", "learn_temperature": True}, "no temperature to train"),
-        ({"loss": kj.losses.InfoNCE(5e-3), "learn_temperature": True}, r"log_scale is in \[0, 4.6"),
-        ({"loss": "MeanSquaredError", "learn_temperature": True}, "no temperature to train"),
-        ({"loss": "VICReg", "memory_size": 8}, "`memory_size`.*Expected 0.*VICReg"),
-        ({"loss": "MeanSquaredError", "memory_size": 8}, "`memory_size`.*Expected 0"),
-        ({"loss": "InfoNCE", "gather": "all"}, "`gather`.*None, True, False"),
-        ({"loss": "InfoNCE", "memory_size": -1}, "`memory_size`.*whole number >= 0"),
-        ({"loss": "InfoNCE", "metrics": ["recall"]}, "`metrics`.*keras_jointloss.metrics"),
-        ({"loss": "InfoNCE", "metrics": ["MeanAveragePrecisionAtR"]}, "`metrics`.*without labels"),
-        ({"loss": "InfoNCE", "metrics": [kj.metrics.RecallAtK(1)] * 2}, "different names"),
-    ],
+test_invalid_arguments_are_refused = refuses(
+    kj.layers.ContrastiveTerm,
+    ({"loss": "InfoNCE", "weight": -1.0}, "`weight`.*finite number >= 0"),
+    ({"loss": "InfoNCE", "weight": "1"}, "`weight`.*finite number >= 0"),
+    ({"loss": "NoSuchLoss"}, "Received: loss='NoSuchLoss'"),
+    ({"loss": kj.losses.InfoNCE(reduction="sum")}, "whose reduction is a mean"),
+    ({"loss": kj.losses.InfoNCE(reduction="none")}, "whose reduction is a mean"),
+    ({"loss": "MarginContrastive", "learn_temperature": True}, "no temperature to train"),
+    ({"loss": kj.losses.InfoNCE(5e-3), "learn_temperature": True}, r"log_scale is in \[0, 4.6"),
+    ({"loss": "MeanSquaredError", "learn_temperature": True}, "no temperature to train"),
+    ({"loss": "VICReg", "memory_size": 8}, "`memory_size`.*Expected 0.*VICReg"),
+    ({"loss": "MeanSquaredError", "memory_size": 8}, "`memory_size`.*Expected 0"),
+    ({"loss": "InfoNCE", "gather": "all"}, "`gather`.*None, True, False"),
+    ({"loss": "InfoNCE", "memory_size": -1}, "`memory_size`.*whole number >= 0"),
+    ({"loss": "InfoNCE", "metrics": ["recall"]}, "`metrics`.*keras_jointloss.metrics"),
+    ({"loss": "InfoNCE", "metrics": ["MeanAveragePrecisionAtR"]}, "`metrics`.*without labels"),
+    ({"loss": "InfoNCE", "metrics": [kj.metrics.RecallAtK(1)] * 2}, "different names"),
 )
-def test_invalid_arguments_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        kj.layers.ContrastiveTerm(**arguments)

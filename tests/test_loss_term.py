@@ -7,6 +7,7 @@ from keras import ops
 
 import keras_jointloss as kj
 from tests.comparisons import assert_all_close
+from tests.refusals import refuses
 
 GENERATOR = np.random.default_rng(3)
 VALUES = GENERATOR.normal(size=(4, 3, 2)).astype("float32")
@@ -313,25 +314,21 @@ def test_refuses_several_calls_in_a_step():
         assert added(term, x, np.square(x)) == pytest.approx(0.5 * np.square(x).mean())
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"loss": keras.losses.MeanSquaredError(reduction="sum")}, "reduction is a mean"),
-        ({"loss": kj.losses.InfoNCE()}, "use `ContrastiveTerm`"),
-        ({"loss": keras.metrics.Mean()}, "argument `loss`"),
-        ({"loss": "no_such_loss"}, "no_such_loss"),
-        ({"loss": "huber", "floor": 0.1}, "argument `floor`"),
-        ({"floor": float("nan")}, "argument `floor`"),
-        ({"target": "high"}, "argument `target`"),
-        ({"weight": -1.0}, "argument `weight`"),
-        ({"metrics": ["mae"]}, "none without a loss"),
-        ({"loss": "mse", "metrics": ["AUC"]}, "means over items"),
-        ({"loss": "mse", "metrics": ["mae", "mae"]}, "different names"),
-    ],
+test_invalid_arguments_are_refused = refuses(
+    kj.layers.LossTerm,
+    ({"loss": keras.losses.MeanSquaredError(reduction="sum")}, "reduction is a mean"),
+    ({"loss": kj.losses.InfoNCE()}, "use `ContrastiveTerm`"),
+    ({"loss": "info_nce"}, "use `ContrastiveTerm` for a loss on views"),
+    ({"loss": keras.metrics.Mean()}, "argument `loss`"),
+    ({"loss": "no_such_loss"}, "no_such_loss"),
+    ({"loss": "huber", "floor": 0.1}, "argument `floor`"),
+    ({"floor": float("nan")}, "argument `floor`"),
+    ({"target": "high"}, "argument `target`"),
+    ({"weight": -1.0}, "argument `weight`"),
+    ({"metrics": ["mae"]}, "none without a loss"),
+    ({"loss": "mse", "metrics": ["AUC"]}, "means over items"),
+    ({"loss": "mse", "metrics": ["mae", "mae"]}, "different names"),
 )
-def test_invalid_arguments_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        kj.layers.LossTerm(**options)
 
 
 def test_values_that_do_not_fit_are_refused():

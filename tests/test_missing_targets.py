@@ -11,6 +11,7 @@ import keras_jointloss as kj
 from keras_jointloss.terms.missing.labelled_metric import LabelledMetric
 from tests.backends import once_compiled
 from tests.gradients import COMPILES, compiled_value_and_gradient, value_and_gradient
+from tests.refusals import refuses
 
 NAN = float("nan")
 IS_JAX = keras.backend.backend() == "jax"
@@ -315,21 +316,16 @@ def of_batch(y_true, y_pred):
     return ops.mean(ops.abs(y_true - y_pred))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"missing": "nan"}, "`missing`.*NaN or a finite number.*'nan'"),
-        ({"missing": float("inf")}, "`missing`.*NaN or a finite number"),
-        ({"missing": {"b": 0}}, r"`missing`.*outputs with a loss, among \['a'\]"),
-        ({"losses": {"a": kj.losses.SupCon()}, "missing": -1}, "`missing`.*SupCon.*`unlabelled=`"),
-        ({"losses": {"a": unreduced}, "missing": 0}, "`missing`.*without a reduction"),
-        ({"metrics": {"a": Unweighted()}, "missing": 0}, "takes a `sample_weight`"),
-        ({"metrics": {"a": of_batch}, "missing": 0}, "one value for each item"),
-    ],
+test_invalid_arguments_are_refused = refuses(
+    lambda **arguments: kj.joint_loss(**{"losses": {"a": "mse"}, **arguments}),
+    ({"missing": "nan"}, "`missing`.*NaN or a finite number.*'nan'"),
+    ({"missing": float("inf")}, "`missing`.*NaN or a finite number"),
+    ({"missing": {"b": 0}}, r"`missing`.*outputs with a loss, among \['a'\]"),
+    ({"losses": {"a": kj.losses.SupCon()}, "missing": -1}, "`missing`.*SupCon.*`unlabelled=`"),
+    ({"losses": {"a": unreduced}, "missing": 0}, "`missing`.*without a reduction"),
+    ({"metrics": {"a": Unweighted()}, "missing": 0}, "takes a `sample_weight`"),
+    ({"metrics": {"a": of_batch}, "missing": 0}, "one value for each item"),
 )
-def test_invalid_arguments_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        kj.joint_loss(**{"losses": {"a": "mse"}, **arguments})
 
 
 @once_compiled

@@ -9,6 +9,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule, PolynomialDecay
 
 import keras_jointloss as kj
+from tests.backends import BACKEND, jax
 
 
 def test_constant_weight_can_be_read_and_assigned():
@@ -143,7 +144,7 @@ def test_config_keeps_value_and_step(weight):
 
 @pytest.mark.parametrize("floatx", ["float32", "float64"])
 def test_weight_has_the_precision_of_floatx(floatx):
-    if keras.backend.backend() == "jax" and floatx == "float64":
+    if BACKEND == "jax" and floatx == "float64":
         pytest.skip("JAX computes in float32 unless told otherwise")
     keras.config.set_floatx(floatx)
     assert float(kj.LossWeight(0.7)) == pytest.approx(
@@ -153,8 +154,6 @@ def test_weight_has_the_precision_of_floatx(floatx):
 
 @pytest.mark.backend("jax")
 def test_compiler_takes_no_logged_weight_for_its_variable():
-    import jax
-
     weight = kj.LossWeight(0.5)
     state = [variable.value for variable in weight.variables]
     step = jax.jit(lambda state: (weight.stateless_result(state), state))

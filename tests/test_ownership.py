@@ -10,11 +10,9 @@ from keras_jointloss.joint.find_terms import find_terms
 from keras_jointloss.terms.loss import TermLoss
 from keras_jointloss.terms.loss_sum import LossSum
 from keras_jointloss.terms.term_reading import TermReading
-from tests.backends import once_compiled
+from tests.backends import BACKEND, once_compiled
 from tests.comparisons import approx_logs
 from tests.small_models import LOSSES, X, Y, build, compiled, fit, ramp, with_layer_term
-
-BACKEND = keras.backend.backend()
 
 
 def from_compile_config(model):

@@ -17,7 +17,7 @@ from tensorboard.util import tensor_util
 import keras_jointloss as kj
 from keras_jointloss.tensorboard import SummaryWriter
 from keras_jointloss.tensorboard.read import read_runs
-from tests.backends import once_compiled
+from tests.backends import once_compiled, tf
 from tests.callbacks import Interrupts
 from tests.processes import ENVIRONMENT
 from tests.small_models import compiled, fit
@@ -115,8 +115,6 @@ def test_values_of_older_writers_are_read(tmp_path):
 
 @pytest.mark.backend("tensorflow")
 def test_logs_in_a_remote_folder():
-    import tensorflow as tf
-
     writer = SummaryWriter("ram://logs/train")
     writer.scalars({"joint_loss/a/raw": 0.5}, step=3)
     writer.close()

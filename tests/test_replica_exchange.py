@@ -9,6 +9,7 @@ from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss._core.backend.tensorflow import MirroredReplicas
+from tests.backends import tf
 from tests.comparisons import approx_logs, assert_all_close
 from tests.loss_cases import tensor
 from tests.test_metrics import CASES, OF_EACH_CLASS
@@ -62,8 +63,6 @@ def test_exchanges_what_the_guide_says(monkeypatch, count):
 
 @pytest.mark.parametrize("sizes", [(5, 3), (3, 0, 1, 4)])
 def test_siglip_sees_the_views_of_one_replica_at_a_time(monkeypatch, sizes):
-    import tensorflow as tf
-
     keras.config.set_floatx("float64")
     strategy = replicas(len(sizes))
     options = {"unlabelled": 2, "reduction": "mean_with_sample_weight"}

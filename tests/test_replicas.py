@@ -12,6 +12,7 @@ from keras import ops
 
 import keras_jointloss as kj
 from tests import jacobians, terms
+from tests.backends import tf
 from tests.comparisons import approx_logs, assert_all_close
 from tests.loss_cases import DEFAULTS, TILED, labels_of, tensor, views_of
 from tests.small_models import Penalty
@@ -98,8 +99,6 @@ def test_terms_see_all_replicas():
 
 @pytest.mark.parametrize("seed", [3, None])
 def test_chunks_of_a_replica_use_the_same_random_numbers_in_both_passes(seed):
-    import tensorflow as tf
-
     with replicas(2).scope():
         layer = kj.layers.ChunkedTower(keras.layers.Dropout(0.5, seed=seed), 2)
 
@@ -215,8 +214,6 @@ def run(compute, *sizes):
 
 def loss_and_gradient(layer, views, labels):
     """Returns the loss that a layer adds, and the gradient with respect to the views."""
-    import tensorflow as tf
-
     with tf.GradientTape() as tape:
         tape.watch(views)
         inputs = [views[:, i] for i in range(views.shape[1])]

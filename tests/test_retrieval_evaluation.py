@@ -1,5 +1,7 @@
 """Retrieval evaluation on a whole data set: metrics, embeddings and output files."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from tests import small_models
 from tests.backends import once_compiled
 from tests.callbacks import Records
 from tests.comparisons import approx_logs
+from tests.refusals import refuses, refuses_calls
 from tests.summaries import read_scalars
 
 ITEMS = 22
@@ -176,42 +179,33 @@ def test_unknown_embeddings_are_refused(make, embeddings, message):
         callback.set_model(make())
 
 
-@pytest.mark.parametrize(
-    ("make", "arguments", "message"),
-    [
-        (lambda: Subclassed(make_model(), False), {}, r"are \[\]. Received: embeddings=None"),
-        (
-            make_model,
-            {"labels": LABELS[:-1]},
-            "`labels`.*each of the 22 items.*Received: 21 labels",
-        ),
-    ],
+test_what_does_not_fit_the_prediction_is_refused = refuses_calls(
+    (
+        lambda: RetrievalEvaluation(X).evaluate(Subclassed(make_model(), False)),
+        r"are \[\]. Received: embeddings=None",
+    ),
+    (
+        lambda: RetrievalEvaluation(X, labels=LABELS[:-1]).evaluate(make_model()),
+        "`labels`.*each of the 22 items.*Received: 21 labels",
+    ),
 )
-def test_what_does_not_fit_the_prediction_is_refused(make, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        RetrievalEvaluation(X, **arguments).evaluate(make())
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"k": 0}, "`k`.*Received: k=0"),
-        ({"k": (1, 2.5)}, "`k`.*Received: k=2.5"),
-        ({"every": 0}, "`every`.*Received: every=0"),
-        ({"tile_size": True}, "`tile_size`.*Received: tile_size=True"),
-        ({"embeddings": ("a",)}, "`embeddings`.*a name or two names"),
-        ({"embeddings": 3}, "`embeddings`.*Received: embeddings=3"),
-        ({"on_log": "wandb"}, "`on_log`.*a function"),
-        ({"projector": True}, "`log_dir`.*`projector` is given.*log_dir=None"),
-        ({"thumbnails": np.zeros((ITEMS, 4, 4, 3), "uint8")}, "`log_dir`.*`thumbnails` is given"),
-        ({"log_dir": "x", "thumbnails": np.zeros((2, 4, 4, 3))}, "dtype uint8.*float64"),
-        ({"log_dir": "x", "thumbnails": np.zeros((2, 4, 4), "uint8")}, r"shape=\(2, 4, 4\)"),
-        ({"log_dir": "x", "thumbnails": np.zeros((2, 1, 5000, 3), "uint8")}, "8192 x 8192"),
-    ],
+test_invalid_arguments_are_refused = refuses(
+    functools.partial(RetrievalEvaluation, X),
+    ({"k": 0}, "`k`.*Received: k=0"),
+    ({"k": (1, 2.5)}, "`k`.*Received: k=2.5"),
+    ({"every": 0}, "`every`.*Received: every=0"),
+    ({"tile_size": True}, "`tile_size`.*Received: tile_size=True"),
+    ({"embeddings": ("a",)}, "`embeddings`.*a name or two names"),
+    ({"embeddings": 3}, "`embeddings`.*Received: embeddings=3"),
+    ({"on_log": "wandb"}, "`on_log`.*a function"),
+    ({"projector": True}, "`log_dir`.*`projector` is given.*log_dir=None"),
+    ({"thumbnails": np.zeros((ITEMS, 4, 4, 3), "uint8")}, "`log_dir`.*`thumbnails` is given"),
+    ({"log_dir": "x", "thumbnails": np.zeros((2, 4, 4, 3))}, "dtype uint8.*float64"),
+    ({"log_dir": "x", "thumbnails": np.zeros((2, 4, 4), "uint8")}, r"shape=\(2, 4, 4\)"),
+    ({"log_dir": "x", "thumbnails": np.zeros((2, 1, 5000, 3), "uint8")}, "8192 x 8192"),
 )
-def test_invalid_arguments_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        RetrievalEvaluation(X, **arguments)
 
 
 def test_measures_current_weights_without_affecting_training():

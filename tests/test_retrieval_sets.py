@@ -11,6 +11,7 @@ from keras_jointloss.callbacks import RetrievalEvaluation
 from keras_jointloss.callbacks.retrieval import _figures
 from tests import reference_metrics as reference
 from tests.backends import once_compiled
+from tests.refusals import refuses
 from tests.summaries import read_scalars
 
 QUERIES, CANDIDATES = 13, 31
@@ -296,35 +297,30 @@ def test_training_logs_and_writes_current_figures(tmp_path, names):
     assert lines[1:] == [f"{side}\t{i}" for side, i in points]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            dict.fromkeys(("relevant", "queries", "candidates")),
-            "`data`.*in its place `queries`.*data=None",
-        ),
-        ({"relevant": None}, "`relevant`.*since `data` is not given.*relevant=None"),
-        ({"queries": None}, "`queries`.*since `data` is not given.*queries=None"),
-        ({"data": IMAGES}, "`queries`.*None, since `data` is given.*type ndarray"),
-        ({"labels": np.arange(QUERIES)}, "`labels`.*None, since `queries` is given"),
-        ({"thumbnails": np.zeros((13, 4, 4, 3), "uint8"), "log_dir": "x"}, "`thumbnails`.*None"),
-        ({"relevant": RIGHT[1:]}, "`relevant`.*each of the 13 queries.*Received: 12"),
-        ({"relevant": RIGHT[:, 1:]}, "`relevant`.*each of the 31 candidates.*Received: 30"),
-        ({"relevant": [31] * QUERIES}, "`relevant`.*below 31.*Received: 31"),
-        ({"relevant": [-1] * QUERIES}, "`relevant`.*indices >= 0.*Received: -1"),
-        ({"relevant": [[0], [3, 1, 3]]}, "each right candidate once.*candidate 3 twice.*query 1"),
-        ({"relevant": [[]] * QUERIES}, "at least one right candidate.*Received: none"),
-        ({"relevant": RIGHT & False}, "at least one right candidate.*Received: none"),
-        ({"relevant": RIGHT.astype("float32")}, r"list of such indices.*\(13, 31\).*float32"),
-        ({"relevant": "abc"}, r"list of such indices.*shape \(\)"),
-        ({"relevant": [[0], [1.5, 2]]}, r"list of such indices.*\[1.5, 2\] for one"),
-        ({"relevant": [[0], [[1], [2, 3]]]}, r"list of such indices.*\[\[1\], \[2, 3\]\] for one"),
-        ({"relevant": [0, [1, 2]]}, "list of such indices.*0 for one of the queries"),
-    ],
+test_invalid_sets_are_refused = refuses(
+    evaluation,
+    (
+        dict.fromkeys(("relevant", "queries", "candidates")),
+        "`data`.*in its place `queries`.*data=None",
+    ),
+    ({"relevant": None}, "`relevant`.*since `data` is not given.*relevant=None"),
+    ({"queries": None}, "`queries`.*since `data` is not given.*queries=None"),
+    ({"data": IMAGES}, "`queries`.*None, since `data` is given.*type ndarray"),
+    ({"labels": np.arange(QUERIES)}, "`labels`.*None, since `queries` is given"),
+    ({"thumbnails": np.zeros((13, 4, 4, 3), "uint8"), "log_dir": "x"}, "`thumbnails`.*None"),
+    ({"relevant": RIGHT[1:]}, "`relevant`.*each of the 13 queries.*Received: 12"),
+    ({"relevant": RIGHT[:, 1:]}, "`relevant`.*each of the 31 candidates.*Received: 30"),
+    ({"relevant": [31] * QUERIES}, "`relevant`.*below 31.*Received: 31"),
+    ({"relevant": [-1] * QUERIES}, "`relevant`.*indices >= 0.*Received: -1"),
+    ({"relevant": [[0], [3, 1, 3]]}, "each right candidate once.*candidate 3 twice.*query 1"),
+    ({"relevant": [[]] * QUERIES}, "at least one right candidate.*Received: none"),
+    ({"relevant": RIGHT & False}, "at least one right candidate.*Received: none"),
+    ({"relevant": RIGHT.astype("float32")}, r"list of such indices.*\(13, 31\).*float32"),
+    ({"relevant": "abc"}, r"list of such indices.*shape \(\)"),
+    ({"relevant": [[0], [1.5, 2]]}, r"list of such indices.*\[1.5, 2\] for one"),
+    ({"relevant": [[0], [[1], [2, 3]]]}, r"list of such indices.*\[\[1\], \[2, 3\]\] for one"),
+    ({"relevant": [0, [1, 2]]}, "list of such indices.*0 for one of the queries"),
 )
-def test_invalid_sets_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        evaluation(**arguments)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,8 @@ from keras.optimizers.schedules import LearningRateSchedule, PolynomialDecay
 
 import keras_jointloss as kj
 from keras_jointloss.schedules import Cyclical, Linear, Sequential, Sigmoid
+from tests.backends import BACKEND, torch
 from tests.small_models import fit
-
-BACKEND = keras.backend.backend()
 
 pytestmark = [
     # From PyTorch itself when it compiles, of what Keras does with dtypes and outputs.
@@ -243,8 +242,6 @@ def movement(model, name):
 def captured_by_torch(monkeypatch):
     """Lets PyTorch capture steps without making kernels of them, which takes half a minute."""
     if BACKEND == "torch":
-        import torch
-
         monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
 
 

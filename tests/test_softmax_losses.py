@@ -10,7 +10,7 @@ from keras_jointloss._core import math as _math
 from keras_jointloss.losses import _tiles
 from tests import loss_cases as cases
 from tests import reference
-from tests.backends import once_compiled
+from tests.backends import BACKEND, once_compiled, tf, torch
 from tests.gradients import (
     COMPILES,
     compiled,
@@ -127,9 +127,7 @@ def test_compiles_for_any_batch_size(case, tile_size):
     weight = np.linspace(0.5, 1.5, 5)
     loss = case.make(**({"tile_size": tile_size} if case.name in TILED else {}))
     given, options = case.given(views.astype("float32")), {"jit_compile": tile_size is not None}
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
+    if BACKEND == "tensorflow":
         specs = tf.TensorSpec((None, *given.shape[1:])), tf.TensorSpec((None,), "int32")
         options["input_signature"] = specs
     compute = compiled_value_and_gradient(
@@ -187,7 +185,7 @@ def test_loss_is_never_negative_with_rounded_products(name, kind, monkeypatch):
     monkeypatch.setattr(_math, "matrix_product", lambda a, b: product(rounded(a), rounded(b)))
     case = Case(name, {} if name == "n_pairs" else {"temperature": 0.01})
     # NumPy cannot round inside the compiled loops of the other backends.
-    for tile_size in [None, 16] if keras.backend.backend() == "torch" else [None]:
+    for tile_size in [None, 16] if BACKEND == "torch" else [None]:
         function = case.with_tile_size(tile_size)
         for views in (_one_item(0), _solved(0)):
             values = function(tensor(views.astype("float32")), ops.arange(len(views)))
@@ -197,8 +195,6 @@ def test_loss_is_never_negative_with_rounded_products(name, kind, monkeypatch):
 @pytest.mark.backend("torch")
 @pytest.mark.parametrize("name", sorted(TILED))
 def test_number_of_host_synchronizations_is_independent_of_tiles(name, monkeypatch):
-    import torch
-
     waits, count = [], torch.Tensor.__bool__
     monkeypatch.setattr(torch.Tensor, "__bool__", lambda x: waits.append(1) or count(x))
     case, found = Case(name), []
@@ -212,7 +208,7 @@ def test_number_of_host_synchronizations_is_independent_of_tiles(name, monkeypat
 
 
 DTYPES = [("float16", "float16")]
-if keras.backend.backend() != "jax":  # It has no float64 by default.
+if BACKEND != "jax":  # It has no float64 by default.
     DTYPES += [("float32", "float64"), ("float64", "float32")]
 if not COMPILES:
     DTYPES += [("bfloat16", "bfloat16")]

@@ -7,7 +7,7 @@ import pytest
 import keras_jointloss as kj
 from keras_jointloss.callbacks import JointLossCallback
 from tests import small_models
-from tests.backends import once_compiled
+from tests.backends import BACKEND, once_compiled, tf
 from tests.callbacks import Evaluates, Records, train_in_a_loop
 
 ITEMS, BATCH = 36, 8
@@ -75,7 +75,7 @@ def assert_means(points, steps, is_weighted=True):
 
 
 def test_points_are_means_since_the_last_point():
-    is_torch = keras.backend.backend() == "torch"  # Keras executes one step at a time there.
+    is_torch = BACKEND == "torch"  # Keras executes one step at a time there.
     model, each, some = make_model(), Records(), Records()
     expected = steps_by_hand(model)
     fit(model, JointLossCallback(update_freq="batch", on_log=each))
@@ -140,8 +140,6 @@ def test_rounding_in_a_long_epoch_is_no_other_loss():
 
 @pytest.mark.backend("tensorflow")
 def test_points_of_replicas_are_those_of_one_device():
-    import tensorflow as tf
-
     records = Records()
     with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
         model = make_model()

@@ -16,12 +16,12 @@ from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss.joint.find_terms import find_terms
+from tests.backends import BACKEND
 from tests.comparisons import approx_logs, assert_all_close
 from tests.subjects import BATCH, DATA, ITEMS, SUBJECTS, Subject
 
 STEPS = ITEMS // BATCH
 EPOCHS = 2
-BACKEND = keras.backend.backend()
 
 # The others differ only in the model around the terms or in the values of the losses.
 ESSENTIAL = ("outputs", "pairs", "layers", "adapted", "balanced", "shared")

@@ -6,10 +6,10 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from tests.backends import BACKEND, jax
 from tests.balanced_models import X, Y
 from tests.comparisons import assert_all_close
 
-BACKEND = keras.backend.backend()
 BATCHES = 5
 TERMS = ("a", "b")
 
@@ -181,8 +181,6 @@ def test_call_of_a_model_without_training_argument_can_train():
 
 @pytest.mark.backend("jax")
 def test_jax_warns_of_a_gradient_if_training_is_unknown():
-    import jax
-
     model = Without("balancer")
     model(X[:1])
     others = model.non_trainable_variables

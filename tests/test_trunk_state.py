@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from tests.backends import BACKEND
+from tests.backends import BACKEND, tf, torch
 from tests.balanced_models import LOSSES
 from tests.comparisons import assert_all_close
 
@@ -145,12 +145,8 @@ def test_state_of_the_backend_is_refused():
         def build(self, input_shape):
             super().build(input_shape)
             if BACKEND == "torch":
-                import torch
-
                 self.register_buffer("count", torch.zeros(()))
             else:
-                import tensorflow as tf
-
                 self.count = tf.Variable(0.0)
 
     with pytest.raises(ValueError, match=r"`add_weight`.*<Native name=guilty.*'count'"):
@@ -159,8 +155,6 @@ def test_state_of_the_backend_is_refused():
 
 @pytest.mark.backend("torch")
 def test_torch_module_is_refused():
-    import torch
-
     layer = keras.layers.TorchModuleWrapper(torch.nn.Linear(6, 2), name="guilty")
     with pytest.raises(ValueError, match=r"`GradientBalancer`.*<TorchModuleWrapper name=guilty"):
         shared(keras.Sequential([layer]))

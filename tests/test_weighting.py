@@ -196,14 +196,6 @@ def test_base_class_options():
         np.testing.assert_allclose(trajectory, [[1, 1], *expected], err_msg=str(options))
 
 
-def test_user_weights_multiply_rule_weights():
-    terms = Terms(LastLoss(), 2)
-    terms.weights["term1"].assign(0.5)
-    terms.rule.start()
-    terms.step([3.0, 4.0])
-    assert terms.now() == [3.0, 2.0]
-
-
 def test_weights_change_only_after_start():
     terms = Terms(LastLoss(), 2)
     terms.step([3.0, 4.0])
@@ -275,15 +267,16 @@ def test_nonfinite_weight_is_reported_and_ignored():
     assert terms.rule.pop_invalid_counts() == {"term1": 1}
 
 
-@once_compiled
 @pytest.mark.parametrize(
     "name", ["DynamicWeightAverage", "FAMO", "GeometricMean", "Shares", "Uncertainty"]
 )
-def test_negative_loss_is_reported_as_unusable(name):
-    terms = Terms(make(name), 2)
-    terms.rule.start()
-    terms.step([-1.0, 1.0])
-    assert terms.rule.pop_invalid_counts() == {"term0": 1}
+def test_negative_loss_is_unusable_unless_rounding_makes_it_so(name):
+    for loss, expected in ((-1.0, {"term0": 1}), (-1e-3, {"term0": 1}), (-8.6e-6, {})):
+        terms = Terms(make(name), 2)
+        terms.rule.start()
+        terms.step([loss, 1.0])
+        assert np.all(np.isfinite(terms.now()))
+        assert terms.rule.pop_invalid_counts() == expected
 
 
 @once_compiled
@@ -297,24 +290,14 @@ def test_zero_loss_keeps_weights_finite(name):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"warmup_steps": -1}, "warmup_steps"),
-        ({"ema": 1.0}, "ema"),
-        ({"min_weight": -0.1}, "min_weight"),
-        ({"min_weight": 2.0, "max_weight": 1.0}, "max_weight"),
-        ({"update_every": 0}, "update_every"),
-        ({"on_nonfinite": "ignore"}, "on_nonfinite"),
-    ],
-)
-def test_invalid_option_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=rf"`{message}`.*Received: {message}="):
-        kj.weighting.Uncertainty(**arguments)
-
-
-@pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
+        ("Uncertainty", {"warmup_steps": -1}, "warmup_steps"),
+        ("Uncertainty", {"ema": 1.0}, "ema"),
+        ("Uncertainty", {"min_weight": -0.1}, "min_weight"),
+        ("Uncertainty", {"min_weight": 2.0, "max_weight": 1.0}, "max_weight"),
+        ("Uncertainty", {"update_every": 0}, "update_every"),
+        ("Uncertainty", {"on_nonfinite": "ignore"}, "on_nonfinite"),
         ("Uncertainty", {"learning_rate": 0.0}, "learning_rate"),
         ("FAMO", {"learning_rate": -1.0}, "learning_rate"),
         ("FAMO", {"decay": -1.0}, "decay"),
