@@ -61,12 +61,9 @@ def formulas_of(docstring: str) -> list[re.Match]:
     """Returns the formulas of a docstring without indentation."""
     section = SECTION.search(docstring)
     end = section.start() if section else len(docstring)
-    return [block for block in BLOCK.finditer(docstring, 0, end) if not _follows_code_mark(block)]
-
-
-def _follows_code_mark(block: re.Match) -> bool:
-    """Returns whether the block is code, as `::` at the end of the text before it says."""
-    return block.string[: block.start()].rstrip().endswith("::")
+    blocks = BLOCK.finditer(docstring, 0, end)
+    # After `::`, a block is code.
+    return [x for x in blocks if not docstring[: x.start()].rstrip().endswith("::")]
 
 
 def to_latex(block: str) -> str:

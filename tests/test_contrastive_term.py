@@ -184,20 +184,6 @@ def test_file_without_a_memory_leaves_it_as_it_is():
     assert_all_close(store, before, 0)
 
 
-def test_training_resumes_with_saved_memory(tmp_path):
-    model = model_of(kj.layers.ContrastiveTerm("InfoNCE", memory_size=4, name="t"))
-    model.fit(embeddings(), batch_size=3, verbose=0)
-    before = model.evaluate(embeddings(), verbose=0)
-    assert model.evaluate(embeddings(), verbose=0) == pytest.approx(before, rel=1e-6)
-    model.predict(embeddings(), verbose=0)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert loaded.evaluate(embeddings(), verbose=0) == pytest.approx(before, rel=1e-5)
-    kept, again = ([v for v in x.variables if "memory" in v.name] for x in (model, loaded))
-    assert len(kept) == 3
-    assert_all_close(again, kept, 0)
-
-
 def test_embedding_metrics_are_logged(tmp_path):
     metrics = [kj.metrics.RecallAtK(1), kj.metrics.Uniformity()]
     layer = kj.layers.ContrastiveTerm("InfoNCE", weight=0.5, metrics=metrics, name="pair")

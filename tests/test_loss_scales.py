@@ -132,20 +132,6 @@ def test_uncertainty_moves_by_plain_descent_for_losses_of_ordinary_size():
     np.testing.assert_array_equal(trajectory, plain_descent(losses))
 
 
-# The weights after steps 1, 2 and 25 when a step could go past the minimizer, in float32.
-PINNED = [
-    [0.496884733, 0.394298434, 0.505972922, 0.0119067822],
-    [0.493846595, 0.327818096, 0.512013316, 0.011026565],
-    [0.44044894, 0.07944832, 0.671180546, 0.00452871574],
-]
-
-
-def test_weights_of_uncertainty_for_losses_of_ordinary_size_are_pinned():
-    losses = np.tile([1.5, 20.0, 0.05, 300.0], (25, 1))
-    weights = Terms(make("Uncertainty"), 4).run(losses)
-    np.testing.assert_allclose(weights[[1, 2, 25]], PINNED, rtol=2e-7)
-
-
 @values_only
 def test_loss_of_0_keeps_the_weight_of_uncertainty_finite():
     # The plain descent would reach infinity after 7,100 steps.

@@ -225,14 +225,6 @@ def test_compiled_loss_equals_the_eager_one(name):
 
 
 @once_compiled
-def test_mean_over_elements_equals_its_formula():
-    case = CASES["elements"]
-    value = term_loss("mse", -1)(with_gaps(case), case.y_pred, WEIGHT)
-    square = WEIGHT[:, None] * (case.y_true - case.y_pred) ** 2
-    assert float(value) == pytest.approx(square[ELEMENTS].sum() / ELEMENTS.sum(), rel=1e-5)
-
-
-@once_compiled
 def test_row_with_a_missing_element_is_left_out_if_the_loss_needs_whole_rows():
     case = CASES["cosine"]
     y_true = np.where(ELEMENTS | LABELLED[:, None], case.y_true, NAN)

@@ -62,16 +62,6 @@ def test_term_without_a_loss_so_far_does_not_change_the_total():
     np.testing.assert_allclose(terms.now(), [2.0, 1.0, 0.5], rtol=1e-5)
 
 
-@once_compiled
-def test_mean_is_not_dominated_by_the_first_loss():
-    terms = Terms(make("Shares"), 2)
-    terms.run(np.array([[1000.0, 1.0]] + [[1.0, 1.0]] * 99))
-    ages = 0.99 ** np.arange(99, -1, -1)
-    mean = np.sum(ages * ([1000.0] + [1.0] * 99)) / np.sum(ages)  # 6.8; 367 with the first loss.
-    weights = terms.now()
-    assert weights[1] / weights[0] == pytest.approx(mean, 1e-3)
-
-
 def test_weight_of_a_vanishing_loss_is_limited():
     losses = np.array([[1e-9, 1.0]] * 3)
     limited, default, unlimited = (
@@ -119,12 +109,6 @@ def test_multiplier_of_a_loss_below_its_bound_falls_to_the_smallest():
     rule = kj.weighting.Constraint({"term1": 1.0}, learning_rate=1.0, min_weight=0.01)
     trajectory = Terms(rule, 2, [1.0, 2.0]).run(np.tile([1.0, 0.5], (20, 1)))
     np.testing.assert_allclose(trajectory[[0, 1, -1], 1], [2, 2 * np.exp(-0.5), 0.02], rtol=1e-5)
-
-
-def test_multiplier_grows_no_faster_than_the_learning_rate():
-    rule = kj.weighting.Constraint({"term0": 0.1, "term1": 0.0}, learning_rate=0.5)
-    trajectory = Terms(rule, 2).run(np.tile([1e6, -0.5], (2, 1)))
-    np.testing.assert_allclose(trajectory[-1], np.exp([1.0, -0.5]), rtol=1e-5)
 
 
 # Floors.

@@ -8,10 +8,10 @@ import keras
 from keras_jointloss._core.validation import invalid, validate_names
 from keras_jointloss.losses.base import ViewsLoss
 from keras_jointloss.terms.by_shape import get_loss
-from keras_jointloss.terms.class_weights import ClassWeightedMetric, validate_class_weight
-from keras_jointloss.terms.missing.labelled_metric import LabelledMetric
+from keras_jointloss.terms.class_weights import validate_class_weight
 from keras_jointloss.terms.missing.targets import validate_missing
 from keras_jointloss.terms.output_weight import LossWeight
+from keras_jointloss.terms.wrapped_metric import WrappedMetric
 
 
 class Output(NamedTuple):
@@ -218,24 +218,13 @@ def class_weights_by_term(
     return result
 
 
-def class_weighted_metrics(
-    metrics: Mapping[str, Any], class_weights: Mapping[str, dict[int, float]]
+def wrapped_metrics(
+    metrics: Mapping[str, Any], wrapper: type[WrappedMetric], values: Mapping[str, Any]
 ) -> dict[str, list[Any]]:
-    """Returns weighted metrics by output as lists, with the class weights of the output."""
+    """Returns metrics by output as lists; those of outputs with a value are wrapped with it."""
     result = {name: as_list(given) for name, given in metrics.items()}
-    for name in set(result) & set(class_weights):
-        weights = class_weights[name]
-        result[name] = [ClassWeightedMetric(x, weights) for x in result[name] if x is not None]
-    return result
-
-
-def labelled_metrics(
-    metrics: Mapping[str, Any], missing: Mapping[str, float]
-) -> dict[str, list[Any]]:
-    """Returns metrics by output as lists; those of outputs with missing targets leave these out."""
-    result = {name: as_list(given) for name, given in metrics.items()}
-    for name in set(result) & set(missing):
-        result[name] = [LabelledMetric(x, missing[name]) for x in result[name] if x is not None]
+    for name in set(result) & set(values):
+        result[name] = [wrapper(x, values[name]) for x in result[name] if x is not None]
     return result
 
 

@@ -8,20 +8,21 @@ from keras_jointloss._core.types import Config, LossLike, MetricLike
 from keras_jointloss._core.validation import invalid, validate_choice
 from keras_jointloss.joint.arguments import (
     Output,
-    class_weighted_metrics,
     class_weights_by_term,
     in_order,
     is_loss,
-    labelled_metrics,
     metrics_by_output,
     missing_by_output,
     validate_losses,
     validate_weights,
+    wrapped_metrics,
 )
 from keras_jointloss.terms.applied_weight import AppliedWeight
+from keras_jointloss.terms.class_weights import ClassWeightedMetric
 from keras_jointloss.terms.loss import TermLoss
 from keras_jointloss.terms.loss_part import LossPart
 from keras_jointloss.terms.loss_sum import LossSum
+from keras_jointloss.terms.missing.labelled_metric import LabelledMetric
 from keras_jointloss.terms.output_form import validate_form
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.term_reading import TermReading
@@ -196,7 +197,8 @@ def joint_loss(
         next(iter(weights.values())).weighting = rule
     missing = missing_by_output(missing, by_output)
     class_weights = class_weights_by_term(class_weight, by_output)
-    metrics = labelled_metrics(metrics_by_output(metrics, by_output, "metrics"), missing)
+    metrics = metrics_by_output(metrics, by_output, "metrics")
+    metrics = wrapped_metrics(metrics, LabelledMetric, missing)
     for name, output in by_output.items():
         if output.losses:
             # The weights first: if two metrics have the same name, Keras renames the second.
@@ -212,8 +214,9 @@ def joint_loss(
     }
     if weighted_metrics is not None:
         given = metrics_by_output(weighted_metrics, by_output, "weighted_metrics")
-        given = labelled_metrics(given, missing)
-        arguments["weighted_metrics"] = class_weighted_metrics(given, class_weights)
+        given = wrapped_metrics(given, LabelledMetric, missing)
+        given = wrapped_metrics(given, ClassWeightedMetric, class_weights)
+        arguments["weighted_metrics"] = given
     if is_list:
         return {key: in_order(value, by_output, key) for key, value in arguments.items()}
     if is_single:

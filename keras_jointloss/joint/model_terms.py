@@ -50,7 +50,11 @@ class ModelTerms(Mapping[str, TermWeight]):
             for output, losses in find_losses(model).items()
             if isinstance(model.loss, Mapping | list) and output not in losses
         }
-        _validate_form(model)
+        names = output_names(model)  # Of a model whose outputs are known.
+        if names is not None:
+            validate_form(model.loss, model.output, names)
+        elif isinstance(model, keras.Sequential):
+            validate_form(model.loss, None, None)
         #: What the copies of these layers stand for.
         self.wiring = Wiring(model, self._weights)
         self.wiring.validate()
@@ -146,12 +150,3 @@ class ModelTerms(Mapping[str, TermWeight]):
                     f"the weight is {'' if weight.is_applied else 'not '}applied to the loss and "
                     f"{'' if is_metric and weight.is_counted else 'not '}among the metrics"
                 )
-
-
-def _validate_form(model: keras.Model) -> None:
-    """Raises `ValueError` if the losses do not have the form of the outputs, where it is known."""
-    names = output_names(model)
-    if names is not None:
-        validate_form(model.loss, model.output, names)
-    elif isinstance(model, keras.Sequential):
-        validate_form(model.loss, None, None)

@@ -111,10 +111,6 @@ class Wiring:
             weights = dict(zip(self.outputs, weights, strict=False))
         return (weights.get(loss) if isinstance(weights, Mapping) else weights) != 0
 
-    def unknown_names(self, names: Iterable[str]) -> list[str]:
-        """Returns the names that neither a term nor an output nor a layer of the model has."""
-        return [x for x in names if x not in self.losses_of and x not in self._layer_names]
-
     def misnamed(self, has_other_losses: bool = False) -> Iterator[Misnamed]:
         """Yields, for each layer, the copies that should have another name or not exist.
 
@@ -124,7 +120,8 @@ class Wiring:
         are no terms, their copies may have any name.
         """
         for layer in self._combinations:
-            unknown = self.unknown_names(layer.terms)
+            known = {*self.losses_of, *self._layer_names}  # Of terms, outputs and layers.
+            unknown = [name for name in layer.terms if name not in known]
             if layer in self._reads:
                 unread = [name for name in unknown if not self._readers(layer, name)]
                 meant = self._meant(layer, unknown)

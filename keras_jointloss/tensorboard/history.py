@@ -10,6 +10,8 @@ from keras_jointloss._core.validation import invalid
 from keras_jointloss.tensorboard.runs import SPLITS, Run, Series, is_rounding, share
 
 _RETRIEVAL = re.compile(r"(?P<name>.+)_(?P<way>a_to_b|b_to_a)_(?P<key>.+)", re.DOTALL)
+#: How the figures of retrieval are called, after their direction.
+_FIGURES = ("recall_at", "mean_reciprocal", "median_rank", "ndcg_at", "mean_average")
 _GRADIENT = re.compile(r"gradients_(?:(?P<name>.+)_)?(?P<key>norm|coefficient|cosine|conflict)")
 
 
@@ -58,8 +60,10 @@ def _locate(key: str, terms: list[str], sets: set[str]) -> tuple[str, str]:
     """Returns the split and the tag of a value in the logs."""
     # Retrieval is measured on held-out data, and has no prefix.
     for name in sorted(sets, key=len, reverse=True):
-        if key.startswith(f"{name}_") and _is_retrieval(key.removeprefix(f"{name}_")):
-            return "validation", f"retrieval/{name}/{key.removeprefix(f'{name}_')}"
+        figure = key.removeprefix(f"{name}_")
+        kind = figure.removeprefix("a_to_b_").removeprefix("b_to_a_")
+        if figure != key and kind.startswith(_FIGURES):
+            return "validation", f"retrieval/{name}/{figure}"
     match = _GRADIENT.fullmatch(key)
     if match:
         return "train", "/".join(filter(None, ["gradients", match["name"], match["key"]]))
@@ -73,11 +77,6 @@ def _locate(key: str, terms: list[str], sets: set[str]) -> tuple[str, str]:
         return split, rest
     value = rest.removeprefix(f"{term}_")
     return split, f"joint_loss/{term}/{'raw' if value == 'loss' else value}"
-
-
-def _is_retrieval(key: str) -> bool:
-    words = ("recall_at", "mean_reciprocal", "median_rank", "ndcg_at", "mean_average")
-    return key.removeprefix("a_to_b_").removeprefix("b_to_a_").startswith(words)
 
 
 def _epochs_of(epochs: np.ndarray, count: int) -> np.ndarray:

@@ -85,7 +85,9 @@ def plot(source: Any, kind: Kind = "terms", **options: Any) -> "Figure":
 
 def _collect(source: Any) -> tuple[list[Run], bool]:
     """Returns the runs of a source, and whether one of them is a history."""
-    named = isinstance(source, Mapping) and all(_is_source(x) for x in source.values())
+    named = isinstance(source, Mapping) and all(
+        isinstance(x, str | os.PathLike) or _is_history(x) for x in source.values()
+    )
     if named and source:
         parts = list(source.items())
     elif isinstance(source, Sequence) and not isinstance(source, str | bytes):
@@ -116,10 +118,6 @@ def _collect(source: Any) -> tuple[list[Run], bool]:
 
 def _is_history(part: Any) -> bool:
     return isinstance(getattr(part, "history", part), Mapping)
-
-
-def _is_source(part: Any) -> bool:
-    return isinstance(part, str | os.PathLike) or _is_history(part)
 
 
 def _with_distinct_names(runs: list[Run]) -> list[Run]:

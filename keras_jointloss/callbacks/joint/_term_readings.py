@@ -214,7 +214,8 @@ class TermReadings:
         weighted = _weighted(readings)
         other = rest(total, weighted)
         if not self._has_other and weighted and math.isfinite(other):
-            has_regularizers = _has_regularizers(self._read_model)
+            variables = self._read_model.trainable_variables
+            has_regularizers = any(getattr(x, "regularizer", None) is not None for x in variables)
             self._has_other = has_regularizers or not is_rounding(other, total, weighted)
 
     def keep_report(self) -> None:
@@ -232,12 +233,6 @@ class TermReadings:
             for name, reading in readings.items():
                 if not math.isfinite(reading.get("loss", 0.0)):
                     yield name, reading["loss"], run
-
-
-def _has_regularizers(model: keras.Model) -> bool:
-    """Returns whether a trainable variable of the model has a regularizer."""
-    variables = model.trainable_variables
-    return any(getattr(variable, "regularizer", None) is not None for variable in variables)
 
 
 def _weighted(readings: Readings) -> list[float]:

@@ -201,8 +201,11 @@ class TrainingWarnings:
         if self._weights() == self._weights_at_begin:
             return
         for callback in callbacks:
+            compares = isinstance(callback, _COMPARING) and getattr(
+                callback, "save_best_only", True
+            )
             monitor = getattr(callback, "monitor", None)
-            if monitor in ("loss", "val_loss") and monitor in logs and _compares(callback):
+            if compares and monitor in ("loss", "val_loss") and monitor in logs:
                 name = type(callback).__name__
                 self._once(
                     f"monitor {name}",
@@ -221,12 +224,6 @@ def forgets_large_gradients(optimizer: keras.optimizers.Optimizer) -> bool:
     is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     is_plain = isinstance(optimizer, keras.optimizers.SGD) and not optimizer.momentum
     return is_scaled or is_plain or any(clip is not None for clip in clips)
-
-
-def _compares(callback: Any) -> bool:
-    if isinstance(callback, keras.callbacks.ModelCheckpoint):
-        return bool(callback.save_best_only)
-    return isinstance(callback, _COMPARING)
 
 
 def forget_unknown(callbacks: Iterable[Any], names: Container[str]) -> None:

@@ -53,15 +53,8 @@ def cosines(runs: Sequence[Run], view: View) -> Drawing:
 
 
 def _pairs(run: Run, view: View) -> dict[str, tuple[str, str]]:
-    pairs = find_pairs(run.train)
-    if view.terms is None:
-        return pairs
-    ends = tuple(view.terms)
-    return {
-        tag: pair
-        for tag, pair in pairs.items()
-        if all(any(x == end or x.endswith((f"/{end}", f"_{end}")) for end in ends) for x in pair)
-    }
+    pairs = find_pairs(run.train).items()
+    return {tag: pair for tag, pair in pairs if all(map(view.has_gradient, pair))}
 
 
 def _over_time(run: Run, pairs: dict[str, tuple[str, str]], view: View) -> dict[str, Any]:

@@ -71,11 +71,7 @@ def readings(runs: Sequence[Run], view: View) -> Drawing:
 
 def gradients(runs: Sequence[Run], view: View) -> Drawing:
     """Returns norms, coefficients and conflicts of the gradients of the terms."""
-    names = find_gradients(runs)
-    if view.terms is not None:
-        names = [
-            x for x in names if any(x == t or x.endswith((f"/{t}", f"_{t}")) for t in view.terms)
-        ]
+    names = [name for name in find_gradients(runs) if view.has_gradient(name)]
     if not names:
         raise nothing("statistics of gradients: they come from a layer that combines gradients")
     quantities: dict[str, TagOf] = {

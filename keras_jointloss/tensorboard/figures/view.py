@@ -52,6 +52,11 @@ class View:
         validate_count(self.columns, "columns")
         validate_share(self.smoothing, "smoothing")
 
+    def has_gradient(self, name: str) -> bool:
+        """Returns whether a gradient, named by its term, perhaps after its layer, is of a term."""
+        ends = self.terms
+        return ends is None or any(name == x or name.endswith((f"/{x}", f"_{x}")) for x in ends)
+
     def shown_terms(self, runs: Sequence[Run]) -> list[str]:
         """Returns the terms to show, in the order of their names."""
         found = find_terms(runs)
