@@ -201,9 +201,8 @@ class TrainingWarnings:
         if self._weights() == self._weights_at_begin:
             return
         for callback in callbacks:
-            compares = isinstance(callback, _COMPARING) and getattr(
-                callback, "save_best_only", True
-            )
+            compares = isinstance(callback, _COMPARING)
+            compares &= getattr(callback, "save_best_only", True)
             monitor = getattr(callback, "monitor", None)
             if compares and monitor in ("loss", "val_loss") and monitor in logs:
                 name = type(callback).__name__
