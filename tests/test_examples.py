@@ -281,6 +281,31 @@ def check_recommender(lines):
     assert sum(line.startswith(("fruit", "music", "winter", "cat")) for line in lines) == 4
 
 
+def write_ratings(path):
+    """Writes how early words stand in the descriptions of emoji, as MovieLens has ratings."""
+    with np.load("examples/data/emoji_pairs.npz") as file:
+        texts = [text.split() for text in file["text"][:400]]
+    users = {word: user for user, word in enumerate(sorted({x for text in texts for x in text}))}
+    lines = [
+        f"{users[word]}\t{movie}\t{max(5 - position, 1)}\t0\n"
+        for movie, text in enumerate(texts)
+        for position, word in enumerate(text)
+    ]
+    path.write_text("".join(lines))
+
+
+def check_movielens(lines):
+    """Checks that the retrieval and the rating are learned where they have a weight."""
+    table = {line[:24].strip(): line[24:] for line in lines if "+-" in line}
+    accuracy, rmse = (
+        {name: float(cells.split()[column]) for name, cells in table.items()} for column in (0, 3)
+    )
+    assert 3 * max(accuracy["rating alone"], accuracy["joint, a mean"]) < accuracy["joint"]
+    assert accuracy["popular, mean rating"] < accuracy["joint"]
+    assert rmse["joint"] < rmse["retrieval alone"]
+    assert set(table) >= {"popular, mean rating", "uncertainty", "dynamic_weight_average"}
+
+
 def check_dashboard(lines):
     """Checks that all logged points are read, and that another tracker receives the logs."""
     points = [line.split()[-5] for line in lines if " points, the last " in line]
@@ -328,6 +353,7 @@ SCRIPTS = {
     "guides/weighting": ("", check_weighting_guide),
     "large_batch": ("--steps 2", check_large_batch),
     "missing_targets": ("--epochs 10", check_missing_targets),
+    "movielens": ("--data u.data --epochs 3 --seeds 1 --batch-size 512 --top 20", check_movielens),
     "momentum": ("--epochs 1 --batch-size 128 --memory-sizes 0 64", check_momentum),
     "multi_digit": (
         "--epochs 1 --log-dir logs --weights 0.001 0.1 --rules mgda",
@@ -339,6 +365,9 @@ SCRIPTS = {
     "weighting": ("--epochs 1 --log-dir logs --weights 1 30 --rules FAMO", check_weighting),
 }
 
+
+# Scripts whose data are not in the repository: the file that they read, and what writes it.
+FILES = {"movielens": ("u.data", write_ratings)}
 
 # PyTorch starts fastest and runs the scripts of few steps, JAX those of many small ones.
 BACKENDS = {
@@ -359,6 +388,9 @@ def test_example(name, tmp_path, monkeypatch, capfd):
     # They find the files that they read, and write to the folder of the test.
     (tmp_path / "examples").symlink_to(EXAMPLES)
     monkeypatch.chdir(tmp_path)
+    if name in FILES:
+        file, write = FILES[name]
+        write(tmp_path / file)
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.setattr("sys.argv", [script, *arguments.split()])
     runpy.run_path(script, run_name="__main__")

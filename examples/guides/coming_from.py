@@ -140,7 +140,7 @@ A loss there takes `(embeddings, labels)`; here the embeddings are views, `(batc
 | TensorFlow Recommenders | here (see [A recommender](recommender.py)) |
 |---|---|
 | `tfrs.Model` with `compute_loss`; `tasks.Ranking(loss)` | a Keras model with `joint_loss`; the loss of an output |
-| `tasks.Retrieval(temperature=t)`; with `remove_accidental_hits=True`, `candidate_ids` | `ContrastiveTerm(InfoNCE(t, similarity="dot", symmetric=False))`, a mean over the batch, there a sum; `same_label="ignore"`, ids as labels |
+| `tasks.Retrieval(temperature=t)`; with `remove_accidental_hits=True`, `candidate_ids` | `ContrastiveTerm(InfoNCE(t, similarity="dot", symmetric=False), weight=batch_size)`: the loss is a mean over the batch, there a sum, and of a mean alone `Adagrad(0.1)` learns nothing in batches of 8,192 ([movielens.py](../movielens.py)); `same_label="ignore"`, ids as labels |
 | `metrics.FactorizedTopK`; `layers.factorized_top_k.BruteForce` | `RetrievalEvaluation`; `keras_rs.layers.BruteForceRetrieval` |
 | `num_hard_negatives`, `candidate_sampling_probability` | none |
 
