@@ -160,7 +160,7 @@ TensorFlow Recommenders' tutorial. There the loss of the retrieval is a sum over
 mean, which for `Adagrad(0.1)` and batches of 8,192 is too small a loss: its gradient is small beside
 the 0.1 with which Adagrad's sum of squares starts, and nothing is learned of the retrieval. Give the
 term the batch size as its weight: `ContrastiveTerm(loss, weight=8192)`. `Adam`, as above, divides by
-the size of the gradient and needs no such weight.
+the size of the gradient, so that only the ratio of the weights matters.
 
 `Retrieval` and `Ranking` of TensorFlow Recommenders are compared name by name in
 [Coming from](coming_from.py). More than two tasks, or tasks that conflict: see
