@@ -47,6 +47,7 @@ LAYER_WEIGHTS = {
     "margin": kj.schedules.Linear(1.0, 0.0, 8),
     "agree": 0.5,
     "hint": 0.2,
+    "classes": kj.schedules.Linear(0.0, 0.1, 8),
 }
 # Each contrastive loss occurs once: as the loss of an output or of a layer.
 OF_OUTPUTS = (
@@ -57,6 +58,8 @@ OF_LAYERS = (
     *("CosineEmbedding", "DecoupledContrastive", "Matryoshka", "MultiSimilarity", "NTXent"),
     *("SigLIP", "SupCon", "TripletMargin", "VICReg", "AnglE", "MarginMSE"),
 )
+#: Each loss with proxies occurs in a layer.
+WITH_PROXIES = ("ArcFace", "CosFace", "NormSoftmax", "ProxyAnchor", "ProxyNCA")
 #: The user's weight of each term, by the name of the model.
 WEIGHTS = {
     "outputs": {
@@ -84,7 +87,7 @@ WEIGHTS = {
     "family_outputs": {name.lower(): 0.02 for name in OF_OUTPUTS},
     "family_layers": {
         "rating": 0.7,
-        **{name.lower(): kj.schedules.Linear(0.0, 0.02, 8) for name in OF_LAYERS},
+        **{name.lower(): kj.schedules.Linear(0.0, 0.02, 8) for name in OF_LAYERS + WITH_PROXIES},
     },
     "subclassed": {"rating": 1.0, "agree": PolynomialDecay(0.0, 10, 1.0), "energy": 0.1},
 }
@@ -152,6 +155,8 @@ def _layer_terms(inputs, match):
     loss = kj.losses.MarginContrastive(margin=MARGIN)
     a, b = kj.layers.ContrastiveTerm(loss, weights["margin"], name="margin")((a, b, match))
     a, b = kj.layers.ContrastiveTerm("MeanSquaredError", weights["agree"], name="agree")((a, b))
+    options = {"unlabelled": 0, "metrics": ["accuracy"], "name": "classes"}
+    a = kj.layers.ProxyTerm(_family_loss("ArcFace"), 2, weights["classes"], **options)((a, match))
     hint = kj.layers.LossTerm("huber", weights["hint"], metrics=["mae"], name="hint")
     return hint(a, b), b
 
@@ -284,6 +289,7 @@ def _targets():
 def _family_loss(name, **arguments):
     """Returns a loss of the package that can be trained together with all others."""
     tame = {"Circle": {"gamma": 4.0}, "MultiSimilarity": {"beta": 5.0, "mining_margin": 0.5}}
+    tame |= {"ArcFace": {"scale": 4.0}, "CosFace": {"scale": 4.0}, "ProxyAnchor": {"alpha": 4.0}}
     if name == "Matryoshka":
         tame[name] = {"loss": kj.losses.InfoNCE(0.3, tile_size=64), "dims": [DIM, 2]}
     elif name == "SigLIP":
@@ -337,7 +343,12 @@ def _family_layers():
             a, b, _ = term((a, b, ops.flip(b, axis=1), *labels))
         else:
             a, b = term((a, b, *labels))
-    rating = _float32(keras.layers.Dense(1)(a + b), "rating")
+    for name in WITH_PROXIES:
+        weight = WEIGHTS["family_layers"][name.lower()]
+        term = kj.layers.ProxyTerm(_family_loss(name), 3, weight, name=name.lower())
+        a = term((a, label))
+    features = ops.concatenate([a + b, term.logits(a)], axis=1)
+    rating = _float32(keras.layers.Dense(1)(features), "rating")
     return keras.Model([inputs, match, label], rating), _rating_loss(), ("rating",)
 
 

@@ -51,6 +51,7 @@ def distribution(layout, count=4):
     mesh = keras.distribution.DeviceMesh((2, 2), ("batch", "model"), devices)
     layouts = keras.distribution.LayoutMap(mesh)
     layouts["trunk/kernel"] = (None, "model")
+    layouts["classes/proxies"] = ("model", None)
     return keras.distribution.ModelParallel(layout_map=layouts)
 
 
@@ -84,6 +85,8 @@ def test_jax_devices_equal_one(monkeypatch, layout, count, rows):
     assert {shape[0] for shape in shapes} == {rows}
     kernel = model.get_layer("trunk").kernel.value
     assert kernel.sharding.shard_shape((6, 8)) == (6, 8 if layout == "data" else 4)
+    proxies = model.get_layer("classes").proxies.value
+    assert proxies.sharding.shard_shape((4, 4)) == (4 if layout == "data" else 2, 4)
 
 
 @pytest.mark.backend("jax")

@@ -152,7 +152,10 @@ def test_errors_name_the_line():
 CLASSES = {name: value for name, value in NAMES.items() if inspect.isclass(value)}
 # A class has formula, example and reference, and describes the arguments that its function shares.
 CLASS_OF = {getattr(value, "function", None): value for value in CLASSES.values()}
-BASES = (kj.losses.ViewsLoss, kj.weighting.Weighting, kj.aggregators.Aggregator)
+BASES = (
+    *(kj.losses.ViewsLoss, kj.losses.ProxyLoss),
+    *(kj.weighting.Weighting, kj.aggregators.Aggregator),
+)
 METHODS = {
     name: value
     for name, value in CLASSES.items()

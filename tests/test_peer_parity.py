@@ -41,17 +41,21 @@ def _flat(views):
 def _assert_parity(loss, labels, peer, views=None):
     """Asserts that `loss` of views and labels equals `peer` of the views."""
     views = _views() if views is None else views
-    ours = torch.tensor(views, dtype=torch.float32, requires_grad=True)
     theirs = torch.tensor(views, dtype=torch.float64, requires_grad=True)
-    actual, expected = loss(labels, ours), peer(theirs)
+    _assert_same(lambda ours: loss(labels, ours), peer(theirs), [theirs])
+
+
+def _assert_same(loss, expected, theirs):
+    """Asserts that `loss` of tensors has the value and the gradients of the expected loss."""
+    ours = [x.detach().float().requires_grad_() for x in theirs]
+    actual = loss(*ours)
     assert actual.item() == pytest.approx(expected.item(), rel=1e-5)
     actual.backward()
     expected.backward()
-    scale = theirs.grad.abs().max().item()
-    assert scale > 1e-3
-    np.testing.assert_allclose(
-        ours.grad.numpy() / scale, theirs.grad.numpy() / scale, rtol=0, atol=1e-5
-    )
+    for x, y in zip(ours, theirs, strict=True):
+        scale = y.grad.abs().max().item()
+        assert scale > 1e-3
+        np.testing.assert_allclose(x.grad / scale, y.grad / scale, rtol=0, atol=1e-5)
 
 
 def _of_samples(peer, miner=None):
@@ -239,3 +243,47 @@ def test_given_triplets_equal_torch(margin, swap):
         loss = kj.losses.TripletMargin(margin, swap=swap)
         peer = torch.nn.TripletMarginLoss(margin=margin, swap=swap, eps=0.0)
     _assert_parity(loss, None, _given(peer), _views(3))
+
+
+PROXIES = np.random.default_rng(1).normal(size=(5, DIM))
+#: The loss, its peer and options of that by the name of a case.
+WITH_PROXIES = {
+    "arc_face": (kj.losses.ArcFace(np.radians(28.6)), losses.ArcFaceLoss, {}),
+    "arc_face_wide": (
+        kj.losses.ArcFace(1.2, 8.0),
+        losses.ArcFaceLoss,
+        {"margin": np.degrees(1.2), "scale": 8},
+    ),
+    "cos_face": (kj.losses.CosFace(), losses.CosFaceLoss, {}),
+    "norm_softmax": (kj.losses.NormSoftmax(), losses.NormalizedSoftmaxLoss, {}),
+    "proxy_nca": (kj.losses.ProxyNCA(), losses.ProxyNCALoss, {}),
+    "proxy_nca_9": (kj.losses.ProxyNCA(9.0), losses.ProxyNCALoss, {"softmax_scale": 9}),
+    "proxy_anchor": (kj.losses.ProxyAnchor(), losses.ProxyAnchorLoss, {}),
+    "proxy_anchor_mild": (
+        kj.losses.ProxyAnchor(0.3, 4.0),
+        losses.ProxyAnchorLoss,
+        {"margin": 0.3, "alpha": 4},
+    ),
+}
+
+
+@pytest.mark.parametrize(("loss", "peer", "options"), WITH_PROXIES.values(), ids=WITH_PROXIES)
+def test_loss_with_proxies_equals_peer(loss, peer, options):
+    proxies = torch.tensor(PROXIES, requires_grad=True)
+    peer = peer(num_classes=len(PROXIES), embedding_size=DIM, **options)
+    (name,) = dict(peer.named_parameters())
+    own = peer.get_parameter(name)
+    # One item is farther from its proxy than pi minus the margin.
+    far = np.where(np.arange(BATCH)[:, None] == 3, 9 * PROXIES[3], 0)
+    embeddings = torch.tensor(_views(1)[:, 0] - far, requires_grad=True)
+    labels = torch.as_tensor(CLASS_LABELS)
+
+    def expected(embeddings, proxies):
+        given = {name: proxies if own.shape == proxies.shape else proxies.T}
+        return torch.func.functional_call(peer, given, (embeddings, labels))
+
+    _assert_same(
+        lambda *tensors: loss.values(*tensors, labels).mean(),
+        expected(embeddings, proxies),
+        [embeddings, proxies],
+    )

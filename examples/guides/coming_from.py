@@ -121,7 +121,8 @@ A loss there takes `(embeddings, labels)`; here the embeddings are views, `(batc
 | `TripletMarginLoss`; with `BatchHardMiner` | `Triplet(margin, mining="all")`; `mining="hard"`: equal with `LpDistance(normalize_embeddings=False)` or `CosineSimilarity` |
 | `CrossBatchMemory(loss, memory_size=n)`; `MultipleLosses` | `ContrastiveTerm(loss, memory_size=n)`; several terms |
 | `AccuracyCalculator`: `precision_at_1`, `mean_average_precision_at_r` | `RecallAtK(1, same_label="positive")` of two views, `MeanAveragePrecisionAtR` |
-| `ArcFaceLoss`, `CosFaceLoss`, `ProxyAnchorLoss`, other proxies | none |
+| `ArcFaceLoss(n, dim, margin=28.6)`, in degrees; `CosFaceLoss`, `NormalizedSoftmaxLoss`, `ProxyNCALoss(softmax_scale=1)`, `ProxyAnchorLoss` | `ProxyTerm(ArcFace(margin=0.5), classes=n)`, in radians; `CosFace`, `NormSoftmax`, `ProxyNCA(scale=1)`, `ProxyAnchor`: equal, other initial proxies |
+| `loss.get_logits(embeddings)`; `loss.W`, `loss.proxies` and an optimizer for it | `term.logits(embedding)`, for `ProxyAnchor` times `alpha`; `term.proxies`, `(classes, dim)`, a weight of the model |
 
 ## sentence-transformers
 

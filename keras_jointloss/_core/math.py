@@ -177,6 +177,12 @@ def logsumexp_where(x, mask, axis):
     return ops.where(any_element, result, 0)
 
 
+def soft_sum_where(x, mask, axis):
+    """Returns `log(1 + sum exp(x))` over the elements for which `mask` is true."""
+    has_any = ops.any(mask, axis=axis)
+    return ops.where(has_any, ops.softplus(logsumexp_where(x, mask, axis)), 0)
+
+
 def scramble(x):
     """Returns pseudo-random integers for the int32 `x`, an array or tensor, different for each."""
     shifted = np.right_shift if isinstance(x, np.ndarray) else ops.right_shift

@@ -5,5 +5,13 @@ from keras_jointloss.layers.contrastive.contrastive_term import ContrastiveTerm
 from keras_jointloss.layers.gradients.gradient_balancer import GradientBalancer
 from keras_jointloss.layers.gradients.shared_trunk import SharedTrunk
 from keras_jointloss.layers.loss_term import LossTerm
+from keras_jointloss.layers.proxy_term import ProxyTerm
 
-__all__ = ["ChunkedTower", "ContrastiveTerm", "GradientBalancer", "LossTerm", "SharedTrunk"]
+__all__ = [
+    "ChunkedTower",
+    "ContrastiveTerm",
+    "GradientBalancer",
+    "LossTerm",
+    "ProxyTerm",
+    "SharedTrunk",
+]

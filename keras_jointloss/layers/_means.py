@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_jointloss._core.backend import current_replicas
@@ -165,4 +166,18 @@ def validate_reduction(loss: Any, given: Any) -> None:
     if isinstance(loss, keras.losses.Loss) and loss.reduction in ("sum", "none", None):
         raise invalid(
             "loss", "a loss whose reduction is a mean", given, f" with reduction={loss.reduction!r}"
+        )
+
+
+def validate_item_weights(sample_weight: Any, batch_size: int | None, name: str) -> None:
+    """Raises `ValueError` if there is not one sample weight for each item, or one for all."""
+    if sample_weight is None:
+        return
+    is_array = hasattr(sample_weight, "shape")
+    shape = tuple(sample_weight.shape if is_array else np.shape(sample_weight))
+    is_vector = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
+    if shape and not (is_vector and (shape[0] in (1, None, batch_size) or batch_size is None)):
+        raise ValueError(
+            f"{name!r} expects sample weights of shape ({batch_size or 'batch'},). "
+            f"Received: sample_weight of shape {shape}"
         )

@@ -1,11 +1,14 @@
-"""Losses on the views of an item, as `keras.losses.Loss` classes and as functions."""
+"""Losses on the views of an item, as classes and as functions, and losses with proxies."""
 
+from keras_jointloss.losses._lookup import get
 from keras_jointloss.losses._pairs import Memory
 from keras_jointloss.losses.angle import AnglE, angle
+from keras_jointloss.losses.arc_face import ArcFace
 from keras_jointloss.losses.barlow_twins import BarlowTwins, barlow_twins
-from keras_jointloss.losses.base import LearnedParameter, ViewsLoss, get
+from keras_jointloss.losses.base import LearnedParameter, ViewsLoss
 from keras_jointloss.losses.circle import Circle, circle
 from keras_jointloss.losses.contrastive import Contrastive, contrastive
+from keras_jointloss.losses.cos_face import CosFace
 from keras_jointloss.losses.cosent import CoSENT, cosent
 from keras_jointloss.losses.cosine_embedding import CosineEmbedding, cosine_embedding
 from keras_jointloss.losses.decoupled_contrastive import DecoupledContrastive, decoupled_contrastive
@@ -16,7 +19,11 @@ from keras_jointloss.losses.margin_mse import MarginMSE, margin_mse
 from keras_jointloss.losses.matryoshka import Matryoshka
 from keras_jointloss.losses.multi_similarity import MultiSimilarity, multi_similarity
 from keras_jointloss.losses.n_pairs import NPairs, n_pairs
+from keras_jointloss.losses.norm_softmax import NormSoftmax
 from keras_jointloss.losses.nt_xent import NTXent, nt_xent
+from keras_jointloss.losses.proxy_anchor import ProxyAnchor
+from keras_jointloss.losses.proxy_loss import ProxyLoss
+from keras_jointloss.losses.proxy_nca import ProxyNCA
 from keras_jointloss.losses.siglip import SigLIP, siglip
 from keras_jointloss.losses.sup_con import SupCon, sup_con
 from keras_jointloss.losses.triplet import Triplet, triplet
@@ -24,11 +31,12 @@ from keras_jointloss.losses.triplet_margin import TripletMargin, triplet_margin
 from keras_jointloss.losses.vicreg import VICReg, vicreg
 
 __all__ = [
-    "AnglE", "BarlowTwins", "Circle", "CoSENT", "Contrastive", "CosineEmbedding",
-    "DecoupledContrastive", "InfoNCE", "LearnedParameter", "MarginContrastive", "MarginMSE",
-    "Matryoshka", "Memory", "MultiSimilarity", "NPairs", "NTXent", "SigLIP", "SupCon", "Triplet",
-    "TripletMargin", "VICReg", "ViewsLoss", "angle", "barlow_twins", "circle", "contrastive",
-    "cosent", "cosine_embedding", "decoupled_contrastive", "gaussian_kl", "get", "info_nce",
+    "AnglE", "ArcFace", "BarlowTwins", "Circle", "CoSENT", "Contrastive", "CosFace",
+    "CosineEmbedding", "DecoupledContrastive", "InfoNCE", "LearnedParameter", "MarginContrastive",
+    "MarginMSE", "Matryoshka", "Memory", "MultiSimilarity", "NPairs", "NTXent", "NormSoftmax",
+    "ProxyAnchor", "ProxyLoss", "ProxyNCA", "SigLIP", "SupCon", "Triplet", "TripletMargin",
+    "VICReg", "ViewsLoss", "angle", "barlow_twins", "circle", "contrastive", "cosent",
+    "cosine_embedding", "decoupled_contrastive", "gaussian_kl", "get", "info_nce",
     "margin_contrastive", "margin_mse", "multi_similarity", "n_pairs", "nt_xent", "siglip",
     "sup_con", "triplet", "triplet_margin", "vicreg",
 ]  # fmt: skip

@@ -1,6 +1,5 @@
 """The base class of the losses on views."""
 
-import contextlib
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +9,6 @@ from keras import ops
 from keras_jointloss._core import batch as _batch
 from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.batch import Batch, Items, rows_of
-from keras_jointloss._core.registry import find
 from keras_jointloss._core.replicas import (
     may_exchange,
     reduced_over_replicas,
@@ -274,27 +272,3 @@ class ViewsLoss(AnnealedArguments, keras.losses.Loss):
             self._has_warned_of_replicas = True
             warn_of_separate_items(type(self).__name__)
         return self.values(own.views, own.labels, own.mask)
-
-
-def get(identifier: str | dict[str, Any] | keras.losses.Loss) -> keras.losses.Loss:
-    """Returns a loss by instance, by name or by config.
-
-    Args:
-        identifier: A `keras.losses.Loss`, the name of a class of `keras_jointloss.losses`, of a
-            registered custom class or of a class of `keras.losses` (`"InfoNCE"`, `"info_nce"`,
-            `"mean_squared_error"`: case and underscores do not matter), a short name of Keras
-            (`"mse"`), or the serialized form of a loss.
-
-    Raises:
-        ValueError: If there is no such loss.
-
-    Example:
-
-    >>> get("info_nce").name, get("mse").name
-    ('info_nce', 'mean_squared_error')
-    """
-    if isinstance(identifier, str):
-        with contextlib.suppress(ValueError):  # "mse" is the function `mean_squared_error`.
-            identifier = getattr(keras.losses.get(identifier), "__name__", identifier)
-    others = vars(keras.losses).values()
-    return find(identifier, keras.losses.Loss, "loss", "losses` or `keras.losses", others)

@@ -22,8 +22,9 @@ from keras_jointloss._core.validation import (
     validate_list,
     validate_number,
 )
+from keras_jointloss.losses._lookup import get
 from keras_jointloss.losses._pairs import Memory
-from keras_jointloss.losses.base import LearnedParameter, ViewsLoss, get
+from keras_jointloss.losses.base import LearnedParameter, ViewsLoss
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

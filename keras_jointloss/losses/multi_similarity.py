@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.batch import Items, validate_unlabelled
-from keras_jointloss._core.math import dot_matrix, logsumexp_where
+from keras_jointloss._core.math import dot_matrix, soft_sum_where
 from keras_jointloss._core.types import DType, Mask, Reduction, Tensor
 from keras_jointloss._core.validation import validate_number
 from keras_jointloss.losses._pairs import as_views, class_roles, item_losses, mean_of_views
@@ -44,8 +44,8 @@ def multi_similarity(
         has_negative = ops.any(negative, axis=1, keepdims=True)
         negative = negative & ~(easy_negative & has_positive)
         positive = positive & ~(easy_positive & has_negative)
-    losses = _soft_sum(-alpha * (similarity - base), positive) / alpha
-    losses = losses + _soft_sum(beta * (similarity - base), negative) / beta
+    losses = soft_sum_where(-alpha * (similarity - base), positive, 1) / alpha
+    losses = losses + soft_sum_where(beta * (similarity - base), negative, 1) / beta
     losses = mean_of_views(losses, views.shape[1])
     return item_losses(losses, views, valid, items)
 
@@ -53,12 +53,6 @@ def multi_similarity(
 def _extreme(x, mask, extreme, neutral):
     """Returns the smallest or largest of the masked elements of each row."""
     return extreme(ops.where(mask, x, neutral), axis=1, keepdims=True)
-
-
-def _soft_sum(x, mask):
-    """Returns `log(1 + sum exp(x))` over the masked elements of each row."""
-    has_any = ops.any(mask, axis=1)
-    return ops.where(has_any, ops.softplus(logsumexp_where(x, mask, 1)), 0)
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

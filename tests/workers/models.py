@@ -46,6 +46,8 @@ def compiled():
     anneal = kj.schedules.Linear(0.1, 1.0, 6)
     tiles = kj.layers.ContrastiveTerm(kj.losses.SigLIP(tile_size=4), anneal, name="tiles")
     a, b = tiles((a, b))
+    classes = kj.layers.ProxyTerm("ProxyAnchor", 4, 0.1, metrics=["accuracy"], name="classes")
+    a = classes((a, ops.argmax(x[:, :4], axis=1)), sample_weight=weight)
     rating = keras.layers.Dense(1)(ops.concatenate([z["rating"], a, b], axis=1))
     outputs = {"rating": rating, "views": ops.stack([a, b], axis=1)}
     model = keras.Model({"x": x, "weight": weight}, outputs)
@@ -109,6 +111,10 @@ def with_terms(x, views, weight, pair=1.0, tile_size=None):
     loss = kj.losses.SigLIP(tile_size=tile_size)
     tiles = kj.layers.ContrastiveTerm(loss, 0.2, learn_temperature=True, name="tiles")
     a, b = tiles((a, b), sample_weight=gate)
+    for loss in ("ArcFace", "ProxyAnchor"):
+        name, options = loss.lower(), {"unlabelled": 2, "metrics": ["accuracy"]}
+        classes = kj.layers.ProxyTerm(loss, 2, 0.02, **options, name=name)
+        a = classes((a, views[2]), sample_weight=weight)
     return kj.layers.ContrastiveTerm("VICReg", 0.02, name="statistics")((a, b))
 
 
@@ -150,7 +156,7 @@ def looped(model, forward, own_part):
         optimizer.step()
     found = {x.path: ops.convert_to_numpy(x) for x in model.trainable_variables}
     for layer in model.layers:
-        if isinstance(layer, kj.layers.ContrastiveTerm):
+        if isinstance(layer, kj.layers.ContrastiveTerm | kj.layers.ProxyTerm):
             found |= {f"{layer.name} {key}": value for key, value in layer.weight.read().items()}
         elif isinstance(layer, kj.layers.GradientBalancer):
             found["lengths"] = layer.statistics().norms

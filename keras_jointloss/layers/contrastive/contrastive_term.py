@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, Unpack
 
 import keras
-import numpy as np
 
 from keras_jointloss import losses
 from keras_jointloss._core.keras_calls import is_training
@@ -13,7 +12,7 @@ from keras_jointloss._core.state import as_state
 from keras_jointloss._core.types import Config, LayerOptions, Nested, Weights
 from keras_jointloss._core.validation import invalid, validate_bool, validate_choice, validate_count
 from keras_jointloss.layers._layer_term import LayerTerm
-from keras_jointloss.layers._means import validate_reduction
+from keras_jointloss.layers._means import validate_item_weights, validate_reduction
 from keras_jointloss.layers.contrastive._comparison import Comparison, LearnedArguments
 from keras_jointloss.layers.contrastive._memory import EmbeddingMemory
 from keras_jointloss.metrics.base import ViewsMetric, validate_metrics
@@ -269,14 +268,5 @@ def _validated(
             "labels. If the last input holds rows of classes, cast it to integers. Received: a "
             f"last input of shape {tuple(labels.shape)} and a float dtype, like an embedding"
         )
-    if sample_weight is not None:
-        is_array = hasattr(sample_weight, "shape")
-        shape = tuple(sample_weight.shape if is_array else np.shape(sample_weight))
-        batch_size = embeddings[0].shape[0]
-        is_vector = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
-        if shape and not (is_vector and (shape[0] in (1, None, batch_size) or batch_size is None)):
-            raise ValueError(
-                f"{name!r} expects sample weights of shape ({batch_size or 'batch'},). "
-                f"Received: sample_weight of shape {shape}"
-            )
+    validate_item_weights(sample_weight, embeddings[0].shape[0], name)
     return embeddings, labels
