@@ -1,1 +1,1 @@
-"""The callback `RetrievalEvaluation`."""
+"""The callbacks `RetrievalEvaluation` and `KNNEvaluation`."""

@@ -76,6 +76,31 @@ def find_sides(model, embeddings) -> Found | None:
     return Found(name, tuple(_part(model, side) for side in sides))
 
 
+def find_single(model, name) -> Found | None:
+    """Returns the embeddings with a name, of each item one, or `None` if only a prediction does.
+
+    They are an output `(batch, dim)` or a nested model. Raises `ValueError` if they are not found
+    or are ambiguous.
+    """
+    outputs = {}
+    names = output_names(model)
+    if names is not None:
+        outputs = _by_name(model.output, names)
+    nested = {layer.name: layer for layer in model.layers if isinstance(layer, keras.Model)}
+    if not outputs and name not in nested:
+        return None
+    name, x = _select_single(outputs, nested, name)
+    return Found(name, (_part(model, x),))
+
+
+def embed_single(model, found, name, data, batch_size):
+    """Returns the name of the embeddings and that of each item, `(items, dim)`."""
+    if found is not None:
+        return found.name, np.asarray(predict(found.models[0], data, batch_size), "float32")
+    name, x = _select_single(_by_name(predict(model, data, batch_size)), {}, name)
+    return name, np.asarray(x, "float32")
+
+
 def embed_sides(model, found, embeddings, data, batch_size):
     """Returns the name of the embeddings and those of queries and candidates, `(items, dim)`."""
     sides = []
@@ -239,6 +264,22 @@ def _select_sides(outputs, nested, pairs, embeddings):
         f"{sorted(pairs)}, or one or two names of outputs (batch, dim) and nested models, which "
         f"are {sorted(single)}",
         embeddings,
+    )
+
+
+def _select_single(outputs, nested, name):
+    """Returns a name and what it stands for: an output `(batch, dim)` or a nested model."""
+    single = {key: x for key, x in outputs.items() if len(x.shape) == 2}
+    found = {**nested, **single}
+    if name in found:
+        return name, found[name]
+    if name is None and len(single) == 1:
+        return next(iter(single.items()))
+    raise invalid(
+        "embeddings",
+        "the name of an output (batch, dim) or of a nested model (or None, if there is only one "
+        f"such output), which are {sorted(found)}",
+        name,
     )
 
 

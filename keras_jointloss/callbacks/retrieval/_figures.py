@@ -20,7 +20,7 @@ def retrieval_figures(a, b, relevance, k, tile_size, has_several) -> dict[str, f
     and the mean average precision among the figures, which otherwise follow from the rank.
     """
     factor = 1.0 if np.isfinite(a).all() and np.isfinite(b).all() else math.nan
-    a, b = _unit(a), _unit(b)
+    a, b = unit(a), unit(b)
     results: dict[str, float] = {}
     searches = {"a_to_b": (a, b, relevance), "b_to_a": (b, a, relevance.transposed())}
     for way, search in searches.items():
@@ -126,7 +126,7 @@ def _slots(count):
     return np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
 
 
-def _unit(x):
+def unit(x):
     """Scales the vectors to length 1; a zero vector stays zero."""
     with np.errstate(invalid="ignore", over="ignore"):  # Infinite values become NaN.
         length = np.linalg.norm(x, axis=1, keepdims=True)

@@ -15,7 +15,7 @@ from keras_jointloss._core.relevance import (
 )
 from keras_jointloss._core.types import Labels, Logs, Nested
 from keras_jointloss._core.validation import invalid, validate_count
-from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_on_log
+from keras_jointloss.callbacks._summaries import OnLog
 from keras_jointloss.callbacks.retrieval._embeddings import (
     Found,
     embed_pairs,
@@ -24,16 +24,13 @@ from keras_jointloss.callbacks.retrieval._embeddings import (
     find_sides,
     validate_embeddings,
 )
+from keras_jointloss.callbacks.retrieval._evaluation import RUN, Evaluation
 from keras_jointloss.callbacks.retrieval._figures import retrieval_figures
 from keras_jointloss.tensorboard import write_projector
 from keras_jointloss.tensorboard.projector import validate_thumbnails
-from keras_jointloss.terms.clock import optimizer_step
-
-#: The TensorBoard run.
-_RUN = "validation"
 
 
-class RetrievalEvaluation(keras.callbacks.Callback):
+class RetrievalEvaluation(Evaluation):
     """Measures at the end of an epoch how well a search of a whole data set finds what is right.
 
     The callback searches with each `a` among all `b`, by cosine, and vice versa. With `data`, `a`
@@ -147,6 +144,8 @@ class RetrievalEvaluation(keras.callbacks.Callback):
     (0.5, 0.6667)
     """
 
+    _group = "retrieval"
+
     def __init__(
         self,
         data: Nested = None,
@@ -165,16 +164,12 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         relevant: np.ndarray | Sequence[Any] | None = None,
         on_log: OnLog | None = None,
     ):
-        super().__init__()
+        super().__init__(every, batch_size, tile_size, log_dir, on_log)
         self.data = data
         self.k = tuple(validate_count(n, "k") for n in (k if isinstance(k, Iterable) else [k]))
-        self.every = validate_count(every, "every")
         self.embeddings = validate_embeddings(embeddings)
         self.labels = None if labels is None else np.reshape(np.asarray(labels), (-1,))
         self.name = name
-        self.batch_size = batch_size
-        self.tile_size = validate_count(tile_size, "tile_size")
-        self.log_dir = None if log_dir is None else os.fspath(log_dir)
         for argument, value in (("projector", projector), ("thumbnails", thumbnails)):
             if value is not None and value is not False and log_dir is None:
                 raise invalid("log_dir", f"a folder, since `{argument}` is given", None)
@@ -187,53 +182,24 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         if self._relevance is not None:
             expect_none({"labels": labels, "thumbnails": thumbnails}, "`queries` is given")
         self._found: Found | None = None
-        self.on_log = validate_on_log(on_log)
-        self._summaries: Any = None  # Created for a model.
         self._latest: tuple[str, np.ndarray, np.ndarray] | None = None
 
-    def set_model(self, model: keras.Model) -> None:
-        super().set_model(model)
+    def _find(self, model: keras.Model) -> None:
         find = find_pairs if self._relevance is None else find_sides
         self._found = find(model, self.embeddings)
-        if self._summaries is None:
-            self._summaries = Summaries(model, self.log_dir, on_log=self.on_log)
 
     def on_train_begin(self, logs: Logs = None) -> None:
         self._latest = None
-        self._summaries.open(_RUN)
-
-    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        if (epoch + 1) % self.every:
-            return
-        name, results = self._measure()
-        logs.update({f"{name}_{key}": value for key, value in results.items()})
-        tags = {f"retrieval/{name}/{key}": value for key, value in results.items()}
-        self._summaries.scalars(_RUN, tags, optimizer_step(self.model))
-        self._summaries.end_epoch(_RUN, epoch, optimizer_step(self.model))
+        super().on_train_begin(logs)
 
     def on_train_end(self, logs: Logs = None) -> None:
         log_dir = self._summaries.log_dir
         if log_dir is not None and self.projector and self._latest is not None:
-            self._write_projector(os.path.join(log_dir, _RUN), *self._latest)
-        self._summaries.close()
+            self._write_projector(os.path.join(log_dir, RUN), *self._latest)
+        super().on_train_end(logs)
         self._latest = None
 
-    def evaluate(self, model: keras.Model | None = None) -> dict[str, float]:
-        """Measures now.
-
-        Args:
-            model: The model, or `None` for the model that `fit` trained with this callback.
-
-        Returns:
-            The values that the callback would add to the logs.
-        """
-        if model is not None:
-            self.set_model(model)
-        name, results = self._measure()
-        return {f"{name}_{key}": value for key, value in results.items()}
-
-    def _measure(self):
-        """Returns the name of the embeddings, and the results by key without this prefix."""
+    def _measure(self) -> tuple[str, dict[str, float]]:
         name, a, b = self._embed()
         self._latest = (name, a, b) if self.projector else None
         for what, values in (("labels", self.labels), ("thumbnails", self.thumbnails)):
