@@ -120,6 +120,7 @@ A loss there takes `(embeddings, labels)`; here the embeddings are views, `(batc
 | `NTXentLoss` of two views an item; `SelfSupervisedLoss(NTXentLoss())`, `NPairsLoss` | `NTXent`: equal; `NTXent`, `NPairs` |
 | `TripletMarginLoss`; with `BatchHardMiner` | `Triplet(margin, mining="all")`; `mining="hard"`: equal with `LpDistance(normalize_embeddings=False)` or `CosineSimilarity` |
 | `CrossBatchMemory(loss, memory_size=n)`; `MultipleLosses` | `ContrastiveTerm(loss, memory_size=n)`; several terms |
+| `MPerClassSampler(labels, m, batch_size)` | `kj.data.ClassBatches(x, labels, batch_size // m, per_class=m)`; there items repeat, and an epoch has any length |
 | `AccuracyCalculator`: `precision_at_1`, `mean_average_precision_at_r` | `RecallAtK(1, same_label="positive")` of two views, `MeanAveragePrecisionAtR` |
 | `ArcFaceLoss(n, dim, margin=28.6)`, in degrees; `CosFaceLoss`, `NormalizedSoftmaxLoss`, `ProxyNCALoss(softmax_scale=1)`, `ProxyAnchorLoss` | `ProxyTerm(ArcFace(margin=0.5), classes=n)`, in radians; `CosFace`, `NormSoftmax`, `ProxyNCA(scale=1)`, `ProxyAnchor`: equal, other initial proxies |
 | `loss.get_logits(embeddings)`; `loss.W`, `loss.proxies` and an optimizer for it | `term.logits(embedding)`, for `ProxyAnchor` times `alpha`; `term.proxies`, `(classes, dim)`, a weight of the model |
@@ -134,6 +135,9 @@ A loss there takes `(embeddings, labels)`; here the embeddings are views, `(batc
 | `ContrastiveLoss`; `CosineSimilarityLoss` | `Contrastive` (Euclidean distance; there 1 - cosine by default); `LossTerm("mse")(cosine, score)` |
 | `MatryoshkaLoss(model, loss, dims, weights)`; `truncate_dim=d` | `Matryoshka(loss, dims, weights)`: equal, also a sum with weights 1 by default; `dim=d` of the metrics |
 | `CoSENTLoss(scale=20)`, `AnglELoss(scale=20)`; `MarginMSELoss()` | `CoSENT(scale=20)`, `AnglE(scale=20)`; `MarginMSE()`, with margins or scores of one negative or more: equal |
+| `BatchSamplers.NO_DUPLICATES`; `GROUP_BY_LABEL` | `kj.data.UniqueBatches(x, y, ids)`, of one array of ids, there of all texts of a row; `ClassBatches` |
+| a dict of data sets with `MultiDatasetBatchSamplers.PROPORTIONAL` or `ROUND_ROBIN`, and a dict of losses | `kj.data.TaskBatches(sources, strategy="proportional")` or `"round_robin"`, and `joint_loss(..., missing=...)` |
+| `mine_hard_negatives(num_negatives=3, absolute_margin=m)` (or `relative_margin`) | `kj.data.hard_negatives(queries, candidates, 3, m)` (or `margin_strategy="relative"`); of several right candidates the least similar counts, there each has negatives of its own |
 | `InformationRetrievalEvaluator` | `RetrievalEvaluation(queries=..., candidates=..., relevant=...)` |
 
 ## TensorFlow Recommenders
@@ -155,5 +159,6 @@ A loss there takes `(embeddings, labels)`; here the embeddings are views, `(batc
 | `MultiNegativesRankLoss(scale=20)` | | `InfoNCE(0.05, similarity="dot", symmetric=False)` |
 | `SimSiamLoss` (half of it) | `NegativeCosineSimilarity` | `LossTerm("cosine_similarity")(prediction, keras.ops.stop_gradient(target))` |
 | `XBM(loss, memory_size=n)` | `memory_bank_size=n`; `gather_distributed=True` | `ContrastiveTerm(loss, memory_size=n)`, [momentum.py](../momentum.py); the default of `ContrastiveTerm` |
-| `PNLoss`, `SoftNearestNeighborLoss`, `LiftedStructLoss`; samplers; indexing | `DINOLoss`, `SwaVLoss`, `MSNLoss`; transforms | none |
+| `MultiShotMemorySampler(x, y, classes_per_batch, examples_per_class_per_batch)` | `KNNClassifier(knn_k=200, knn_t=0.1)` | `ClassBatches`, where no item repeats; `KNNEvaluation(bank, bank_labels, data, labels, k=200, temperature=0.1)`, by default 0.07 |
+| `PNLoss`, `SoftNearestNeighborLoss`, `LiftedStructLoss`; indexing | `DINOLoss`, `SwaVLoss`, `MSNLoss`; transforms | none |
 """
