@@ -1,8 +1,12 @@
 """Values and gradients of the losses compared with other libraries.
 
-Requires PyTorch and pytorch-metric-learning; what sentence-transformers has is compared if it is
-installed. The peers compute in float64, the losses in float32.
+Requires PyTorch and pytorch-metric-learning; what sentence-transformers and open_clip have is
+compared if they are installed. The peers compute in float64, the losses in float32.
 """
+
+import importlib.util
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -231,6 +235,21 @@ def test_losses_of_scores_equal_sentence_transformers():
         peer = _of_columns(peers.MarginMSELoss(None), margins[:, :count])
         views = _views(min(2 + count, 4))
         _assert_parity(kj.losses.MarginMSE(), margins[:, :count], peer, views)
+
+
+def test_losses_of_clip_equal_open_clip():
+    package = importlib.util.find_spec("open_clip")
+    if package is None:
+        pytest.skip("open_clip is not installed")
+    # The file alone: the package imports torchvision and more.
+    peers = runpy.run_path(str(Path(package.origin).with_name("loss.py")))
+
+    def peer(name, *arguments):
+        return lambda views: peers[name]()(*F.normalize(views, dim=-1).unbind(1), *arguments)
+
+    labels = np.zeros(BATCH)
+    _assert_parity(kj.losses.InfoNCE(), labels, peer("ClipLoss", 1 / 0.07))
+    _assert_parity(kj.losses.SigLIP(), labels, peer("SigLipLoss", 10.0, -10.0))
 
 
 @pytest.mark.parametrize("swap", [False, True])

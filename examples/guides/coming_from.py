@@ -149,6 +149,48 @@ A loss there takes `(embeddings, labels)`; here the embeddings are views, `(batc
 | `metrics.FactorizedTopK`; `layers.factorized_top_k.BruteForce` | `RetrievalEvaluation`; `keras_rs.layers.BruteForceRetrieval` |
 | `num_hard_negatives`, `candidate_sampling_probability` | none |
 
+## KerasRS
+
+| KerasRS | here |
+|---|---|
+| `RemoveAccidentalHits()` | `InfoNCE(same_label="ignore")`, ids as labels. The layer of KerasRS 0.4 adds 1e-40 to the logit of an accidental hit, so that it remains |
+| `ListMLELoss`, `PairwiseHingeLoss`, ...; `metrics.NDCG`, `metrics.MeanAveragePrecision`, ... | Keras losses and metrics: `joint_loss({"score": keras_rs.losses.ListMLELoss()}, metrics={"score": keras_rs.metrics.NDCG(k=10)})`. Over a whole set: `RetrievalEvaluation` |
+| `FeatureCross`, `DotInteraction`, `BruteForceRetrieval` | layers of your model: see [A recommender](recommender.py) |
+
+## open_clip
+
+| open_clip | here |
+|---|---|
+| `ClipLoss()(a, b, logit_scale)`; `SigLipLoss()(a, b, logit_scale, logit_bias)`, of normalized features | `InfoNCE(0.07)`; `SigLIP(0.1, bias=-10.0)`: equal; they normalize themselves |
+| `logit_scale`, `logit_bias`, parameters of the model | `ContrastiveTerm(loss, learn_temperature=True)` |
+| `local_loss=True, gather_with_grad=True`; without them (the default there) each device computes all of the loss, and with `ClipLoss` without a gradient for the features of the others | the default of `ContrastiveTerm`, `SigLIP` as with `dist_impl="shift"` |
+| `--accum-freq n` | `ChunkedTower(tower, chunk_size)`: the same losses as in one batch |
+| `CoCaLoss(caption_loss_weight=2, clip_loss_weight=1)` | `ContrastiveTerm("InfoNCE")` beside `joint_loss({"caption": SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)}, weights={"caption": 2})` |
+
+## KerasHub
+
+A `TextEmbedder` has no loss of its own. Call it for each text, and let `ContrastiveTerm` compare
+(`TextEmbedder.from_preset` returns a trained one; this one is tiny):
+
+```python
+sizes = {"num_layers": 2, "num_heads": 2, "hidden_dim": 32, "intermediate_dim": 64}
+backbone = keras_hub.models.BertBackbone(vocabulary_size=1000, **sizes, max_sequence_length=16)
+embedder = keras_hub.models.BertTextEmbedder(backbone)
+
+query, answer = (
+    {name: keras.Input(x.shape[1:], dtype=x.dtype) for name, x in embedder.input.items()}
+    for _ in range(2)
+)
+term = kj.layers.ContrastiveTerm("InfoNCE", learn_temperature=True, name="text")
+model = keras.Model([query, answer], term((embedder(query), embedder(answer))))
+model.compile(keras.optimizers.Adam(5e-5))
+model.fit([query_tokens, answer_tokens], callbacks=[kj.callbacks.JointLossCallback()])
+```
+
+`query_tokens` is a dict of `token_ids`, `segment_ids` and `padding_mask`, `(items, 16)`, which the
+embedder's preprocessor makes of texts. Keras warns that `pooled_dense` has no gradient: it belongs to
+the backbone, and the embedder does not use it. After training, `embedder.encode_text` embeds texts.
+
 ## TensorFlow Similarity, lightly
 
 | TensorFlow Similarity | lightly | here |

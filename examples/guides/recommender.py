@@ -46,8 +46,8 @@ print(f"{len(words)} words, {len(texts)} emoji, {len(pairs)} pairs")
 
 `ContrastiveTerm` compares each query with all candidates of the batch and returns the embeddings for
 the head. An emoji that stands in a batch twice must not be its own negative: the ids of the
-candidates are the labels, and `same_label="ignore"` leaves such candidates out, as
-`RemoveAccidentalHits` of KerasRS does in a softmax of your own. The temperature is learned.
+candidates are the labels, and `same_label="ignore"` leaves such candidates out, as TensorFlow Recommenders does
+with `remove_accidental_hits=True`. The temperature is learned.
 
 The head is KerasRS' `FeatureCross`. It reads the embeddings that both terms train.
 """
