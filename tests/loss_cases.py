@@ -14,7 +14,8 @@ _NAMES = (
     *("Contrastive", "CosineEmbedding", "MarginContrastive", "Triplet", "TripletMargin"),
     *("InfoNCE", "SigLIP", "NTXent", "SupCon", "DecoupledContrastive", "NPairs"),
     *("MultiSimilarity", "Circle", "VICReg", "BarlowTwins"),
-    *("CoSENT", "AnglE", "MarginMSE"),
+    *("CoSENT", "AnglE", "MarginMSE", "SimilarityDistillation", "NegativeCosineSimilarity"),
+    *("KoLeo", "SpreadOut", "AlignmentUniformity", "SIGReg"),
 )
 #: The classes of the losses by the name of their function.
 CLASSES = {cls.function.__name__: cls for cls in (getattr(kj.losses, name) for name in _NAMES)}
@@ -25,9 +26,12 @@ CLASS_LABELS = {"triplet", "sup_con", "n_pairs", "multi_similarity", "circle"}
 TILED = {"info_nce", "siglip", "nt_xent", "sup_con", "decoupled_contrastive", "n_pairs"}
 #: The losses with cosine similarity by default.
 COSINE = TILED - {"n_pairs"} | {"cosine_embedding", "multi_similarity", "circle"}
-COSINE |= {"cosent", "angle"}
+COSINE |= {"cosent", "angle", "similarity_distillation", "negative_cosine_similarity"}
+COSINE |= {"koleo", "spread_out", "alignment_uniformity"}
 #: The losses that take one view per item.
-ONE_VIEW = {"triplet", "sup_con", "multi_similarity", "circle"}
+ONE_VIEW = {"triplet", "sup_con", "multi_similarity", "circle", "koleo", "spread_out", "sigreg"}
+#: The losses of which a part carries no gradient.
+DETACHED = {"circle", "similarity_distillation", "negative_cosine_similarity", "sigreg"}
 MORE_VIEWS = ONE_VIEW | {"nt_xent", "decoupled_contrastive", "info_nce"}
 
 
@@ -88,7 +92,7 @@ class Case(NamedTuple):
 
 _PARTS = {"invariance_weight": 2.0, "variance_weight": 3.0, "covariance_weight": 4.0}
 #: The number of views where it is not 2.
-VIEWS = {"triplet_margin": 3, "margin_mse": 3}
+VIEWS = {"triplet_margin": 3, "margin_mse": 3, "similarity_distillation": 4}
 DEFAULTS = [Case(name, views=VIEWS.get(name, 2)) for name in CLASSES]
 #: One loss of each kind: softmax, mining, labels of pairs and statistics of the batch.
 EACH_KIND = [Case(name) for name in ("info_nce", "triplet", "margin_contrastive", "vicreg")]
@@ -135,6 +139,14 @@ CASES = {
         Case("barlow_twins", {"off_diagonal_weight": 0.5}),
         Case("cosent", {"scale": 3.0}),
         Case("margin_mse", {"similarity": "cosine"}, 3),
+        Case("similarity_distillation", {"symmetric": False, "similarity": "euclidean"}, 4),
+        Case("similarity_distillation", {"temperature": 0.3, "teacher_temperature": 0.5}, 4),
+        Case("similarity_distillation", {"similarity": "dot", "temperature": 1.0}, 4),
+        Case("negative_cosine_similarity", {}, 4),
+        Case("koleo", {"epsilon": 0.1}, 3),
+        Case("spread_out", {"mean_weight": 2.0, "second_moment_weight": 0.5}, 3),
+        Case("alignment_uniformity", {"uniformity_weight": 0.5, "alpha": 1.5, "t": 3.0}),
+        Case("sigreg", {"num_slices": 7, "knots": 5, "t_max": 2.0, "seed": 3}, 3),
         Case("margin_mse", {"similarity": "euclidean"}, 3),
     ]
 }
@@ -178,7 +190,7 @@ def assert_close(actual, expected, tolerance, least=1.0, **more):
 
 def expected_gradient(case, views, labels, valid, weight, scale=1.0):
     """Returns the gradient of the weighted sum of the naive values by central differences."""
-    fixed = {"weights_at": views} if case.name == "circle" else {}
+    fixed = {"fixed_at": views} if case.name in DETACHED else {}
 
     def total(x):
         return np.sum(case.naive(x, labels, valid, **case.arguments, **fixed) * weight)

@@ -9,6 +9,9 @@ from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
+from keras import ops
+
+from keras_jointloss.losses.sigreg import directions
 
 
 class Sample(NamedTuple):
@@ -399,14 +402,14 @@ def multi_similarity(views, labels, valid=None, alpha=2.0, beta=50.0, base=0.5, 
     return mean_over_views(views, values)
 
 
-def circle(views, labels, valid=None, margin=0.4, gamma=80.0, weights_at=None):
+def circle(views, labels, valid=None, margin=0.4, gamma=80.0, fixed_at=None):
     """Returns the circle loss.
 
-    The gradient treats its weights as constants. For central differences, `weights_at` gives the
+    The gradient treats its weights as constants. For central differences, `fixed_at` gives the
     views that determine the weights.
     """
     similarities = Similarities(views, "cosine")
-    fixed = similarities if weights_at is None else Similarities(weights_at, "cosine")
+    fixed = similarities if fixed_at is None else Similarities(fixed_at, "cosine")
     values = {}
     for anchor, positives, negatives in sides(views, labels, valid):
         pull = [
@@ -422,7 +425,112 @@ def circle(views, labels, valid=None, margin=0.4, gamma=80.0, weights_at=None):
     return mean_over_views(views, values)
 
 
+# Embeddings of a teacher, and targets without a gradient. `fixed_at` are the views that give them.
+
+
+def similarity_distillation(
+    views,
+    labels=None,
+    valid=None,
+    temperature=0.07,
+    teacher_temperature=0.07,
+    similarity="cosine",
+    symmetric=True,
+    fixed_at=None,
+):
+    students = Similarities(views, similarity)
+    teachers = Similarities(views if fixed_at is None else fixed_at, similarity)
+    items = valid_items(views, valid)
+
+    def divergence(i, a, b):
+        logits = [students[Sample(i, a), Sample(j, b)] / temperature for j in items]
+        targets = [
+            teachers[Sample(i, a + 2), Sample(j, b + 2)] / teacher_temperature for j in items
+        ]
+        p = [math.exp(x - log_sum_exp(targets)) for x in targets]
+        entropy = -math.fsum(x * math.log(x) for x in p if x > 0)
+        return cross_entropy(logits, p) - entropy
+
+    values = np.zeros(len(views))
+    for i in items:
+        values[i] = divergence(i, 0, 1)
+        if symmetric:
+            values[i] = (values[i] + divergence(i, 1, 0)) / 2
+    return values
+
+
+def negative_cosine_similarity(views, labels=None, valid=None, fixed_at=None):
+    targets, count = views if fixed_at is None else fixed_at, views.shape[1] // 2
+    values = np.zeros(len(views))
+    for i in valid_items(views, valid):
+        pairs = [(unit(views[i, k]), unit(targets[i, -1 - k])) for k in range(count)]
+        values[i] = -mean([p @ z for p, z in pairs])
+    return values
+
+
 # Batch statistics
+
+
+def koleo(views, labels=None, valid=None, epsilon=1e-8):
+    distance = Similarities(views, "euclidean")
+    distance.vectors = Similarities(views, "cosine").vectors
+    items = valid_items(views, valid)
+    values = np.zeros(len(views))
+    for i in items if len(items) > 1 else []:
+        for v in range(views.shape[1]):
+            nearest = min(-distance[Sample(i, v), Sample(j, v)] for j in items if j != i)
+            values[i] -= math.log(nearest + epsilon) / views.shape[1]
+    return values
+
+
+def of_pairs_of_items(views, valid, value):
+    """Returns the mean over the views of a value of all cosines and distances of two items."""
+    items, similarity = valid_items(views, valid), Similarities(views, "cosine")
+    found = []
+    for v in range(views.shape[1]):
+        pairs = [(Sample(i, v), Sample(j, v)) for i in items for j in items if i != j]
+        squares = [euclidean(*(similarity.vectors[x] for x in pair)) ** 2 for pair in pairs]
+        found.append(value([similarity[pair] for pair in pairs], squares) if pairs else 0.0)
+    return mean(found)
+
+
+def spread_out(views, labels=None, valid=None, mean_weight=1.0, second_moment_weight=1.0):
+    def value(cosines, squares):
+        excess = relu(mean([s * s for s in cosines]) - 1 / views.shape[2])
+        return mean_weight * mean(cosines) ** 2 + second_moment_weight * excess
+
+    values = np.zeros(len(views))
+    values[valid_items(views, valid)] = of_pairs_of_items(views, valid, value)
+    return values
+
+
+def alignment_uniformity(views, labels=None, valid=None, uniformity_weight=1.0, alpha=2.0, t=2.0):
+    uniformity = of_pairs_of_items(
+        views, valid, lambda cosines, squares: math.log(mean([math.exp(-t * x) for x in squares]))
+    )
+    alignment = of_pairs(views, valid, lambda i, a, b: euclidean(unit(a), unit(b)) ** alpha)
+    alignment[valid_items(views, valid)] += uniformity_weight * uniformity
+    return alignment
+
+
+def sigreg(
+    views, labels=None, valid=None, num_slices=256, knots=17, t_max=3.0, seed=0, fixed_at=None
+):
+    """Returns SIGReg with the directions of the package."""
+    items = valid_items(views, valid)
+    fixed = np.zeros_like(views)
+    fixed[items] = (views if fixed_at is None else fixed_at)[items]
+    slices = ops.convert_to_numpy(directions(ops.convert_to_tensor(fixed), num_slices, seed))
+    values, t = np.zeros(len(views)), np.linspace(0, t_max, knots)
+    if items:
+        phases = (views[items] @ slices)[..., None] * t  # (items, views, slices, knots)
+        normal = np.exp(-(t**2) / 2)
+        squares = (np.cos(phases).mean(0) - normal) ** 2 + np.sin(phases).mean(0) ** 2
+        values[items] = len(items) * np.trapezoid(2 * squares * normal, t).mean()
+    return values
+
+
+# Features
 
 
 def _columns(vectors):

@@ -52,11 +52,12 @@ LAYER_WEIGHTS = {
 # Each contrastive loss occurs once: as the loss of an output or of a layer.
 OF_OUTPUTS = (
     *("BarlowTwins", "Circle", "Contrastive", "InfoNCE", "NPairs", "Triplet", "VICReg"),
-    *("CoSENT",),
+    *("CoSENT", "KoLeo", "SIGReg", "AlignmentUniformity"),
 )
 OF_LAYERS = (
     *("CosineEmbedding", "DecoupledContrastive", "Matryoshka", "MultiSimilarity", "NTXent"),
     *("SigLIP", "SupCon", "TripletMargin", "VICReg", "AnglE", "MarginMSE"),
+    *("NegativeCosineSimilarity", "SimilarityDistillation", "SpreadOut"),
 )
 #: Each loss with proxies occurs in a layer.
 WITH_PROXIES = ("ArcFace", "CosFace", "NormSoftmax", "ProxyAnchor", "ProxyNCA")
@@ -290,6 +291,7 @@ def _family_loss(name, **arguments):
     """Returns a loss of the package that can be trained together with all others."""
     tame = {"Circle": {"gamma": 4.0}, "MultiSimilarity": {"beta": 5.0, "mining_margin": 0.5}}
     tame |= {"ArcFace": {"scale": 4.0}, "CosFace": {"scale": 4.0}, "ProxyAnchor": {"alpha": 4.0}}
+    tame["SIGReg"] = {"num_slices": 16}
     if name == "Matryoshka":
         tame[name] = {"loss": kj.losses.InfoNCE(0.3, tile_size=64), "dims": [DIM, 2]}
     elif name == "SigLIP":
@@ -299,8 +301,8 @@ def _family_loss(name, **arguments):
     return getattr(kj.losses, name)(**tame.get(name, {}), **arguments)
 
 
-# These compare items by their classes, here with one view each.
-OF_ONE_VIEW = ("Circle", "MultiSimilarity")
+# These take items of one view.
+OF_ONE_VIEW = ("Circle", "KoLeo", "MultiSimilarity", "SpreadOut")
 _TARGETS = {"pair": "match", "score": "rating", "class": "label", None: "nothing"}
 
 
@@ -339,10 +341,10 @@ def _family_layers():
         labels = (match if loss.label_kind == "pair" else label,) if loss.has_labels else ()
         if name in OF_ONE_VIEW:
             a = term((a, *labels))
-        elif loss.min_views == 3:
-            a, b, _ = term((a, b, ops.flip(b, axis=1), *labels))
         else:
-            a, b = term((a, b, *labels))
+            teacher = inputs, ops.flip(inputs, axis=1)  # Of another dimension.
+            others = {3: (ops.flip(b, axis=1),), 4: teacher}.get(loss.min_views, ())
+            a, b = term((a, b, *others, *labels))[:2]
     for name in WITH_PROXIES:
         weight = WEIGHTS["family_layers"][name.lower()]
         term = kj.layers.ProxyTerm(_family_loss(name), 3, weight, name=name.lower())

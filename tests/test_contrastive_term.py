@@ -47,6 +47,35 @@ def test_extra_views_are_hard_negatives_or_additional_positives():
         assert called(layer, *embeddings(count=3)) == pytest.approx(naive(VIEWS).mean(), rel=1e-5)
 
 
+@once_compiled
+def test_teacher_may_have_another_dimension():
+    teacher = GENERATOR.normal(size=(6, 2, 7)).astype("float32")
+    student = np.pad(VIEWS[:, :2], ((0, 0), (0, 0), (0, 3)))
+    views = np.concatenate([student, teacher], axis=1).astype("float64")
+    given = [*embeddings(), *embeddings(teacher)]
+    for similarity in ("cosine", "dot", "euclidean"):
+        loss = kj.losses.SimilarityDistillation(0.5, 0.3, similarity)
+        layer = kj.layers.ContrastiveTerm(loss, metrics=[kj.metrics.RecallAtK(1)])
+        naive = reference.similarity_distillation(views, None, None, 0.5, 0.3, similarity)
+        assert called(layer, *given) == pytest.approx(naive.mean(), rel=1e-4)
+        assert [x.shape[1] for x in layer(tuple(map(ops.convert_to_tensor, given)))] == [4, 4, 7, 7]
+    with pytest.raises(ValueError, match="expects embeddings of the same shape"):
+        called(kj.layers.ContrastiveTerm("InfoNCE"), given[0], given[2])
+
+
+@once_compiled
+@pytest.mark.parametrize("name", ["KoLeo", "SpreadOut", "SIGReg"])
+def test_one_embedding_without_labels(name):
+    loss = kj.losses.get(name)
+    naive = getattr(reference, loss.name)(VIEWS[:, :1].astype("float64"))
+    layer = kj.layers.ContrastiveTerm(loss)
+    assert called(layer, VIEWS[:, 0]) == pytest.approx(naive.mean(), rel=1e-4)
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, kj.layers.ContrastiveTerm(loss)((keras.layers.Dense(4)(inputs),)))
+    model.compile("sgd")
+    assert np.isfinite(model.fit(VIEWS[:, 0], epochs=1, verbose=0).history["loss"]).all()
+
+
 def test_labels_come_last():
     layer = kj.layers.ContrastiveTerm("SupCon")
     expected = reference.sup_con(VIEWS, LABELS).mean()

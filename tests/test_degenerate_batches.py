@@ -12,7 +12,8 @@ from tests.loss_cases import DEFAULTS, VARIANTS, Case, assert_close, labels_of, 
 SMOOTH = {
     key: case
     for key, case in VARIANTS.items()
-    if case.arguments.get("mining", "semi_hard" if case.name == "triplet" else "all") == "all"
+    if case.name != "koleo"
+    and case.arguments.get("mining", "semi_hard" if case.name == "triplet" else "all") == "all"
     and not case.arguments.keys() & {"mining_margin", "swap"}
 }
 #: All backends use the same operations, so those that compile test only the defaults.
@@ -47,7 +48,9 @@ def _batches(case):
     yield "one valid item", views, labels, np.arange(5) == 1, everyone
     yield "identical embeddings", same, labels, everyone, None
     yield "zero vectors", np.zeros_like(views), labels, everyone, None
-    yield "large embeddings", views_of(case, scale=1e4), labels, everyone, everyone
+    # The cosine of a large number has few digits in float32.
+    large = 10.0 if case.name == "sigreg" else 1e4
+    yield "large embeddings", views_of(case, scale=large), labels, everyone, everyone
     if case.labels == "class":
         yield "one label", views, np.full(5, 7), everyone, everyone
         yield "all labels different", views, np.arange(5), everyone, everyone

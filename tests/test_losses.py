@@ -11,6 +11,7 @@ from keras.src.backend import set_keras_mask  # Layers mark padded items with it
 
 import keras_jointloss as kj
 from keras_jointloss._core.batch import Items
+from keras_jointloss.losses.sigreg import directions
 from tests import loss_cases as cases
 from tests import reference
 from tests.backends import BACKEND, once_compiled
@@ -185,6 +186,25 @@ def test_float64_inputs_are_computed_in_float64(case):
         assert_close(values, case.naive(views, labels), 1e-9)
 
 
+@once_compiled
+def test_directions_of_sigreg_are_uniform_and_new_in_each_batch():
+    generator = np.random.default_rng(0)
+    first, second = (generator.normal(size=(32, 1, 6)) for _ in range(2))
+
+    def drawn(views, seed=0):
+        found = directions(tensor(views.astype("float32")), 4096, seed)
+        return ops.convert_to_numpy(found)
+
+    slices = drawn(first)
+    np.testing.assert_allclose(np.linalg.norm(slices, axis=0), 1, rtol=1e-5)
+    np.testing.assert_allclose(slices @ slices.T / 4096, np.eye(6) / 6, atol=0.01)
+    np.testing.assert_allclose(slices.mean(axis=1), 0, atol=0.02)
+    for others in (drawn(second), drawn(first, seed=1), drawn(1.1 * first + 0.1)):
+        assert abs(np.sum(slices * others, axis=0).mean()) < 0.03
+    # Neither rounding nor the order of the items changes them.
+    np.testing.assert_array_equal(drawn(first[::-1] * (1 + 1e-7)), slices)
+
+
 # Configs
 
 
@@ -213,7 +233,7 @@ def test_function_and_class_have_the_same_arguments(name):
     given = "views", "labels", "valid", "memory", "items", "exchange"
     assert defaults(function, *given) == expected
     assert expected.keys() <= CLASSES[name]().get_config().keys()
-    naive = defaults(getattr(reference, name), "views", "labels", "valid", "weights_at")
+    naive = defaults(getattr(reference, name), "views", "labels", "valid", "fixed_at")
     assert naive == {key: value for key, value in expected.items() if key != "tile_size"}
 
 
@@ -224,6 +244,7 @@ def test_function_and_class_have_the_same_arguments(name):
 def test_views_of_wrong_shape_are_refused(name):
     shapes = [(4,), (4, 2, 3, 1)]
     shapes += [] if name in cases.ONE_VIEW else [(4, 3), (4, 1, 3)]
+    shapes += [(4, 3, 3)] if name == "negative_cosine_similarity" else []
     shapes += [] if name in cases.MORE_VIEWS else [(4, 5 - VIEWS.get(name, 2), 3)]
     for shape in shapes:
         with pytest.raises(ValueError, match=r"expects stacked views .*Received: shape="):
@@ -287,28 +308,41 @@ NEGATIVE = [-0.5, float("nan"), "1", None, True]
 NO_CHOICE = ["manhattan", 1, True]
 NO_MARGIN = [-0.5, float("nan"), "hard", None]
 REFUSED = {
-    "temperature": ("info_nce siglip nt_xent sup_con decoupled_contrastive", NO_POSITIVE_NUMBER),
+    "temperature": (
+        "info_nce siglip nt_xent sup_con decoupled_contrastive similarity_distillation",
+        NO_POSITIVE_NUMBER,
+    ),
     "margin": ("contrastive margin_contrastive triplet triplet_margin circle", NO_MARGIN),
     "swap": ("triplet_margin", [None, 1, "yes"]),
     "mining": ("triplet", [*NO_CHOICE, None]),
     "similarity": (
         "triplet triplet_margin info_nce siglip nt_xent sup_con decoupled_contrastive n_pairs "
-        "margin_mse",
+        "margin_mse similarity_distillation",
         [*NO_CHOICE, None],
     ),
     "same_label": ("info_nce siglip nt_xent decoupled_contrastive", NO_CHOICE),
     "label_smoothing": ("info_nce nt_xent sup_con n_pairs", [-0.1, 1.5, float("nan"), "0.1"]),
     "tile_size": (" ".join(sorted(TILED)), [0, -1, 1.5, "2", True, 2**31]),
     "bias": ("siglip", [float("nan"), "0", None]),
-    "alpha": ("multi_similarity", NO_POSITIVE_NUMBER),
+    "alpha": ("multi_similarity alignment_uniformity", NO_POSITIVE_NUMBER),
     "beta": ("multi_similarity", NO_POSITIVE_NUMBER),
     "base": ("multi_similarity", [float("nan"), "0", None]),
     "mining_margin": ("multi_similarity", [float("nan"), "0"]),
     "gamma": ("circle", NO_POSITIVE_NUMBER),
     **{f"{part}_weight": ("vicreg", NEGATIVE) for part in ("invariance", "variance", "covariance")},
-    "epsilon": ("vicreg", NEGATIVE),
+    "epsilon": ("vicreg koleo", NEGATIVE),
     "off_diagonal_weight": ("barlow_twins", NEGATIVE),
     "scale": ("cosent angle", NO_POSITIVE_NUMBER),
+    "teacher_temperature": ("similarity_distillation", NO_POSITIVE_NUMBER),
+    "symmetric": ("info_nce similarity_distillation", [None, 1, "yes"]),
+    "mean_weight": ("spread_out", NEGATIVE),
+    "second_moment_weight": ("spread_out", NEGATIVE),
+    "uniformity_weight": ("alignment_uniformity", NEGATIVE),
+    "t": ("alignment_uniformity", NO_POSITIVE_NUMBER),
+    "num_slices": ("sigreg", [0, -1, 1.5, "2", True]),
+    "knots": ("sigreg", [1, 1.5, "2", True]),
+    "t_max": ("sigreg", NO_POSITIVE_NUMBER),
+    "seed": ("sigreg", [-1, 1.5, "2", True]),
 }
 
 

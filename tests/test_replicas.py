@@ -266,7 +266,7 @@ def heads(views):
 def every_loss():
     """Returns a model with a term for each loss."""
     x, label, match = keras.Input((6,)), *(keras.Input((), dtype="int64") for _ in range(2))
-    embeddings = [keras.layers.Dense(4)(x) for _ in range(3)]
+    embeddings = [keras.layers.Dense(4)(x) for _ in range(4)]
     outputs = []
     for case in DEFAULTS:
         loss = case.make(**({"tile_size": 64} if case.name in TILED else {}))

@@ -23,7 +23,7 @@ ITEMS = 11
 def each_loss(cases, reduction):
     """Returns a model with an output for each loss, in plain `compile`."""
     x = keras.layers.Masking()(inputs := keras.Input((6,)))
-    embeddings = [keras.layers.Dense(4)(x) for _ in range(3)]
+    embeddings = [keras.layers.Dense(4)(x) for _ in range(4)]
     outputs, losses = {}, {}
     for case in cases:
         options = {"tile_size": 64} if case.name in TILED else {}

@@ -10,8 +10,8 @@ from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss._core.quick_ops import ops as quick_ops
+from keras_jointloss._core.random import random_normal
 from keras_jointloss.weighting import _runner
-from keras_jointloss.weighting.random_weighting import random_normal
 from tests import reference_weighting as reference
 from tests.backends import once_compiled
 from tests.terms import REQUIRED, RULES, Terms, make, recorded_losses

@@ -124,6 +124,8 @@ class ViewsLoss(AnnealedArguments, keras.losses.Loss):
     takes_items = False
     #: Whether the loss of an item depends on the other items of the batch.
     compares_items = True
+    #: Whether a `ContrastiveTerm` may pad embeddings with zeros to the dimension of the largest.
+    dims_may_differ = False
     #: The names of the parts that `part_values` returns.
     part_names: tuple[str, ...] = ()
     #: Whether `part_values` takes `items` and parameters, too, as `values` does.

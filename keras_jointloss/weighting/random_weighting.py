@@ -1,35 +1,15 @@
 """RandomWeighting: new random weights in each step."""
 
-import math
 from typing import Unpack
 
 import keras
-import numpy as np
 
-from keras_jointloss._core.math import scramble
 from keras_jointloss._core.quick_ops import ops
+from keras_jointloss._core.random import random_normal
 from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import validate_seed
 from keras_jointloss.weighting._options import Options
 from keras_jointloss.weighting.base import SCALE_REMEDY, Weighting
-
-
-def random_normal(count: int, seed: int, step):
-    """Returns normally distributed numbers that depend only on `seed` and `step`.
-
-    They are the same on every backend.
-
-    Args:
-        count: How many numbers to return.
-        seed: An integer, >= 0 and < 2**31.
-        step: An integer or an integer scalar tensor.
-    """
-    stream = scramble(scramble(ops.cast(step, "int32")) + seed)
-    places = scramble(np.arange(2 * count, dtype="int32").reshape(2, count))
-    bits = ops.bitwise_and(scramble(ops.convert_to_tensor(places) + stream), 2**23 - 1)
-    uniform = (ops.cast(bits, "float32") + 0.5) / 2**23
-    # Box and Muller, 1958.
-    return ops.sqrt(-2 * ops.log(uniform[0])) * ops.cos(2 * math.pi * uniform[1])
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

@@ -132,7 +132,7 @@ class Comparison:
         unknown.
         """
         dtype = float_dtype(*(x.dtype for x in embeddings))
-        views = ops.stack([ops.cast(x, dtype) for x in embeddings], axis=1)
+        views = _stacked([ops.cast(x, dtype) for x in embeddings])
         labels = None if labels is None else as_labels(label_tensor(labels))
         if sample_weight is not None:
             sample_weight = ops.reshape(ops.cast(sample_weight, dtype), (-1,))
@@ -207,6 +207,15 @@ class Comparison:
             return self.loss.part_values(*inputs, items, **self._arguments(batch))
         parts = self.loss.part_values(*inputs)
         return {name: rows_of(values, items) for name, values in parts.items()}
+
+
+def _stacked(embeddings):
+    """Returns embeddings `(batch, dim)` as views, with zeros at the end of shorter ones."""
+    dims = [x.shape[1] for x in embeddings]
+    if len(set(dims)) > 1:
+        pads = [((0, 0), (0, max(dims) - dim)) for dim in dims]
+        embeddings = [ops.pad(x, pad) for x, pad in zip(embeddings, pads, strict=True)]
+    return ops.stack(embeddings, axis=1)
 
 
 def _values_between_two(loss: keras.losses.Loss, views, valid):

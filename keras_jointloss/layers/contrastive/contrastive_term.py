@@ -80,8 +80,8 @@ class ContrastiveTerm(LayerTerm):
             NaN or infinity.
 
     Input shape:
-        `(batch, dim)` for each embedding. Labels: `(batch,)`, `(batch, 1)` or `(batch, classes)`,
-        as in the loss.
+        `(batch, dim)` for each embedding. With `SimilarityDistillation`, `dim` may differ between
+        them. Labels: `(batch,)`, `(batch, 1)` or `(batch, classes)`, as in the loss.
 
     Output shape:
         The shapes of the embeddings, unchanged. A single embedding is returned without a tuple.
@@ -228,22 +228,25 @@ def _validate_shapes(shapes: Any, loss: Any, metrics: Sequence[Any], name: str) 
             f"{'labels' if _has_labels(loss) else 'no labels'}. Received: input_shape={shapes}"
         )
     embeddings, labels = _split(shapes, loss)
-    sizes = {shape[0] for shape in embeddings} - {None}
+    sizes, dims = {shape[0] for shape in embeddings} - {None}, {shape[-1] for shape in embeddings}
     if (
         any(len(shape) != 2 for shape in embeddings)
         or len(sizes) > 1
-        or len({shape[1] for shape in embeddings}) > 1
+        or (len(dims) > 1 and not getattr(loss, "dims_may_differ", False))
     ):
         raise ValueError(
             f"{name!r} expects embeddings of the same shape (batch, dim)"
             f"{'' if _has_labels(loss) else ' and no labels'}. "
             f"Received: shapes {', '.join(str(tuple(shape)) for shape in embeddings)}"
         )
+    stacked = (None, len(embeddings), dims.pop() if len(dims) == 1 else max(dims))
+    if is_views_loss:
+        loss.validate_views(stacked)
     if labels is not None:
         loss.validate_labels(tuple(labels), next(iter(sizes), None))
     for metric in metrics:
         if metric.views is not None and len(embeddings) < metric.views:
-            metric.validate_views((None, len(embeddings), embeddings[0][1]))
+            metric.validate_views(stacked)
 
 
 def _validated(
