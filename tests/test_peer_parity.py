@@ -1,7 +1,7 @@
 """Values and gradients of the losses compared with other libraries.
 
-Requires PyTorch and pytorch-metric-learning; what sentence-transformers and open_clip have is
-compared if they are installed. The peers compute in float64, the losses in float32.
+Requires PyTorch and pytorch-metric-learning; what sentence-transformers, lightly and open_clip have
+is compared if they are installed. The peers compute in float64, the losses in float32.
 """
 
 import importlib.util
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import keras_jointloss as kj
+from keras_jointloss.losses.sigreg import directions
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("pytorch_metric_learning")
@@ -250,6 +251,52 @@ def test_losses_of_clip_equal_open_clip():
     labels = np.zeros(BATCH)
     _assert_parity(kj.losses.InfoNCE(), labels, peer("ClipLoss", 1 / 0.07))
     _assert_parity(kj.losses.SigLIP(), labels, peer("SigLipLoss", 10.0, -10.0))
+
+
+def test_spread_out_equals_sentence_transformers():
+    peers = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
+    peer = _of_columns(peers.GlobalOrthogonalRegularizationLoss(None), None)
+    loss = kj.losses.SpreadOut()
+    _assert_parity(loss, PAIR_LABELS, lambda views: sum(peer(views).values()), _views(3))
+
+
+def _predictions(views):
+    p, q, z, w = views.unbind(1)
+    pairs = (p, w.detach()), (q, z.detach())
+    return -sum(F.cosine_similarity(*pair).mean() for pair in pairs) / 2
+
+
+def _distillation(views):
+    a, b, u, v = F.normalize(views, dim=-1).unbind(1)
+    logits, targets = a @ b.T / 0.1, (u @ v.T / 0.2).detach()
+    pairs = [(logits, targets), (logits.T, targets.T)]
+    return (
+        sum(F.kl_div(x.log_softmax(1), y.softmax(1), reduction="batchmean") for x, y in pairs) / 2
+    )
+
+
+def test_losses_without_a_gradient_to_targets_equal_torch():
+    _assert_parity(kj.losses.NegativeCosineSimilarity(), None, _predictions, _views(4))
+    loss = kj.losses.SimilarityDistillation(0.1, 0.2)
+    _assert_parity(loss, None, _distillation, _views(4))
+
+
+def test_regularizers_equal_lightly():
+    peers = pytest.importorskip("lightly.loss")
+    hypersphere = pytest.importorskip("lightly.loss.hypersphere_loss")
+    views, cosine = _views(), peers.NegativeCosineSimilarity()
+    _assert_parity(kj.losses.KoLeo(), None, peers.KoLeoLoss(), views[:, 0])
+    both = _given(hypersphere.HypersphereLoss(t=2.0, lam=0.5, alpha=1.5))
+    _assert_parity(kj.losses.AlignmentUniformity(0.5, alpha=1.5), None, both)
+    _assert_parity(
+        kj.losses.NegativeCosineSimilarity(),
+        None,
+        lambda x: cosine(x[:, 0], x[:, 1].detach()),
+        views,
+    )
+    sigreg = peers.SIGReg(num_vectors=256).double()
+    sigreg._generate_unit_vectors = lambda *_: directions(torch.tensor(views), 256, 0)
+    _assert_parity(kj.losses.SIGReg(), None, lambda x: sigreg(x.transpose(0, 1)), views)
 
 
 @pytest.mark.parametrize("swap", [False, True])
