@@ -135,6 +135,8 @@ A loss there takes `(embeddings, labels)`; here the embeddings are views, `(batc
 | `ContrastiveLoss`; `CosineSimilarityLoss` | `Contrastive` (Euclidean distance; there 1 - cosine by default); `LossTerm("mse")(cosine, score)` |
 | `MatryoshkaLoss(model, loss, dims, weights)`; `truncate_dim=d` | `Matryoshka(loss, dims, weights)`: equal, also a sum with weights 1 by default; `dim=d` of the metrics |
 | `CoSENTLoss(scale=20)`, `AnglELoss(scale=20)`; `MarginMSELoss()` | `CoSENT(scale=20)`, `AnglE(scale=20)`; `MarginMSE()`, with margins or scores of one negative or more: equal |
+| `GlobalOrthogonalRegularizationLoss(mean_weight, second_moment_weight)` | `SpreadOut(mean_weight, second_moment_weight)`: equal, the mean over the views |
+| `DistillKLDivLoss(temperature=t)` | `LossTerm("kl_divergence")(softmax(scores / t), softmax(teacher / t))`, there times `t^2`; over all items of the batch, from embeddings, `SimilarityDistillation` |
 | `BatchSamplers.NO_DUPLICATES`; `GROUP_BY_LABEL` | `kj.data.UniqueBatches(x, y, ids)`, of one array of ids, there of all texts of a row; `ClassBatches` |
 | a dict of data sets with `MultiDatasetBatchSamplers.PROPORTIONAL` or `ROUND_ROBIN`, and a dict of losses | `kj.data.TaskBatches(sources, strategy="proportional")` or `"round_robin"`, and `joint_loss(..., missing=...)` |
 | `mine_hard_negatives(num_negatives=3, absolute_margin=m)` (or `relative_margin`) | `kj.data.hard_negatives(queries, candidates, 3, m)` (or `margin_strategy="relative"`); of several right candidates the least similar counts, there each has negatives of its own |
@@ -199,7 +201,8 @@ the backbone, and the embedder does not use it. After training, `embedder.encode
 | `SimCLRLoss`, `Barlow`, `VicReg` | `NTXentLoss(temperature)`, `BarlowTwinsLoss(lambda_param)`, `VICRegLoss(lambda_param, mu_param, nu_param)` | `NTXent(temperature)`, `BarlowTwins(off_diagonal_weight)`, `VICReg(invariance_weight, variance_weight, covariance_weight)` |
 | `TripletLoss`, `MultiSimilarityLoss`, `CircleLoss` | `DCLLoss`, `SupConLoss` | `Triplet`, `MultiSimilarity`, `Circle`; `DecoupledContrastive`, `SupCon` (there times the temperature, unless `rescale=False`) |
 | `MultiNegativesRankLoss(scale=20)` | | `InfoNCE(0.05, similarity="dot", symmetric=False)` |
-| `SimSiamLoss` (half of it) | `NegativeCosineSimilarity` | `LossTerm("cosine_similarity")(prediction, keras.ops.stop_gradient(target))` |
+| `SimSiamLoss` (half of it) | `NegativeCosineSimilarity` | `NegativeCosineSimilarity`, of a prediction and a target: equal, stops the gradient of the target itself |
+| | `KoLeoLoss(eps)`; `HypersphereLoss(t=1, lam, alpha)`; `SIGReg(num_vectors=1024)`, in `LeJEPALoss` with weight 0.05 | `KoLeo(epsilon)`; `AlignmentUniformity(lam, alpha, t=2)`; `SIGReg(num_slices=256)`, its own term: equal |
 | `XBM(loss, memory_size=n)` | `memory_bank_size=n`; `gather_distributed=True` | `ContrastiveTerm(loss, memory_size=n)`, [momentum.py](../momentum.py); the default of `ContrastiveTerm` |
 | `MultiShotMemorySampler(x, y, classes_per_batch, examples_per_class_per_batch)` | `KNNClassifier(knn_k=200, knn_t=0.1)` | `ClassBatches`, where no item repeats; `KNNEvaluation(bank, bank_labels, data, labels, k=200, temperature=0.1)`, by default 0.07 |
 | `PNLoss`, `SoftNearestNeighborLoss`, `LiftedStructLoss`; indexing | `DINOLoss`, `SwaVLoss`, `MSNLoss`; transforms | none |

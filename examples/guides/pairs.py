@@ -198,6 +198,10 @@ print(
 | two views of an item | none | `InfoNCE`, `SigLIP` | `term((a, b))` |
 | the same, with duplicates in a batch | an id for each item | `InfoNCE(same_label="ignore")`, or `"positive"` | `term((a, b, ids))` |
 | two views, no use of negatives | none | `VICReg`, `BarlowTwins` | `term((a, b))` |
+| two views, to pull together and to spread | none | `AlignmentUniformity` | `term((a, b))` |
+| a prediction and a target without a gradient, as in SimSiam | none | `NegativeCosineSimilarity` | `term((prediction, target))`, or of two views `term((p_a, p_b, z_a, z_b))` |
+| two views, and those of a teacher | none | `SimilarityDistillation` | `term((a, b, teacher_a, teacher_b))` |
+| embeddings that are to spread, beside another loss | none | `KoLeo`, `SpreadOut`, `SIGReg` | `term((a,))`, `term((a, b))` |
 | three or more views | none | `NTXent`, `DecoupledContrastive` | `term((a, b, c))` |
 | two views and a hard negative | none | `InfoNCE` | `term((a, b, negative))` |
 | anchor, positive, negative | none | `TripletMargin` | `term((a, p, n))` |
@@ -218,8 +222,9 @@ print(
 - *Small batches.* Negatives are the other items of the batch. `memory_size=4096` keeps the
   embeddings of earlier steps as further candidates (InfoNCE, SigLIP, NTXent, SupCon and
   DecoupledContrastive). [momentum.py](../momentum.py) combines it with a momentum tower.
-- *Large batches* are computed [in tiles](several_devices.py), except by `MultiSimilarity`, `Circle`
-  and `Triplet`, which hold the matrix of all similarities.
+- *Large batches* are computed [in tiles](several_devices.py), except by `MultiSimilarity`, `Circle`,
+  `Triplet`, `CoSENT`, `AnglE`, `SimilarityDistillation`, `AlignmentUniformity` and `KoLeo`, which
+  hold the matrix of all similarities.
 
 [Benchmarks](../../docs/benchmarks.md) compare the losses on one task, and name their papers.
 """
