@@ -54,13 +54,16 @@ def sigreg(
 def directions(views, num_slices: int, seed: int):
     """Returns random directions for a batch, `(dim, num_slices)`, of length 1.
 
-    They depend on the seed and, without a gradient, on the sums of the features over the batch.
-    These are rounded: several devices, whose embeddings differ in the last digits, draw the same.
+    They depend on the seed and, without a gradient, on sums of the features over the batch. These
+    are rounded: several devices, whose embeddings differ in the last digits, draw the same. Random
+    signs of the items keep the sums of standardized features from being 0.
     """
     views, dim = ops.stop_gradient(views), views.shape[2]
-    sums, square = ops.sum(views, axis=(0, 1)), ops.sum(ops.square(views)) / dim
-    sums = 16 * sums / ops.sqrt(ops.where(square > 0, square, 1))
-    marks = ops.cast(ops.floor(ops.where(ops.isfinite(sums), sums, 0)), "int32")  # (dim,)
+    signs = 2 * ops.bitwise_and(scramble(ops.arange(ops.shape(views)[0], dtype="int32")), 1) - 1
+    sums = ops.einsum("nvd,n->d", views, ops.cast(signs, views.dtype))
+    square = ops.sum(ops.square(views)) / dim
+    sums = 16 * sums / ops.sqrt(ops.where(square > 0, square, 1))  # Most are below 50.
+    marks = ops.cast(ops.round(ops.where(ops.isfinite(sums), sums, 0)), "int32")  # (dim,)
     marks = scramble(marks + scramble(ops.arange(dim, dtype="int32")))
     step = ops.sum(ops.bitwise_and(marks, 2**16 - 1))  # It stays in the range of int32.
     normal = ops.reshape(random_normal(num_slices * dim, seed, step), (num_slices, dim))
