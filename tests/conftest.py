@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import importlib
 import importlib.metadata
 import os
 import sys
@@ -72,20 +73,12 @@ def configure_jax():
     mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 
-def configure_torch():
-    """Limits PyTorch to one thread, to leave the other cores to the other test processes."""
-    import torch
-
-    if IS_ONE_OF_SEVERAL_PROCESSES:
-        torch.set_num_threads(1)
-
-
 if BACKEND == "tensorflow":
     configure_tensorflow()
 elif BACKEND == "jax":
     configure_jax()
-elif BACKEND == "torch":
-    configure_torch()
+elif IS_ONE_OF_SEVERAL_PROCESSES:
+    importlib.import_module("torch").set_num_threads(1)  # The others have the other cores.
 
 
 def reset_keras():

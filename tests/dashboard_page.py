@@ -52,6 +52,13 @@ def get(address):
             return error.code, error.read()
 
 
+def wait_for_runs(address, count):
+    """Waits until the tab is active and has this many runs."""
+    plugins, runs = f"{address}/data/plugins_listing", f"{address}/data/plugin/joint_loss/runs"
+    wait_for(lambda: json.loads(get(plugins)[1])["joint_loss"]["enabled"])
+    wait_for(lambda: len(json.loads(get(runs)[1])["runs"]) == count)
+
+
 #: Hands Selenium the seconds until the page has drawn what a script changes.
 WATCH = """
 const done = arguments[arguments.length - 1], start = performance.now();

@@ -36,8 +36,9 @@ def test_gradients_of_features_of_different_batch_sizes_are_combined(rule, reduc
     def total(z):
         parts = ops.split(z, np.cumsum(SIZES)[:-1].tolist())
         parts = [ops.reshape(x, shape) for x, shape in zip(parts, SHAPES, strict=True)]
-        copies = layer(parts, training=True)
-        joined = [ops.concatenate([ops.reshape(x, (-1,)) for x in copies[t]]) for t in TERMS]
+        copies = layer({"first": parts[0], "others": parts[1:]}, training=True)
+        flat = [[ops.reshape(x, (-1,)) for x in keras.tree.flatten(copies[t])] for t in TERMS]
+        joined = [ops.concatenate(parts) for parts in flat]
         pairs = zip(joined, GRADIENTS, strict=True)
         return sum(ops.sum(x * ops.convert_to_tensor(gradient)) for x, gradient in pairs)
 

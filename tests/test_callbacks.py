@@ -116,20 +116,6 @@ def test_logged_values_are_consistent(update_freq, tmp_path):
     assert total == pytest.approx(history["val_loss"][-1], rel=1e-6)
 
 
-@once_compiled
-def test_raw_means_weight_items_equally(tmp_path):
-    model = make_model(regularizer=None)
-    callback = JointLossCallback(tmp_path)
-    logs = model.evaluate(X, Y, batch_size=BATCH, verbose=0, callbacks=[callback], return_dict=True)
-    scalars = read_scalars(tmp_path / "validation")
-    predicted = model.predict(X, verbose=0)
-    rating = np.mean((predicted["rating"] - Y["rating"]) ** 2)
-    label = -np.mean(np.log(predicted["label"][np.arange(ITEMS), Y["label"]]))
-    assert scalars["joint_loss/rating/raw"] == {0: pytest.approx(rating, rel=1e-5)}
-    assert scalars["joint_loss/label/raw"] == {0: pytest.approx(label, rel=1e-5)}
-    assert logs["loss"] == pytest.approx(scalars["joint_loss/total"][0], rel=1e-6)
-
-
 @pytest.fixture(scope="module")
 def validated(tmp_path_factory):
     """Returns the history and the TensorBoard folder of two validated epochs."""

@@ -1,7 +1,6 @@
 """All terms of a model count the same steps: each training step once."""
 
 import itertools
-import warnings
 
 import keras
 import numpy as np
@@ -98,15 +97,14 @@ def test_repeated_output_counts_each_step_once():
         fit(model, y=[Y["a"], Y["a"]])
 
 
+@pytest.mark.filterwarnings("ignore:The weights of a joint loss:UserWarning")
 def test_restoring_best_weights_does_not_start_annealing():
     model = with_layer_term(ramp(100))
     options = {"mode": "max", "patience": 1, "restore_best_weights": True}
     stop = keras.callbacks.EarlyStopping("a_loss", **options)
     fit(model, [kj.callbacks.JointLossCallback(), stop], epochs=3)
     before = _weights(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        fit(model, [], epochs=2)
+    fit(model, [], epochs=2)
     assert _weights(model) == before
 
 
@@ -137,22 +135,17 @@ def test_fit_without_callback_warns_once(make):
     # Python shows a message once for each line that issues it.
     texts = {str(x.message) for x in caught if x.category is UserWarning}
     assert len(texts) == 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        fit(model, [])
+    fit(model, [])  # Warnings are errors.
     weights = [{name: float(x) for name, x in find_terms(y).items()} for y in (model, make())]
     assert weights[0] == weights[1]
 
 
 def test_constant_weights_and_evaluation_need_no_callback():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.simplefilter("ignore", DeprecationWarning)
-        fit(compiled(weights={"a": 0.5}), [])
-        model = compiled(weights={"a": ramp()})
-        model.evaluate(X, Y, verbose=0)
-        model.predict(X, verbose=0)
-        fit(model)
+    fit(compiled(weights={"a": 0.5}), [])  # Warnings are errors.
+    model = compiled(weights={"a": ramp()})
+    model.evaluate(X, Y, verbose=0)
+    model.predict(X, verbose=0)
+    fit(model)
 
 
 class Resets(keras.callbacks.Callback):

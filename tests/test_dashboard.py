@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.dashboard_page import Page, get, require_browser, tensorboard, wait_for
+from tests.dashboard_page import Page, get, require_browser, tensorboard, wait_for, wait_for_runs
 from tests.training_logs import HOSTILE, STEPS, TERMS, train, write
 
 pytestmark = pytest.mark.backend("torch")
@@ -34,10 +34,7 @@ def browser():
 @pytest.fixture(scope="module")
 def address(histories, browser):
     with tensorboard(histories[0]) as found:
-        listing = f"{found}/data/plugins_listing"
-        wait_for(lambda: json.loads(get(listing)[1])["joint_loss"]["enabled"])
-        runs = f"{found}/data/plugin/joint_loss/runs"
-        wait_for(lambda: len(json.loads(get(runs)[1])["runs"]) == 2)
+        wait_for_runs(found, 2)
         yield found
 
 
@@ -225,9 +222,7 @@ def test_empty_folder_then_hostile_and_damaged_runs(browser, tmp_path):
         write(logs / "cut", ["one"], steps=40)
         (path,) = (logs / "cut" / "train").iterdir()
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        wait_for(lambda: json.loads(get(listing)[1])["joint_loss"]["enabled"])
-        runs = f"{address}/data/plugin/joint_loss/runs"
-        wait_for(lambda: len(json.loads(get(runs)[1])["runs"]) == 2)
+        wait_for_runs(address, 2)
         browser.open(address)
         names = {x["meta"].get("term") for x in browser.traces()}
         assert names == {*HOSTILE, "one", None}
@@ -238,7 +233,7 @@ def test_empty_folder_then_hostile_and_damaged_runs(browser, tmp_path):
         assert values == [0.5 * (step + 1) for step in (1, 2, 3, 4)]
         browser.run("document.title = 'before'")
         write(logs / "new", ["two"], steps=4)
-        wait_for(lambda: len(json.loads(get(runs)[1])["runs"]) == 3)
+        wait_for_runs(address, 3)
         # The page follows TensorBoard's own reload.
         browser.driver.switch_to.default_content()
         browser.run("document.querySelector('.reload-button, [mattooltip*=eload]').click()")

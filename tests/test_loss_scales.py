@@ -88,22 +88,6 @@ def test_grad_norm_follows_the_formula_at_any_scale(scale):
         np.testing.assert_allclose(weights, expected.weights, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("rule", "settled"),
-    [
-        (kj.weighting.Uncertainty(analytic=True), 1),
-        (kj.weighting.Uncertainty(learning_rate=1.0), 60),
-        (kj.weighting.GeometricMean(floor=1e-12), 1),
-        (kj.weighting.FAMO(floor=1e-12), 1),
-    ],
-)
-def test_losses_of_any_size_contribute_alike(rule, settled):
-    losses = np.array([1e-8, 1e-3, 1.0, 1e5, 1e12])
-    terms = Terms(rule, 5)
-    parts = terms.run(np.tile(losses, (settled, 1)))[-1] * losses
-    np.testing.assert_allclose(parts, parts[0], rtol=1e-3)
-
-
 @pytest.mark.parametrize("options", [{}, {"update_every": 2}, {"warmup_steps": 2}])
 def test_large_loss_has_its_share_after_the_first_step_of_uncertainty(options):
     losses = np.tile([1e5, 1e12, 500.0], (4, 1))

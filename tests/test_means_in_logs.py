@@ -70,7 +70,8 @@ def test_every_table_and_log_shows_the_mean_over_the_items(tmp_path, capsys):
     options = {"validation_data": (X, Y, SAMPLE_WEIGHT), "shuffle": False, "verbose": 2, **data}
     history = model.fit(X, Y, callbacks=[others, table, callback], **options)
     data |= {"verbose": 0, "return_dict": True}
-    evaluated = model.evaluate(X, Y, callbacks=[JointLossCallback()], **data)
+    callbacks = [JointLossCallback(tmp_path / "alone")]
+    evaluated = model.evaluate(X, Y, callbacks=callbacks, **data)
     with open(tmp_path / "log.csv") as file:
         (row,) = csv.DictReader(file)
     printed = capsys.readouterr().out
@@ -101,7 +102,9 @@ def test_every_table_and_log_shows_the_mean_over_the_items(tmp_path, capsys):
                 assert product == pytest.approx(terms[name].weighted, rel=1e-5)
             parts = [*(x.weighted for x in terms.values()), report[run].other]
             assert sum(parts) == pytest.approx(report[run].total, rel=1e-5)
-    for logs in (evaluated, received["evaluation"]):
+    alone = read(tmp_path / "alone")["validation"]
+    events = {key: alone[f"joint_loss/{x}/raw"].values[0] for x, key in names.items()}
+    for logs in (evaluated, received["evaluation"], events):
         logged = {x: logs[key] for x, key in names.items() if key in logs}
         assert set(names) - {"size"} <= set(logged)
         assert logged == pytest.approx({x: expected[x] for x in logged}, rel=1e-5)

@@ -3,12 +3,11 @@
 import functools
 
 import keras
-import numpy as np
 import pytest
 
 import keras_jointloss as kj
 from tests import balanced_models as models
-from tests.balanced_models import FIRST, X, fit, weights_of
+from tests.balanced_models import X, fit
 from tests.comparisons import assert_all_close
 
 build = functools.partial(models.build, layer="shared")
@@ -45,15 +44,6 @@ def test_evaluation_equals_evaluation_of_the_trunk():
     fit(model, 1)
     z = model.get_layer("shared").trunk(X, training=False)
     assert_all_close(model.get_layer("shared")(X, training=False), {"a": z, "b": z}, 0)
-
-
-def test_statistics_refer_to_parameter_gradients():
-    model = build(None)
-    at_z, _ = models.by_hand_step(weights_of(model), slice(0, 8), {"a": 1.0, "b": 1.0})
-    of_terms = [models.of_parameters(X[:8], gradient) for gradient in at_z]
-    models.train(model, 1, *FIRST)
-    statistics = model.get_layer("shared").statistics()
-    np.testing.assert_allclose(statistics.norms, np.linalg.norm(of_terms, axis=1), rtol=1e-4)
 
 
 def test_object_that_is_no_layer_is_refused():

@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from tests.loss_cases import DEFAULTS, EACH_KIND, TILED, labels_of
+from tests.loss_cases import DEFAULTS, EACH_KIND, TILED, Case, labels_of
 from tests.small_models import Penalty
 from tests.test_replicas import LABEL, WEIGHT, X, assert_like_one_device
 from tests.test_training import replicas
@@ -39,13 +39,16 @@ def each_loss(cases, reduction):
         (DEFAULTS, "sum_over_batch_size", None, 2),
         (EACH_KIND, "mean_with_sample_weight", WEIGHT, 2),
         (EACH_KIND, "sum", WEIGHT, 4),
+        ([Case("nt_xent")], "none", None, 2),
     ],
 )
 def test_each_loss_equals_one_device(cases, reduction, weight, replicas):
     y = {case.name: labels_of(case, ITEMS) for case in cases}
     part = X[:ITEMS], y, None if weight is None else dict.fromkeys(y, weight[:ITEMS])
     make = functools.partial(each_loss, cases, reduction)
-    assert_like_one_device(make, [part], counts=(replicas,), **OPTIONS)
+    # Of an unreduced loss, Keras scales neither the loss nor what it logs of it.
+    unequal = "loss" if reduction == "none" else "nothing"
+    assert_like_one_device(make, [part], unequal, counts=(replicas,), **OPTIONS)
 
 
 class Masked(keras.layers.Layer):
@@ -142,20 +145,6 @@ def test_losses_of_other_layers_stay(trainer):
     y = dict.fromkeys(("first", "second", "classes"), LABEL[:16])
     make = functools.partial(beside_other_losses, trainer)
     assert_like_one_device(make, [(X[:16], y)])
-
-
-def unreduced():
-    """Returns a model whose loss Keras does not reduce."""
-    inputs = keras.Input((6,))
-    views = keras.layers.Reshape((2, 4))(keras.layers.Dense(8)(inputs))
-    loss = kj.losses.NTXent(reduction="none", tile_size=64)
-    return keras.Model(inputs, {"views": views}), {"loss": {"views": loss}}
-
-
-def test_unreduced_loss_equals_one_device():
-    # Keras scales neither the loss nor what it logs of it.
-    y = {"views": LABEL}
-    assert_like_one_device(unreduced, [(X, y)], "loss", **OPTIONS)
 
 
 class Own(keras.layers.Layer):

@@ -130,14 +130,6 @@ def test_known_values():
     np.testing.assert_allclose(weights, 2 * np.array(reference.softmax([0.5, 2.0])), rtol=1e-6)
 
 
-@pytest.mark.backend("torch")
-@pytest.mark.parametrize("name", [name for name in RULES if name != "RandomWeighting"])
-def test_equal_terms_get_equal_weights(name):
-    losses = np.repeat(recorded_losses(count=1), 3, axis=1)
-    trajectory = Terms(make(name, 3), 3).run(losses, EPOCHS)
-    np.testing.assert_allclose(trajectory, trajectory[:, :1].repeat(3, axis=1), rtol=1e-6)
-
-
 def test_random_numbers_are_normal_and_change_every_step():
     steps = ops.arange(2000, dtype="int32")
 

@@ -212,26 +212,6 @@ def test_rule_sees_the_losses_of_the_step(mode):
         np.testing.assert_allclose(weights, expected, rtol=1e-4)
 
 
-@pytest.mark.backend("tensorflow")
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["FAMO", "Shares"])
-def test_replicas_hold_the_same_state(name):
-    from tests.test_training import replicas
-
-    with replicas(2).scope():
-        inputs = keras.Input((6,))
-        outputs = {"rating": keras.layers.Dense(1)(inputs), "label": keras.layers.Dense(2)(inputs)}
-        model = keras.Model(inputs, outputs)
-        arguments = {"shares": dict.fromkeys(LOSSES, 1.0)} if name == "Shares" else {}
-        rule = getattr(kj.weighting, name)(**arguments)
-        joint = kj.joint_loss(LOSSES, {"rating": kj.schedules.Linear(0.0, 1.0, 8)}, rule)
-        model.compile(keras.optimizers.SGD(0.01), **joint)
-    fit(model, epochs=1)
-    state = model.loss["rating"].weight.weighting.runner.state
-    copies = [np.array(x) for x in state.value.values]
-    np.testing.assert_array_equal(copies[0], copies[1])
-
-
 @pytest.mark.parametrize("on_nonfinite", ["raise", "skip"])
 def test_nonfinite_loss_names_the_term(on_nonfinite):
     targets = {**TARGETS, "rating": TARGETS["rating"].copy()}

@@ -47,16 +47,12 @@ def before_build(check: Callable[[Any, Any, Any], None]) -> None:
     for name, given in (("CompileLoss", "_user_loss"), ("CompileMetrics", "_user_metrics")):
         owner: Any = getattr(module, name, None)
         if hasattr(owner, "build"):
-            owner.build = _checked(owner.build, check, given)
 
+            def build(original, self, y_true, y_pred, given=given):
+                check(getattr(self, given, None), y_pred, getattr(self, "output_names", None))
+                return original(self, y_true, y_pred)
 
-def _checked(build, check, given):
-    @functools.wraps(build)
-    def checked_build(self, y_true, y_pred):
-        check(getattr(self, given, None), y_pred, getattr(self, "output_names", None))
-        return build(self, y_true, y_pred)
-
-    return checked_build
+            owner.build = _replaced(owner.build, build)
 
 
 def replace_in_trainer(fit: Callable, build: Callable, reduce: Callable) -> None:
