@@ -80,6 +80,8 @@ elif BACKEND == "jax":
 elif IS_ONE_OF_SEVERAL_PROCESSES:
     importlib.import_module("torch").set_num_threads(1)  # The others have the other cores.
 
+from tests.backends import jax, tf, torch  # noqa: E402
+
 
 def reset_keras():
     """Resets the global state that a test may have changed."""
@@ -107,8 +109,6 @@ def one_trace(request, fresh_keras):
     if BACKEND != "tensorflow" or request.node.get_closest_marker("traces_twice"):
         yield
         return
-    import tensorflow as tf
-
     variable_class = type(tf.Variable(0.0))
 
     def create(next_creator, use_resource=None, **options):
@@ -131,7 +131,6 @@ def short_pipelines():
     if BACKEND != "tensorflow":
         yield
         return
-    import tensorflow as tf
     from keras.src.trainers.data_adapters import array_slicing
     from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 
@@ -180,8 +179,6 @@ def named_devices():
     if BACKEND != "torch":
         yield
         return
-    import torch
-
     with pytest.MonkeyPatch.context() as patch:
         for name in ("arange", "empty", "eye", "full", "linspace", "ones", "tensor", "zeros"):
             patch.setattr(torch, name, fails_on_a_gpu(getattr(torch, name)))
@@ -193,7 +190,6 @@ def leftovers():
     """Frees the memory that the tests of a module leave behind, several GiB in a full run."""
     yield
     if BACKEND == "jax":
-        import jax
         from jax._src.interpreters import mlir
 
         jax.clear_caches()
@@ -208,8 +204,6 @@ def graphs(monkeypatch):
     """Returns a function that counts the graphs of TensorFlow that are alive."""
     if BACKEND != "tensorflow":
         return lambda: 0
-    import tensorflow as tf
-
     # With this function, which returns its argument if there is one replica, the optimizers of
     # Keras keep the graph of every training step alive.
     monkeypatch.setattr(tf.distribute.ReplicaContext, "all_reduce", lambda self, op, x: x)

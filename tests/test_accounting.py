@@ -52,13 +52,6 @@ def test_parts_add_up_to_the_total_with_masks_and_a_smaller_last_batch():
     assert history["val_pair_share"][-1] == records.tags["validation"]["joint_loss/pair/share"][6]
 
 
-def test_model_of_terms_alone_has_no_other_loss():
-    records = Records()
-    fit(compiled(weights={"a": 0.3}), [kj.callbacks.JointLossCallback(on_log=records)])
-    assert "joint_loss/total" in records.tags["train"]
-    assert not any("other" in tag for tag in records.tags["train"])
-
-
 class Terms(dict):
     """Terms without a model."""
 

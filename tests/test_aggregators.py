@@ -22,6 +22,7 @@ from keras_jointloss.aggregators import (
     UPGrad,
 )
 from keras_jointloss.aggregators.pcgrad import random_orders
+from tests import jacobians as kinds
 from tests.backends import BACKEND, once_compiled, tf, values_only
 from tests.gradients import COMPILES, value_and_gradient
 from tests.jacobians import (
@@ -29,19 +30,13 @@ from tests.jacobians import (
     PINNED_JACOBIAN,
     all_aggregators,
     all_dtypes,
-    antiparallel,
     assert_vectors_close,
     call,
-    collinear,
     combine,
-    conflicting,
-    ill_scaled,
     jacobians,
     losses_of,
-    similar,
     solve,
     to_float64,
-    well_conditioned,
 )
 from tests.refusals import refuses_calls
 
@@ -95,7 +90,7 @@ def test_cagrad_with_c_0_is_the_mean():
 @pytest.mark.parametrize("name", ["PCGrad", "MGDA", "CAGrad", "NashMTL", "AlignedMTL", "UPGrad"])
 def test_xla_result_equals_graph_result(name):
     aggregator = CASES[name]
-    ((_, jacobian),) = jacobians([well_conditioned], 3, "float32", number=1)
+    ((_, jacobian),) = jacobians([kinds.well_conditioned], 3, "float32", number=1)
     gramian = ops.convert_to_tensor(jacobian @ jacobian.T, "float32")
     w = tf.function(aggregator.solve, jit_compile=True, autograph=False)(gramian)
     assert_vectors_close(to_float64(w) @ jacobian, solve(aggregator, jacobian) @ jacobian, 1e-3)
@@ -113,7 +108,7 @@ def test_single_term_keeps_its_gradient(aggregator):
 @values_only
 @all_aggregators
 def test_coefficients_are_scale_invariant(aggregator):
-    for kind, jacobian in jacobians([well_conditioned, conflicting], 3):
+    for kind, jacobian in jacobians([kinds.well_conditioned, kinds.conflicting], 3):
         expected = combine(aggregator, jacobian)
         # Only division by powers of 2 is free of rounding errors.
         for factor in (1e-6, 1e6, 1e-18, 1e15):
@@ -127,7 +122,7 @@ def test_coefficients_are_scale_invariant(aggregator):
 
 @values_only
 def test_nash_mtl_length_is_scale_invariant_unless_rescaled():
-    ((_, jacobian),) = jacobians([well_conditioned], 3, number=1)
+    ((_, jacobian),) = jacobians([kinds.well_conditioned], 3, number=1)
     for factor in (1e-15, 1e-6, 1.0, 1e6):
         result = combine(NashMTL(rescale=False), factor * jacobian)
         np.testing.assert_allclose(np.linalg.norm(result), np.sqrt(3), rtol=1e-5)
@@ -139,9 +134,11 @@ def test_nash_mtl_length_is_scale_invariant_unless_rescaled():
 def test_permuted_terms_permute_the_coefficients(aggregator, dtype):
     is_random = isinstance(aggregator, PCGrad)
     # In float32, rounding decides which components Aligned-MTL drops.
-    kinds = [well_conditioned] + [ill_scaled] * (not isinstance(aggregator, AlignedMTL))
+    chosen = [kinds.well_conditioned]
+    if not isinstance(aggregator, AlignedMTL):
+        chosen.append(kinds.ill_scaled)
     for count in (2,) if is_random else (2, 3):
-        for kind, jacobian in jacobians(kinds, count, dtype):
+        for kind, jacobian in jacobians(chosen, count, dtype):
             order = np.random.default_rng(0).permutation(count)
             losses = losses_of(jacobian)
             expected = solve(aggregator, jacobian, dtype, losses=losses) @ jacobian
@@ -153,10 +150,10 @@ def test_permuted_terms_permute_the_coefficients(aggregator, dtype):
 @once_compiled
 @all_aggregators
 def test_term_without_gradient_is_ignored(aggregator):
-    kinds = [well_conditioned, conflicting, collinear]
+    chosen = [kinds.well_conditioned, kinds.conflicting, kinds.collinear]
     if aggregator.get_config().get("normalize") in ("l2", "loss+"):
-        kinds.remove(collinear)  # The coefficients of equal gradients are not unique.
-    for kind, jacobian in jacobians(kinds, 2):
+        chosen.remove(kinds.collinear)  # The coefficients of equal gradients are not unique.
+    for kind, jacobian in jacobians(chosen, 2):
         losses = np.array([1.0, 2.0])
         expected = solve(aggregator, jacobian, losses=losses) @ jacobian
         for place in range(3):
@@ -174,7 +171,7 @@ def test_all_zero_gradients_give_zero(aggregator):
 
 @all_aggregators
 def test_nonfinite_gradient_propagates(aggregator):
-    jacobian = well_conditioned(3, np.random.default_rng(0))
+    jacobian = kinds.well_conditioned(3, np.random.default_rng(0))
     jacobian[1] = 0
     for value in (np.nan, np.inf):
         jacobian[2, 5] = value
@@ -184,11 +181,11 @@ def test_nonfinite_gradient_propagates(aggregator):
 @pytest.mark.backend("torch")
 @all_aggregators
 def test_float32_is_close_to_float64(aggregator):
-    kinds = [well_conditioned, similar]
+    chosen = [kinds.well_conditioned, kinds.similar]
     if not isinstance(aggregator, AlignedMTL):  # Rounding errors dominate its shortest gradients.
-        kinds.append(ill_scaled)
+        chosen.append(kinds.ill_scaled)
     for count in (3, 32):
-        for kind, jacobian in jacobians(kinds, count, "float32"):
+        for kind, jacobian in jacobians(chosen, count, "float32"):
             expected = combine(aggregator, jacobian, "float64")
             assert_vectors_close(combine(aggregator, jacobian, "float32"), expected, 1e-3, kind)
 
@@ -197,7 +194,7 @@ def test_float32_is_close_to_float64(aggregator):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"][: 1 if COMPILES else 2])
 @of_each_sort
 def test_half_precision_is_computed_in_float32(name, dtype):
-    ((_, jacobian),) = jacobians([well_conditioned], 3, number=1)
+    ((_, jacobian),) = jacobians([kinds.well_conditioned], 3, number=1)
     jacobian = ops.cast(ops.convert_to_tensor(1e-3 * jacobian, "float32"), dtype)
     result = call(CASES[name], "__call__", jacobian, np.ones(3))
     assert keras.backend.standardize_dtype(result.dtype) == dtype
@@ -208,7 +205,7 @@ def test_half_precision_is_computed_in_float32(name, dtype):
 
 @of_each_sort
 def test_no_gradient_flows_through_coefficients(name):
-    ((_, jacobian),) = jacobians([well_conditioned], 3, "float32", number=1)
+    ((_, jacobian),) = jacobians([kinds.well_conditioned], 3, "float32", number=1)
     jacobian = jacobian.astype("float32")
 
     def total(matrix):
@@ -244,7 +241,7 @@ def test_random_orders_are_uniform_and_reproducible():
     ids=lambda value: type(value).__name__,
 )
 def test_rescaled_result_has_length_of_mean(aggregator, dtype):
-    for _, jacobian in jacobians([well_conditioned], 2):
+    for _, jacobian in jacobians([kinds.well_conditioned], 2):
         with_zero = np.insert(jacobian, 1, 0, axis=0)
         result = combine(aggregator, with_zero, dtype)
         expected = np.linalg.norm(np.mean(jacobian, axis=0))
@@ -254,7 +251,7 @@ def test_rescaled_result_has_length_of_mean(aggregator, dtype):
 @once_compiled
 @pytest.mark.parametrize("cls", [NashMTL, IMTLG, MGDA, Shares])
 def test_rescaling_does_not_amplify_rounding(cls):
-    ((_, jacobian),) = jacobians([antiparallel], 2, number=1)
+    ((_, jacobian),) = jacobians([kinds.antiparallel], 2, number=1)
     cancelling = np.insert(jacobian, 1, 0, axis=0)
     assert np.linalg.norm(combine(cls(rescale=True), cancelling)) <= 1e-2
 
@@ -262,7 +259,7 @@ def test_rescaling_does_not_amplify_rounding(cls):
 @once_compiled
 @pytest.mark.parametrize("cls", [Mean, CAGrad, UPGrad, AlignedMTL])
 def test_preference_weights_terms(cls):
-    for _, jacobian in jacobians([well_conditioned], 2):
+    for _, jacobian in jacobians([kinds.well_conditioned], 2):
         expected = solve(cls(), jacobian) @ jacobian
         assert_vectors_close(solve(cls(preference=[2, 2]), jacobian) @ jacobian, expected, 1e-5)
         # Duplicating a term is equivalent to doubling its preference.
@@ -275,7 +272,7 @@ def test_preference_weights_terms(cls):
 
 @once_compiled
 def test_normalized_mgda_equals_mgda_of_normalized_gradients():
-    for _, jacobian in jacobians([ill_scaled], 3):
+    for _, jacobian in jacobians([kinds.ill_scaled], 3):
         losses, lengths = losses_of(jacobian), np.linalg.norm(jacobian, axis=1)
         for normalize, divisor in {
             "l2": lengths,
@@ -289,7 +286,7 @@ def test_normalized_mgda_equals_mgda_of_normalized_gradients():
 
 @once_compiled
 def test_contributions_have_the_asked_shares_of_the_length():
-    for kind, jacobian in jacobians([ill_scaled, conflicting, antiparallel], 3):
+    for kind, jacobian in jacobians([kinds.ill_scaled, kinds.conflicting, kinds.antiparallel], 3):
         lengths = np.linalg.norm(jacobian, axis=1)
         expected = np.array([0.7, 0.2, 0.1]) * lengths.mean()
         w = solve(Shares([7, 2, 1]), jacobian)
@@ -430,6 +427,6 @@ def test_equals_torchjd(aggregator, name, arguments, count):
         other = getattr(aggregation, name)(**arguments)
     except (ImportError, NameError):
         pytest.skip("torchjd lacks the solver that this one needs")
-    for _, jacobian in jacobians([well_conditioned], count):
+    for _, jacobian in jacobians([kinds.well_conditioned], count):
         expected = other(torch.as_tensor(jacobian)).numpy()
         assert_vectors_close(combine(aggregator, jacobian, "float64"), expected, 1e-3)

@@ -7,7 +7,6 @@ from keras import ops
 from keras.optimizers.schedules import PolynomialDecay
 
 import keras_jointloss as kj
-from keras_jointloss.joint.find_terms import find_terms
 from tests.backends import once_compiled
 from tests.refusals import refuses
 from tests.small_models import fit
@@ -247,15 +246,6 @@ test_invalid_arguments_are_refused = refuses(
     ({"losses": TWO, "metrics": ["mae"]}, "`metrics`.*Expected a dict"),
     ({"losses": TWO, "weighted_metrics": ["mae"]}, "`weighted_metrics`.*Expected a dict"),
 )
-
-
-def test_two_terms_with_the_same_name_are_refused():
-    a, b = keras.Input((4,)), keras.Input((4,))
-    pair = kj.layers.ContrastiveTerm("InfoNCE", name="pair")((a, b))
-    model = keras.Model([a, b], {"pair": ops.stack(pair, axis=1)})
-    model.compile("sgd", **kj.joint_loss({"pair": "mse"}))
-    with pytest.raises(ValueError, match="two terms named 'pair'"):
-        find_terms(model)
 
 
 def test_loss_of_the_package_has_a_name_like_one_of_keras():

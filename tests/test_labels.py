@@ -16,6 +16,7 @@ from tests.loss_cases import (
     WITH_LABELS,
     Case,
     assert_close,
+    assert_equals_reference,
     labels_of,
     tensor,
     views_of,
@@ -26,13 +27,8 @@ MULTI_HOT = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 0], [0, 0, 1]])
 
 
 def _assert_equals_reference(case, labels, valid=None):
-    """Asserts that the values are those of the reference for some tile sizes."""
-    views = views_of(case)
-    expected = case.naive(views, labels, valid, **case.arguments)
-    given = tensor(views.astype("float32")), tensor(labels), tensor(valid)
-    for tile_size in case.few_tile_sizes:
-        actual = case.with_tile_size(tile_size)(*given)
-        assert_close(actual, expected, 1e-4, err_msg=f"tile_size={tile_size}")
+    given = case, views_of(case), labels, valid
+    assert_equals_reference(*given, tile_sizes=case.few_tile_sizes, gradient=False)
 
 
 @once_compiled

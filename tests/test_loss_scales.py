@@ -15,6 +15,7 @@ from tests.test_grad_norm import Gradients
 STEPS = 16
 EPOCHS = np.arange(STEPS) // 4  # The epoch of each step.
 SCALES = {
+    "ordinary": np.array([1.0, 20.0, 0.05]),
     "small": np.array([1e-8, 1e-8, 1e-8]),
     "large": np.array([1e12, 1e12, 1e12]),
     "mixed": np.array([1e-8, 1.0, 1e12]),

@@ -133,10 +133,11 @@ def test_parts_are_logged_by_copies_and_loaded_models(with_others, tmp_path):
     assert [fit(copy, y=y) for copy in copies] == [approx_logs(expected, 1e-4)] * 2
 
 
-def test_layer_term_named_like_the_output_is_refused():
+@pytest.mark.parametrize("losses", ["mse", ["mse", "mae"]])
+def test_layer_term_named_like_the_output_is_refused(losses):
     inputs = keras.Input((5,))
     a, b = kj.layers.ContrastiveTerm("MeanSquaredError", name="a")((inputs, 2 * inputs))
     model = keras.Model(inputs, {"a": a + b})
-    model.compile("sgd", **kj.joint_loss({"a": ["mse", "mae"]}))
+    model.compile("sgd", **kj.joint_loss({"a": losses}))
     with pytest.raises(ValueError, match="two terms named 'a'"):
         find_terms(model)

@@ -19,15 +19,10 @@ from tests.terms import REQUIRED, RULES, Terms, make, recorded_losses
 EPOCHS = np.arange(40) // 10  # The epoch of each step.
 PREFERENCE = [1.0, 0.5, 2.0]
 SIMULATIONS = {
-    "Uncertainty": ({}, reference.uncertainty),
-    "Uncertainty-analytic": ({"analytic": True}, reference.uncertainty_analytic),
-    "DynamicWeightAverage": ({}, lambda losses: reference.dynamic_weight_average(losses, EPOCHS)),
-    "GeometricMean": ({}, reference.geometric_mean),
     "SmoothTchebycheff": (
         {"preference": PREFERENCE, "smoothness": 0.7},
         lambda losses: reference.smooth_tchebycheff(losses, np.array(PREFERENCE), 0.7),
     ),
-    "FAMO": ({}, reference.famo),
     "FAMO-minimum": (
         {"minimum_loss": -1.0, "decay": 0.1, "learning_rate": 0.1},
         lambda losses: reference.famo(losses, 0.1, 0.1, -1.0),
