@@ -9,7 +9,7 @@ from keras_jointloss.tensorboard._sampling import smooth, thin
 from keras_jointloss.tensorboard.figures import KINDS
 from keras_jointloss.tensorboard.figures.pareto import pareto_front
 from keras_jointloss.tensorboard.figures.style import marks
-from keras_jointloss.tensorboard.runs import Series, find_pairs, is_larger_better
+from keras_jointloss.tensorboard.runs import Series, find_pairs
 from tests.refusals import refuses
 from tests.training_logs import HOSTILE, history_of
 
@@ -298,9 +298,3 @@ def test_missing_plotly_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'keras-jointloss\[dashboard\]'"):
         kj.plot(HISTORY)
-
-
-def test_names_say_whether_more_is_better():
-    assert is_larger_better("validation/retrieval/pair/recall_at_1")
-    assert not is_larger_better("validation/joint_loss/accuracy_loss")
-    assert not is_larger_better("validation/joint_loss/label/raw")

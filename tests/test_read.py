@@ -65,17 +65,7 @@ def test_figures_of_logs_and_history_agree(logs, kind):
         assert is_map or np.allclose(same.x, trace.x)
 
 
-def test_schedules_are_drawn_ahead(tmp_path):
-    writer = SummaryWriter(tmp_path / "train")
-    writer.training({"a": ([0, 10, 20], [0.0, 0.5, 1.0])}, step=0, end=20)
-    writer.scalars({"joint_loss/a/weight": 0.5, "joint_loss/total": 1.0}, step=10)
-    writer.close()
-    (ahead,) = [x for x in kj.plot(tmp_path, "weights").data if x.meta.get("ahead")]
-    assert (list(ahead.x), list(ahead.y)) == ([10, 20], [0.5, 1.0])
-    assert ahead.line.dash == "dash"
-
-
-def test_schedules_that_cannot_be_drawn_are_left_out(tmp_path):
+def test_schedules_are_drawn_ahead_unless_they_cannot_be(tmp_path):
     writer = SummaryWriter(tmp_path / "train")
     points = [0, 10, 20], [0.0, 0.5, 1.0]
     writer.training({"a": points, "b": points, "unknown": points}, step=0, end=20)
@@ -86,6 +76,8 @@ def test_schedules_that_cannot_be_drawn_are_left_out(tmp_path):
     writer.close()
     ahead = [x for x in kj.plot(tmp_path, "weights").data if x.meta.get("ahead")]
     assert {x.meta["term"]: list(x.x) for x in ahead} == {"a": [10, 20], "b": [0, 10, 20]}
+    assert [list(x.y)[-2:] for x in ahead] == [[0.5, 1.0]] * 2
+    assert {x.line.dash for x in ahead} == {"dash"}
     assert not [x for x in kj.plot(tmp_path, "weights", x="time").data if x.meta.get("ahead")]
 
 
