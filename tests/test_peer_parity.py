@@ -248,9 +248,19 @@ def test_losses_of_clip_equal_open_clip():
     def peer(name, *arguments):
         return lambda views: peers[name]()(*F.normalize(views, dim=-1).unbind(1), *arguments)
 
+    def distilled(views):
+        a, b, *teacher = F.normalize(views, dim=-1).unbind(1)
+        u, v = (x.detach() for x in teacher)
+        loss = peers["DistillClipLoss"]()(a, b, 1 / 0.07, u, v, 10.0)[1]
+        logits = 10 * u @ v.T
+        shares = [F.softmax(x, dim=1) for x in (logits, logits.T)]
+        return loss + sum((p * p.log()).sum(1).mean() for p in shares) / 2  # Without the entropy.
+
     labels = np.zeros(BATCH)
     _assert_parity(kj.losses.InfoNCE(), labels, peer("ClipLoss", 1 / 0.07))
     _assert_parity(kj.losses.SigLIP(), labels, peer("SigLipLoss", 10.0, -10.0))
+    distillation = kj.losses.SimilarityDistillation(teacher_temperature=0.1)
+    _assert_parity(distillation, labels, distilled, _views(4))
 
     def distillation(views):
         a, b, u, v = F.normalize(views, dim=-1).unbind(1)

@@ -125,6 +125,10 @@ A loss there takes `(embeddings, labels)`; here the embeddings are views, `(batc
 | `ArcFaceLoss(n, dim, margin=28.6)`, in degrees; `CosFaceLoss`, `NormalizedSoftmaxLoss`, `ProxyNCALoss(softmax_scale=1)`, `ProxyAnchorLoss` | `ProxyTerm(ArcFace(margin=0.5), classes=n)`, in radians; `CosFace`, `NormSoftmax`, `ProxyNCA(scale=1)`, `ProxyAnchor`: equal, other initial proxies |
 | `loss.get_logits(embeddings)`; `loss.W`, `loss.proxies` and an optimizer for it | `term.logits(embedding)`, for `ProxyAnchor` times `alpha`; `term.proxies`, `(classes, dim)`, a weight of the model |
 
+Defaults that differ: the temperature of `SupConLoss` is 0.1 (here 0.07), that of `NTXentLoss` 0.07
+(here 0.1); the margin of `TripletMarginLoss` is 0.05, of unit vectors (here 1, of the embeddings as
+they are).
+
 ## sentence-transformers
 
 | sentence-transformers | here |
@@ -141,6 +145,9 @@ A loss there takes `(embeddings, labels)`; here the embeddings are views, `(batc
 | a dict of data sets with `MultiDatasetBatchSamplers.PROPORTIONAL` or `ROUND_ROBIN`, and a dict of losses | `kj.data.TaskBatches(sources, strategy="proportional")` or `"round_robin"`, and `joint_loss(..., missing=...)` |
 | `mine_hard_negatives(num_negatives=3, absolute_margin=m)` (or `relative_margin`) | `kj.data.hard_negatives(queries, candidates, 3, m)` (or `margin_strategy="relative"`); of several right candidates the least similar counts, there each has negatives of its own |
 | `InformationRetrievalEvaluator` | `RetrievalEvaluation(queries=..., candidates=..., relevant=...)` |
+
+Defaults that differ: `scale=20` is a temperature of 0.05 (`InfoNCE` has 0.07); the margin of the
+triplet losses is 5 (here 1), that of `ContrastiveLoss` 0.5 (here 1).
 
 ## TensorFlow Recommenders
 
@@ -169,6 +176,7 @@ A loss there takes `(embeddings, labels)`; here the embeddings are views, `(batc
 | `local_loss=True, gather_with_grad=True`; without them (the default there) each device computes all of the loss, and with `ClipLoss` without a gradient for the features of the others | the default of `ContrastiveTerm`, `SigLIP` as with `dist_impl="shift"` |
 | `--accum-freq n` | `ChunkedTower(tower, chunk_size)`: the same losses as in one batch |
 | `CoCaLoss(caption_loss_weight=2, clip_loss_weight=1)` | `ContrastiveTerm("InfoNCE")` beside `joint_loss({"caption": SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)}, weights={"caption": 2})` |
+| `DistillClipLoss()`, of the features and `logit_scale` of both models | `SimilarityDistillation(temperature, teacher_temperature)` of `(a, b, u, v)` beside `InfoNCE`: equal but for the entropy of the teacher, which has no gradient |
 
 ## KerasHub
 
@@ -207,4 +215,7 @@ the backbone, and the embedder does not use it. After training, `embedder.encode
 | `XBM(loss, memory_size=n)` | `memory_bank_size=n`; `gather_distributed=True` | `ContrastiveTerm(loss, memory_size=n)`, [momentum.py](../momentum.py); the default of `ContrastiveTerm` |
 | `MultiShotMemorySampler(x, y, classes_per_batch, examples_per_class_per_batch)` | `KNNClassifier(knn_k=200, knn_t=0.1)` | `ClassBatches`, where no item repeats; `KNNEvaluation(bank, bank_labels, data, labels, k=200, temperature=0.1)`, by default 0.07 |
 | `PNLoss`, `SoftNearestNeighborLoss`, `LiftedStructLoss`; indexing | `DINOLoss`, `SwaVLoss`, `MSNLoss`; transforms | none |
+
+Defaults of lightly that differ: the temperature of `NTXentLoss` is 0.5 (here 0.1), `lambda_param` of
+`BarlowTwinsLoss` 0.005 (here 0.0051, as in the paper).
 """
