@@ -91,6 +91,9 @@ class Case(NamedTuple):
 
 
 _PARTS = {"invariance_weight": 2.0, "variance_weight": 3.0, "covariance_weight": 4.0}
+_HARD = {"num_hard_negatives": 3, "hardness": 2.0}
+_RELATIVE = {"false_negative_margin": 0.05, "false_negative_margin_strategy": "relative"}
+_ALL_OPTIONS = {**_HARD, **_RELATIVE, "directions": "within", "partition": "joint"}
 #: The number of views where it is not 2.
 VIEWS = {"triplet_margin": 3, "margin_mse": 3, "similarity_distillation": 4}
 DEFAULTS = [Case(name, views=VIEWS.get(name, 2)) for name in CLASSES]
@@ -118,6 +121,12 @@ CASES = {
         Case("info_nce", {"same_label": "positive", "label_smoothing": 0.2}),
         Case("info_nce", {"same_label": "positive", "temperature": 0.5}, 4),
         Case("info_nce", {"same_label": "ignore", "label_smoothing": 0.2}, 3),
+        Case("info_nce", {"num_hard_negatives": 2, "similarity": "dot", "temperature": 1.0}),
+        Case("info_nce", {"false_negative_margin": 0.2, "same_label": "positive", **_HARD}, 3),
+        Case("info_nce", {"hardness": 3.0, "temperature": 0.5, "similarity": "euclidean"}, 3),
+        Case("info_nce", {"directions": "within", "label_smoothing": 0.1, **_RELATIVE}),
+        Case("info_nce", {"directions": "within", "partition": "joint", "hardness": 2.0}, 3),
+        Case("info_nce", {"same_label": "ignore", **_ALL_OPTIONS}),
         Case("siglip", {"similarity": "dot", "temperature": 1.0, "bias": -1.0}),
         Case("siglip", {"same_label": "positive", "bias": -2.0}),
         Case("siglip", {"same_label": "ignore", "bias": -2.0}),
@@ -190,7 +199,8 @@ def assert_close(actual, expected, tolerance, least=1.0, **more):
 
 def expected_gradient(case, views, labels, valid, weight, scale=1.0):
     """Returns the gradient of the weighted sum of the naive values by central differences."""
-    fixed = {"fixed_at": views} if case.name in DETACHED else {}
+    is_fixed = case.name in DETACHED or case.arguments.get("hardness")
+    fixed = {"fixed_at": views} if is_fixed else {}
 
     def total(x):
         return np.sum(case.naive(x, labels, valid, **case.arguments, **fixed) * weight)

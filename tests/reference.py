@@ -268,6 +268,12 @@ def cross_entropy(logits, weights, label_smoothing=0.0):
     return math.fsum(t * (normaliser - z) for t, z in zip(targets, logits, strict=True))
 
 
+class _Candidate(NamedTuple):
+    sample: Sample
+    is_positive: bool
+    logit: float
+
+
 def info_nce(
     views,
     labels=None,
@@ -277,29 +283,79 @@ def info_nce(
     symmetric=True,
     same_label=None,
     label_smoothing=0.0,
+    num_hard_negatives=None,
+    false_negative_margin=None,
+    false_negative_margin_strategy="absolute",
+    hardness=0.0,
+    directions=None,
+    partition="per_direction",
+    sampling_probability=None,
+    guide=None,
+    fixed_at=None,
 ):
+    """Returns the InfoNCE loss.
+
+    The gradient treats the weights of `hardness` as constants. For central differences,
+    `fixed_at` gives the views that determine them.
+    """
     similarities = Similarities(views, similarity)
+    fixed = similarities if fixed_at is None else Similarities(fixed_at, similarity)
+    guided = similarities if guide is None else Similarities(guide, "cosine")
     items = valid_items(views, valid)
     hard = [Sample(j, v) for j in items for v in range(2, views.shape[1])]
+    directions = directions or ("both" if symmetric else "first")
+    anchor_views = (0,) if directions == "first" else (0, 1)
 
-    def one_way(i, view, hard):
-        logits, weights = [], []
-        for j in items:
-            same = same_label is not None and bool(shared(labels, i, j))
-            if i != j and same and same_label == "ignore":
-                continue
-            logits.append(similarities[Sample(i, view), Sample(j, 1 - view)] / temperature)
-            weights.append(float(i == j or (same and same_label == "positive")))
-        for x in hard:
-            logits.append(similarities[Sample(i, view), x] / temperature)
-            weights.append(0.0)
-        return cross_entropy(logits, weights, label_smoothing)
+    def logit(anchor, x):
+        correction = (
+            math.log(sampling_probability[x.item]) if sampling_probability is not None else 0
+        )
+        return similarities[anchor, x] / temperature - correction
+
+    def chosen(anchor, samples):
+        """Returns the candidates among samples, each with whether it is a positive."""
+        i = anchor.item
+        candidates = [_Candidate(x, is_positive, logit(anchor, x)) for x, is_positive in samples]
+        negatives = [x for x in candidates if not x.is_positive]
+        if false_negative_margin is not None:
+            own, margin = guided[Sample(i, 0), Sample(i, 1)], false_negative_margin
+            is_relative = false_negative_margin_strategy == "relative"
+            limit = own - margin * (abs(own) if is_relative else 1)
+            negatives = [x for x in negatives if guided[anchor, x.sample] <= limit]
+        if num_hard_negatives is not None:
+            negatives = sorted(negatives, key=lambda x: -x.logit)[:num_hard_negatives]
+        weights = [math.exp(hardness * fixed[anchor, x.sample]) for x in negatives]
+        negatives = [
+            _Candidate(x.sample, False, x.logit + math.log(weight / mean(weights)))
+            for x, weight in zip(negatives, weights, strict=True)
+        ]
+        return [x for x in candidates if x.is_positive] + negatives
+
+    def candidates_of(i, view):
+        samples = []
+        for other in (0, 1) if directions == "within" else (1 - view,):
+            for j in items:
+                same = i != j and same_label is not None and bool(shared(labels, i, j))
+                is_self = i == j and other == view
+                if not is_self and (not same or same_label == "positive"):
+                    samples.append((Sample(j, other), i == j or same))
+        samples += [(x, False) for x in hard] if view == 0 else []
+        return chosen(Sample(i, view), samples)
+
+    def of_item(i):
+        found = [candidates_of(i, view) for view in anchor_views]
+        positive = [mean([x.logit for x in each if x.is_positive]) for each in found]
+        logits = [[x.logit for x in each] for each in found]
+        targets = [
+            (1 - label_smoothing) * own + label_smoothing * mean(each)
+            for own, each in zip(positive, logits, strict=True)
+        ]
+        sums = [log_sum_exp(each) for each in logits]
+        return (log_sum_exp(sums) if partition == "joint" else mean(sums)) - mean(targets)
 
     values = np.zeros(len(views))
     for i in items:
-        values[i] = one_way(i, 0, hard)
-        if symmetric:
-            values[i] = (values[i] + one_way(i, 1, [])) / 2
+        values[i] = of_item(i)
     return values
 
 

@@ -292,8 +292,10 @@ def _family_loss(name, **arguments):
     tame = {"Circle": {"gamma": 4.0}, "MultiSimilarity": {"beta": 5.0, "mining_margin": 0.5}}
     tame |= {"ArcFace": {"scale": 4.0}, "CosFace": {"scale": 4.0}, "ProxyAnchor": {"alpha": 4.0}}
     tame["SIGReg"] = {"num_slices": 16}
+    options = {"num_hard_negatives": 3, "false_negative_margin": 0.1, "hardness": 1.0}
     if name == "Matryoshka":
-        tame[name] = {"loss": kj.losses.InfoNCE(0.3, tile_size=64), "dims": [DIM, 2]}
+        inner = kj.losses.InfoNCE(0.3, tile_size=64, directions="within", **options)
+        tame[name] = {"loss": inner, "dims": [DIM, 2]}
     elif name == "SigLIP":
         tame["SigLIP"] = {"bias": -3.0}
     elif hasattr(getattr(kj.losses, name)(), "temperature"):
@@ -339,12 +341,16 @@ def _family_layers():
             name=name.lower(),
         )
         labels = (match if loss.label_kind == "pair" else label,) if loss.has_labels else ()
+        others = {}
+        if loss.call_arguments:
+            probability = ops.sigmoid(inputs[:, 0])
+            others = {"sampling_probability": probability, "guide": (inputs, inputs[:, ::-1])}
         if name in OF_ONE_VIEW:
             a = term((a, *labels))
         else:
             teacher = inputs, ops.flip(inputs, axis=1)  # Of another dimension.
-            others = {3: (ops.flip(b, axis=1),), 4: teacher}.get(loss.min_views, ())
-            a, b = term((a, b, *others, *labels))[:2]
+            more = {3: (ops.flip(b, axis=1),), 4: teacher}.get(loss.min_views, ())
+            a, b = term((a, b, *more, *labels), **others)[:2]
     for name in WITH_PROXIES:
         weight = WEIGHTS["family_layers"][name.lower()]
         term = kj.layers.ProxyTerm(_family_loss(name), 3, weight, name=name.lower())

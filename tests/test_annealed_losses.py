@@ -15,6 +15,7 @@ SCHEDULE = kj.schedules.Linear(START, END, STEPS)
 LOSSES = {
     "temperature": ("InfoNCE", "NTXent", "SupCon", "DecoupledContrastive", "SigLIP"),
     "label_smoothing": ("InfoNCE", "NTXent", "SupCon", "NPairs"),
+    "hardness": ("InfoNCE",),
     "margin": (
         *("Circle", "Contrastive", "CosineEmbedding", "MarginContrastive"),
         *("Triplet", "TripletMargin"),

@@ -232,10 +232,10 @@ def test_function_and_class_have_the_same_arguments(name):
 
     expected = defaults(CLASSES[name], "unlabelled", "name", "reduction", "dtype")
     function = getattr(kj.losses, name)
-    given = "views", "labels", "valid", "memory", "items", "exchange"
-    assert defaults(function, *given) == expected
+    given = "memory", "items", "exchange", *CLASSES[name].call_arguments
+    assert defaults(function, "views", "labels", "valid", *given) == expected
     assert expected.keys() <= CLASSES[name]().get_config().keys()
-    naive = defaults(getattr(reference, name), "views", "labels", "valid", "fixed_at")
+    naive = defaults(getattr(reference, name), "views", "labels", "valid", "fixed_at", *given)
     assert naive == {key: value for key, value in expected.items() if key != "tile_size"}
 
 
@@ -325,6 +325,12 @@ REFUSED = {
     "same_label": ("info_nce siglip nt_xent decoupled_contrastive", NO_CHOICE),
     "label_smoothing": ("info_nce nt_xent sup_con n_pairs", [-0.1, 1.5, float("nan"), "0.1"]),
     "tile_size": (" ".join(sorted(TILED)), [0, -1, 1.5, "2", True, 2**31]),
+    "num_hard_negatives": ("info_nce", [0, 1.5, "2", True]),
+    "false_negative_margin": ("info_nce", NEGATIVE[:-2]),
+    "false_negative_margin_strategy": ("info_nce", [*NO_CHOICE, None]),
+    "hardness": ("info_nce", NEGATIVE),
+    "directions": ("info_nce", NO_CHOICE),
+    "partition": ("info_nce", [*NO_CHOICE, None]),
     "bias": ("siglip", [float("nan"), "0", None]),
     "alpha": ("multi_similarity alignment_uniformity", NO_POSITIVE_NUMBER),
     "beta": ("multi_similarity", NO_POSITIVE_NUMBER),

@@ -319,6 +319,84 @@ def test_regularizers_equal_lightly():
     _assert_parity(kj.losses.SIGReg(), None, lambda x: sigreg(x.transpose(0, 1)), views)
 
 
+ALL_DIRECTIONS = "query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc"
+#: Arguments of InfoNCE, and of the peer with a scale of 20, by the number of views.
+RANKINGS = {
+    "first": ({"directions": "first"}, {}, 4),
+    "both": ({}, {"directions": ALL_DIRECTIONS[:2], "partition_mode": "per_direction"}, 2),
+    "joint": (
+        {"directions": "within", "partition": "joint"},
+        {"directions": ALL_DIRECTIONS, "partition_mode": "joint"},
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize(("ours", "theirs", "views"), RANKINGS.values(), ids=RANKINGS)
+def test_directions_equal_sentence_transformers(ours, theirs, views):
+    peers = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
+    peer = _of_columns(peers.MultipleNegativesRankingLoss(None, **theirs), None)
+    for tile_size in (None, 3):
+        loss = kj.losses.InfoNCE(0.05, tile_size=tile_size, **ours)
+        _assert_parity(loss, PAIR_LABELS, peer, _views(views))
+
+
+class _Given(torch.nn.Module):
+    """A model of sentence-transformers whose embeddings are given as features."""
+
+    def __init__(self, name="own"):
+        super().__init__()
+        self.name = name
+
+    def get_embedding_dimension(self):
+        return DIM
+
+    def forward(self, features):
+        return {**features, "sentence_embedding": features[self.name]}
+
+
+@pytest.mark.parametrize("strategy", ["absolute", "relative"])
+@pytest.mark.parametrize("views", [2, 3])
+def test_false_negatives_of_a_guide_equal_sentence_transformers(strategy, views):
+    peers = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
+    peer = object.__new__(peers.GISTEmbedLoss)  # Its constructor wants tokenizers.
+    torch.nn.Module.__init__(peer)
+    options = {"margin": 0.1, "margin_strategy": strategy, "temperature": 0.2}
+    options |= dict.fromkeys(("contrast_anchors", "contrast_positives"), False)
+    options |= dict.fromkeys(("must_retokenize", "gather_across_devices"), False)
+    options["similarity_fct"] = torch.nn.CosineSimilarity(dim=-1)
+    options["cross_entropy_loss"] = torch.nn.CrossEntropyLoss()
+    for name, value in {**options, "model": _Given(), "guide": _Given("guide")}.items():
+        setattr(peer, name, value)
+    guide = torch.as_tensor(_views(views)[..., ::2] + 0.3)
+
+    def of_views(x):
+        columns = zip(x.unbind(1), guide.unbind(1), strict=True)
+        return peer([{"own": own, "guide": other} for own, other in columns], None)
+
+    loss = kj.losses.InfoNCE(
+        0.2, directions="first", false_negative_margin=0.1, false_negative_margin_strategy=strategy
+    )
+    for given in (guide, None):
+        values = loss.values(torch.as_tensor(_views(views)), guide=given)
+        differs = not torch.isclose(values.mean(), of_views(torch.as_tensor(_views(views))))
+        assert differs == (given is None)
+    _assert_parity(lambda _, x: loss.values(x, guide=guide).mean(), None, of_views, _views(views))
+
+
+def test_matryoshka_equals_sentence_transformers():
+    peers = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
+    model, dims, weights = _Given(), [DIM, 2, 4], [1, 0.5, 2]
+    inner = peers.MultipleNegativesRankingLoss(model)
+    peer = peers.MatryoshkaLoss(model, inner, dims, weights)
+    loss = kj.losses.Matryoshka(kj.losses.InfoNCE(0.05, symmetric=False), dims, weights)
+
+    def of_views(views):
+        return peer([{"own": x} for x in views.unbind(1)], None)
+
+    _assert_parity(loss, PAIR_LABELS, of_views)
+
+
 @pytest.mark.parametrize("swap", [False, True])
 @pytest.mark.parametrize("margin", [0.2, 2.0, "cosine"])
 def test_given_triplets_equal_torch(margin, swap):

@@ -114,6 +114,7 @@ def test_equal_distances_between_far_embeddings_are_exact():
         for name in sorted(TILED | {"triplet", "circle", "vicreg"})
     ]
     + [(Case("info_nce", {"same_label": "positive"}, 3), 2), (Case("siglip"), 2)]
+    + [(Case("info_nce", {"num_hard_negatives": 2, "hardness": 1.0, "directions": "within"}), 2)]
     + [(Case("sup_con", views=1), 2), (Case("triplet_margin", {"swap": True}, 3), None)],
     ids=str,
 )

@@ -133,7 +133,10 @@ they are).
 
 | sentence-transformers | here |
 |---|---|
-| `MultipleNegativesRankingLoss(scale=20)`; `MultipleNegativesSymmetricRankingLoss` | `InfoNCE(temperature=0.05, symmetric=False)`, a third view for hard negatives; `InfoNCE(temperature=0.05)` |
+| `MultipleNegativesRankingLoss(scale=20)`; with `directions=("query_to_doc", "doc_to_query")` and `partition_mode="per_direction"`, earlier `MultipleNegativesSymmetricRankingLoss` | `InfoNCE(0.05, symmetric=False)`, each further view a hard negative; `InfoNCE(0.05)`: equal |
+| the same with all four `directions` and `partition_mode="joint"` | `InfoNCE(0.05, directions="within", partition="joint")`: equal for pairs; hard negatives are candidates of the first views, there of both |
+| `hardness_mode="all_negatives"`, `hardness_strength` | `InfoNCE(hardness=beta)`: the same weights with a mean of 1 for each anchor, there without |
+| `GISTEmbedLoss(model, guide, temperature=0.01, margin_strategy, margin)` | `InfoNCE(0.01, symmetric=False, false_negative_margin=m, false_negative_margin_strategy=...)` called with `guide=(a', b')`: equal with `contrast_anchors=False, contrast_positives=False`; without a guide, by the model itself |
 | `CachedMultipleNegativesRankingLoss(mini_batch_size=n)`; `gather_across_devices=True` | the same loss behind `ChunkedTower(tower, n)`; the default of `ContrastiveTerm` |
 | `TripletLoss`; `BatchAllTripletLoss`, `BatchSemiHardTripletLoss`, `BatchHardTripletLoss`, `BatchHardSoftMarginTripletLoss` | `TripletMargin`; `Triplet(mining="all")`, `"semi_hard"`, `"hard"`, `Triplet("soft", mining="hard")` |
 | `ContrastiveLoss`; `CosineSimilarityLoss` | `Contrastive` (Euclidean distance; there 1 - cosine by default); `LossTerm("mse")(cosine, score)` |
@@ -156,7 +159,8 @@ triplet losses is 5 (here 1), that of `ContrastiveLoss` 0.5 (here 1).
 | `tfrs.Model` with `compute_loss`; `tasks.Ranking(loss)` | a Keras model with `joint_loss`; the loss of an output |
 | `tasks.Retrieval(temperature=t)`; with `remove_accidental_hits=True`, `candidate_ids` | `ContrastiveTerm(InfoNCE(t, similarity="dot", symmetric=False), weight=batch_size)`: the loss is a mean over the batch, there a sum, and of a mean alone `Adagrad(0.1)` learns nothing in batches of 8,192 ([movielens.py](../movielens.py)); `same_label="ignore"`, ids as labels |
 | `metrics.FactorizedTopK`; `layers.factorized_top_k.BruteForce` | `RetrievalEvaluation`; `keras_rs.layers.BruteForceRetrieval` |
-| `num_hard_negatives`, `candidate_sampling_probability` | none |
+| `num_hard_negatives=k` | `InfoNCE(num_hard_negatives=k)` |
+| `candidate_sampling_probability=q` in the call of the task | `ContrastiveTerm(...)((query, item), sampling_probability=q)` |
 
 ## KerasRS
 

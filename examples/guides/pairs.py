@@ -113,6 +113,36 @@ for key in ("recall_at_10", "ndcg_at_10", "mean_average_precision"):
 
 # %% [markdown]
 """
+## Negatives
+
+For InfoNCE, each view after the second is a hard negative: here two other emoji of the same
+category for each pair.
+"""
+
+# %%
+generator = np.random.default_rng(0)
+members = [np.flatnonzero(category[train] == kind) for kind in category[train]]
+negatives = [twitter[train][[generator.choice(x) for x in members]] for _ in range(2)]
+inputs = [keras.Input((32, 32, 3), dtype="uint8") for _ in range(4)]
+tower = build_tower()
+hard = kj.layers.ContrastiveTerm(kj.losses.InfoNCE(0.1, symmetric=False), name="hard")
+model = keras.Model(inputs, hard([tower(image) for image in inputs]))
+model.compile("adam")
+options = {"batch_size": 128, "epochs": 2, "verbose": 0, "callbacks": [callback]}
+history = model.fit([*x, *negatives], **options)
+print("loss with two hard negatives: ", *np.round(history.history["hard_loss"], 3))
+
+# %% [markdown]
+"""
+Options of InfoNCE choose and weight the negatives of each anchor, all in tiles, too:
+
+| your batches | option |
+|---|---|
+| have many easy negatives | `num_hard_negatives=k` keeps the `k` most similar; `hardness=beta` weights all by `exp(beta * similarity)` |
+| have unlabelled duplicates | `false_negative_margin=m` leaves out those about as similar as the pair, or more. By the embeddings of a better model: `term((a, b), guide=(c, d))` |
+| are samples of a catalogue with popular items | `term((a, b), sampling_probability=q)` with the share `q` of each item in the data: the scores are then those of a softmax over the whole catalogue |
+| are small | `directions="within"` compares each view also with those of its own kind; with `partition="joint"` in one sum (GTE) |
+
 ## Shorter embeddings
 
 `Matryoshka` adds a loss of the first features alone, here 16 of 64. After training, embeddings can
@@ -203,7 +233,7 @@ print(
 | two views, and those of a teacher | none | `SimilarityDistillation` | `term((a, b, teacher_a, teacher_b))` |
 | embeddings that are to spread, beside another loss | none | `KoLeo`, `SpreadOut`, `SIGReg` | `term((a,))`, `term((a, b))` |
 | three or more views | none | `NTXent`, `DecoupledContrastive` | `term((a, b, c))` |
-| two views and a hard negative | none | `InfoNCE` | `term((a, b, negative))` |
+| two views and hard negatives | none | `InfoNCE` | `term((a, b, negative))`, or more |
 | anchor, positive, negative | none | `TripletMargin` | `term((a, p, n))` |
 | single items | classes, `(batch,)` or rows of 0 and 1 | `SupCon`, `MultiSimilarity`, `Circle`, `Triplet` | `term((a, labels))` |
 | two views | classes | `SupCon`, `NPairs` | `term((a, b, labels))` |

@@ -22,6 +22,8 @@ class Batch(NamedTuple):
     labels: Any = None  # `(batch,)` or `(batch, classes)`, or `None`
     mask: Any = None  # `(batch,)`, bool: which items to include. `None` for all
     sample_weight: Any = None  # `(batch,)`, or `None`
+    sampling_probability: Any = None  # `(batch,)`, or `None`
+    guide: Any = None  # `(batch, views, guide_dim)`, the views embedded by another model, or `None`
 
     def size(self, dtype):
         """Returns the number of items, those that the mask excludes too, as a scalar."""

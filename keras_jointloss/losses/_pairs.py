@@ -36,9 +36,14 @@ class Samples(NamedTuple):
     items: Any  # `(n,)`, int32: the index of the item in the batch, `ELSEWHERE` or `NEGATIVE`
     labels: Any = None  # `(n,)` or `(n, classes)`, or `None`
     valid: Any = None  # `(n,)`, bool, or `None` if all are valid
+    #: `(n,)`: the logarithm of the probability to be in a batch, or `None` if all have the same
+    log_probability: Any = None
+    guide: Any = None  # `(n, guide_dim)`: unit vectors of another model, or `None`
 
-    def join(self, others: "Samples") -> "Samples":
-        """Returns these samples and others. Either both have labels or neither has."""
+    def join(self, others: "Samples | None") -> "Samples":
+        """Returns these samples and others, which have labels, and the rest, if these have."""
+        if others is None:
+            return self
         valid = None
         if self.valid is not None or others.valid is not None:
             valid = ops.concatenate([self.is_valid(), others.is_valid()])
@@ -50,6 +55,8 @@ class Samples(NamedTuple):
             ops.concatenate([self.items, others.items]),
             labels,
             valid,
+            _joined(self.log_probability, others.log_probability, "sampling_probability"),
+            _joined(self.guide, others.guide, "guide"),
         )
 
     def of(self, items: Items | None, count: int = 1) -> "Samples":
@@ -116,6 +123,16 @@ class Roles(NamedTuple):
         return positive, allowed
 
 
+def _joined(values, others, name):
+    """Returns what two `Samples` have, or `None` if neither has it."""
+    if values is None and others is None:
+        return None
+    if values is None or others is None:
+        given = "memory" if values is None else "batch"
+        raise ValueError(f"Expected `{name}` for batch and memory. Received: for the {given} only")
+    return ops.concatenate([values, others])
+
+
 def for_allowed(allowed, values):
     """Returns the values, 0 where the mask, if there is one, is false."""
     return values if allowed is None else ops.where(allowed, values, 0)
@@ -128,6 +145,8 @@ class Memory(NamedTuple):
         views: `(size, views, dim)`.
         labels: `(size,)` or `(size, classes)`, or `None`.
         valid: `(size,)`, bool: which slots are filled.
+        sampling_probability: `(size,)`, for a loss of a batch that has it, or `None`.
+        guide: `(size, views, guide_dim)`, for a loss of a batch that has it, or `None`.
 
     Example:
 
@@ -141,6 +160,8 @@ class Memory(NamedTuple):
     views: Any
     labels: Any
     valid: Any
+    sampling_probability: Any = None
+    guide: Any = None
 
 
 def as_views(views, valid=None):
@@ -150,11 +171,20 @@ def as_views(views, valid=None):
     return views if valid is None else ops.where(valid[:, None, None], views, 0)
 
 
-def samples_of(views, similarity, labels=None, valid=None, item=None):
+def samples_of(
+    views,
+    similarity,
+    labels=None,
+    valid=None,
+    item=None,
+    sampling_probability=None,
+    guide=None,
+):
     """Returns the views `(batch, views, dim)` of all items, item by item, as `Samples`.
 
     The embeddings are prepared for a similarity. In place of its index, every item may have the
-    number `item`.
+    number `item`. The probability is that of each item, `(batch,)`; the guide has other embeddings
+    of the same views.
     """
     count, size = views.shape[1], ops.shape(views)[0]
     items = ops.arange(size, dtype="int32")
@@ -167,13 +197,26 @@ def samples_of(views, similarity, labels=None, valid=None, item=None):
     labels = None if labels is None else label_tensor(labels)
     valid = None if valid is None else ops.convert_to_tensor(valid)
     embeddings = ops.reshape(prepare(views, similarity), (-1, views.shape[2]))
-    return Samples(embeddings, of_views(items), of_views(labels), of_views(valid))
+    samples = Samples(embeddings, of_views(items), of_views(labels), of_views(valid))
+    if sampling_probability is None and guide is None:
+        return samples
+    log_probability = None
+    if sampling_probability is not None:
+        probability = ops.cast(ops.reshape(sampling_probability, (-1,)), views.dtype)
+        included = probability if valid is None else ops.where(valid, probability, 1)
+        log_probability = of_views(ops.stop_gradient(ops.log(included)))
+    if guide is not None:
+        guide = ops.stop_gradient(prepare(as_views(guide, valid), "cosine"))
+        guide = ops.reshape(guide, (-1, guide.shape[2]))
+    return Samples(*samples[:4], log_probability, guide)
 
 
 def remembered(memory, similarity, view=slice(None)):
     """Returns the views of a memory, all or a slice of them, as `Samples`."""
     views = ops.stop_gradient(as_views(memory.views, memory.valid)[:, view])
-    return samples_of(views, similarity, memory.labels, memory.valid, ELSEWHERE)
+    guide = None if memory.guide is None else memory.guide[:, view]
+    of_items = memory.labels, memory.valid, ELSEWHERE, memory.sampling_probability, guide
+    return samples_of(views, similarity, *of_items)
 
 
 def mean_of_views(values, count):

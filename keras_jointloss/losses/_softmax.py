@@ -22,6 +22,7 @@ from keras_jointloss._core.math import SIMILARITIES, similarity_of_prepared
 from keras_jointloss._core.types import Annealable, DType, Reduction, Similarity
 from keras_jointloss._core.validation import validate_choice, validate_number
 from keras_jointloss.losses._annealing import annealed
+from keras_jointloss.losses._candidates import Selection
 from keras_jointloss.losses._pairs import (
     Roles,
     as_views,
@@ -30,7 +31,8 @@ from keras_jointloss.losses._pairs import (
     remembered,
     samples_of,
 )
-from keras_jointloss.losses._softmax_matrix import Matrix, tiled
+from keras_jointloss.losses._softmax_matrix import Matrix
+from keras_jointloss.losses._softmax_tiles import tiled
 from keras_jointloss.losses._tiles import choose, validate_tile_size
 from keras_jointloss.losses.base import ViewsLoss
 
@@ -94,7 +96,27 @@ def own_pairs(anchors, count, similarity, first=0):
     )
 
 
-def cross_entropy(
+class Statistics(NamedTuple):
+    """What a cross-entropy needs of the logits of anchors, each `(anchors,)`."""
+
+    lse: Any
+    positive: Any
+    average: Any
+    is_defined: Any  # False for an anchor without a positive or without a denominator
+
+    def losses(self, label_smoothing=0.0):
+        """Returns the loss of each anchor, `lse - positive` without label smoothing, or 0."""
+        target = (1 - label_smoothing) * self.positive + label_smoothing * self.average
+        return ops.where(self.is_defined, self.lse - target, 0)
+
+
+def cross_entropy(roles: Roles, scale, similarity, label_smoothing=0.0, tile_size=None, own=None):
+    """Returns the loss of each anchor. See `statistics` for the arguments."""
+    of_rows = statistics(roles, scale, similarity, label_smoothing, tile_size, own)[0]
+    return of_rows.losses(label_smoothing)
+
+
+def statistics(
     roles: Roles,
     scale,
     similarity="cosine",
@@ -102,12 +124,12 @@ def cross_entropy(
     tile_size=None,
     own: OwnPairs | None = None,
     both_ways=False,
+    selection: Selection | None = None,
 ):
-    """Returns the loss of each anchor, `lse - positive` without label smoothing.
+    """Returns the `Statistics` of the anchors in a list.
 
-    Of the shape `(anchors,)`, or `(2, anchors)` if the candidates serve as anchors, too: an own
-    pair is then an anchor and the candidate with the same index. An anchor without a positive or
-    without a denominator has loss 0.
+    If the candidates serve as anchors, too, theirs follow: an own pair is then an anchor and the
+    candidate with the same index.
 
     Args:
         roles: Anchors, candidates and their roles. Dot products of the embeddings are the cosines.
@@ -117,27 +139,27 @@ def cross_entropy(
         tile_size: A number of anchors, or `None`, as in `choose`.
         own: The positives, if they are known without labels.
         both_ways: Whether the candidates serve as anchors, too.
+        selection: The choice among the candidates, or `None`.
     """
     x, y = roles.anchors.embeddings, roles.candidates.embeddings
     columns = None if own is None else own.columns
     needs_average = not isinstance(label_smoothing, float | int) or label_smoothing > 0
-    matrix = Matrix(roles, similarity, columns, needs_average, both_ways)
+    matrix = Matrix(roles, similarity, columns, needs_average, both_ways, selection)
     scale = ops.convert_to_tensor(scale, dtype=x.dtype)
-    statistics = choose(
+    found = choose(
         lambda: matrix.dense(x, y, scale),
         lambda tile_size: tiled(matrix, x, y, scale, tile_size),
         x,
         y,
         math.inf if similarity == "euclidean" else tile_size,
     )  # (directions, 4, anchors)
-    lse, positive, average, is_defined = (statistics[:, i] for i in range(4))
+    lse, positive, average, is_defined = (found[:, i] for i in range(4))
     if own is not None:
         # The value comes from the matrix, the gradient from the pairs alone.
         paired = scale * own.similarity
         positive = paired + ops.stop_gradient(positive - paired)
-    target = (1 - label_smoothing) * positive + label_smoothing * average
-    losses = ops.where(is_defined > 0.5, lse - target, 0)
-    return losses if both_ways else losses[0]
+    columns = lse, positive, average, is_defined > 0.5
+    return [Statistics(*(x[i] for x in columns)) for i in range(1 + both_ways)]
 
 
 def cross_entropy_among_views(

@@ -126,6 +126,8 @@ class ViewsLoss(AnnealedArguments, keras.losses.Loss):
     compares_items = True
     #: Whether a `ContrastiveTerm` may pad embeddings with zeros to the dimension of the largest.
     dims_may_differ = False
+    #: The names of the further arguments of the function that hold a value for each item.
+    call_arguments: tuple[str, ...] = ()
     #: The names of the parts that `part_values` returns.
     part_names: tuple[str, ...] = ()
     #: Whether `part_values` takes `items` and parameters, too, as `values` does.

@@ -1,6 +1,6 @@
 """InfoNCE: each item identifies its pair among all pairs of the batch."""
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import keras
 from keras import ops
@@ -17,19 +17,35 @@ from keras_jointloss._core.types import (
     Similarity,
     Tensor,
 )
-from keras_jointloss._core.validation import validate_bool, validate_choice, validate_share
+from keras_jointloss._core.validation import (
+    invalid,
+    validate_bool,
+    validate_choice,
+    validate_count,
+    validate_number,
+    validate_share,
+)
 from keras_jointloss.losses._annealing import annealed
+from keras_jointloss.losses._candidates import STRATEGIES, selection_of
+from keras_jointloss.losses._directions import (
+    PARTITIONS,
+    compare,
+    loss_of_directions,
+    validate_directions,
+)
 from keras_jointloss.losses._pairs import (
     NEGATIVE,
     SAME_LABEL,
     Memory,
-    Roles,
     as_views,
     item_losses,
     remembered,
     samples_of,
 )
-from keras_jointloss.losses._softmax import OwnPairs, SoftmaxLoss, cross_entropy
+from keras_jointloss.losses._softmax import OwnPairs, SoftmaxLoss
+
+#: In which directions to compare the views; `None`: as `symmetric` says.
+Directions: TypeAlias = Literal["both", "first", "within"] | None
 
 
 def info_nce(
@@ -42,8 +58,16 @@ def info_nce(
     same_label: Sharing = None,
     label_smoothing: float | Tensor = 0.0,
     tile_size: int | None = None,
+    num_hard_negatives: int | None = None,
+    false_negative_margin: float | None = None,
+    false_negative_margin_strategy: Literal["absolute", "relative"] = "absolute",
+    hardness: float | Tensor = 0.0,
+    directions: Directions = None,
+    partition: Literal["per_direction", "joint"] = "per_direction",
     memory: Memory | None = None,
     items: Items | None = None,
+    sampling_probability: Tensor | None = None,
+    guide: Tensor | None = None,
 ) -> Tensor:
     """Returns the InfoNCE loss of each item, `(batch,)`. See `InfoNCE` for the other arguments.
 
@@ -54,39 +78,53 @@ def info_nce(
         temperature: A float or a scalar tensor, > 0.
         memory: A `Memory` of earlier items as additional candidates, or `None`.
         items: The `Items` whose losses to return; `None` for all.
+        sampling_probability: `(batch,)`, > 0, or `None`: see the call arguments of `InfoNCE`.
+        guide: `(batch, views, guide_dim)`, or `None`.
     """
+    if guide is not None and false_negative_margin is None:
+        raise invalid("guide", "None, since false_negative_margin=None", received="a guide")
     views = as_views(views, valid)
     labels = None if same_label is None else labels
-    first, second, others = ops.split(views, [1, 2], axis=1)
-    a, b = (samples_of(view, similarity, labels, valid) for view in (first, second))
+    views_of_all = ops.split(views, [1, 2], axis=1)
+    guides = [None] * 3 if guide is None else ops.split(guide, [1, 2], axis=1)
+
+    def samples(i, item=None):
+        others = labels, valid, item, sampling_probability, guides[i]
+        return samples_of(views_of_all[i], similarity, *others)
+
+    a, b = samples(0), samples(1)
     own_a, own_b = a.of(items), b.of(items)
-    scale = 1.0 / temperature
+    selection = selection_of(
+        own_a,
+        own_b,
+        similarity,
+        false_negative_margin,
+        false_negative_margin_strategy,
+        num_hard_negatives,
+        hardness,
+    )
     options: dict[str, Any] = {
-        "scale": scale,
+        "scale": 1.0 / temperature,
         "similarity": similarity,
         "label_smoothing": label_smoothing,
         "tile_size": tile_size,
+        "selection": selection,
     }
+    own = None
     if same_label != "positive":
         columns = ops.arange(ops.shape(views)[0], dtype="int32")[:, None]
         paired = similarity_of_prepared(own_a.embeddings, own_b.embeddings, similarity)
-        options["own"] = OwnPairs(rows_of(columns, items), paired)
-    candidates_of_a, candidates_of_b = b, a
-    if views.shape[1] > 2:
-        hard = samples_of(others, similarity, labels, valid, NEGATIVE)
-        candidates_of_a = candidates_of_a.join(hard)
+        own = OwnPairs(rows_of(columns, items), paired)
+    hard = samples(2, NEGATIVE) if views.shape[1] > 2 else None
+    held = None
     if memory is not None:
-        candidates_of_a = candidates_of_a.join(remembered(memory, similarity, slice(1, 2)))
-        candidates_of_b = candidates_of_b.join(remembered(memory, similarity, slice(0, 1)))
-    if symmetric and items is None and candidates_of_a is b and candidates_of_b is a:
-        # One matrix serves both directions.
-        both = cross_entropy(Roles(a, b, same_label), **options, both_ways=True)
-        loss = 0.5 * (both[0] + both[1])
-    else:
-        loss = cross_entropy(Roles(own_a, candidates_of_a, same_label), **options)
-        if symmetric:
-            other = cross_entropy(Roles(own_b, candidates_of_b, same_label), **options)
-            loss = 0.5 * (loss + other)
+        held = [remembered(memory, similarity, slice(i, i + 1)) for i in (0, 1)]
+    directions = directions or ("both" if symmetric else "first")
+    anchors = own_a, own_b
+    compared = compare(a, b, anchors, hard, held, items, directions, same_label, own, options)
+    loss = loss_of_directions(compared, label_smoothing, partition)
+    if guide is not None:
+        loss = item_losses(loss, as_views(guide, valid), None, items)
     return item_losses(loss, views, valid, items, memory)
 
 
@@ -101,7 +139,8 @@ class InfoNCE(SoftmaxLoss):
 
     where `LSE` is the logarithm of the sum of exponentials. With `symmetric=False`, the loss is the
     first two terms alone, without the 1/2. The negatives of an item are the other items of the
-    batch.
+    batch. The options that choose negatives and weight them act in this order:
+    `false_negative_margin`, `num_hard_negatives`, `hardness`. They have no gradient.
 
     `ContrastiveTerm` with `learn_temperature=True` trains `log(1 / t)`. Exclude it from weight
     decay, as in AdamW: `optimizer.exclude_from_weight_decay(var_names=["log_scale"])`.
@@ -127,7 +166,30 @@ class InfoNCE(SoftmaxLoss):
             `same_label`. These items are excluded from the batch (as anchors, positives and
             negatives) and have loss 0. Like items of weight 0, they count in the mean over the
             batch.
+        num_hard_negatives: The number of negatives that remain for each anchor, those with the
+            largest logits. `None`: all.
+        false_negative_margin: A margin `m`, 0 or more, that leaves out candidates `j` that are
+            likely to be positives: those with `s_ij > s_ii - m`, by the cosines of the `guide` if
+            there is one. `None`: none.
+        false_negative_margin_strategy: `"absolute"`, or `"relative"` for
+            `s_ij > s_ii - m |s_ii|`.
+        hardness: A number `beta`, 0 or more. Each of the `n` negatives of an anchor weighs
+            `n exp(beta s_ij) / sum_j exp(beta s_ij)` in the sum of exponentials. Or a schedule.
+        directions: Overrides `symmetric`: `"both"`, `"first"`, or `"within"` for both, with the
+            other items' views of the anchor's own kind as further candidates, as in `NTXent`.
+            `None`: as `symmetric` says.
+        partition: `"per_direction"` for the mean of the losses of the two directions; `"joint"` for
+            one sum of exponentials over the candidates of both. It contains the positive twice, so
+            that the loss is at least log 2.
         name, reduction, dtype: As in `keras.losses.Loss`.
+
+    Call arguments (in `ContrastiveTerm`, and in `values` as stacked tensors):
+        sampling_probability: `(batch,)`, > 0: the probability `q_j` of each item to be in a batch,
+            up to a factor. Popular items are negatives more often; with logits `s_ij / t - log q_j`
+            the loss estimates that with all items as candidates. For the loss of an output, let the
+            model append 1 to the (normalized) first view and `-t log q` to the second one, and take
+            `similarity="dot"` and `symmetric=False`.
+        guide: Embeddings of the same views by another model: see `false_negative_margin`.
 
     Input shape:
         `y_pred`: `(batch, views, dim)`, 2 views or more. `y_true`: with `same_label`, `(batch,)`,
@@ -144,6 +206,14 @@ class InfoNCE(SoftmaxLoss):
         - van den Oord et al., 2018, Representation Learning with Contrastive Predictive Coding
         - Radford et al., 2021, Learning Transferable Visual Models From Natural Language
           Supervision (the symmetric form and the learned temperature)
+        - Yi et al., 2019, Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
+          Recommendations (`sampling_probability`)
+        - Robinson et al., 2021, Contrastive Learning with Hard Negative Samples (`hardness`; there
+          `beta` multiplies `s / t`)
+        - Moreira et al., 2024, NV-Retriever, and Solatorio, 2024, GISTEmbed
+          (`false_negative_margin`, and with a guide)
+        - Li et al., 2023, Towards General Text Embeddings with Multi-stage Contrastive Learning
+          (`directions="within"` with `partition="joint"`)
 
     Example:
 
@@ -156,6 +226,7 @@ class InfoNCE(SoftmaxLoss):
     """
 
     function = staticmethod(info_nce)
+    call_arguments = ("sampling_probability", "guide")
 
     def __init__(
         self,
@@ -166,6 +237,12 @@ class InfoNCE(SoftmaxLoss):
         label_smoothing: Annealable = 0.0,
         tile_size: int | None = None,
         unlabelled: int | None = None,
+        num_hard_negatives: int | None = None,
+        false_negative_margin: float | None = None,
+        false_negative_margin_strategy: Literal["absolute", "relative"] = "absolute",
+        hardness: Annealable = 0.0,
+        directions: Directions = None,
+        partition: Literal["per_direction", "joint"] = "per_direction",
         name: str = "info_nce",
         reduction: Reduction = "sum_over_batch_size",
         dtype: DType = None,
@@ -181,4 +258,16 @@ class InfoNCE(SoftmaxLoss):
             same_label=validate_choice(same_label, "same_label", SAME_LABEL),
             label_smoothing=annealed(label_smoothing, validate_share, "label_smoothing"),
             unlabelled=validate_unlabelled(unlabelled, same_label),
+            num_hard_negatives=None
+            if num_hard_negatives is None
+            else validate_count(num_hard_negatives, "num_hard_negatives"),
+            false_negative_margin=None
+            if false_negative_margin is None
+            else validate_number(false_negative_margin, "false_negative_margin", 0),
+            false_negative_margin_strategy=validate_choice(
+                false_negative_margin_strategy, "false_negative_margin_strategy", STRATEGIES
+            ),
+            hardness=annealed(hardness, validate_number, "hardness", 0),
+            directions=validate_directions(directions, symmetric),
+            partition=validate_choice(partition, "partition", PARTITIONS),
         )

@@ -101,7 +101,7 @@ class Matryoshka(ViewsLoss):
         self.label_kind, self.unlabelled = inner.label_kind, inner.unlabelled
         self.min_views, self.max_views = inner.min_views, inner.max_views
         self.has_memory, self.takes_items = inner.has_memory, inner.takes_items
-        self.compares_items = inner.compares_items
+        self.compares_items, self.call_arguments = inner.compares_items, inner.call_arguments
 
     @property
     def takes_exchange(self) -> bool:
@@ -153,8 +153,7 @@ class Matryoshka(ViewsLoss):
         parts = {}
         for name, dim in zip(self.part_names, self.dims, strict=True):
             if memory is not None:
-                held = Memory(memory.views[..., :dim], memory.labels, memory.valid)
-                parameters["memory"] = held
+                parameters["memory"] = Memory(memory.views[..., :dim], *memory[1:])
             parts[name] = self.loss.values(views[..., :dim], labels, valid, items, **parameters)
         return parts
 

@@ -175,7 +175,8 @@ class ViewsMetric(keras.metrics.Metric):
         batch = Batch(views, labels, valid_items(y_pred, sample_weight), sample_weight)
         is_gathered = is_after_call()
         batch, items = global_batch(batch) if is_gathered else (batch, None)
-        sums = (ops.cast(x, self._total.dtype) for x in self.sums(*batch, items=items))
+        inputs = batch.views, batch.labels, batch.mask, batch.sample_weight
+        sums = (ops.cast(x, self._total.dtype) for x in self.sums(*inputs, items=items))
         if is_gathered:
             sums = ops.unstack(current_replicas().state_sum(ops.stack([*sums])))
         total, weight = sums

@@ -98,15 +98,21 @@ LOOP_BATCHES = [np.arange(start, min(start + BATCH, 37)) for start in range(0, 3
 
 def with_terms(x, views, weight, pair=1.0, tile_size=None):
     """Returns two embeddings after terms that use all options; `views` are they and labels."""
+    chosen = {"num_hard_negatives": 4, "false_negative_margin": 0.01, "hardness": 1.0}
     a, b = kj.layers.ContrastiveTerm(
         # With a given size, only one of the two forms is compiled, which is faster than both.
-        kj.losses.InfoNCE(same_label="ignore", tile_size=tile_size),
+        kj.losses.InfoNCE(same_label="ignore", tile_size=tile_size, directions="within", **chosen),
         pair,
         learn_temperature=True,
         memory_size=10,
         metrics=[kj.metrics.RecallAtK(1), kj.metrics.Uniformity()],
         name="pair",
-    )(views, sample_weight=weight)
+    )(
+        views,
+        sample_weight=weight,
+        sampling_probability=ops.sigmoid(x[:, 0]),
+        guide=(x, ops.flip(x, axis=1)),
+    )
     gate = keras.layers.Dense(1, activation="sigmoid")(x)  # Learned sample weights.
     loss = kj.losses.SigLIP(tile_size=tile_size)
     tiles = kj.layers.ContrastiveTerm(loss, 0.2, learn_temperature=True, name="tiles")

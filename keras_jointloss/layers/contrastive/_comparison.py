@@ -124,12 +124,14 @@ class Comparison:
             **{metric.name: metric.finish for metric in self.metrics},
         }
 
-    def loss_of(self, embeddings, labels, sample_weight, masks, training) -> CallLoss:
+    def loss_of(
+        self, embeddings, labels, sample_weight, masks, training, sampling_probability, guide
+    ) -> CallLoss:
         """Returns the loss of a call, and adds the items to the memory if the call trains.
 
         Embeddings are `(batch, dim)`; labels and Keras masks, `(batch,)`, may be `None`; the sample
         weight is a number for all items or one for each, or `None`. Whether the model trains may be
-        unknown.
+        unknown. The last two are further arguments of the loss, or `None`.
         """
         dtype = float_dtype(*(x.dtype for x in embeddings))
         views = _stacked([ops.cast(x, dtype) for x in embeddings])
@@ -137,7 +139,12 @@ class Comparison:
         if sample_weight is not None:
             sample_weight = ops.reshape(ops.cast(sample_weight, dtype), (-1,))
             sample_weight = ops.broadcast_to(sample_weight, ops.shape(views)[:1])
-        own = Batch(views, labels, item_mask(masks), sample_weight)
+        if sampling_probability is not None:
+            sampling_probability = ops.reshape(ops.cast(sampling_probability, dtype), (-1,))
+        if guide is not None:
+            guide = ops.stack([ops.cast(x, dtype) for x in guide], axis=1)
+        of_items = labels, item_mask(masks), sample_weight, sampling_probability, guide
+        own = Batch(views, *of_items)
         is_gathered = self._is_gathered and current_replicas().count > 1
         batch, own_items, exchange = own, None, None
         if is_gathered:
@@ -155,7 +162,7 @@ class Comparison:
         if batch.labels is not None:
             valid = self.loss.labelled(batch.labels, valid)
         if self.memory is not None and training:
-            self.memory.put(batch.views, batch.labels, valid)
+            self.memory.put(batch, valid)
         batch_size = ops.shape(views)[0] if masks else None
         return CallLoss(loss, items, valid, training is not False, batch_size, means)
 
@@ -175,8 +182,11 @@ class Comparison:
         return self.loss.values(batch.views, batch.labels, valid, items, **arguments)
 
     def _arguments(self, batch) -> dict[str, Any]:
-        """Returns what the layer has learned and remembers, as arguments of the loss."""
+        """Returns the arguments of the loss beside views, labels and mask."""
         arguments, labels = self._learned.arguments(), batch.labels
+        for name in getattr(self.loss, "call_arguments", ()):
+            if getattr(batch, name) is not None:
+                arguments[name] = getattr(batch, name)
         if self.memory is not None:
             arguments["memory"] = self.memory.read(None if labels is None else labels.dtype)
         return arguments

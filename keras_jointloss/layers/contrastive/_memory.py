@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_jointloss import losses
-from keras_jointloss._core.batch import label_tensor
+from keras_jointloss._core.batch import Batch, label_tensor
 from keras_jointloss._core.math import float_dtype, to_numpy, value_range
 from keras_jointloss._core.saved_state import SavedState
 from keras_jointloss._core.state import layer_state
@@ -23,13 +23,24 @@ class EmbeddingMemory:
         dim: The size of an embedding.
         labels: The shape of the labels, `(batch,)`, `(batch, 1)` or `(batch, classes)`, or `None`.
         prefix: Prefix of the names of the variables.
+        has_probability: Whether the items have a probability to be sampled.
+        guide_dim: The size of an embedding of the guide, or `None`.
     """
 
-    def __init__(self, size: int, views: int, dim: int, labels: tuple | None, prefix: str):
-        numbers = size * views * dim
-        if numbers > MAX_COUNT:
+    def __init__(
+        self,
+        size: int,
+        views: int,
+        dim: int,
+        labels: tuple | None,
+        prefix: str,
+        has_probability: bool = False,
+        guide_dim: int | None = None,
+    ):
+        largest = max(dim, guide_dim or 0)
+        if (numbers := size * views * largest) > MAX_COUNT:
             most = f"a memory of at most {MAX_COUNT} numbers"
-            expected = f"{most}, with {views} views of size {dim} for each item"
+            expected = f"{most}, with {views} views of size {largest} for each item"
             raise invalid("memory_size", expected, size, f", which requires {numbers}")
 
         def add_state(name, shape, dtype):
@@ -44,6 +55,10 @@ class EmbeddingMemory:
             "valid": add_state("valid", (size,), "bool"),
             "position": add_state("position", (), "int32"),
         }
+        if has_probability:
+            self._state["sampling_probability"] = add_state("sampling_probability", (size,), dtype)
+        if guide_dim is not None:
+            self._state["guide"] = add_state("guide", (size, views, guide_dim), dtype)
         self._has_classes = labels is not None and len(labels) == 2 and labels[1] != 1
         if self._has_classes and labels is not None:  # Rows of classes, from 0 to 1.
             self._state["labels"] = add_state("labels", (size, labels[1]), dtype)
@@ -66,11 +81,15 @@ class EmbeddingMemory:
             parts = [ops.copy(self._state[x]) for x in ("labels", "fractions") if x in self._state]
             labels = sum(ops.cast(part, dtype) for part in parts)
         views, valid = ops.copy(self._state["views"]), ops.copy(self._state["valid"])
-        return losses.Memory(views, labels, valid)
+        others = (
+            ops.copy(self._state[x]) if x in self._state else None
+            for x in ("sampling_probability", "guide")
+        )
+        return losses.Memory(views, labels, valid, *others)
 
-    def put(self, views, labels, valid) -> None:
+    def put(self, batch: Batch, valid) -> None:
         """Replaces the oldest items with the items of a step."""
-        views = ops.stop_gradient(views[-self.size :])
+        views, labels = ops.stop_gradient(batch.views[-self.size :]), batch.labels
         count = ops.shape(views)[0]
         position = ops.copy(self._state["position"])
         places = (position + ops.arange(count, dtype="int32")) % self.size
@@ -87,6 +106,9 @@ class EmbeddingMemory:
             put("labels", labels)
             if not self._has_classes:
                 put("fractions", self._fractions(labels))
+        for name in ("sampling_probability", "guide"):
+            if name in self._state:
+                put(name, ops.stop_gradient(getattr(batch, name)[-self.size :]))
         self._state["position"].assign((position + count) % self.size)
 
     def _fractions(self, labels):

@@ -9,11 +9,19 @@ import keras
 from keras_jointloss import losses
 from keras_jointloss._core.keras_calls import is_training
 from keras_jointloss._core.state import as_state
-from keras_jointloss._core.types import Config, LayerOptions, Nested, Weights
+from keras_jointloss._core.types import Config, LayerOptions, Nested, Tensor, Weights
 from keras_jointloss._core.validation import invalid, validate_bool, validate_choice, validate_count
 from keras_jointloss.layers._layer_term import LayerTerm
-from keras_jointloss.layers._means import validate_item_weights, validate_reduction
+from keras_jointloss.layers._means import validate_reduction
 from keras_jointloss.layers.contrastive._comparison import Comparison, LearnedArguments
+from keras_jointloss.layers.contrastive._inputs import (
+    has_labels,
+    one_or_all,
+    split,
+    validate_call_arguments,
+    validate_shapes,
+    validated,
+)
 from keras_jointloss.layers.contrastive._memory import EmbeddingMemory
 from keras_jointloss.metrics.base import ViewsMetric, validate_metrics
 from keras_jointloss.terms.value import Weight, deserialize_weight
@@ -78,6 +86,11 @@ class ContrastiveTerm(LayerTerm):
             that a Keras mask of shape `(batch,)` masks out, is excluded from the batch (as anchor,
             positive and negative). An item that takes part has the loss NaN if an embedding holds
             NaN or infinity.
+        sampling_probability: `(batch,)`, for a loss that takes it, such as
+            `keras_jointloss.losses.InfoNCE`: the probability of each item to be in a batch.
+        guide: For the same losses, embeddings of the same views by another model, as many as there
+            are in `inputs` and of one size: `InfoNCE(false_negative_margin=...)` compares these to
+            find false negatives. They receive no gradient.
 
     Input shape:
         `(batch, dim)` for each embedding. With `SimilarityDistillation`, `dim` may differ between
@@ -122,7 +135,7 @@ class ContrastiveTerm(LayerTerm):
         if self.memory_size and not getattr(self.loss, "has_memory", False):
             name = type(self.loss).__name__
             raise invalid("memory_size", f"0, since {name} uses no memory", self.memory_size)
-        metrics = validate_metrics(metrics, _has_labels(self.loss))
+        metrics = validate_metrics(metrics, has_labels(self.loss))
         self._learned = LearnedArguments(self.loss, self.learn_temperature)
         schedules = getattr(self.loss, "schedules", {})
         moved = self.loss.moved_by(self._annealed_values) if schedules else self.loss
@@ -133,13 +146,24 @@ class ContrastiveTerm(LayerTerm):
     def _annealed_values(self):
         return self.weight.annealed_values()
 
-    def build(self, input_shape: Nested) -> None:
-        _validate_shapes(input_shape, self.loss, self._comparison.metrics, self.name)
+    def build(
+        self,
+        inputs_shape: Nested,
+        sampling_probability_shape: Nested = None,
+        guide_shape: Any = None,
+    ) -> None:
+        validate_shapes(inputs_shape, self.loss, self._comparison.metrics, self.name)
         self._learned.add_weights(self)
         if self.memory_size:
-            embeddings, labels = _split(input_shape, self.loss)
+            embeddings, labels = split(inputs_shape, self.loss)
             memory = EmbeddingMemory(
-                self.memory_size, len(embeddings), embeddings[0][-1], labels, self.name
+                self.memory_size,
+                len(embeddings),
+                embeddings[0][-1],
+                labels,
+                self.name,
+                sampling_probability_shape is not None,
+                None if guide_shape is None else guide_shape[0][-1],
             )
             self._comparison.memory, self._memory_state = memory, as_state(memory.state)
 
@@ -147,26 +171,33 @@ class ContrastiveTerm(LayerTerm):
         self,
         inputs: Nested,
         sample_weight: Weights = None,
+        sampling_probability: Tensor | None = None,
+        guide: Sequence[Tensor] | None = None,
         mask: Nested = None,
         inputs_mask: Nested = None,
         training: bool | None = None,
     ) -> Nested:
-        embeddings, labels = _validated(inputs, sample_weight, self.loss, self.name)
-        # Keras passes the masks as `inputs_mask` if `sample_weight` is a tensor, too.
+        embeddings, labels = validated(inputs, sample_weight, self.loss, self.name)
+        others = sampling_probability, guide
+        validate_call_arguments(self.loss, self.name, embeddings, *others)
+        # Keras passes the masks as `inputs_mask` if another argument is a tensor, too.
         mask = inputs_mask if mask is None else mask
-        masks = () if mask is None else _split(mask, self.loss)[0]
-        arguments = embeddings, labels, sample_weight, masks, is_training(training)
-        self._defer(partial(self._comparison.loss_of, *arguments), (inputs, sample_weight, mask))
-        return _one_or_all(embeddings)
+        masks = () if mask is None else split(mask, self.loss)[0]
+        arguments = embeddings, labels, sample_weight, masks, is_training(training), *others
+        tensors = inputs, sample_weight, mask, *others
+        self._defer(partial(self._comparison.loss_of, *arguments), tensors)
+        return one_or_all(embeddings)
 
     def compute_output_spec(
         self, inputs: Nested, sample_weight: Weights = None, **kwargs: Any
     ) -> Nested:
-        embeddings, _ = _validated(inputs, sample_weight, self.loss, self.name)
-        return _one_or_all(tuple(keras.KerasTensor(x.shape, dtype=x.dtype) for x in embeddings))
+        embeddings, _ = validated(inputs, sample_weight, self.loss, self.name)
+        others = (kwargs.get(name) for name in ("sampling_probability", "guide"))
+        validate_call_arguments(self.loss, self.name, embeddings, *others)
+        return one_or_all(tuple(keras.KerasTensor(x.shape, dtype=x.dtype) for x in embeddings))
 
     def compute_mask(self, inputs: Nested, mask: Nested = None) -> Nested:
-        return None if mask is None else _one_or_all(_split(mask, self.loss)[0])
+        return None if mask is None else one_or_all(split(mask, self.loss)[0])
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
@@ -195,81 +226,3 @@ class ContrastiveTerm(LayerTerm):
         metrics = [keras.saving.deserialize_keras_object(x) for x in config.get("metrics", ())]
         weight = deserialize_weight(config["weight"])
         return cls(**{**config, "weight": weight, "metrics": metrics})
-
-
-def _has_labels(loss: Any) -> bool:
-    """Returns whether the last input holds labels."""
-    return isinstance(loss, losses.ViewsLoss) and loss.has_labels
-
-
-def _split(inputs: Sequence[Any], loss: Any) -> tuple[tuple, Any]:
-    """Returns the embeddings, or their shapes or masks, and that of the labels, or `None`."""
-    inputs = tuple(inputs)
-    return (inputs[:-1], inputs[-1]) if _has_labels(loss) else (inputs, None)
-
-
-def _one_or_all(embeddings: tuple) -> Any:
-    """Returns the embeddings, without a tuple if there is only one."""
-    return embeddings[0] if len(embeddings) == 1 else embeddings
-
-
-def _validate_shapes(shapes: Any, loss: Any, metrics: Sequence[Any], name: str) -> None:
-    """Raises `ValueError` if the loss or a metric cannot be computed for such inputs."""
-    is_views_loss = isinstance(loss, losses.ViewsLoss)
-    least, most = (loss.min_views, loss.max_views) if is_views_loss else (2, 2)
-    are_several = isinstance(shapes, list | tuple) and all(
-        isinstance(shape, list | tuple) for shape in shapes
-    )
-    if not are_several or not least <= len(shapes) - _has_labels(loss) <= most:
-        views = [*"abc"[:least], *(["..."] if most > least else [])]
-        expected = ", ".join([*views, "labels"] if _has_labels(loss) else views)
-        raise ValueError(
-            f"{name!r} expects ({expected}), since {type(loss).__name__} has "
-            f"{'labels' if _has_labels(loss) else 'no labels'}. Received: input_shape={shapes}"
-        )
-    embeddings, labels = _split(shapes, loss)
-    sizes, dims = {shape[0] for shape in embeddings} - {None}, {shape[-1] for shape in embeddings}
-    if (
-        any(len(shape) != 2 for shape in embeddings)
-        or len(sizes) > 1
-        or (len(dims) > 1 and not getattr(loss, "dims_may_differ", False))
-    ):
-        raise ValueError(
-            f"{name!r} expects embeddings of the same shape (batch, dim)"
-            f"{'' if _has_labels(loss) else ' and no labels'}. "
-            f"Received: shapes {', '.join(str(tuple(shape)) for shape in embeddings)}"
-        )
-    stacked = (None, len(embeddings), dims.pop() if len(dims) == 1 else max(dims))
-    if is_views_loss:
-        loss.validate_views(stacked)
-    if labels is not None:
-        loss.validate_labels(tuple(labels), next(iter(sizes), None))
-    for metric in metrics:
-        if metric.views is not None and len(embeddings) < metric.views:
-            metric.validate_views(stacked)
-
-
-def _validated(
-    inputs: Sequence[Any], sample_weight: Any, loss: Any, name: str
-) -> tuple[tuple, Any]:
-    """Returns the embeddings, and the labels or `None`.
-
-    Raises `ValueError` if the labels are missing, with the second embedding in their place, or if
-    there is not one sample weight for each item, or one for all. `_validate_shapes` has seen the
-    shapes.
-    """
-    embeddings, labels = _split(inputs, loss)
-    if (
-        labels is not None
-        and len(embeddings) == 1
-        and len(labels.shape) == 2
-        and labels.shape[1] == embeddings[0].shape[1] != 1
-        and "float" in keras.backend.standardize_dtype(labels.dtype)
-    ):
-        raise ValueError(
-            f"{name!r} expects labels after the embeddings, since {type(loss).__name__} has "
-            "labels. If the last input holds rows of classes, cast it to integers. Received: a "
-            f"last input of shape {tuple(labels.shape)} and a float dtype, like an embedding"
-        )
-    validate_item_weights(sample_weight, embeddings[0].shape[0], name)
-    return embeddings, labels
