@@ -56,9 +56,9 @@ class CoSENT(ViewsLoss):
         loss = log( 1 + sum_{i, j: y_i > y_j} exp( scale (s_j - s_i) ) )
 
     It is one value for the batch, and every item gets it: their mean is the formula. Excluded items
-    are in no pair `(i, j)` and have loss 0. Sample weights other than 0 weigh the copies of the
-    items: their mean multiplies the loss. The batch needs memory for `batch^2` numbers, but not
-    for their products with `dim`. If all scores are equal, the loss is 0.
+    are in no pair `(i, j)` and have loss 0. A sample weight of 0 excludes an item; others do not
+    change the pairs, and their mean multiplies the loss. If all scores are equal, the loss is 0.
+    The batch needs memory for `batch^2` numbers.
 
     Args:
         scale: The inverse temperature of the differences, > 0.

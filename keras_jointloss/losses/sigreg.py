@@ -74,8 +74,8 @@ def directions(views, num_slices: int, seed: int):
 class SIGReg(ViewsLoss):
     """SIGReg: sketched isotropic Gaussian regularization, of LeJEPA.
 
-    It draws the distribution of the embeddings to the standard normal one, and so keeps them from
-    collapsing, without negatives and without a teacher. The embeddings `x_i` of a view, `n` of
+    It moves the distribution of the embeddings towards the standard normal one, and so keeps them
+    from collapsing, without negatives and without a teacher. The embeddings `x_i` of a view, `n` of
     them, are projected on random directions `r` of length 1. The statistic of Epps and Pulley
     compares the characteristic function of the projections with that of a normal distribution:
 
@@ -84,14 +84,13 @@ class SIGReg(ViewsLoss):
                    | 1/n sum_i exp(i t <r, x_i>) - exp(-t^2 / 2) |^2 exp(-t^2 / 2) dt
 
     It is one value for the batch, and every item gets it: their mean is the formula. Excluded items
-    are in no sum and have loss 0. As a regularizer it goes beside a loss that draws the views of an
-    item together, such as `LossTerm("mse")`, with a weight of 0.01 to 0.1 of the sum of both. It
-    grows with the batch and has no bound of its own: a batch that is normal has a value of about 1.
+    are in no sum and have loss 0. The loss of normal embeddings is about 1, that of others grows
+    with the batch. As a regularizer it goes beside a loss that makes the views of an item agree,
+    such as `LossTerm("mse")`: in LeJEPA, the weights are 0.05 and 0.95. The batch needs memory for
+    `batch * views * num_slices * knots` numbers.
 
-    The batch needs memory for `batch * views * num_slices * knots` numbers.
-
-    Each batch has new directions, which depend on the seed and on the batch itself, and on no
-    state: the same batch has the same directions, on each replica and after loading.
+    Each batch has new directions. They depend on the seed and on the embeddings of the batch, and
+    on no state: the same batch has the same directions, on each replica and after loading.
 
     Args:
         num_slices: The number of directions.
