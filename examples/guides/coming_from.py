@@ -175,7 +175,6 @@ triplet losses is 5 (here 1), that of `ContrastiveLoss` 0.5 (here 1).
 | open_clip | here |
 |---|---|
 | `ClipLoss()(a, b, logit_scale)`; `SigLipLoss()(a, b, logit_scale, logit_bias)`, of normalized features | `InfoNCE(0.07)`; `SigLIP(0.1, bias=-10.0)`: equal; they normalize themselves |
-| `DistillClipLoss()(a, b, logit_scale, teacher_a, teacher_b, teacher_scale)` | `SimilarityDistillation(temperature, teacher_temperature)` beside `InfoNCE`: equal but for the entropy of the teacher, which has no gradient |
 | `logit_scale`, `logit_bias`, parameters of the model | `ContrastiveTerm(loss, learn_temperature=True)` |
 | `local_loss=True, gather_with_grad=True`; without them (the default there) each device computes all of the loss, and with `ClipLoss` without a gradient for the features of the others | the default of `ContrastiveTerm`, `SigLIP` as with `dist_impl="shift"` |
 | `--accum-freq n` | `ChunkedTower(tower, chunk_size)`: the same losses as in one batch |
