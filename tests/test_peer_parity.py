@@ -374,6 +374,21 @@ def test_false_negatives_of_a_guide_equal_sentence_transformers(strategy, views)
     _assert_parity(lambda _, x: loss.values(x, guide=guide).mean(), None, of_views, _views(views))
 
 
+def test_chosen_and_corrected_negatives_equal_keras_rs():
+    layers = pytest.importorskip("keras_rs").layers
+    probability = torch.linspace(0.05, 0.9, BATCH)
+
+    def peer(views):
+        logits = F.normalize(views[:, 0], dim=1) @ F.normalize(views[:, 1], dim=1).T / 0.2
+        logits = layers.SamplingProbabilityCorrection()(logits, probability.expand(BATCH, BATCH))
+        logits, labels = layers.HardNegativeMining(3)(logits, torch.eye(BATCH))
+        return F.cross_entropy(logits, labels)
+
+    loss = kj.losses.InfoNCE(0.2, symmetric=False, num_hard_negatives=3)
+    given = {"sampling_probability": probability}
+    _assert_parity(lambda _, x: loss.values(x, **given).mean(), None, peer)
+
+
 def test_matryoshka_equals_sentence_transformers():
     peers = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
     model, dims, weights = _Given(), [DIM, 2, 4], [1, 0.5, 2]

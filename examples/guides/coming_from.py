@@ -159,13 +159,15 @@ triplet losses is 5 (here 1), that of `ContrastiveLoss` 0.5 (here 1).
 | `tfrs.Model` with `compute_loss`; `tasks.Ranking(loss)` | a Keras model with `joint_loss`; the loss of an output |
 | `tasks.Retrieval(temperature=t)`; with `remove_accidental_hits=True`, `candidate_ids` | `ContrastiveTerm(InfoNCE(t, similarity="dot", symmetric=False), weight=batch_size)`: the loss is a mean over the batch, there a sum, and of a mean alone `Adagrad(0.1)` learns nothing in batches of 8,192 ([movielens.py](../movielens.py)); `same_label="ignore"`, ids as labels |
 | `metrics.FactorizedTopK`; `layers.factorized_top_k.BruteForce` | `RetrievalEvaluation`; `keras_rs.layers.BruteForceRetrieval` |
-| `num_hard_negatives=k` | `InfoNCE(num_hard_negatives=k)` |
-| `candidate_sampling_probability=q` in the call of the task | `ContrastiveTerm(...)((query, item), sampling_probability=q)` |
+| `num_hard_negatives=k` | `InfoNCE(num_hard_negatives=k, ...)` |
+| `candidate_sampling_probability=q` in the call of the task | `sampling_probability=q` in the call of the term |
 
 ## KerasRS
 
 | KerasRS | here |
 |---|---|
+| `HardNegativeMining(k)(logits, labels)` | `InfoNCE(num_hard_negatives=k)`: equal |
+| `SamplingProbabilityCorrection()(logits, q)`, one probability for each logit | `ContrastiveTerm(loss)((query, item), sampling_probability=q)`, one for each item: equal |
 | `RemoveAccidentalHits()` | `InfoNCE(same_label="ignore")`, ids as labels. The layer of KerasRS 0.4 adds 1e-40 to the logit of an accidental hit, so that it remains |
 | `ListMLELoss`, `PairwiseHingeLoss`, ...; `metrics.NDCG`, `metrics.MeanAveragePrecision`, ... | Keras losses and metrics: `joint_loss({"score": keras_rs.losses.ListMLELoss()}, metrics={"score": keras_rs.metrics.NDCG(k=10)})`. Over a whole set: `RetrievalEvaluation` |
 | `FeatureCross`, `DotInteraction`, `BruteForceRetrieval` | layers of your model: see [A recommender](recommender.py) |
