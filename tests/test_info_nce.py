@@ -150,6 +150,30 @@ def test_anchor_without_negatives_has_only_its_positive_of_each_direction():
         assert float(loss(np.zeros(3), views)) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.backend("tensorflow")
+def test_tiles_of_a_batch_whose_size_is_known_in_the_step(monkeypatch):
+    import tensorflow as tf
+
+    views = tensor(np.random.default_rng(0).normal(size=(9, 2, 4)).astype("float32"))
+    probability = tensor(PROBABILITY.astype("float32"))
+
+    def gradient(views, probability):
+        with tf.GradientTape() as tape:
+            tape.watch(views)
+            values = kj.losses.info_nce(
+                views, symmetric=False, sampling_probability=probability, temperature=1.0
+            )
+            value = ops.sum(values)
+        return tape.gradient(value, views)
+
+    expected = gradient(views, probability)
+    for limit in ("DENSE_LIMIT", "TILE_SIZE"):
+        monkeypatch.setattr(f"keras_jointloss.losses._tiles.{limit}", 4)
+    of_any_size = [tf.TensorSpec((None, *x.shape[1:]), x.dtype) for x in (views, probability)]
+    actual = tf.function(gradient, input_signature=of_any_size)(views, probability)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("tile_size", [None, 2])
 def test_loss_stays_finite_with_rare_items_and_a_low_temperature(tile_size):
     views = views_of(Case("info_nce", views=2), 9).astype("float32")

@@ -10,7 +10,8 @@ from keras import ops
 
 from keras_jointloss._core.backend import custom_gradient, decided
 from keras_jointloss._core.math import divide_or_0, dot_matrix, matrix_product, max_along
-from keras_jointloss.losses._pairs import for_allowed
+from keras_jointloss.losses._candidates import Selection
+from keras_jointloss.losses._pairs import Roles, Samples, for_allowed
 from keras_jointloss.losses._softmax_matrix import Matrix, logsumexp_among
 from keras_jointloss.losses._tiles import for_rows, put_rows
 
@@ -23,11 +24,32 @@ def tiled(matrix: Matrix, x, y, scale, tile_size):
     """Computes the same as `matrix.dense(x, y, scale)`, from `tile_size` rows at a time."""
 
     def compute(x, y, scale):
-        tiles = _Tiles.of(matrix, x, y, scale, tile_size)
+        tiles = _Tiles.of(_copied(matrix), x, y, scale, tile_size)
         sums = tiles.forward()
         return tiles.statistics(sums), lambda upstream: tiles.backward(sums, upstream)
 
     return custom_gradient(compute, x, y, scale)
+
+
+def _copied(matrix: Matrix) -> Matrix:
+    """Returns the matrix with copies of the floats with which it selects negatives.
+
+    If TensorFlow knows the batch size only during a step, the tiles are one branch of a condition.
+    In the gradient of the branch, their loop does not always get a float tensor from outside of it:
+    TensorFlow 2.21 then misses the value of a placeholder.
+    """
+    if matrix.selection is None:
+        return matrix
+
+    def copied(x):
+        return None if x is None else ops.stop_gradient(x)
+
+    def of_samples(samples: Samples) -> Samples:
+        return Samples(*samples[:4], copied(samples.log_probability), copied(samples.guide))
+
+    roles, (limit, largest, hardness) = matrix.roles, matrix.selection
+    roles = Roles(of_samples(roles.anchors), of_samples(roles.candidates), *roles[2:])
+    return Matrix(roles, *matrix[1:-1], Selection(copied(limit), largest, copied(hardness)))
 
 
 class _Sums(NamedTuple):
