@@ -158,6 +158,7 @@ def test_pair_labels_other_than_0_and_1_are_refused(name):
         kj.metrics.PairAccuracy()(labels, views)
 
 
+@once_compiled
 @pytest.mark.parametrize("name", sorted(SCORE_LABELS))
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
 def test_scores_that_are_not_finite_are_refused_or_show(name, bad):

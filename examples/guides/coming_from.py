@@ -144,6 +144,7 @@ they are).
 | `CoSENTLoss(scale=20)`, `AnglELoss(scale=20)`; `MarginMSELoss()` | `CoSENT(scale=20)`, `AnglE(scale=20)`; `MarginMSE()`, with margins or scores of one negative or more: equal |
 | `GlobalOrthogonalRegularizationLoss(mean_weight, second_moment_weight)` | `SpreadOut(mean_weight, second_moment_weight)`: equal, the mean over the views |
 | `DistillKLDivLoss(temperature=t)` | `LossTerm("kl_divergence")(softmax(scores / t), softmax(teacher / t))`, there times `t^2`; over all items of the batch, from embeddings, `SimilarityDistillation` |
+| `EmbedDistillLoss(distance_metric="cosine")`, or `"mse"` | `LossTerm("cosine_similarity")(embedding, teacher)`, there plus 1, or `LossTerm("mse")`; a `Dense` layer in place of `projection_dim` |
 | `BatchSamplers.NO_DUPLICATES`; `GROUP_BY_LABEL` | `kj.data.UniqueBatches(x, y, ids)`, of one array of ids, there of all texts of a row; `ClassBatches` |
 | a dict of data sets with `MultiDatasetBatchSamplers.PROPORTIONAL` or `ROUND_ROBIN`, and a dict of losses | `kj.data.TaskBatches(sources, strategy="proportional")` or `"round_robin"`, and `joint_loss(..., missing=...)` |
 | `mine_hard_negatives(num_negatives=3, absolute_margin=m)` (or `relative_margin`) | `kj.data.hard_negatives(queries, candidates, 3, m)` (or `margin_strategy="relative"`); of several right candidates the least similar counts, there each has negatives of its own |
