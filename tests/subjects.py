@@ -329,6 +329,7 @@ def _family_layers():
     match = keras.Input((), dtype="int32", name="match")
     label = keras.Input((), dtype="int32", name="label")
     a, b = _trunk(inputs)
+    flipped = ops.flip(inputs, axis=1)  # With the inputs, views of another dimension.
     for name in OF_LAYERS:
         options = {"NTXent": {"same_label": "ignore"}, "DecoupledContrastive": {"tile_size": 3}}
         loss = _family_loss(name, **options.get(name, {}))
@@ -344,12 +345,11 @@ def _family_layers():
         others = {}
         if loss.call_arguments:
             probability = ops.sigmoid(inputs[:, 0])
-            others = {"sampling_probability": probability, "guide": (inputs, inputs[:, ::-1])}
+            others = {"sampling_probability": probability, "guide": (inputs, flipped)}
         if name in OF_ONE_VIEW:
             a = term((a, *labels))
         else:
-            teacher = inputs, ops.flip(inputs, axis=1)  # Of another dimension.
-            more = {3: (ops.flip(b, axis=1),), 4: teacher}.get(loss.min_views, ())
+            more = {3: (ops.flip(b, axis=1),), 4: (inputs, flipped)}.get(loss.min_views, ())
             a, b = term((a, b, *more, *labels), **others)[:2]
     for name in WITH_PROXIES:
         weight = WEIGHTS["family_layers"][name.lower()]
