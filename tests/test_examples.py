@@ -250,6 +250,8 @@ def check_pairs(lines):
     assert len(set(temperatures)) > 1
     precisions = row(lines, "same category, MAP@R:")
     assert precisions[-1] > precisions[0]
+    accuracies = row(lines, "proxies, accuracy:")
+    assert accuracies[-1] > 2 * accuracies[0]
 
 
 def check_vae_guide(lines):

@@ -21,7 +21,8 @@ import keras_jointloss as kj
 `function` returns `(batch,)`. It receives the stacked views `(batch, views, dim)`, labels if
 `label_kind` is `"class"`, `"pair"` or `"score"`, and `valid`: which items to include (`None` for
 all). Keyword arguments of `super().__init__` become arguments of the function and part of the
-config.
+config. For a loss of `ProxyTerm`, derive from `kj.losses.ProxyLoss` in the same way: the function
+receives the embeddings `(batch, dim)`, the proxies `(classes, dim)`, labels and `valid`.
 """
 
 

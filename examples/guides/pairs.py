@@ -208,6 +208,37 @@ for name, batches in (("random", random), ("of classes", {"x": classes, "shuffle
 
 # %% [markdown]
 """
+## A proxy for each class
+
+`ProxyTerm` learns an embedding of each class, its *proxy*, and draws the items of a class to it, so
+that any batch will do. Losses such as ArcFace ask for a margin between the classes. The term
+returns the embeddings; `logits` classifies them without the margin, and needs no labels:
+"""
+
+# %%
+keras.utils.set_random_seed(0)
+tower = build_tower()
+loss = kj.losses.ArcFace(margin=0.3, scale=16.0)
+term = kj.layers.ProxyTerm(loss, classes=98, metrics=["accuracy"], name="kind")
+model = keras.Model([image, kind], term((tower(image), kind)))
+model.compile("adam")
+options = {"batch_size": 32, "epochs": 8, "verbose": 0, "callbacks": [callback]}
+history = model.fit([google[train], subcategory[train]], **options)
+print("proxies, accuracy:        ", *np.round(history.history["kind_accuracy"], 3))
+found = search.evaluate(tower)
+recall = next(value for key, value in found.items() if key.endswith("a_to_b_recall_at_1"))
+classifier = keras.Model(image, term.logits(tower(image)))
+predicted = np.argmax(classifier.predict(google[test], verbose=0), axis=1)
+right = np.mean(predicted == subcategory[test])
+print(f"proxies: R@1 of the subcategory: {recall:.3f}, classified right: {right:.3f}")
+
+# %% [markdown]
+"""
+The scale is that of the logits: 64, the default, suits thousands of classes and long training.
+`ModelParallel` of JAX divides the proxies [among devices](several_devices.py).
+
+## Batches without duplicates, hard negatives
+
 `kj.data.UniqueBatches` makes batches in which no id comes twice, such as that of an image with
 several captions, and `kj.data.TaskBatches` batches of [several data sets](missing_targets.py) in
 turn. `kj.data.hard_negatives` finds wrong candidates that are near, as a further view of each query.
@@ -236,11 +267,12 @@ print(
 | two views and hard negatives | none | `InfoNCE` | `term((a, b, negative))`, or more |
 | anchor, positive, negative | none | `TripletMargin` | `term((a, p, n))` |
 | single items | classes, `(batch,)` or rows of 0 and 1 | `SupCon`, `MultiSimilarity`, `Circle`, `Triplet` | `term((a, labels))` |
+| the same, many classes or small batches | classes | `ArcFace`, `CosFace`, `NormSoftmax`, `ProxyNCA`, `ProxyAnchor` | `ProxyTerm(loss, classes)((a, labels))` |
 | two views | classes | `SupCon`, `NPairs` | `term((a, b, labels))` |
 | pairs that match or do not | 1 or 0 | `CosineEmbedding`, `Contrastive`, `MarginContrastive` | `term((a, b, labels))` |
 | pairs that match more or less | any numbers, their order counts | `CoSENT`, `AnglE` | `term((a, b, scores))` |
 | anchor, positive, negative | the margins of a teacher | `MarginMSE` | `term((a, p, n, margins))` |
-| labels for some items | -1 for the others | any with labels, `unlabelled=-1` | as above |
+| labels for some items | -1 for the others | any with labels, `unlabelled=-1`; `ProxyTerm(..., unlabelled=-1)` | as above |
 
 - *One view.* `NTXent` and `DecoupledContrastive` take single items with classes, too, with
   `same_label="positive"`.

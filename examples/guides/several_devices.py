@@ -79,9 +79,11 @@ prints the memory that it takes with and without chunks.
   as an *output* compares the items of all devices, in `fit` and `evaluate`. Called in a custom loop
   or by a layer, it sees those of its own device alone, and a warning says so. Keras'
   `BatchNormalization(synchronized=True)` ignores masks, and spoils the losses that layers other
-  than `ContrastiveTerm` and `LossTerm` add.
-- **JAX**: `keras.distribution.DataParallel` and `ModelParallel`. For several processes pass each its
-  own rows with `DataParallel(auto_shard_dataset=False)`, or a `tf.data.Dataset`.
+  than `ContrastiveTerm`, `ProxyTerm` and `LossTerm` add.
+- **JAX**: `keras.distribution.DataParallel` and `ModelParallel`. The layout
+  `layout_map["<name>/proxies"] = ("model", None)` divides the classes of a `ProxyTerm`. For several
+  processes pass each its own rows with `DataParallel(auto_shard_dataset=False)`, or a
+  `tf.data.Dataset`.
 - **`MultiWorkerMirroredStrategy`**: Keras 3 itself fails there in `fit`. Call
   `kj.distribution.enable_multi_worker_fit()` first; its documentation lists what it replaces.
 - **`DistributedDataParallel`**: wrap the model as in Keras' guide, and add `sum(model.losses)`, or

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_jointloss import losses
+from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.validation import invalid, validate_distinct, validate_list
 from keras_jointloss.layers._means import validate_reduction
 from keras_jointloss.terms.by_shape import get_loss, get_metric
@@ -62,8 +63,11 @@ def metric_means(metrics, pair, valid) -> dict[str, tuple]:
 
     The pair is target and prediction, `(batch, ...)`. Not all elements need to be valid.
     """
-    means = {}
+    means, replicas = {}, current_replicas()
     for metric in metrics:
         start = [ops.zeros(variable.shape, variable.dtype) for variable in metric.variables]
-        means[metric.name] = metric.stateless_update_state(start, *pair, sample_weight=valid)
+        sums = metric.stateless_update_state(start, *pair, sample_weight=valid)
+        if replicas.count > 1:
+            sums = ops.unstack(replicas.state_sum(ops.stack(sums)))
+        means[metric.name] = sums
     return means
