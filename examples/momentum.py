@@ -15,29 +15,8 @@ import argparse
 import keras
 import numpy as np
 from emoji import build_image_tower, load, recall, split
-from keras import ops
 
 import keras_jointloss as kj
-
-
-@keras.saving.register_keras_serializable(package="examples")
-class MomentumTower(keras.layers.Layer):
-    """A copy of a tower whose weights are a moving average of the tower's. It gets no gradient."""
-
-    def __init__(self, tower, momentum=0.99, **kwargs):
-        super().__init__(**kwargs)
-        self.tower = tower
-        self.momentum = momentum
-        self.average = keras.models.clone_model(tower)
-        self.average.set_weights(tower.get_weights())
-        self.average.trainable = False
-
-    def call(self, inputs, training=None):
-        if training:
-            for slow, fast in zip(self.average.weights, self.tower.weights, strict=True):
-                if slow.dtype == "float32":  # Not the seeds of dropout.
-                    slow.assign(self.momentum * slow + (1 - self.momentum) * fast)
-        return ops.stop_gradient(self.average(inputs, training=training))
 
 
 def build(memory_size, momentum=0.99):
@@ -51,7 +30,7 @@ def build(memory_size, momentum=0.99):
         memory_size=memory_size,
         name="design",
     )
-    embeddings = term((tower(google), MomentumTower(tower, momentum)(twitter)))
+    embeddings = term((tower(google), kj.layers.MomentumTower(tower, momentum)(twitter)))
     model = keras.Model({"google": google, "twitter": twitter}, embeddings)
     model.compile("adam")
     return model, tower

@@ -173,7 +173,9 @@ def _features_and_match():
 def _layers(apply=_layer_terms):
     inputs = _features_and_match()
     a, b = apply(*inputs)
-    rating = _float32(keras.layers.Dense(1)(a + b), "rating")
+    head = keras.layers.Dense(1)
+    slow = kj.layers.MomentumTower(head, kj.schedules.Linear(0.5, 1.0, 8), name="slow")
+    rating = _float32(head(a + b) + slow(a - b), "rating")
     return keras.Model(inputs, rating), _rating_loss(), ("rating",)
 
 

@@ -231,6 +231,22 @@ def variables_without_training():
         assert tape.gradient(total, variable.value) is not None
 
 
+@check_of("uncast")
+def variables_in_mixed_precision():
+    class Reads(keras.layers.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=(), initializer="ones")
+
+        def call(self, inputs):
+            found = (self.scale.value, _keras.uncast(self.scale), self.scale.value)
+            dtypes.extend(keras.backend.standardize_dtype(x.dtype) for x in found)
+            return inputs
+
+    dtypes: list = []
+    Reads(dtype="mixed_float16")(X)
+    assert dtypes == ["float16", "float32", "float16"]
+
+
 @check_of("overwrite_with_gradient", "is_overwritten_with_gradient")
 def variables_of_the_gradient():
     def updated(**options):

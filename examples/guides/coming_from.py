@@ -219,6 +219,7 @@ the backbone, and the embedder does not use it. After training, `embedder.encode
 | `SimSiamLoss` (half of it) | `NegativeCosineSimilarity` | `NegativeCosineSimilarity`, of a prediction and a target: equal, stops the gradient of the target itself |
 | | `KoLeoLoss(eps)`; `HypersphereLoss(t=1, lam, alpha)`; `SIGReg(num_vectors=1024)`, in `LeJEPALoss` with weight 0.05 | `KoLeo(epsilon)`; `AlignmentUniformity(lam, alpha, t=2)`; `SIGReg(num_slices=256)`, its own term: equal |
 | `XBM(loss, memory_size=n)` | `memory_bank_size=n`; `gather_distributed=True` | `ContrastiveTerm(loss, memory_size=n)`, [momentum.py](../momentum.py); the default of `ContrastiveTerm` |
+| | `deactivate_requires_grad(momentum_model)`, `update_momentum(model, momentum_model, m)` in each step; `cosine_schedule(step, steps, 0.996, 1)` | `MomentumTower(tower, momentum=m)`; `momentum=keras.optimizers.schedules.CosineDecay(0.996, steps, alpha=1 / 0.996)` |
 | `MultiShotMemorySampler(x, y, classes_per_batch, examples_per_class_per_batch)` | `KNNClassifier(knn_k=200, knn_t=0.1)` | `ClassBatches`, where no item repeats; `KNNEvaluation(bank, bank_labels, data, labels, k=200, temperature=0.1)`, by default 0.07 |
 | `PNLoss`, `SoftNearestNeighborLoss`, `LiftedStructLoss`; indexing | `DINOLoss`, `SwaVLoss`, `MSNLoss`; transforms | none |
 

@@ -232,6 +232,18 @@ def leave_untrained(variable: keras.Variable) -> None:
     variable.trainable = False
 
 
+def uncast(variable: keras.Variable) -> Any:
+    """Returns the value of a variable in its own dtype.
+
+    Within a layer of mixed precision, Keras returns it in the dtype of the computation.
+    """
+    is_cast, variable._autocast = variable._autocast, False
+    try:
+        return variable.value
+    finally:
+        variable._autocast = is_cast
+
+
 def overwrite_with_gradient(variable: keras.Variable) -> None:
     """Makes optimizers assign to a variable its gradient, or the maximum of those accumulated.
 

@@ -5,6 +5,7 @@ from keras_jointloss.layers.contrastive.contrastive_term import ContrastiveTerm
 from keras_jointloss.layers.gradients.gradient_balancer import GradientBalancer
 from keras_jointloss.layers.gradients.shared_trunk import SharedTrunk
 from keras_jointloss.layers.loss_term import LossTerm
+from keras_jointloss.layers.momentum_tower import MomentumTower
 from keras_jointloss.layers.proxy_term import ProxyTerm
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "ContrastiveTerm",
     "GradientBalancer",
     "LossTerm",
+    "MomentumTower",
     "ProxyTerm",
     "SharedTrunk",
 ]
