@@ -68,3 +68,14 @@ def _validate_name(member: type, argument: str, name: str) -> None:
             "not give these arguments",
             name,
         )
+
+
+def shallow_copy(found: Member) -> Member:
+    """Returns an object with the same attributes.
+
+    `copy.copy` saves and loads an object of Keras. While another one is being loaded, Keras then
+    forgets which objects of its file are one.
+    """
+    copied = object.__new__(type(found))
+    vars(copied).update(vars(found))
+    return copied

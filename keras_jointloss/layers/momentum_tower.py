@@ -163,16 +163,16 @@ class MomentumTower(keras.layers.Layer):
         self.step.assign(step + 1)
 
     def _validate_model(self) -> None:
-        model = running_model()
+        model, tower = running_model(), self._get_tower()
         if model is None or self._valid_model() is model:
             return
-        if any(x is self._get_tower() for x in _keras.flatten_layers(model)):
+        if any(x is tower for x in _keras.flatten_layers(model)):
             self._valid_model = weakref.ref(model)
             return
         raise ValueError(
             f"Expected a model that calls the tower of its MomentumTower {self.name!r}. Received: "
-            f"{model.name!r}, which does not call {self._get_tower().name!r}. A clone of a model has "
-            "a copy of the tower: build the model again"
+            f"{model.name!r}, which does not call {tower.name!r}. A clone of a model has a "
+            "copy of the tower: build the model again"
         )
 
     def _leave_untrained(self) -> None:

@@ -1,6 +1,5 @@
 """Arguments of a loss that follow a schedule of the training step."""
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any, Self
@@ -8,6 +7,7 @@ from typing import Any, Self
 import keras
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_jointloss._core.registry import shallow_copy
 from keras_jointloss._core.types import Config, Schedule, Tensor
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.terms.value import validate_schedule
@@ -35,7 +35,7 @@ class AnnealedArguments:
 
     def moved_by(self, values: Callable[[], dict[str, Tensor]]) -> Self:
         """Returns a copy whose annealed arguments are what a function returns in each step."""
-        moved = copy.copy(self)
+        moved = shallow_copy(self)
         moved._annealed_values = values
         return moved
 

@@ -1,6 +1,5 @@
 """The loss of an output term: the user's loss, which also records its value in the weight."""
 
-import copy
 from typing import Any
 
 import keras
@@ -9,6 +8,7 @@ from keras import ops
 from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.batch import reduce_values, reduced
 from keras_jointloss._core.keras import masked
+from keras_jointloss._core.registry import shallow_copy
 from keras_jointloss._core.types import Tensor
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.terms._probe import is_mean_over_elements, outside_of_traces
@@ -90,7 +90,7 @@ class TermLoss(keras.losses.Loss):
         loss = self._resolved
         if not isinstance(loss, keras.losses.Loss):
             return self._converted_call
-        unreduced = copy.copy(loss)
+        unreduced = shallow_copy(loss)
         unreduced.reduction = "none"
         return unreduced
 
