@@ -8,7 +8,11 @@ learning rate of 0.1, batches of 8,192, 3 epochs, and 80,000 ratings for trainin
 
 A table shows for each way to train how many of the held-out movies are among the 100 that score
 highest for the user, of all movies, and the root mean squared error of the rating, both with their
-deviation over the seeds. A seed draws the parameters and what is held out.
+deviation over the seeds. A seed draws the parameters and what is held out. Beside the ways to weigh
+the terms the table has three options of the retrieval: `same_label="ignore"` leaves a movie that is
+several times in a batch out of its own negatives, `num_hard_negatives` keeps the most similar
+negatives of each user, and `sampling_probability` corrects for popular movies being negatives more
+often. Without it the scores lack the popularity of a movie, which counts when movies are ranked.
 
 The loss of the retrieval is a mean over the batch here, and a sum in TFRS. The weight of the term
 is therefore the batch size. With a weight of 1, the row "joint, a mean", nothing is learned of the
@@ -46,6 +50,9 @@ WAYS = {
     "uncertainty": {"weighting": "uncertainty"},
     "dynamic_weight_average": {"weighting": "dynamic_weight_average"},
     "same_label": {"same_label": "ignore"},
+    "num_hard_negatives": {"num_hard_negatives": 1000},
+    "sampling_probability": {"is_corrected": True},
+    "corrected, uncertainty": {"is_corrected": True, "weighting": "uncertainty"},
 }
 
 
@@ -67,18 +74,34 @@ def load(path):
 
 
 def split(ratings, seed):
-    """Returns the ratings for training and those held out, after a shuffle."""
+    """Returns the ratings for training and those held out, after a shuffle.
+
+    Both get the probability of their movie: its share of the ratings for training.
+    """
     order = np.random.default_rng(seed).permutation(len(ratings["rating"]))
     count = round(HELD_OUT * len(order))
+    counts = np.bincount(ratings["movie"][order[count:]], minlength=1 + ratings["movie"].max())
+    probability = (counts / counts.sum()).astype("float32")[ratings["movie"]]
+    ratings = {**ratings, "probability": probability}
     parts = order[count:], order[:count]
     return [{name: x[part] for name, x in ratings.items()} for part in parts]
 
 
-def build(ratings, batch_size, retrieval=1, rating=1, weighting=None, is_sum=True, **options):
+def build(
+    ratings,
+    batch_size,
+    retrieval=1,
+    rating=1,
+    weighting=None,
+    is_sum=True,
+    is_corrected=False,
+    **options,
+):
     """Returns the compiled model of two embeddings and a rating network.
 
     `retrieval` and `rating` are the weights of the terms, `is_sum` says whether that of the
-    retrieval is for a sum over the batch, and the options are those of its loss.
+    retrieval is for a sum over the batch, `is_corrected` whether it takes the movies' probability
+    to be in a batch into account, and the options are those of its loss.
     """
     inputs = {name: keras.Input((), dtype="int32", name=name) for name in ("user", "movie")}
     user, movie = (
@@ -90,7 +113,11 @@ def build(ratings, batch_size, retrieval=1, rating=1, weighting=None, is_sum=Tru
     weight = retrieval * (batch_size if is_sum else 1)
     term = kj.layers.ContrastiveTerm(loss, weight, name="retrieval")
     labels = [inputs["movie"]] if "same_label" in options else []
-    user, movie = term((user, movie, *labels))
+    correction = {}
+    if is_corrected:
+        inputs["probability"] = keras.Input((), name="probability")
+        correction["sampling_probability"] = inputs["probability"]
+    user, movie = term((user, movie, *labels), **correction)
     x = keras.layers.Concatenate()([user, movie])
     for units in (256, 128):
         x = keras.layers.Dense(units, activation="relu")(x)

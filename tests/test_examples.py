@@ -305,7 +305,8 @@ def check_movielens(lines):
     assert 3 * max(accuracy["rating alone"], accuracy["joint, a mean"]) < accuracy["joint"]
     assert accuracy["popular, mean rating"] < accuracy["joint"]
     assert rmse["joint"] < rmse["retrieval alone"]
-    assert set(table) >= {"popular, mean rating", "uncertainty", "dynamic_weight_average"}
+    assert set(table) > {"uncertainty", "num_hard_negatives", "same_label"}
+    assert accuracy["sampling_probability"] > accuracy["popular, mean rating"]
 
 
 def check_dashboard(lines):
