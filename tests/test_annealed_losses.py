@@ -13,7 +13,11 @@ START, END, STEPS = 0.6, 0.2, 4
 SCHEDULE = kj.schedules.Linear(START, END, STEPS)
 #: The losses that take a schedule, by the name of the argument.
 LOSSES = {
-    "temperature": ("InfoNCE", "NTXent", "SupCon", "DecoupledContrastive", "SigLIP"),
+    "temperature": (
+        *("InfoNCE", "NTXent", "SupCon", "DecoupledContrastive", "SigLIP"),
+        "SimilarityDistillation",
+    ),
+    "teacher_temperature": ("SimilarityDistillation",),
     "label_smoothing": ("InfoNCE", "NTXent", "SupCon", "NPairs"),
     "hardness": ("InfoNCE",),
     "margin": (
@@ -21,6 +25,8 @@ LOSSES = {
         *("Triplet", "TripletMargin"),
     ),
 }
+#: The number of views where it is not 2.
+VIEWS = {"TripletMargin": 3, "SimilarityDistillation": 4}
 CASES = [(name, argument) for argument, names in LOSSES.items() for name in names]
 
 
@@ -36,9 +42,7 @@ def test_loss_with_a_moved_argument_is_that_with_the_number(name, argument):
     )
     labels = np.arange(8) % 2
     found, expected = (
-        value_and_gradient(
-            lambda x, loss=loss: loss(labels, x), views(3 - (name != "TripletMargin"))
-        )
+        value_and_gradient(lambda x, loss=loss: loss(labels, x), views(VIEWS.get(name, 2)))
         for loss in (moved, create(**{argument: 0.3}))
     )
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)

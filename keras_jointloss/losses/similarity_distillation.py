@@ -5,8 +5,17 @@ from keras import ops
 
 from keras_jointloss._core.batch import Items, rows_of
 from keras_jointloss._core.math import SIMILARITIES, logsumexp_where, matrix_of_prepared, prepare
-from keras_jointloss._core.types import DType, Labels, Mask, Reduction, Similarity, Tensor
+from keras_jointloss._core.types import (
+    Annealable,
+    DType,
+    Labels,
+    Mask,
+    Reduction,
+    Similarity,
+    Tensor,
+)
 from keras_jointloss._core.validation import validate_bool, validate_choice, validate_number
+from keras_jointloss.losses._annealing import annealed
 from keras_jointloss.losses._pairs import as_views, item_losses
 from keras_jointloss.losses.base import ViewsLoss
 
@@ -16,7 +25,7 @@ def similarity_distillation(
     labels: Labels = None,
     valid: Mask = None,
     temperature: float | Tensor = 0.07,
-    teacher_temperature: float = 0.07,
+    teacher_temperature: float | Tensor = 0.07,
     similarity: Similarity = "cosine",
     symmetric: bool = True,
     items: Items | None = None,
@@ -73,8 +82,9 @@ class SimilarityDistillation(ViewsLoss):
     output, `ops.pad` them before the stack. The batch needs memory for `batch^2` numbers.
 
     Args:
-        temperature: The temperature `t`, > 0. `ContrastiveTerm` can learn it.
-        teacher_temperature: The temperature `T`, > 0: the one the teacher was trained with.
+        temperature: The temperature `t`, > 0, or a schedule of it. `ContrastiveTerm` can learn it.
+        teacher_temperature: The temperature `T`, > 0, such as the one that the teacher was trained
+            with, or a schedule of it.
         similarity: `"cosine"`, `"dot"` or `"euclidean"` (minus the distance).
         symmetric: Whether to average over both directions, from `a` to `b` and from `b` to `a`.
         name, reduction, dtype: As in `keras.losses.Loss`.
@@ -112,8 +122,8 @@ class SimilarityDistillation(ViewsLoss):
 
     def __init__(
         self,
-        temperature: float = 0.07,
-        teacher_temperature: float = 0.07,
+        temperature: Annealable = 0.07,
+        teacher_temperature: Annealable = 0.07,
         similarity: Similarity = "cosine",
         symmetric: bool = True,
         name: str = "similarity_distillation",
@@ -124,9 +134,9 @@ class SimilarityDistillation(ViewsLoss):
             name,
             reduction,
             dtype,
-            temperature=validate_number(temperature, "temperature", 0, exclusive=True),
-            teacher_temperature=validate_number(
-                teacher_temperature, "teacher_temperature", 0, exclusive=True
+            temperature=annealed(temperature, validate_number, "temperature", 0, exclusive=True),
+            teacher_temperature=annealed(
+                teacher_temperature, validate_number, "teacher_temperature", 0, exclusive=True
             ),
             similarity=validate_choice(similarity, "similarity", SIMILARITIES),
             symmetric=validate_bool(symmetric, "symmetric"),
