@@ -50,7 +50,7 @@ WAYS = {
     "uncertainty": {"weighting": "uncertainty"},
     "dynamic_weight_average": {"weighting": "dynamic_weight_average"},
     "same_label": {"same_label": "ignore"},
-    "num_hard_negatives": {"num_hard_negatives": 1000},
+    "num_hard_negatives": {"num_hard_negatives": 100},
     "sampling_probability": {"is_corrected": True},
     "corrected, uncertainty": {"is_corrected": True, "weighting": "uncertainty"},
 }

@@ -162,6 +162,10 @@ the 0.1 with which Adagrad's sum of squares starts, and nothing is learned of th
 term the batch size as its weight: `ContrastiveTerm(loss, weight=8192)`. `Adam`, as above, divides by
 the size of the gradient, so that only the ratio of the weights matters.
 
+Popular movies are in more batches, hence negatives more often, and score too low. With
+`sampling_probability`, the share of each movie in the training data, in the call of the term, a search
+for 100 movies finds 39 % of those held out, without it 23 %.
+
 `Retrieval` and `Ranking` of TensorFlow Recommenders are compared name by name in
 [Coming from](coming_from.py). More than two tasks, or tasks that conflict: see
 [Which weighting](weighting.py) and [Conflicts](conflicts.py).
