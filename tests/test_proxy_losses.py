@@ -139,6 +139,14 @@ def test_labels_of_each_dtype(loss, dtype):
     assert_close(found, naive(loss, EMBEDDINGS, proxies, labels), 1e-6)
 
 
+@pytest.mark.parametrize("name", ["ArcFace", "ProxyAnchor"])
+@pytest.mark.parametrize("dtype", ["bool", "uint8"])
+def test_rows_of_each_dtype(name, dtype):
+    data = EMBEDDINGS.astype("float32"), PROXIES.astype("float32")
+    found = DEFAULTS[name].values(*data, (ROWS == 1).astype(dtype), VALID)
+    assert_close(found, naive(DEFAULTS[name], EMBEDDINGS, PROXIES, ROWS == 1, VALID), 1e-4)
+
+
 @pytest.mark.parametrize("label", [-1, CLASSES, 0.5, np.nan])
 def test_label_out_of_range_raises_an_error_or_gives_nan(label):
     loss, labels = kj.losses.ArcFace(), np.where(np.arange(ITEMS) == 3, label, LABELS)
@@ -148,7 +156,7 @@ def test_label_out_of_range_raises_an_error_or_gives_nan(label):
     assert np.isfinite(
         ops.convert_to_numpy(loss.values(embeddings, proxies, labels, np.arange(ITEMS) != 3))
     ).all()
-    index, is_known = proxy_loss._as_classes(ops.convert_to_tensor(labels), CLASSES)
+    index, is_known = proxy_loss._as_classes(ops.convert_to_tensor(labels), CLASSES, "float32")
     assert ops.convert_to_numpy(is_known).tolist() == [True] * 3 + [False] + [True] * 2
     assert 0 <= int(index[3]) < CLASSES
 

@@ -224,10 +224,12 @@ class ProxyTerm(LayerTerm):
         """Returns, by the name of the metric, the sum of its values and their number."""
         if not self._get_metrics():
             return {}
-        valid, labels = own.valid(), own.labels
-        if valid is not None:  # The label of an excluded item may be none of the classes.
+        valid, labels, embedding = own.valid(), own.labels, own.views[:, 0]
+        if valid is not None:
+            # The label of an excluded item may be none of the classes, its embedding not finite.
             labels = ops.where(valid if len(labels.shape) == 1 else valid[:, None], labels, 0)
-        logits = self._current_loss.logits(own.views[:, 0], self.proxies)
+            embedding = ops.where(valid[:, None], embedding, 0)
+        logits = self._current_loss.logits(embedding, self.proxies)
         return metric_means(self._get_metrics(), (labels, logits), valid)
 
     def compute_output_spec(

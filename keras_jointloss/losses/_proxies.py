@@ -47,11 +47,10 @@ def cross_entropy(
             target = with_margin(target, ops.ones_like(target))
             cosine = ops.where(own, target[:, None], cosine)
         return _log_sum(cosine, target, scale)
-    rows = ops.cast(labels, cosine.dtype)
     if with_margin is not None:
-        cosine = with_margin(cosine, rows)
-    total = ops.sum(rows, axis=1)
-    target = divide_or_0(ops.sum(rows * cosine, axis=1), total)
+        cosine = with_margin(cosine, labels)
+    total = ops.sum(labels, axis=1)
+    target = divide_or_0(ops.sum(labels * cosine, axis=1), total)
     return ops.where(total > 0, _log_sum(cosine, target, scale), 0)
 
 

@@ -32,7 +32,7 @@ class ProxyLoss(AnnealedArguments):
 
     The function receives float32 or float64, zeros in place of embeddings that are excluded, and as
     labels either one class of each item, `(batch,)`, int32, or rows of classes,
-    `(batch, classes)`, with entries from 0 to 1. What it returns for excluded items is ignored, and
+    `(batch, classes)`, floats from 0 to 1. What it returns for excluded items is ignored, and
     an item whose embedding holds NaN or infinity has the loss NaN.
 
     Invalid labels raise an error if the host can read them: in a direct call, and on PyTorch with
@@ -94,7 +94,7 @@ class ProxyLoss(AnnealedArguments):
             valid = ops.convert_to_tensor(valid)
             embeddings = ops.where(valid[:, None], embeddings, 0)
             labels = ops.where(valid if len(labels.shape) == 1 else valid[:, None], labels, 0)
-        labels, is_known = _as_classes(labels, classes)
+        labels, is_known = _as_classes(labels, classes, embeddings.dtype)
         arguments = {
             name: ops.cast(x, embeddings.dtype) if ops.is_tensor(x) else x
             for name, x in self._arguments_of_step().items()
@@ -146,10 +146,11 @@ def _floats(*tensors):
     return [ops.cast(x, dtype) for x in converted]
 
 
-def _as_classes(labels, classes: int):
+def _as_classes(labels, classes: int, dtype):
     """Returns the labels as the function of a loss takes them, and which of them are valid."""
     if len(labels.shape) == 2:
-        return labels, ops.all((labels >= 0) & (labels <= 1), axis=1)
+        rows = ops.cast(labels, dtype)
+        return rows, ops.all((rows >= 0) & (rows <= 1), axis=1)
     if value_range(labels.dtype)[1] < 2**31 - 1:  # The number of classes may be larger.
         labels = ops.cast(labels, "int32")
     is_known = (labels >= 0) & (labels < classes)
