@@ -139,7 +139,8 @@ def top_accuracy(model, held_out, top):
     )
     scores = users[held_out["user"]] @ movies.T  # (ratings, movies)
     own = np.take_along_axis(scores, held_out["movie"][:, None], axis=1)
-    return np.mean(np.sum(scores > own, axis=1) < top)
+    # Written so that NaN finds nothing.
+    return np.mean(np.sum(~(scores <= own), axis=1) < top)
 
 
 def error(predicted, held_out):
