@@ -283,7 +283,8 @@ print(
   anchor nor a candidate.
 - *Small batches.* Negatives are the other items of the batch. `memory_size=4096` keeps the
   embeddings of earlier steps as further candidates (InfoNCE, SigLIP, NTXent, SupCon and
-  DecoupledContrastive). [momentum.py](../momentum.py) combines it with a momentum tower.
+  DecoupledContrastive). [momentum.py](../momentum.py) combines it with a
+  `MomentumTower`, a slow copy of the tower, so that old embeddings stay comparable.
 - *Large batches* are computed [in tiles](several_devices.py), except by `MultiSimilarity`, `Circle`,
   `Triplet`, `CoSENT`, `AnglE`, `SimilarityDistillation`, `AlignmentUniformity` and `KoLeo`, which
   hold the matrix of all similarities.

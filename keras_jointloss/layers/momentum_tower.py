@@ -151,7 +151,7 @@ class MomentumTower(keras.layers.Layer):
         momentum = self.momentum(step) if callable(self.momentum) else self.momentum
         is_first = ops.equal(step, 0)
         for average, variable in zip(self.average.weights, self._get_tower().weights, strict=True):
-            slow, fast = _keras.uncast(average), _keras.uncast(variable)
+            slow, fast = _keras.uncast(average), ops.stop_gradient(_keras.uncast(variable))
             if variable.trainable:
                 dtype = keras.backend.result_type(slow.dtype, "float32")
                 share = 1 - ops.cast(momentum, dtype)
