@@ -26,8 +26,8 @@ class EpochBatches(keras.utils.PyDataset):
 
     A data set defines `plan` and `make`. Each epoch must have the same number of batches.
 
-    Keras itself knows nothing of workers: its own make batches while it builds the model, which it
-    then puts before those of the first epoch, so that items come twice.
+    Keras is told that there are no workers: its own would make batches while it builds the model,
+    and it would put these before those of the first epoch, so that items come twice.
 
     Args:
         shuffle: Whether each epoch has an order of its own. Otherwise all have that of the data.

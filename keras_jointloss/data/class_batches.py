@@ -83,9 +83,9 @@ class ClassBatches(SpreadBatches):
     `fit(shuffle=True)`, the default of Keras, changes their order within an epoch, by Python's
     `random`; with `fit(shuffle=False)` the order is that of the seed, too.
 
-    **Workers.** `workers > 1` and `use_multiprocessing=True` make the same batches in several
-    threads and processes. Then an epoch that `BackupAndRestore` resumes at may begin with the order
-    of another one: use `initial_epoch`.
+    **Workers.** With `workers > 1` or `use_multiprocessing=True`, threads or processes make the
+    next batches of an epoch while the model trains. They are the same. (Keras has workers, too,
+    which these data sets do not use: they repeat items in the first epoch.)
 
     Args:
         x: The inputs of the model: an array, or a list or dict of arrays, with a row for each item.
