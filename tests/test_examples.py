@@ -252,6 +252,10 @@ def check_pairs(lines):
     assert precisions[-1] > precisions[0]
     accuracies = row(lines, "proxies, accuracy:")
     assert accuracies[-1] > 2 * accuracies[0]
+    hard = row(lines, "loss with two hard negatives:")
+    assert hard[-1] < hard[0]
+    cut, plain = (numbers(lines, f"{x:<11} R@10 with 16") for x in ("Matryoshka", "InfoNCE"))
+    assert cut > plain
 
 
 def check_vae_guide(lines):

@@ -124,6 +124,25 @@ def test_output_with_labels_logs_each_width():
     assert any("recall_at_1_dim_2" in name for name in logs)
 
 
+def test_widths_of_an_output_follow_the_schedule_of_their_loss(tmp_path):
+    schedule = kj.schedules.Linear(0.6, 0.2, 2)
+    inputs = keras.Input((2, 4))
+    model = keras.Model(inputs, {"views": keras.layers.Dense(4, name="views")(inputs)})
+    loss = kj.losses.Matryoshka(kj.losses.InfoNCE(schedule), [4, 2])
+    model.compile(keras.optimizers.SGD(0.0), **kj.joint_loss({"views": loss}))
+    options = {"batch_size": 6, "verbose": 0, "callbacks": [JointLossCallback()]}
+    y = {"views": np.zeros(6)}
+    model.save(tmp_path / "model.keras")
+    for other in (model, keras.models.load_model(tmp_path / "model.keras")):
+        for _ in range(2):
+            logs = other.fit(VIEWS, y, **options).history
+            evaluated = other.evaluate(VIEWS, y, verbose=0, return_dict=True)
+            for found in ({key: x[0] for key, x in logs.items()}, evaluated):
+                parts = [x for key, x in found.items() if key.endswith(("dim_4", "dim_2"))]
+                assert len(parts) == 2
+                assert sum(parts) == pytest.approx(found["loss"], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

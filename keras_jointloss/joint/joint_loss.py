@@ -268,5 +268,8 @@ def _metrics_of(
         elif has_missing:
             own.append(TermReading(weights[term], "labelled_loss"))
         for part in getattr(loss, "part_names", ()):
-            parts.append(LossPart(loss, part, f"{prefix}{part}"))
+            if loss.schedules:  # The weight ends the step, to which the schedules belong.
+                own.insert(0, LossPart(loss, part, f"{prefix}{part}", weight=weights[term]))
+            else:
+                parts.append(LossPart(loss, part, f"{prefix}{part}"))
     return own, parts

@@ -27,12 +27,19 @@ class LossPart(keras.metrics.Mean):
         part: One of its `part_names`.
         name: Name of the metric, by default the name of the part.
         dtype: As in `keras.metrics.Metric`.
+        weight: The `LossWeight` of the term, which moves arguments of the loss that follow a
+            schedule; it must be among the metrics of the model, too. `None` if none do.
     """
 
-    def __init__(self, loss: Any, part: str, name: str | None = None, dtype=None):
+    def __init__(
+        self, loss: Any, part: str, name: str | None = None, dtype=None, weight: Any = None
+    ):
         super().__init__(name=name or part, dtype=dtype)
         self.loss = loss
         self.part = part
+        # A function, as Keras would track the weight as a part of this metric, a second time.
+        self._get_weight = lambda: weight
+        self._moved = loss if weight is None else loss.moved_by(weight.annealed_values)
 
     def update_state(self, y_true, y_pred, sample_weight=None) -> None:
         """Adds the items of a batch; under `tf.distribute`, of the batch of all replicas."""
@@ -44,17 +51,21 @@ class LossPart(keras.metrics.Mean):
             batch, items = global_batch(batch)
             # Keras adds up the states of the replicas, but each process of PyTorch keeps them all.
             items = items if current_replicas().takes_turns else None
-        values = self.loss.part_values(batch.views, batch.labels, batch.mask)[self.part]
+        values = self._moved.part_values(batch.views, batch.labels, batch.mask)[self.part]
         counts = batch.sample_weight
         if batch.mask is not None:
             counts = ops.where(batch.mask, counts, 0)
         super().update_state(rows_of(values, items), rows_of(counts, items))
 
     def get_config(self) -> dict:
-        return {**super().get_config(), "loss": self.loss, "part": self.part}
+        config = {"loss": self.loss, "part": self.part, "weight": self._get_weight()}
+        return {**super().get_config(), **config}
 
     @classmethod
     def from_config(cls, config: dict) -> "LossPart":
-        loss = config["loss"]
-        loss = keras.losses.deserialize(loss) if isinstance(loss, dict) else loss
-        return cls(**{**config, "loss": loss})
+        objects = {name: config.get(name) for name in ("loss", "weight")}
+        loss, weight = (
+            keras.saving.deserialize_keras_object(x) if isinstance(x, dict) else x
+            for x in objects.values()
+        )
+        return cls(**{**config, "loss": loss, "weight": weight})
