@@ -184,6 +184,14 @@ def test_loss_stays_finite_with_rare_items_and_a_low_temperature(tile_size):
     assert_close(actual, expected, 1e-4)
 
 
+def test_item_whose_guide_is_not_finite_has_the_loss_nan():
+    guide = GUIDE[:5, :2].astype("float32")
+    guide[3, 1] = np.nan
+    views = tensor(views_of(Case("info_nce")).astype("float32"))
+    values = kj.losses.info_nce(views, false_negative_margin=0.1, guide=tensor(guide))
+    assert np.isnan(ops.convert_to_numpy(values)).tolist() == [False] * 3 + [True, False]
+
+
 def test_directions_and_symmetric_agree_or_are_refused():
     views = views_of(Case("info_nce")).astype("float32")
 
