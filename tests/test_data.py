@@ -83,7 +83,7 @@ FORMS = {
     "column": (X, LABELS[:, None], {}),
     "one-hot": (X, ROWS, {}),
     "by name in y": (X, {"a": X, "b": LABELS}, {"labels": "b"}),
-    "by name in x": ({"x": X, "b": LABELS}, None, {"labels": "b"}),
+    "by name in x": ({"x": X, "b": LABELS}, X, {"labels": "b"}),
     "array beside y": ([X, X], [X, X], {"labels": LABELS.astype(str).tolist()}),
     "NaN": (X, np.where(LABELS == 0, NAN, LABELS), {}),
     "unlabelled": (X, np.where(LABELS == 0, -1, LABELS), {"unlabelled": -1}),
@@ -194,6 +194,7 @@ ERRORS = [
     (lambda: ClassBatches(X[1:], LABELS, 2, 2), r"same number of rows.*x of \[107\] rows"),
     (lambda: ClassBatches([X, 3], LABELS, 2, 2), "`x`.*a row for each item.*Received: x with 3"),
     (lambda: ClassBatches(X, LABELS, 2, 2, seed=-1), "`seed`"),
+    (lambda: UniqueBatches(X, None, X, 2, sample_weight=X), "`sample_weight`.*`y` is None"),
     (lambda: ClassBatches(X, LABELS, 2, 2, workers=-1), "`workers`"),
     (lambda: UniqueBatches(X, None, LABELS, 10), "`batch_size`.*at most the 9 ids.*=10"),
     (lambda: TaskBatches({}), "`sources`"),
@@ -310,6 +311,18 @@ def test_fit_sees_the_batches_of_each_epoch_once_and_resumes_with_those_of_a_lat
     if not options:
         model.fit(batches, epochs=1, verbose=0)  # Now Keras knows the model.
         assert batches.epoch == 0
+
+
+def test_model_without_outputs_for_losses_takes_no_targets():
+    x = {"x": np.eye(6, dtype="float32"), "id": np.arange(6) % 3}
+    inputs = {"x": keras.Input((6,), name="x"), "id": keras.Input((), name="id", dtype="int32")}
+    views = keras.layers.Dense(2)(inputs["x"])
+    views = kj.layers.ContrastiveTerm("SupCon")((views, inputs["id"]))
+    model = keras.Model(inputs, views)
+    model.compile("sgd")
+    batches = ClassBatches(x, None, 2, 2, labels="id")
+    assert len(batches[0]) == 1
+    assert np.isfinite(model.fit(batches, verbose=0).history["loss"]).all()
 
 
 @once_compiled

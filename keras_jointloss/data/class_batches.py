@@ -44,6 +44,9 @@ class SpreadBatches(EpochBatches):
     ):
         super().__init__(**options)
         parts = {"x": x, "y": y, "sample_weight": sample_weight}
+        if y is None and sample_weight is not None:
+            received = f"weights of type {type(sample_weight).__name__}"
+            raise invalid("sample_weight", "None, since `y` is None", received=received)
         arrays = {k: None if part is None else to_arrays(part, k) for k, part in parts.items()}
         count_items(**arrays, classes=classes)
         self._parts = list(arrays.values())
@@ -57,6 +60,8 @@ class SpreadBatches(EpochBatches):
         x, y, sample_weight = (
             None if part is None else take(part, planned) for part in self._parts
         )
+        if y is None:  # TensorFlow takes no `None` in its place.
+            return (x,)
         return (x, y) if sample_weight is None else (x, y, sample_weight)
 
 

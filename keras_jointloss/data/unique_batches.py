@@ -50,7 +50,7 @@ class UniqueBatches(SpreadBatches):
     >>> image = np.repeat(np.arange(4), 3)  # Three captions for each of four images.
     >>> x = {"image": image, "caption": np.arange(12)}
     >>> batches = UniqueBatches(x, None, ids="image", batch_size=4)
-    >>> [sorted(inputs["image"].tolist()) for inputs, _ in batches]
+    >>> [sorted(inputs["image"].tolist()) for (inputs,) in batches]
     [[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]]
     """
 
