@@ -37,7 +37,7 @@ class Recorded(kj.layers.ContrastiveTerm):
         compute = self._comparison.loss_of
         self._comparison.loss_of = lambda *x: self.moments.add(self.now) or compute(*x)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs, sampling_probability=None, guide=None, training=None):
         self.now = "`defer`"
         outputs = super().call(inputs, training=training)
         self.now = "after `defer`"
