@@ -324,9 +324,11 @@ def info_nce(
             negatives = [x for x in negatives if guided[anchor, x.sample] <= limit]
         if num_hard_negatives is not None:
             negatives = sorted(negatives, key=lambda x: -x.logit)[:num_hard_negatives]
-        weights = [math.exp(hardness * fixed[anchor, x.sample]) for x in negatives]
+        # The logarithms of the weights, whose mean is 1.
+        weights = [hardness * fixed[anchor, x.sample] for x in negatives]
+        total = log_sum_exp(weights) - math.log(len(weights)) if weights else 0.0
         negatives = [
-            _Candidate(x.sample, False, x.logit + math.log(weight / mean(weights)))
+            _Candidate(x.sample, False, x.logit + weight - total)
             for x, weight in zip(negatives, weights, strict=True)
         ]
         return [x for x in candidates if x.is_positive] + negatives

@@ -14,7 +14,7 @@ SMOOTH = {
     for key, case in VARIANTS.items()
     if case.name != "koleo"
     and case.arguments.get("mining", "semi_hard" if case.name == "triplet" else "all") == "all"
-    and not case.arguments.keys() & {"mining_margin", "swap"}
+    and not case.arguments.keys() & {"mining_margin", "swap", "num_hard_negatives"}
 }
 #: All backends use the same operations, so those that compile test only the defaults.
 BATCHED = DEFAULTS if COMPILES else list(VARIANTS.values())
