@@ -183,13 +183,15 @@ class InfoNCE(SoftmaxLoss):
             that the loss is at least log 2.
         name, reduction, dtype: As in `keras.losses.Loss`.
 
-    Call arguments (in `ContrastiveTerm`, and in `values` as stacked tensors):
-        sampling_probability: `(batch,)`, > 0: the probability `q_j` of each item to be in a batch,
-            up to a factor. Popular items are negatives more often; with logits `s_ij / t - log q_j`
-            the loss estimates that with all items as candidates. For the loss of an output, let the
-            model append 1 to the (normalized) first view and `-t log q` to the second one, and take
-            `similarity="dot"` and `symmetric=False`.
-        guide: Embeddings of the same views by another model: see `false_negative_margin`.
+    Call arguments:
+        sampling_probability: `(batch,)`, > 0, in the call of `ContrastiveTerm`, or of `values`: the
+            probability `q_j` of each item to be in a batch, up to a factor. Popular items are
+            negatives more often; with logits `s_ij / t - log q_j` the loss estimates that with all
+            items as candidates. For the loss of an output, let the model append 1 to the
+            (normalized) first view and `-t log q` to the second one, and take `similarity="dot"`
+            and `symmetric=False`.
+        guide: Embeddings of the same views by another model, likewise, in `values` stacked as the
+            views: see `false_negative_margin`.
 
     Input shape:
         `y_pred`: `(batch, views, dim)`, 2 views or more. `y_true`: with `same_label`, `(batch,)`,
