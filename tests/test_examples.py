@@ -287,6 +287,14 @@ def check_recommender(lines):
     assert sum(line.startswith(("fruit", "music", "winter", "cat")) for line in lines) == 4
 
 
+def check_text_encoder(lines):
+    """Checks that held-out words find their drawing, and that new words find a similar one."""
+    recalls = row(lines, "words_recall_at_10")
+    assert recalls[-1] > 8 * 0.025
+    for query, word in (("sad face crying", "crying"), ("family two children", "family")):
+        assert word in next(x for x in lines if x.startswith(query)).partition(":")[2]
+
+
 def write_ratings(path):
     """Writes how early words stand in the descriptions of emoji, as MovieLens has ratings."""
     with np.load("examples/data/emoji_pairs.npz") as file:
@@ -356,6 +364,7 @@ SCRIPTS = {
     "guides/pitfalls": ("", check_pitfalls),
     "guides/recommender": ("", check_recommender),
     "guides/several_devices": ("", check_several_devices),
+    "guides/text_encoder": ("", check_text_encoder),
     "guides/vae": ("", check_vae_guide),
     "guides/weighting": ("", check_weighting_guide),
     "large_batch": ("--steps 2", check_large_batch),

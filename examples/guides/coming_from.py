@@ -186,27 +186,10 @@ triplet losses is 5 (here 1), that of `ContrastiveLoss` 0.5 (here 1).
 
 ## KerasHub
 
-A `TextEmbedder` has no loss of its own. Call it for each text, and let `ContrastiveTerm` compare
-(`TextEmbedder.from_preset` returns a trained one; this one is tiny):
-
-```python
-sizes = {"num_layers": 2, "num_heads": 2, "hidden_dim": 32, "intermediate_dim": 64}
-backbone = keras_hub.models.BertBackbone(vocabulary_size=1000, **sizes, max_sequence_length=16)
-embedder = keras_hub.models.BertTextEmbedder(backbone)
-
-query, answer = (
-    {name: keras.Input(x.shape[1:], dtype=x.dtype) for name, x in embedder.input.items()}
-    for _ in range(2)
-)
-term = kj.layers.ContrastiveTerm("InfoNCE", learn_temperature=True, name="text")
-model = keras.Model([query, answer], term((embedder(query), embedder(answer))))
-model.compile(keras.optimizers.Adam(5e-5))
-model.fit([query_tokens, answer_tokens], callbacks=[kj.callbacks.JointLossCallback()])
-```
-
-`query_tokens` is a dict of `token_ids`, `segment_ids` and `padding_mask`, `(items, 16)`, which the
-embedder's preprocessor makes of texts. Keras warns that `pooled_dense` has no gradient: it belongs to
-the backbone, and the embedder does not use it. After training, `embedder.encode_text` embeds texts.
+| KerasHub | here |
+|---|---|
+| `TextEmbedder`, whose `compile` has no loss by default | `ContrastiveTerm("InfoNCE")((embedder(question), embedder(answer)))`: see [A text encoder](text_encoder.py) |
+| `embedder.encode_text`, `encode_documents`, `similarity` | the same, after training |
 
 ## TensorFlow Similarity, lightly
 
