@@ -307,6 +307,19 @@ def values_and_assignments_in_a_scope():
     assert float(ops.convert_to_numpy(variables[2])) == 0.0
 
 
+@check_of("mode_of", "set_mode")
+def directions_of_metrics():
+    metric = keras.metrics.MeanMetricWrapper(lambda y_true, y_pred: y_pred, name="own")
+    _models.set_mode(metric, False)
+    given = keras.metrics.MeanAbsoluteError(), keras.metrics.AUC(), keras.metrics.Mean(), metric
+    assert [_models.mode_of(x) for x in given] == ["min", "max", None, "min"]
+    # Keras reads what the package has set.
+    model = compiled(metrics=[metric])
+    stop = keras.callbacks.EarlyStopping("own")
+    model.fit(X, Y, verbose=0, callbacks=[stop])
+    assert stop.monitor_op is ops.less
+
+
 @check_of("Fit", "running_fit")
 def epochs_of_fit():
     found = []
@@ -326,9 +339,13 @@ def epochs_of_fit():
 
     compiled().fit(Data(), initial_epoch=2, epochs=4, verbose=0)
     # Before the epochs, the model is built (not by each backend) and the iterator reset.
-    assert found[-4:] == [(2, 2)] * 2 + [(3, 2)] * 2
-    assert set(found[:-4]) == {(None, 2)}
+    assert found[-4:] == [(2, 2, False)] * 2 + [(3, 2, False)] * 2
+    assert set(found[:-4]) == {(None, 2, False)}
     assert _calls.running_fit() is None
+    for options in ({"validation_data": (X, Y)}, {"validation_split": 0.5}):
+        callback = callback_of(lambda name: found.append(_calls.running_fit()))
+        compiled().fit(X, Y, verbose=0, callbacks=[callback], **options)
+        assert found[-1].validates
 
 
 @check_of("running_loop", "running_model", "training_optimizer", "is_training")
@@ -389,21 +406,29 @@ def scope_of_a_stateless_call():
 
 @check_of("running_callbacks", "move_to_front", "when_callbacks_are_deleted", "append_callback")
 def list_of_callbacks_in_its_loop():
+    class First(keras.callbacks.Callback):
+        def set_model(self, model):
+            models.append(model)
+
     class Front(keras.callbacks.Callback):
         def set_model(self, model):
-            _calls.move_to_front(self)
+            _calls.move_to_front(self, behind=(First,))
 
         def on_train_begin(self, logs=None):
             order.append("front")
             found.extend(_calls.running_callbacks())
             _calls.when_callbacks_are_deleted(lambda: order.append("deleted"))
 
-    order, found, front = [], [], Front()
+    order, found, models, front = [], [], [], Front()
     other = callback_of(order.append)
     compiled().fit(X, Y, verbose=0, callbacks=[other, front])
     gc.collect()
     assert order == ["front", "on_train_begin", "deleted"]
     assert found[:2] == [front, other]
+    found.clear()
+    compiled().fit(X, Y, verbose=0, callbacks=[other, first := First(), front])
+    assert found[:3] == [first, front, other]
+    assert len(models) == 1  # Each callback gets its model once.
     callbacks = keras.callbacks.CallbackList([other])
     _models.append_callback(callbacks, front)
     assert callbacks.callbacks == [other, front]

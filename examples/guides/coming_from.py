@@ -103,6 +103,7 @@ Both models have the same losses after 40 steps. A `train_step` that has to stay
 | `UW`, `DWA`, `GLS`, `RLW`, `STCH`, `FAMO` (`EW`: no rule) | `UW`, `DWA`, `GeometricMean`, `Random`, `STCH`, `FAMO` | `Uncertainty`, `DynamicWeightAverage`, `GeometricMean`, `RandomWeighting`, `SmoothTchebycheff`, `FAMO` |
 | `GradNorm` | | `kj.weighting.GradNorm`, with a `GradientBalancer` or `SharedTrunk` |
 | `PCGrad`, `MGDA`, `CAGrad`, `UPGrad`, `Aligned_MTL`, `Nash_MTL`, `IMTL` (the part of gradients) | `PCGrad`, `MGDA`, `CAGrad`, `UPGrad`, `AlignedMTL`, `NashMTL`, `IMTLG`, `Sum`, `Mean`: equal; `Constant(w)`; `CRMOGMWeighting` | aggregators `PCGrad`, `MGDA`, `CAGrad`, `UPGrad`, `AlignedMTL`, `NashMTL(rescale=False)`, `IMTLG(rescale=False)`, `Sum`, `Mean`; `Mean(preference=w)`, scaled; `ema=` |
+| the improvement over `base_result`, by task | | `JointLossCallback(score={"val_a_accuracy": 0.91, "val_b_mae": 0.3})`: `joint_score` in the logs, a fraction too; divided by the size of a baseline below 0 |
 | `rep_grad=True`; `rep_grad=False` | `autogram.Engine` and a weighting; `mtl_backward` and `jac_to_grad` | `GradientBalancer(terms, aggregator)`: from the gradients of the features, one backward pass; `SharedTrunk(trunk, terms, aggregator)` around the shared layers |
 | `GradVac`, `GradDrop`, `MoCo`, `MoDo`, `SDMGrad`, `FairGrad`, `DB_MTL`, `ExcessMTL` | `GradVac`, `GradDrop`, `DualProj`, `ConFIG`, `FairGrad`, `Krum`, `TrimmedMean` | none; [write one](extending.py) |
 

@@ -81,7 +81,9 @@ print({key: logs[key] for key in ("val_loss", "val_joint_loss")})
 ## The order of callbacks
 
 Above, `EarlyStopping` stands first and still finds `val_joint_loss`: `JointLossCallback` moves to
-the front by itself. `RetrievalEvaluation` does not: put it before those that monitor its values.
+the front by itself, and so does what `EarlyStopping("joint_score", mode="max")` monitors: one
+[score](weighting.py) over several metrics. `RetrievalEvaluation` does not: put it before those that
+monitor its values.
 
 ## Compiling again starts schedules again
 

@@ -37,8 +37,8 @@ x, y = left[:1400], {"digit": digits[:1400], "right": right[:1400]}
 LOSSES = {"digit": "sparse_categorical_crossentropy", "right": "mean_squared_error"}
 
 
-def run(title, weights=None, weighting=None):
-    """Trains the network and prints the weight, and how well it does on unseen images."""
+def build(weights=None, weighting=None, **options):
+    """Returns the compiled network."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((32,))
     hidden = keras.layers.Dense(32, activation="relu")(inputs)
@@ -47,8 +47,14 @@ def run(title, weights=None, weighting=None):
         "right": keras.layers.Dense(32)(hidden),
     }
     model = keras.Model(inputs, outputs)
-    joint = kj.joint_loss(LOSSES, weights, weighting)
+    joint = kj.joint_loss(LOSSES, weights, weighting, **options)
     model.compile(keras.optimizers.Adam(0.003), **joint)
+    return model
+
+
+def run(title, weights=None, weighting=None):
+    """Trains the network and prints the weight, and how well it does on unseen images."""
+    model = build(weights, weighting)
     callbacks = [kj.callbacks.JointLossCallback()]
     logs = model.fit(x, y, batch_size=64, epochs=12, verbose=0, callbacks=callbacks).history
     predicted = model.predict(left[1400:], verbose=0)
@@ -77,6 +83,44 @@ for weight in (1.0, 10.0, 100.0):
 One result rises as the other falls: no weight is best for both. A grid shows the choice, at the
 price of one training for each weight. Larger weights also make larger gradients, which matters for
 SGD and hardly for Adam.
+
+## One score for all results
+
+To compare trainings, or the epochs of one, by a single number, give the callback a baseline for each
+result: say, what a network for this task alone reaches. `joint_score` in the logs is then the mean
+relative gain over the baselines (Maninis et al., 2019, *Attentive Single-Tasking of Multiple
+Tasks*), a fraction as in LibMTL: 0.05 is 5 % better, and below 0 the tasks cost each other something.
+"""
+
+# %%
+UNSEEN = (left[1400:], {"digit": digits[1400:], "right": right[1400:]})
+
+
+def train(weights, *callbacks, score=None):
+    """Trains the network with validation and returns the logs."""
+    model = build(weights, metrics={"digit": "accuracy", "right": "mae"})
+    callbacks = [kj.callbacks.JointLossCallback(score=score), *callbacks]
+    options = {"batch_size": 64, "epochs": 12, "verbose": 0, "validation_data": UNSEEN}
+    return model.fit(x, y, callbacks=callbacks, **options).history
+
+
+alone = {
+    "val_digit_accuracy": train({"right": 0.0})["val_digit_accuracy"][-1],
+    "val_right_mae": train({"digit": 0.0})["val_right_mae"][-1],
+}
+stop = keras.callbacks.EarlyStopping("joint_score", mode="max", patience=3)
+for weight in (1.0, 10.0, 100.0):
+    scores = train({"right": weight}, stop, score=alone)["joint_score"]
+    print(f"right x {weight:g}: score {max(scores):.3f} in epoch {1 + int(np.argmax(scores))}")
+
+# %% [markdown]
+"""
+`ModelCheckpoint`, `CSVLogger` and TensorBoard find it too, and KerasTuner with
+`keras_tuner.Objective("joint_score", "max")`. Keras knows in which direction its metrics are better,
+and the callback that a loss is to fall. For other values write `("max", 0.9)` or `("min", 0.3)`. For
+tasks with several results each, `score={"depth": {...}, "normals": {...}}` counts the tasks alike,
+as LibMTL does. Values of `RetrievalEvaluation` and `KNNEvaluation` count as well, but not those of
+callbacks of other origin, which add them later.
 
 ## Rules
 

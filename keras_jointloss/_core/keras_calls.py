@@ -66,6 +66,7 @@ class Fit(NamedTuple):
 
     epoch: int | None  # The epoch that runs or has just ended; `None` before the first one
     first: int  # The epoch to begin with, unless a callback resumes at a later one
+    validates: bool  # Whether it validates the model
 
 
 def running_fit() -> Fit | None:
@@ -76,7 +77,8 @@ def running_fit() -> Fit | None:
     for frame in _callers():
         if _loop_of(frame) == "fit":
             known = frame.f_locals
-            return Fit(known.get("epoch"), known["initial_epoch"])
+            validates = known.get("validation_data") is not None
+            return Fit(known.get("epoch"), known["initial_epoch"], validates)
     return None
 
 
@@ -199,12 +201,17 @@ def running_callbacks() -> list[keras.callbacks.Callback]:
     return [] if owner is None else list(owner.callbacks)
 
 
-def move_to_front(callback: keras.callbacks.Callback) -> None:
-    """Moves a callback to the front of the list that sets its model, which no argument exposes."""
+def move_to_front(callback: keras.callbacks.Callback, behind: tuple[type, ...] = ()) -> None:
+    """Moves a callback to the front of the list that sets its model, which no argument exposes.
+
+    Callbacks of the classes `behind` stay before it, or move there.
+    """
     owner = _enclosing_callbacks()
     if owner is not None and callback in owner.callbacks:
-        owner.callbacks.remove(callback)
-        owner.callbacks.insert(0, callback)
+        others = [x for x in owner.callbacks if x is not callback]
+        first = [x for x in others if isinstance(x, behind)]
+        # A new list: the hook that is running goes on through the old one.
+        owner.callbacks = [*first, callback, *(x for x in others if x not in first)]
 
 
 def when_callbacks_are_deleted(close: Callable[[], None]) -> None:

@@ -110,6 +110,22 @@ def accumulated_steps(optimizer: Any) -> int:
     return getattr(inner_optimizer(optimizer), "gradient_accumulation_steps", None) or 1
 
 
+# Metrics.
+
+
+def mode_of(metric: keras.metrics.Metric) -> str | None:
+    """Returns `"max"` if a larger value of a metric is better, `"min"` if not; `None` if unknown.
+
+    With it, callbacks whose mode is `"auto"` compare epochs.
+    """
+    return {"up": "max", "down": "min"}.get(getattr(metric, "_direction", ""))
+
+
+def set_mode(metric: keras.metrics.Metric, is_larger_better: bool) -> None:
+    """Tells callbacks whose mode is `"auto"` whether a larger value of a metric is better."""
+    metric._direction = "up" if is_larger_better else "down"
+
+
 # Callbacks.
 
 

@@ -47,8 +47,8 @@ class TermStopping(keras.callbacks.Callback):
         min_delta: The smallest improvement that counts, >= 0.
         mode: `"min"` if a smaller value is better, `"max"` if a larger one is. With `"auto"`, a
             larger one is better if a word of the name, after the name of the term, is `acc`,
-            `accuracy`, `auc`, `f1`, `fbeta`, `gap`, `iou`, `ndcg`, `precision`, `r2`, `recall` or
-            `reciprocal`, and the last word is not `loss`; otherwise a smaller one is.
+            `accuracy`, `auc`, `f1`, `fbeta`, `gap`, `iou`, `ndcg`, `precision`, `r2`, `recall`,
+            `reciprocal` or `score`, and the last word is not `loss`; otherwise a smaller one is.
 
     Raises:
         ValueError: If an argument is invalid; at the start of `fit`, if the model lacks a term.

@@ -21,6 +21,7 @@ from keras_jointloss._core.batch import (
     validate_vector,
     validate_views,
 )
+from keras_jointloss._core.keras_models import set_mode
 from keras_jointloss._core.math import float_dtype
 from keras_jointloss._core.registry import find
 from keras_jointloss._core.replicas import global_batch, is_after_call
@@ -80,6 +81,8 @@ class ViewsMetric(keras.metrics.Metric):
     takes_items: bool = False
     #: The label that marks items without one, which are excluded.
     unlabelled: int | None = None
+    #: Whether a larger value is better, for callbacks that compare epochs; `None` if neither is.
+    higher_is_better: bool | None = None
 
     if TYPE_CHECKING:  # The arguments, which are attributes.
 
@@ -87,6 +90,8 @@ class ViewsMetric(keras.metrics.Metric):
 
     def __init__(self, name: str | None = None, dtype: DType = None, **arguments: Any):
         super().__init__(name=name, dtype=dtype)
+        if self.higher_is_better is not None:
+            set_mode(self, self.higher_is_better)
         self._argument_names = tuple(arguments)
         for argument, value in arguments.items():
             setattr(self, argument, value)

@@ -43,6 +43,7 @@ class Alignment(ViewsMetric):
     """
 
     takes_items = True
+    higher_is_better = False
 
     def __init__(self, alpha: float = 2.0, name: str = "alignment", dtype: DType = None):
         alpha = validate_number(alpha, "alpha", 0, exclusive=True)
@@ -95,6 +96,7 @@ class Uniformity(ViewsMetric):
 
     views = None
     takes_items = True
+    higher_is_better = False
 
     def __init__(self, t: float = 2.0, name: str = "uniformity", dtype: DType = None):
         expected = "a number > 0 and <= 20"

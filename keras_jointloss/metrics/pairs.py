@@ -42,6 +42,7 @@ class PairAccuracy(ViewsMetric):
 
     has_labels = True
     takes_items = True
+    higher_is_better = True
 
     def __init__(
         self,
@@ -92,6 +93,7 @@ class PositiveSimilarity(ViewsMetric):
     """
 
     takes_items = True
+    higher_is_better = True
 
     def __init__(
         self,
@@ -142,6 +144,7 @@ class NegativeSimilarity(ViewsMetric):
     """
 
     takes_items = True
+    higher_is_better = False
 
     def __init__(
         self,
@@ -207,6 +210,8 @@ class SimilarityGap(NegativeSimilarity):
     >>> round(float(SimilarityGap()(None, views)), 4)
     1.0
     """
+
+    higher_is_better = True
 
     def __init__(
         self,

@@ -202,6 +202,7 @@ class MeanAveragePrecisionAtR(ViewsMetric):
     views = None
     has_labels = True
     takes_items = True
+    higher_is_better = True
 
     def __init__(
         self,

@@ -80,6 +80,7 @@ class RetrievalMetric(ViewsMetric):
     """
 
     takes_items = True
+    higher_is_better = True
 
     def __init__(
         self,

@@ -24,8 +24,11 @@ def from_history(history: Any, name: str) -> Run:
     terms = sorted(find_term_names(logs), key=len, reverse=True)  # The longest first.
     sets = {match["name"] for match in map(_RETRIEVAL.fullmatch, logs) if match}
     splits: dict[str, dict[str, Series]] = {split: {} for split in SPLITS}
+    has_validation = any(key.startswith("val_") for key in logs)
     for key, values in logs.items():
         split, tag = _locate(key, terms, sets)
+        if tag == _SCORE and has_validation:  # It has no prefix.
+            split = "validation"
         numbers = np.array([float(x) for x in values], "float64")
         steps = _epochs_of(epochs, len(numbers)) * steps_per_epoch
         series = Series(steps, np.full(len(numbers), np.nan), numbers)
@@ -45,7 +48,9 @@ def from_history(history: Any, name: str) -> Run:
     return Run(name, splits["train"], splits["validation"], epochs=ends)
 
 
-_TOTAL = "joint_loss/total"
+_TOTAL, _SCORE = "joint_loss/total", "joint_loss/score"
+#: The tags of values of the whole model by their names in the logs.
+_OF_MODEL = {"loss": _TOTAL, "joint_loss": "joint_loss/fixed_total", "joint_score": _SCORE}
 
 
 def find_term_names(logs: Collection[str]) -> list[str]:
@@ -70,8 +75,8 @@ def _locate(key: str, terms: list[str], sets: set[str]) -> tuple[str, str]:
     split, rest = ("train", key)
     if key.startswith("val_") and not any(key.startswith(f"{term}_") for term in terms):
         split, rest = "validation", key.removeprefix("val_")
-    if rest in ("loss", "joint_loss"):
-        return split, _TOTAL if rest == "loss" else "joint_loss/fixed_total"
+    if rest in _OF_MODEL:
+        return split, _OF_MODEL[rest]
     term = next((term for term in terms if rest.startswith(f"{term}_")), None)
     if term is None:
         return split, rest

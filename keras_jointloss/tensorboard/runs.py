@@ -18,7 +18,7 @@ OTHER = "other"
 _LARGER = frozenset(
     {
         *("acc", "accuracy", "auc", "f1", "fbeta", "gap", "iou", "ndcg", "precision", "r2"),
-        *("recall", "reciprocal"),
+        *("recall", "reciprocal", "score"),
     }
 )
 #: Rounding of the means may make the parts of a total differ from it by this share.

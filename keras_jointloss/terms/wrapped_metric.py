@@ -22,6 +22,11 @@ class WrappedMetric(keras.metrics.Metric):
         super().__init__(name=name or name_of_metric(metric), dtype=dtype)
         self.metric = metric
 
+    @property
+    def resolved(self) -> keras.metrics.Metric:
+        """The metric that receives the targets."""
+        return self._resolved
+
     def result(self):
         """Returns the result of the metric."""
         return self._resolved.result()

@@ -165,7 +165,28 @@ class TermReadings:
                 logs[f"{prefix}joint_loss"] = math.nan if fixed is None else fixed
         return logs
 
-    def mend(self, logs: dict[str, float], run: str, prefix: str = "") -> None:
+    def complete(self, logs: dict[str, Any], readings: Mapping[str, float]) -> None:
+        """Adds the readings by their names to the logs of an epoch, and mends its losses."""
+        logs.update({key: x for key, x in readings.items() if key not in logs})
+        for run in self.kept:
+            self._mend(logs, run, RUNS[run])
+
+    def end_evaluation(self, logs: dict[str, Any], returned: dict[str, Any]) -> dict[str, float]:
+        """Keeps the readings of an evaluation and returns them by TensorBoard tag.
+
+        Adds the total at fixed weights to its logs, and mends the losses in these and in what the
+        evaluation returns.
+        """
+        self.kept["validation"] = readings = self.read()
+        self.totals["validation"] = total = float(logs.get("loss", math.nan))
+        fixed_total = self.fixed_total(readings)
+        if fixed_total is not None:
+            logs["joint_loss"] = fixed_total
+        for values in (logs, returned):
+            self._mend(values, "validation")
+        return self.to_tags(readings, total)
+
+    def _mend(self, logs: dict[str, float], run: str, prefix: str = "") -> None:
         """Replaces the losses of terms in the Keras logs by those of the kept readings of a run.
 
         Keras' own may count a smaller last batch fully, or count missing targets. For an output

@@ -17,12 +17,9 @@ from keras_jointloss._core.keras_models import allow_background, sync_state
 from keras_jointloss._core.types import Logs
 from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_on_log
 from keras_jointloss.callbacks.joint._gradient_readings import GradientReadings
+from keras_jointloss.callbacks.joint._score import SCORE, TAG, JointScore, validate_score
 from keras_jointloss.callbacks.joint._stuck_terms import TermProgress
-from keras_jointloss.callbacks.joint._term_readings import (
-    RUNS,
-    TermReadings,
-    validate_fixed_weights,
-)
+from keras_jointloss.callbacks.joint._term_readings import TermReadings, validate_fixed_weights
 from keras_jointloss.callbacks.joint._train_curves import TrainCurves, batches_between
 from keras_jointloss.callbacks.joint._training_record import (
     TrainingRecord,
@@ -33,6 +30,7 @@ from keras_jointloss.callbacks.joint._training_warnings import (
     TrainingWarnings,
     forget_unknown,
 )
+from keras_jointloss.callbacks.retrieval._evaluation import Evaluation
 from keras_jointloss.joint.model_terms import ModelTerms
 from keras_jointloss.joint.report import Report
 from keras_jointloss.terms.clock import optimizer_step
@@ -57,28 +55,26 @@ class JointLossCallback(keras.callbacks.Callback):
     Logging: the callback writes to `log_dir/train` and `log_dir/validation`, over the training
     step,
 
-    - `joint_loss/<term>/raw`: the mean loss of the term, unweighted,
-    - `joint_loss/<term>/weight`: the current weight,
-    - `joint_loss/<term>/weighted`: the mean of weight times loss,
-    - `joint_loss/<term>/share`: weighted divided by total,
+    - `joint_loss/<term>/raw`, `.../weight`: the mean loss, unweighted, and the current weight,
+    - `joint_loss/<term>/weighted`, `.../share`: the mean of weight times loss, and this divided by
+      the total,
     - `joint_loss/<term>/<reading>`: other values that a layer or a weighting reports for the term,
       such as `temperature` or `noise`,
     - `joint_loss/total`: the minimized loss, which is the sum of the weighted terms and of all
       other losses that layers and regularizers add,
-    - `joint_loss/other`, `joint_loss/other/share`: the sum of these other losses, if there are any,
-      and its share,
-    - `joint_loss/fixed_total`: the total at `validation_weights`.
+    - `joint_loss/other`, `.../share`: the sum of these other losses, if there are any,
+    - `joint_loss/fixed_total`: the total at `validation_weights`,
+    - `joint_loss/score`: the `score` at the end of an epoch.
 
     For layers that combine gradients, it also writes to `log_dir/train`
 
-    - `gradients/<term>/norm`, `gradients/<term>/coefficient`: the length of the term's gradient and
-      the coefficient that multiplied it,
-    - `gradients/<term>~<other>/cosine`, `gradients/<term>~<other>/conflict`: the cosine of the
-      angle between two gradients, and the share of the steps in which it was negative,
+    - `gradients/<term>/norm`, `.../coefficient`: the length of its gradient and its coefficient,
+    - `gradients/<term>~<other>/cosine`, `.../conflict`: the cosine of the angle between two
+      gradients, and the share of the steps in which it was negative,
     - `gradients/conflict`: the share of the steps in which any cosine was negative,
-    - `gradients/cosines`: a picture of all cosines at the end of an epoch,
+    - `gradients/cosines`: a picture of all cosines at the end of an epoch.
 
-    under `gradients/<name of the layer>/` if there are several such layers.
+    If there are several such layers, `gradients/<name of the layer>/` stands before each of them.
 
     A point of `train` has the means since the last point or the start of the epoch. `raw` is the
     mean over the items that take part, of missing targets over the labelled ones; as in the loss of
@@ -97,10 +93,9 @@ class JointLossCallback(keras.callbacks.Callback):
     Warnings, each once: of losses and gradients that are not finite; of weights that did not move
     in every step; of a term that contributes less than 1/10,000 of another under a weighting; of
     `EarlyStopping`, `ReduceLROnPlateau` or `ModelCheckpoint` that compare `loss` or `val_loss` of
-    epochs with different weights; and of terms that have a weight and do not train, as their loss
-    did not change from step to step (unless at the `floor` or `target` of a `LossTerm`) or their
-    gradient was 0. Epochs with fewer than two updates of the optimizer, or with a learning rate of
-    0 at their end, are not judged.
+    epochs with different weights; and, after at least two updates in an epoch, of terms with a
+    weight whose loss never changed (unless at the `floor` or `target` of a `LossTerm`) or whose
+    gradient was 0.
 
     Args:
         log_dir: The folder for TensorBoard, or `None` to write nothing.
@@ -119,12 +114,21 @@ class JointLossCallback(keras.callbacks.Callback):
         hparams: Hyperparameters of the user for TensorBoard's HParams dashboard, or `{}`. `fit`
             then writes them at its end to `log_dir/hparams`, with the weights, the weighting and
             the aggregator, and as metrics the last losses and metrics in the `logs`.
+        score: Baselines for one score over tasks, `joint_score` in the logs of an epoch: by the
+            name of a value in the logs what, say, a model of this task alone reaches,
+            `{"val_a_accuracy": 0.91, "val_b_mae": 0.3}`. The score is the mean of the relative
+            gains, `(value - baseline) / |baseline|` if a larger value is better, as the metric
+            says, or minus that. For other values write `("max", 0.91)` or `("min", 0.3)`. A dict of
+            such dicts by task gives the mean over tasks of their means. An epoch without one of
+            the values has no score.
 
     Raises:
         ValueError: If an argument is invalid; at the start of `fit`, if the model has no term and
             no layer that reports gradients, if names, losses, weights, `validation_weights` or the
-            wiring of its terms do not fit; after the first batch, if the model does not use the
-            weights, because it was not compiled with everything that `joint_loss` returned.
+            wiring of its terms do not fit, or the `score` needs validation data; after the first
+            batch, if the model does not use the weights, because it was not compiled with
+            everything that `joint_loss` returned; at the end of an epoch, if a value of the `score`
+            is not in the logs, or nothing says in which direction it is better.
         FloatingPointError: At the end of an epoch, if a weighting with `on_nonfinite="raise"`
             received an unusable loss.
         OSError: At the start of `fit`, if `log_dir` cannot be written.
@@ -141,6 +145,7 @@ class JointLossCallback(keras.callbacks.Callback):
         validation_weights: Mapping[str, float] | Literal["equal", "initial"] | None = None,
         on_log: OnLog | None = None,
         hparams: Mapping[str, Any] | None = None,
+        score: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         self.log_dir = None if log_dir is None else os.fspath(log_dir)
@@ -148,19 +153,19 @@ class JointLossCallback(keras.callbacks.Callback):
         self.validation_weights = validate_fixed_weights(validation_weights, "validation_weights")
         self.on_log = validate_on_log(on_log)
         self.hparams = validate_hyperparameters(hparams)
+        self.score = score
+        self._tasks = validate_score(score)
         every = batches_between(update_freq)
         self._every = None if self.log_dir is None and on_log is None else every
         allow_background(self, self._every is None)  # Empty hooks are safe there.
-        # As the others that `set_model` creates.
-        self._readings: Any = None
+        self._readings: Any = None  # Created by `set_model`, as others are.
         self._is_training = False
         self._is_first_test_batch = False
-        # The logged values of the last epoch that are NaN.
-        self._unknown: set[str] = set()
+        self._unknown: set[str] = set()  # The logged values of the last epoch that are NaN
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
-        move_to_front(self)
+        move_to_front(self, behind=() if self._tasks is None else (Evaluation,))
         self._terms = terms = ModelTerms(model)
         terms.connect(model)
         self._readings = TermReadings(model, terms, self.validation_weights)
@@ -170,15 +175,16 @@ class JointLossCallback(keras.callbacks.Callback):
         self._record = TrainingRecord(self._summaries, terms, self.hparams)
         self._warnings = TrainingWarnings(terms)
         self._progress = TermProgress(model, terms)
-        self._curves = TrainCurves(
-            self._every, self._readings, self._gradients, self._summaries, model
-        )
+        self._score = JointScore(self._tasks, model)
+        sources = self._readings, self._gradients
+        self._curves = TrainCurves(self._every, *sources, self._summaries, model)
         self._is_validated = False
 
     def on_train_begin(self, logs: Logs = None) -> None:
         self._is_training = True
         self._warnings = TrainingWarnings(self._terms)
         self._terms.clock.start_training(self, is_custom_loop=running_loop() is None)
+        self._score.start()
         self._summaries.open("train")
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
@@ -191,7 +197,7 @@ class JointLossCallback(keras.callbacks.Callback):
         self._warnings.start_epoch()
         self._progress.start_epoch()
         forget_unknown(running_callbacks(), self._unknown)
-        # The training step at which the epoch begins, and how many of its batches have begun.
+        # The step at which the epoch begins, and how many of its batches have begun.
         self._begin_step, self._batches = self._training_step(), 0
         self._curves.start_epoch(self._begin_step)
         self._record.start_epoch(epoch, self._begin_step, self.params or {})
@@ -225,10 +231,11 @@ class JointLossCallback(keras.callbacks.Callback):
         is_driven = self._is_training and self._terms.clock.driver is self
         self._warnings.of_epoch(end, self._readings, self._gradients, self._progress, is_driven)
         readings = {**self._readings.to_logs(), **self._gradients.to_logs(statistics)}
-        logs.update({key: x for key, x in readings.items() if key not in logs})
-        for run in self._readings.kept:
-            self._readings.mend(logs, run, RUNS[run])
-        self._unknown = {key for key in readings if math.isnan(logs[key])}
+        self._readings.complete(logs, readings)
+        score = self._score.add_to(logs, epoch)
+        if score is not None:
+            self._summaries.scalars(self._score.run, {TAG: score}, step)
+        self._unknown = {key for key in (*readings, SCORE) if math.isnan(logs.get(key, 0.0))}
         self._curves.end_epoch(step, statistics)
         self._summaries.images("train", self._gradients.heat_maps(statistics), step)
         self._record.end_epoch(epoch, step, logs, readings)
@@ -238,6 +245,7 @@ class JointLossCallback(keras.callbacks.Callback):
     def on_train_end(self, logs: Logs = None) -> None:
         self._is_training = False
         sync_state(self)
+        self._score.end()
         self._terms.clock.end_training()
         self._record.end()
         self._summaries.close()
@@ -255,15 +263,7 @@ class JointLossCallback(keras.callbacks.Callback):
 
     def on_test_end(self, logs: Logs = None) -> None:
         sync_state(self)
-        readings = self._readings.read()
-        self._readings.kept["validation"] = readings
-        self._readings.totals["validation"] = total = float(logs.get("loss", math.nan))
-        fixed_total = self._readings.fixed_total(readings)
-        if fixed_total is not None:
-            logs["joint_loss"] = fixed_total
-        for values in (logs, evaluation_logs()):
-            self._readings.mend(values, "validation")
-        tags = self._readings.to_tags(readings, total)
+        tags = self._readings.end_evaluation(logs, evaluation_logs())
         self._summaries.scalars("validation", tags, self._training_step())
         if not self._is_training:
             self._readings.keep_report()

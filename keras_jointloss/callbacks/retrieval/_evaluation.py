@@ -43,6 +43,8 @@ class Evaluation(keras.callbacks.Callback):
         self.log_dir = None if log_dir is None else os.fspath(log_dir)
         self.on_log = validate_on_log(on_log)
         self._summaries: Any = None  # Created for a model.
+        #: What it added to the logs of the latest epoch that it measured.
+        self.latest: dict[str, float] = {}
 
     def _find(self, model: keras.Model) -> None:
         """Finds the embeddings of a model."""
@@ -65,7 +67,8 @@ class Evaluation(keras.callbacks.Callback):
         if (epoch + 1) % self.every:
             return
         name, results = self._measure()
-        logs.update({f"{name}_{key}": value for key, value in results.items()})
+        self.latest = {f"{name}_{key}": value for key, value in results.items()}
+        logs.update(self.latest)
         tags = {f"{self._group}/{name}/{key}": value for key, value in results.items()}
         self._summaries.scalars(RUN, tags, optimizer_step(self.model))
         self._summaries.end_epoch(RUN, epoch, optimizer_step(self.model))
