@@ -4,6 +4,7 @@ Every function takes the losses of all steps, of shape `(steps, terms)`. It retu
 the start of each step and after the last step, of shape `(steps + 1, terms)`.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -35,6 +36,77 @@ def uncertainty_analytic(losses, ema=0.9, least=1e-12):
         mean = row if mean is None else ema * mean + (1 - ema) * row
         # The derivative of 1/2 exp(-s) L + 1/2 s is 0 at exp(s) = L.
         weights.append([1 / (2 * max(value, least)) for value in mean])
+    return np.array(weights)
+
+
+def uncertainty_softmax(losses, temperature=1.0, least=1e-12):
+    weights = [[1 / losses.shape[1]] * losses.shape[1]]
+    for row in losses:
+        weights.append(softmax([1 / max(loss, least) / temperature for loss in row]))
+    return np.array(weights)
+
+
+def imtl_l(losses, learning_rate=0.025, least=1e-12):
+    scales = [0.0] * losses.shape[1]
+    weights = [[1.0] * losses.shape[1]]
+    for row in losses:
+        for i, loss in enumerate(row):
+            minimizer = -math.log(max(loss, least))
+            # The derivative of exp(s) L - s by s.
+            moved = scales[i] - learning_rate * (math.exp(scales[i] - minimizer) - 1)
+            low, high = sorted((scales[i], minimizer))
+            scales[i] = min(max(moved, low), high)
+        weights.append([math.exp(s) for s in scales])
+    return np.array(weights)
+
+
+def relobralo(losses, keeps, alpha=0.95, temperature=1.0):
+    """Returns the weights; `keeps` says for each step whether it does not look back."""
+    count = losses.shape[1]
+
+    def balance(row, other):
+        return count * np.array(softmax(row / (temperature * other)))
+
+    weights = [np.ones(count)]
+    for step, row in enumerate(losses):
+        history = weights[-1] if keeps[step] else balance(row, losses[0])
+        before = losses[max(step - 1, 0)]
+        weights.append(alpha * history + (1 - alpha) * balance(row, before))
+    return np.array(weights)
+
+
+def slope(points):
+    """Returns the slope at the first of the points, from all finite differences of them."""
+    total, differences = 0.0, list(points)
+    for order in range(1, len(points)):
+        differences = [b - a for a, b in itertools.pairwise(differences)]
+        total -= (-1) ** order * differences[0] / order
+    return total
+
+
+def soft_adapt(losses, epochs=None, variant="original", beta=0.1, points=5, frequency=1):
+    """Returns the weights; `epochs` contains the epoch number of each step, or is `None`."""
+    count, seen = losses.shape[1], []
+    weights = [[1 / count] * count]
+    for step, row in enumerate(losses):
+        if epochs is None:
+            seen.append(row)
+        elif step and epochs[step] != epochs[step - 1]:
+            seen.append(losses[epochs == epochs[step - 1]].mean(axis=0))
+        else:
+            weights.append(weights[-1])
+            continue
+        if len(seen) < 2 or len(seen) % frequency:
+            weights.append(weights[-1])
+            continue
+        latest = np.array(seen[-points:])
+        slopes = np.array([slope(column) for column in latest.T])
+        if variant == "normalized":
+            slopes = slopes / sum(slopes)
+        result = np.array(softmax(beta * slopes))
+        if variant == "loss_weighted":
+            result = result * latest.mean(axis=0)
+        weights.append(result / sum(result))
     return np.array(weights)
 
 
@@ -121,6 +193,22 @@ def constraint(losses, bounds, learning_rate=0.1, ema=0.9, smallest=1e-6, larges
             multipliers[i] = max(smallest, min(largest, multipliers[i]))
         weights.append(list(multipliers))
     return np.array(weights)
+
+
+class InverseGradient:
+    """Weights inverse to a measure of the gradients, step by step, in a moving mean."""
+
+    def __init__(self, count, alpha=0.9, power=None):
+        self.alpha, self.power, self.weights = alpha, power, np.ones(count)
+
+    def move(self, losses, lengths):
+        """Updates the weights; `lengths` are the gradient lengths of the unweighted losses.
+
+        Without `power`, the measure is the length. Otherwise it is that power of the trace.
+        """
+        measure = lengths if self.power is None else (lengths**2 / (4 * losses)) ** self.power
+        new = sum(measure) / measure
+        self.weights = self.alpha * self.weights + (1 - self.alpha) * new
 
 
 class GradNorm:

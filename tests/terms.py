@@ -8,9 +8,11 @@ import keras_jointloss as kj
 from keras_jointloss.joint.find_terms import find_terms
 
 RULES = (
-    *("Constraint", "DynamicWeightAverage", "FAMO", "GeometricMean"),
-    *("RandomWeighting", "Shares", "SmoothTchebycheff", "Uncertainty"),
+    *("Constraint", "DynamicWeightAverage", "FAMO", "GeometricMean", "IMTLL", "RandomWeighting"),
+    *("ReLoBRaLo", "Shares", "SmoothTchebycheff", "SoftAdapt", "Uncertainty"),
 )
+#: The rules that follow gradients, which a layer reports.
+GRADIENT_RULES = ("GradNorm", "InverseGradientNorm", "NeuralTangentKernel")
 #: The argument without default of a rule, which holds a number for each term.
 REQUIRED = {"Constraint": "bounds", "Shares": "shares"}
 

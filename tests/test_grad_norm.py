@@ -19,8 +19,8 @@ LENGTHS = np.array([2.0, 300.0, 0.01])
 class Gradients:
     """Terms without a model; tests pass losses and gradient lengths to the rule directly."""
 
-    def __init__(self, rule, count=3):
-        self.terms = Terms(rule, count)
+    def __init__(self, rule, count=3, given=None):
+        self.terms = Terms(rule, count, given)
         self.layer = kj.layers.GradientBalancer(list(self.terms.weights)[::-1])
         self.layer.build()
         self.steps = 0

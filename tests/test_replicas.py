@@ -250,10 +250,11 @@ AGGREGATORS = {
     **{key: {"ema": 0.5} for key in ("Mean", "UPGrad")},
 }
 RULES = {
-    **{key: {} for key in (*terms.RULES, "GradNorm")},
+    **{key: {} for key in (*terms.RULES, "GradNorm", "NeuralTangentKernel")},
     "Constraint": {"bounds": {"b": 0.5}},
     "RandomWeighting": {"seed": 1},
     "Shares": {"shares": {"a": 0.5, "b": 0.3, "c": 0.2}},
+    "SoftAdapt": {"interval": "step"},
 }
 
 
@@ -298,7 +299,7 @@ def with_rule(name):
     x = keras.Input((6,))
     hidden = keras.layers.Dense(5, activation="tanh")(x)
     views = dict.fromkeys("abc", hidden)
-    if name == "GradNorm":
+    if name in terms.GRADIENT_RULES:
         views = kj.layers.GradientBalancer(list("abc"))(hidden)
     rule = getattr(kj.weighting, name)(**RULES[name])
     joint = kj.joint_loss(dict.fromkeys("abc", "mse"), weighting=rule)

@@ -143,6 +143,8 @@ def test_loss_too_small_for_the_rule_warns_in_the_first_epoch_only():
     [
         ("DynamicWeightAverage", "weights"),
         ("RandomWeighting", "weights"),
+        ("ReLoBRaLo", "weights"),
+        ("SoftAdapt", "weights"),
         ("SmoothTchebycheff", "smoothness"),
     ],
 )

@@ -10,14 +10,23 @@ from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss._core.quick_ops import ops as quick_ops
-from keras_jointloss._core.random import random_normal
+from keras_jointloss._core.random import random_normal, random_uniform
 from keras_jointloss.weighting import _runner
 from tests import reference_weighting as reference
 from tests.backends import once_compiled
-from tests.terms import REQUIRED, RULES, Terms, make, recorded_losses
+from tests.terms import GRADIENT_RULES, REQUIRED, RULES, Terms, make, recorded_losses
 
 EPOCHS = np.arange(40) // 10  # The epoch of each step.
 PREFERENCE = [1.0, 0.5, 2.0]
+# The losses whose weights the authors' library gives for each variant of SoftAdapt.
+SOFT_ADAPT_LOSSES = [[1, 2, 3, 4, 5], [150, 100, 50, 10, 0.1], [1500, 1000, 500, 100, 1]]
+
+
+def keeps(beta, seed):
+    """Returns for each of 40 steps whether ReLoBRaLo keeps its weights as the history."""
+    return [float(ops.squeeze(random_uniform(1, seed, step))) < beta for step in range(40)]
+
+
 SIMULATIONS = {
     "SmoothTchebycheff": (
         {"preference": PREFERENCE, "smoothness": 0.7},
@@ -64,6 +73,24 @@ SIMULATIONS = {
         lambda losses: reference.constraint(
             losses, {1: lambda step: 0.001}, 2.0, largest=float("inf")
         ),
+    ),
+    "Uncertainty-softmax": (
+        {"softmax": True, "temperature": 5.0},
+        lambda losses: reference.uncertainty_softmax(losses, 5.0),
+    ),
+    "IMTLL": ({"learning_rate": 0.1}, lambda losses: reference.imtl_l(losses, 0.1)),
+    "ReLoBRaLo": (
+        {"beta": 0.7, "alpha": 0.8, "temperature": 0.5, "seed": 3},
+        lambda losses: reference.relobralo(losses, keeps(0.7, 3), 0.8, 0.5),
+    ),
+    "SoftAdapt": ({"beta": 2.0}, lambda losses: reference.soft_adapt(losses, EPOCHS, beta=2.0)),
+    "SoftAdapt-frequency": (
+        {"variant": "loss_weighted", "points": 3, "frequency": 2, "beta": -0.5},
+        lambda losses: reference.soft_adapt(losses, EPOCHS, "loss_weighted", -0.5, 3, 2),
+    ),
+    "SoftAdapt-step": (
+        {"variant": "normalized", "interval": "step", "frequency": 4},
+        lambda losses: reference.soft_adapt(losses, None, "normalized", frequency=4),
     ),
     "RandomWeighting": (
         {"seed": 5},
@@ -123,6 +150,53 @@ def test_known_values():
     epochs = np.array([[1.0, 1.0], [1.0, 4.0], [1.0, 1.0]])
     weights = Terms(make("DynamicWeightAverage"), 2).run(epochs, np.arange(3))[-1]
     np.testing.assert_allclose(weights, 2 * np.array(reference.softmax([0.5, 2.0])), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        ("original", [0.99343, 0.0065666, 3.8908e-22]),
+        ("normalized", [0.3221, 0.3251, 0.3528]),
+        ("loss_weighted", [0.87978, 0.12022, 7.1e-20]),
+    ],
+)
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+def test_soft_adapt_equals_the_library_of_its_authors(variant, expected, interval):
+    losses = np.array(SOFT_ADAPT_LOSSES).T
+    rule = make("SoftAdapt", variant=variant, interval=interval)
+    if interval == "epoch":  # The first step of the sixth epoch knows the mean of the fifth.
+        losses = np.concatenate([np.repeat(losses, 3, axis=0), [[7.0, 7.0, 7.0]]])
+    weights = Terms(rule, 3).run(losses, np.arange(len(losses)) // 3)[-1]
+    np.testing.assert_allclose(weights, expected, rtol=5e-3 if variant == "loss_weighted" else 2e-4)
+
+
+def test_soft_adapt_of_means_of_steps():
+    losses = np.repeat(np.array(SOFT_ADAPT_LOSSES).T, 4, axis=0)
+    noise = 1 + 0.1 * np.array([1, -1, 2, -2] * 5)[:, None]
+    terms = Terms(make("SoftAdapt", interval="step", update_every=4), 3)
+    weights = terms.run(losses * noise)
+    np.testing.assert_allclose(weights[:8], 1 / 3, rtol=1e-6)
+    np.testing.assert_allclose(weights[-1], [0.99343, 0.0065666, 3.8908e-22], rtol=1e-3)
+
+
+def test_imtl_l_is_uncertainty_with_twice_the_weights():
+    losses = recorded_losses(20)
+    expected = 2 * Terms(make("Uncertainty", learning_rate=0.2), 3).run(losses)
+    weights = Terms(make("IMTLL", learning_rate=0.1), 3).run(losses)
+    np.testing.assert_allclose(weights, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rule_continues_exactly_from_its_config(name):
+    arguments = {"ReLoBRaLo": {"beta": 0.5}, "SoftAdapt": {"interval": "step"}}
+    losses, rule = recorded_losses(16, 2), make(name, **arguments.get(name, {}))
+    whole = Terms(type(rule).from_config(rule.get_config()), 2).run(losses, EPOCHS)
+    Terms(rule, 2).run(losses[:10], EPOCHS)
+    rest = Terms(type(rule).from_config(rule.get_config()), 2)
+    rest.rule.start()
+    for row in losses[10:]:
+        rest.step(row)
+        np.testing.assert_array_equal(rest.now(), whole[rest.rule.step])
 
 
 def test_random_numbers_are_normal_and_change_every_step():
@@ -241,11 +315,16 @@ def test_nonfinite_weight_is_reported_and_ignored():
 
 
 @pytest.mark.parametrize(
-    "name", ["DynamicWeightAverage", "FAMO", "GeometricMean", "Shares", "Uncertainty"]
+    "name",
+    [
+        *("DynamicWeightAverage", "FAMO", "GeometricMean", "IMTLL", "ReLoBRaLo", "Shares"),
+        *("SoftAdapt", "Uncertainty"),
+    ],
 )
 def test_negative_loss_is_unusable_unless_rounding_makes_it_so(name):
     for loss, expected in ((-1.0, {"term0": 1}), (-1e-3, {"term0": 1}), (-8.6e-6, {})):
-        terms = Terms(make(name), 2)
+        arguments = {"variant": "loss_weighted"} if name == "SoftAdapt" else {}
+        terms = Terms(make(name, **arguments), 2)
         terms.rule.start()
         terms.step([loss, 1.0])
         assert np.all(np.isfinite(terms.now()))
@@ -272,6 +351,24 @@ def test_zero_loss_keeps_weights_finite(name):
         ("Uncertainty", {"update_every": 0}, "update_every"),
         ("Uncertainty", {"on_nonfinite": "ignore"}, "on_nonfinite"),
         ("Uncertainty", {"learning_rate": 0.0}, "learning_rate"),
+        ("Uncertainty", {"softmax": 1}, "softmax"),
+        ("Uncertainty", {"softmax": True, "analytic": True}, "softmax"),
+        ("Uncertainty", {"softmax": True, "temperature": 0.0}, "temperature"),
+        ("IMTLL", {"learning_rate": 0.0}, "learning_rate"),
+        ("ReLoBRaLo", {"alpha": 1.0}, "alpha"),
+        ("ReLoBRaLo", {"beta": 1.1}, "beta"),
+        ("ReLoBRaLo", {"beta": -0.1}, "beta"),
+        ("ReLoBRaLo", {"temperature": 0.0}, "temperature"),
+        ("ReLoBRaLo", {"seed": 0.5}, "seed"),
+        ("SoftAdapt", {"variant": "base"}, "variant"),
+        ("SoftAdapt", {"beta": float("nan")}, "beta"),
+        ("SoftAdapt", {"points": 1}, "points"),
+        ("SoftAdapt", {"points": 6}, "points"),
+        ("SoftAdapt", {"interval": "batch"}, "interval"),
+        ("SoftAdapt", {"frequency": 0}, "frequency"),
+        ("InverseGradientNorm", {"alpha": 1.0}, "alpha"),
+        ("NeuralTangentKernel", {"alpha": -0.5}, "alpha"),
+        ("NeuralTangentKernel", {"power": 0.0}, "power"),
         ("FAMO", {"learning_rate": -1.0}, "learning_rate"),
         ("FAMO", {"decay": -1.0}, "decay"),
         ("FAMO", {"minimum_loss": "0"}, "minimum_loss"),
@@ -299,13 +396,24 @@ def test_invalid_argument_is_refused(name, arguments, message):
 
 
 #: Arguments with other values than by default.
-CHANGED = {"GradNorm": {"alpha": 0.5, "learning_rate": 0.1}}
+CHANGED = {
+    "GradNorm": {"alpha": 0.5, "learning_rate": 0.1},
+    "IMTLL": {"learning_rate": 0.1},
+    "InverseGradientNorm": {"alpha": 0.5},
+    "NeuralTangentKernel": {"alpha": 0.5, "power": 0.5},
+    "ReLoBRaLo": {"alpha": 0.5, "beta": 0.5, "temperature": 0.1, "seed": 3},
+    "SoftAdapt": {
+        **{"variant": "normalized", "beta": -1.0, "points": 3},
+        **{"interval": "step", "frequency": 4},
+    },
+    "Uncertainty": {"softmax": True, "temperature": 3.0, "learning_rate": 0.1},
+}
 
 
-@pytest.mark.parametrize("name", [*RULES, "GradNorm"])
+@pytest.mark.parametrize("name", [*RULES, *GRADIENT_RULES])
 def test_config_round_trip_and_lookup_by_name(name):
     options = {"warmup_steps": 3, "ema": 0.5, "min_weight": 0.1, "max_weight": 9.0}
-    rule = make(name, **options, update_every=2, **CHANGED.get(name, {}))
+    rule = make(name, update_every=2, **options, **CHANGED.get(name, {}))
     config = rule.get_config()
     assert CHANGED.get(name, {}).items() <= config.items()
     assert type(rule).from_config(config).get_config() == config

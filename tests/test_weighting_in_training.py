@@ -34,6 +34,7 @@ NAMES = ("rating", "label", "align")
 
 
 def build(rule, weights=None, **compile_arguments):
+    rule = kj.weighting.ReLoBRaLo(beta=0.5) if rule == "relobralo" else rule
     keras.utils.set_random_seed(1)
     inputs = keras.Input((6,))
     hidden = keras.layers.Dense(8, activation="tanh")(inputs)
@@ -117,8 +118,8 @@ def test_validation_changes_no_weight():
     np.testing.assert_allclose(validated, uninterrupted(STATEFUL), rtol=1e-6)
 
 
-# FAMO's state includes the optimizer state, in additional rows and counts.
-@pytest.mark.parametrize("name", [STATEFUL, "famo"])
+# FAMO's state includes the optimizer state, in additional rows and counts; ReLoBRaLo draws numbers.
+@pytest.mark.parametrize("name", [STATEFUL, "famo", "relobralo"])
 def test_loaded_model_resumes_like_uninterrupted_training(name, tmp_path):
     model = build(name)
     first = trajectories(model, epochs=2)

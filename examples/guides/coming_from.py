@@ -100,6 +100,7 @@ Both models have the same losses after 40 steps. A `train_step` that has to stay
 | LibMTL | TorchJD | here |
 |---|---|---|
 | `Trainer`; architectures (`HPS`, `MMoE`, ...) | a loop | `compile(**kj.joint_loss(...))` and `fit`; a Keras model |
+| `IMTL` (the part of losses) | | `IMTLL()`, with the aggregator `IMTLG` for both parts; there `s` is trained at the learning rate of the network |
 | `UW`, `DWA`, `GLS`, `RLW`, `STCH`, `FAMO` (`EW`: no rule) | `UW`, `DWA`, `GeometricMean`, `Random`, `STCH`, `FAMO` | `Uncertainty`, `DynamicWeightAverage`, `GeometricMean`, `RandomWeighting`, `SmoothTchebycheff`, `FAMO` |
 | `GradNorm` | | `kj.weighting.GradNorm`, with a `GradientBalancer` or `SharedTrunk` |
 | `PCGrad`, `MGDA`, `CAGrad`, `UPGrad`, `Aligned_MTL`, `Nash_MTL`, `IMTL` (the part of gradients) | `PCGrad`, `MGDA`, `CAGrad`, `UPGrad`, `AlignedMTL`, `NashMTL`, `IMTLG`, `Sum`, `Mean`: equal; `Constant(w)`; `CRMOGMWeighting` | aggregators `PCGrad`, `MGDA`, `CAGrad`, `UPGrad`, `AlignedMTL`, `NashMTL(rescale=False)`, `IMTLG(rescale=False)`, `Sum`, `Mean`; `Mean(preference=w)`, scaled; `ema=` |
@@ -107,8 +108,25 @@ Both models have the same losses after 40 steps. A `train_step` that has to stay
 | `rep_grad=True`; `rep_grad=False` | `autogram.Engine` and a weighting; `mtl_backward` and `jac_to_grad` | `GradientBalancer(terms, aggregator)`: from the gradients of the features, one backward pass; `SharedTrunk(trunk, terms, aggregator)` around the shared layers |
 | `GradVac`, `GradDrop`, `MoCo`, `MoDo`, `SDMGrad`, `FairGrad`, `DB_MTL`, `ExcessMTL` | `GradVac`, `GradDrop`, `DualProj`, `ConFIG`, `FairGrad`, `Krum`, `TrimmedMean` | none; [write one](extending.py) |
 
-`SoftAdapt` turns the slopes of the losses into weights by a softmax. The nearest rule is
-`DynamicWeightAverage`: a softmax of the ratios of the last two losses, which it keeps itself.
+| softadapt 0.2 | here |
+|---|---|
+| `AdaptiveLossCallback(components, frequency=n, beta=0.1)` with `algorithm="base"`, `"normalized"`, `"loss-weighted"` | `SoftAdapt("original")`, `"normalized"`, `"loss_weighted"`, with `frequency=n, points=n` (2 for each epoch): the same weights from the same losses, for all terms of the model |
+| `calculate_on_validation=True` | none: rules see the losses of training |
+| `backup_dir` | the file of the model has the state |
+
+Its callback writes into a list that a compiled step has read before: with Keras 3.15, the weights act on
+PyTorch and with `run_eagerly=True`, and not in a compiled step of TensorFlow or JAX.
+
+## PhysicsNeMo, PINA
+
+| PhysicsNeMo | PINA | here |
+|---|---|---|
+| `Relobralo(alpha, beta, tau)` | | `ReLoBRaLo(alpha, beta, temperature=tau)` |
+| `SoftAdapt()`, a softmax of ratios of losses | | `ReLoBRaLo(alpha=0.0)` |
+| `NTK(run_per_step=n)` | | `NeuralTangentKernel(power=0.5, update_every=n)`, at the layers of a `SharedTrunk` |
+| | `SelfAdaptiveWeighting(update_every_n_epochs)` | `InverseGradientNorm(alpha=0.0, update_every=n)`, of n steps |
+| `LRAnnealing`: mean entries of gradients | `NeuralTangentKernelWeighting`: the share of a length, without a trace | none; `InverseGradientNorm` is the next |
+| `HomoscedasticUncertainty`, `GradNorm(alpha)` | | `Uncertainty()`; `GradNorm(alpha)` at a layer that reports gradients |
 
 ## pytorch-metric-learning
 

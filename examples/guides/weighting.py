@@ -145,14 +145,21 @@ at their size: here it does as equal weights do.
 | `GeometricMean` | Chennupati 2019 | 1 / loss | a loss that reaches 0 takes all the weight: set `min_weight`, or a `floor` |
 | `FAMO` | Liu 2023 | equal relative rates of fall | as `GeometricMean`; the weights sum to 1 |
 | `DynamicWeightAverage` | Liu 2019 | how little a loss fell from epoch to epoch | ignores the size of a loss; weights stay 1 for two epochs |
+| `Uncertainty(softmax=True)` | Kirchdorfer 2024 | softmax of 1 / (temperature loss) | sums to 1; the `temperature` has to fit the size of the losses |
+| `IMTLL` | Liu 2021 | 1 / loss, learned along | is `Uncertainty` times 2, with its failures |
+| `ReLoBRaLo` | Bischof 2021 | how little a loss fell since the last step, at random since the first | ignores the size of a loss |
+| `SoftAdapt` | Heydari 2019 | the slope of the last losses, in three variants | depends on the size of a loss: lower `beta`, or scale losses first; weights stay equal for two epochs |
 | `SmoothTchebycheff` | Lin 2024 | how far a loss is above its best so far | depends on the size of a loss: scale losses first, or give a `preference` |
 | `GradNorm` | Chen 2018 | lengths of gradients, and what learned less | needs a `GradientBalancer` or `SharedTrunk` in the model |
+| `InverseGradientNorm` | Wang 2023 | 1 / length of the gradient | as `GradNorm`; a gradient near 0 takes a weight without end: set `max_weight` |
+| `NeuralTangentKernel` | Wang 2022 | 1 / (length of the gradient)^2 times the loss, an estimate of the trace | as `InverseGradientNorm` |
 | `Shares` | | the asked share of the total | a loss near 0 takes nearly all the weight: set `max_weight` |
 | `Constraint` | Rezende 2018 | how far a loss is above its bound | a bound that cannot be reached drives the weight to `max_weight` |
 | `RandomWeighting` | Lin 2022 | chance | is there to compare with |
 
-A negative loss is an error at the end of the epoch, except with `SmoothTchebycheff`, `Constraint` and
-`RandomWeighting`; `FAMO(minimum_loss=...)` sets another limit. The callback warns of a term that
+A negative loss is an error at the end of the epoch, except with `SmoothTchebycheff`, `SoftAdapt` (but
+for `variant="loss_weighted"`), `InverseGradientNorm`, `Constraint` and `RandomWeighting`;
+`FAMO(minimum_loss=...)` sets another limit. The callback warns of a term that
 contributes less than 1/10,000 of what another does, and says whether its weight or the size of its
 loss is the cause. All rules take `warmup_steps`, `ema`, `min_weight`, `max_weight`, `update_every`
 and `on_nonfinite`.

@@ -141,9 +141,9 @@ class Runner:
             counts: Whether any of them has a nonzero weight: a bool tensor, or `True` if known.
         """
         # Read here, since every term records its loss before its weight moves to the next step.
-        given = self._weights[index].next_value() if self._rule.needs_given_weights else None
+        known = self._known_weight(self._weights[index])
         recorded = self._recorded.__dict__.setdefault("losses", {})
-        recorded[index] = loss, items, counts, given
+        recorded[index] = loss, items, counts, known
         # On other backends, layer losses come after output losses, and `update_state` after both.
         # On JAX, layer losses come first, and `update_state` cannot reach the layers.
         if trains_functionally() and all(
@@ -168,11 +168,11 @@ class Runner:
         is_now = is_immediate()
         if is_now and not self.is_on:
             return
-        given = self._given_weights(recorded) if self._rule.needs_given_weights else None
+        known = self._known_weights(recorded)
         is_present, losses = self._of_all_replicas(recorded)
         step = ops.convert_to_tensor(self.step)
         is_on = True if is_now else ops.convert_to_tensor(self._advancing)
-        state = advanced(self._rule, self._rows, self.state, losses, is_present, given, step, is_on)
+        state = advanced(self._rule, self._rows, self.state, losses, is_present, known, step, is_on)
         # PyTorch assigns in place: nothing reads the old values any more.
         self.state.assign(state)
         self.step.assign(step + (1 if is_on is True else ops.cast(is_on, "int32")))
@@ -180,14 +180,22 @@ class Runner:
             if not isinstance(weight, LossWeight):
                 weight.scale(state[0, index])
 
-    def _given_weights(self, recorded):
-        """Returns the user's weights of the next step: `(terms,)`."""
+    def _known_weight(self, weight: TermWeight) -> Any:
+        """Returns the weight of a term that the rule needs: of the next step, or of this one."""
+        if self._rule.needs_given_weights:
+            return weight.next_value()
+        return weight.current() if self._rule.needs_applied_weights else None
+
+    def _known_weights(self, recorded) -> Any:
+        """Returns the weights of the terms that the rule needs: `(terms,)`."""
+        if not (self._rule.needs_given_weights or self._rule.needs_applied_weights):
+            return None
         # A term without a loss in this step does not move.
-        given = [
-            recorded[index][-1] if index in recorded else weight.next_value()
+        known = [
+            recorded[index][-1] if index in recorded else self._known_weight(weight)
             for index, weight in enumerate(self._weights)
         ]
-        return ops.stack([ops.cast(value, self._rule.dtype) for value in given])
+        return ops.stack([ops.cast(value, self._rule.dtype) for value in known])
 
     def _of_all_replicas(self, recorded) -> tuple[Any, Any]:
         """Returns which terms count, and their mean losses over all replicas: `(terms,)` each.

@@ -21,7 +21,7 @@ COUNTS = ("unusable", "culprit", *SUMS)
 _ROUNDING = 1e-4
 
 
-def advanced(rule, names, variable, losses, is_present, given, step, is_on):
+def advanced(rule, names, variable, losses, is_present, known, step, is_on):
     """Returns the state of a rule after a step, `(names, terms)`.
 
     Args:
@@ -30,7 +30,7 @@ def advanced(rule, names, variable, losses, is_present, given, step, is_on):
         variable: The state before.
         losses: `(terms,)`.
         is_present: Which terms count; `True` for all.
-        given: The user's weights of the next step, if the rule needs them.
+        known: The weights of the terms that the rule needs, if any: `(terms,)`.
         step: The number of the step.
         is_on: Whether the rule is on.
     """
@@ -52,7 +52,7 @@ def advanced(rule, names, variable, losses, is_present, given, step, is_on):
         is_present, losses = count > 0, total / ops.maximum(count, 1)
         sums = [ops.where(is_due, 0, total), ops.where(is_due, 0, count)]
 
-    after = _learned(rule, state, losses, is_present, given, step)
+    after = _learned(rule, state, losses, is_present, known, step)
     is_changed = _both(is_due, is_present)
     is_broken = ~functools.reduce(operator.and_, ops.unstack(abs(after) < math.inf))
     is_broken = _both(is_changed, is_broken)
@@ -68,7 +68,7 @@ def advanced(rule, names, variable, losses, is_present, given, step, is_on):
     return ops.concatenate([after, ops.stack([unusable, culprit, *sums])])
 
 
-def _learned(rule, state, losses, is_present, given, step):
+def _learned(rule, state, losses, is_present, known, step):
     """Returns the rows that the rule learns from the losses, its own state last."""
     loss, seen = losses, ops.ones_like(losses)
     has_loss = state["seen"] > 0
@@ -83,7 +83,7 @@ def _learned(rule, state, losses, is_present, given, step):
     if is_present is not True:
         loss = ops.where(is_present, loss, state["loss"])
     own = {name: state[name] for name in rule.initial_state}
-    weight, own = rule.run_update(loss, step, own, is_present | has_loss, given)
+    weight, own = rule.run_update(loss, step, own, is_present | has_loss, known)
     weight = ops.maximum(ops.cast(weight, loss.dtype), rule.min_weight)
     if rule.max_weight is not None:
         weight = ops.minimum(weight, rule.max_weight)

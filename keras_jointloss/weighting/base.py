@@ -22,12 +22,6 @@ from keras_jointloss.terms.weight import TermWeight
 from keras_jointloss.weighting._metric import RuleMetric
 from keras_jointloss.weighting._saved_progress import progress_config, rule_from_config
 
-#: What helps in a rule that ignores the size of the losses.
-SCALE_REMEDY = (
-    "This rule ignores the size of a loss: scale the losses with the `weights` of `joint_loss`, or "
-    "take a rule that makes up for it, such as `Uncertainty`."
-)
-
 
 class Weighting(RuleMetric):
     """Base class of the rules that adapt the weights of all terms from their losses.
@@ -101,6 +95,8 @@ class Weighting(RuleMetric):
     corrects_bias = False
     #: Whether `update` needs `given_weights`, the user's weights of the next step.
     needs_given_weights = False
+    #: Whether `update` needs `applied_weights`, which multiply the losses of this step.
+    needs_applied_weights = False
     #: The callback warns of a term that contributes less than this part of what another does, be it
     #: through its weight or through its loss. Infinite for no warning.
     widest_ratio = 1e4
@@ -145,7 +141,7 @@ class Weighting(RuleMetric):
         """Returns the weights of the terms for the next step.
 
         It may also read `terms`, `epoch`, and what exists only while it runs: `state`, which it
-        changes, `has_loss`, and `given_weights`.
+        changes, `has_loss`, and `given_weights` or `applied_weights`.
 
         Args:
             losses: `(terms,)`, the losses of the training step, averaged and smoothed
@@ -221,21 +217,23 @@ class Weighting(RuleMetric):
         step: Tensor,
         state: dict[str, Tensor],
         has_loss: Tensor,
-        given_weights: Tensor,
+        known_weights: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Runs `update` with all that it may read, and returns the weights and the new state."""
-        self._set_inputs(state, has_loss, given_weights)
+        self._set_inputs(state, has_loss, known_weights)
         weights, state = self.update(losses, step), self.state
         self._set_inputs()
         return weights, state
 
-    def _set_inputs(self, state=None, has_loss=None, given_weights=None) -> None:
+    def _set_inputs(self, state=None, has_loss=None, known_weights=None) -> None:
         #: The state by name, while `update` runs: `(terms,)` each.
         self.state: dict[str, Any] = {} if state is None else state
         #: Which terms have had a loss so far, while `update` runs: `(terms,)`, bool.
         self.has_loss: Any = has_loss
         #: The user's weights of the next step, if it `needs_given_weights`: `(terms,)`.
-        self.given_weights: Any = given_weights
+        self.given_weights: Any = known_weights if self.needs_given_weights else None
+        #: The weights of the losses of this step, if it `needs_applied_weights`: `(terms,)`.
+        self.applied_weights: Any = known_weights if self.needs_applied_weights else None
 
     def read(self) -> dict[str, dict[str, float]]:
         """Returns the values to log besides weight and loss, by the name of the term."""

@@ -7,8 +7,10 @@ import keras
 from keras_jointloss._core.quick_ops import ops
 from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import validate_number
+from keras_jointloss.weighting._epochs import EPOCH_STATE, add_to_epoch
 from keras_jointloss.weighting._options import Options
-from keras_jointloss.weighting.base import SCALE_REMEDY, Weighting
+from keras_jointloss.weighting._remedies import SCALE_REMEDY
+from keras_jointloss.weighting.base import Weighting
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -38,15 +40,8 @@ class DynamicWeightAverage(Weighting):
     1.0
     """
 
-    # For the current epoch: its number, the sum of the losses and their number. For the two epochs
-    # before: the means, 0 if there was none.
-    initial_state: ClassVar = {
-        "epoch": 0.0,
-        "total": 0.0,
-        "steps": 0.0,
-        "last": 0.0,
-        "before_last": 0.0,
-    }
+    # The means of the two epochs before, 0 if there was none.
+    initial_state: ClassVar = {**EPOCH_STATE, "last": 0.0, "before_last": 0.0}
     nonnegative_state = frozenset(initial_state)
     minimum_loss = 0.0
     small_loss_remedy = SCALE_REMEDY
@@ -57,18 +52,10 @@ class DynamicWeightAverage(Weighting):
 
     def update(self, losses: Tensor, step: Tensor) -> Tensor:
         state = self.state
-        epoch = ops.cast(self.epoch, losses.dtype) + ops.zeros_like(losses)
-        is_new = ops.logical_and(ops.not_equal(epoch, state["epoch"]), state["steps"] > 0)
-        mean = ops.divide_no_nan(state["total"], state["steps"])
+        is_new, mean = add_to_epoch(state, self.epoch, losses)
         before_last = ops.where(is_new, state["last"], state["before_last"])
         last = ops.where(is_new, mean, state["last"])
-        self.state = {
-            "epoch": epoch,
-            "total": ops.where(is_new, 0, state["total"]) + losses,
-            "steps": ops.where(is_new, 0, state["steps"]) + 1,
-            "last": last,
-            "before_last": before_last,
-        }
+        state.update({"last": last, "before_last": before_last})
         ratio = ops.where(before_last > 0, ops.divide_no_nan(last, before_last), 1)
         return len(self.terms) * ops.softmax(ratio / self.temperature)
 

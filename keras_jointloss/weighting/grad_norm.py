@@ -1,7 +1,6 @@
 """GradNorm: balances the gradient lengths so that all terms learn at the same rate."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Unpack
+from typing import ClassVar, Unpack
 
 import keras
 import numpy as np
@@ -11,12 +10,12 @@ from keras_jointloss._core.quick_ops import ops
 from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import validate_number
 from keras_jointloss.weighting._adam import ADAM_STATE, adam_step
+from keras_jointloss.weighting._gradient_lengths import GradientRule
 from keras_jointloss.weighting._options import Options
-from keras_jointloss.weighting.base import Weighting
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
-class GradNorm(Weighting):
+class GradNorm(GradientRule):
     """Weighs the terms so that those that have learned less have longer gradients.
 
     With the lengths `G_i` of the gradients of the weighted terms, their mean `G`, and the relative
@@ -83,37 +82,10 @@ class GradNorm(Weighting):
         super().__init__(**kwargs)
         self.alpha = validate_number(alpha, "alpha", minimum=0)
         self.learning_rate = validate_number(learning_rate, "learning_rate", 0, exclusive=True)
-        # A function, as Keras would track the layer as part of this metric.
-        self._get_layer: Callable[[], Any] | None = None
-
-    def bind_gradients(self, layers: Sequence[Any]) -> None:
-        telling = [layer for layer in layers if set(self.terms) <= set(layer.terms)]
-        if telling:
-            self._get_layer = lambda: telling[0]
-            return
-        raise ValueError(
-            "GradNorm expects a layer that reports the gradients of all the terms, "
-            f"{list(self.terms)}: a `GradientBalancer` or `SharedTrunk` with these `terms` and "
-            "with `telemetry`. Several losses of one output share a gradient: return an output for "
-            "each, `keras.layers.Identity(name=term)(head(z[term]))`. "
-            f"Received: layers with the terms {[list(x.terms) for x in layers]}"
-        )
-
-    def _latest_lengths(self):
-        """Returns the number of the latest record and the lengths in it: `(terms,)`."""
-        if self._get_layer is None:
-            raise RuntimeError(
-                "GradNorm works only in a model with a layer that reports gradients, to which the "
-                "`JointLossCallback` connects it."
-            )
-        layer = self._get_layer()
-        number, lengths = layer.record.latest_lengths()
-        chosen = [lengths[layer.terms.index(term)] for term in self.terms]
-        return ops.cast(number, self.dtype), ops.cast(ops.stack(chosen), self.dtype)
 
     def update(self, losses: Tensor, step: Tensor) -> Tensor:
         state = self.state
-        number, lengths = self._latest_lengths()
+        number, lengths = self.latest_lengths()
         is_there = lengths > 0
         is_new = ops.logical_and(is_there, ops.not_equal(number, state["number"]))
         initial = state["initial_loss"]
@@ -132,14 +104,6 @@ class GradNorm(Weighting):
 
     def readout(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"training_rate": state["training_rate"]}
-
-    def report(self, epoch: int) -> None:
-        super().report(epoch)
-        if self._get_layer is not None and self._get_layer().record.is_empty:
-            raise RuntimeError(
-                f"GradNorm expects gradients of the terms {list(self.terms)}. Received none in "
-                f"epoch {epoch}: no gradient has reached the layer {self._get_layer().name!r}."
-            )
 
     def get_config(self) -> Config:
         return {

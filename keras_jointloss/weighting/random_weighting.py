@@ -9,7 +9,8 @@ from keras_jointloss._core.random import random_normal
 from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import validate_seed
 from keras_jointloss.weighting._options import Options
-from keras_jointloss.weighting.base import SCALE_REMEDY, Weighting
+from keras_jointloss.weighting._remedies import SCALE_REMEDY
+from keras_jointloss.weighting.base import Weighting
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

@@ -1,0 +1,23 @@
+"""The logarithm of a loss, learned along with the model by gradient descent."""
+
+from keras_jointloss._core.quick_ops import ops
+
+#: Smaller losses count as this.
+SMALLEST_LOSS = 1e-12
+
+
+def descend(log_variance, losses, rate: float):
+    """Returns `v` after a step of gradient descent on `exp(-v) loss + v`.
+
+    A step that would go past the minimizer, `log(loss)`, ends there.
+
+    Args:
+        log_variance: `v`, `(terms,)`.
+        losses: `(terms,)`, at least `SMALLEST_LOSS`.
+        rate: The step size.
+    """
+    ratio = ops.exp(-log_variance) * losses
+    decrement = rate * (1 - ratio)
+    # Both from the same ratio, so that rounding near the minimizer is no step past it.
+    is_past = ops.abs(decrement) > ops.abs(ops.log(ratio))
+    return ops.where(is_past, ops.log(losses), log_variance - decrement)
