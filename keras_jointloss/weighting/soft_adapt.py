@@ -48,7 +48,8 @@ class SoftAdapt(Weighting):
         normalized     softmax_i(beta s_i / sum_j s_j)
         loss_weighted  m_i softmax_i(beta s_i), divided by their sum
 
-    with the mean `m_i` of these losses. They sum to 1. Before there are two losses they are 1/k for k terms.
+    with the mean `m_i` of these losses. They sum to 1. Before there are two losses they are 1/k for
+    k terms.
 
     By default, a loss is the mean of an epoch, and the weights change once an epoch, in its second
     step. `frequency=n` changes them once in n epochs. `interval="step"` takes the losses of

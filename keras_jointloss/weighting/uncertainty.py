@@ -55,9 +55,9 @@ class Uncertainty(Weighting):
     Args:
         learning_rate: The step size for `s`.
         analytic: Whether `s` is the minimizer for the smoothed losses.
+        ema: The smoothing of the losses, >= 0 and < 1; by default 0.9 with `analytic`, else 0.
         softmax: Whether the weights are the softmax of the inverse losses. Not with `analytic`.
         temperature: With `softmax`, larger values make the weights more equal.
-        ema: The smoothing of the losses, >= 0 and < 1; by default 0.9 with `analytic`, else 0.
         **kwargs: As in `Weighting`.
 
     Raises:
