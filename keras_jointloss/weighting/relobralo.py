@@ -25,26 +25,25 @@ _SMALLEST_LOSS = 1e-12
 class ReLoBRaLo(Weighting):
     """Weighs the terms by how little their losses fell: relative loss balancing, random lookback.
 
-    With k terms, the losses of step t are compared with those of another step,
+    With k terms, the losses of step t are compared with those of another step u,
 
-        b_i(t, t') = k softmax_i(loss_i(t) / (temperature loss_i(t')))
+        b_i(t, u) = k softmax_i(loss_i(t) / (temperature loss_i(u)))
 
     and the weights are a moving mean of this balance with the previous step, which looks back to
     the first step at random:
 
-        history_i = weight_i       with the probability beta, drawn once a step for all terms
-                    b_i(t, 0)      otherwise
-        weight_i <- alpha history_i + (1 - alpha) b_i(t, t - 1)
+        weight_i <- alpha (r weight_i + (1 - r) b_i(t, 0)) + (1 - alpha) b_i(t, t - 1)
 
-    The weights sum to k; in the first step they are 1. Scaling a loss by a constant does not change
-    its weight. The random numbers depend only on the seed and the training step, so a resumed
-    training draws the same numbers as an uninterrupted one.
+    In each step r is 1 with the probability `beta`, or else 0, for all terms. The weights sum to k;
+    in the first step they are 1. Scaling a loss by a constant does not change its weight. The
+    random numbers depend only on the seed and the training step, so a resumed training draws the
+    same numbers as an uninterrupted one.
 
     The defaults are those of PhysicsNeMo, whose `tau` is the temperature here.
 
     Args:
-        alpha: The weight of the history in the next weights, >= 0 and < 1.
-        beta: The probability that the history is the weights, from 0 to 1; 1 for no look back.
+        alpha: The part of the previous weights in the next, >= 0 and < 1.
+        beta: The probability of not looking back, from 0 to 1.
         temperature: Larger values make the weights more equal.
         seed: An integer, >= 0 and < 2**31.
         **kwargs: As in `Weighting`. With `warmup_steps`, `loss_i(0)` is the first loss after these.

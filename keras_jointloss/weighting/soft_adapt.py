@@ -44,12 +44,12 @@ class SoftAdapt(Weighting):
     difference of the highest order. With two points it is the last change of the loss. The weights
     are
 
-        original       softmax_i(beta s_i)
-        normalized     softmax_i(beta s_i / sum_j s_j)
-        loss_weighted  m_i softmax_i(beta s_i), divided by their sum
+        weight_i = softmax_i(beta s_i)
+        weight_i = softmax_i(beta s_i / sum_j s_j)
+        weight_i = m_i exp(beta s_i) / sum_j m_j exp(beta s_j)
 
-    with the mean `m_i` of these losses. They sum to 1. Before there are two losses they are 1/k for
-    k terms.
+    in the variants `original`, `normalized` and `loss_weighted`, with the mean `m_i` of these
+    losses. They sum to 1. Before there are two losses they are 1/k for k terms.
 
     By default, a loss is the mean of an epoch, and the weights change once an epoch, in its second
     step. `frequency=n` changes them once in n epochs. `interval="step"` takes the losses of
@@ -62,8 +62,8 @@ class SoftAdapt(Weighting):
     fastest has the largest weight. A negative `beta` gives the opposite order.
 
     The library softadapt 0.2 takes the losses since the last change of the weights: two if they
-    change each epoch, and n if they change each n epochs. Here, this is `points=2`, and
-    `points=n` with `frequency=n`, for n up to 5.
+    change each epoch, and n if they change each n epochs, at the first time n + 1. Here, this is
+    `points=2`, and `points=n` with `frequency=n`, for n up to 5.
 
     Args:
         variant: `"original"`, `"normalized"` or `"loss_weighted"`.
