@@ -250,7 +250,8 @@ AGGREGATORS = {
     **{key: {"ema": 0.5} for key in ("Mean", "UPGrad")},
 }
 RULES = {
-    **{key: {} for key in (*terms.RULES, "GradNorm", "NeuralTangentKernel")},
+    # IMTLL has the code of Uncertainty, InverseGradientNorm that of NeuralTangentKernel.
+    **{key: {} for key in (*terms.RULES, "GradNorm", "NeuralTangentKernel") if key != "IMTLL"},
     "Constraint": {"bounds": {"b": 0.5}},
     "RandomWeighting": {"seed": 1},
     "Shares": {"shares": {"a": 0.5, "b": 0.3, "c": 0.2}},
