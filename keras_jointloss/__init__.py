@@ -3,7 +3,7 @@
 Each part of the package imports only from the parts in the lines above it:
 
     _core
-    aggregators, schedules, tensorboard
+    aggregators, points, schedules, tensorboard
     terms
     data, losses, metrics, weighting
     layers
@@ -38,6 +38,7 @@ __all__ = [
     "losses",
     "metrics",
     "plot",
+    "points",
     "report",
     "schedules",
     "tensorboard",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
         layers,
         losses,
         metrics,
+        points,
         schedules,
         tensorboard,
         weighting,

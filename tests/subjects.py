@@ -48,6 +48,7 @@ LAYER_WEIGHTS = {
     "agree": 0.5,
     "hint": 0.2,
     "classes": kj.schedules.Linear(0.0, 0.1, 8),
+    "times": 0.3,
 }
 # Each contrastive loss occurs once: as the loss of an output or of a layer.
 OF_OUTPUTS = (
@@ -61,6 +62,8 @@ OF_LAYERS = (
 )
 #: Each loss with proxies occurs in a layer.
 WITH_PROXIES = ("ArcFace", "CosFace", "NormSoftmax", "ProxyAnchor", "ProxyNCA")
+#: Each rule that weighs points occurs in a layer, one of them with a schedule.
+OF_POINTS = ("Residual", "SelfAdaptive")
 #: The user's weight of each term, by the name of the model.
 WEIGHTS = {
     "outputs": {
@@ -89,6 +92,7 @@ WEIGHTS = {
     "family_layers": {
         "rating": 0.7,
         **{name.lower(): kj.schedules.Linear(0.0, 0.02, 8) for name in OF_LAYERS + WITH_PROXIES},
+        **{name.lower(): 0.02 for name in OF_POINTS},
     },
     "subclassed": {"rating": 1.0, "agree": PolynomialDecay(0.0, 10, 1.0), "energy": 0.1},
 }
@@ -158,8 +162,10 @@ def _layer_terms(inputs, match):
     a, b = kj.layers.ContrastiveTerm("MeanSquaredError", weights["agree"], name="agree")((a, b))
     options = {"unlabelled": 0, "metrics": ["accuracy"], "name": "classes"}
     a = kj.layers.ProxyTerm(_family_loss("ArcFace"), 2, weights["classes"], **options)((a, match))
+    causal = kj.points.Causal(kj.schedules.Linear(0.0, 1.0, 8), chunks=2)
+    times = kj.layers.PointWeights(2, causal, weights["times"], name="times")
     hint = kj.layers.LossTerm("huber", weights["hint"], metrics=["mae"], name="hint")
-    return hint(a, b), b
+    return hint(times(a, a - b, match), b), b
 
 
 def _rating_loss():
@@ -357,6 +363,9 @@ def _family_layers():
         weight = WEIGHTS["family_layers"][name.lower()]
         term = kj.layers.ProxyTerm(_family_loss(name), 3, weight, name=name.lower())
         a = term((a, label))
+    for name in OF_POINTS:
+        weight = WEIGHTS["family_layers"][name.lower()]
+        a = kj.layers.PointWeights(3, name, weight, name=name.lower())(a, a - b, label)
     features = ops.concatenate([a + b, term.logits(a)], axis=1)
     rating = _float32(keras.layers.Dense(1)(features), "rating")
     return keras.Model([inputs, match, label], rating), _rating_loss(), ("rating",)

@@ -6,6 +6,7 @@ from keras_jointloss.layers.gradients.gradient_balancer import GradientBalancer
 from keras_jointloss.layers.gradients.shared_trunk import SharedTrunk
 from keras_jointloss.layers.loss_term import LossTerm
 from keras_jointloss.layers.momentum_tower import MomentumTower
+from keras_jointloss.layers.point_weights import PointWeights
 from keras_jointloss.layers.proxy_term import ProxyTerm
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "GradientBalancer",
     "LossTerm",
     "MomentumTower",
+    "PointWeights",
     "ProxyTerm",
     "SharedTrunk",
 ]

@@ -5,10 +5,10 @@ from typing import ClassVar, Unpack
 
 import keras
 
+from keras_jointloss._core.adam import ADAM_STATE, adam_step
 from keras_jointloss._core.quick_ops import ops
 from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import validate_number
-from keras_jointloss.weighting._adam import ADAM_STATE, adam_step
 from keras_jointloss.weighting._by_term import (
     FLOOR_REMEDY,
     ByTerm,

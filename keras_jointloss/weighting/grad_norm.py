@@ -5,11 +5,11 @@ from typing import ClassVar, Unpack
 import keras
 import numpy as np
 
+from keras_jointloss._core.adam import ADAM_STATE, adam_step
 from keras_jointloss._core.math import mean, mean_where
 from keras_jointloss._core.quick_ops import ops
 from keras_jointloss._core.types import Config, Tensor
 from keras_jointloss._core.validation import validate_number
-from keras_jointloss.weighting._adam import ADAM_STATE, adam_step
 from keras_jointloss.weighting._gradient_lengths import GradientRule
 from keras_jointloss.weighting._options import Options
 

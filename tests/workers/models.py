@@ -121,6 +121,8 @@ def with_terms(x, views, weight, pair=1.0, tile_size=None):
         name, options = loss.lower(), {"unlabelled": 2, "metrics": ["accuracy"]}
         classes = kj.layers.ProxyTerm(loss, 2, 0.02, **options, name=name)
         a = classes((a, views[2]), sample_weight=weight)
+    points = kj.layers.PointWeights(3, kj.points.Residual(0.9, 0.5), 0.1, name="points")
+    a = points(a, a[:, :1] - b[:, :1], views[2], sample_weight=weight)
     return kj.layers.ContrastiveTerm("VICReg", 0.02, name="statistics")((a, b))
 
 
@@ -162,7 +164,9 @@ def looped(model, forward, own_part):
         optimizer.step()
     found = {x.path: ops.convert_to_numpy(x) for x in model.trainable_variables}
     for layer in model.layers:
-        if isinstance(layer, kj.layers.ContrastiveTerm | kj.layers.ProxyTerm):
+        if isinstance(
+            layer, kj.layers.ContrastiveTerm | kj.layers.PointWeights | kj.layers.ProxyTerm
+        ):
             found |= {f"{layer.name} {key}": value for key, value in layer.weight.read().items()}
         elif isinstance(layer, kj.layers.GradientBalancer):
             found["lengths"] = layer.statistics().norms

@@ -1,4 +1,4 @@
-"""Adam, for the values that a weighting updates by gradient descent."""
+"""Adam, for the values that a rule updates by gradient descent."""
 
 import math
 
@@ -7,7 +7,7 @@ from keras_jointloss._core.quick_ops import ops
 # The values of the paper (Kingma and Ba, 2015).
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 
-#: The state of Adam for each term, part of the `initial_state` of a weighting.
+#: The state of Adam for each value, part of the initial state of a rule.
 ADAM_STATE = {"first_moment": 0.0, "second_moment": 0.0, "updates": 0.0}
 
 
@@ -15,10 +15,10 @@ def adam_step(state, gradient, learning_rate, is_step):
     """Returns the decrement of a value by a step of Adam, and updates the moments in the state.
 
     Args:
-        state: A dict with the entries of `ADAM_STATE`, `(terms,)` each.
-        gradient: `(terms,)`.
+        state: A dict with the entries of `ADAM_STATE`, `(values,)` each.
+        gradient: `(values,)`.
         learning_rate: A number.
-        is_step: Which terms take the step, a bool tensor. The others keep their moments and value.
+        is_step: Which values take the step, a bool tensor. The others keep their moments.
     """
     is_step = ops.cast(is_step, gradient.dtype)
     count = state["updates"] + is_step
