@@ -278,7 +278,7 @@ def test_file_of_other_points_is_refused_and_changes_nothing(tmp_path):
 @values_only
 def test_custom_rule_has_its_state():
     @keras.saving.register_keras_serializable("points_tests")
-    class Largest(kj.points.PointRule):
+    class LargestSoFar(kj.points.PointRule):
         def initial_state(self, points):
             return {"largest": np.zeros(points)}
 
@@ -288,12 +288,12 @@ def test_custom_rule_has_its_state():
         def weights(self, state):
             return state["largest"]
 
-    model = model_of("largest")
+    model = model_of("largest_so_far")
     fit(model)
     layer = model.get_layer("equation")
     np.testing.assert_allclose(weights_of(layer), np.abs(RESIDUAL[:, 0]), rtol=1e-6)
     again = kj.layers.PointWeights.from_config(layer.get_config())
-    assert type(again.rule) is Largest
+    assert type(again.rule) is LargestSoFar
 
 
 @values_only
