@@ -8,9 +8,11 @@ import keras
 from keras_jointloss._core import keras as _keras
 from keras_jointloss.joint.joint_loss import ONLY_TERM
 from keras_jointloss.layers._layer_term import LayerTerm
+from keras_jointloss.layers.gradient_scale import GradientScale
 from keras_jointloss.layers.gradients._combination import GradientCombination
 from keras_jointloss.terms.loss import TermLoss
 from keras_jointloss.terms.loss_sum import LossSum
+from keras_jointloss.terms.scale import Scale
 from keras_jointloss.terms.weight import TermWeight
 
 
@@ -62,3 +64,21 @@ def find_gradient_layers(model: keras.Model) -> list[GradientCombination]:
     """Returns the layers of a model that combine gradients and report gradient statistics."""
     layers = _keras.flatten_layers(model, include_self=False)
     return [x for x in layers if isinstance(x, GradientCombination) and x.telemetry]
+
+
+def find_scales(model: keras.Model) -> dict[str, Scale]:
+    """Returns the scales of gradients that follow a schedule, by their names in the logs.
+
+    Raises `ValueError` if two layers have the same name.
+    """
+    scales: dict[str, Scale] = {}
+    for layer in _keras.flatten_layers(model, include_self=False):
+        if isinstance(layer, GradientScale) and layer.annealed is not None:
+            name = f"{layer.name}_scale"
+            if scales.get(name, layer.annealed) is not layer.annealed:
+                raise ValueError(
+                    "Expected scales of gradients with different names. Received: two layers named "
+                    f"{layer.name!r}"
+                )
+            scales[name] = layer.annealed
+    return scales

@@ -12,7 +12,12 @@ from keras_jointloss._core.keras_models import (
     is_to_compile,
     output_names,
 )
-from keras_jointloss.joint.find_terms import find_gradient_layers, find_losses, find_terms
+from keras_jointloss.joint.find_terms import (
+    find_gradient_layers,
+    find_losses,
+    find_scales,
+    find_terms,
+)
 from keras_jointloss.joint.wiring import Wiring
 from keras_jointloss.terms.clock import Clock
 from keras_jointloss.terms.output_form import validate_form
@@ -38,7 +43,9 @@ class ModelTerms(Mapping[str, TermWeight]):
         self._weights = find_terms(model)
         #: The layers of the model that combine gradients and report statistics.
         self.gradient_layers = find_gradient_layers(model)
-        if not self._weights and not self.gradient_layers:
+        #: The scales of gradients that follow a schedule, by their names in the logs.
+        self.scales = find_scales(model)
+        if not (self._weights or self.gradient_layers or self.scales):
             raise ValueError(
                 "JointLossCallback expects a model with a term: compile it with "
                 "`keras_jointloss.joint_loss`, or add a `ContrastiveTerm` or a `GradientBalancer` "
@@ -83,7 +90,7 @@ class ModelTerms(Mapping[str, TermWeight]):
 
         Keras compiles the steps of the model again if this changes them.
         """
-        self.clock.attach(self._weights, self.weighting)
+        self.clock.attach({**self._weights, **self.scales}, self.weighting)
         steps = accumulated_steps(model.optimizer)
         are_new = [layer.accumulate(steps) for layer in self.gradient_layers]
         if any(are_new):

@@ -5,6 +5,7 @@ import keras
 from keras_jointloss._core.backend import current_trace, trains_functionally
 from keras_jointloss._core.keras_calls import running_loop
 from keras_jointloss.terms.layer_weight import LayerWeight
+from keras_jointloss.terms.scale import Scale
 
 
 class _Readout(keras.metrics.Metric):
@@ -53,7 +54,7 @@ class _NotedReadout(_Readout):
         return {self.name: value} if is_noted else {}
 
 
-def create_readouts(prefix: str, weight: LayerWeight) -> list:
-    """Returns a metric for each logged value of the layer that has this weight."""
+def create_readouts(prefix: str, weight: LayerWeight | Scale) -> list:
+    """Returns a metric for each logged value of the layer that has this weight or scale."""
     readout = _NotedReadout if trains_functionally() else _Readout
     return [readout(f"{prefix}_{name}", read, weight) for name, read in weight.tensors.items()]

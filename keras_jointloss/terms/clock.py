@@ -10,6 +10,7 @@ from keras import ops
 from keras_jointloss._core.keras_calls import running_loop
 from keras_jointloss._core.keras_models import accumulated_steps, inner_optimizer
 from keras_jointloss._core.math import to_numpy
+from keras_jointloss.terms.clocked_value import ClockedValue
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.weight import TermWeight
 
@@ -46,7 +47,7 @@ class Clock:
     def __init__(self, model: keras.Model):
         self._get_model = weakref.ref(model)
         self._get_optimizer: Any = None
-        self._terms: dict[str, TermWeight] = {}
+        self._terms: dict[str, ClockedValue] = {}
         self._weighting: Any = None
         #: Whether the steps that the terms have counted belong to this model and optimizer.
         self._counts_are_known = True
@@ -61,11 +62,11 @@ class Clock:
             _clocks[model] = Clock(model)
         return _clocks[model]
 
-    def attach(self, terms: Mapping[str, TermWeight], weighting: Any) -> None:
+    def attach(self, terms: Mapping[str, ClockedValue], weighting: Any) -> None:
         """Attaches the clock to the terms of the model, as currently compiled.
 
         Args:
-            terms: As `keras_jointloss.joint.find_terms.find_terms` returns them.
+            terms: As `keras_jointloss.joint.find_terms` returns them, with the scales of gradients.
             weighting: The `Weighting` of the model, or `None`.
 
         Raises:
@@ -100,7 +101,8 @@ class Clock:
                     "the model with the result"
                 )
             is_alive = other._get_model() is not None
-            if is_alive and (other._weighting is not None or weighting is not None):
+            has_rule = other._weighting is not None or weighting is not None
+            if is_alive and has_rule and isinstance(term, TermWeight):
                 raise ValueError(
                     f"The layer {name!r} is a term of two models. At least one of them has a "
                     "weighting, which would change the weight in both. Expected a separate layer "

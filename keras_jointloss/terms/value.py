@@ -104,10 +104,10 @@ def _host():
     return keras.device("cpu") if runs_in_python() else contextlib.nullcontext()
 
 
-def given(weight: Weight, dtype: str) -> Constant | Scheduled:
+def given(weight: Weight, dtype: str, minimum: float = 0.0) -> Constant | Scheduled:
     """Returns what a user gives as a weight, or raises `ValueError` if it can be none."""
     is_schedule = isinstance(weight, LearningRateSchedule)
-    return Scheduled(weight, dtype) if is_schedule else Constant(weight)
+    return Scheduled(weight, dtype, minimum) if is_schedule else Constant(weight)
 
 
 class Mode(enum.IntEnum):
@@ -122,11 +122,13 @@ class MovingValue:
     It is a variable, as are the step and the mode, since compiled steps move it.
     """
 
-    def _create_value(self, weight: Weight, dtype: str, add_variable: Callable[..., Any]) -> None:
+    def _create_value(
+        self, weight: Weight, dtype: str, add_variable: Callable[..., Any], minimum: float = 0.0
+    ) -> None:
         def add_number(name: str, number: float, dtype: str) -> Number:
             return Number(add_variable(name, (), number, dtype=dtype))
 
-        self.given = given(weight, dtype)
+        self.given = given(weight, dtype, minimum)
         #: Whether the term counts training steps: its weight, or another value, has a schedule.
         self.counts_steps = self.given.moves
         #: What a step does; `_mode` tells the compiled step.

@@ -1,7 +1,6 @@
 """The weight of one loss term, and the running means of the term's contribution."""
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -12,15 +11,15 @@ from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_jointloss._core.backend import FirstRow
 from keras_jointloss._core.keras import untrack
-from keras_jointloss._core.keras_calls import running_loop
 from keras_jointloss._core.math import to_numpy
 from keras_jointloss._core.saved_state import SavedState
 from keras_jointloss._core.types import Tensor
+from keras_jointloss.terms.clocked_value import ClockedValue
 from keras_jointloss.terms.record import Record, Totals
-from keras_jointloss.terms.value import Mode, MovingValue, Scheduled, Weight
+from keras_jointloss.terms.value import Mode, Scheduled, Weight
 
 
-class TermWeight(MovingValue):
+class TermWeight(ClockedValue):
     """Base of the weights of output terms and layer terms.
 
         weight = value * factor
@@ -50,13 +49,10 @@ class TermWeight(MovingValue):
 
     #: Called with the loss, the number of items and whether any of them counts.
     observer: Callable[[Any, Any, Any], None] | None = None
-    #: The `keras_jointloss.terms.clock.Clock` of the model whose callback moves the weight, if any.
-    clock: Any = None
     #: Whether the term has targets that may be missing, whose share is then logged.
     has_missing_targets = False
     #: Whether its loss may be constant on purpose, as at a floor.
     may_be_constant = False
-    _has_warned = False
 
     def _create_variables(
         self, weight: Weight, dtype: str, add_variable: Callable[..., Any]
@@ -186,25 +182,7 @@ class TermWeight(MovingValue):
     def reset(self) -> None:
         """Resets the means and stops annealing; keeps the weight and the step."""
         self.recorded.reset()
-        outlasts = self.clock is not None and self.clock.outlasts_reset()
-        if self.annealing and not outlasts:
-            self.stop_annealing()
-
-    def warn_if_it_stands_still(self) -> None:
-        """Warns if `fit` has trained an epoch without moving a weight that is meant to move.
-
-        Called when Keras reads its metrics. At the end of an epoch, `fit` reads them outside of its
-        steps and inner loops.
-        """
-        is_driven = self.clock is not None and self.clock.driver is not None
-        if not (self._has_warned or is_driven) and self.is_dynamic and running_loop() == "fit":
-            self._has_warned = True
-            warnings.warn(
-                "The weights of a joint loss that follow a schedule or a weighting do not move: "
-                "no `JointLossCallback` takes part in `fit`. Pass "
-                "`callbacks=[keras_jointloss.callbacks.JointLossCallback()]`.",
-                stacklevel=2,
-            )
+        super().reset()
 
     def totals(self) -> Totals:
         """Returns the sums of all means of the term."""

@@ -110,6 +110,8 @@ class TermReadings:
         for term in self._terms.values():
             if isinstance(term, LayerWeight):
                 term.reset()
+        for scale in self._terms.scales.values():
+            scale.reset()
 
     def sums(self) -> dict[str, Totals]:
         """Returns the current sums of the terms, to read differences of them."""
@@ -163,6 +165,8 @@ class TermReadings:
             if self._fixed_total is not None:
                 fixed = self.fixed_total(readings)
                 logs[f"{prefix}joint_loss"] = math.nan if fixed is None else fixed
+        # An evaluation does not move them.
+        logs.update({name: float(scale) for name, scale in self._terms.scales.items()})
         return logs
 
     def complete(self, logs: dict[str, Any], readings: Mapping[str, float]) -> None:
