@@ -124,7 +124,9 @@ def _heads(label, rating):
 def _outputs():
     inputs = keras.Input((6,), name="features")
     a, b = _trunk(inputs)
-    outputs = {**_heads(a, b), "match": _float32(ops.stack([a, b], axis=1), "match")}
+    # Its scale is 0 at first, and nearly -1 at the end.
+    reverse = kj.layers.GradientScale(kj.schedules.Sigmoid(1.0, -1.0, 0, 2), name="reverse")
+    outputs = {**_heads(a, reverse(b)), "match": _float32(ops.stack([a, b], axis=1), "match")}
     joint = kj.joint_loss(
         {**LOSSES, "match": kj.losses.MarginContrastive(margin=MARGIN)},
         weights=WEIGHTS["outputs"],
@@ -239,8 +241,12 @@ def _adapted():
     inputs = keras.Input((6,), name="features")
     a, b = _trunk(inputs)
     a, b = kj.layers.ContrastiveTerm("MeanSquaredError", weight=0.5, name="agree")((a, b))
+    # With a layer that differs in training mode.
+    frozen = [keras.layers.Dense(DIM), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)]
+    teacher = keras.Sequential([keras.Input((6,)), *frozen])
+    target = kj.layers.Teacher(teacher, save_teacher=True, name="teacher")(inputs)
     energy = kj.layers.LossTerm(weight=WEIGHTS["adapted"]["energy"], name="energy")
-    a = energy(a, ops.square(a))
+    a = energy(a, ops.square(a - target))
     outputs = _heads(a, b)
     joint = kj.joint_loss(
         LOSSES,

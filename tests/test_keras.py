@@ -376,6 +376,32 @@ def names_of_loops():
     assert _calls.running_loop() is _calls.running_model() is None
 
 
+@check_of("predicted")
+def loop_of_a_prediction_within_a_step():
+    layer, found = noting(lambda: (_calls.running_loop(), _calls.is_training(None)))
+    inner = keras.Sequential([layer, keras.layers.ActivityRegularization(1.0)])
+    outer = Layer(lambda: [_calls.predicted(inner, ops.ones((1, 2)), training=False)] * 2)
+    model = compiled([outer])
+    model.train_on_batch(X, Y)
+    assert found[-1] == ("predict_step", False)
+    assert len(inner.losses) <= 1
+    assert model.losses == []
+
+
+@check_of("NoMethod")
+def objects_without_groups_in_a_file(folder):
+    class Unsaved(keras.layers.Dropout):
+        save_own_variables = load_own_variables = _models.NoMethod()
+
+    sizes = []
+    for layers in ([], [Unsaved(0.1)], [keras.layers.Dropout(0.1)]):
+        model = compiled(layers)
+        model.save_weights(folder / "file.weights.h5")
+        model.load_weights(folder / "file.weights.h5")
+        sizes.append((folder / "file.weights.h5").stat().st_size)
+    assert sizes[0] == sizes[1] < sizes[2]
+
+
 @check_of("training_of_outermost_call", "outermost_call")
 def variables_of_a_call():
     layer, found = noting(lambda: (_calls.training_of_outermost_call(), _calls.outermost_call()))

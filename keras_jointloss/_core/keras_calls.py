@@ -42,8 +42,19 @@ def _callers() -> Iterator[Any]:
         frame = frame.f_back
 
 
+def predicted(layer: keras.layers.Layer, inputs: Any, **options: Any) -> Any:
+    """Returns what a layer or model predicts, within a step of another model.
+
+    For the layers within it, this is a `predict_step`: none of this package trains or adds a loss.
+    """
+    layer._clear_losses()  # Keras clears those of the model whose step runs.
+    return layer(inputs, **options)
+
+
 def _loop_of(frame: Any) -> str | None:
     """Returns the name of the Keras loop that runs in a frame, as `running_loop`, or `None`."""
+    if frame.f_code is predicted.__code__:
+        return "predict_step"
     name = frame.f_code.co_name
     # Functions of a user's own loop may have these names, too.
     is_method = name in _METHODS and isinstance(frame.f_locals.get("self"), keras.Model)
