@@ -14,16 +14,20 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
-from keras_jointloss.aggregators import MGDA, CAGrad
+from keras_jointloss.aggregators import DBMTL, MGDA, CAGrad, FairGrad
 from tests.gradients import COMPILES, compiled, dtypes
 
 PINNED_JACOBIAN = [[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]
 
 NAMES = ("Sum", "Mean", "PCGrad", "MGDA", "CAGrad", "NashMTL", "AlignedMTL", "IMTLG", "UPGrad")
+NAMES += ("Shares", "FairGrad", "ConFIG", "DualProj", "DBMTL")
 CASES = {
-    **{name: getattr(kj.aggregators, name)() for name in (*NAMES, "Shares")},
+    **{name: getattr(kj.aggregators, name)() for name in NAMES},
     **{f"MGDA-{normalize}": MGDA(normalize=normalize) for normalize in ("l2", "loss", "loss+")},
     "CAGrad-1.5": CAGrad(c=1.5),
+    "FairGrad-3": FairGrad(alpha=3.0),
+    "FairGrad-0.3": FairGrad(alpha=0.3),
+    "DBMTL-log": DBMTL(log=True),
 }
 #: On backends that compile, only the aggregators with default arguments.
 COMPARED = {key: case for key, case in CASES.items() if not (COMPILES and "-" in key)}

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_jointloss.aggregators import IMTLG, MGDA, AlignedMTL, CAGrad, NashMTL, PCGrad, UPGrad
+from keras_jointloss.aggregators import (
+    IMTLG,
+    MGDA,
+    AlignedMTL,
+    CAGrad,
+    ConFIG,
+    DualProj,
+    FairGrad,
+    NashMTL,
+    PCGrad,
+    UPGrad,
+)
 from keras_jointloss.aggregators.pcgrad import random_orders
 from tests import jacobians as kinds
 from tests.backends import once_compiled
@@ -48,9 +59,10 @@ def test_mgda_is_optimal(count, dtype):
 
 
 @all_counts
-def test_upgrad_is_optimal(count, dtype):
+@pytest.mark.parametrize("cls", [UPGrad, DualProj])  # Of one gradient, both are the same.
+def test_projection_is_optimal(cls, count, dtype):
     one_hot = np.eye(count)[0]
-    aggregator = UPGrad(preference=one_hot)
+    aggregator = cls(preference=one_hot)
     for kind, jacobian in jacobians([*REGULAR, *SINGULAR], count, dtype):
         _, lengths, cosines = given(jacobian, dtype)
         v = solve(aggregator, jacobian, dtype) * lengths / lengths[0]
@@ -59,6 +71,21 @@ def test_upgrad_is_optimal(count, dtype):
         tolerance = optimality_tolerance(kind, dtype)
         assert np.all(gain >= -tolerance), kind
         assert np.all(np.abs((v - one_hot) * gain) <= tolerance * np.max(v)), kind
+
+
+@all_counts
+def test_dual_proj_is_optimal(count, dtype):
+    for kind, jacobian in jacobians([*REGULAR, *SINGULAR], count, dtype):
+        _, lengths, cosines = given(jacobian, dtype)
+        mean = lengths / count
+        parts = solve(DualProj(), jacobian, dtype) * lengths
+        size = np.max(parts)
+        added = (parts - mean) / size
+        assert np.all(added >= -1e-6), kind
+        gain = cosines @ parts / size
+        tolerance = optimality_tolerance(kind, dtype)
+        assert np.all(gain >= -tolerance), kind
+        assert np.all(np.abs(added * gain) <= tolerance), kind
 
 
 @pytest.mark.parametrize(
@@ -88,14 +115,37 @@ def test_cagrad_is_optimal(count, dtype, c):
 
 
 @all_counts
-def test_nash_mtl_is_stationary(count, dtype):
+@pytest.mark.parametrize("alpha", [1.0] if COMPILES else [1.0, 0.3, 3.0])
+def test_nash_mtl_and_fair_grad_are_stationary(alpha, count, dtype):
+    # Nash-MTL is FairGrad with `alpha` 1.
+    name, arguments = (NashMTL, {}) if alpha == 1 else (FairGrad, {"alpha": alpha})
+    aggregator = name(**arguments, rescale=False)
     for kind, jacobian in jacobians(
         [*REGULAR, kinds.collinear, kinds.nearly_antiparallel], count, dtype
     ):
         gramian, _, _ = given(jacobian, dtype)
-        w = solve(NashMTL(rescale=False), jacobian, dtype)
+        w = solve(aggregator, jacobian, dtype)
         assert np.all(w > 0), kind
-        assert np.all(np.abs(w * (gramian @ w) - 1) <= 1e-5 * w * (np.abs(gramian) @ w)), kind
+        power = w ** (1 / alpha)
+        errors = np.abs(power * (gramian @ w) - 1)
+        # A large `alpha` has coefficients that differ by a factor of 1e5.
+        tolerance = 1e-4 if alpha > 1 and dtype == "float32" else 1e-5
+        assert np.all(errors <= tolerance * power * (np.abs(gramian) @ w)), kind
+
+
+@pytest.mark.parametrize("count", [3] if COMPILES else [2, 3, 32])
+def test_config_has_the_preferred_cosines(count, dtype):
+    tolerance = 1e-3 if dtype == "float32" else 1e-5
+    preference = np.arange(1.0, count + 1)
+    for given_one in (None, preference):
+        for kind, jacobian in jacobians(WITHOUT_CONFLICT, count, dtype):
+            unit = jacobian / np.linalg.norm(jacobian, axis=1, keepdims=True)
+            result = solve(ConFIG(preference=given_one), jacobian, dtype) @ jacobian
+            length = np.linalg.norm(result)
+            projections = unit @ result / (1 if given_one is None else preference)
+            np.testing.assert_allclose(projections, np.mean(projections), rtol=tolerance)
+            expected = np.sum(jacobian @ result) / length
+            np.testing.assert_allclose(length, expected, rtol=tolerance, err_msg=str(kind))
 
 
 @all_counts
@@ -154,7 +204,10 @@ def test_pcgrad_equals_sequential_projections(count, dtype):
     [
         (MGDA(), (2, 32, 3)),
         (UPGrad(), (2, 3)),
+        (DualProj(), (2, 3)),
         (NashMTL(), (2, 3)),
+        (FairGrad(alpha=2.0), (2, 3)),
+        (ConFIG(), (2, 3)),
         (CAGrad(c=1.0), (2, 3)),
         (PCGrad(), (2,)),
     ],

@@ -9,10 +9,14 @@ from keras import ops
 
 from keras_jointloss import aggregators
 from keras_jointloss.aggregators import (
+    DBMTL,
     IMTLG,
     MGDA,
     AlignedMTL,
     CAGrad,
+    ConFIG,
+    DualProj,
+    FairGrad,
     Mean,
     NashMTL,
     PCGrad,
@@ -62,6 +66,12 @@ of_each_sort = pytest.mark.parametrize("name", ["Mean", "PCGrad", "CAGrad", "Nas
         (NashMTL(rescale=False), (0.0766, 0.9985)),
         (UPGrad(), (0.2924, 1.9006)),
         (Shares(), (0.0794, 1.0353)),
+        # By torchjd 0.18.
+        (FairGrad(alpha=2.0, rescale=False), (0.0313, 0.7908)),
+        (ConFIG(), (0.1588, 2.0706)),
+        (DualProj(), (0.5556, 1.1111)),
+        # By the formula: unit vectors times the longest length.
+        (DBMTL(), (0.1881, 2.4530)),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -86,8 +96,12 @@ def test_cagrad_with_c_0_is_the_mean():
     np.testing.assert_allclose(solve(CAGrad(c=0, preference=[1, 3]), jacobian), [0.25, 0.75])
 
 
+# Those with loops or decompositions.
+XLA = ("PCGrad", "MGDA", "CAGrad", "NashMTL", "AlignedMTL", "UPGrad", "ConFIG")
+
+
 @pytest.mark.backend("tensorflow")
-@pytest.mark.parametrize("name", ["PCGrad", "MGDA", "CAGrad", "NashMTL", "AlignedMTL", "UPGrad"])
+@pytest.mark.parametrize("name", XLA)
 def test_xla_result_equals_graph_result(name):
     aggregator = CASES[name]
     ((_, jacobian),) = jacobians([kinds.well_conditioned], 3, "float32", number=1)
@@ -126,6 +140,17 @@ def test_nash_mtl_length_is_scale_invariant_unless_rescaled():
     for factor in (1e-15, 1e-6, 1.0, 1e6):
         result = combine(NashMTL(rescale=False), factor * jacobian)
         np.testing.assert_allclose(np.linalg.norm(result), np.sqrt(3), rtol=1e-5)
+
+
+@values_only
+@pytest.mark.parametrize("alpha", [0.5, 2.0])
+def test_fair_grad_scale_is_that_of_the_formula_unless_rescaled(alpha):
+    ((_, jacobian),) = jacobians([kinds.well_conditioned], 3, number=1)
+    aggregator = FairGrad(alpha, rescale=False)
+    expected = combine(aggregator, jacobian)
+    for factor in (1e-6, 1e6):
+        power = factor ** ((1 - alpha) / (1 + alpha))
+        assert_vectors_close(combine(aggregator, factor * jacobian) / power, expected, 1e-4)
 
 
 @values_only
@@ -249,7 +274,7 @@ def test_rescaled_result_has_length_of_mean(aggregator, dtype):
 
 
 @once_compiled
-@pytest.mark.parametrize("cls", [NashMTL, IMTLG, MGDA, Shares])
+@pytest.mark.parametrize("cls", [NashMTL, IMTLG, MGDA, Shares, FairGrad, DualProj, DBMTL])
 def test_rescaling_does_not_amplify_rounding(cls):
     ((_, jacobian),) = jacobians([kinds.antiparallel], 2, number=1)
     cancelling = np.insert(jacobian, 1, 0, axis=0)
@@ -257,7 +282,7 @@ def test_rescaling_does_not_amplify_rounding(cls):
 
 
 @once_compiled
-@pytest.mark.parametrize("cls", [Mean, CAGrad, UPGrad, AlignedMTL])
+@pytest.mark.parametrize("cls", [Mean, CAGrad, UPGrad, AlignedMTL, DualProj])
 def test_preference_weights_terms(cls):
     for _, jacobian in jacobians([kinds.well_conditioned], 2):
         expected = solve(cls(), jacobian) @ jacobian
@@ -319,6 +344,10 @@ CHANGED = [
     UPGrad(preference=np.array([1.0, 3.0])),
     Shares([1, 2]),
     Shares({"a": 1, "b": 2}, ema=0.5),
+    FairGrad(alpha=2.0),
+    ConFIG(preference=[1, 2]),
+    DualProj(preference=[1, 2]),
+    DBMTL(log=True),
 ]
 
 
@@ -331,7 +360,7 @@ def test_config_round_trip(aggregator):
     assert aggregator.get_config() != type(aggregator)().get_config()
 
 
-OTHER_SPELLINGS = ("pcgrad", "nash_mtl", "nashmtl", "aligned_mtl", "imtl_g")
+OTHER_SPELLINGS = ("pcgrad", "nash_mtl", "nashmtl", "aligned_mtl", "imtl_g", "fair_grad", "db_mtl")
 
 
 @pytest.mark.parametrize("name", [*(x for x in CASES if "-" not in x), *OTHER_SPELLINGS])
@@ -363,6 +392,10 @@ test_errors = refuses_calls(
     (lambda: Sum(ema=-0.1), "ema=-0.1"),
     (lambda: CAGrad(c=-1), "c=-1"),
     (lambda: CAGrad(c=None), "c=None"),
+    (lambda: FairGrad(alpha=0), "alpha=0"),
+    (lambda: FairGrad(alpha="high"), "alpha='high'"),
+    (lambda: DBMTL(log=1), "log=1"),
+    (lambda: DBMTL(log=True)(PINNED_JACOBIAN), "losses=None"),
     (lambda: PCGrad(seed=-1), "seed=-1"),
     (lambda: PCGrad(seed=0.5), "seed=0.5"),
     (lambda: MGDA(normalize="l1"), "normalize='l1'"),
@@ -387,7 +420,9 @@ test_errors = refuses_calls(
 
 def test_only_some_aggregators_accept_a_preference():
     having = {name for name, value in CASES.items() if isinstance(value, PreferenceAggregator)}
-    assert having == {"Mean", "CAGrad", "CAGrad-1.5", "AlignedMTL", "UPGrad", "Shares"}
+    assert having == {
+        *("Mean", "CAGrad", "CAGrad-1.5", "AlignedMTL", "UPGrad", "Shares", "ConFIG", "DualProj"),
+    }
 
 
 # The package `torchjd`.

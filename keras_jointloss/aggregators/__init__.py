@@ -3,6 +3,10 @@
 from keras_jointloss.aggregators.aligned_mtl import AlignedMTL
 from keras_jointloss.aggregators.base import Aggregator, PreferenceAggregator, get
 from keras_jointloss.aggregators.cagrad import CAGrad
+from keras_jointloss.aggregators.con_fig import ConFIG
+from keras_jointloss.aggregators.db_mtl import DBMTL
+from keras_jointloss.aggregators.dual_proj import DualProj
+from keras_jointloss.aggregators.fair_grad import FairGrad
 from keras_jointloss.aggregators.imtl_g import IMTLG
 from keras_jointloss.aggregators.linear import Mean, Sum
 from keras_jointloss.aggregators.mgda import MGDA
@@ -12,6 +16,7 @@ from keras_jointloss.aggregators.shares import Shares
 from keras_jointloss.aggregators.upgrad import UPGrad
 
 __all__ = [
-    "IMTLG", "MGDA", "Aggregator", "AlignedMTL", "CAGrad", "Mean", "NashMTL", "PCGrad",
-    "PreferenceAggregator", "Shares", "Sum", "UPGrad", "get",
+    "DBMTL", "IMTLG", "MGDA", "Aggregator", "AlignedMTL", "CAGrad", "ConFIG", "DualProj",
+    "FairGrad", "Mean", "NashMTL", "PCGrad", "PreferenceAggregator", "Shares", "Sum", "UPGrad",
+    "get",
 ]  # fmt: skip

@@ -70,6 +70,23 @@ def regularize(cosines):
     return cosines + ridge * ops.eye(cosines.shape[0], dtype=cosines.dtype)
 
 
+def equal_projections(cosines, targets):
+    """Returns the combination of unit vectors whose projections on them are the targets: `(k,)`.
+
+    It is `C^+ t` with the pseudo-inverse of the cosines, the least-squares solution if there is no
+    other. The largest target is 1; a term whose target is 0 takes no part unless it is needed.
+    """
+    targets = ops.cast(targets, cosines.dtype)
+    precision = cosines.shape[0] * epsilon(cosines)
+    values, vectors = ops.eigh(cosines)
+    projections = product(ops.transpose(vectors), targets)
+    is_kept = values > 8 * precision * ops.max(values)
+    # For gradients that cancel, only rounding error remains.
+    is_kept = is_kept & (abs(projections) > 8 * precision)
+    inverse = ops.where(is_kept, 1 / ops.where(is_kept, values, 1), ops.zeros_like(values))
+    return product(vectors, inverse * projections)
+
+
 def _longest_step(x, direction):
     """Returns the step, at most 1, at which each row of `x` > 0 reaches 0: `(batch, 1)`."""
     # Where x + direction < 0, the fraction is below 1.

@@ -9,7 +9,7 @@ from keras_jointloss.aggregators._gramian import (
     at_least,
     correlation,
     epsilon,
-    product,
+    equal_projections,
 )
 from keras_jointloss.aggregators.base import Aggregator
 
@@ -55,17 +55,9 @@ class IMTLG(Aggregator):
     def coefficients(self, gramian: Tensor) -> Tensor:
         lengths, cosines = correlation(gramian)
         active = ops.cast(active_terms(gramian), cosines.dtype)
-        precision = cosines.shape[0] * epsilon(cosines)
-        # C^+ 1 in the eigenvector basis.
-        values, vectors = ops.eigh(cosines)
-        projections = product(ops.transpose(vectors), active)
-        is_kept = values > 8 * precision * ops.max(values)
-        # For gradients that cancel, only rounding error remains.
-        is_kept = is_kept & (abs(projections) > 8 * precision)
-        inverse = ops.where(is_kept, 1 / ops.where(is_kept, values, 1), ops.zeros_like(values))
-        result = active * product(vectors, inverse * projections) / lengths
+        result = active * equal_projections(cosines, active) / lengths
         total = ops.sum(result)
-        least = precision * ops.sum(abs(result))
+        least = cosines.shape[0] * epsilon(cosines) * ops.sum(abs(result))
         size = at_least(abs(total), least)
         size = ops.where(size > 0, size, ops.ones_like(size))
         return result / (size if self.rescale else ops.where(total < 0, -size, size))
