@@ -6,7 +6,7 @@ from keras import ops
 
 import keras_jointloss as kj
 from tests.gradients import dtypes
-from tests.jacobians import combine
+from tests.jacobians import combine, to_float64
 
 GENERATOR = np.random.default_rng(5)
 BATCH, DIM, TERMS = 6, 4, ("a", "b", "c")
@@ -106,12 +106,18 @@ def by_hand(model, aggregator, term_weights, steps=20):
     """
     values = {name: value.astype("float64") for name, value in weights_of(model).items()}
     is_shared = "shared_0" in values
-    found = []
+    found, state = [], None
     for step in range(steps):
         rows = slice(8 * (step % 5), 8 * (step % 5 + 1))
         at_z, updates = by_hand_step(values, rows, term_weights)
         jacobian = [of_parameters(X[rows], g) if is_shared else g.ravel() for g in at_z]
-        combined = combine(aggregator, np.stack(jacobian), dtypes()[-1], step)
+        jacobian = np.stack(jacobian)
+        if aggregator.state_rows(2):
+            gramian = ops.convert_to_tensor(jacobian @ jacobian.T, dtypes()[-1])
+            w, state = aggregator.solve_next(gramian, state, step=step)
+            combined = to_float64(w) @ jacobian
+        else:
+            combined = combine(aggregator, jacobian, dtypes()[-1], step)
         if is_shared:
             updates["shared_0"], updates["shared_1"] = combined[:20].reshape(5, 4), combined[20:]
         else:

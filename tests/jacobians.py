@@ -20,7 +20,7 @@ from tests.gradients import COMPILES, compiled, dtypes
 PINNED_JACOBIAN = [[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]
 
 NAMES = ("Sum", "Mean", "PCGrad", "MGDA", "CAGrad", "NashMTL", "AlignedMTL", "IMTLG", "UPGrad")
-NAMES += ("Shares", "FairGrad", "ConFIG", "DualProj", "DBMTL")
+NAMES += ("Shares", "FairGrad", "ConFIG", "DualProj", "DBMTL", "GradVac", "PCD")
 CASES = {
     **{name: getattr(kj.aggregators, name)() for name in NAMES},
     **{f"MGDA-{normalize}": MGDA(normalize=normalize) for normalize in ("l2", "loss", "loss+")},

@@ -11,6 +11,7 @@ from keras import ops
 from keras_jointloss.aggregators import (
     IMTLG,
     MGDA,
+    PCD,
     AlignedMTL,
     CAGrad,
     ConFIG,
@@ -86,6 +87,46 @@ def test_dual_proj_is_optimal(count, dtype):
         tolerance = optimality_tolerance(kind, dtype)
         assert np.all(gain >= -tolerance), kind
         assert np.all(np.abs(added * gain) <= tolerance), kind
+
+
+@pytest.mark.parametrize("count", [3] if COMPILES else [2, 3, 8])
+@pytest.mark.parametrize("tau", [0.1] if COMPILES else [0.0, 0.1, 1.0])
+def test_pcd_is_optimal(tau, count, dtype):
+    main = count - 1
+    is_main = np.eye(count)[main]
+    for kind, jacobian in jacobians([*REGULAR, kinds.collinear, kinds.antiparallel], count, dtype):
+        _, lengths, cosines = given(jacobian, dtype)
+        result = solve(PCD(main=main, tau=tau), jacobian, dtype)
+        if kind is kinds.antiparallel and tau == 0:  # The direction is 0.
+            assert np.linalg.norm(result @ jacobian) <= 1e-3 * lengths[main]
+            continue
+        # In the first step each gradient is its own unit of length.
+        parts = result * lengths / (result * lengths)[main]
+        assert result[main] > 0, kind
+        assert np.all(parts >= -1e-6), kind
+        surplus = (cosines @ parts - tau) * (1 - is_main)
+        scale = np.max(parts)
+        tolerance = optimality_tolerance(kind, dtype)
+        assert np.all(surplus >= -tolerance * scale), kind
+        assert np.all(np.abs(parts * (1 - is_main) * surplus) <= tolerance * scale**2), kind
+        length = np.linalg.norm(result @ jacobian)
+        np.testing.assert_allclose(length, lengths[main], rtol=1e-3, err_msg=str(kind))
+
+
+def test_impossible_conditions_of_pcd_are_dropped(dtype):
+    for _, jacobian in jacobians([kinds.antiparallel, kinds.well_conditioned], 3, dtype):
+        if np.linalg.matrix_rank(jacobian) == 3:  # Three auxiliary gradients that add up to 0.
+            jacobian = np.concatenate([jacobian, -jacobian[1:2] - jacobian[2:]])
+            main = 0
+        else:  # Two that are opposed.
+            main = 1
+        for tau in (1e-3, 1.0):
+            w = solve(PCD(main=main, tau=tau), jacobian, dtype)
+            np.testing.assert_allclose(w, np.eye(len(w))[main], atol=1e-5)
+        # Without a share of their own, there is a direction.
+        w = solve(PCD(main=main, tau=0.0), jacobian, dtype)
+        gains = jacobian @ (w @ jacobian)
+        assert np.all(gains >= -1e-2 * np.max(np.abs(gains)))
 
 
 @pytest.mark.parametrize(

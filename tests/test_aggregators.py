@@ -12,11 +12,13 @@ from keras_jointloss.aggregators import (
     DBMTL,
     IMTLG,
     MGDA,
+    PCD,
     AlignedMTL,
     CAGrad,
     ConFIG,
     DualProj,
     FairGrad,
+    GradVac,
     Mean,
     NashMTL,
     PCGrad,
@@ -70,6 +72,9 @@ of_each_sort = pytest.mark.parametrize("name", ["Mean", "PCGrad", "CAGrad", "Nas
         (FairGrad(alpha=2.0, rescale=False), (0.0313, 0.7908)),
         (ConFIG(), (0.1588, 2.0706)),
         (DualProj(), (0.5556, 1.1111)),
+        (GradVac(), (0.5848, 3.8012)),
+        (PCD(), (-0.8200, 2.9434)),
+        (PCD(main=1, tau=0.5), (-2.4370, 4.0038)),
         # By the formula: unit vectors times the longest length.
         (DBMTL(), (0.1881, 2.4530)),
     ],
@@ -97,7 +102,7 @@ def test_cagrad_with_c_0_is_the_mean():
 
 
 # Those with loops or decompositions.
-XLA = ("PCGrad", "MGDA", "CAGrad", "NashMTL", "AlignedMTL", "UPGrad", "ConFIG")
+XLA = ("PCGrad", "MGDA", "CAGrad", "NashMTL", "AlignedMTL", "UPGrad", "ConFIG", "GradVac", "PCD")
 
 
 @pytest.mark.backend("tensorflow")
@@ -157,7 +162,9 @@ def test_fair_grad_scale_is_that_of_the_formula_unless_rescaled(alpha):
 @all_dtypes
 @all_aggregators
 def test_permuted_terms_permute_the_coefficients(aggregator, dtype):
-    is_random = isinstance(aggregator, PCGrad)
+    if isinstance(aggregator, PCD):
+        pytest.skip("has a main term")
+    is_random = isinstance(aggregator, PCGrad | GradVac)
     # In float32, rounding decides which components Aligned-MTL drops.
     chosen = [kinds.well_conditioned]
     if not isinstance(aggregator, AlignedMTL):
@@ -181,7 +188,7 @@ def test_term_without_gradient_is_ignored(aggregator):
     for kind, jacobian in jacobians(chosen, 2):
         losses = np.array([1.0, 2.0])
         expected = solve(aggregator, jacobian, losses=losses) @ jacobian
-        for place in range(3):
+        for place in (1, 2) if isinstance(aggregator, PCD) else range(3):  # Not the main term.
             with_zero = np.insert(jacobian, place, 0, axis=0)
             w = solve(aggregator, with_zero, losses=np.insert(losses, place, 1.5))
             assert w[place] == 0
@@ -262,7 +269,11 @@ def test_random_orders_are_uniform_and_reproducible():
 @all_dtypes
 @pytest.mark.parametrize(
     "aggregator",
-    [type(x)(rescale=True) for name, x in CASES.items() if "-" not in name and name != "PCGrad"],
+    [
+        type(x)(rescale=True)
+        for name, x in CASES.items()
+        if "-" not in name and name not in ("PCGrad", "GradVac")
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_rescaled_result_has_length_of_mean(aggregator, dtype):
@@ -322,6 +333,111 @@ def test_contributions_have_the_asked_shares_of_the_length():
     np.testing.assert_allclose(w * [lengths[0], 1, lengths[1]], expected, rtol=1e-4)
 
 
+@once_compiled
+def test_contributions_to_db_mtl_are_as_long_as_the_longest_log_gradient():
+    for kind, jacobian in jacobians([kinds.ill_scaled, kinds.antiparallel], 3):
+        losses, lengths = losses_of(jacobian), np.linalg.norm(jacobian, axis=1)
+        for aggregator, longest in {
+            DBMTL(): np.max(lengths),
+            DBMTL(log=True): np.max(lengths / losses),
+        }.items():
+            w = solve(aggregator, jacobian)
+            np.testing.assert_allclose(w * lengths, longest, rtol=1e-4, err_msg=str(kind))
+
+
+# The state of a rule.
+
+
+def steps_of(aggregator, jacobians, dtype="float32"):
+    """Yields the combined gradient of each step and the state after it, in float64."""
+    state = None
+    for step, jacobian in enumerate(jacobians):
+        gramian = ops.convert_to_tensor(jacobian @ jacobian.T, dtype)
+        w, state = aggregator.solve_next(gramian, state, step=step)
+        yield to_float64(w) @ jacobian, to_float64(state)
+
+
+def naive_gradvac(jacobian, targets, orders, beta):
+    """GradVac on the gradients themselves, one at a time; changes the targets."""
+    result = np.zeros(jacobian.shape[1])
+    for i, order in enumerate(orders):
+        gradient = jacobian[i].copy()
+        for j in order:
+            if j == i or not jacobian[i].any() or not jacobian[j].any():
+                continue
+            length, other = np.linalg.norm(gradient), np.linalg.norm(jacobian[j])
+            cosine, target = gradient @ jacobian[j] / length / other, targets[i, j]
+            if cosine < target:
+                sine, target_sine = np.sqrt(1 - cosine**2), np.sqrt(1 - target**2)
+                turned = length * (target * sine - cosine * target_sine) / target_sine
+                gradient += turned / other * jacobian[j]
+                assert np.isclose(gradient @ jacobian[j] / np.linalg.norm(gradient) / other, target)
+            targets[i, j] += beta * (cosine - target)
+        result += gradient
+    return result
+
+
+@once_compiled
+@all_dtypes
+def test_grad_vac_equals_sequential_turns(dtype):
+    tolerance = 1e-4 if dtype == "float32" else 1e-9
+    matrices = [kinds.similar(3, np.random.default_rng(seed)) for seed in range(3)]
+    matrices[1][2] = 0
+    matrices[2] = kinds.conflicting(3, np.random.default_rng(2))
+    targets = np.zeros((3, 3))
+    for step, (result, state) in enumerate(steps_of(GradVac(0.3, seed=7), matrices, dtype)):
+        orders = ops.convert_to_numpy(random_orders(3, 7, step))
+        expected = naive_gradvac(matrices[step], targets, orders, 0.3)
+        assert_vectors_close(result, expected, tolerance, step)
+        np.testing.assert_allclose(state, targets, atol=tolerance)
+
+
+@once_compiled
+def test_first_step_of_grad_vac_is_pcgrad():
+    for _, jacobian in jacobians([kinds.conflicting], 3):
+        expected = combine(PCGrad(seed=5), jacobian)
+        assert_vectors_close(combine(GradVac(seed=5), jacobian), expected, 1e-4)
+
+
+@once_compiled
+def test_means_of_pcd_are_those_of_squared_lengths():
+    generator = np.random.default_rng(0)
+    matrices = [1e15 * kinds.well_conditioned(2, generator), 1e-15 * np.eye(2, 64)]
+    matrices += [kinds.well_conditioned(2, generator), np.zeros((2, 64))]
+    squares, sizes = 0, 0
+    for matrix, (_, state) in zip(matrices, steps_of(PCD(beta=0.7), matrices), strict=True):
+        squares = 0.7 * squares + np.sum(matrix**2, axis=1)
+        sizes = 0.7 * sizes + 1
+        np.testing.assert_allclose(state, [[sizes] * 2, np.sqrt(squares / sizes)], rtol=1e-5)
+
+
+@once_compiled
+@pytest.mark.parametrize("rule", [GradVac(), PCD()], ids=["GradVac", "PCD"])
+def test_nonfinite_step_does_not_change_the_state(rule):
+    matrices = [kinds.similar(3, np.random.default_rng(seed)) for seed in range(3)]
+    matrices[1][0, 0] = np.nan
+    (_, before), (result, after), (next_result, _) = steps_of(rule, matrices)
+    assert not np.any(np.isfinite(result))
+    np.testing.assert_array_equal(before, after)
+    assert np.all(np.isfinite(next_result))
+
+
+def test_scale_is_that_of_the_gradients_before_their_division():
+    jacobian = kinds.well_conditioned(2, np.random.default_rng(0)) / 8
+    gramian = ops.convert_to_tensor(jacobian @ jacobian.T, "float32")
+    w, state = PCD().solve_next(gramian, None, scale=8.0)
+    np.testing.assert_allclose(to_float64(w), solve(PCD(), jacobian), rtol=1e-6)
+    lengths = 8 * np.linalg.norm(jacobian, axis=1)
+    np.testing.assert_allclose(to_float64(state)[1], lengths, rtol=1e-5)
+
+
+def test_names_of_terms_become_places():
+    rule = PCD("b", {"a": 0.25, "c": 0.5}, beta=0.5, ema=0.5, rescale=True).for_terms("abc")
+    config = {"main": 1, "tau": [0.25, 0.5], "beta": 0.5, "rescale": True, "ema": 0.5}
+    assert rule.get_config() == config
+    assert rule.for_terms("abc") is rule
+
+
 def test_smoothing_of_coefficients():
     new = ops.convert_to_tensor([1.0, 0.0])
     previous = ops.convert_to_tensor([0.0, 1.0])
@@ -348,6 +464,9 @@ CHANGED = [
     ConFIG(preference=[1, 2]),
     DualProj(preference=[1, 2]),
     DBMTL(log=True),
+    GradVac(beta=0.1, seed=2),
+    PCD(main=1, tau=[0.1], beta=0.9),
+    PCD(main="b", tau={"a": 0.1}),
 ]
 
 
@@ -360,7 +479,16 @@ def test_config_round_trip(aggregator):
     assert aggregator.get_config() != type(aggregator)().get_config()
 
 
-OTHER_SPELLINGS = ("pcgrad", "nash_mtl", "nashmtl", "aligned_mtl", "imtl_g", "fair_grad", "db_mtl")
+OTHER_SPELLINGS = (
+    "pcgrad",
+    "nash_mtl",
+    "nashmtl",
+    "aligned_mtl",
+    "imtl_g",
+    "fair_grad",
+    "db_mtl",
+    "grad_vac",
+)
 
 
 @pytest.mark.parametrize("name", [*(x for x in CASES if "-" not in x), *OTHER_SPELLINGS])
@@ -396,6 +524,26 @@ test_errors = refuses_calls(
     (lambda: FairGrad(alpha="high"), "alpha='high'"),
     (lambda: DBMTL(log=1), "log=1"),
     (lambda: DBMTL(log=True)(PINNED_JACOBIAN), "losses=None"),
+    (lambda: GradVac(beta=1.5), "beta=1.5"),
+    (lambda: GradVac(beta=-0.5), "beta=-0.5"),
+    (lambda: GradVac(seed=0.5), "seed=0.5"),
+    (lambda: PCD(main=-1), "main=-1"),
+    (lambda: PCD(main=0.5), "main=0.5"),
+    (lambda: PCD(tau=1.5), "tau=1.5"),
+    (lambda: PCD(tau="high"), "tau='high'"),
+    (lambda: PCD(tau=[0.5, 2]), r"tau\[1\]=2"),
+    (lambda: PCD(tau={"a": -1}), r"tau\['a'\]=-1"),
+    (lambda: PCD(beta=1.0), "beta=1.0"),
+    (lambda: PCD(main=2)(PINNED_JACOBIAN), "one of 2 terms.*main=2"),
+    (lambda: PCD(main="a")(PINNED_JACOBIAN), "known in a layer only.*main='a'"),
+    (lambda: PCD(tau={"a": 0.1})(PINNED_JACOBIAN), "known in a layer only.*tau="),
+    (lambda: PCD(tau=[0.1, 0.2])(PINNED_JACOBIAN), "Expected 1 numbers"),
+    (lambda: PCD(main="c").for_terms(["a", "b"]), r"one of the terms \['a', 'b'\].*main='c'"),
+    (lambda: PCD(main=2).for_terms(["a", "b"]), "main=2"),
+    (
+        lambda: PCD("a", {"a": 0.1}).for_terms(["a", "b"]),
+        r"unknown names \['a'\] and no .* \['b'\]",
+    ),
     (lambda: PCGrad(seed=-1), "seed=-1"),
     (lambda: PCGrad(seed=0.5), "seed=0.5"),
     (lambda: MGDA(normalize="l1"), "normalize='l1'"),

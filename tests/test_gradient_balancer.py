@@ -16,7 +16,12 @@ from tests.gradients import dtypes, value_and_gradient
 from tests.test_replicas import assert_like_one_device
 
 RULES = ("aligned_mtl", "cagrad", "imtl_g", "mean", "mgda", "nash_mtl", "pcgrad", "sum", "upgrad")
-RULES += ("shares",)
+RULES += ("shares", "fair_grad", "con_fig", "dual_proj", "db_mtl", "grad_vac", "pcd")
+#: Rules that keep a state, with arguments for which it matters in a few steps.
+STATEFUL = {
+    "grad_vac": kj.aggregators.GradVac(seed=1),
+    "pcd": kj.aggregators.PCD(main="b", tau={"a": 0.5}, beta=0.5),
+}
 
 
 def balanced_gradient(layer, z=Z, gradients=GRADIENTS, dtype="float32"):
@@ -117,6 +122,22 @@ def test_pcgrad_order_changes_every_step():
 
 
 @pytest.mark.backend("tensorflow", "torch")  # JAX needs an optimizer.
+@pytest.mark.parametrize("rule", ["GradVac", "PCD"])
+def test_nonfinite_step_leaves_the_state_as_it_is(rule):
+    broken = GRADIENTS.copy()
+    broken[1, 0] = np.nan
+    results = []
+    for middle in (broken, None):
+        layer = kj.layers.GradientBalancer(TERMS, rule)
+        balanced_gradient(layer)
+        if middle is not None:
+            balanced_gradient(layer, gradients=middle)
+        layer.record.step.assign(1)  # The orders depend on the step.
+        results.append(balanced_gradient(layer, gradients=GRADIENTS[::-1].copy()))
+    np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.backend("tensorflow", "torch")  # JAX needs an optimizer.
 def test_nonfinite_step_is_excluded_from_smoothed_coefficients():
     layer = kj.layers.GradientBalancer(TERMS, kj.aggregators.CAGrad(ema=0.75))
     broken = GRADIENTS.copy()
@@ -135,14 +156,45 @@ LAYERS = ("balancer", "shared")
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("rule", ["mgda", "pcgrad", "nash_mtl"])  # One uses the step.
+@pytest.mark.parametrize("rule", ["mgda", "pcgrad", "nash_mtl", *STATEFUL])  # Two use the step.
 def test_fit_equals_manual_loop(rule, layer):
+    rule = STATEFUL.get(rule, rule)
     is_exact = BACKEND == "tensorflow"  # On others, Keras computes some operations in float32.
     term_weights = {"a": 1.0, "b": 3.0}
     model = build(rule, term_weights, "float64" if is_exact else "float32", layer)
-    expected, _ = models.by_hand(model, kj.aggregators.get(rule), term_weights)
+    aggregator = model.get_layer(layer).aggregator
+    expected, _ = models.by_hand(model, aggregator, term_weights)
     fit(model)
     assert_all_close(weights_of(model), expected, *[1e-6 if is_exact else 2e-3] * 2)
+
+
+def state_of(model, layer="balancer"):
+    record = model.get_layer(layer).record
+    return ops.convert_to_numpy(record.decode(record.latest).state)
+
+
+@pytest.mark.parametrize("rule", STATEFUL)
+@pytest.mark.parametrize("telemetry", [True, False])
+def test_state_of_the_rule_is_saved_and_training_resumes(rule, telemetry, tmp_path):
+    def make():
+        keras.utils.set_random_seed(2)
+        inputs = keras.Input((5,))
+        balancer = kj.layers.GradientBalancer(
+            ["a", "b"], STATEFUL[rule], telemetry=telemetry, name="balancer"
+        )
+        model = models.with_heads(inputs, balancer(keras.layers.Dense(4)(inputs)))
+        assert (balancer.statistics() is None) or telemetry
+        return model
+
+    model = make()
+    fit(model, 1)
+    assert state_of(model).any()
+    model.save(tmp_path / "model.keras")
+    fit(model, 1)
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    fit(loaded, 1)
+    assert_all_close(weights_of(loaded), weights_of(model), 1e-6, 1e-7)
+    np.testing.assert_allclose(state_of(loaded), state_of(model), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -186,14 +238,18 @@ def test_overwriting_with_a_moving_average_is_refused_on_jax(is_scaled):
     fit(compiled("mgda", telemetry=False), 1)
 
 
-def test_mixed_float16_trains():
+@pytest.mark.parametrize("rule", ["mgda", *STATEFUL])
+def test_mixed_float16_trains(rule):
     keras.config.set_dtype_policy("mixed_float16")
-    model = build("mgda")
+    rule = STATEFUL.get(rule, rule)
+    model = build(rule)
     before = weights_of(model)
     fit(model)
     keras.config.set_dtype_policy("float32")
-    single = build("mgda")
+    single = build(rule)
     fit(single)
+    # The loss scale is no part of the state.
+    np.testing.assert_allclose(state_of(model), state_of(single), atol=0.05)
     assert not any(np.array_equal(value, before[name]) for name, value in weights_of(model).items())
     assert_all_close(weights_of(model), weights_of(single), 0.05, 0.05)
 
@@ -239,14 +295,18 @@ def test_statistics_of_a_frozen_trunk_are_those_of_its_output(frozen):
 
 @pytest.mark.backend("tensorflow")
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", ["flatten", "sum", "shared"])
-def test_replicas_balance_like_one_device(layer):
+@pytest.mark.parametrize(
+    ("layer", "rule"), [("flatten", "mgda"), ("sum", "pcd"), ("shared", "grad_vac")]
+)
+def test_replicas_balance_like_one_device(layer, rule):
+    rule = STATEFUL.get(rule, rule)
+
     def make():
         inputs = keras.Input((5,))
         if layer == "shared":
-            z = kj.layers.SharedTrunk(keras.layers.Dense(4), ["a", "b"], "mgda")(inputs)
+            z = kj.layers.SharedTrunk(keras.layers.Dense(4), ["a", "b"], rule)(inputs)
         else:
-            balancer = kj.layers.GradientBalancer(["a", "b"], "mgda", layer)
+            balancer = kj.layers.GradientBalancer(["a", "b"], rule, layer)
             z = balancer(keras.layers.Dense(4)(inputs))
         heads = {"a": keras.layers.Dense(2)(z["a"]), "b": keras.layers.Dense(1)(z["b"])}
         return keras.Model(inputs, heads), kj.joint_loss(models.LOSSES)
@@ -324,6 +384,9 @@ def test_variable_paths_are_unique():
         ({"terms": ["a", 1]}, "terms"),
         ({"terms": ["a", "b"], "aggregator": "gradnorm"}, "aggregator"),
         ({"terms": ["a", "b"], "aggregator": kj.aggregators.MGDA("loss")}, "aggregator"),
+        ({"terms": ["a", "b"], "aggregator": kj.aggregators.DBMTL(log=True)}, "aggregator"),
+        ({"terms": ["a", "b"], "aggregator": kj.aggregators.PCD("c")}, "main"),
+        ({"terms": ["a", "b"], "aggregator": kj.aggregators.PCD("a", {"a": 0.1})}, "tau"),
         ({"terms": ["a", "b"], "reduction": "mean"}, "reduction"),
     ],
 )

@@ -245,7 +245,7 @@ def test_every_loss_sees_four_replicas():
 
 
 AGGREGATORS = {
-    **{key: {} for key in (*jacobians.NAMES, "Shares")},
+    **{key: {} for key in jacobians.NAMES},
     "MGDA": {"normalize": "l2"},
     **{key: {"ema": 0.5} for key in ("Mean", "UPGrad")},
 }
@@ -290,6 +290,8 @@ def every_aggregator():
         names = [f"{term}{name}" for term in "abc"]
         if name == "Shares":
             options = {"shares": dict(zip(names, (0.5, 0.3, 0.2), strict=True))}
+        elif name == "PCD":
+            options = {"main": names[1], "tau": 0.3, "beta": 0.5}
         aggregator = getattr(kj.aggregators, name)(**options)
         outputs |= heads(kj.layers.GradientBalancer(names, aggregator)(hidden))
     return keras.Model(x, outputs), kj.joint_loss(dict.fromkeys(outputs, "mse"))

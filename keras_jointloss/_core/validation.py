@@ -104,6 +104,15 @@ def validate_share(value: Any, name: str) -> float:
     return value
 
 
+def validate_fraction(value: Any, name: str) -> float:
+    """Returns a number >= 0 and <= 1 as a float."""
+    expected = "a number >= 0 and <= 1"
+    value = validate_number(value, name, minimum=0, expected=expected)
+    if value > 1:
+        raise invalid(name, expected, value)
+    return value
+
+
 def validate_seed(value: Any) -> int:
     """Returns a random seed as an int."""
     return validate_count(value, "seed", minimum=0)

@@ -65,9 +65,13 @@ def regularize(cosines):
 
     Without it, the multipliers of gradients that cancel are unbounded.
     """
+    return cosines + ridge(cosines) * ops.eye(cosines.shape[0], dtype=cosines.dtype)
+
+
+def ridge(x) -> float:
+    """Returns the number that `regularize` adds to the diagonal of a matrix of the dtype of `x`."""
     # Above the rounding error of the cosines, yet far below a visible effect on the result.
-    ridge = 1e-6 if epsilon(cosines) > 1e-10 else 1e-11
-    return cosines + ridge * ops.eye(cosines.shape[0], dtype=cosines.dtype)
+    return 1e-6 if epsilon(x) > 1e-10 else 1e-11
 
 
 def equal_projections(cosines, targets):

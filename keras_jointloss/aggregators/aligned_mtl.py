@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_jointloss._core.types import Tensor
 from keras_jointloss.aggregators._gramian import active_terms, correlation, epsilon, product
-from keras_jointloss.aggregators.base import PreferenceAggregator
+from keras_jointloss.aggregators.preference import PreferenceAggregator
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

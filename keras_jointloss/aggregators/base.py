@@ -1,4 +1,4 @@
-"""Base classes of the aggregators."""
+"""The base class of the aggregators."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -7,8 +7,8 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.registry import find
-from keras_jointloss._core.types import Config, Numbers, Step, Tensor
-from keras_jointloss._core.validation import invalid, validate_bool, validate_number, validate_share
+from keras_jointloss._core.types import Config, Step, Tensor
+from keras_jointloss._core.validation import invalid, validate_bool, validate_share
 from keras_jointloss.aggregators._gramian import (
     active_terms,
     at_least,
@@ -79,6 +79,20 @@ class Aggregator:
         """
         raise NotImplementedError
 
+    def next_coefficients(
+        self, gramian: Tensor, state: Tensor, size: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the coefficients and the next state, in place of `coefficients`.
+
+        A rule with a state implements it, and `state_rows`.
+
+        Args:
+            gramian: As in `coefficients`.
+            state: `(rows, k)`, all 0 before the first step.
+            size: A scalar, the length by which the gradients are divided in the Gramian.
+        """
+        raise NotImplementedError
+
     def solve(self, gramian: Tensor, losses: Tensor | None = None, step: Step = 0) -> Tensor:
         """Returns the coefficients for a Gramian of any scale.
 
@@ -95,8 +109,43 @@ class Aggregator:
             ValueError: If the shape of `gramian` is not square, or `losses` is required but
                 missing or of another shape.
         """
+        return self.solve_next(gramian, None, losses, step)[0]
+
+    def state_rows(self, count: int) -> int:
+        """Returns how many rows of `count` numbers the rule keeps for that many terms: mostly 0."""
+        return 0
+
+    def solve_next(
+        self,
+        gramian: Tensor,
+        state: Tensor | None,
+        losses: Tensor | None = None,
+        step: Step = 0,
+        scale: float | Tensor = 1.0,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns the coefficients, and the state for the next step.
+
+        The caller keeps the state, as the layers do: an aggregator has none. Rules without a state
+        return it as it is.
+
+        Args:
+            gramian: As in `solve`.
+            state: `(rows, k)`, what the previous step returned, or `None` for the first step.
+            losses: As in `solve`.
+            step: As in `solve`.
+            scale: A positive number or scalar tensor by which the gradients were divided before
+                the Gramian was computed, if a state has to compare them with those of other steps.
+
+        Returns:
+            `(k,)` and `(rows, k)`, with the dtype of `gramian`, but at least float32. The state
+            stays as it is if an entry of the Gramian is not finite.
+
+        Raises:
+            ValueError: As in `solve`.
+        """
         gramian = self._to_tensor(gramian, "gramian")
-        if gramian.shape[0] != gramian.shape[1]:
+        count = gramian.shape[0]
+        if count != gramian.shape[1]:
             received = f"shape={tuple(gramian.shape)}"
             raise invalid("gramian", "a square matrix of static shape", received=received)
         inputs = {"losses": losses, "step": step}
@@ -105,24 +154,33 @@ class Aggregator:
 
         is_finite = ops.all(ops.isfinite(gramian))
         # Some decompositions raise an error if an entry is not finite.
-        identity = ops.eye(gramian.shape[0], dtype=gramian.dtype)
+        identity = ops.eye(count, dtype=gramian.dtype)
         gramian = ops.where(is_finite, ops.stop_gradient(gramian), identity)
         is_active = active_terms(gramian)
-        count = nonzero(ops.sum(ops.cast(is_active, gramian.dtype)))
+        number = nonzero(ops.sum(ops.cast(is_active, gramian.dtype)))
         # Two steps, to keep the sum within the range of the dtype.
         square = ops.diagonal(gramian)
         largest = nonzero(ops.max(square))
-        mean = nonzero(ops.sum(square / largest) / count)
+        mean = nonzero(ops.sum(square / largest) / number)
         gramian = gramian / largest / mean
 
-        result = self.coefficients(gramian, **{name: inputs[name] for name in self.inputs})
+        chosen = {name: inputs[name] for name in self.inputs}
+        if self.state_rows(count):
+            shape = (self.state_rows(count), count)
+            before = ops.zeros(shape, gramian.dtype) if state is None else state
+            before = ops.stop_gradient(ops.cast(before, gramian.dtype))
+            size = scale * ops.sqrt(largest) * ops.sqrt(mean)
+            result, after = self.next_coefficients(gramian, before, size, **chosen)
+            state = ops.where(is_finite, ops.stop_gradient(after), before)
+        else:
+            result = self.coefficients(gramian, **chosen)
         result = ops.cast(result, gramian.dtype)
         result = ops.where(is_active, result, ops.zeros_like(result))
         if self.rescale:
-            result = result * self._scale(result, gramian, count)
+            result = result * self._scale(result, gramian, number)
         elif self.degree:
             result = result * (ops.sqrt(largest) * ops.sqrt(mean)) ** self.degree
-        return ops.stop_gradient(ops.where(is_finite, result, result + float("nan")))
+        return ops.stop_gradient(ops.where(is_finite, result, result + float("nan"))), state
 
     def __call__(self, matrix: Tensor, losses: Tensor | None = None, step: Step = 0) -> Tensor:
         """Combines the rows of a matrix.
@@ -212,59 +270,6 @@ class Aggregator:
         least = 4 * gramian.shape[0] * epsilon(gramian)
         share = at_least(quadratic_form(parts / total, cosines), least)
         return ops.sqrt(mean / share) / total
-
-
-class PreferenceAggregator(Aggregator):
-    """Base class of the aggregators that can prefer some terms to others.
-
-    Args:
-        preference: A number >= 0 for each term, not all 0. Only their ratios matter. `None` for
-            equal preferences.
-        rescale, ema: As in `Aggregator`.
-
-    Raises:
-        ValueError: If `preference` is anything else or `ema` is not a number >= 0 and < 1; when
-            called, if the number of terms differs.
-
-    Example:
-
-    >>> from keras_jointloss.aggregators import Mean
-    >>> [float(x) for x in Mean(preference=[3.0, 1.0])([[1.0, 0.0], [0.0, 1.0]])]
-    [0.75, 0.25]
-    """
-
-    #: The name of the argument, for the error messages.
-    argument = "preference"
-
-    def __init__(self, preference: Numbers | None = None, rescale: bool = False, ema: float = 0.0):
-        super().__init__(rescale=rescale, ema=ema)
-        self.preference = None
-        if preference is not None:
-            if isinstance(preference, str | dict) or not hasattr(preference, "__iter__"):
-                raise self._invalid(preference)
-            self.preference = [
-                validate_number(value, f"{self.argument}[{i}]", minimum=0)
-                for i, value in enumerate(preference)
-            ]
-            if not sum(self.preference):
-                raise self._invalid(preference)
-
-    def _invalid(self, preference) -> ValueError:
-        return invalid(self.argument, "a list of numbers >= 0, not all 0", preference)
-
-    def preferences(self, gramian: Tensor) -> Tensor:
-        """Returns the preferences, 0 for absent terms and normalized to sum 1: `(k,)`."""
-        result = ops.cast(active_terms(gramian), gramian.dtype)
-        if self.preference is not None:
-            if len(self.preference) != gramian.shape[0]:
-                raise invalid(
-                    self.argument, f"{gramian.shape[0]} numbers, one for each term", self.preference
-                )
-            result = result * ops.convert_to_tensor(self.preference, dtype=gramian.dtype)
-        return result / nonzero(ops.sum(result))
-
-    def get_config(self) -> Config:
-        return {"preference": self.preference, **super().get_config()}
 
 
 def get(identifier: str | Config | Aggregator) -> Aggregator:

@@ -18,7 +18,7 @@ from keras_jointloss.aggregators._gramian import (
     regularize,
     restricted_solutions,
 )
-from keras_jointloss.aggregators.base import PreferenceAggregator
+from keras_jointloss.aggregators.preference import PreferenceAggregator
 
 _MOST_ITERATIONS = 20  # Three to six suffice, except for gradients that nearly cancel.
 

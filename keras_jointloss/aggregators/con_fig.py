@@ -13,7 +13,7 @@ from keras_jointloss.aggregators._gramian import (
     nonzero,
     product,
 )
-from keras_jointloss.aggregators.base import PreferenceAggregator
+from keras_jointloss.aggregators.preference import PreferenceAggregator
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

@@ -9,7 +9,7 @@ from keras_jointloss.aggregators._gramian import (
     product,
     regularize,
 )
-from keras_jointloss.aggregators.base import PreferenceAggregator
+from keras_jointloss.aggregators.preference import PreferenceAggregator
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

@@ -4,7 +4,8 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.types import Tensor
-from keras_jointloss.aggregators.base import Aggregator, PreferenceAggregator
+from keras_jointloss.aggregators.base import Aggregator
+from keras_jointloss.aggregators.preference import PreferenceAggregator
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

@@ -15,7 +15,8 @@ from keras_jointloss._core.validation import (
     validate_number,
 )
 from keras_jointloss.aggregators._gramian import active_terms, correlation
-from keras_jointloss.aggregators.base import Aggregator, PreferenceAggregator
+from keras_jointloss.aggregators.base import Aggregator
+from keras_jointloss.aggregators.preference import PreferenceAggregator
 
 
 # `Shares` is the registered name of the weighting.

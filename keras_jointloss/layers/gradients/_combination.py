@@ -99,7 +99,8 @@ class GradientCombination(keras.layers.Layer):
 
     def build(self, input_shape: Nested = None) -> None:
         has_statistics = self.telemetry or bool(self.aggregator.ema)
-        self.record = new_record(len(self.terms), self.name, has_statistics)
+        state_rows = self.aggregator.state_rows(len(self.terms))
+        self.record = new_record(len(self.terms), self.name, has_statistics, state_rows)
         self._trained = self.record.trained
         self._record_state = as_state(self.record.state)
 
@@ -213,7 +214,9 @@ class GradientCombination(keras.layers.Layer):
             is_finite = ops.isfinite(ops.diagonal(gramian))
         # 1 in a loop that ignores losses added by layers.
         scale = scale / nonzero(ops.sum(gradients[-1][:1]) * (replicas.count / _PROBE))
-        coefficients = self.aggregator.solve(gramian, step=forward.step)
+        coefficients, kept = self.aggregator.solve_next(
+            gramian, None if before is None else before.state, step=forward.step, scale=scale
+        )
         if self.aggregator.degree and not self.aggregator.rescale:
             coefficients = coefficients * scale**self.aggregator.degree
         if self.aggregator.ema:
@@ -224,7 +227,7 @@ class GradientCombination(keras.layers.Layer):
         combined = ops.reshape(combined, ops.shape(upstream)[1:])
         latest = None
         if before is not None:
-            of_step = forward.step, gramian, scale, coefficients, is_finite
+            of_step = forward.step, gramian, scale, coefficients, kept, is_finite
             rows = StepRecord.rows_of_step(*of_step, before)
             latest = self.record.encode(rows, forward.step, before, self.accumulated_steps)
         return ops.cast(combined, dtype), latest

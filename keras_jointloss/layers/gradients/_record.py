@@ -31,7 +31,7 @@ class GradientRecord:
     pass in training adds the statistics to the sums. Without statistics it keeps the count alone.
     """
 
-    def __init__(self, terms: int, name: str, has_statistics: bool):
+    def __init__(self, terms: int, name: str, has_statistics: bool, state_rows: int = 0):
         self._name = name
         self.has_statistics = has_statistics
         self._get_latest_call: Callable[[], Any] = lambda: None
@@ -43,7 +43,8 @@ class GradientRecord:
         dtype = float_dtype(keras.config.floatx())
         # The positive and the negative part of the rows of the `StepRecord`, since Keras takes the
         # maximum over the steps whose gradients an optimizer accumulates.
-        self.latest = self._create_latest(f"{name}_latest", (2, 3 + terms, terms), dtype)
+        shape = (2, 3 + terms + state_rows, terms)
+        self.latest = self._create_latest(f"{name}_latest", shape, dtype)
         shape = (6 + 3 * terms, terms)
         self.sums = layer_state(f"{name}_sums", shape, 0.0, dtype, **self._options)
 
@@ -209,7 +210,8 @@ class ReturnedRecord(GradientRecord):
                 f"None on JAX, where {self._name!r} keeps its record in a variable of which Keras "
                 "has no moving average. Use `use_ema=True` alone, which overwrites the weights "
                 "once, at the end of `fit`; or create the layer with `telemetry=False`, and "
-                f"without `ema` in its aggregator. Received: ema_overwrite_frequency={frequency}"
+                "an aggregator without `ema` and without a state. "
+                f"Received: ema_overwrite_frequency={frequency}"
             )
 
     def precedes_backward(self, training, tensors):
@@ -245,7 +247,7 @@ class ReturnedRecord(GradientRecord):
         return ops.zeros_like(latest) if is_again and self.has_statistics else latest
 
 
-def new_record(terms: int, name: str, has_statistics: bool) -> GradientRecord:
-    """Returns the record of the backend."""
+def new_record(terms: int, name: str, has_statistics: bool, state_rows: int = 0) -> GradientRecord:
+    """Returns the record of the backend; with a state of the aggregator it has statistics."""
     record = ReturnedRecord if trains_functionally() else GradientRecord
-    return record(terms, name, has_statistics)
+    return record(terms, name, has_statistics or state_rows > 0, state_rows)

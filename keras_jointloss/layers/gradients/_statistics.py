@@ -62,20 +62,22 @@ def number_of(step, dtype):
 
 
 class StepRecord(NamedTuple):
-    """The statistics of one step, as rows of a matrix `(3 + terms, terms)`."""
+    """The statistics of one step, as rows of a matrix `(3 + terms + rows of the state, terms)`."""
 
     number: Any  # `(1, terms)`, the number of the step, from 1, in each column; 0 for no step
     lengths: Any  # `(1, terms)`, -1 for a gradient that is not finite
     coefficients: Any  # `(1, terms)`
     cosines: Any  # `(terms, terms)`
+    state: Any  # `(rows, terms)`, what the aggregator keeps for the next step
 
     @classmethod
     def of(cls, rows) -> "StepRecord":
         """Returns the record with these rows."""
-        return cls(rows[:1], rows[1:2], rows[2:3], rows[3:])
+        end = 3 + rows.shape[1]
+        return cls(rows[:1], rows[1:2], rows[2:3], rows[3:end], rows[end:])
 
     @classmethod
-    def rows_of_step(cls, step, gramian, scale, coefficients, is_finite, before):
+    def rows_of_step(cls, step, gramian, scale, coefficients, state, is_finite, before):
         """Returns the matrix of a step.
 
         Args:
@@ -83,6 +85,7 @@ class StepRecord(NamedTuple):
             gramian: `(terms, terms)`, of gradients that are divided by `scale`.
             scale: A scalar tensor.
             coefficients: `(terms,)`.
+            state: `(rows, terms)`.
             is_finite: `(terms,)`, whether the gradient of a term is finite.
             before: The previous `StepRecord`, which stays if this one is not finite. If a term's
                 gradient is the cause, the number of the step and the lengths are updated.
@@ -95,11 +98,11 @@ class StepRecord(NamedTuple):
         number = before.number * 0 + number_of(step, dtype)
         lengths = scale * lengths * is_there
         values = ops.concatenate([lengths[None, :], coefficients[None, :], cosines])
-        rows = ops.concatenate([number, ops.cast(values, dtype)])
+        rows = ops.concatenate([number, ops.cast(values, dtype), ops.cast(state, dtype)])
         # `ops.where`, since a product with a non-finite value would not be finite.
         rows = ops.where(ops.all(ops.isfinite(rows)), rows, before.rows())
         marks = ops.cast(is_finite, dtype)[None, :] - 1
-        nonfinite = cls(number, marks, before.coefficients, before.cosines).rows()
+        nonfinite = before._replace(number=number, lengths=marks).rows()
         return ops.where(ops.all(is_finite), rows, nonfinite)
 
     def rows(self):
