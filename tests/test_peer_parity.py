@@ -1,4 +1,4 @@
-"""Values and gradients of the losses compared with other libraries.
+"""Values and gradients of losses, and aggregators, compared with other libraries.
 
 Requires PyTorch and pytorch-metric-learning; what sentence-transformers, lightly and open_clip have
 is compared if they are installed. The peers compute in float64, the losses in float32.
@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 import keras_jointloss as kj
+from keras_jointloss.aggregators.pcgrad import random_orders
 from keras_jointloss.losses.sigreg import directions
+from tests import jacobians
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("pytorch_metric_learning")
@@ -456,3 +458,118 @@ def test_loss_with_proxies_equals_peer(loss, peer, options):
         expected(embeddings, proxies),
         [embeddings, proxies],
     )
+
+
+# Aggregators of torchjd and LibMTL.
+
+
+def _with_zero(count, generator):
+    """Returns gradients of which the last is 0."""
+    result = jacobians.well_conditioned(count, generator)
+    result[-1] = 0
+    return result
+
+
+def _opposed(count, generator):
+    """Returns gradients that all oppose the first."""
+    result = jacobians.well_conditioned(count, generator)
+    result[1:] -= 1.5 * result[0]
+    return result
+
+
+#: Torchjd's FairGrad does not converge if the lengths differ much, and its projection is inexact.
+OF_LIKE_LENGTHS = ("FairGrad", "DualProj")
+KINDS = (
+    *(jacobians.well_conditioned, jacobians.similar, jacobians.conflicting, jacobians.orthogonal),
+    *(jacobians.ill_scaled, jacobians.rank_deficient, jacobians.collinear),
+    *(jacobians.antiparallel, jacobians.nearly_antiparallel, _with_zero, _opposed),
+)
+
+
+def _peers(name, count):
+    """Returns an aggregator and that of torchjd."""
+    shares = torch.arange(1.0, count + 1, dtype=torch.float64)
+    shares = shares / shares.sum()
+    tau = torch.linspace(0.0, 0.4, count - 1, dtype=torch.float64)
+    ours = kj.aggregators
+    aggregation = pytest.importorskip("torchjd.aggregation")
+    linalg = pytest.importorskip("torchjd.linalg")
+
+    def projector():
+        return linalg.QuadprogProjector(norm_eps=0.0, reg_eps=1e-12)
+
+    makers = {
+        "FairGrad": lambda: (ours.FairGrad(2.0, rescale=False), aggregation.FairGrad(2.0)),
+        "FairGrad-0.5": lambda: (ours.FairGrad(0.5, rescale=False), aggregation.FairGrad(0.5)),
+        "ConFIG": lambda: (ours.ConFIG(), aggregation.ConFIG()),
+        "ConFIG-p": lambda: (ours.ConFIG(preference=shares.tolist()), aggregation.ConFIG(shares)),
+        "DualProj": lambda: (ours.DualProj(), aggregation.DualProj(projector=projector())),
+        "DualProj-p": lambda: (
+            ours.DualProj(preference=shares.tolist()),
+            aggregation.DualProj(shares, projector=projector()),
+        ),
+        "GradVac": lambda: (ours.GradVac(seed=3), aggregation.GradVac(eps=1e-12)),
+        "PCD": lambda: (ours.PCD(), aggregation.PCD(eps=0.0)),
+        "PCD-tau": lambda: (ours.PCD(0, tau.tolist(), 0.7), aggregation.PCD(tau, 0.7, 0.0)),
+    }
+    try:
+        return makers[name]()
+    except (ImportError, NameError):
+        pytest.skip("torchjd lacks the solver that this one needs")
+
+
+def _is_comparable(name, kind, count):
+    """Returns whether the combination of torchjd is more than its rounding error."""
+    if kind is jacobians.ill_scaled:
+        return not name.startswith(OF_LIKE_LENGTHS)
+    if kind is jacobians.rank_deficient:
+        return name.startswith("PCD") or (count == 5 and not name.startswith(OF_LIKE_LENGTHS))
+    return kind is not jacobians.antiparallel or name.startswith("PCD")
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("FairGrad", "FairGrad-0.5", "ConFIG", "ConFIG-p", "DualProj", "DualProj-p"),
+        *("GradVac", "PCD", "PCD-tau"),
+    ],
+)
+def test_aggregators_equal_torchjd_over_several_steps(name, count, monkeypatch):
+    tolerance = 1e-5 if name.startswith("FairGrad") else 1e-6
+    for kind in (kind for kind in KINDS if _is_comparable(name, kind, count)):
+        ours, theirs = _peers(name, count)
+        state = None
+        for step in range(4 if ours.state_rows(count) else 1):
+            # Each seed has other lengths of ill-scaled gradients, which those of a state keep.
+            seed = 0 if kind is jacobians.ill_scaled else step
+            jacobian = 10.0 ** (step % 3) * kind(count, np.random.default_rng(seed))
+            orders = random_orders(count, 3, step).tolist()
+            drawn = (
+                torch.tensor([j - (j > i) for j in order if j != i])
+                for i, order in enumerate(orders)
+            )
+            monkeypatch.setattr(torch, "randperm", lambda size, drawn=drawn: next(drawn))
+            expected = theirs(torch.as_tensor(jacobian)).numpy()
+            monkeypatch.undo()
+            if kind is _with_zero and name.startswith("DualProj"):
+                # Here a term without gradient has no part in the mean.
+                absent = 1 / count if name == "DualProj" else 2 / (count + 1)
+                expected = expected / (1 - absent)
+            gramian = torch.as_tensor(jacobian @ jacobian.T)
+            w, state = ours.solve_next(gramian, state, step=step)
+            actual = w.numpy() @ jacobian
+            jacobians.assert_vectors_close(actual, expected, tolerance, (kind, step))
+
+
+def test_db_mtl_equals_libmtl_without_a_moving_average():
+    generator = np.random.default_rng(0)
+    for count in (2, 3, 5):
+        jacobian = jacobians.ill_scaled(count, generator)
+        losses = generator.uniform(0.01, 10, count)
+        # As its `backward` computes with `DB_beta=0`, from the gradients of `log(losses + 1e-8)`.
+        of_logs = jacobian / (losses[:, None] + 1e-8)
+        lengths = np.linalg.norm(of_logs, axis=1)
+        expected = (lengths.max() / (lengths + 1e-8)) @ of_logs
+        actual = kj.aggregators.DBMTL(log=True)(torch.as_tensor(jacobian), losses)
+        jacobians.assert_vectors_close(actual.numpy(), expected, 1e-5)
