@@ -366,6 +366,7 @@ def test_completion_knows_the_public_names():
     "call",
     [
         lambda: kj.aggregators.Aggregator().coefficients(None),
+        lambda: kj.aggregators.Aggregator().next_coefficients(None, None, None),
         lambda: kj.metrics.base.ViewsMetric().values(None),
         lambda: kj.metrics.retrieval.RetrievalMetric().gain(None),
         lambda: kj.points.PointRule().initial_state(3),

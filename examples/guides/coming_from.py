@@ -106,7 +106,12 @@ Both models have the same losses after 40 steps. A `train_step` that has to stay
 | `PCGrad`, `MGDA`, `CAGrad`, `UPGrad`, `Aligned_MTL`, `Nash_MTL`, `IMTL` (the part of gradients) | `PCGrad`, `MGDA`, `CAGrad`, `UPGrad`, `AlignedMTL`, `NashMTL`, `IMTLG`, `Sum`, `Mean`: equal; `Constant(w)`; `CRMOGMWeighting` | aggregators `PCGrad`, `MGDA`, `CAGrad`, `UPGrad`, `AlignedMTL`, `NashMTL(rescale=False)`, `IMTLG(rescale=False)`, `Sum`, `Mean`; `Mean(preference=w)`, scaled; `ema=` |
 | the improvement over `base_result`, by task | | `JointLossCallback(score={"val_a_accuracy": 0.91, "val_b_mae": 0.3})`: `joint_score` in the logs, a fraction too; divided by the size of a baseline below 0 |
 | `rep_grad=True`; `rep_grad=False` | `autogram.Engine` and a weighting; `mtl_backward` and `jac_to_grad` | `GradientBalancer(terms, aggregator)`: from the gradients of the features, one backward pass; `SharedTrunk(trunk, terms, aggregator)` around the shared layers |
-| `GradVac`, `GradDrop`, `MoCo`, `MoDo`, `SDMGrad`, `FairGrad`, `DB_MTL`, `ExcessMTL` | `GradVac`, `GradDrop`, `DualProj`, `ConFIG`, `FairGrad`, `Krum`, `TrimmedMean` | none; [write one](extending.py) |
+| `FairGrad`, `GradVac` | `FairGrad(alpha)`, `ConFIG`, `DualProj`, `PCD`, `GradVac`: equal | aggregators `FairGrad(alpha, rescale=False)`, `ConFIG`, `DualProj`, `PCD(main="a")`, `GradVac`, whose orders follow from `seed` |
+| `DB_MTL` with `DB_beta=0` | | aggregator `DBMTL`: without the moving average of the gradients (0.9 there), which is `k` times the gradients in memory; with weights by `GeometricMean` for the logarithms of the losses |
+| `GradDrop`, `MoCo`, `MoDo`, `SDMGrad`, `ExcessMTL` | `GradDrop`, `MoDo`, `SDMGrad`, `ExcessMTL`, `Krum`, `TrimmedMean` | none: they need the entries of the gradients, several batches in a step, or `k` times the gradients in memory; a rule from their inner products: [write one](extending.py) |
+
+A term whose gradient is 0 is absent here: a mean is that of the others. Torchjd's `FairGrad` does not
+converge where one gradient is a million times as long as another; here it solves `G w = w^(-1/alpha)`.
 
 | softadapt 0.2 | here |
 |---|---|

@@ -115,12 +115,21 @@ digits are recognized, as with the weight.
 | `cagrad` | Liu 2021 | near the mean, with the smallest gain of a term as large as possible |
 | `mgda` | Sener 2018 | the shortest convex combination: it conflicts with no gradient |
 | `nash_mtl` | Navon 2022 | the largest product of the gains: it conflicts with no gradient |
+| `fair_grad` | Ban 2024 | the fairest gains: `alpha` 1 is `nash_mtl`, near 0 the mean, large `mgda` |
 | `imtl_g` | Liu 2021 | equal projections on all gradients |
+| `con_fig` | Liu 2024 | the direction of `imtl_g`, as long as the sum of the projections |
+| `dual_proj` | Lopez-Paz 2017 | the mean, projected to conflict with no gradient |
+| `grad_vac` | Wang 2021 | the sum, after each gradient turns to its usual cosines with the others |
 | `aligned_mtl` | Senushkin 2023 | the mean of the nearest orthogonal gradients of equal length |
 | `shares` | Defossez 2022 | each gradient at an asked share of the length |
+| `db_mtl` | Lin 2023 | each gradient at the length of the longest |
+| `pcd` | Varam 2026 | the main gradient, as far as the others keep a share of their own progress |
 
-All but `pcgrad` and `sum` give a gradient of the size of the mean: the learning rate may have to
-grow. All cost one backward pass through the trunk and some small operations
+All but `sum`, `pcgrad`, `grad_vac`, `con_fig` and `db_mtl` give a gradient of the size of the mean, `pcd`
+that of the main gradient: the learning rate may have to grow. `pcd` has a main term, the first one
+unless `kj.aggregators.PCD(main="digit")` names it. `grad_vac` and `pcd` learn from the steps before:
+the layer keeps that and saves it with the model.
+ All cost one backward pass through the trunk and some small operations
 ([benchmarks](../../docs/benchmarks.md#time-of-combining-gradients)).
 
 ## At the level of parameters

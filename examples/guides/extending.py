@@ -90,7 +90,9 @@ class Inverse(kj.weighting.Weighting):
 ## An aggregator and a schedule
 
 `coefficients` maps the Gramian of the gradients, `(terms, terms)`, with a mean diagonal of 1, to a
-coefficient for each gradient. A schedule is a `LearningRateSchedule` of Keras.
+coefficient for each gradient. An aggregator that learns from step to step implements `state_rows`
+and `next_coefficients` instead, and the layer keeps its state. A schedule is a
+`LearningRateSchedule` of Keras.
 """
 
 

@@ -59,7 +59,7 @@ class Aggregator:
     #: The arguments of `coefficients` besides the Gramian: any of `"losses"` and `"step"`.
     inputs: tuple[str, ...] = ()
     #: The coefficients grow with the scale of the Jacobian to this power.
-    degree = 0
+    degree: float = 0
 
     def __init__(self, rescale: bool = False, ema: float = 0.0):
         self.rescale = validate_bool(rescale, "rescale")

@@ -73,8 +73,8 @@ class PCD(Aggregator):
             term, or an auxiliary term has no `tau`.
 
     References:
-        - Not All Objectives Are Born Equal: Priority-Constrained Descent for Hierarchical
-          Multi-Objective Optimization, 2026
+        - Varam and Alhajri, 2026, Not All Objectives Are Born Equal: Priority-Constrained Descent
+          for Hierarchical Multi-Objective Optimization
 
     Example:
 
@@ -91,7 +91,9 @@ class PCD(Aggregator):
         ema: float = 0.0,
     ):
         super().__init__(rescale=rescale, ema=ema)
-        self.main = main if isinstance(main, str) else validate_count(main, "main", minimum=0)
+        self.main: Any = main
+        if not isinstance(main, str):
+            self.main = validate_count(main, "main", minimum=0)
         self.beta = validate_share(beta, "beta")
         self.tau: Any
         if isinstance(tau, Mapping):

@@ -1,10 +1,10 @@
 """Measures the time cost of combining the gradients of several terms.
 
 The model is a convolutional trunk of about 20 ms a step or more, with a head for each of 2, 3 or 8
-terms. `fit` trains it with and without a `GradientBalancer`. On PyTorch, two loops also train the
-same network: one with torchjd's `mtl_backward` and one with a plain backward pass. PyTorch has an
-overhead for each operation, so balancing costs a few milliseconds regardless of the trunk.
-`--width 2` doubles the width of the trunk.
+terms. `fit` trains it with and without a `GradientBalancer`. On PyTorch, loops also train the same
+network: with torchjd's `mtl_backward`, with its `autogram.Engine` and with a plain backward pass.
+PyTorch has an overhead for each operation, so balancing costs a few milliseconds regardless of the
+trunk. `--width 2` doubles the width of the trunk.
 
 Run: python -m tests.benchmarks.benchmark_balancing [aggregators] --terms 2 3 8
      KERAS_BACKEND=torch python -m tests.benchmarks.benchmark_balancing --peer
@@ -20,7 +20,8 @@ from tests.benchmarks.timing import compare
 
 # Those that torchjd has, and all.
 PEERS = "aligned_mtl", "cagrad", "imtl_g", "mean", "mgda", "nash_mtl", "pcgrad", "sum", "upgrad"
-RULES = (*PEERS, "shares")
+PEERS += ("fair_grad", "con_fig", "dual_proj", "grad_vac", "pcd")
+RULES = (*PEERS, "shares", "db_mtl")
 # The maximum median for each number of terms.
 TARGETS = {2: 1.05, 3: 1.05, 8: 1.15}
 STEPS, BATCH_SIZE, FILTERS = 20, 64, (32, 64, 64)
@@ -67,18 +68,24 @@ def peer_aggregator(rule, terms):
 
     name = rule.replace("_", "")
     name = next(x for x in aggregation.__all__ if x.lower() == name)
-    arguments = {"NashMTL": {"n_tasks": terms}, "CAGrad": {"c": 0.5}}.get(name, {})
-    return getattr(aggregation, name)(**arguments)
+    needed = {"NashMTL": {"n_tasks": terms}, "CAGrad": {"c": 0.5}, "FairGrad": {"alpha": 1.0}}
+    return getattr(aggregation, name)(**needed.get(name, {}))
 
 
-def peer_ratio(rule, terms, width, pairs):
-    """Measures torchjd's `mtl_backward` relative to a plain backward pass, both in a loop."""
+def peer_ratios(rule, terms, width, pairs):
+    """Measures torchjd's ways relative to a plain backward pass, all in a loop.
+
+    The `autogram.Engine` needs a rule that works on the Gramian. The weighted sum of the losses
+    then also weighs the gradients of the heads.
+    """
     import torch
+    from torchjd.autogram import Engine
     from torchjd.autojac import jac_to_grad, mtl_backward
 
     aggregator = peer_aggregator(rule, terms)
+    weighting = getattr(aggregator, "gramian_weighting", None)
 
-    def run(is_combined):
+    def run(way):
         layers, channels = [], 3
         for filters in (width * filters for filters in FILTERS):
             layers += [torch.nn.Conv2d(channels, filters, 3, padding="same"), torch.nn.ReLU()]
@@ -88,6 +95,7 @@ def peer_ratio(rule, terms, width, pairs):
         trunk = torch.nn.Sequential(*layers)
         heads = torch.nn.ModuleList(torch.nn.Linear(128, 4) for _ in range(terms))
         optimizer = torch.optim.Adam([*trunk.parameters(), *heads.parameters()])
+        engine = Engine(trunk, batch_dim=None) if way == "Engine" else None
 
         def train():
             for start in range(0, len(x), BATCH_SIZE):
@@ -98,9 +106,12 @@ def peer_ratio(rule, terms, width, pairs):
                     for head, target in zip(heads, targets, strict=True)
                 ]
                 optimizer.zero_grad()
-                if is_combined:
+                if way == "mtl_backward":
                     mtl_backward(losses, features=z)
                     jac_to_grad(trunk.parameters(), aggregator)
+                elif engine is not None:
+                    losses = torch.stack(losses)
+                    losses.backward(weighting(engine.compute_gramian(losses)))
                 else:
                     sum(losses).backward()
                 optimizer.step()
@@ -110,7 +121,8 @@ def peer_ratio(rule, terms, width, pairs):
     x, targets = load(terms)
     x = torch.from_numpy(np.moveaxis(x, 3, 1).copy())
     targets = [torch.from_numpy(target.copy()) for target in targets]
-    return compare(run(is_combined=True), run(is_combined=False), pairs)
+    ways = ["mtl_backward"] + ["Engine"] * (weighting is not None)
+    return {way: compare(run(way), run("plain"), pairs) for way in ways}
 
 
 def main(argv=None):
@@ -126,8 +138,8 @@ def main(argv=None):
             measured = ratio(rule, terms, arguments.width, arguments.pairs)
             peer = ""
             if arguments.peer and rule in PEERS:
-                peer = peer_ratio(rule, terms, arguments.width, arguments.pairs)
-                peer = f"; mtl_backward: {peer}"
+                ratios = peer_ratios(rule, terms, arguments.width, arguments.pairs)
+                peer = "".join(f"; {way}: {found}" for way, found in ratios.items())
             print(f"{rule}, {terms} terms: {measured}, target {TARGETS[terms]}{peer}", flush=True)
 
 

@@ -43,8 +43,8 @@ class GradientRecord:
         dtype = float_dtype(keras.config.floatx())
         # The positive and the negative part of the rows of the `StepRecord`, since Keras takes the
         # maximum over the steps whose gradients an optimizer accumulates.
-        shape = (2, 3 + terms + state_rows, terms)
-        self.latest = self._create_latest(f"{name}_latest", shape, dtype)
+        rows = 3 + terms + state_rows
+        self.latest = self._create_latest(f"{name}_latest", (2, rows, terms), dtype)
         shape = (6 + 3 * terms, terms)
         self.sums = layer_state(f"{name}_sums", shape, 0.0, dtype, **self._options)
 

@@ -102,7 +102,7 @@ class StepRecord(NamedTuple):
         # `ops.where`, since a product with a non-finite value would not be finite.
         rows = ops.where(ops.all(ops.isfinite(rows)), rows, before.rows())
         marks = ops.cast(is_finite, dtype)[None, :] - 1
-        nonfinite = before._replace(number=number, lengths=marks).rows()
+        nonfinite = cls(number, marks, before.coefficients, before.cosines, before.state).rows()
         return ops.where(ops.all(is_finite), rows, nonfinite)
 
     def rows(self):

@@ -44,10 +44,11 @@ class GradientBalancer(GradientCombination):
 
     On JAX the record of a step can only leave the backward pass as the "gradient" of a variable.
     This variable therefore counts as trainable there, in `model.summary()`, too: `2 k (k + 3)`
-    numbers that no optimizer trains. If the optimizer accumulates gradients over batches, the
-    record holds the last of these, provided that a `JointLossCallback` takes part. An optimizer
-    with `ema_overwrite_frequency` is refused, since Keras fails on such a variable: train without
-    `telemetry` and without an `ema` of the aggregator then.
+    numbers that no optimizer trains, and twice the state of the aggregator. If the optimizer
+    accumulates gradients over batches, the record holds the last of these, provided that a
+    `JointLossCallback` takes part. An optimizer with `ema_overwrite_frequency` is refused, since
+    Keras fails on such a variable: train without `telemetry` then, and with an aggregator that has
+    neither `ema` nor a state.
 
     The layer balances whenever the enclosing model trains: in each training step of Keras, and in
     a direct call of the model with `training=True`. The argument `training` of the layer itself
@@ -65,12 +66,14 @@ class GradientBalancer(GradientCombination):
             output. A loss that a custom layer adds has the name of that layer. A copy that serves
             several terms may have any name.
         aggregator: A rule of `keras_jointloss.aggregators`, as an instance or by name; `None` for
-            the sum. Most rules (not `"pcgrad"`, `"sum"`) give a gradient of the size of the mean,
-            not of the sum, and may need a larger learning rate.
+            the sum. Most rules give a gradient of the size of the mean, not of the sum (as `"sum"`,
+            `"pcgrad"`, `"grad_vac"`, `"con_fig"` and `"db_mtl"` do), and may need a larger learning
+            rate. The layer keeps the state of a rule that has one, and saves it.
         reduction: How to compare the gradients: `"flatten"`, over batch and features, or `"sum"`,
             by their sums over the batch.
-        rescale: Whether `"nash_mtl"` and `"imtl_g"`, by name, give the gradient the length of the
-            mean gradient. This applies only to names: an instance has its own setting.
+        rescale: Whether `"nash_mtl"`, `"fair_grad"` and `"imtl_g"`, by name, give the gradient the
+            length of the mean gradient. This applies only to names: an instance has its own
+            setting.
         telemetry: Whether to keep `statistics`.
         name: Name of the layer.
         **kwargs: `dtype`, as in `keras.layers.Layer`.
