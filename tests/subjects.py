@@ -88,6 +88,7 @@ WEIGHTS = {
     "balanced": {"label": 1.0, "rating": 0.5},
     "targets": {"rating_square": PolynomialDecay(1.0, 10, 0.0), "rating_huber": 0.5, "label": 1.0},
     "shared": {"label": 1.0, "rating": 1.0},
+    "across": {"label": 0.5, "both": PolynomialDecay(1.0, 10, 0.0), "sure": 0.3},
     "family_outputs": {name.lower(): 0.02 for name in OF_OUTPUTS},
     "family_layers": {
         "rating": 0.7,
@@ -301,6 +302,40 @@ def _targets():
     return keras.Model(inputs, outputs), joint, ("sparse_ratings", "sparse_label")
 
 
+@keras.saving.register_keras_serializable(package="keras_jointloss_tests")
+def _both(y, p):
+    """Returns the error of the ratings of each item, more if the label is likely."""
+    likely = ops.max(ops.softmax(p["label"]), axis=-1)
+    return likely * ops.mean(ops.square(y["rating"] - p["rating"]), axis=-1)
+
+
+@keras.saving.register_keras_serializable(package="keras_jointloss_tests")
+class Sureness(keras.losses.Loss):
+    """Returns one number for a batch."""
+
+    def call(self, y_true, y_pred):
+        likely = ops.max(ops.softmax(y_pred["label"]), axis=-1)
+        return ops.mean(likely * ops.square(y_pred["match"][:, 0] - y_true["match"]))
+
+
+def _across():
+    """Returns a model with losses over several outputs, one of which has no loss of its own."""
+    inputs = keras.Input((6,), name="features")
+    a, b = _trunk(inputs)
+    outputs = {
+        "label": _float32(keras.layers.Dense(3)(a), "label"),
+        "rating": _float32(keras.layers.Dense(2)(b), "rating"),
+        "match": _float32(keras.layers.Dense(1)(b), "match"),
+    }
+    joint = kj.joint_loss(
+        {"label": CROSSENTROPY, "rating": None, "match": None},
+        weights=WEIGHTS["across"],
+        missing={"rating": float("nan")},
+        across={"both": (_both, ["rating", "label"]), "sure": (Sureness(), ["match", "label"])},
+    )
+    return keras.Model(inputs, outputs), joint, ("label", "sparse_ratings", "match")
+
+
 def _family_loss(name, **arguments):
     """Returns a loss of the package that can be trained together with all others."""
     tame = {"Circle": {"gamma": 4.0}, "MultiSimilarity": {"beta": 5.0, "mining_margin": 0.5}}
@@ -408,6 +443,7 @@ SUBJECTS = {
     "balanced": Subject(_balanced, WEIGHTS["balanced"], factor_sum=2.0),
     "targets": Subject(_targets, WEIGHTS["targets"]),
     "shared": Subject(_shared, WEIGHTS["shared"], couples_own_items=True),
+    "across": Subject(_across, WEIGHTS["across"]),
     "family_outputs": Subject(_family_outputs, WEIGHTS["family_outputs"], couples_own_items=True),
     "family_layers": Subject(
         _family_layers, WEIGHTS["family_layers"], ("features", "match", "label")

@@ -530,6 +530,36 @@ def losses_and_metrics_are_built(monkeypatch):
     assert any(x is metrics for x in found)
 
 
+@check_of("pass_all_outputs", "unsupported")
+def losses_of_all_outputs(monkeypatch):
+    class Difference(keras.losses.Loss):
+        term = "difference"
+
+        def of_outputs(self, names):
+            assert names == ["a", "b"]
+            return lambda y_true, y_pred, sample_weight=None: ops.mean(
+                y_pred["a"] - y_pred["b"] + y_true["a"]
+            )
+
+    trainer = next(x for x in keras.Model.__mro__ if "compute_metrics" in vars(x))
+    owner = inspect.getmodule(trainer).CompileLoss
+    monkeypatch.setattr(owner, "build", owner.build)
+    _models.pass_all_outputs(Difference)
+    inputs = keras.Input((1,))
+    outputs = {name: i * inputs for i, name in enumerate("ab")}
+    model = keras.Model(
+        inputs, {name: keras.layers.Identity(name=name)(x) for name, x in outputs.items()}
+    )
+    loss = {"a": keras.losses.MeanSquaredError(), "difference": Difference()}
+    model.compile(loss=loss, loss_weights={"a": 3.0, "difference": 2.0})
+    y = {"a": np.ones((2, 1)), "b": np.zeros((2, 1))}
+    found = model.evaluate(np.ones((2, 1)), y, verbose=0, return_dict=True)
+    assert found == {"loss": 3.0, "a_loss": 1.0, "difference_loss": 0.0}
+    monkeypatch.delattr(owner, "Loss")
+    with pytest.raises(ImportError, match="CompileLoss"):
+        _models.pass_all_outputs(Difference)
+
+
 @check_of("replace_in_trainer", "strategy_of", backends=("tensorflow",))
 def functions_of_the_trainer():
     trainer = next(x for x in keras.Model.__mro__ if "_maybe_symbolic_build" in vars(x))

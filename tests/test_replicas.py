@@ -157,7 +157,14 @@ def means():
     outputs["rating"] = outputs["rating"] + 0.1 * ops.sum(code, axis=1, keepdims=True)
     missing = dict.fromkeys(("missing", "missing_total"), -1)
     rule = kj.weighting.Uncertainty()
-    return keras.Model(x, outputs), kj.joint_loss(losses, weighting=rule, missing=missing)
+    across = {"both": (product, ["rating", "several"]), "known": (product, ["missing", "several"])}
+    joint = kj.joint_loss(losses, weighting=rule, missing=missing, across=across)
+    return keras.Model(x, outputs), joint
+
+
+def product(y, p):
+    errors = [ops.abs(y[name] - p[name])[:, 0] for name in y]
+    return ops.prod(ops.stack(errors), axis=0)
 
 
 @pytest.mark.filterwarnings("ignore:The structure of `inputs`")
@@ -171,7 +178,7 @@ def test_means_count_each_replica_by_its_items():
     weight = dict.fromkeys(y, WEIGHT * (np.arange(len(X)) // 4 != 1))
     weight["steps"] = np.repeat(weight["steps"][:, None], 3, axis=1)
     # Keras logs the mean of a replica by its items, whatever that divides by. Shares are of that.
-    unequal = rf" (({'|'.join(y)})_)?loss$|_share"
+    unequal = rf" (({'|'.join([*y, 'both', 'known'])})_)?loss$|_share"
     assert_like_one_device(means, [(x, y), (x, y, weight)], unequal, is_compiled=False)
 
 

@@ -16,6 +16,7 @@ from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss.joint.find_terms import find_terms
+from keras_jointloss.terms import LossAcross
 from tests.backends import BACKEND
 from tests.comparisons import approx_logs, assert_all_close
 from tests.subjects import BATCH, DATA, ITEMS, SUBJECTS, Subject
@@ -73,15 +74,17 @@ def on_torch(*names, else_only) -> tuple[str, ...]:
 HAS_LONG_STEPS = BACKEND != "torch"
 MODES = {
     "plain": Mode(
-        lives_on=on_torch(*MOST, "family_layers", else_only=(*STATEFUL, "layers", "subclassed"))
+        lives_on=on_torch(
+            *MOST, "family_layers", else_only=(*STATEFUL, "layers", "subclassed", "across")
+        )
     ),
     # Inputs and targets of each structure, and several steps in one compiled function.
     "tf_data": Mode(
         {"steps_per_execution": 4} if HAS_LONG_STEPS else None,
         data="tf_data",
         subjects=on_torch(
-            *(*STATEFUL, "layers", "list_outputs", "subclassed"),
-            else_only=("pairs", "adapted", "layers", "list_outputs"),
+            *(*STATEFUL, "layers", "list_outputs", "subclassed", "across"),
+            else_only=("pairs", "adapted", "layers", "list_outputs", "across"),
         ),
     ),
     # On JAX, every mode except `run_eagerly` is compiled.
@@ -89,7 +92,11 @@ MODES = {
         {"jit_compile": True} if BACKEND == "tensorflow" else None,
         cloned=True,
         subjects=on_torch(
-            *STATEFUL, "list_outputs", "targets", else_only=("pairs", "adapted", "balanced")
+            *STATEFUL,
+            "list_outputs",
+            "targets",
+            "across",
+            else_only=("pairs", "adapted", "balanced"),
         ),
     ),
     "run_eagerly": Mode(
@@ -146,7 +153,7 @@ def _inputs(subject: Subject, items: int = ITEMS):
 def fit_arguments(subject: Subject, mode: Mode, model, targets) -> dict:
     """Returns `x`, `y` and further arguments for `fit` and `evaluate`."""
     x = _inputs(subject)
-    losses = list(model.loss)
+    losses = [name for name, loss in model.loss.items() if not isinstance(loss, LossAcross)]
     y = {name: DATA[target] for name, target in zip(losses, targets, strict=True)}
     output = getattr(model, "output", None)
     if isinstance(output, list):

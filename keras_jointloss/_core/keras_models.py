@@ -42,10 +42,8 @@ def before_build(check: Callable[[Any, Any, Any], None]) -> None:
         check: Its arguments are `loss` or `metrics` as given to `compile`, what the model returns,
             and the names of its outputs, or `None`.
     """
-    trainer = next(x for x in keras.Model.__mro__ if "compute_metrics" in vars(x))
-    module = sys.modules[trainer.__module__]
     for name, given in (("CompileLoss", "_user_loss"), ("CompileMetrics", "_user_metrics")):
-        owner: Any = getattr(module, name, None)
+        owner: Any = getattr(_trainer_module(), name, None)
         if hasattr(owner, "build"):
 
             def build(original, self, y_true, y_pred, given=given):
@@ -53,6 +51,65 @@ def before_build(check: Callable[[Any, Any, Any], None]) -> None:
                 return original(self, y_true, y_pred)
 
             owner.build = _replaced(owner.build, build)
+
+
+def pass_all_outputs(kind: type) -> None:
+    """Lets Keras compute the losses of a class from all outputs of a model.
+
+    In `loss` and `loss_weights`, they stand under names that no output has, or after those of a
+    list of outputs. Keras keeps the path to the output of each loss, and an empty path leads to all
+    of them, but no `loss` that it accepts has this path. It computes, weights and logs them after
+    those of outputs. Raises `ImportError` if Keras lacks what this needs.
+
+    Args:
+        kind: Its objects have a name, `term`, and a method `of_outputs`. From the names of outputs
+            in a list, or `None`, this returns a function of all targets, predictions and sample
+            weights.
+    """
+    owner: Any = getattr(_trainer_module(), "CompileLoss", None)
+    fields = getattr(getattr(owner, "Loss", None), "_fields", ())
+    if fields != ("path", "loss", "loss_weights", "name") or not hasattr(owner, "build"):
+        raise unsupported("adds to `CompileLoss.Loss`", "does not have")
+
+    def build(original, self, y_true, y_pred):
+        given = self._user_loss, self._user_loss_weights
+        (losses, found), (weights, applied) = (_separated(x, given[0], kind) for x in given)
+        if not found:
+            return original(self, y_true, y_pred)
+        self._user_loss, self._user_loss_weights = losses, weights
+        try:
+            original(self, y_true, y_pred)
+        except Exception:
+            # Keras builds it again in the next step.
+            self._user_loss, self._user_loss_weights = given
+            raise
+        for loss, weight in zip(found, applied or [None] * len(found), strict=True):
+            compute = loss.of_outputs(self.output_names)
+            self._flat_losses.append(self.Loss((), compute, weight, loss.term))
+        # Keras logs no loss that is the only one.
+        for loss in self._flat_losses[len(self._metrics) :]:
+            self._tracker.add_to_store("metrics", keras.metrics.Mean(name=f"{loss.name}_loss"))
+        return None
+
+    owner.build = _replaced(owner.build, build)
+
+
+def _separated(values: Any, losses: Any, kind: type) -> tuple[Any, list]:
+    """Returns the values that belong to losses of other classes, and those of this class."""
+    if isinstance(values, dict):
+        own = {x: value for x, value in values.items() if not isinstance(losses[x], kind)}
+        return own, [value for x, value in values.items() if x not in own]
+    if isinstance(values, list | tuple) and isinstance(losses, list | tuple):
+        are_of = [isinstance(x, kind) for x in losses]
+        pairs = list(zip(values, are_of, strict=False))
+        return [x for x, is_of in pairs if not is_of], [x for x, is_of in pairs if is_of]
+    return values, []
+
+
+def _trainer_module() -> Any:
+    """Returns the module of the base of models that trains them."""
+    trainer = next(x for x in keras.Model.__mro__ if "compute_metrics" in vars(x))
+    return sys.modules[trainer.__module__]
 
 
 def replace_in_trainer(fit: Callable, build: Callable, reduce: Callable) -> None:

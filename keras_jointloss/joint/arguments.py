@@ -1,6 +1,6 @@
 """Validates the arguments of `joint_loss` and resolves them by output and by term."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -29,15 +29,18 @@ def is_loss(value: Any) -> bool:
     return isinstance(value, str) or (callable(value) and not is_object)
 
 
-def validate_losses(losses: Any, only_output: str | None) -> dict[str, Output]:
+def validate_losses(
+    losses: Any, only_output: str | None, may_be_none: bool = False
+) -> dict[str, Output]:
     """Returns the losses by output, from a dict of name to a loss, `None`, or several losses.
 
-    If the user gave no name, the terms of the only output have the names of the losses.
+    If the user gave no name, the terms of the only output have the names of the losses. All losses
+    may be `None` if there are others, of several outputs.
     """
     if (
         not isinstance(losses, Mapping)
         or not all(isinstance(name, str) for name in losses)
-        or all(loss is None for loss in losses.values())
+        or (all(loss is None for loss in losses.values()) and not may_be_none)
     ):
         raise invalid(
             "losses",
@@ -104,15 +107,15 @@ def _name_of(loss: Any) -> Any:
 
 
 def validate_weights(
-    weights: Any, outputs: Mapping[str, Output], has_names: bool
+    weights: Any, outputs: Mapping[str, Output], across: Iterable[str], has_names: bool
 ) -> dict[str, LossWeight]:
     """Returns the weight of each term, from a dict of term name to weight, or `None`.
 
-    Keras logs metrics with the name of the output, unless there is only one, or the outputs are a
-    list.
+    The terms are those of outputs, and those across several. Keras logs metrics with the name of
+    the output, unless there is only one, or the outputs are a list.
     """
     weights = {} if weights is None else weights
-    terms = [term for output in outputs.values() for term in output.losses]
+    terms = [*(term for output in outputs.values() for term in output.losses), *across]
     if not isinstance(weights, Mapping) or not set(weights) <= set(terms):
         raise invalid("weights", f"a dict whose keys are names of losses, among {terms}", weights)
     result = {}
@@ -121,6 +124,8 @@ def validate_weights(
             prefix = (output.parts or {}).get(term) if has_names else term
             metric_name = "weight" if prefix is None else f"{prefix}_weight"
             result[term] = _loss_weight(weights.get(term, 1.0), term, metric_name)
+    for term in across:
+        result[term] = _loss_weight(weights.get(term, 1.0), term, f"{term}_weight")
     if len({id(weight) for weight in result.values()}) < len(result):
         raise invalid("weights", "a `LossWeight` of its own for each term", weights)
     return result
@@ -156,9 +161,15 @@ def metrics_by_output(metrics: Any, outputs: Mapping[str, Output], argument: str
     raise invalid(argument, "a dict of output name to metrics", metrics)
 
 
-def missing_by_output(missing: Any, outputs: Mapping[str, Output]) -> dict[str, float]:
-    """Returns the value of missing targets for each output that may have some."""
+def missing_by_output(
+    missing: Any, outputs: Mapping[str, Output], others: Iterable[str] = ()
+) -> dict[str, float]:
+    """Returns the value of missing targets for each output that may have some.
+
+    The `others` are outputs of a loss over several.
+    """
     names = [name for name, output in outputs.items() if output.losses]
+    names += [name for name in others if name not in names]
     if missing is None:
         return {}
     values = missing if isinstance(missing, Mapping) else dict.fromkeys(names, missing)
@@ -169,7 +180,7 @@ def missing_by_output(missing: Any, outputs: Mapping[str, Output]) -> dict[str, 
             missing,
         )
     for name in values:
-        for loss in outputs[name].losses.values():
+        for loss in outputs[name].losses.values() if name in outputs else ():
             if isinstance(loss, ViewsLoss):
                 raise invalid(
                     "missing",

@@ -11,6 +11,7 @@ from keras_jointloss.layers._layer_term import LayerTerm
 from keras_jointloss.layers.gradient_scale import GradientScale
 from keras_jointloss.layers.gradients._combination import GradientCombination
 from keras_jointloss.terms.loss import TermLoss
+from keras_jointloss.terms.loss_across import LossAcross
 from keras_jointloss.terms.loss_sum import LossSum
 from keras_jointloss.terms.scale import Scale
 from keras_jointloss.terms.weight import TermWeight
@@ -20,11 +21,19 @@ def find_losses(model: keras.Model) -> dict[str, dict[str, TermLoss]]:
     """Returns, for each output of a compiled model with terms, the losses of the terms by name."""
     found: dict[str, dict[str, TermLoss]] = {}
     for output, loss in _by_output(model.loss).items():
+        if isinstance(loss, LossAcross):
+            continue
         if isinstance(loss, TermLoss):
             found[output] = {output: loss}
         elif isinstance(loss, LossSum):
             found[output] = {str(part.term): part for part in loss.parts.values()}
     return found
+
+
+def find_losses_across(model: keras.Model) -> dict[str, LossAcross]:
+    """Returns the losses over several outputs of a compiled model by the name of the term."""
+    losses = _by_output(model.loss).values()
+    return {str(x.term): x for x in losses if isinstance(x, LossAcross)}
 
 
 def _by_output(loss: Any) -> Mapping[str, Any]:
@@ -39,14 +48,15 @@ def _by_output(loss: Any) -> Mapping[str, Any]:
 def find_terms(model: keras.Model) -> dict[str, TermWeight]:
     """Returns the weight of each term of a compiled model by the term's name.
 
-    Output terms come first, in the order of the losses. Layer terms follow, in the order of the
-    layers, including those of nested models. Raises `ValueError` if two terms have the same name,
-    or a layer term that of an output with several losses.
+    Output terms come first, in the order of the losses, then those over several outputs. Layer
+    terms follow, in the order of the layers, including those of nested models. Raises `ValueError`
+    if two terms have the same name, or a layer term that of an output with several losses.
     """
     outputs = find_losses(model)
     terms: dict[str, TermWeight] = {
         name: loss.weight for losses in outputs.values() for name, loss in losses.items()
     }
+    terms |= {name: loss.weight for name, loss in find_losses_across(model).items()}
     # This reaches layers at any depth: `model.layers` ends at a nested model.
     for layer in _keras.flatten_layers(model, include_self=False):
         if isinstance(layer, LayerTerm):

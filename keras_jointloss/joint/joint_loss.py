@@ -6,8 +6,8 @@ from typing import Any, Literal
 from keras_jointloss._core.keras_models import before_build
 from keras_jointloss._core.types import Config, LossLike, MetricLike
 from keras_jointloss._core.validation import invalid, validate_choice
+from keras_jointloss.joint.across import validate_across
 from keras_jointloss.joint.arguments import (
-    Output,
     class_weights_by_term,
     in_order,
     is_loss,
@@ -17,15 +17,18 @@ from keras_jointloss.joint.arguments import (
     validate_weights,
     wrapped_metrics,
 )
+from keras_jointloss.joint.compiled import (
+    loss_across,
+    loss_of,
+    metrics_across,
+    metrics_of,
+    weight_of,
+)
 from keras_jointloss.terms.applied_weight import AppliedWeight
 from keras_jointloss.terms.class_weights import ClassWeightedMetric
-from keras_jointloss.terms.loss import TermLoss
-from keras_jointloss.terms.loss_part import LossPart
-from keras_jointloss.terms.loss_sum import LossSum
 from keras_jointloss.terms.missing.labelled_metric import LabelledMetric
 from keras_jointloss.terms.output_form import validate_form
 from keras_jointloss.terms.output_weight import LossWeight
-from keras_jointloss.terms.term_reading import TermReading
 from keras_jointloss.terms.value import Weight
 from keras_jointloss.weighting import Weighting
 from keras_jointloss.weighting import get as get_weighting
@@ -47,6 +50,7 @@ def joint_loss(
     missing: Mapping[str, float] | float | None = None,
     class_weight: Mapping[str, Mapping[int, float]] | Mapping[int, float] | None = None,
     outputs: Literal["list"] | None = None,
+    across: Mapping[str, tuple[LossLike, Sequence[str]]] | None = None,
 ) -> dict[str, Any]:
     """Returns the arguments for `model.compile` to train on several weighted loss terms.
 
@@ -94,6 +98,16 @@ def joint_loss(
     shape of the predictions, `(batch, ..., k)`, and weighs each element. Metrics of Keras do not
     take these weights in `weighted_metrics`, except for outputs with missing targets.
 
+    Losses over several outputs: `across={"iou": (loss, ["box", "score"])}` adds the term `iou`,
+    where `loss({"box": y, "score": y}, {"box": p, "score": p})` returns a number, or one for each
+    item, `(batch,)`. Keras calls it with the targets and predictions of these outputs, in the dtype
+    of the loss, after the losses of single outputs. The outputs may have losses of their own, or
+    none. If the sample weights of the outputs differ, the smallest weight of an item applies: it
+    counts where all of its outputs count, and weights that are the same for all outputs apply once.
+    Of weights of elements, their mean is that of the item. An item with a missing target in one of
+    the outputs is left out; the loss must return one value for each item then. Masks of Keras and
+    `class_weight` only apply to the losses of single outputs.
+
     Call this function once for each model, and pass everything it returns to `compile`: the
     weights, and the state of a weighting, belong to one model.
 
@@ -133,22 +147,27 @@ def joint_loss(
             is enough. `None` if classes have no weights.
         outputs: `"list"` for a model that returns a list of tensors without names; `None` for any
             other.
+        across: For each term over several outputs its name, which no output has, with a pair of the
+            loss, a function or a `keras.losses.Loss` of two dicts, and the names of the outputs.
+            `losses` is then a dict, in which all losses may be `None`, or which may be empty if the
+            model returns a dict. `None` if there are none.
 
     Returns:
         A dict with `loss`, `loss_weights`, `metrics` and, if given, `weighted_metrics`.
         `model.loss[name].weight` is then the term's `LossWeight`, in a loaded model as well; for a
         single loss it is `model.loss.weight`, for one of several losses of an output
         `model.loss["mask"].parts["dice"].weight`, and for the first of a list of outputs
-        `model.loss[0].weight`.
+        `model.loss[0].weight`. In a list, losses over several outputs follow those of the outputs.
 
     Raises:
         ValueError: If there is no loss, two terms have the same name, a weight is given for a name
             that is not a term, a weight is invalid or used for two terms, the weighting does not
             exist, an argument has the wrong type, or `missing` is given for an output without a
             loss, with a contrastive loss, a loss without reduction, or a metric that takes no
-            `sample_weight`, or `class_weight` for an output without a loss or with a contrastive
-            loss; in the first step, if the losses do not have the form of the outputs, or a loss
-            has no value to weight for each class.
+            `sample_weight`, `class_weight` for an output without a loss or with a contrastive loss,
+            or an entry of `across` is no such pair; in the first step, if the losses do not have
+            the form of the outputs, `across` names an output that does not exist, its loss returns
+            another shape, or a loss has no value to weight for each class.
 
     Example:
 
@@ -181,13 +200,17 @@ def joint_loss(
             "a dict of output name to loss in the order of the outputs, since outputs='list'",
             losses,
         )
+    if is_single and across is not None:
+        raise invalid("across", "None, unless `losses` is a dict of output name to loss", across)
     if is_single:
         losses = {ONLY_TERM: losses}
         if is_loss(losses[ONLY_TERM]) and weights is not None and not isinstance(weights, Mapping):
             weights = {ONLY_TERM: weights}
-    by_output = validate_losses(losses, ONLY_TERM if is_single else None)
-    has_names = len(by_output) > 1 and not is_list
-    weights = validate_weights(weights, by_output, has_names)
+    by_output = validate_losses(losses, ONLY_TERM if is_single else None, bool(across))
+    found = validate_across(across, by_output, list(by_output) if is_list else None)
+    others = [name for entry in found.values() for name in entry.outputs]
+    has_names = len({*by_output, *others}) > 1 and not is_list
+    weights = validate_weights(weights, by_output, found, has_names)
     rule = get_weighting(weighting)
     if rule is not None:
         for weight in weights.values():
@@ -195,81 +218,44 @@ def joint_loss(
         rule.output_terms = tuple(weights)
         # The model tracks the rule's variables through one of its metrics.
         next(iter(weights.values())).weighting = rule
-    missing = missing_by_output(missing, by_output)
+    missing = missing_by_output(missing, by_output, others)
     class_weights = class_weights_by_term(class_weight, by_output)
     metrics = metrics_by_output(metrics, by_output, "metrics")
     metrics = wrapped_metrics(metrics, LabelledMetric, missing)
     for name, output in by_output.items():
         if output.losses:
             # The weights first: if two metrics have the same name, Keras renames the second.
-            own, parts = _metrics_of(output, weights, name in missing, is_list)
+            own, parts = metrics_of(output, weights, name in missing, is_list)
             metrics[name] = [*own, *metrics.get(name, ()), *parts]
     arguments: dict[str, Any] = {
         "loss": {
-            name: _loss_of(name, output, weights, missing.get(name), class_weights)
+            name: loss_of(name, output, weights, missing.get(name), class_weights)
             for name, output in by_output.items()
         },
-        "loss_weights": {name: _weight_of(output) for name, output in by_output.items()},
+        "loss_weights": {name: weight_of(output) for name, output in by_output.items()},
         "metrics": metrics,
     }
+    of_several = {
+        name: loss_across(name, entry, weights, missing, list(by_output) if is_list else None)
+        for name, entry in found.items()
+    }
+    for name, entry in found.items():
+        # Keras has metrics of outputs only.
+        metrics.setdefault(entry.outputs[0], []).extend(metrics_across(of_several[name]))
     if weighted_metrics is not None:
         given = metrics_by_output(weighted_metrics, by_output, "weighted_metrics")
         given = wrapped_metrics(given, LabelledMetric, missing)
         given = wrapped_metrics(given, ClassWeightedMetric, class_weights)
         arguments["weighted_metrics"] = given
     if is_list:
-        return {key: in_order(value, by_output, key) for key, value in arguments.items()}
+        arguments = {key: in_order(value, by_output, key) for key, value in arguments.items()}
+        arguments["loss"] += of_several.values()
+        arguments["loss_weights"] += map(AppliedWeight, of_several)
+        return arguments
+    arguments["loss"] |= of_several
+    arguments["loss_weights"] |= {name: AppliedWeight(name) for name in of_several}
     if is_single:
         arguments = {key: value[ONLY_TERM] for key, value in arguments.items()}
         # Keras accepts a single weight without a list only if it is a number.
         arguments["loss_weights"] = [arguments["loss_weights"]]
     return arguments
-
-
-def _loss_of(
-    name: str,
-    output: Output,
-    weights: Mapping[str, LossWeight],
-    missing: float | None,
-    class_weights: Mapping[str, Any],
-) -> Any:
-    """Returns the loss of an output."""
-    losses = {
-        term: TermLoss(loss, weights[term], term, missing, class_weights.get(term))
-        for term, loss in output.losses.items()
-    }
-    if output.parts is None:
-        return losses.get(name)
-    parts = {part: losses[term] for term, part in output.parts.items()}
-    # Keras logs an output without a name by the name of its loss.
-    return LossSum(parts, name.replace("/", "_"))
-
-
-def _weight_of(output: Output) -> Any:
-    """Returns what Keras multiplies the loss of an output by."""
-    if not output.losses:
-        return None
-    return AppliedWeight(next(iter(output.losses))) if output.parts is None else 1.0
-
-
-def _metrics_of(
-    output: Output, weights: Mapping[str, LossWeight], has_missing: bool, is_list: bool
-) -> tuple[list, list]:
-    """Returns the metrics that log the terms of an output, and those that log parts of losses."""
-    own: list[Any] = []
-    parts: list[Any] = []
-    for term, loss in output.losses.items():
-        own.append(weights[term])
-        prefix = f"{term}_" if is_list else ""
-        if output.parts is not None:
-            # Keras logs the loss of the output only.
-            own.append(TermReading(weights[term]))
-            prefix = prefix or f"{output.parts[term]}_"
-        elif has_missing:
-            own.append(TermReading(weights[term], "labelled_loss"))
-        for part in getattr(loss, "part_names", ()):
-            if loss.schedules:  # The weight ends the step, to which the schedules belong.
-                own.insert(0, LossPart(loss, part, f"{prefix}{part}", weight=weights[term]))
-            else:
-                parts.append(LossPart(loss, part, f"{prefix}{part}"))
-    return own, parts

@@ -8,11 +8,12 @@ import keras
 
 from keras_jointloss._core import keras as _keras
 from keras_jointloss._core.keras_models import output_names
-from keras_jointloss.joint.find_terms import find_losses
+from keras_jointloss.joint.find_terms import find_losses, find_losses_across
 from keras_jointloss.joint.joint_loss import ONLY_TERM
 from keras_jointloss.layers._layer_term import LayerTerm
 from keras_jointloss.layers.gradients._combination import GradientCombination
 from keras_jointloss.terms.loss import TermLoss
+from keras_jointloss.terms.loss_across import LossAcross
 from keras_jointloss.terms.loss_sum import LossSum
 from keras_jointloss.terms.weight import TermWeight
 
@@ -49,6 +50,11 @@ class Wiring:
             **{name: [name] for name in terms},
             **self._of_outputs,
         }
+        across = {term: loss.outputs for term, loss in find_losses_across(model).items()}
+        for term, outputs in across.items():
+            for name in outputs:
+                # The gradient of an output without a loss of its own.
+                self.losses_of[name] = self.losses_of.get(name) or [term]
         if len(self.outputs) == 1 and not isinstance(model.loss, Mapping):
             (name,) = self.outputs
             self.losses_of[name] = self.losses_of.pop(ONLY_TERM, [name])
@@ -63,6 +69,9 @@ class Wiring:
         # What is known of the copies, if the model computes what its symbolic outputs say.
         is_graph = _keras.is_known(type(model).call)
         self._reads = _copies_read(self.outputs, self._combinations) if is_graph else {}
+        for layer, reads in self._reads.items():
+            for term in across.keys() & set(layer.terms):
+                reads[term] = set().union(*(reads.get(name, ()) for name in across[term]))
         #: Whether a layer may add a loss that is no term.
         self.may_have_other_losses = any(_may_add_loss(layer) for layer in layers)
 
@@ -169,7 +178,7 @@ def _names_with_loss(model: keras.Model) -> list[str]:
     """Returns the names of the outputs for which a model is compiled with a loss."""
     loss = model.loss
     if isinstance(loss, Mapping):
-        return [name for name, x in loss.items() if x is not None]
+        return [name for name, x in loss.items() if not isinstance(x, LossAcross | None)]
     names = list(_output_tensors(model))
     if isinstance(loss, list | tuple):
         return [name for name, x in zip(names, loss, strict=False) if x is not None]

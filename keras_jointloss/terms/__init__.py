@@ -3,6 +3,7 @@
 from keras_jointloss.terms.applied_weight import AppliedWeight
 from keras_jointloss.terms.class_weights import ClassWeightedMetric
 from keras_jointloss.terms.loss import TermLoss
+from keras_jointloss.terms.loss_across import LossAcross
 from keras_jointloss.terms.loss_part import LossPart
 from keras_jointloss.terms.loss_sum import LossSum
 from keras_jointloss.terms.missing.labelled_metric import LabelledMetric
@@ -10,6 +11,6 @@ from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.term_reading import TermReading
 
 __all__ = [
-    "AppliedWeight", "ClassWeightedMetric", "LabelledMetric", "LossPart", "LossSum",
-    "LossWeight", "TermLoss", "TermReading",
+    "AppliedWeight", "ClassWeightedMetric", "LabelledMetric", "LossAcross", "LossPart",
+    "LossSum", "LossWeight", "TermLoss", "TermReading",
 ]  # fmt: skip

@@ -62,7 +62,7 @@ class TermLoss(keras.losses.Loss):
         self.loss = loss
         self.weight = weight
         self._resolved = weight.moved(get_loss(loss))
-        self._labelled = None if missing is None else self._labelled_loss(missing)
+        self._labelled: Any = None if missing is None else self._labelled_loss(missing)
         self._class_weights: Any = None
         if class_weight is not None:
             self._class_weights = ClassWeights.of(class_weight)
@@ -77,7 +77,7 @@ class TermLoss(keras.losses.Loss):
         self._is_elementwise: bool | None = None
         weight.term, weight.has_missing_targets = name, missing is not None
 
-    def _labelled_loss(self, missing: float) -> LabelledLoss:
+    def _labelled_loss(self, missing: Any) -> Any:
         loss = self._own()
         return LabelledLoss(self._unreduced(), loss.reduction, loss.dtype, missing)
 

@@ -5,7 +5,9 @@ from typing import Any
 
 import keras
 
+from keras_jointloss._core.validation import invalid
 from keras_jointloss.terms.loss import TermLoss
+from keras_jointloss.terms.loss_across import LossAcross
 from keras_jointloss.terms.loss_sum import LossSum
 from keras_jointloss.terms.output_weight import LossWeight
 
@@ -47,11 +49,14 @@ def _validate_dict(
     given: Mapping[str, Any], outputs: Any, names: list[str] | None, has_losses: bool
 ) -> None:
     has_dict = isinstance(outputs, Mapping)
+    across = {name: loss for name, loss in given.items() if isinstance(loss, LossAcross)}
+    given = {name: loss for name, loss in given.items() if name not in across}
     if has_dict or names is not None:
         _validate_names(set(given), set(outputs if has_dict else names or ()), has_dict, has_losses)
         for name, loss in given.items():
             if has_dict and isinstance(loss, LossSum):
                 loss.validate_output(outputs[name])
+        _validate_across(across, list(outputs if has_dict else names or ()))
     elif isinstance(outputs, list | tuple):
         raise ValueError(
             "Expected `joint_loss(..., outputs='list')` for a model that returns a list without "
@@ -77,7 +82,18 @@ def _validate_names(found: set, expected: set, has_dict: bool, has_losses: bool)
     )
 
 
+def _validate_across(across: Mapping[str, LossAcross], names: list[str]) -> None:
+    for term, loss in across.items():
+        if not set(loss.outputs) <= set(names) or term in names:
+            raise invalid(
+                "across",
+                f"{term!r} to be the name of no output, with a loss of outputs among {names}",
+                received=f"{term!r} with a loss of {list(loss.outputs)}",
+            )
+
+
 def _validate_list(given: list | tuple, outputs: Any) -> None:
+    given = [loss for loss in given if not isinstance(loss, LossAcross)]
     if isinstance(outputs, Mapping):
         raise ValueError(
             "Expected `joint_loss` without `outputs='list'` for a model that returns a dict. "

@@ -77,6 +77,8 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         self._trace = threading.local()
         #: The name of the term, once it has a loss.
         self.term: str | None = None
+        #: Whether the loss is computed from several outputs.
+        self.is_across = False
         #: Whether Keras has ever multiplied the loss by the weight.
         self.is_applied = False
         #: Whether Keras has ever updated the weight as a metric.
@@ -156,9 +158,16 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         if self.weighting is not None:
             self.weighting.update_state()
 
-    def result(self) -> Tensor:
-        """Returns the current weight."""
+    def result(self) -> Tensor | dict[str, Tensor]:
+        """Returns the current weight, by the name to log for a loss of several outputs.
+
+        Keras logs it as it is, without the name of the output whose metrics have the weight.
+        """
         self.warn_if_it_stands_still()
+        weight = self._result()
+        return {f"{self.term}_weight": weight} if self.is_across else weight
+
+    def _result(self) -> Tensor:
         if not trains_functionally():
             return self.tensor()
         if not is_stateless():  # On the host, where JAX compiles each operation.

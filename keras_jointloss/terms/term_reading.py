@@ -49,8 +49,10 @@ class TermReading(keras.metrics.Metric):
         """Does nothing: the loss of the term updates the weight."""
 
     def result(self):
-        """Returns the mean loss, a scalar tensor."""
-        return self._get_weight().recorded.loss()
+        """Returns the mean loss, a scalar tensor, or as `LossWeight.result` with its name."""
+        weight = self._get_weight()
+        loss = weight.recorded.loss()
+        return {f"{weight.term}_{self.value}": loss} if weight.is_across else loss
 
     def reset_state(self) -> None:
         """Does nothing: Keras resets the weight, too."""

@@ -53,13 +53,7 @@ class LabelledLoss:
     def __init__(
         self, compute: Callable[[Any, Any], Any], reduction: Any, dtype: str, missing: float
     ):
-        if reduction in (None, "none"):
-            raise invalid(
-                "missing",
-                "None for a loss without a reduction",
-                missing,
-                f", reduction={reduction!r}",
-            )
+        validate_reduction(reduction, missing)
         self.missing = validate_missing(missing)
         self._compute = compute
         self._reduction = reduction
@@ -76,34 +70,8 @@ class LabelledLoss:
                 f"Received: y_true={y_true!r}, y_pred={y_pred!r}"
             )
         y_true, plain_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
-        values, labelled, has_element_axis = self._values(y_true, plain_pred)
-        weighted, is_weighted = labelled, sample_weight is not None
-        if has_element_axis and weighs_elements(sample_weight, values):
-            weight = ops.cast(sample_weight, values.dtype)
-            values, weighted, sample_weight = values * weight, labelled * weight, None
-        elif is_weighted:
-            validate_rank(values[..., 0] if has_element_axis else values, sample_weight)
-        first = values[..., 0] if has_element_axis else values
-        is_unmasked = masked(first, y_pred, dtype=self.dtype) is None
-        size, ones = math.prod(ops.shape(values)), None if is_unmasked else ops.ones_like(values)
-        if has_element_axis and not (is_unmasked and sample_weight is None):
-            values, labelled, ones, weighted = (
-                None if x is None else ops.sum(x, axis=-1)
-                for x in (values, labelled, ones, weighted)
-            )
-
-        def total(values, weight=None):
-            if weight is None and is_unmasked:
-                return ops.sum(values)
-            return reduce_values(values, y_pred, weight, "sum", self.dtype)
-
-        loss, count, divisor = total(values, sample_weight), total(labelled), None
-        if self._reduction != "sum":
-            is_weighted = is_weighted and self._reduction == "mean_with_sample_weight"
-            divisor = total(weighted, sample_weight) if is_weighted else count
-            loss = _mean(loss, divisor)
-        targets = size if is_unmasked else total(ones)
-        return LabelledValue(loss, count, targets, divisor)
+        values = self._values(y_true, plain_pred)
+        return labelled_value(*values, y_pred, sample_weight, self._reduction, self.dtype)
 
     def has_weight(self, y_true, y_pred, sample_weight):
         """Returns whether any labelled target has a weight other than 0."""
@@ -180,6 +148,56 @@ class LabelledLoss:
         if self._reduction == "sum" and not len(value.shape):
             value = divide_or_0(value, ops.sum(labelled))
         return ops.where(has_label, value, 0), labelled
+
+
+def labelled_value(
+    values, labelled, has_element_axis: bool, y_pred, sample_weight, reduction: str, dtype: str
+) -> LabelledValue:
+    """Returns the loss of a batch from the values of its targets, which are 0 if not labelled.
+
+    Args:
+        values: Of the shape `(batch, ...)`, with a last axis of elements if there are any.
+        labelled: Whether each is labelled, 1 or 0.
+        has_element_axis: Whether there is an axis of elements.
+        y_pred: The prediction, whose mask of Keras applies.
+        sample_weight: As in a loss.
+        reduction: As in a loss, not `"none"`.
+        dtype: That of the loss.
+    """
+    weighted, is_weighted = labelled, sample_weight is not None
+    if has_element_axis and weighs_elements(sample_weight, values):
+        weight = ops.cast(sample_weight, values.dtype)
+        values, weighted, sample_weight = values * weight, labelled * weight, None
+    elif is_weighted:
+        validate_rank(values[..., 0] if has_element_axis else values, sample_weight)
+    first = values[..., 0] if has_element_axis else values
+    is_unmasked = masked(first, y_pred, dtype=dtype) is None
+    size, ones = math.prod(ops.shape(values)), None if is_unmasked else ops.ones_like(values)
+    if has_element_axis and not (is_unmasked and sample_weight is None):
+        values, labelled, ones, weighted = (
+            None if x is None else ops.sum(x, axis=-1) for x in (values, labelled, ones, weighted)
+        )
+
+    def total(values, weight=None):
+        if weight is None and is_unmasked:
+            return ops.sum(values)
+        return reduce_values(values, y_pred, weight, "sum", dtype)
+
+    loss, count, divisor = total(values, sample_weight), total(labelled), None
+    if reduction != "sum":
+        is_weighted = is_weighted and reduction == "mean_with_sample_weight"
+        divisor = total(weighted, sample_weight) if is_weighted else count
+        loss = _mean(loss, divisor)
+    targets = size if is_unmasked else total(ones)
+    return LabelledValue(loss, count, targets, divisor)
+
+
+def validate_reduction(reduction: Any, missing: Any) -> None:
+    """Raises `ValueError` if a loss has no reduction, although targets may be missing."""
+    if reduction in (None, "none"):
+        raise invalid(
+            "missing", "None for a loss without a reduction", missing, f", reduction={reduction!r}"
+        )
 
 
 def _mean(total, divisor):

@@ -30,14 +30,14 @@ def validate_missing(value: Any) -> float:
     return float(value)
 
 
-def serialize_missing(value: float) -> Any:
-    """Returns a form of `value` for a config: JSON has no NaN."""
-    return "nan" if math.isnan(value) else value
+def serialize_missing(value: Any) -> Any:
+    """Returns a form of a number, or of numbers by name, for a config: JSON has no NaN."""
+    return keras.tree.map_structure(lambda x: "nan" if math.isnan(x) else x, value)
 
 
-def deserialize_missing(value: Any) -> float:
-    """Returns the number from a config."""
-    return math.nan if value == "nan" else value
+def deserialize_missing(value: Any) -> Any:
+    """Returns the number, or numbers by name, from a config."""
+    return keras.tree.map_structure(lambda x: math.nan if x == "nan" else x, value)
 
 
 def is_labelled(y_true, missing: float):
