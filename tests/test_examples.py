@@ -287,6 +287,15 @@ def check_recommender(lines):
     assert sum(line.startswith(("fruit", "music", "winter", "cat")) for line in lines) == 4
 
 
+def check_detector(lines):
+    """Checks that the digits are found, and that an override is equal."""
+    precisions = [float(line.split()[-1]) for line in lines if "average precision" in line]
+    assert len(precisions) == 2
+    assert min(precisions) > 0.7
+    (difference,) = row(lines, "largest difference of weights:")
+    assert difference < 1e-5
+
+
 def check_text_encoder(lines):
     """Checks that held-out words find their drawing, and that new words find a similar one."""
     recalls = row(lines, "words_recall_at_10")
@@ -356,6 +365,7 @@ SCRIPTS = {
     "guides/coming_from": ("", check_coming_from),
     "guides/conflicts": ("", check_conflicts),
     "guides/dashboard": ("", check_dashboard),
+    "guides/detector": ("", check_detector),
     "guides/extending": ("", check_extending),
     "guides/first_steps": ("", check_first_steps),
     "guides/missing_targets": ("", check_missing_targets_guide),
@@ -390,6 +400,7 @@ BACKENDS = {
     "distributed": ("tensorflow",),
     "emoji": ("tensorflow", "torch"),
     "guides/coming_from": ("tensorflow",),
+    "guides/detector": ("tensorflow",),
     **dict.fromkeys(("missing_targets", "physics", "vae"), ("jax",)),
     **dict.fromkeys(("guides/physics", "guides/vae"), ("jax",)),
 }

@@ -93,6 +93,7 @@ Both models have the same losses after 40 steps. A `train_step` that has to stay
 | `loss = a * loss_a + b * loss_b` | `kj.joint_loss({"a": ..., "b": ...}, weights={"a": a, "b": b})` |
 | `self.add_loss(w * value)` in a layer | `kj.layers.LossTerm(weight=w)(x, value)` |
 | a callback that swaps `loss_weights` each epoch; `if epoch < warmup` | a schedule as weight, such as `kj.schedules.Sequential`; between two calls of `fit`, `model.loss["a"].weight.assign(value)`. (Plain variables as `loss_weights` do not move on JAX.) |
+| `compute_loss(x, y, y_pred, ...)` of a model, for a loss of several outputs; targets that are packed into one tensor for it | `kj.joint_loss({...}, across={"iou": (loss, ["box", "score"])})`, where `loss` takes dicts of targets and predictions: see [A detector](detector.py) |
 | a callback that logs each loss | `JointLossCallback("logs")` |
 
 ## LibMTL, TorchJD, softadapt
@@ -214,6 +215,7 @@ triplet losses is 5 (here 1), that of `ContrastiveLoss` 0.5 (here 1).
 |---|---|
 | `TextEmbedder`, whose `compile` has no loss by default | `ContrastiveTerm("InfoNCE")((embedder(question), embedder(answer)))`: see [A text encoder](text_encoder.py) |
 | `embedder.encode_text`, `encode_documents`, `similarity` | the same, after training |
+| `RetinaNetObjectDetector`, `DFineObjectDetector`, whose `compute_loss` assigns the boxes of an image to anchors or queries | none for these models; with heads of your own `across={"boxes": (loss, ["boxes", "classes"])}`, where targets are assigned in the data or in `loss`: see [A detector](detector.py) |
 
 ## TensorFlow Similarity, lightly
 
