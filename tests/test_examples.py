@@ -110,6 +110,21 @@ def check_conflicts(lines):
     assert min(weighted, imtl, mgda) > plain + 3
 
 
+def check_distillation(lines):
+    """Checks that the student learns from the teacher, also after loading, and not in its file."""
+    titles = ("student, 70 labels", "... and the teacher", "... and its features", "loaded")
+    alone, *taught, loaded = (numbers(lines, title)[0][0] for title in titles)
+    assert min(taught) > alone + 5
+    assert loaded == taught[0]
+    student, teacher = (
+        int(next(x for x in lines if x.startswith(f"{name}.keras")).split()[1].replace(",", ""))
+        for name in ("student", "teacher")
+    )
+    assert student < teacher / 3
+    before, loaded = (numbers(lines, f"{name}: distill_loss")[0] for name in ("before", "loaded"))
+    assert before == loaded
+
+
 def check_pitfalls(lines):
     """Checks the warnings and errors, and the weights with and without the mend."""
     assert sum(line.startswith("warning: ") for line in lines) == 3
@@ -366,6 +381,7 @@ SCRIPTS = {
     "guides/conflicts": ("", check_conflicts),
     "guides/dashboard": ("", check_dashboard),
     "guides/detector": ("", check_detector),
+    "guides/distillation": ("", check_distillation),
     "guides/extending": ("", check_extending),
     "guides/first_steps": ("", check_first_steps),
     "guides/missing_targets": ("", check_missing_targets_guide),
@@ -402,7 +418,7 @@ BACKENDS = {
     "guides/coming_from": ("tensorflow",),
     "guides/detector": ("tensorflow",),
     **dict.fromkeys(("missing_targets", "physics", "vae"), ("jax",)),
-    **dict.fromkeys(("guides/physics", "guides/vae"), ("jax",)),
+    **dict.fromkeys(("guides/distillation", "guides/physics", "guides/vae"), ("jax",)),
 }
 
 

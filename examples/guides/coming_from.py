@@ -95,6 +95,7 @@ Both models have the same losses after 40 steps. A `train_step` that has to stay
 | a callback that swaps `loss_weights` each epoch; `if epoch < warmup` | a schedule as weight, such as `kj.schedules.Sequential`; between two calls of `fit`, `model.loss["a"].weight.assign(value)`. (Plain variables as `loss_weights` do not move on JAX.) |
 | `compute_loss(x, y, y_pred, ...)` of a model, for a loss of several outputs; targets that are packed into one tensor for it | `kj.joint_loss({...}, across={"iou": (loss, ["box", "score"])})`, where `loss` takes dicts of targets and predictions: see [A detector](detector.py) |
 | a callback that logs each loss | `JointLossCallback("logs")` |
+| a gradient reversal layer, `tf.custom_gradient` that returns `-scale * upstream` | `kj.layers.GradientScale(-scale)`, also with a schedule |
 
 ## LibMTL, TorchJD, softadapt
 
@@ -216,6 +217,14 @@ triplet losses is 5 (here 1), that of `ContrastiveLoss` 0.5 (here 1).
 | `TextEmbedder`, whose `compile` has no loss by default | `ContrastiveTerm("InfoNCE")((embedder(question), embedder(answer)))`: see [A text encoder](text_encoder.py) |
 | `embedder.encode_text`, `encode_documents`, `similarity` | the same, after training |
 | `RetinaNetObjectDetector`, `DFineObjectDetector`, whose `compute_loss` assigns the boxes of an image to anchors or queries | none for these models; with heads of your own `across={"boxes": (loss, ["boxes", "classes"])}`, where targets are assigned in the data or in `loss`: see [A detector](detector.py) |
+
+## keras.distillation
+
+| `keras.distillation` (Keras 3.15) | here (see [Distillation](distillation.py), which compares the two) |
+|---|---|
+| `Distiller(teacher, student, losses, weights, student_loss_weight=a)` | the student, with `Teacher(teacher)` and a `LossTerm` for each loss, of weight `(1 - a) * w`, beside `joint_loss(..., weights={"label": a})`: equal |
+| `LogitsDistillation(t, keras.losses.KLDivergence())`; `LogitsDistillation(t)`, which compares the logits without softmax | `LossTerm(soft_targets)`, a function of three lines: equal; none |
+| `FeatureDistillation(loss, teacher_layer_name=x, student_layer_name=y)` | `LossTerm(loss)(feature, Teacher(teacher, outputs=x)(inputs))` |
 
 ## TensorFlow Similarity, lightly
 
