@@ -1,4 +1,4 @@
-"""Three tasks on one trunk whose gradients conflict: plain sum, tuned weights, every aggregator.
+"""Three tasks on one trunk whose gradients conflict: plain sum, tuned weights, eight aggregators.
 
 Two handwritten digits lie over each other in one image. One network tells the left one, the right
 one (cross-entropy, about 2.3 at the start) and draws the image itself again (mean squared error in

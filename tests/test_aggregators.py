@@ -285,7 +285,7 @@ def test_rescaled_result_has_length_of_mean(aggregator, dtype):
 
 
 @once_compiled
-@pytest.mark.parametrize("cls", [NashMTL, IMTLG, MGDA, Shares, FairGrad, DualProj, DBMTL])
+@pytest.mark.parametrize("cls", [NashMTL, IMTLG, MGDA, Shares, FairGrad, ConFIG, DualProj, DBMTL])
 def test_rescaling_does_not_amplify_rounding(cls):
     ((_, jacobian),) = jacobians([kinds.antiparallel], 2, number=1)
     cancelling = np.insert(jacobian, 1, 0, axis=0)
@@ -544,6 +544,7 @@ test_errors = refuses_calls(
         lambda: PCD("a", {"a": 0.1}).for_terms(["a", "b"]),
         r"unknown names \['a'\] and no .* \['b'\]",
     ),
+    (lambda: PCD().solve_next(np.eye(2), np.eye(3)), r"`state`.*shape \(2, 2\).*\(3, 3\)"),
     (lambda: PCGrad(seed=-1), "seed=-1"),
     (lambda: PCGrad(seed=0.5), "seed=0.5"),
     (lambda: MGDA(normalize="l1"), "normalize='l1'"),

@@ -25,8 +25,9 @@ class Aggregator:
     The gradients `g_i` are the rows of the Jacobian `J`. A rule sees only their Gramian
     `G = J J^T` and maps it to `k` coefficients `w`. The combined gradient is `J^T w`.
 
-    A subclass implements `coefficients`, and `get_config` if it has arguments of its own. The base
-    class handles the rest:
+    A subclass implements `coefficients`, and `get_config` if it has arguments of its own. One that
+    learns from step to step implements `next_coefficients` and `state_rows` in place of
+    `coefficients`. The base class handles the rest:
 
     - The coefficients do not depend on the scale of the Jacobian: the rule receives the Gramian
       divided by the mean squared length of the gradients. With a nonzero `degree`, the
@@ -141,7 +142,7 @@ class Aggregator:
             stays as it is if an entry of the Gramian is not finite.
 
         Raises:
-            ValueError: As in `solve`.
+            ValueError: If `state` has another shape, and as in `solve`.
         """
         gramian = self._to_tensor(gramian, "gramian")
         count = gramian.shape[0]
@@ -167,7 +168,10 @@ class Aggregator:
         chosen = {name: inputs[name] for name in self.inputs}
         if self.state_rows(count):
             shape = (self.state_rows(count), count)
-            before = ops.zeros(shape, gramian.dtype) if state is None else state
+            before = ops.zeros(shape) if state is None else ops.convert_to_tensor(state)
+            if tuple(before.shape) != shape:
+                received = f"shape={tuple(before.shape)}"
+                raise invalid("state", f"an array of the shape {shape}", received=received)
             before = ops.stop_gradient(ops.cast(before, gramian.dtype))
             size = scale * ops.sqrt(largest) * ops.sqrt(mean)
             result, after = self.next_coefficients(gramian, before, size, **chosen)
