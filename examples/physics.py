@@ -41,6 +41,12 @@ RULES = {
     "SmoothTchebycheff": kj.weighting.SmoothTchebycheff,
     "FAMO": kj.weighting.FAMO,
     "GradNorm": kj.weighting.GradNorm,
+    "Uncertainty, softmax": lambda: kj.weighting.Uncertainty(softmax=True),
+    "IMTLL": kj.weighting.IMTLL,
+    "ReLoBRaLo": kj.weighting.ReLoBRaLo,
+    "SoftAdapt": kj.weighting.SoftAdapt,
+    "InverseGradientNorm": kj.weighting.InverseGradientNorm,
+    "NeuralTangentKernel": kj.weighting.NeuralTangentKernel,
     "RandomWeighting": kj.weighting.RandomWeighting,
     "Shares": lambda: kj.weighting.Shares(dict.fromkeys(TERMS, 0.5)),
     "Constraint": lambda: kj.weighting.Constraint({"edge": SOLVED}),
@@ -124,7 +130,7 @@ def build_model(units=32, depth=2):
     f = keras.Input((1,), name="source")
     layers = [Jet(), *(JetDense(units) for _ in range(depth))]
     trunk = keras.Sequential([keras.Input((2,)), *layers], name="trunk")
-    # Changes nothing by itself: GradNorm learns of the gradients from it, those of both calls.
+    # Changes nothing by itself: some rules learn of the gradients from it, those of both calls.
     shared = kj.layers.SharedTrunk(trunk, TERMS, aggregator=None)
     head = JetDense(1, has_tanh=False, name="head")
     # Of a jet, the first row is the value and the last the Laplacian.

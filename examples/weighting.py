@@ -28,6 +28,12 @@ RULES = {
     "SmoothTchebycheff": kj.weighting.SmoothTchebycheff,
     "FAMO": kj.weighting.FAMO,
     "GradNorm": kj.weighting.GradNorm,
+    "Uncertainty, softmax": lambda: kj.weighting.Uncertainty(softmax=True),
+    "IMTLL": kj.weighting.IMTLL,
+    "ReLoBRaLo": kj.weighting.ReLoBRaLo,
+    "SoftAdapt": kj.weighting.SoftAdapt,
+    "InverseGradientNorm": kj.weighting.InverseGradientNorm,
+    "NeuralTangentKernel": kj.weighting.NeuralTangentKernel,
     "RandomWeighting": kj.weighting.RandomWeighting,
 }
 
@@ -39,7 +45,7 @@ def build(image_shape, categories, dim):
     for filters in (16, 32, 64):
         x = keras.layers.Conv2D(filters, 3, strides=2, padding="same", activation="relu")(x)
     x = keras.layers.Dense(64, activation="relu")(keras.layers.Flatten()(x))
-    # Changes nothing by itself: GradNorm learns of the gradients from it.
+    # Changes nothing by itself: some rules learn of the gradients from it.
     z = kj.layers.GradientBalancer(TASKS, aggregator=None)(x)
     outputs = {
         "category": keras.layers.Dense(categories, name="category")(z["category"]),

@@ -197,6 +197,14 @@ def test_term_without_gradient_is_ignored(aggregator):
 
 @once_compiled
 @all_aggregators
+def test_gradients_of_unlike_size_are_finite(aggregator):
+    for _, jacobian in jacobians([kinds.conflicting], 3, number=1):
+        for length in (1e-18, 1e-20, 1e-21, 1e-22, 1e-25):
+            unlike = jacobian * np.array([1, length, 3 * length])[:, None]
+            assert np.isfinite(combine(aggregator, unlike)).all(), length
+
+
+@all_aggregators
 def test_all_zero_gradients_give_zero(aggregator):
     np.testing.assert_array_equal(combine(aggregator, np.zeros((3, 64))), np.zeros(64))
 

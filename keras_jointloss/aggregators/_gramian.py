@@ -45,8 +45,12 @@ def length(vector, matrix):
 
 
 def active_terms(gramian):
-    """Returns a mask of the terms that have a nonzero gradient: `(k,)`, bool."""
-    return ops.diagonal(gramian) != 0
+    """Returns a mask of the terms that have a gradient: `(k,)`, bool.
+
+    One whose square is below the normal numbers of the dtype has none: no number is its inverse.
+    """
+    smallest = float(np.finfo(keras.backend.standardize_dtype(gramian.dtype)).tiny)
+    return ~(ops.diagonal(gramian) < smallest)  # NaN is a gradient.
 
 
 def correlation(gramian):
@@ -55,7 +59,7 @@ def correlation(gramian):
     A term without gradient has length 1, and is orthogonal to all others.
     """
     square = ops.diagonal(gramian)
-    is_absent = ops.cast(square == 0, gramian.dtype)
+    is_absent = ops.cast(~active_terms(gramian), gramian.dtype)
     lengths = ops.sqrt(square + is_absent)
     return lengths, gramian / (lengths[:, None] * lengths) + ops.diag(is_absent)
 
