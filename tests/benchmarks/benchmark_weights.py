@@ -38,8 +38,11 @@ RULES = (
     "dynamic_weight_average",
     "famo",
     "geometric_mean",
+    "imtll",
     "random_weighting",
+    "relobralo",
     "smooth_tchebycheff",
+    "soft_adapt",
     "uncertainty",
 )
 KINDS = ("constants", "schedules", "uncertainty", "missing")
