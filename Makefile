@@ -18,7 +18,7 @@ COVERED := -m coverage run
 
 # What depends on a version of Keras: the numerics do not.
 KERAS_TESTS := $(addprefix tests/,test_keras.py test_keras_check.py test_callbacks.py test_clock.py test_joint.py \
-  test_layers.py test_loss_term.py test_output_weight.py test_ownership.py test_training.py)
+  test_across.py test_layers.py test_loss_term.py test_output_weight.py test_ownership.py test_training.py)
 
 .PHONY: help demo test test-jax test-torch test-lower-bounds test-nightly test-all environments coverage lint format bench bench-losses bench-dashboard bench-scale bench-gradients bench-peers docs clean
 

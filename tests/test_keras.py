@@ -551,10 +551,10 @@ def losses_of_all_outputs(monkeypatch):
         inputs, {name: keras.layers.Identity(name=name)(x) for name, x in outputs.items()}
     )
     loss = {"a": keras.losses.MeanSquaredError(), "difference": Difference()}
-    model.compile(loss=loss, loss_weights={"a": 3.0, "difference": 2.0})
-    y = {"a": np.ones((2, 1)), "b": np.zeros((2, 1))}
+    model.compile(loss=loss, loss_weights={"difference": 2.0, "a": 3.0})
+    y = {"a": np.full((2, 1), 3.0), "b": np.zeros((2, 1))}
     found = model.evaluate(np.ones((2, 1)), y, verbose=0, return_dict=True)
-    assert found == {"loss": 3.0, "a_loss": 1.0, "difference_loss": 0.0}
+    assert found == {"loss": 31.0, "a_loss": 9.0, "difference_loss": 2.0}
     monkeypatch.delattr(owner, "Loss")
     with pytest.raises(ImportError, match="CompileLoss"):
         _models.pass_all_outputs(Difference)

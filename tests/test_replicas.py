@@ -182,6 +182,26 @@ def test_means_count_each_replica_by_its_items():
     assert_like_one_device(means, [(x, y), (x, y, weight)], unequal, is_compiled=False)
 
 
+def numbers():
+    """Returns a model with a loss of two outputs that is one number for a batch."""
+    x = keras.Input((6,))
+    outputs = {name: keras.layers.Dense(1)(x) for name in "ab"}
+    across = {"both": (lambda y, p: ops.mean(product(y, p)), ["a", "b"])}
+    return keras.Model(x, outputs), kj.joint_loss(
+        {"a": "mse"}, weighting="uncertainty", across=across
+    )
+
+
+def test_number_of_several_outputs_counts_each_replica_by_its_items():
+    y = {"a": X[:, :1], "b": X[:, 1:2]}
+    assert_like_one_device(
+        numbers,
+        [(X[:13], {name: values[:13] for name, values in y.items()})],
+        r" ((a|both)_)?loss$|_share",
+        is_compiled=False,
+    )
+
+
 @pytest.mark.parametrize("weight", [None, np.array([1, 2, 0.5, 1] * 2)])
 @pytest.mark.parametrize("loss", [keras.losses.Dice(), "mean_squared_error"])
 def test_loss_of_one_number_counts_once(loss, weight):

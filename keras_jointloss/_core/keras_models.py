@@ -6,7 +6,7 @@ As in `_core/keras.py`, each function has a check of its name in `tests/test_ker
 import functools
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import keras
@@ -72,19 +72,21 @@ def pass_all_outputs(kind: type) -> None:
         raise unsupported("adds to `CompileLoss.Loss`", "does not have")
 
     def build(original, self, y_true, y_pred):
-        given = self._user_loss, self._user_loss_weights
-        (losses, found), (weights, applied) = (_separated(x, given[0], kind) for x in given)
+        given = losses, weights = self._user_loss, self._user_loss_weights
+        found: dict[Any, Any] = {
+            key: x for key, x in _by_key(losses).items() if isinstance(x, kind)
+        }
         if not found:
             return original(self, y_true, y_pred)
-        self._user_loss, self._user_loss_weights = losses, weights
+        self._user_loss, self._user_loss_weights = (_without(x, found) for x in given)
         try:
             original(self, y_true, y_pred)
         except Exception:
             # Keras builds it again in the next step.
             self._user_loss, self._user_loss_weights = given
             raise
-        for loss, weight in zip(found, applied or [None] * len(found), strict=True):
-            compute = loss.of_outputs(self.output_names)
+        for key, loss in found.items():
+            compute, weight = loss.of_outputs(self.output_names), _by_key(weights).get(key)
             self._flat_losses.append(self.Loss((), compute, weight, loss.term))
         # Keras logs no loss that is the only one.
         for loss in self._flat_losses[len(self._metrics) :]:
@@ -94,16 +96,19 @@ def pass_all_outputs(kind: type) -> None:
     owner.build = _replaced(owner.build, build)
 
 
-def _separated(values: Any, losses: Any, kind: type) -> tuple[Any, list]:
-    """Returns the values that belong to losses of other classes, and those of this class."""
-    if isinstance(values, dict):
-        own = {x: value for x, value in values.items() if not isinstance(losses[x], kind)}
-        return own, [value for x, value in values.items() if x not in own]
-    if isinstance(values, list | tuple) and isinstance(losses, list | tuple):
-        are_of = [isinstance(x, kind) for x in losses]
-        pairs = list(zip(values, are_of, strict=False))
-        return [x for x, is_of in pairs if not is_of], [x for x, is_of in pairs if is_of]
-    return values, []
+def _by_key(values: Any) -> dict[Any, Any]:
+    """Returns what belongs to each output by its name, or by its position in a list."""
+    if isinstance(values, list | tuple):
+        return dict(enumerate(values))
+    return values if isinstance(values, dict) else {}
+
+
+def _without(values: Any, keys: Collection[Any]) -> Any:
+    """Returns what belongs to each output without some of them."""
+    kept = {key: value for key, value in _by_key(values).items() if key not in keys}
+    if isinstance(values, list | tuple):
+        return list(kept.values())
+    return kept if isinstance(values, dict) else values
 
 
 def _trainer_module() -> Any:

@@ -1,10 +1,10 @@
 """The arguments of `model.compile` for several loss terms."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from keras_jointloss._core.keras_models import before_build
-from keras_jointloss._core.types import Config, LossLike, MetricLike
+from keras_jointloss._core.types import Config, LossLike, MetricLike, Tensor
 from keras_jointloss._core.validation import invalid, validate_choice
 from keras_jointloss.joint.across import validate_across
 from keras_jointloss.joint.arguments import (
@@ -50,7 +50,7 @@ def joint_loss(
     missing: Mapping[str, float] | float | None = None,
     class_weight: Mapping[str, Mapping[int, float]] | Mapping[int, float] | None = None,
     outputs: Literal["list"] | None = None,
-    across: Mapping[str, tuple[LossLike, Sequence[str]]] | None = None,
+    across: Mapping[str, tuple[Callable[..., Tensor], Sequence[str]]] | None = None,
 ) -> dict[str, Any]:
     """Returns the arguments for `model.compile` to train on several weighted loss terms.
 
