@@ -102,7 +102,7 @@ Both models have the same losses after 40 steps. A `train_step` that has to stay
 | LibMTL | TorchJD | here |
 |---|---|---|
 | `Trainer`; architectures (`HPS`, `MMoE`, ...) | a loop | `compile(**kj.joint_loss(...))` and `fit`; a Keras model |
-| `IMTL` (the part of losses) | | `IMTLL()`, with the aggregator `IMTLG` for both parts; there `s` is trained at the learning rate of the network |
+| `IMTL` (the part of losses) | `IMTLL` | `IMTLL()`, with the aggregator `IMTLG` for both parts; there `s` is trained at the learning rate of the network |
 | `UW`, `DWA`, `GLS`, `RLW`, `STCH`, `FAMO` (`EW`: no rule) | `UW`, `DWA`, `GeometricMean`, `Random`, `STCH`, `FAMO` | `Uncertainty`, `DynamicWeightAverage`, `GeometricMean`, `RandomWeighting`, `SmoothTchebycheff`, `FAMO` |
 | `GradNorm` | | `kj.weighting.GradNorm`, with a `GradientBalancer` or `SharedTrunk` |
 | `PCGrad`, `MGDA`, `CAGrad`, `UPGrad`, `Aligned_MTL`, `Nash_MTL`, `IMTL` (the part of gradients) | `PCGrad`, `MGDA`, `CAGrad`, `UPGrad`, `AlignedMTL`, `NashMTL`, `IMTLG`, `Sum`, `Mean`: equal; `Constant(w)`; `CRMOGMWeighting` | aggregators `PCGrad`, `MGDA`, `CAGrad`, `UPGrad`, `AlignedMTL`, `NashMTL(rescale=False)`, `IMTLG(rescale=False)`, `Sum`, `Mean`; `Mean(preference=w)`, scaled; `ema=` |
@@ -110,10 +110,22 @@ Both models have the same losses after 40 steps. A `train_step` that has to stay
 | `rep_grad=True`; `rep_grad=False` | `autogram.Engine` and a weighting; `mtl_backward` and `jac_to_grad` | `GradientBalancer(terms, aggregator)`: from the gradients of the features, one backward pass; `SharedTrunk(trunk, terms, aggregator)` around the shared layers |
 | `FairGrad`, `GradVac` | `FairGrad(alpha)`, `ConFIG`, `DualProj`, `PCD`, `GradVac`: equal | aggregators `FairGrad(alpha, rescale=False)`, `ConFIG`, `DualProj`, `PCD(main="a")`, `GradVac`, whose orders follow from `seed` |
 | `DB_MTL` with `DB_beta=0` | | aggregator `DBMTL`: without the moving average of the gradients (0.9 there), which is `k` times the gradients in memory; with weights by `GeometricMean` for the logarithms of the losses |
-| `GradDrop`, `MoCo`, `MoDo`, `SDMGrad`, `ExcessMTL` | `GradDrop`, `MoDo`, `SDMGrad`, `ExcessMTL`, `Krum`, `TrimmedMean` | none: they need the entries of the gradients, several batches in a step, or `k` times the gradients in memory; a rule from their inner products: [write one](extending.py) |
 
-A term whose gradient is 0 is absent here: a mean is that of the others. Torchjd's `FairGrad` does not
+A term whose gradient is 0 is absent here: a mean is that of the others. TorchJD's `FairGrad` does not
 converge where one gradient is a million times as long as another; here it solves `G w = w^(-1/alpha)`.
+
+What is left out, and why:
+
+| LibMTL, TorchJD | why |
+|---|---|
+| `GradDrop` | it keeps or drops each entry of a gradient by its sign; aggregators here see the inner products of gradients, so that they cost the same for a trunk of any size |
+| `MoCo`, `ExcessMTL` | they keep the gradients, or their squares, of each term: k times the parameters of the trunk as state |
+| `MoDo`, `SDMGrad` | they take the gradients of two or three batches in each step |
+| `Krum`, `TrimmedMean` | they defend against workers that send wrong gradients |
+| `RGW` | random coefficients of gradients; for random weights of losses, `RandomWeighting` |
+| `COSMOS`, `PBI` | they approximate a whole front by a model that reads another preference in each step |
+
+What sees inner products only is one method: [write one](extending.py).
 
 | softadapt 0.2 | here |
 |---|---|
@@ -124,16 +136,37 @@ converge where one gradient is a million times as long as another; here it solve
 Its callback writes into a list that a compiled step has read before: with Keras 3.15, the weights act on
 PyTorch and with `run_eagerly=True`, and not in a compiled step of TensorFlow or JAX.
 
-## PhysicsNeMo, PINA
+## PhysicsNeMo, PINA, DeepXDE, neuraloperator
 
-| PhysicsNeMo | PINA | here |
+A condition of these libraries (an equation, a boundary, data) is a term here: a `LossTerm` of the
+residual, in plain `fit`, as in [A differential equation](physics.py). Geometries, samplers and neural
+operators remain theirs.
+
+| PhysicsNeMo Sym, `loss.aggregator` | PINA 0.3, `weighting` | here |
 |---|---|---|
+| `Sum(weights={...})` | `ScalarWeighting` | `joint_loss(weights={...})` |
+| | `LinearWeighting(initial_weights, final_weights, target_epoch)` | a schedule for each, `kj.schedules.Linear(initial, final, steps)` |
 | `Relobralo(alpha, beta, tau)` | | `ReLoBRaLo(alpha, beta, temperature=tau)` |
-| `SoftAdapt()`, a softmax of ratios of losses | | `ReLoBRaLo(alpha=0.0)` |
+| `SoftAdapt()`, a softmax of ratios of losses | | `ReLoBRaLo(alpha=0.0)`; of slopes, as in its paper, `SoftAdapt` |
+| `HomoscedasticUncertainty`, half of the sum; `GradNorm(alpha)`, of one layer | | `Uncertainty()`; `GradNorm(alpha)` at a layer that reports gradients |
 | `NTK(run_per_step=n)` | | `NeuralTangentKernel(power=0.5, update_every=n)`, at the layers of a `SharedTrunk` |
 | | `SelfAdaptiveWeighting(update_every_n_epochs)` | `InverseGradientNorm(alpha=0.0, update_every=n)`, of n steps |
-| `LRAnnealing`: mean entries of gradients | `NeuralTangentKernelWeighting`: the share of a length, without a trace | none; `InverseGradientNorm` is the next |
-| `HomoscedasticUncertainty`, `GradNorm(alpha)` | | `Uncertainty()`; `GradNorm(alpha)` at a layer that reports gradients |
+| `LRAnnealing`: mean entries of gradients | `NeuralTangentKernelWeighting`: the share of a length, so that longer gradients weigh *more* | none; `InverseGradientNorm` is the next |
+| `ResNorm`: GradNorm with losses in place of gradients | | none: there is no paper |
+| `CausalLossNorm(eps, n_chunks)` | `CausalPhysicsInformedSingleModelSolver(eps=100, n_steps)` | `PointWeights(points, "causal")` |
+| | `RBAPhysicsInformedSingleModelSolver(eta, gamma)` | `PointWeights(points, "residual")` |
+| | `SelfAdaptivePhysicsInformedSolver` | `PointWeights(points, "self_adaptive")` |
+| `lambda_weighting`, `area` | | `sample_weight` in the call of the term |
+| | `R3Refinement` | points that a `keras.utils.PyDataset` draws anew in `on_epoch_end` |
+
+| DeepXDE 1.15 | neuraloperator 2.0, `losses` | here |
+|---|---|---|
+| `compile(loss_weights=[...])` | `WeightedSumLoss(losses, weights)`, by default 1/k each | `joint_loss(weights={...})` |
+| `PDEPointResampler(period)` | | a `keras.utils.PyDataset` |
+| `EarlyStopping(monitor="loss_test")`, of the sum | | `JointLossCallback(validation_weights="equal")` and `val_joint_loss` |
+| | `FieldwiseAggregatorLoss(losses, mappings)`, a mean over parts of one output | one output for each part, with weights 1/k |
+| | `SoftAdapt`, `Relobralo`: those of PhysicsNeMo | as above |
+| | `LpLoss`, `H1Loss`, `PoissonEqnLoss`, ... | a function for `LossTerm` |
 
 ## pytorch-metric-learning
 
