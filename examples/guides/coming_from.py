@@ -163,7 +163,7 @@ operators remain theirs.
 |---|---|---|
 | `compile(loss_weights=[...])` | `WeightedSumLoss(losses, weights)`, by default 1/k each | `joint_loss(weights={...})` |
 | `PDEPointResampler(period)` | | a `keras.utils.PyDataset` |
-| `EarlyStopping(monitor="loss_test")`, of the sum | | `JointLossCallback(validation_weights="equal")` and `val_joint_loss` |
+| `EarlyStopping(monitor="test loss")`, of the sum | | `JointLossCallback(validation_weights="equal")` and `val_joint_loss` |
 | | `FieldwiseAggregatorLoss(losses, mappings)`, a mean over parts of one output | one output for each part, with weights 1/k |
 | | `SoftAdapt`, `Relobralo`: those of PhysicsNeMo | as above |
 | | `LpLoss`, `H1Loss`, `PoissonEqnLoss`, ... | a function for `LossTerm` |
