@@ -202,7 +202,7 @@ for key, value in logs.items():
 
 # %% [markdown]
 """
-## Sample weights and missing targets
+## With everything else
 
 - If the sample weights of the outputs differ, the smallest weight of an item applies. So an item
   counts where all of its outputs count, and one weight for all outputs applies once.
@@ -210,6 +210,8 @@ for key, value in logs.items():
   over the others. The loss must then return one value for each item.
 - A loss that returns one number for the whole batch is fine otherwise, as is a `keras.losses.Loss`
   with `call(self, y_true, y_pred)`, whose `reduction` applies.
+- With a `GradientBalancer`, the gradient of such a term is part of that of the copies that the heads
+  of its outputs read. Heads that read `z["giou"]` give the term a gradient of its own.
 - Targets and predictions have the dtype of the loss, float32 by default, also with mixed precision.
 
 Anchors and several boxes of an image fit as well: an output may have any shape, as long as the loss

@@ -44,6 +44,19 @@ class LossAcross(TermLoss):
         ValueError: If the loss has no reduction, although targets may be missing; in a call, if it
             returns neither a number nor one for each item, or if it returns a number, although
             targets may be missing.
+
+    Example:
+
+    >>> import numpy as np
+    >>> def product(y, p):
+    ...     return abs(y["a"] - p["a"]) * p["b"]
+    >>> loss = LossAcross(product, LossWeight(), "both", ["a", "b"])
+    >>> y = {"a": np.array([1.0, 2.0]), "b": np.array([0.0, 0.0])}
+    >>> p = {"a": np.array([0.0, 0.0]), "b": np.array([0.5, 1.0])}
+    >>> float(loss(y, p))
+    1.25
+    >>> float(loss(y, p, {"a": np.array([1.0, 0.0]), "b": np.array([1.0, 1.0])}))
+    0.25
     """
 
     def __init__(
