@@ -18,6 +18,8 @@ from keras_jointloss.tensorboard.writer import PLUGIN
 
 #: A training that has logged nothing for so many seconds is not running any more.
 _SILENCE = 600
+#: The number of characters of an error, which may list names.
+_LONGEST_ERROR = 2_000
 _INSTALL = "pip install 'keras-jointloss[dashboard]'"
 
 
@@ -76,7 +78,7 @@ class JointLossPlugin(base_plugin.TBPlugin):
                 content = answer(request.args, runs)
             except (ValueError, ImportError) as error:
                 code = 404 if isinstance(error, NotFoundError) else 400
-                body = json.dumps({"error": str(error)})
+                body = json.dumps({"error": str(error)[:_LONGEST_ERROR]})
                 return http_util.Respond(request, body, "application/json", code=code)
             return http_util.Respond(request, content, content_type)
 
@@ -107,7 +109,9 @@ class JointLossPlugin(base_plugin.TBPlugin):
             figure = _draw(arguments, shown, runs).to_json()
         except NothingToShowError as error:
             figure = json.dumps({"message": str(error)})
-        notes = json.dumps([note for run in shown for note in self._notes(run)])
+        notes = json.dumps(
+            [*self._general_notes(runs), *(x for r in shown for x in self._notes(r))]
+        )
         return f'{{"figure": {figure}, "colors": {json.dumps(colors)}, "notes": {notes}}}'
 
     def _table(self, arguments: Any, runs: list) -> str:
@@ -131,16 +135,26 @@ class JointLossPlugin(base_plugin.TBPlugin):
             for tag, series in getattr(run.split(split), "used", {}).items()
         )
 
+    def _general_notes(self, runs: list) -> list[str]:
+        """Returns sentences about what a reader may miss in the list of runs."""
+        left_out = self._logs.left_out_runs
+        if not left_out:
+            return []
+        return [f"{left_out:,} runs are left out: start TensorBoard on a folder of fewer runs."]
+
     def _notes(self, run: Any) -> list[str]:
         """Returns sentences about what a reader may miss in a run."""
         notes = []
+        parts = {split: run.split(split) for split in ("train", "validation") if run.split(split)}
+        left_out = sum(tags.left_out for tags in parts.values())
+        if left_out:
+            notes.append(f"{run.name}: {left_out:,} tags, too many or too long, are left out.")
         if not self._logs.is_complete(run):
             more = "Start TensorBoard with --samples_per_plugin scalars=0 for more points, or draw"
             notes.append(
                 f"{run.name}: points are left out, a line has {self._logs.limit:,} at most. "
                 f"{'Draw' if self._logs.keeps_more else more} all of them with kj.plot(log_dir)."
             )
-        parts = {split: run.split(split) for split in ("train", "validation") if run.split(split)}
         ends = {split: tags.last_point() for split, tags in parts.items()}
         if {"train", "validation"} == set(ends) and ends["train"][0] < ends["validation"][0]:
             notes.append(

@@ -1,13 +1,14 @@
 """Reads runs through TensorBoard's data provider, each series when it is needed."""
 
+import math
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from keras_jointloss.tensorboard.read import group
+from keras_jointloss.tensorboard.read import epochs_of, group, to_number, to_series
 from keras_jointloss.tensorboard.runs import Run, Series
 from keras_jointloss.tensorboard.writer import EPOCHS_TAG, PLUGIN, TRAINING_TAG, parse_training
 
@@ -22,6 +23,10 @@ MOST_POINTS = 5_000
 _MOST_CACHED = 4_000_000
 #: The number of points to read at once.
 _READ_AT_ONCE = 500_000
+#: More runs are not listed, and of each run no more tags that end alike, of so many endings.
+MOST_RUNS, MOST_ALIKE, _MOST_ENDINGS = 2_000, 300, 100
+#: Longer tags are not shown.
+_LONGEST_TAG = 500
 
 
 class Logs:
@@ -42,6 +47,8 @@ class Logs:
         self._cache: OrderedDict[tuple[str, str, str], tuple[Any, Series]] = OrderedDict()
         self._cache_lock = threading.Lock()
         self._cached_points = 0
+        #: The number of runs that the last call of `runs` has left out.
+        self.left_out_runs = 0
 
     def runs(self, context: Any, experiment: str) -> list[Run]:
         """Returns the runs that the callbacks wrote, by name; their series are read when used."""
@@ -50,10 +57,11 @@ class Logs:
         scalars = self._provider.list_scalars(
             context, experiment_id=experiment, plugin_name=metadata.PLUGIN_NAME
         )
+        names = [run for run, tags in scalars.items() if any(map(_is_own, tags))]
+        self.left_out_runs = max(0, len(names) - MOST_RUNS)
         found = {
-            run: _Tags(self, context, experiment, run, tags)
-            for run, tags in scalars.items()
-            if any(tag.startswith(PREFIXES) for tag in tags)
+            run: _Tags(self, context, experiment, run, scalars[run])
+            for run in sorted(names)[-MOST_RUNS:]
         }
         return group(found, self._markers(context, experiment), self._root)
 
@@ -65,10 +73,9 @@ class Logs:
         for run, tags in (read or {}).items():
             found = markers.setdefault(run, {})
             if tags.get(TRAINING_TAG):
-                found["training"] = parse_training(tags[TRAINING_TAG][-1].numpy.item())
+                found["training"] = parse_training(_item(tags[TRAINING_TAG][-1]))
             if tags.get(EPOCHS_TAG):
-                series = _series(tags[EPOCHS_TAG], lambda x: x.numpy.item())
-                found["epochs"] = series.without_restarts()
+                found["epochs"] = epochs_of(_series(tags[EPOCHS_TAG], _item))
         return markers
 
     def read(
@@ -88,7 +95,7 @@ class Logs:
         missing = [tag for tag in versions if tag not in result]
         size = max(1, _READ_AT_ONCE // self.limit)
         for start in range(0, len(missing), size):
-            part = missing[start : start + size]
+            part = {tag: versions[tag] for tag in missing[start : start + size]}
             new = self._fetch(context, experiment, run, part)
             result.update(new)
             with self._cache_lock:
@@ -96,19 +103,28 @@ class Logs:
                     self._keep((experiment, run, tag), versions[tag], series)
         return result
 
-    def _fetch(self, context, experiment, run, tags) -> dict[str, Series]:
+    def _fetch(self, context, experiment, run, ends) -> dict[str, Series]:
+        """Returns the series of tags, given with the step and wall time of their last points."""
         from tensorboard.data.provider import RunTagFilter
         from tensorboard.plugins.scalar import metadata
 
-        read = self._provider.read_scalars(
-            context,
-            experiment_id=experiment,
-            plugin_name=metadata.PLUGIN_NAME,
-            downsample=self.limit,
-            run_tag_filter=RunTagFilter(runs=[run], tags=tags),
-        )
+        try:
+            read = self._provider.read_scalars(
+                context,
+                experiment_id=experiment,
+                plugin_name=metadata.PLUGIN_NAME,
+                downsample=self.limit,
+                run_tag_filter=RunTagFilter(runs=[run], tags=list(ends)),
+            ).get(run, {})
+        except (ValueError, TypeError):  # Values that others have logged are not numbers.
+            if len(ends) > 1:
+                parts = [self._fetch(context, experiment, run, {tag: ends[tag]}) for tag in ends]
+                return {tag: series for part in parts for tag, series in part.items()}
+            read = {}
+        # A tag whose values cannot be read has one that is unknown.
         return {
-            tag: _series(points, lambda x: x.value) for tag, points in read.get(run, {}).items()
+            tag: _series(read[tag], _value) if read.get(tag) else to_series([(*end, math.nan)])
+            for tag, end in ends.items()
         }
 
     def _keep(self, key: tuple[str, str, str], version: Any, series: Series) -> None:
@@ -133,7 +149,10 @@ class _Tags(Mapping[str, Series]):
 
     def __init__(self, logs: Logs, context: Any, experiment: str, run: str, found: Mapping):
         self._read = lambda versions: logs.read(context, experiment, run, versions)
-        self._versions = {tag: (x.max_step, x.max_wall_time) for tag, x in found.items()}
+        kept = _kept(found)
+        self._versions = {tag: (found[tag].max_step, found[tag].max_wall_time) for tag in kept}
+        #: The number of tags that are not shown.
+        self.left_out = len(found) - len(kept)
         #: What has been read.
         self.used: dict[str, Series] = {}
 
@@ -163,10 +182,37 @@ class _Tags(Mapping[str, Series]):
         )
 
 
-def _series(points: Sequence[Any], value: Callable[[Any], float]) -> Series:
+def _kept(tags: Iterable[str]) -> list[str]:
+    """Returns the tags to show: ours first, a limited number of each ending, no very long ones."""
+    counts: defaultdict[str, int] = defaultdict(int)
+    kept = []
+    own = sorted(filter(_is_own, tags))
+    for tag in [*own, *sorted(set(tags).difference(own))]:
+        ending = tag.rpartition("/")[2]
+        is_known = ending in counts or len(counts) < _MOST_ENDINGS
+        if len(tag) <= _LONGEST_TAG and is_known and counts[ending] < MOST_ALIKE:
+            counts[ending] += 1
+            kept.append(tag)
+    return kept
+
+
+def _is_own(tag: str) -> bool:
+    return tag.startswith(PREFIXES)
+
+
+def _item(point: Any) -> Any:
+    """Returns what a point of a tensor holds if that is one item, or `None`."""
+    return point.numpy.item() if point.numpy.size == 1 else None
+
+
+def _value(point: Any) -> Any:
+    return point.value
+
+
+def _series(points: Sequence[Any], value: Callable[[Any], Any]) -> Series:
     size = len(points)
     return Series(
         np.fromiter((x.step for x in points), "int64", size),
         np.fromiter((x.wall_time for x in points), "float64", size),
-        np.fromiter((value(x) for x in points), "float64", size),
+        np.fromiter((to_number(value(x)) for x in points), "float64", size),
     )

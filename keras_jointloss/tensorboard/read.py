@@ -1,5 +1,6 @@
 """Reads the event files of TensorBoard into arrays."""
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,7 +22,7 @@ def read(log_dir: str | os.PathLike[str]) -> dict[str, dict[str, Series]]:
         By run and tag, a `Series` with the arrays `steps`, `wall_times` and `values`, in the order
         in which they were written. A run is named by its path below `log_dir`, or `"."`, as in
         TensorBoard. A file that ends in the middle of a record, or is damaged there, counts up to
-        that point.
+        that point. A logged value that is not one number is NaN.
 
     Raises:
         ValueError: If `log_dir` has no event file.
@@ -88,7 +89,6 @@ def split_name(run: str) -> tuple[str, str]:
 def read_events(log_dir: str) -> tuple[dict[str, dict[str, Series]], dict[str, dict[str, Any]]]:
     """Returns the scalars by run and tag, and what our own plugin logged by run."""
     from tensorboard.plugins.scalar import metadata
-    from tensorboard.util.tensor_util import make_ndarray
 
     scalars: dict[str, dict[str, Series]] = {}
     markers: dict[str, dict[str, Any]] = {}
@@ -104,24 +104,43 @@ def read_events(log_dir: str) -> tuple[dict[str, dict[str, Series]], dict[str, d
                 # Only the first value of a tag has to have metadata.
                 plugin = plugins.setdefault(tag, plugin)
                 if tag == TRAINING_TAG:
-                    text = make_ndarray(value.tensor).item()
-                    markers.setdefault(run, {})["training"] = parse_training(text)
+                    markers.setdefault(run, {})["training"] = parse_training(_content(value))
                     continue
                 if value.HasField("simple_value"):
                     number = value.simple_value
                 elif plugin == metadata.PLUGIN_NAME or tag == EPOCHS_TAG:
-                    tensor = value.tensor
-                    number = (tensor.float_val or make_ndarray(tensor).reshape(-1))[0]
+                    floats = value.tensor.float_val
+                    number = floats[0] if len(floats) == 1 else to_number(_content(value))
                 else:
                     continue
                 points.setdefault(tag, []).append((event.step, event.wall_time, number))
         series = {tag: to_series(rows) for tag, rows in points.items()}
         if EPOCHS_TAG in series:
-            epochs = series.pop(EPOCHS_TAG).without_restarts()
-            markers.setdefault(run, {})["epochs"] = epochs
+            markers.setdefault(run, {})["epochs"] = epochs_of(series.pop(EPOCHS_TAG))
         if series:
             scalars[run] = series
     return scalars, markers
+
+
+def _content(value: Any) -> Any:
+    """Returns what a logged value holds if that is one item, or `None`."""
+    from tensorboard.util.tensor_util import make_ndarray
+
+    try:
+        return make_ndarray(value.tensor).item()
+    except (ValueError, TypeError):
+        return None
+
+
+def to_number(value: Any) -> float:
+    """Returns what others have logged as a number, or NaN if it is none."""
+    is_number = isinstance(value, int | float | np.number) and not np.iscomplexobj(value)
+    return float(value) if is_number else math.nan
+
+
+def epochs_of(series: Series) -> Series:
+    """Returns the logged numbers of finished epochs over the step, each step once."""
+    return series.at(np.isfinite(series.values)).without_restarts()
 
 
 def to_series(rows: list[tuple[int, float, float]]) -> Series:
@@ -138,22 +157,29 @@ def _event_files(log_dir: str) -> Iterator[tuple[str, list[str]]]:
     from tensorboard.compat.tensorflow_stub.io import gfile
 
     for folder, _, names in gfile.walk(log_dir):
-        events = [os.path.join(folder, name) for name in sorted(names) if "tfevents" in name]
+        paths = (os.path.join(folder, name) for name in sorted(names) if "tfevents" in name)
+        events = [path for path in paths if _is_file(path)]
         if events:
             yield os.path.relpath(folder, log_dir).replace(os.sep, "/"), events
+
+
+def _is_file(path: str) -> bool:
+    """Returns whether a path is not that of a pipe or a device, which would never end."""
+    return "://" in path or os.path.isfile(path)
 
 
 def _events(path: str) -> Iterator[Any]:
     """Yields the events of a file up to the first record that is cut off or damaged.
 
     The checksum of the content is not compared: TensorBoard's own in Python takes minutes for a
-    long training.
+    long training. No more is read than the file has, whatever length a record claims.
     """
     from google.protobuf.message import DecodeError
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.tensorflow_stub.io import gfile
     from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
+    size = gfile.stat(path).length
     with gfile.GFile(path, "rb") as file:
         while True:
             # Length, its checksum, content, checksum of the content.
@@ -163,6 +189,8 @@ def _events(path: str) -> Iterator[Any]:
             ):
                 return
             length = int.from_bytes(header[:8], "little")
+            if length > size:
+                return
             record = file.read(length + 4)
             if len(record) < length + 4:
                 return

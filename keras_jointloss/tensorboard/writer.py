@@ -26,7 +26,8 @@ class SummaryWriter:
         log_dir: The directory of the run. It is created if it does not exist.
 
     Raises:
-        OSError: If the directory cannot be created or written.
+        OSError: If the directory cannot be created or written. Methods raise it, too, the first
+            of them after it has happened: a thread writes the file.
 
     Example:
 
@@ -38,14 +39,14 @@ class SummaryWriter:
     """
 
     def __init__(self, log_dir: str | os.PathLike[str]):
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from keras_jointloss.tensorboard._event_file import EventFile
 
         self.log_dir = os.fspath(log_dir)
         if "://" not in self.log_dir:
             os.makedirs(self.log_dir, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.log_dir):
                 pass
-        self._writer = EventFileWriter(self.log_dir, flush_secs=FLUSH_SECONDS)
+        self._file = EventFile(self.log_dir, FLUSH_SECONDS)
         # The tags whose metadata is in the file: it need not follow with every value.
         self._known: set[str] = set()
 
@@ -153,15 +154,15 @@ class SummaryWriter:
         """Writes a `Summary` message of TensorBoard."""
         from tensorboard.compat.proto.event_pb2 import Event
 
-        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self._file.write(Event(wall_time=time.time(), step=step, summary=summary))
 
     def flush(self) -> None:
         """Flushes everything written so far to disk."""
-        self._writer.flush()
+        self._file.flush()
 
     def close(self) -> None:
         """Flushes everything to disk and closes the file."""
-        self._writer.close()
+        self._file.close()
 
 
 def _own_metadata() -> Any:
@@ -174,17 +175,21 @@ def _own_metadata() -> Any:
     )
 
 
-def parse_training(text: str | bytes) -> dict[str, Any]:
+def parse_training(text: Any) -> dict[str, Any]:
     """Returns the facts that `SummaryWriter.training` has written, without what is not valid."""
     try:
         facts = json.loads(text)
+        schedules = {
+            str(term): (np.array(steps, "int64").tolist(), np.array(weights, "float64").tolist())
+            for term, (steps, weights) in facts["schedules"].items()
+        }
         return {
-            "end": int(facts["end"]),
+            "end": int(np.int64(facts["end"])),
             "schedules": {
-                str(term): ([int(x) for x in steps], [float(y) for y in weights])
-                for term, (steps, weights) in facts["schedules"].items()
-                if len(steps) == len(weights)
+                term: (steps, weights)
+                for term, (steps, weights) in schedules.items()
+                if np.ndim(steps) == 1 == np.ndim(weights) and len(steps) == len(weights)
             },
         }
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return {}

@@ -24,7 +24,6 @@ class TrainingRecord:
     def __init__(self, summaries: Summaries, terms: ModelTerms, hparams: Mapping[str, Any] | None):
         self._summaries = summaries
         self._terms = terms
-        self._log_dir = summaries.log_dir
         self._hparams = hparams
         self._start_time = time.time()
         self._has_schedules = False
@@ -36,7 +35,7 @@ class TrainingRecord:
         What `fit` tells its callbacks, `params`, has the `epochs` and `steps`, `None` if unknown.
         """
         steps, epochs = params.get("steps"), params.get("epochs")
-        if self._log_dir is None or self._has_schedules or not steps or not epochs:
+        if self._summaries.log_dir is None or self._has_schedules or not steps or not epochs:
             return
         self._has_schedules = True
         end = step + steps * (epochs - epoch)
@@ -55,7 +54,8 @@ class TrainingRecord:
 
     def end(self) -> None:
         """Writes hyperparameters and results at the end of training."""
-        if self._hparams is None or self._log_dir is None or self._latest is None:
+        log_dir = self._summaries.log_dir
+        if self._hparams is None or log_dir is None or self._latest is None:
             return
         step, logs, readings = self._latest
         results = {
@@ -64,7 +64,8 @@ class TrainingRecord:
             if not key.startswith("gradients_") and (key not in readings or key.endswith("_loss"))
         }
         values = hyperparameters(self._terms, self._hparams)
-        write_hparams(self._log_dir, values, results, step, self._start_time)
+        with self._summaries.writing():
+            write_hparams(log_dir, values, results, step, self._start_time)
 
 
 def follow_schedules(

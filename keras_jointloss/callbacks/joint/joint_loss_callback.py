@@ -90,12 +90,12 @@ class JointLossCallback(keras.callbacks.Callback):
     Keras' own, in which a smaller last batch may count fully. `summary` returns a table of an
     epoch, as does `kj.report(history)`.
 
-    Warnings, each once: of losses and gradients that are not finite; of weights that did not move
-    in every step; of a term that contributes less than 1/10,000 of another under a weighting; of
-    `EarlyStopping`, `ReduceLROnPlateau` or `ModelCheckpoint` that compare `loss` or `val_loss` of
-    epochs with different weights; and, after at least two updates in an epoch, of terms with a
-    weight whose loss never changed (unless at the `floor` or `target` of a `LossTerm`) or whose
-    gradient was 0.
+    Warnings, each once: of logs that cannot be written any more, without which training goes on;
+    of losses and gradients that are not finite; of weights that did not move in every step; of a
+    term that contributes less than 1/10,000 of another under a weighting; of `EarlyStopping`,
+    `ReduceLROnPlateau` or `ModelCheckpoint` that compare `loss` or `val_loss` of epochs with
+    different weights; and, after at least two updates in an epoch, of terms with a weight whose
+    loss never changed (unless at the `floor` or `target` of a `LossTerm`) or whose gradient was 0.
 
     Args:
         log_dir: The folder for TensorBoard, or `None` to write nothing.
@@ -108,9 +108,9 @@ class JointLossCallback(keras.callbacks.Callback):
             `EarlyStopping("val_joint_loss", mode="min")`. A dict with a number >= 0 for each term;
             `"equal"` for 1 each; `"initial"` for the weights that the user gave, of a schedule its
             value at step 0. A term that fades in from 0 then does not count.
-        on_log: Called as `on_log(run, {tag: value}, step)` with all scalars above, wherever they
-            are written, also without `log_dir`: for another tracker. `run` is `"train"` or
-            `"validation"`. Of several processes only the chief writes and calls.
+        on_log: Called as `on_log(run, {tag: value}, step)` with all scalars above, also without
+            `log_dir`, of several processes in the chief: for another tracker. `run` is `"train"` or
+            `"validation"`. An error of its first call ends training, of later calls is one warning.
         hparams: Hyperparameters of the user for TensorBoard's HParams dashboard, or `{}`. `fit`
             then writes them at its end to `log_dir/hparams`, with the weights, the weighting and
             the aggregator, and as metrics the last losses and metrics in the `logs`.
@@ -131,7 +131,7 @@ class JointLossCallback(keras.callbacks.Callback):
             is not in the logs, or nothing says in which direction it is better.
         FloatingPointError: At the end of an epoch, if a weighting with `on_nonfinite="raise"`
             received an unusable loss.
-        OSError: At the start of `fit`, if `log_dir` cannot be written.
+        OSError: At the start of `fit`, if `log_dir` cannot be written. Later, training goes on.
 
     Example:
 
@@ -185,7 +185,7 @@ class JointLossCallback(keras.callbacks.Callback):
         self._warnings = TrainingWarnings(self._terms)
         self._terms.clock.start_training(self, is_custom_loop=running_loop() is None)
         self._score.start()
-        self._summaries.open("train")
+        self._summaries.start_training("train")
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         self._readings.start_epoch()

@@ -61,7 +61,7 @@ class Evaluation(keras.callbacks.Callback):
             self._summaries = Summaries(model, self.log_dir, on_log=self.on_log)
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        self._summaries.open(RUN)
+        self._summaries.start_training(RUN)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         if (epoch + 1) % self.every:

@@ -65,7 +65,8 @@ class KNNEvaluation(Evaluation):
         ValueError: If an argument is invalid; at the start of `fit` (at the first evaluation for a
             model that is not Functional), if the embeddings are not found or are ambiguous; at an
             evaluation, if the number of labels differs from that of the items.
-        OSError: At the start of `fit`, if `log_dir` cannot be written.
+        OSError: At the start of `fit`, if `log_dir` cannot be written. Later, and if `on_log`
+            fails, training goes on as with `JointLossCallback`.
 
     References:
         - Wu et al., 2018, Unsupervised Feature Learning via Non-Parametric Instance Discrimination

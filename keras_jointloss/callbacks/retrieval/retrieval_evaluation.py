@@ -112,7 +112,8 @@ class RetrievalEvaluation(Evaluation):
             evaluation, if the number of labels or thumbnails differs from that of the items, or
             `relevant` does not fit the numbers of queries and candidates. If these are arrays, the
             constructor raises.
-        OSError: At the start of `fit`, if `log_dir` cannot be written.
+        OSError: At the start of `fit`, if `log_dir` cannot be written. Later, and if `on_log`
+            fails, training goes on as with `JointLossCallback`.
 
     References:
         - Radford et al., 2021, Learning Transferable Visual Models From Natural Language
@@ -195,7 +196,8 @@ class RetrievalEvaluation(Evaluation):
     def on_train_end(self, logs: Logs = None) -> None:
         log_dir = self._summaries.log_dir
         if log_dir is not None and self.projector and self._latest is not None:
-            self._write_projector(os.path.join(log_dir, RUN), *self._latest)
+            with self._summaries.writing():
+                self._write_projector(os.path.join(log_dir, RUN), *self._latest)
         super().on_train_end(logs)
         self._latest = None
 

@@ -183,7 +183,7 @@ def _panels(
     if is_overlay:
         for words, tag_of in quantities.items():
             for split in splits:
-                title = words if len(splits) == 1 else f"{text(words)} · {split}"
+                title = text(words) + (f" · {split}" if len(splits) > 1 else "")
                 of_all = [x for r in runs for x in lines(r, split, tag_of, r.name, dashes[r.name])]
                 panels.append(Panel(title, of_all, text(words), "linear", words))
         return panels
