@@ -230,6 +230,14 @@ class LastLoss(kj.weighting.Weighting):
         return {"updates": state["updates"]}
 
 
+def test_state_with_a_name_of_the_base_class_is_refused():
+    class Counts(LastLoss):
+        initial_state: ClassVar = {"updates": 0.0, "count": 0.0}
+
+    with pytest.raises(ValueError, match=r"`initial_state`.*'loss'.*Received: .*\['count'\]"):
+        Terms(Counts(), 2)
+
+
 def test_base_class_options():
     losses = np.array([[2.0, 8.0], [4.0, 2.0], [6.0, 5.0], [8.0, 1.0]])
     for options, expected in (

@@ -16,6 +16,7 @@ from keras_jointloss._core.backend import (
 from keras_jointloss._core.keras import untrack
 from keras_jointloss._core.math import to_numpy
 from keras_jointloss._core.quick_ops import ops
+from keras_jointloss._core.validation import invalid
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.weight import TermWeight
 from keras_jointloss.weighting._step import COUNTS, STATE, SUMS, advanced
@@ -75,6 +76,9 @@ class Runner:
     def initial(self, count: int) -> dict[str, Any]:
         """Returns the initial state by name, one number for all terms or one for each."""
         rule = self._rule
+        if taken := {*STATE, *SUMS} & {*rule.initial_state}:
+            others = f"names other than {sorted({*STATE, *SUMS})}, which the base class keeps"
+            raise invalid("initial_state", others, sorted(taken))
         initial = {**STATE, **(SUMS if rule.update_every > 1 else {})}
         if not rule.warmup_steps:
             initial["weight"] = rule.initial_weight(count)

@@ -28,9 +28,9 @@ class IMTLL(Weighting):
         s_i <- s_i - learning_rate (exp(s_i) loss_i - 1)
 
     A step that would go past the minimizer `-log(loss_i)`, where the weight is `1 / loss_i`, ends
-    there. A loss of less than 1 grows into its weight: by at most the factor `exp(learning_rate)`
-    in a step. This is the objective of `Uncertainty` times 2, with `s` for minus the logarithm of
-    the variance: `Uncertainty(analytic=True)` has half the weights at the minimizer.
+    there. The weight of a loss below 1 grows by at most the factor `exp(learning_rate)` in a step.
+    This is the objective of `Uncertainty` times 2, with `s` for minus the logarithm of the
+    variance: at the minimizer, the weights are twice those of `Uncertainty`.
 
     The gradients part of IMTL is the aggregator `keras_jointloss.aggregators.IMTLG`; the hybrid of
     the paper is both at once.
