@@ -1,7 +1,7 @@
 """What the package assumes of Keras, by the name of the function that relies on it.
 
 A check that fails with a new version of Keras names the function to mend, in `_core/keras.py`,
-`_core/keras_calls.py`, `_core/keras_models.py` or `_core/backend/`.
+`_core/keras_calls.py`, `_core/keras_losses.py`, `_core/keras_models.py` or `_core/backend/`.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from keras import ops
 from keras_jointloss._core import backend as _backend
 from keras_jointloss._core import keras as _keras
 from keras_jointloss._core import keras_calls as _calls
+from keras_jointloss._core import keras_losses as _losses
 from keras_jointloss._core import keras_models as _models
 from tests.backends import BACKEND, jax, tf
 
@@ -78,6 +79,61 @@ def compiled(layers=(), loss="mse", optimizer="sgd", **options):
     model = keras.Sequential([keras.Input((2,)), *layers, keras.layers.Dense(1)])
     model.compile(optimizer, loss=loss, **options)
     return model
+
+
+@check_of(
+    "owners_of_losses", "sources_of_losses", "own_variables", "direct_layers", "may_add_losses"
+)
+def sources_of_what_the_loss_has():
+    class Adds(keras.layers.Layer):
+        def call(self, x):
+            self.add_loss(ops.sum(x))
+            self.add_loss(0.5 * ops.sum(x))
+            return x
+
+    def observe(x, losses, sources):
+        seen.append((x.shape[0], sources))
+
+    adds, plain, seen = Adds(), keras.layers.Dense(2), []
+    active = keras.layers.Dense(2, activity_regularizer="l2")
+    weighted = keras.layers.Dense(2, kernel_regularizer="l2", bias_regularizer="l1")
+    inner = keras.Sequential([active, adds])
+    model = compiled([weighted, inner, plain])
+    assert [_losses.may_add_losses(x) for x in (adds, active, weighted, plain)] == [True] * 3 + [
+        False
+    ]
+    assert not _losses.may_add_losses(inner)
+    assert _losses.direct_layers(inner)[-2:] == [active, adds]
+    assert list(map(id, _losses.own_variables(weighted))) == list(map(id, weighted.weights))
+    assert _losses.own_variables(model) == []
+    _losses.observe_losses(model, observe)
+    model.train_on_batch(X, Y)
+    model.test_on_batch(X, Y)
+    for size, found in seen[-2:]:
+        assert size == len(X)
+        assert set(map(id, found[:3])) == {id(active), id(adds)}
+        assert list(map(id, found[3:])) == list(map(id, weighted.weights))
+    assert _losses.sources_of_losses(inner, [ops.zeros(())], {}) == [None]
+    adds(ops.ones((1, 2)))
+    assert set(_losses.owners_of_losses(inner).values()) >= {adds}
+
+
+@check_of("ObservedLoss", "observe_losses", "observer_of")
+def losses_that_the_model_adds_up():
+    def total(observer=None):
+        """Returns the loss of a batch, and how often a function has observed its losses."""
+        keras.utils.set_random_seed(0)
+        model = compiled([keras.layers.Dense(2, activity_regularizer="l2")])
+        assert _losses.observer_of(model) is None
+        if observer is not None:
+            _losses.observe_losses(model, lambda *step: None)
+            _losses.observe_losses(model, observer)
+            assert _losses.observer_of(model) is observer
+        return float(model.train_on_batch(X, Y))
+
+    seen = []
+    assert total() == total(lambda x, losses, sources: seen.append(len(losses)))
+    assert set(seen) == {1}
 
 
 @check_of("flatten_layers")
@@ -671,7 +727,7 @@ def test_keras_is_as_assumed(name, monkeypatch, tmp_path):
     CHECKS[name](**{key: given[key] for key in needed})
 
 
-@pytest.mark.parametrize("module", [_keras, _calls, _models], ids=lambda x: x.__name__)
+@pytest.mark.parametrize("module", [_keras, _calls, _losses, _models], ids=lambda x: x.__name__)
 def test_each_assumption_has_a_check(module):
     own = {
         name

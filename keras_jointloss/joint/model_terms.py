@@ -18,6 +18,7 @@ from keras_jointloss.joint.find_terms import (
     find_scales,
     find_terms,
 )
+from keras_jointloss.joint.other_losses import OtherLosses
 from keras_jointloss.joint.wiring import Wiring
 from keras_jointloss.terms.clock import Clock
 from keras_jointloss.terms.output_form import validate_form
@@ -68,6 +69,8 @@ class ModelTerms(Mapping[str, TermWeight]):
         rules = [weight.weighting for weight in self.output_weights.values()]
         #: The rule that adapts the weights, or `None`.
         self.weighting: Weighting | None = next((x for x in rules if x is not None), None)
+        #: Records what is added to the loss without being a term.
+        self.other = OtherLosses.of(model)
         #: Counts the training steps for all terms and the rule.
         self.clock = Clock.of(model)
 
@@ -95,6 +98,8 @@ class ModelTerms(Mapping[str, TermWeight]):
         are_new = [layer.accumulate(steps) for layer in self.gradient_layers]
         if any(are_new):
             compile_again(model)
+        if self.other.connect():
+            compile_again(model, evaluation=True)
         if self._bind_weighting(model):
             # Functions that were compiled without the rule would not run it.
             compile_again(model, evaluation=True)

@@ -3,13 +3,14 @@
 import html
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import keras
 
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.tensorboard.history import find_term_names
-from keras_jointloss.tensorboard.runs import is_rounding, rest, share
+from keras_jointloss.tensorboard.runs import is_rounding, layer_of_log, rest, share
 
 _COLUMNS = ("raw", "weight", "weighted", "share")
 
@@ -36,10 +37,12 @@ class RunReport(NamedTuple):
     Attributes:
         terms: The contributions by the name of the term.
         total: The loss of the model.
+        others: What each layer adds without being a term, by `"other/<layer>"`.
     """
 
     terms: Mapping[str, Contribution]
     total: float
+    others: Mapping[str, float] = MappingProxyType({})
 
     @property
     def other(self) -> float | None:
@@ -51,6 +54,17 @@ class RunReport(NamedTuple):
         other = rest(self.total, weighted)
         is_none = math.isnan(other) or is_rounding(other, self.total, weighted)
         return None if is_none else other
+
+    @property
+    def unknown(self) -> float:
+        """The part of `other` that no layer is known to add, if any is; 0 within rounding.
+
+        Such as what a custom `train_step` adds.
+        """
+        if self.other is None or not self.others:
+            return 0.0
+        unknown = rest(self.other, list(self.others.values()))
+        return 0.0 if is_rounding(unknown, self.total, list(self.others.values())) else unknown
 
 
 class Report:
@@ -76,6 +90,13 @@ class Report:
         if any(other is not None for other, _ in others):
             pairs = [(0.0 if other is None else other, total) for other, total in others]
             yield "other", [_cells(None, None, other, share(other, t)) for other, t in pairs]
+            for name in dict.fromkeys(name for run in self.runs.values() for name in run.others):
+                added = [(run.others.get(name, 0.0), run.total) for run in self.runs.values()]
+                yield name, [_cells(None, None, x, share(x, total)) for x, total in added]
+            unknown = [(run.unknown, run.total) for run in self.runs.values()]
+            if any(x for x, _ in unknown):
+                cells = [_cells(None, None, x, share(x, total)) for x, total in unknown]
+                yield "other/unknown", cells
         totals = [run.total for run in self.runs.values()]
         yield "total", [_cells(None, None, total, share(total, total)) for total in totals]
 
@@ -119,7 +140,8 @@ def report(history: keras.callbacks.History | Mapping[str, Sequence[float]]) -> 
 
     For each term it has the mean loss, the weight at the end of the epoch, the mean of weight times
     loss, and its share of the total, in training and, if there was any, validation. A row `other`
-    shows what layers and regularizers add without being a term. Raw times a constant weight is the
+    shows what layers and regularizers add without being a term, and rows below it what each layer
+    adds. Raw times a constant weight is the
     weighted loss, unless batches differ in the share of items that take part, such as labelled
     ones: in the total, Keras weights each batch by its size.
 
@@ -176,7 +198,9 @@ def _run(latest: Mapping[str, float], terms: list[str], prefix: str) -> RunRepor
         # The mean of weight times loss is not the product of the two if the weight moves.
         weighted = raw * weight if total == 0 else part * total
         contributions[term] = Contribution(raw, weight, weighted, part)
-    return RunReport(contributions, total)
+    added = {key.removeprefix(prefix): x for key, x in latest.items() if key.startswith(prefix)}
+    others = {name: float(added[key]) for key in added if (name := layer_of_log(key))}
+    return RunReport(contributions, total, others)
 
 
 def _cells(raw: float | None, weight: float | None, weighted: float, part: float) -> list[str]:

@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 
 from keras_jointloss._core.validation import invalid
-from keras_jointloss.tensorboard.runs import SPLITS, Run, Series, is_rounding, share
+from keras_jointloss.tensorboard.runs import (
+    OTHER,
+    SPLITS,
+    Run,
+    Series,
+    is_rounding,
+    layer_of_log,
+    share,
+)
 
 _RETRIEVAL = re.compile(r"(?P<name>.+)_(?P<way>a_to_b|b_to_a)_(?P<key>.+)", re.DOTALL)
 #: How the figures of retrieval are called, after their direction.
@@ -77,6 +85,9 @@ def _locate(key: str, terms: list[str], sets: set[str]) -> tuple[str, str]:
         split, rest = "validation", key.removeprefix("val_")
     if rest in _OF_MODEL:
         return split, _OF_MODEL[rest]
+    part = layer_of_log(rest)
+    if part is not None:
+        return split, f"joint_loss/{part}/weighted"
     term = next((term for term in terms if rest.startswith(f"{term}_")), None)
     if term is None:
         return split, rest
@@ -105,6 +116,12 @@ def _add_weighted(tags: dict[str, Series], terms: list[str]) -> None:
             parts.append(values)
     if total is None or not parts:
         return
+    for tag in [x for x in tags if x.startswith(f"joint_loss/{OTHER}/")]:
+        part = tags[tag]
+        if len(part.values) == len(total.values):
+            of_part = [share(*pair) for pair in zip(part.values, total.values, strict=True)]
+            name = tag.removesuffix("weighted")
+            tags[f"{name}share"] = Series(*total[:2], np.array(of_part))
     computed = np.where(np.isnan(parts), 0.0, parts)
     other = total.values - np.sum(computed, axis=0)
     pairs = [*zip(other, total.values, strict=True)]

@@ -123,6 +123,19 @@ def find_terms(runs: Iterable[Run]) -> list[str]:
     return sorted({name for name, key in term_values(tags) if key in ("weight", "raw")})
 
 
+def find_others(runs: Iterable[Run]) -> list[str]:
+    """Returns the names of the parts of `other`, `"other/<layer>"`, sorted."""
+    tags = {tag for run in runs for split in SPLITS for tag in run.split(split)}
+    names = {name for name, key in term_values(tags) if key == "weighted"}
+    return sorted({x for x in names if x.startswith(f"{OTHER}/")} - {*find_terms(runs)})
+
+
+def layer_of_log(key: str) -> str | None:
+    """Returns `"other/<layer>"` for the name of its loss in the logs, or `None` for other names."""
+    is_part = key.startswith(f"{OTHER}/") and key.endswith("_loss")
+    return key.removesuffix("_loss") if is_part else None
+
+
 def find_keys(runs: Iterable[Run], terms: Iterable[str]) -> list[str]:
     """Returns the names of the readings of terms beyond losses, weights and shares, sorted."""
     tags = {tag for run in runs for split in SPLITS for tag in run.split(split)}

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from keras_jointloss.tensorboard.runs import OTHER, SPLITS, Run, Series, term_tag
+from keras_jointloss.tensorboard.runs import OTHER, SPLITS, Run, Series, find_others, term_tag
 
 #: The values of a term in the table.
 COLUMNS = ("raw", "weight", "weighted", "share")
 
 
 def latest(runs: Sequence[Run], terms: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns a row for each run and term.
+    """Returns a row for each run and term, and for what else the loss has.
 
     Args:
         runs: The runs.
@@ -28,7 +28,7 @@ def latest(runs: Sequence[Run], terms: Sequence[str]) -> list[dict[str, Any]]:
     """
     rows = []
     for run in runs:
-        for term in [*terms, OTHER]:
+        for term in [*terms, OTHER, *find_others([run])]:
             row: dict[str, Any] = {"run": run.name, "term": term}
             for split in SPLITS:
                 row[split] = _values(run, split, term)

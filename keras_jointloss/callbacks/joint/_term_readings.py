@@ -89,8 +89,9 @@ class TermReadings:
         self._fixed_total = None
         if validation_weights is not None:
             self._fixed_total = FixedTotal(validation_weights, terms, "validation_weights")
-        # Once seen, it is always logged, so that its curve has no gaps.
+        # Once seen, they are always logged, so that their curves have no gaps.
         self._has_other = False
+        self._adding: set[str] = set()
         #: The readings at the end of the epoch for the runs `"train"` and `"validation"`, and the
         #: loss of the model.
         self.kept: dict[str, Readings] = {}
@@ -99,12 +100,13 @@ class TermReadings:
         self.report: Report | None = None
 
     def start_epoch(self) -> None:
-        """Drops the readings of the previous epoch and resets the means of layer terms."""
+        """Drops the readings of the previous epoch and resets the means of layers."""
         self.kept, self.totals = {}, {}
-        self.reset_layer_terms()
+        self.reset_layers()
 
-    def reset_layer_terms(self) -> None:
-        """Resets the means of layer terms."""
+    def reset_layers(self) -> None:
+        """Resets the means of layer terms and of what layers add without being a term."""
+        self._terms.other.reset()
         # Keras does so through the metrics of the layer, but not on JAX or in a model with a custom
         # `metrics` property.
         for term in self._terms.values():
@@ -114,30 +116,36 @@ class TermReadings:
             scale.reset()
 
     def sums(self) -> dict[str, Totals]:
-        """Returns the current sums of the terms, to read differences of them."""
-        return {name: term.totals() for name, term in self._terms.items()}
+        """Returns the current sums of the terms and other losses, to read differences of them."""
+        others = self._terms.other.totals(self._terms)
+        return {**{name: term.totals() for name, term in self._terms.items()}, **others}
 
     def read(
         self, now: Mapping[str, Totals] | None = None, since: Mapping[str, Totals] | None = None
     ) -> Readings:
         """Returns the current values, with means since the last reset, or between two times.
 
-        The sums `now` are by default the current ones, and `since` are earlier ones.
+        The sums `now` are by default the current ones, and `since` are earlier ones. Of what a
+        layer adds without being a term, there is only the mean, `weighted`.
         """
         now, since = self.sums() if now is None else now, since or {}
         totals = {name: x.since(since.get(name)) for name, x in now.items()}
         rule = self._terms.weighting
-        others = {} if rule is None else rule.read()
+        of_rule = {} if rule is None else rule.read()
         readings = {
-            name: {**term.read(totals[name]), **others.get(name, {})}
+            name: {**term.read(totals[name]), **of_rule.get(name, {})}
             for name, term in self._terms.items()
         }
         # Keras averages the total over all batches, and a layer may be called in some only.
-        size = max((x.size for x in totals.values()), default=0)
+        size = max((totals[name].size for name in readings), default=0)
         for name, reading in readings.items():
             if "weighted" in reading:
                 reading["weighted"] *= totals[name].size / size
-        return readings
+        others = {name: x.read() for name, x in totals.items() if name not in self._terms}
+        parts = {name: {"weighted": x["weighted"]} for name, x in others.items() if x}
+        # A layer that has added nothing is not named.
+        self._adding |= {name for name, x in parts.items() if x["weighted"]}
+        return {**readings, **{name: x for name, x in parts.items() if name in self._adding}}
 
     def keep_train(self, has_means: bool) -> None:
         """Keeps the readings of training before an evaluation resets the means.
@@ -157,6 +165,9 @@ class TermReadings:
             prefix = RUNS[run]
             for name, reading in readings.items():
                 weighted = reading.get("weighted", math.nan)
+                if name not in self._terms:
+                    logs[f"{prefix}{name}_loss"] = weighted
+                    continue
                 values = {"loss": math.nan, **reading, "share": share(weighted, self.totals[run])}
                 if self._terms[name].has_missing_targets:
                     values.setdefault("labelled", math.nan)
@@ -197,7 +208,7 @@ class TermReadings:
         with several losses, Keras logs their weighted sum. The values of the run have a prefix.
         """
         readings = self.kept[run]
-        losses = {name: x.get("loss", math.nan) for name, x in readings.items()}
+        losses = {name: readings[name].get("loss", math.nan) for name in self._terms}
         losses.update({f"{name}_labelled": loss for name, loss in losses.items()})
         for output, terms in self._terms.output_sums.items():
             losses[output] = sum(readings[name].get("weighted", math.nan) for name in terms)
@@ -223,7 +234,7 @@ class TermReadings:
             if "weighted" in reading:
                 values[f"joint_loss/{name}/share"] = share(reading["weighted"], total)
         self._find_other(*((readings, total) if epoch is None else epoch))
-        weighted = _weighted(readings)
+        weighted = weighted_terms(readings)
         # Without any, another callback has evaluated the model, which reset the means.
         if self._has_other and weighted:
             other = rest(total, weighted)
@@ -236,7 +247,7 @@ class TermReadings:
 
     def _find_other(self, readings: Readings, total: float) -> None:
         """Finds out whether any loss is part of no term."""
-        weighted = _weighted(readings)
+        weighted = weighted_terms(readings)
         other = rest(total, weighted)
         if not self._has_other and weighted and math.isfinite(other):
             variables = self._read_model.trainable_variables
@@ -248,20 +259,24 @@ class TermReadings:
         runs = {}
         for run in (run for run in RUNS if run in self.totals):
             total = self.totals[run]
-            terms = {name: _contribution(x, total) for name, x in self.kept[run].items()}
-            runs[run] = RunReport(terms, total)
+            kept = self.kept[run]
+            terms = {name: _contribution(kept[name], total) for name in self._terms}
+            others = {name: x["weighted"] for name, x in kept.items() if name not in terms}
+            runs[run] = RunReport(terms, total, others)
         self.report = Report(runs)
 
     def nonfinite_losses(self) -> Iterator[tuple[str, float, str]]:
         """Yields the losses in the kept readings that are not finite: term, loss and run."""
         for run, readings in self.kept.items():
             for name, reading in readings.items():
-                if not math.isfinite(reading.get("loss", 0.0)):
-                    yield name, reading["loss"], run
+                loss = reading.get("loss", reading.get("weighted", 0.0))
+                if not math.isfinite(loss):
+                    yield name, loss, run
 
 
-def _weighted(readings: Readings) -> list[float]:
-    return [x["weighted"] for x in readings.values() if "weighted" in x]
+def weighted_terms(readings: Readings) -> list[float]:
+    """Returns the weighted losses of the terms that were computed."""
+    return [x["weighted"] for x in readings.values() if "weighted" in x and "weight" in x]
 
 
 def _contribution(reading: dict[str, float], total: float) -> Contribution:

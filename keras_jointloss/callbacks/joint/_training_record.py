@@ -61,7 +61,8 @@ class TrainingRecord:
         results = {
             key: float(value)
             for key, value in logs.items()
-            if not key.startswith("gradients_") and (key not in readings or key.endswith("_loss"))
+            if not key.startswith(("gradients_", "other/"))
+            and (key not in readings or key.endswith("_loss"))
         }
         values = hyperparameters(self._terms, self._hparams)
         with self._summaries.writing():

@@ -11,7 +11,7 @@ from keras_jointloss._core.keras_calls import running_callbacks
 from keras_jointloss._core.keras_models import forget_best
 from keras_jointloss.callbacks.joint._gradient_readings import GradientReadings, Statistics
 from keras_jointloss.callbacks.joint._stuck_terms import StuckTerm, TermProgress, untrained_term
-from keras_jointloss.callbacks.joint._term_readings import Readings, TermReadings
+from keras_jointloss.callbacks.joint._term_readings import Readings, TermReadings, weighted_terms
 from keras_jointloss.joint.model_terms import ModelTerms
 from keras_jointloss.tensorboard.runs import is_rounding, rest
 
@@ -84,9 +84,8 @@ class TrainingWarnings:
     def of_losses(self, readings: TermReadings, step: int) -> None:
         """Warns of each term whose mean loss is not finite."""
         for name, loss, run in readings.nonfinite_losses():
-            self._once(
-                f"loss of {name}", f"The loss of term {name!r} is {loss} ({run}, step {step})."
-            )
+            what = f"term {name!r}" if name in self._terms else f"layer {name!r}"
+            self._once(f"loss of {name}", f"The loss of {what} is {loss} ({run}, step {step}).")
 
     def of_standstill(self, batches: int, epoch: int) -> None:
         """Warns if the weights did not move in all batches of an epoch."""
@@ -176,7 +175,7 @@ class TrainingWarnings:
     def of_names(self, readings: Readings, total: float) -> None:
         """Warns of names of copies that belong to nothing in the model, which has a total loss."""
         wiring = self._terms.wiring
-        weighted = [x["weighted"] for x in readings.values() if "weighted" in x]
+        weighted = weighted_terms(readings)
         is_all = bool(weighted) and is_rounding(rest(total, weighted), total, weighted)
         has_other_losses = wiring.may_have_other_losses and not is_all
         for layer, unknown, unread, unnamed in wiring.misnamed(has_other_losses):

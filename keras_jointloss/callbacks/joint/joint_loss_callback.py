@@ -63,6 +63,7 @@ class JointLossCallback(keras.callbacks.Callback):
     - `joint_loss/total`: the minimized loss, which is the sum of the weighted terms and of all
       other losses that layers and regularizers add,
     - `joint_loss/other`, `.../share`: the sum of these other losses, if there are any,
+    - `joint_loss/other/<layer>/weighted`, `.../share`: the part of them that a layer adds,
     - `joint_loss/fixed_total`: the total at `validation_weights`,
     - `joint_loss/score`: the `score` at the end of an epoch.
 
@@ -83,12 +84,12 @@ class JointLossCallback(keras.callbacks.Callback):
     batches differ in the share of items that take part. TensorBoard's tab "Joint loss" shows all of
     them. `log_dir` may be that of a `keras.callbacks.TensorBoard` in the same `fit`.
 
-    `History` contains `<term>_loss`, `<term>_weight`, `<term>_share` and the gradient statistics,
-    with underscores for slashes: `gradients_conflict`. A value that an epoch does not have is NaN,
-    and no point in TensorBoard; without validation an epoch has none of its values, as in Keras. In
-    the logs of epochs and of `evaluate`, `<term>_loss` is the mean `raw`; in the progress bar it is
-    Keras' own, in which a smaller last batch may count fully. `summary` returns a table of an
-    epoch, as does `kj.report(history)`.
+    `History` contains `<term>_loss`, `<term>_weight`, `<term>_share`, `other/<layer>_loss` and the
+    gradient statistics, with underscores for slashes: `gradients_conflict`. A value that an epoch
+    does not have is NaN, and no point in TensorBoard; without validation an epoch has none of its
+    values, as in Keras. In the logs of epochs and of `evaluate`, `<term>_loss` is the mean `raw`;
+    in the progress bar it is Keras' own, in which a smaller last batch may count fully. `summary`
+    returns a table of an epoch, as does `kj.report(history)`.
 
     Warnings, each once: of logs that cannot be written any more, without which training goes on;
     of losses and gradients that are not finite; of weights that did not move in every step; of a
@@ -259,7 +260,7 @@ class JointLossCallback(keras.callbacks.Callback):
         # Not before every callback of this class has kept the readings of training.
         if self._is_first_test_batch:
             self._is_first_test_batch = False
-            self._readings.reset_layer_terms()
+            self._readings.reset_layers()
 
     def on_test_end(self, logs: Logs = None) -> None:
         sync_state(self)

@@ -1,5 +1,6 @@
 """Colors, names and backgrounds of the figures."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +31,12 @@ def marks(names: Sequence[str]) -> dict[str, Mark]:
         cycle %= len(_PATTERNS)
         result[name] = Mark(_COLORS[color], _PATTERNS[cycle], _SYMBOLS[cycle], cycle > 0)
     return result
+
+
+def shades(names: Sequence[str], color: str) -> dict[str, Mark]:
+    """Returns how names are drawn in the same color, by patterns."""
+    cycle = itertools.cycle(zip(_PATTERNS, _SYMBOLS, strict=True))
+    return {x: Mark(color, *next(cycle), index > 0) for index, x in enumerate(names)}
 
 
 def text(name: str) -> str:

@@ -18,9 +18,16 @@ from keras_jointloss.tensorboard.figures.panels import (
     point_limit,
     run_dashes,
 )
-from keras_jointloss.tensorboard.figures.style import THEMES, Mark, text
+from keras_jointloss.tensorboard.figures.style import THEMES, Mark, shades, text
 from keras_jointloss.tensorboard.figures.view import View
-from keras_jointloss.tensorboard.runs import OTHER, Run, Series, term_tag
+from keras_jointloss.tensorboard.runs import (
+    OTHER,
+    Run,
+    Series,
+    find_others,
+    is_rounding,
+    term_tag,
+)
 
 _TOTAL = "joint_loss/total"
 
@@ -30,17 +37,17 @@ def terms(runs: Sequence[Run], view: View) -> Drawing:
 
     With `compare="overlay"` and several runs, lines that are not stacked.
     """
-    names = view.shown_terms(runs)
-    marks = select_marks(runs, view)
-    marks[OTHER] = Mark(THEMES[view.theme].faint, "", "circle", False)
+    others = find_others(runs)
+    names = [*view.shown_terms(runs), *others, OTHER]
+    marks = {**select_marks(runs, view), **shades([OTHER, *others], THEMES[view.theme].faint)}
     key, label = ("share", "share of the total") if view.share else ("weighted", "weighted loss")
     if view.compare == "overlay" and len(runs) > 1:
-        return _overlay(runs, view, [*names, OTHER], marks, key, label)
+        return _overlay(runs, view, names, marks, key, label)
     cells = [
         (run, split, found)
         for run in runs
         for split in view.splits
-        if (found := _parts(run, split, [*names, OTHER], key))
+        if (found := _parts(run, split, names, key))
     ]
     if not cells:
         raise nothing("weighted losses")
@@ -64,10 +71,23 @@ def terms(runs: Sequence[Run], view: View) -> Drawing:
 
 
 def _parts(run: Run, split: str, names: Sequence[str], key: str) -> dict[str, Series]:
-    """Returns the series of the terms that a run has."""
+    """Returns the series of the terms that a run has, and of what else adds up to the total."""
     tags = run.split(split)
     found = {name: tags[term_tag(name, key)] for name in names if term_tag(name, key) in tags}
-    return found if _TOTAL in tags and found else {}
+    if _TOTAL not in tags:
+        return {}
+    by_layer = [series for name, series in found.items() if name.startswith(f"{OTHER}/")]
+    if by_layer and OTHER in found:
+        other = found[OTHER]
+        known = [_at_steps(series, other.steps) for series in by_layer]
+        values = other.values - np.nansum(known, axis=0)
+        totals = np.ones_like(values) if key == "share" else _at_steps(tags[_TOTAL], other.steps)
+        # Only what no layer is known to add is left.
+        found[OTHER] = Series(*other[:2], values)
+        pairs = zip(values, totals, other.values, strict=True)
+        if all(np.isnan(x) or is_rounding(x, total, [whole]) for x, total, whole in pairs):
+            del found[OTHER]
+    return found
 
 
 def _stack(run, split, found, view, marks, limit, index):
