@@ -105,7 +105,8 @@ def _weights(name, *terms):
 
 
 def _trunk(inputs):
-    hidden = keras.layers.Dense(8, activation="tanh", kernel_regularizer="l2")(inputs)
+    options = {"activation": "tanh", "kernel_regularizer": "l2", "name": "hidden"}
+    hidden = keras.layers.Dense(8, **options)(inputs)
     return keras.layers.Dense(DIM)(hidden), keras.layers.Dense(DIM)(hidden)
 
 
@@ -273,7 +274,7 @@ def _shared():
     inputs = keras.Input((6,), name="features")
     trunk = keras.Sequential(
         [
-            keras.layers.Dense(8, activation="tanh", kernel_regularizer="l2"),
+            keras.layers.Dense(8, activation="tanh", kernel_regularizer="l2", name="hidden"),
             keras.layers.BatchNormalization(),
             keras.layers.Dense(DIM),
         ]

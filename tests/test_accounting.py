@@ -7,6 +7,7 @@ from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss.callbacks.joint._term_readings import TermReadings
+from keras_jointloss.joint.other_losses import OtherLosses
 from tests.callbacks import Records
 from tests.small_models import Penalty, X, Y, compiled, fit, ramp
 
@@ -56,6 +57,7 @@ class Terms(dict):
     """Terms without a model."""
 
     weighting, output_sums = None, {}
+    other = OtherLosses(keras.Sequential())
 
 
 def test_term_of_some_batches_counts_by_their_share_of_the_items():

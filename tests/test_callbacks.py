@@ -30,7 +30,7 @@ def make_model(regularizer="l2", **compile_arguments):
     """Returns a model with two output terms and a layer term, two of which are annealed."""
     keras.utils.set_random_seed(2)
     inputs = keras.Input((6,))
-    a = keras.layers.Dense(4, kernel_regularizer=regularizer)(inputs)
+    a = keras.layers.Dense(4, kernel_regularizer=regularizer, name="heavy")(inputs)
     b = keras.layers.Dense(4)(inputs)
     a, b = kj.layers.ContrastiveTerm("MeanSquaredError", weight=FADE_IN, name="pair")((a, b))
     outputs = {
@@ -135,8 +135,11 @@ def test_custom_scalars_show_all_terms_in_one_chart(validated):
     for key, patterns in charts.items():
         shown = {tag for tag in tags if any(re.match(pattern, tag) for pattern in patterns)}
         expected = {f"joint_loss/{term}/{key}" for term in TERMS}
-        other = {"weighted": {"joint_loss/other"}, "share": {"joint_loss/other/share"}}
-        assert shown - {"joint_loss/total"} == expected | other.get(key, set())
+        other = {f"joint_loss/other/heavy/{key}"} if key in ("weighted", "share") else set()
+        other |= {"weighted": {"joint_loss/other"}, "share": {"joint_loss/other/share"}}.get(
+            key, other
+        )
+        assert shown - {"joint_loss/total"} == expected | other
 
 
 @once_compiled

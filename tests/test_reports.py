@@ -22,7 +22,8 @@ def make_model():
     inputs = keras.Input((5,))
     pair = (keras.layers.Dense(4)(inputs), keras.layers.Dense(4)(inputs))
     a, b = kj.layers.ContrastiveTerm("MeanSquaredError", weight=0.5, name="pair")(pair)
-    penalized = keras.layers.Dense(2, kernel_regularizer=keras.regularizers.L2(0.05))
+    l2 = keras.regularizers.L2(0.05)
+    penalized = keras.layers.Dense(2, kernel_regularizer=l2, name="heavy")
     outputs = {"a>b": penalized(a), "val_x": keras.layers.Dense(2)(b)}
     model = keras.Model(inputs, outputs)
     losses, weights = {"a>b": "mse", "val_x": "mae"}, {"a>b": ramp()}
@@ -77,7 +78,8 @@ def test_table_of_history_equals_that_of_the_callback():
 
     lines = str(summary).splitlines()
     terms = summary.runs["train"].terms
-    assert [line.split()[0] for line in lines[1:]] == ["term", *terms, "other", "total"]
+    names = ["term", *terms, "other", "other/heavy", "total"]
+    assert [line.split()[0] for line in lines[1:]] == names
     totals = [f"{run.total:.3f} 100.0%" for run in summary.runs.values()]
     assert lines[-1].split()[1:] == " ".join(totals).split()
     assert max(map(len, lines)) <= 100

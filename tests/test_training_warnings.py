@@ -13,6 +13,7 @@ from keras_jointloss.callbacks.joint._training_warnings import (
     TrainingWarnings,
     forgets_large_gradients,
 )
+from keras_jointloss.joint.other_losses import OtherLosses
 from tests.backends import once_compiled
 from tests.small_models import X, compiled, fit
 from tests.terms import RULES, make
@@ -58,6 +59,8 @@ class ModelTerms(dict):
         losses: The loss of each term.
         given: The user's weight of each term.
     """
+
+    other = OtherLosses(keras.Sequential())
 
     def __init__(self, rule, losses, given=None):
         given = [1.0] * len(losses) if given is None else given

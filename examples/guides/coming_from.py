@@ -91,7 +91,7 @@ Both models have the same losses after 40 steps. A `train_step` that has to stay
 | your own code | here |
 |---|---|
 | `loss = a * loss_a + b * loss_b` | `kj.joint_loss({"a": ..., "b": ...}, weights={"a": a, "b": b})` |
-| `self.add_loss(w * value)` in a layer | `kj.layers.LossTerm(weight=w)(x, value)` |
+| `self.add_loss(w * value)` in a layer | `kj.layers.LossTerm(weight=w)(x, value)`; or leave it: `other/<layer>_loss` in the logs, as for regularizers and routers |
 | a callback that swaps `loss_weights` each epoch; `if epoch < warmup` | a schedule as weight, such as `kj.schedules.Sequential`; between two calls of `fit`, `model.loss["a"].weight.assign(value)`. (Plain variables as `loss_weights` do not move on JAX.) |
 | `compute_loss(x, y, y_pred, ...)` of a model, for a loss of several outputs; targets that are packed into one tensor for it | `kj.joint_loss({...}, across={"iou": (loss, ["box", "score"])})`, where `loss` takes dicts of targets and predictions: see [A detector](detector.py) |
 | a callback that logs each loss | `JointLossCallback("logs")` |
