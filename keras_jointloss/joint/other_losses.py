@@ -46,7 +46,7 @@ class OtherLosses:
 
     def __init__(self, model: keras.Model):
         self._observed = model
-        self._parts = [x for x in _find_parts(model) if any(map(may_add_losses, x.layers))]
+        self._parts = [x for x in _find_parts(model) if any(map(_may_add, x.layers))]
         self.names = _names(self._parts)
         self._mean: Any = _mean_of_loss(model)
         self._slots: dict[int, int] = {}
@@ -146,6 +146,12 @@ class OtherLosses:
         self._resets += 1
         if self._sums is not None:
             self._sums.assign(np.zeros(self._sums.shape, self._sums.dtype))
+
+
+def _may_add(layer: keras.layers.Layer) -> bool:
+    if isinstance(layer, LayerTerm):  # Its own loss is that of the term.
+        return any(x.regularizer is not None for x in own_variables(layer))
+    return may_add_losses(layer)
 
 
 def _mean_of_loss(model: keras.Model) -> keras.metrics.Mean | None:

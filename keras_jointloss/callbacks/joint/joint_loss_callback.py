@@ -52,8 +52,7 @@ class JointLossCallback(keras.callbacks.Callback):
     `logs`. It also works in a custom loop that calls the hooks of a `keras.callbacks.CallbackList`
     around `train_on_batch`.
 
-    Logging: the callback writes to `log_dir/train` and `log_dir/validation`, over the training
-    step,
+    Logging: the callback writes to `log_dir/train` and `log_dir/validation`, over training steps,
 
     - `joint_loss/<term>/raw`, `.../weight`: the mean loss, unweighted, and the current weight,
     - `joint_loss/<term>/weighted`, `.../share`: the mean of weight times loss, and this divided by
