@@ -284,11 +284,24 @@ def check_vae_guide(lines):
 
 
 def check_physics_guide(lines):
-    """Checks that equal weights have the largest error."""
-    errors = {line[:22].strip(): row([line], line[:22].strip())[0] for line in lines[1:]}
+    """Checks that equal weights have the largest error, of terms and of points."""
+    errors = {line[:22].strip(): row([line], line[:22].strip())[0] for line in lines[1:6]}
+    points = {line[:22].strip(): row([line], line[:22].strip())[0] for line in lines[-3:-1]}
+    assert list(points) == ["equal weights", "causal"]
+    assert 2 * points["causal"] < points["equal weights"]
+    smallest = [float(x) for x in lines[-1].split()[2:]]
+    assert smallest[0] < 0.01 < 0.1 < smallest[-1]
     assert list(errors) == ["equal weights", "edge x 100", "Uncertainty", "Constraint", "mgda"]
     assert max(errors, key=errors.get) == "equal weights"
     assert errors["Constraint"] < 0.05
+
+
+def check_allen_cahn(lines):
+    """Checks that each way has the errors of ten parts of the training."""
+    assert [line[:16].strip() for line in lines] == ["equal", "residual", "causal"]
+    for line in lines:
+        errors = [float(cell) for cell in line[16:].split()[:10]]
+        assert all(0 < error < 5 for error in errors)
 
 
 def check_recommender(lines):
@@ -376,6 +389,7 @@ SCRIPTS = {
     "add_loss": ("--epochs 1", lambda lines: check_classical(lines, 10, 50)),
     "distributed": ("--epochs 2 --items 256", check_distributed),
     "emoji": ("--epochs 1 --log-dir logs --save models/emoji.keras", check_emoji),
+    "allen_cahn": ("--steps 160 --rules equal residual causal", check_allen_cahn),
     "explicit_weights": ("--epochs 1", lambda lines: check_classical(lines, 10, 50)),
     "guides/coming_from": ("", check_coming_from),
     "guides/conflicts": ("", check_conflicts),
