@@ -153,11 +153,16 @@ operators remain theirs.
 | | `SelfAdaptiveWeighting(update_every_n_epochs)` | `InverseGradientNorm(alpha=0.0, update_every=n)`, of n steps |
 | `LRAnnealing`: mean entries of gradients | `NeuralTangentKernelWeighting`: the share of a length, so that longer gradients weigh *more* | none; `InverseGradientNorm` is the next |
 | `ResNorm`: GradNorm with losses in place of gradients | | none: there is no paper |
-| `CausalLossNorm(eps, n_chunks)` | `CausalPhysicsInformedSingleModelSolver(eps=100, n_steps)` | `PointWeights(points, "causal")` |
-| | `RBAPhysicsInformedSingleModelSolver(eta, gamma)` | `PointWeights(points, "residual")` |
-| | `SelfAdaptivePhysicsInformedSolver` | `PointWeights(points, "self_adaptive")` |
+| `CausalLossNorm(eps=1, n_chunks=10)`, of sums over a chunk of a sorted batch | `CausalPhysicsInformedSingleModelSolver(eps=100, n_steps=10)`, of each place alone; its own loss counts too | `PointWeights(points, kj.points.Causal(epsilon=1.0, chunks=32))`, of means over chunks, as in the paper |
+| | `RBAPhysicsInformedSingleModelSolver(eta=0.001, gamma=0.999)`: the multiplier of the squared residual | `PointWeights(points, kj.points.Residual(gamma=0.999, eta=0.01))`: of the residual, as in the paper |
+| | `SelfAdaptivePhysicsInformedSolver(weight_function=Sigmoid())` | `PointWeights(points, "self_adaptive")`: the square of the multiplier |
 | `lambda_weighting`, `area` | | `sample_weight` in the call of the term |
 | | `R3Refinement` | points that a `keras.utils.PyDataset` draws anew in `on_epoch_end` |
+
+The weights of points go by the index of the point, an input of the model: batches may be shuffled. In
+jaxpi, `weighting.use_causal` with `causal_tol=1` and `num_chunks=32` weighs chunks of points that are
+drawn anew in each step: here `PointWeights(32, kj.points.Causal(1.0))`, with the index of the chunk as
+that of the point. DeepXDE has no weights of points that follow a residual.
 
 | DeepXDE 1.15 | neuraloperator 2.0, `losses` | here |
 |---|---|---|

@@ -162,5 +162,6 @@ loaded.fit([google, twitter], y, epochs=3, initial_epoch=2, **options)
 # %% [markdown]
 """
 A registered class has a name: `weighting="inverse"`. Import the module that registers your classes
-before you load a model.
+before you load a model. A rule that weighs the points of an equation derives from
+`kj.points.PointRule`, whose docstring has an example.
 """
