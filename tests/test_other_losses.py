@@ -113,6 +113,15 @@ def test_layer_that_is_called_twice_counts_twice():
     assert_parts_add_up(history, ["a"])
 
 
+def test_term_whose_name_is_like_that_of_a_part_is_a_term():
+    logs = {"loss": [2.0], "other/x_loss": [1.0], "other/x_weight": [1.0], "other/x_share": [0.5]}
+    report = kj.report({**logs, "other/y_loss": [1.0]})
+    assert list(report.runs["train"].terms) == ["other/x"]
+    assert report.runs["train"].others == {"other/y": 1.0}
+    figure = kj.plot({**logs, "other/y_loss": [1.0]})
+    assert {x.name: x.y[-1] for x in figure.data} == {"other/x": 1.0, "other/y": 1.0, "total": 2.0}
+
+
 class Subclassed(keras.Model):
     """A model that adds a loss itself, and has layers of the same name."""
 

@@ -141,9 +141,8 @@ def report(history: keras.callbacks.History | Mapping[str, Sequence[float]]) -> 
     For each term it has the mean loss, the weight at the end of the epoch, the mean of weight times
     loss, and its share of the total, in training and, if there was any, validation. A row `other`
     shows what layers and regularizers add without being a term, and rows below it what each layer
-    adds. Raw times a constant weight is the
-    weighted loss, unless batches differ in the share of items that take part, such as labelled
-    ones: in the total, Keras weights each batch by its size.
+    adds. Raw times a constant weight is the weighted loss, unless batches differ in the share of
+    items that take part, such as labelled ones: in the total, Keras weights each batch by its size.
 
     Args:
         history: What `fit` with a `keras_jointloss.callbacks.JointLossCallback` returned, or its
@@ -199,7 +198,7 @@ def _run(latest: Mapping[str, float], terms: list[str], prefix: str) -> RunRepor
         weighted = raw * weight if total == 0 else part * total
         contributions[term] = Contribution(raw, weight, weighted, part)
     added = {key.removeprefix(prefix): x for key, x in latest.items() if key.startswith(prefix)}
-    others = {name: float(added[key]) for key in added if (name := layer_of_log(key))}
+    others = {name: float(x) for key, x in added.items() if (name := layer_of_log(key, terms))}
     return RunReport(contributions, total, others)
 
 

@@ -85,7 +85,7 @@ def _locate(key: str, terms: list[str], sets: set[str]) -> tuple[str, str]:
         split, rest = "validation", key.removeprefix("val_")
     if rest in _OF_MODEL:
         return split, _OF_MODEL[rest]
-    part = layer_of_log(rest)
+    part = layer_of_log(rest, terms)
     if part is not None:
         return split, f"joint_loss/{part}/weighted"
     term = next((term for term in terms if rest.startswith(f"{term}_")), None)
@@ -116,7 +116,8 @@ def _add_weighted(tags: dict[str, Series], terms: list[str]) -> None:
             parts.append(values)
     if total is None or not parts:
         return
-    for tag in [x for x in tags if x.startswith(f"joint_loss/{OTHER}/")]:
+    weighted = [x for x in tags if x.startswith(f"joint_loss/{OTHER}/") and x.endswith("/weighted")]
+    for tag in weighted:
         part = tags[tag]
         if len(part.values) == len(total.values):
             of_part = [share(*pair) for pair in zip(part.values, total.values, strict=True)]

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -130,10 +130,14 @@ def find_others(runs: Iterable[Run]) -> list[str]:
     return sorted({x for x in names if x.startswith(f"{OTHER}/")} - {*find_terms(runs)})
 
 
-def layer_of_log(key: str) -> str | None:
-    """Returns `"other/<layer>"` for the name of its loss in the logs, or `None` for other names."""
-    is_part = key.startswith(f"{OTHER}/") and key.endswith("_loss")
-    return key.removesuffix("_loss") if is_part else None
+def layer_of_log(key: str, terms: Collection[str]) -> str | None:
+    """Returns `"other/<layer>"` for the name of its loss in the logs, or `None` for other names.
+
+    The terms of the model have names of their own.
+    """
+    name = key.removesuffix("_loss")
+    is_part = key.startswith(f"{OTHER}/") and key != name and name not in terms
+    return name if is_part else None
 
 
 def find_keys(runs: Iterable[Run], terms: Iterable[str]) -> list[str]:

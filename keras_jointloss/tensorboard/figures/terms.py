@@ -42,12 +42,12 @@ def terms(runs: Sequence[Run], view: View) -> Drawing:
     marks = {**select_marks(runs, view), **shades([OTHER, *others], THEMES[view.theme].faint)}
     key, label = ("share", "share of the total") if view.share else ("weighted", "weighted loss")
     if view.compare == "overlay" and len(runs) > 1:
-        return _overlay(runs, view, names, marks, key, label)
+        return _overlay(runs, view, names, others, marks, key, label)
     cells = [
         (run, split, found)
         for run in runs
         for split in view.splits
-        if (found := _parts(run, split, names, key))
+        if (found := _parts(run, split, names, others, key))
     ]
     if not cells:
         raise nothing("weighted losses")
@@ -70,13 +70,15 @@ def terms(runs: Sequence[Run], view: View) -> Drawing:
     return drawing.as_percent() if view.share else drawing
 
 
-def _parts(run: Run, split: str, names: Sequence[str], key: str) -> dict[str, Series]:
-    """Returns the series of the terms that a run has, and of what else adds up to the total."""
+def _parts(
+    run: Run, split: str, names: Sequence[str], others: Sequence[str], key: str
+) -> dict[str, Series]:
+    """Returns the series that a run has of names: of terms, of others by layer, and `other`."""
     tags = run.split(split)
     found = {name: tags[term_tag(name, key)] for name in names if term_tag(name, key) in tags}
     if _TOTAL not in tags:
         return {}
-    by_layer = [series for name, series in found.items() if name.startswith(f"{OTHER}/")]
+    by_layer = [series for name, series in found.items() if name in others]
     if by_layer and OTHER in found:
         other = found[OTHER]
         known = [_at_steps(series, other.steps) for series in by_layer]
@@ -156,14 +158,14 @@ def _at_steps(series: Series, steps: np.ndarray) -> np.ndarray:
     return np.interp(steps, series.steps, series.values, left=np.nan, right=np.nan)
 
 
-def _overlay(runs, view, names, marks, key, label):
+def _overlay(runs, view, names, others, marks, key, label):
     dashes = run_dashes(runs)
     mark = Mark(THEMES[view.theme].total, "", "circle", False)
     panels = []
     for split in view.splits:
         lines = []
         for run in runs:
-            found = _parts(run, split, names, key)
+            found = _parts(run, split, names, others, key)
             if found and not view.share:
                 found = {**found, "total": run.split(split)[_TOTAL]}
             lines += [
