@@ -10,8 +10,13 @@ residuals so far or in the order of time, prevent that. The table has the relati
 tenth of the training, against a solution by a spectral method, which this script computes.
 
 The start is part of the network, u = x^2 cos(pi x) + t N(t, x), so that the equation is the only
-term. As a term of its own, with the weight 100, it keeps the error above 0.5 for 10,000 steps, with
-any weights of the points.
+term. In a trial with the start as a term of its own, of weight 100, the error stayed above 0.4 for
+10,000 steps, with equal, residual and causal weights.
+
+With the defaults, on JAX: 0.522 with equal weights, 0.030 residual, 0.043 causal, 0.494
+self-adaptive. Each takes some 15 seconds of two cores. Published are 0.52 for a plain network, and
+0.00058 with causal weights, Fourier features and more (Wang et al., 2023, An Expert's Guide to
+Training Physics-informed Neural Networks; its repository jaxpi).
 
 Run: python examples/allen_cahn.py
 """

@@ -57,6 +57,23 @@ def added(layer, residual, index, weight=None, training=True):
     return loss
 
 
+def added_and_gradient(layer, residual, index, weight):
+    """Returns the loss that a call adds, and its gradient with respect to the residuals."""
+    if BACKEND != "jax":
+        return value_and_gradient(lambda x: added(layer, x, index, weight), residual)
+    layer.build(residual.shape)
+    before = [x.value for x in layer.non_trainable_variables]
+
+    def loss(x):
+        given = x, x, index, weight
+        options = {"training": True, "return_losses": True}
+        return layer.stateless_call([], before, *given, **options)[2][0]
+
+    found = value_and_gradient(loss, residual)
+    added(layer, ops.convert_to_tensor(residual), index, weight)
+    return found
+
+
 def weights_of(layer):
     return ops.convert_to_numpy(layer.point_weights())
 
@@ -77,20 +94,11 @@ def test_loss_gradient_and_weights_equal_the_reference_in_each_step(name):
             with np.errstate(invalid="ignore"):
                 expected, factors = naive(residual, index, weight)
             given = ops.convert_to_tensor(index, "int32"), ops.convert_to_tensor(weight, dtype)
-
-            def loss(x, given=given, layer=layer):
-                return added(layer, x, *given)
-
-            if BACKEND == "jax":  # Its gradient is that of a function, which changes no state.
-                found = added(layer, ops.convert_to_tensor(residual, dtype), *given)
-                gradient = None
-            else:
-                found, gradient = value_and_gradient(loss, residual.astype(dtype))
+            found, gradient = added_and_gradient(layer, residual.astype(dtype), *given)
             assert float(found) == pytest.approx(0.5 * expected, rel=tolerance)
             # None flows through the weights, and none to what is excluded.
             plain = np.where(weight[:, None] != 0, np.array(factors)[:, None] * residual, 0)
-            if gradient is not None:
-                np.testing.assert_allclose(gradient, 0.5 * plain, tolerance, tolerance)
+            np.testing.assert_allclose(gradient, 0.5 * plain, tolerance, tolerance)
             np.testing.assert_allclose(weights_of(layer), naive.weights, tolerance, 1e-12)
     assert len(set(np.round(naive.weights, 6))) > 2
 

@@ -23,7 +23,7 @@ class Residual(PointRule):
     so that the loss is the mean of `(l_j r_j)^2`. A multiplier `l_j` approaches a number from 0 to
     `eta / (1 - gamma)`, which is 10 by default, and forgets in about `1 / (1 - gamma)` visits of
     the point. The multipliers begin at 0, so that the first losses are small: in short trainings
-    give the point an `initial` multiplier, or a smaller `gamma`.
+    begin at another number, or take a larger `eta` with a smaller `gamma`, such as 0.1 and 0.99.
 
     Args:
         gamma: The decay of the multipliers, >= 0 and < 1.

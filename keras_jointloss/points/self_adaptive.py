@@ -1,5 +1,7 @@
 """Self-adaptive weights: multipliers that are trained to make the loss larger."""
 
+from typing import ClassVar
+
 import keras
 import numpy as np
 from keras import ops
@@ -21,8 +23,7 @@ class SelfAdaptive(PointRule):
 
     Args:
         learning_rate: The learning rate of Adam, > 0.
-        initial: The multipliers before the first step, > 0. The paper draws them from 0 to 1, for
-            Adam of about the same effect.
+        initial: The multipliers before the first step, > 0. The paper draws them from 0 to 1.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -39,8 +40,7 @@ class SelfAdaptive(PointRule):
     [1.0, 2.25]
     """
 
-    #: Of the multipliers and of the moments of Adam.
-    minimum = dict.fromkeys(("multiplier", "second_moment", "updates"), 0.0)
+    minimum: ClassVar = dict.fromkeys(("multiplier", "second_moment", "updates"), 0.0)
 
     def __init__(self, learning_rate: float = 0.005, initial: float = 1.0):
         self.learning_rate = validate_number(learning_rate, "learning_rate", 0, exclusive=True)
