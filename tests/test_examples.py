@@ -108,6 +108,7 @@ def check_conflicts(lines):
     plain, weighted, pcgrad, imtl, mgda = (numbers(lines, way)[0][0] for way in ways)
     assert abs(pcgrad - plain) < 3
     assert min(weighted, imtl, mgda) > plain + 3
+    assert numbers(lines, "gradient of image")[0][1] > plain + 3
 
 
 def check_distillation(lines):
@@ -123,6 +124,14 @@ def check_distillation(lines):
     assert student < teacher / 3
     before, loaded = (numbers(lines, f"{name}: distill_loss")[0] for name in ("before", "loaded"))
     assert before == loaded
+
+
+def check_domains(lines):
+    """Checks that the reversed gradient helps with the other pen, whose head then fails more."""
+    plain, adapted = (numbers(lines, x)[0] for x in ("not reversed", "reversed, to -0.1"))
+    *_, thin, _, pens = adapted
+    assert thin > plain[0] + 1
+    assert pens < plain[2] - 3
 
 
 def check_pitfalls(lines):
@@ -396,6 +405,7 @@ SCRIPTS = {
     "guides/dashboard": ("", check_dashboard),
     "guides/detector": ("", check_detector),
     "guides/distillation": ("", check_distillation),
+    "guides/domains": ("", check_domains),
     "guides/extending": ("", check_extending),
     "guides/first_steps": ("", check_first_steps),
     "guides/missing_targets": ("", check_missing_targets_guide),
@@ -432,7 +442,8 @@ BACKENDS = {
     "guides/coming_from": ("tensorflow",),
     "guides/detector": ("tensorflow",),
     **dict.fromkeys(("missing_targets", "physics", "vae"), ("jax",)),
-    **dict.fromkeys(("guides/distillation", "guides/physics", "guides/vae"), ("jax",)),
+    **dict.fromkeys(("guides/distillation", "guides/domains"), ("jax",)),
+    **dict.fromkeys(("guides/physics", "guides/vae"), ("jax",)),
 }
 
 

@@ -149,6 +149,24 @@ history = run(
 
 # %% [markdown]
 """
+## How much a term moves the trunk
+
+A weight scales what a term does to its head and to the trunk alike. `GradientScale` between the two
+returns its input and scales the gradient: the trunk gets a part, and the head trains as before.
+Below 0 it reverses the gradient: see [domains](domains.py).
+"""
+
+
+# %%
+def image_scaled(inputs, trunk):
+    z = trunk(inputs)
+    return {"digit": z, "image": kj.layers.GradientScale(0.01)(z)}
+
+
+history = run("gradient of image x 0.01", image_scaled)
+
+# %% [markdown]
+"""
 ## Does it help?
 
 One seed on small data decides nothing. [multi_digit.py](../multi_digit.py) trains over three seeds:

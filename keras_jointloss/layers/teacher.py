@@ -144,9 +144,11 @@ class Teacher(keras.layers.Layer):
     @property
     def variables(self) -> list:
         """The variables of the layer; on JAX, which passes them to each step, of the teacher."""
-        own = super().variables
-        model = self._get_model()
-        if model is None or not trains_functionally() or running_loop() == "export":
+        own, model = super().variables, self._get_model()
+        loop = running_loop() if trains_functionally() else "export"
+        if model is None and loop in ("fit", "evaluate", "train_on_batch", "test_on_batch"):
+            raise self._missing()  # A step that raises would leave the student without variables.
+        if model is None or loop == "export":
             return own
         known = {id(x) for x in own}
         return [*own, *(x for x in model.variables if id(x) not in known)]
@@ -181,9 +183,12 @@ class Teacher(keras.layers.Layer):
 
     def _spec_of(self, inputs):
         """Returns the shapes and dtypes of the outputs; the teacher may be missing."""
-        like = keras.tree.map_structure(lambda x: keras.KerasTensor(_shape(x), x.dtype), inputs)
-        network, key = self._get_network(), str(like)
+        network = self._get_network()
+        key = str([(_shape(x), _dtype(x)) for x in keras.tree.flatten(inputs)])
         if network is not None and key not in self._specs:
+            like = keras.tree.map_structure(
+                lambda x: keras.KerasTensor(_shape(x), dtype=_dtype(x)), inputs
+            )
             self._specs[key] = spec = network.compute_output_spec(like)
             self._validate(spec)
             if self._spec is None:
@@ -244,7 +249,7 @@ class Teacher(keras.layers.Layer):
     @classmethod
     def from_config(cls, config: Config) -> "Teacher":
         config = dict(config)
-        spec = keras.saving.deserialize_keras_object(config.pop("spec"))
+        spec = keras.saving.deserialize_keras_object(config.pop("spec", None))
         model = config["model"]
         if isinstance(model, dict):
             model = keras.saving.deserialize_keras_object(model)
@@ -275,6 +280,10 @@ class _Name(str):
 def _shape(x):
     """Returns the shape of a tensor, for any batch."""
     return (None, *x.shape[1:])
+
+
+def _dtype(x):
+    return keras.backend.standardize_dtype(x.dtype)
 
 
 def _fits(found, expected) -> bool:
