@@ -167,6 +167,12 @@ history = run("gradient of image x 0.01", image_scaled)
 
 # %% [markdown]
 """
+The result is that of the weight, since for the head alone Adam takes the same steps with any weight.
+With `SGD`, or with several terms in one head, the two differ.
+"""
+
+# %% [markdown]
+"""
 ## Does it help?
 
 One seed on small data decides nothing. [multi_digit.py](../multi_digit.py) trains over three seeds:
