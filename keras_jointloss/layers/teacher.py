@@ -184,10 +184,10 @@ class Teacher(keras.layers.Layer):
     def _spec_of(self, inputs):
         """Returns the shapes and dtypes of the outputs; the teacher may be missing."""
         network = self._get_network()
-        key = str([(_shape(x), _dtype(x)) for x in keras.tree.flatten(inputs)])
+        key = str([(_shape_of(x), _dtype_of(x)) for x in keras.tree.flatten(inputs)])
         if network is not None and key not in self._specs:
             like = keras.tree.map_structure(
-                lambda x: keras.KerasTensor(_shape(x), dtype=_dtype(x)), inputs
+                lambda x: keras.KerasTensor(_shape_of(x), dtype=_dtype_of(x)), inputs
             )
             self._specs[key] = spec = network.compute_output_spec(like)
             self._validate(spec)
@@ -277,12 +277,12 @@ class _Name(str):
         return self
 
 
-def _shape(x):
+def _shape_of(x):
     """Returns the shape of a tensor, for any batch."""
     return (None, *x.shape[1:])
 
 
-def _dtype(x):
+def _dtype_of(x):
     return keras.backend.standardize_dtype(x.dtype)
 
 
