@@ -175,6 +175,17 @@ def test_evaluation_in_the_middle_of_an_epoch_begins_anew():
         assert sum(found) == pytest.approx(other, rel=1e-4)
 
 
+@pytest.mark.backend("torch")
+def test_evaluation_after_the_last_batch_leaves_parts_unknown():
+    model, joint = nested(), JointLossCallback()
+    fit(model, [joint], TARGETS)
+    evaluates = Evaluates(X[:8], {"a": Y["a"][:8]}, batch=3)
+    history = fit(model, [joint, evaluates], TARGETS)
+    assert all(np.isnan(history[key][0]) for key in history if key.startswith("other/"))
+    assert not joint.summary().runs["train"].others
+    assert "other/unknown" not in str(kj.report(history))
+
+
 @once_compiled
 def test_second_training_and_new_compilation_go_on():
     model = nested()

@@ -63,8 +63,10 @@ class RunReport(NamedTuple):
         """
         if self.other is None or not self.others:
             return 0.0
-        unknown = rest(self.other, list(self.others.values()))
-        return 0.0 if is_rounding(unknown, self.total, list(self.others.values())) else unknown
+        added = list(self.others.values())
+        unknown = rest(self.other, added)
+        is_none = math.isnan(unknown) or is_rounding(unknown, self.total, added)
+        return 0.0 if is_none else unknown
 
 
 class Report:

@@ -261,7 +261,8 @@ class TermReadings:
             total = self.totals[run]
             kept = self.kept[run]
             terms = {name: _contribution(kept[name], total) for name in self._terms}
-            others = {name: x["weighted"] for name, x in kept.items() if name not in terms}
+            parts = {name: x for name, x in kept.items() if name not in terms}
+            others = {name: x["weighted"] for name, x in parts.items() if "weighted" in x}
             runs[run] = RunReport(terms, total, others)
         self.report = Report(runs)
 
