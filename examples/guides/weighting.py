@@ -111,7 +111,7 @@ alone = {
 stop = keras.callbacks.EarlyStopping("joint_score", mode="max", patience=3)
 for weight in (1.0, 10.0, 100.0):
     scores = train({"right": weight}, stop, score=alone)["joint_score"]
-    print(f"right x {weight:g}: score {max(scores):.3f} in epoch {1 + int(np.argmax(scores))}")
+    print(f"score, right x {weight:g}: {max(scores):.3f} in epoch {1 + int(np.argmax(scores))}")
 
 # %% [markdown]
 """

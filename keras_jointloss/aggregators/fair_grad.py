@@ -102,7 +102,11 @@ def fair_coefficients(gramian, alpha: float):
         return (error > 8 * precision) & is_falling
 
     def step(v, residual, last_error):
-        return *scaled(newton(v, residual)), ops.max(abs(residual))
+        next_v, remaining = scaled(newton(v, residual))
+        # Powers of gradients that are too unlike leave the range of the dtype: end before.
+        is_finite = ops.isfinite(ops.sum(remaining))
+        remaining = ops.where(is_finite, remaining, ops.zeros_like(remaining))
+        return ops.where(is_finite, next_v, v), remaining, ops.max(abs(residual))
 
     start = *scaled(ops.ones_like(lengths)), 2 * ops.ones((), dtype=cosines.dtype)
     v, _, _ = ops.while_loop(goes_on, step, start, maximum_iterations=_MOST_ITERATIONS)
