@@ -10,6 +10,7 @@ import keras
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
+from keras_jointloss._core.registry import deserialized_list
 from keras_jointloss._core.types import Config, Step, Tensor
 from keras_jointloss._core.validation import MAX_COUNT, invalid, validate_count, validate_number
 
@@ -243,10 +244,5 @@ class Sequential(_Schedule):
 
     @classmethod
     def from_config(cls, config: Config) -> "Sequential":
-        schedules = [
-            schedule
-            if isinstance(schedule, LearningRateSchedule)
-            else keras.saving.deserialize_keras_object(schedule)
-            for schedule in config["schedules"]
-        ]
-        return cls(schedules, config["boundaries"])
+        schedules = deserialized_list(config.get("schedules"), "schedules")
+        return cls(**{**config, "schedules": schedules})

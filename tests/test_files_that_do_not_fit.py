@@ -149,6 +149,21 @@ def test_state_that_does_not_fit_is_refused_and_nothing_changes(file, model, tmp
     assert_same(states_of(model), before)
 
 
+@values_only
+def test_array_that_no_memory_holds_is_refused_unread(file, model, tmp_path):
+    path = tmp_path / "large.weights.h5"
+    shutil.copy(file, path)
+    with h5py.File(path, "r+") as opened:
+        names = []
+        opened.visit(lambda name: names.append(name) if name.endswith("memory_views") else None)
+        for name in names:
+            del opened[name]
+            # Keras itself refuses those of 4 GiB and more.
+            opened.create_dataset(name, (10**9,), "float32", chunks=(1024,))
+    assert path.stat().st_size < 10**6
+    assert_refused(model, path, r"`memory_views`.*'pair'.*shape \(1000000000,\)")
+
+
 def test_what_was_loaded_before_an_error_is_undone(file, tmp_path):
     """The weight of the first term and the rule come before that of the second."""
     key, replace, message = CHANGES["weight that is nan"]

@@ -209,7 +209,9 @@ def _is_tensor_of_keras(node) -> bool:
 
 
 #: All modules but those that hold the assumptions.
-USERS = [x for x in MODULES if not x.startswith((f"{PACKAGE}._core.keras", BACKEND))]
+#: These may; one reads the call stack, but for methods of the package itself.
+PRIVATE = (f"{PACKAGE}._core.keras", f"{PACKAGE}._core.receiver", BACKEND)
+USERS = [x for x in MODULES if not x.startswith(PRIVATE)]
 #: Those for a backend have checks as well, but may not use names of Keras.
 OF_BACKENDS = [x for x in MODULES if x.startswith(BACKEND)]
 

@@ -1,6 +1,7 @@
 """A batch and what it says about its items: masks, weights and class labels."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -12,7 +13,10 @@ from keras_jointloss._core.backend import host_values
 from keras_jointloss._core.keras import masked, reduced_as_loss
 from keras_jointloss._core.keras_calls import running_loop
 from keras_jointloss._core.math import value_range
-from keras_jointloss._core.validation import invalid, validate_count
+from keras_jointloss._core.validation import invalid, shown, validate_count
+
+#: What the names of dtypes contain that are no real numbers.
+_NOT_REAL = ("complex", "str", "<U", ">U", "|S", "object", "datetime", "timedelta")
 
 
 class Batch(NamedTuple):
@@ -114,6 +118,32 @@ def validate_unlabelled(value: Any, same_label: str | None = "positive") -> int 
     return None if value is None else validate_count(value, "unlabelled", minimum=-(2**31))
 
 
+def check_numbers(value: Any, name: str, owner: str) -> None:
+    """Raises `ValueError` unless a value is an array of real numbers.
+
+    The owner is what it is passed to, and the name that of the argument.
+    """
+    dtype, cause = str(getattr(value, "dtype", "")), None
+    is_array = not (value is None or isinstance(value, str | bytes | Mapping))
+    if is_array and not dtype:  # A number, or a list of lists.
+        try:
+            dtype = str(ops.convert_to_tensor(value).dtype)
+        except Exception as error:  # Each backend raises its own.
+            is_array, cause = False, error
+    if not is_array or any(x in dtype for x in _NOT_REAL):
+        raise ValueError(
+            f"{owner} expects an array of numbers as `{name}`. Received: {name}={shown(value)}"
+        ) from cause
+
+
+def validate_batch_axis(shape: Any, name: str) -> None:
+    """Raises `ValueError` if the inputs of a layer with this shape have no batch axis."""
+    if shape is None or shape == ():
+        raise ValueError(
+            f"{name!r} expects tensors with a batch axis. Received: input_shape={shape}"
+        )
+
+
 def label_tensor(labels: Any):
     """Returns labels as a tensor.
 
@@ -162,7 +192,8 @@ def validate_views(shape, least: int, most: float, name: str) -> None:
     One view of each may also have the shape `(batch, dim)`.
     """
     views = shape[1] if len(shape) == 3 else int(len(shape) == 2)
-    if views is not None and not least <= views <= most:
+    has_no_features = len(shape) > 0 and shape[-1] == 0
+    if has_no_features or (views is not None and not least <= views <= most):
         more = "" if most == least else " or more" if most == math.inf else f" to {most:g}"
         one = " or one view of shape (batch, dim)" if least == 1 else ""
         raise ValueError(
@@ -191,8 +222,12 @@ def validate_items(count: int | None, sample_weight: Any, name: str) -> None:
     # One of several replicas may have none of the items of a small batch.
     if count == 0 and _backend.current_replicas().count == 1:
         raise ValueError(f"{name} expects one item or more. Received: y_pred of an empty batch")
-    shape = () if sample_weight is None else tuple(ops.convert_to_tensor(sample_weight).shape)
-    if shape and None not in (shape[0], count) and shape[0] not in (1, count):
+    if sample_weight is None:
+        return
+    check_numbers(sample_weight, "sample_weight", name)
+    shape = tuple(ops.convert_to_tensor(sample_weight).shape)
+    differs = shape and None not in (shape[0], count) and shape[0] not in (1, count)
+    if differs or any(size not in (1, None) for size in shape[1:]):
         raise ValueError(
             f"{name} expects `sample_weight` of shape ({count},). "
             f"Received: sample_weight of shape {shape}"
@@ -202,12 +237,13 @@ def validate_items(count: int | None, sample_weight: Any, name: str) -> None:
 def check_labels(labels, valid, name: str, kind: str | None) -> None:
     """Raises `ValueError` if a valid item has a label out of range.
 
-    The label of a pair and each entry of a class row lie in [0, 1], and a score is finite. The
+    The label of a pair and each entry of a class row lie in [0, 1]; other labels are finite. The
     check needs values that the host can read: it does nothing in a compiled function or for PyTorch
     tensors on an accelerator. The name is that of the loss or metric, the kind that of the labels:
     `"pair"`, `"score"`, or a class.
     """
-    if kind not in ("pair", "score") and len(labels.shape) < 2:
+    is_id = kind not in ("pair", "score") and len(labels.shape) < 2
+    if is_id and "float" not in keras.backend.standardize_dtype(labels.dtype):
         return
     values, included = host_values(labels), None if valid is None else host_values(valid)
     if values is None or (included is None and valid is not None):
@@ -217,12 +253,18 @@ def check_labels(labels, valid, name: str, kind: str | None) -> None:
         return
     least, largest = values.min(), values.max()
     is_score = kind == "score"
-    if np.isfinite([least, largest]).all() if is_score else least >= 0 and largest <= 1:
+    if is_score or is_id:
+        is_valid = bool(np.isfinite([least, largest]).all())
+    else:
+        is_valid = least >= 0 and largest <= 1
+    if is_valid:
         return
     if running_loop() == "compute_output_spec":  # Keras builds the model, with arbitrary values.
         return
     if is_score:
         expected = "finite scores"
+    elif is_id:
+        expected = "finite labels"
     elif kind == "pair":
         expected = (
             "labels from 0 (a pair that does not match) to 1 (a pair that does). "

@@ -22,7 +22,7 @@ def find(
     if isinstance(identifier, base):
         return identifier
     if isinstance(identifier, dict):
-        result = keras.saving.deserialize_keras_object(identifier)
+        result = deserialized(identifier, argument)
         if isinstance(result, base):
             return result
     registered = keras.saving.get_custom_objects().items()
@@ -39,6 +39,30 @@ def find(
         f"a member of `keras_jointloss.{module}`, or the name of its class, one of {names}",
         identifier,
     )
+
+
+def deserialized(value: Any, argument: str) -> Any:
+    """Returns the object of a config of Keras, and anything else unchanged.
+
+    Keras finds the class, and checks what it may load. Errors of Python from a config that does not
+    fit the class become a `ValueError` that names the argument.
+    """
+    if not isinstance(value, dict):
+        return value
+    try:
+        return keras.saving.deserialize_keras_object(value)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        cause = str(error).rpartition("Exception encountered: ")[2]
+        received = f"a config of {value.get('class_name')!r}, and {type(error).__name__}: {cause}"
+        expected = "the config of an object, as Keras saves it"
+        raise invalid(argument, expected, received=received) from error
+
+
+def deserialized_list(values: Any, argument: str) -> Any:
+    """Returns the objects of a list of configs, and anything but a list unchanged."""
+    if not isinstance(values, list | tuple):
+        return values
+    return [deserialized(value, f"{argument}[{i}]") for i, value in enumerate(values)]
 
 
 def _is_subclass(value: Any, base: type) -> bool:

@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from keras_jointloss._core.receiver import receiver_of_arguments
+
 #: The largest count: steps and sizes are computed in int32, which holds no larger number.
 MAX_COUNT = 2**31 - 1
 #: The largest number: a larger one is infinity in float32, in which options are used.
 MAX_NUMBER = float(np.finfo("float32").max)
+#: The largest number of characters of a value in a message.
+MAX_SHOWN = 400
 
 
 def invalid(
@@ -21,12 +25,25 @@ def invalid(
 ) -> ValueError:
     """Returns the error of an invalid argument.
 
-    It says in words what was received, or else the value, which a note may follow.
+    It says in words what was received, or else the value, which a note may follow; and by which
+    class or function, if the rest does not name it.
     """
-    received = f"{name}={value!r}{note}" if received is None else received
-    return ValueError(
-        f"Invalid value for argument `{name}`. Expected {expected}. Received: {received}"
-    )
+    received = f"{name}={shown(value)}{note}" if received is None else received
+    message = f"Invalid value for argument `{name}`. Expected {expected}. Received: {received}"
+    receiver = receiver_of_arguments()
+    return ValueError(message if receiver in message else f"{message}, by {receiver}")
+
+
+def shown(value: Any) -> str:
+    """Returns the representation of a value, shortened if it is long.
+
+    Python writes out no integer of any size.
+    """
+    try:
+        text = repr(value)
+    except ValueError:
+        return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else "a value"
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
 
 def validate_number(
@@ -78,12 +95,26 @@ def validate_bool(value: Any, name: str) -> bool:
     return bool(value)
 
 
+def validate_name(value: Any) -> str | None:
+    """Returns the name of an object, or `None` for the default."""
+    if value is not None and not isinstance(value, str):
+        raise invalid("name", "a string, or None for the default", value)
+    return value
+
+
 def validate_list(value: Any, name: str, expected: str) -> list:
     """Returns a list, a tuple or an array of what is `expected`, in words, as a list."""
     is_array = isinstance(value, np.ndarray) and value.ndim > 0
     if not is_array and (isinstance(value, str) or not isinstance(value, Sequence)):
         raise invalid(name, f"a list of {expected}", value)
     return list(value)
+
+
+def validate_counts(value: Any, name: str) -> tuple[int, ...]:
+    """Returns a whole number >= 1, or several, as a tuple."""
+    is_one = isinstance(value, str) or not isinstance(value, Iterable)
+    is_one = is_one or getattr(value, "shape", None) == ()
+    return tuple(validate_count(x, name) for x in ([value] if is_one else value))
 
 
 def validate_choice(value: Any, name: str, choices: tuple) -> Any:
@@ -118,6 +149,14 @@ def validate_seed(value: Any) -> int:
     return validate_count(value, "seed", minimum=0)
 
 
+def validate_mapping(values: Any, argument: str, expected: str) -> dict[str, Any]:
+    """Returns a dict of what is `expected`, in words, by the name of a term, one or more."""
+    is_dict = isinstance(values, Mapping) and all(isinstance(name, str) for name in values)
+    if not is_dict or not values:
+        raise invalid(argument, f"a dict with {expected} by the name of the term", values)
+    return dict(values)
+
+
 def validate_by_name(
     values: Any, argument: str, validate: Callable[[Any, str], Any], expected: str = "a number"
 ) -> dict[str, Any]:
@@ -125,9 +164,7 @@ def validate_by_name(
 
     Each is what `validate` returns for the value and its name; `expected` describes it in words.
     """
-    is_dict = isinstance(values, Mapping) and all(isinstance(name, str) for name in values)
-    if not is_dict or not values:
-        raise invalid(argument, f"a dict with {expected} by the name of the term", values)
+    values = validate_mapping(values, argument, expected)
     return {name: validate(value, f"{argument}[{name!r}]") for name, value in values.items()}
 
 

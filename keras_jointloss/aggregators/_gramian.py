@@ -9,8 +9,22 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_jointloss._core.backend import host_values
+from keras_jointloss._core.validation import invalid
+
 _MOST_GUESSES = 8  # Two or three usually suffice.
 _MOST_ITERATIONS = 60  # 5 to 15 suffice, except for gradients that nearly cancel.
+
+
+def validate_symmetric(gramian):
+    """Raises `ValueError` if the host can read a square matrix, and it is not symmetric."""
+    values = host_values(gramian)
+    if values is None or values.shape[0] != values.shape[1] or not np.isfinite(values).all():
+        return
+    asymmetry = np.abs(values - values.T).max()
+    if asymmetry > 1e-3 * np.abs(values).max():
+        received = f"a matrix that differs from its transpose by {asymmetry:g}"
+        raise invalid("gramian", "a symmetric matrix", received=received)
 
 
 def epsilon(x) -> float:

@@ -6,6 +6,7 @@ from typing import Self
 import keras
 from keras import ops
 
+from keras_jointloss._core.batch import check_numbers
 from keras_jointloss._core.registry import find
 from keras_jointloss._core.types import Config, Step, Tensor
 from keras_jointloss._core.validation import invalid, validate_bool, validate_share
@@ -16,6 +17,7 @@ from keras_jointloss.aggregators._gramian import (
     epsilon,
     nonzero,
     quadratic_form,
+    validate_symmetric,
 )
 
 
@@ -107,9 +109,11 @@ class Aggregator:
             `(k,)`, with the dtype of `gramian`, but at least float32.
 
         Raises:
-            ValueError: If the shape of `gramian` is not square, or `losses` is required but
-                missing or of another shape.
+            ValueError: If `gramian` is not square, or not symmetric as far as the host can read
+                it, or `losses` is required but missing or of another shape.
         """
+        gramian = self._to_tensor(gramian, "gramian")
+        validate_symmetric(gramian)
         return self.solve_next(gramian, None, losses, step)[0]
 
     def state_rows(self, count: int) -> int:
@@ -200,12 +204,13 @@ class Aggregator:
         Raises:
             ValueError: If `matrix` is not a matrix, and as in `solve`.
         """
+        check_numbers(matrix, "matrix", type(self).__name__)
         dtype = ops.convert_to_tensor(matrix).dtype
         matrix = self._to_tensor(matrix, "matrix")
         # Squares of the entries could leave the range of the dtype.
         largest = nonzero(ops.stop_gradient(ops.max(abs(matrix))))
         unit = matrix / largest
-        w = self.solve(unit @ ops.transpose(unit), losses, step)
+        w = self.solve_next(unit @ ops.transpose(unit), None, losses, step)[0]
         result = (w[None, :] @ matrix)[0]
         if self.degree and not self.rescale:
             result = result * largest**self.degree
@@ -244,9 +249,10 @@ class Aggregator:
 
     def _to_tensor(self, value, name: str):
         """Returns a matrix with a static number of rows as a float32 or float64 tensor."""
+        check_numbers(value, name, type(self).__name__)
         value = ops.convert_to_tensor(value)
-        if len(value.shape) != 2 or value.shape[0] in (0, None):
-            expected = "a matrix with one row per term and a static number of rows"
+        if len(value.shape) != 2 or value.shape[0] in (0, None) or value.shape[1] == 0:
+            expected = "a matrix with one row per term, a static number of rows, and columns"
             raise invalid(name, expected, received=f"shape={tuple(value.shape)}")
         dtype = keras.backend.standardize_dtype(value.dtype)
         # Not `result_type`, which combines float64 and float32 to float32 on PyTorch.
@@ -254,10 +260,9 @@ class Aggregator:
 
     def _validate_losses(self, losses, gramian):
         if losses is None:
-            raise ValueError(
-                f"{type(self).__name__} with these arguments needs the losses of the terms. "
-                "Received: losses=None"
-            )
+            needs = f"{type(self).__name__} with these arguments needs the losses of the terms"
+            raise ValueError(f"{needs}. Received: losses=None")
+        check_numbers(losses, "losses", type(self).__name__)
         losses = ops.cast(losses, gramian.dtype)
         if tuple(losses.shape) != (gramian.shape[0],):
             expected = f"one loss for each of the {gramian.shape[0]} terms"

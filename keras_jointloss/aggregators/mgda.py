@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.types import Config, Tensor
-from keras_jointloss._core.validation import invalid
+from keras_jointloss._core.validation import validate_choice
 from keras_jointloss.aggregators._gramian import (
     active_terms,
     at_least,
@@ -61,9 +61,7 @@ class MGDA(Aggregator):
 
     def __init__(self, normalize: Normalization = None, rescale: bool = False, ema: float = 0.0):
         super().__init__(rescale=rescale, ema=ema)
-        if normalize not in _NORMALIZATIONS:
-            raise invalid("normalize", f"one of {_NORMALIZATIONS}", normalize)
-        self.normalize = normalize
+        self.normalize = validate_choice(normalize, "normalize", _NORMALIZATIONS)
         self.inputs = ("losses",) if normalize in ("loss", "loss+") else ()
 
     def coefficients(self, gramian: Tensor, losses: Tensor | None = None) -> Tensor:

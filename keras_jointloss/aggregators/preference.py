@@ -1,5 +1,6 @@
 """The base class of the aggregators that can prefer some terms to others."""
 
+import numpy as np
 from keras import ops
 
 from keras_jointloss._core.types import Config, Numbers, Tensor
@@ -34,7 +35,8 @@ class PreferenceAggregator(Aggregator):
         super().__init__(rescale=rescale, ema=ema)
         self.preference = None
         if preference is not None:
-            if isinstance(preference, str | dict) or not hasattr(preference, "__iter__"):
+            is_list = hasattr(preference, "__iter__") and np.ndim(preference) > 0
+            if isinstance(preference, str | dict) or not is_list:
                 raise self._invalid(preference)
             self.preference = [
                 validate_number(value, f"{self.argument}[{i}]", minimum=0)

@@ -35,6 +35,13 @@ OnLog: TypeAlias = Callable[[str, dict[str, float], int], Any]
 Schedules: TypeAlias = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 
 
+def validate_log_dir(value: Any) -> str | None:
+    """Returns the path of a folder as a string; `None` for none."""
+    if value is not None and not isinstance(value, str | os.PathLike):
+        raise invalid("log_dir", "a path, or None", value)
+    return None if value is None else str(os.fspath(value))
+
+
 def validate_on_log(on_log: Any) -> OnLog | None:
     """Returns `on_log`, or raises `ValueError` if it is neither `None` nor a function."""
     if on_log is not None and not callable(on_log):

@@ -13,7 +13,7 @@ from keras_jointloss._core.validation import invalid
 def to_array(value: Any, name: str) -> np.ndarray:
     """Returns an array with rows in place of a tensor, a list of numbers, etc."""
     array = ops.convert_to_numpy(value) if ops.is_tensor(value) else np.asanyarray(value)
-    if not array.ndim:
+    if not array.ndim or not len(array):
         expected = "an array, or a list, tuple or dict of arrays, with a row for each item"
         raise invalid(name, expected, received=f"{name} with {value!r}")
     return array

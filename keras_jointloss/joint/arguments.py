@@ -146,7 +146,9 @@ def _loss_weight(weight: Any, term: str, metric_name: str) -> LossWeight:
     try:
         return LossWeight(weight, name=metric_name)
     except ValueError as error:
-        raise ValueError(f"The weight of loss {term!r} is invalid. {error}") from None
+        raise ValueError(
+            f"The weight of loss {term!r} in `weights` of joint_loss is invalid. {error}"
+        ) from None
 
 
 def metrics_by_output(metrics: Any, outputs: Mapping[str, Output], argument: str) -> dict[str, Any]:

@@ -206,7 +206,7 @@ def joint_loss(
         losses = {ONLY_TERM: losses}
         if is_loss(losses[ONLY_TERM]) and weights is not None and not isinstance(weights, Mapping):
             weights = {ONLY_TERM: weights}
-    by_output = validate_losses(losses, ONLY_TERM if is_single else None, bool(across))
+    by_output = validate_losses(losses, ONLY_TERM if is_single else None, across is not None)
     found = validate_across(across, by_output, list(by_output) if is_list else None)
     others = [name for entry in found.values() for name in entry.outputs]
     has_names = len({*by_output, *others}) > 1 and not is_list

@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_jointloss._core.backend import current_replicas
+from keras_jointloss._core.batch import check_numbers
 from keras_jointloss._core.math import divide_or_0
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.terms.missing.targets import fill
@@ -173,6 +174,7 @@ def validate_item_weights(sample_weight: Any, batch_size: int | None, name: str)
     """Raises `ValueError` if there is not one sample weight for each item, or one for all."""
     if sample_weight is None:
         return
+    check_numbers(sample_weight, "sample_weight", repr(name))
     is_array = hasattr(sample_weight, "shape")
     shape = tuple(sample_weight.shape if is_array else np.shape(sample_weight))
     is_vector = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)

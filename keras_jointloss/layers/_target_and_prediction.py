@@ -8,14 +8,19 @@ from keras import ops
 
 from keras_jointloss import losses
 from keras_jointloss._core.backend import current_replicas
+from keras_jointloss._core.batch import check_numbers
 from keras_jointloss._core.validation import invalid, validate_distinct, validate_list
 from keras_jointloss.layers._means import validate_reduction
+from keras_jointloss.terms._named_errors import errors_named
 from keras_jointloss.terms.by_shape import get_loss, get_metric
 from keras_jointloss.terms.missing.targets import match_ranks
 
 
-def loss_function(loss: Any) -> Callable[[Any, Any], Any] | None:
-    """Returns the function of target and prediction that computes the values of a loss."""
+def loss_function(loss: Any, name: str) -> Callable[[Any, Any], Any] | None:
+    """Returns the function of target and prediction that computes the values of a loss.
+
+    Its errors name the term, unless a user has written the loss.
+    """
     if loss is None:
         return None
     is_callable = callable(loss) and not isinstance(loss, keras.layers.Layer | keras.metrics.Metric)
@@ -29,9 +34,40 @@ def loss_function(loss: Any) -> Callable[[Any, Any], Any] | None:
             loss,
         )
     validate_reduction(found, loss)
-    if isinstance(found, keras.losses.Loss):
-        return found.call
-    return lambda target, prediction: found(*match_ranks(target, prediction))
+
+    def compute(target, prediction):
+        with errors_named(name, found, target=target, prediction=prediction):
+            if isinstance(found, keras.losses.Loss):
+                return found.call(target, prediction)
+            return found(*match_ranks(target, prediction))
+
+    return compute
+
+
+def validate_values(values: Any, sample_weight: Any, name: str) -> None:
+    """Raises `ValueError` unless values or a target, and their weights, are arrays of numbers."""
+    if keras.tree.is_nested(values):
+        raise ValueError(
+            f"{name!r} expects one tensor as values or target. Received: values={values}"
+        )
+    check_numbers(values, "values", repr(name))
+    if sample_weight is not None:
+        check_numbers(sample_weight, "sample_weight", repr(name))
+
+
+def validate_pair(target: Any, prediction: Any, name: str) -> None:
+    """Raises `ValueError` unless target and prediction are arrays with a batch axis."""
+    if keras.tree.is_nested(prediction):
+        raise ValueError(
+            f"{name!r} expects one tensor as prediction. Received: inputs={prediction}"
+        )
+    for x in (target, prediction):
+        check_numbers(x, "inputs", repr(name))
+    if not len(target.shape) or not len(prediction.shape):
+        raise ValueError(
+            f"{name!r} expects prediction and target with a batch axis. Received: "
+            f"shapes {tuple(prediction.shape)} and {tuple(target.shape)}"
+        )
 
 
 def mean_metrics(metrics: Sequence[Any], loss: Any) -> list[keras.metrics.MeanMetricWrapper]:
@@ -43,7 +79,10 @@ def mean_metrics(metrics: Sequence[Any], loss: Any) -> list[keras.metrics.MeanMe
     for metric in metrics:
         result = metric
         if isinstance(metric, str):
-            result = get_metric(metric)
+            try:
+                result = get_metric(metric)
+            except ValueError as error:
+                raise invalid("metrics", "names that Keras knows", metric) from error
         elif callable(metric) and not isinstance(metric, keras.metrics.Metric):
             result = keras.metrics.MeanMetricWrapper(metric, name=metric.__name__)
         if not isinstance(result, keras.metrics.MeanMetricWrapper):

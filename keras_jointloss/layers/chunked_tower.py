@@ -7,7 +7,9 @@ from keras import ops
 
 from keras_jointloss._core import keras as _keras
 from keras_jointloss._core.backend import for_chunks
+from keras_jointloss._core.batch import validate_batch_axis
 from keras_jointloss._core.keras_calls import is_training
+from keras_jointloss._core.registry import deserialized
 from keras_jointloss._core.types import Config, LayerOptions, Nested
 from keras_jointloss._core.validation import invalid, validate_count
 from keras_jointloss.layers._layer_term import LayerTerm
@@ -100,6 +102,7 @@ class ChunkedTower(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, input_shape: Nested = None) -> None:
+        validate_batch_axis(input_shape, self.name)
         if not self.tower.built:
             self.tower.build(input_shape)
 
@@ -137,8 +140,7 @@ class ChunkedTower(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: Config) -> "ChunkedTower":
-        tower = keras.saving.deserialize_keras_object(config["tower"])
-        return cls(**{**config, "tower": tower})
+        return cls(**{**config, "tower": deserialized(config.get("tower"), "tower")})
 
 
 class _Chunks:

@@ -12,13 +12,14 @@ from keras_jointloss._core import keras as _keras
 from keras_jointloss._core.backend import custom_gradient
 from keras_jointloss._core.keras_calls import is_training, outermost_call, running_loop
 from keras_jointloss._core.math import float_dtype
+from keras_jointloss._core.registry import deserialized
 from keras_jointloss._core.saved_state import SavedState, load_or_undo
 from keras_jointloss._core.state import as_state
 from keras_jointloss._core.types import Annealable, Config, LayerOptions, Nested, Tensor
 from keras_jointloss._core.validation import invalid, validate_number
 from keras_jointloss.layers._readouts import create_readouts
 from keras_jointloss.terms.scale import Scale
-from keras_jointloss.terms.value import deserialize_weight, validate_schedule
+from keras_jointloss.terms.value import validate_schedule
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -155,7 +156,7 @@ class GradientScale(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: Config) -> "GradientScale":
-        return cls(**{**config, "scale": deserialize_weight(config["scale"])})
+        return cls(**{**config, "scale": deserialized(config.get("scale"), "scale")})
 
 
 def _is_float(x) -> bool:

@@ -11,6 +11,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.keras_calls import is_training
 from keras_jointloss._core.math import float_dtype
+from keras_jointloss._core.registry import deserialized, deserialized_list
 from keras_jointloss._core.types import Config, LayerOptions, LossLike, MetricLike, Nested, Tensor
 from keras_jointloss._core.validation import invalid, validate_number
 from keras_jointloss.layers._layer_term import CallLoss, LayerTerm
@@ -20,8 +21,14 @@ from keras_jointloss.layers._means import (
     mean_over_elements,
     without_excluded,
 )
-from keras_jointloss.layers._target_and_prediction import loss_function, mean_metrics, metric_means
-from keras_jointloss.terms.value import Weight, deserialize_weight, validate_schedule
+from keras_jointloss.layers._target_and_prediction import (
+    loss_function,
+    mean_metrics,
+    metric_means,
+    validate_pair,
+    validate_values,
+)
+from keras_jointloss.terms.value import Weight, validate_schedule
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -123,7 +130,7 @@ class LossTerm(LayerTerm):
     ):
         super().__init__(name=name, **kwargs)
         self.loss = loss
-        self._compare = loss_function(loss)
+        self._compare = loss_function(loss, self.name)
         self.floor = None if floor is None else validate_number(floor, "floor")
         if self.floor is not None and loss is not None:
             expected = "None, since dimensions have no loss of their own between two tensors"
@@ -172,10 +179,9 @@ class LossTerm(LayerTerm):
         return inputs
 
     def _validate(self, inputs, values, sample_weight) -> None:
-        if keras.tree.is_nested(values):
-            raise ValueError(
-                f"{self.name!r} expects one tensor as values or target. Received: values={values}"
-            )
+        validate_values(values, sample_weight, self.name)
+        if self.loss is not None:
+            validate_pair(values, inputs, self.name)
         rank = len(values.shape)
         if self.loss is None and rank == 0 and sample_weight is not None:
             raise ValueError(
@@ -186,10 +192,6 @@ class LossTerm(LayerTerm):
             raise ValueError(
                 f"{self.name!r} expects values of shape (batch, dim) for its floor. "
                 f"Received: shape={tuple(values.shape)}"
-            )
-        if self.loss is not None and keras.tree.is_nested(inputs):
-            raise ValueError(
-                f"{self.name!r} expects one tensor as prediction. Received: inputs={inputs}"
             )
 
     def _compute_loss(self, inputs, values, sample_weight, masks, training):
@@ -275,12 +277,10 @@ class LossTerm(LayerTerm):
 
     @classmethod
     def from_config(cls, config: Config) -> "LossTerm":
-        config = dict(config)
-        if isinstance(config.get("loss"), dict):
-            config["loss"] = keras.saving.deserialize_keras_object(config["loss"])
-        metrics = [keras.saving.deserialize_keras_object(x) for x in config.get("metrics", ())]
-        weights = {name: deserialize_weight(config.get(name)) for name in ("weight", "target")}
-        return cls(**{**config, **weights, "metrics": metrics})
+        names = ("loss", "weight", "target")
+        objects = {name: deserialized(config.get(name), name) for name in names}
+        metrics = deserialized_list(config.get("metrics", ()), "metrics")
+        return cls(**{**config, **objects, "metrics": metrics})
 
 
 def _at_least_float32(x):

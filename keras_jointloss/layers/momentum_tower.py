@@ -8,7 +8,9 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_jointloss._core import keras as _keras
+from keras_jointloss._core.batch import validate_batch_axis
 from keras_jointloss._core.keras_calls import is_training, outermost_call, running_model
+from keras_jointloss._core.registry import deserialized
 from keras_jointloss._core.types import Config, LayerOptions, Nested
 from keras_jointloss._core.validation import invalid, validate_number
 
@@ -107,6 +109,7 @@ class MomentumTower(keras.layers.Layer):
         self._leave_untrained()
 
     def build(self, input_shape: Nested = None) -> None:
+        validate_batch_axis(input_shape, self.name)
         if not self._get_tower().built:
             self._get_tower().build(input_shape)
         if not self.average.built:
@@ -135,10 +138,8 @@ class MomentumTower(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: Config) -> "MomentumTower":
-        tower = config["tower"]
-        if isinstance(tower, dict):  # From a file; a clone receives the tower.
-            tower = keras.saving.deserialize_keras_object(tower)
-        return cls(**{**config, "tower": tower})
+        # A clone receives the tower itself.
+        return cls(**{**config, "tower": deserialized(config.get("tower"), "tower")})
 
     def _follow(self) -> None:
         """Moves the average, once in each outermost call."""
@@ -201,8 +202,7 @@ def _copy(layer: keras.layers.Layer) -> keras.layers.Layer:
 
 
 def _validate_momentum(value: Any) -> Any:
-    if isinstance(value, dict):
-        value = keras.saving.deserialize_keras_object(value)
+    value = deserialized(value, "momentum")
     if isinstance(value, LearningRateSchedule):
         return value
     expected = "a number >= 0 and <= 1, or a LearningRateSchedule"

@@ -259,4 +259,4 @@ class PointWeights(LayerTerm):
 
     @classmethod
     def from_config(cls, config: Config) -> "PointWeights":
-        return cls(**{**config, "weight": deserialize_weight(config["weight"])})
+        return cls(**{**config, "weight": deserialize_weight(config.get("weight"))})

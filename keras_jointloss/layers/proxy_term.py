@@ -11,6 +11,7 @@ from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.batch import (
     Batch,
     as_labels,
+    check_numbers,
     label_tensor,
     labelled,
     rows_of,
@@ -18,15 +19,16 @@ from keras_jointloss._core.batch import (
 )
 from keras_jointloss._core.keras_calls import is_training
 from keras_jointloss._core.math import float_dtype
+from keras_jointloss._core.registry import deserialized, deserialized_list
 from keras_jointloss._core.replicas import shared_batch
 from keras_jointloss._core.types import Config, LayerOptions, MetricLike, Nested, Tensor, Weights
-from keras_jointloss._core.validation import validate_count
+from keras_jointloss._core.validation import invalid, validate_count
 from keras_jointloss.layers._layer_term import CallLoss, LayerTerm
 from keras_jointloss.layers._means import item_mask, mean_over_items, validate_item_weights
 from keras_jointloss.layers._target_and_prediction import mean_metrics, metric_means
 from keras_jointloss.losses import ProxyLoss
 from keras_jointloss.losses._lookup import get_proxy_loss
-from keras_jointloss.terms.value import Weight, deserialize_weight
+from keras_jointloss.terms.value import Weight
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -124,7 +126,11 @@ class ProxyTerm(LayerTerm):
             proxies_initializer = keras.initializers.VarianceScaling(
                 mode="fan_out", distribution="untruncated_normal"
             )
-        self.proxies_initializer = keras.initializers.get(proxies_initializer)
+        try:
+            self.proxies_initializer = keras.initializers.get(proxies_initializer)
+        except (TypeError, ValueError) as error:
+            expected = "an initializer as Keras accepts it"
+            raise invalid("proxies_initializer", expected, proxies_initializer) from error
         found = mean_metrics(metrics, self.loss)
         # A function, so that Keras does not track the metrics, which have no state here.
         self._get_metrics = partial(tuple, found)
@@ -183,6 +189,8 @@ class ProxyTerm(LayerTerm):
         if not isinstance(inputs, list | tuple) or len(inputs) != 2:
             raise ValueError(f"{self.name!r} expects (embedding, labels). Received: {inputs}")
         embedding, labels = inputs
+        for x in inputs:
+            check_numbers(x, "inputs", repr(self.name))
         _validate_embedding(embedding.shape, self.name)
         self.loss.validate_labels(tuple(labels.shape), self.classes, embedding.shape[0])
         validate_item_weights(sample_weight, embedding.shape[0], self.name)
@@ -262,13 +270,14 @@ class ProxyTerm(LayerTerm):
 
     @classmethod
     def from_config(cls, config: Config) -> "ProxyTerm":
-        metrics = [keras.saving.deserialize_keras_object(x) for x in config.get("metrics", ())]
-        weight = deserialize_weight(config["weight"])
+        weight = deserialized(config.get("weight"), "weight")
+        metrics = deserialized_list(config.get("metrics", ()), "metrics")
         return cls(**{**config, "weight": weight, "metrics": metrics})
 
 
 def _validate_embedding(shape, name: str) -> None:
-    if len(shape) != 2 or shape[1] is None:
+    is_matrix = len(shape) == 2 and isinstance(shape[0], int | None)
+    if not is_matrix or not isinstance(shape[1], int) or not shape[1]:
         raise ValueError(
             f"{name!r} expects embeddings of shape (batch, dim). Received: shape={tuple(shape)}"
         )

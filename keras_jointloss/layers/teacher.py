@@ -11,6 +11,7 @@ from keras_jointloss._core import keras as _keras
 from keras_jointloss._core.backend import trains_functionally
 from keras_jointloss._core.keras_calls import is_training, predicted, running_loop
 from keras_jointloss._core.keras_models import NoMethod
+from keras_jointloss._core.registry import deserialized
 from keras_jointloss._core.types import Config, LayerOptions, Nested
 from keras_jointloss._core.validation import invalid, validate_bool
 
@@ -250,10 +251,8 @@ class Teacher(keras.layers.Layer):
     def from_config(cls, config: Config) -> "Teacher":
         config = dict(config)
         spec = keras.saving.deserialize_keras_object(config.pop("spec", None))
-        model = config["model"]
-        if isinstance(model, dict):
-            model = keras.saving.deserialize_keras_object(model)
-        elif isinstance(model, _Name) and model.model is not None:  # A clone.
+        model = deserialized(config.get("model"), "model")
+        if isinstance(model, _Name) and model.model is not None:  # A clone.
             model = model.model
         elif isinstance(model, str):
             model = _Name(None)

@@ -4,10 +4,9 @@ import math
 from collections.abc import Callable
 from typing import Any, Self
 
-import keras
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_jointloss._core.registry import shallow_copy
+from keras_jointloss._core.registry import deserialized, shallow_copy
 from keras_jointloss._core.types import Config, Schedule, Tensor
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.terms.value import validate_schedule
@@ -58,7 +57,7 @@ class AnnealedArguments:
     def from_config(cls, config: Config) -> Self:
         """Creates a loss from its config, in which a schedule is a config, too."""
         names = [name for name, x in config.items() if isinstance(x, dict) and name != "dtype"]
-        objects = {name: keras.saving.deserialize_keras_object(config[name]) for name in names}
+        objects = {name: deserialized(config[name], name) for name in names}
         return cls(**{**config, **objects})
 
 

@@ -16,6 +16,7 @@ from keras_jointloss._core.replicas import (
     warn_of_separate_items,
 )
 from keras_jointloss._core.types import DType, Labels, Mask, Reduction, Shape, Tensor, Weights
+from keras_jointloss._core.validation import validate_name
 from keras_jointloss.losses._annealing import AnnealedArguments
 
 
@@ -146,7 +147,7 @@ class ViewsLoss(AnnealedArguments, keras.losses.Loss):
         dtype: DType = None,
         **arguments: Any,
     ):
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        super().__init__(name=validate_name(name), reduction=reduction, dtype=dtype)
         self._argument_names = tuple(arguments)
         self._has_warned_of_replicas = False
         for argument, value in arguments.items():
@@ -245,7 +246,9 @@ class ViewsLoss(AnnealedArguments, keras.losses.Loss):
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Weights = None) -> Tensor:
         with keras.name_scope(self.name):
+            _batch.check_numbers(y_pred, "y_pred", type(self).__name__)
             views = ops.convert_to_tensor(y_pred, dtype=self.dtype)
+            y_pred = y_pred if ops.is_tensor(y_pred) else views
             self.validate_views(views.shape)
             _batch.validate_items(views.shape[0], sample_weight, type(self).__name__)
             values = self._values(y_true, views, _batch.valid_items(y_pred, sample_weight))
@@ -265,6 +268,7 @@ class ViewsLoss(AnnealedArguments, keras.losses.Loss):
         if self.has_labels:
             if y_true is None:
                 raise ValueError(f"{type(self).__name__} expects labels. Received: y_true=None")
+            _batch.check_numbers(y_true, "y_true", type(self).__name__)
             labels = _batch.label_tensor(y_true)
             self.validate_labels(labels.shape, views.shape[0])
             labels = _batch.as_labels(labels)

@@ -12,6 +12,8 @@ from keras_jointloss._core.batch import (
     Batch,
     Items,
     as_labels,
+    check_labels,
+    check_numbers,
     item_weights,
     label_tensor,
     labelled,
@@ -26,7 +28,12 @@ from keras_jointloss._core.math import float_dtype
 from keras_jointloss._core.registry import find
 from keras_jointloss._core.replicas import global_batch, is_after_call
 from keras_jointloss._core.types import Config, DType, Labels, Mask, Shape, Tensor, Weights
-from keras_jointloss._core.validation import invalid, validate_distinct, validate_list
+from keras_jointloss._core.validation import (
+    invalid,
+    validate_distinct,
+    validate_list,
+    validate_name,
+)
 
 
 class ViewsMetric(keras.metrics.Metric):
@@ -89,7 +96,7 @@ class ViewsMetric(keras.metrics.Metric):
         def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, name: str | None = None, dtype: DType = None, **arguments: Any):
-        super().__init__(name=name, dtype=dtype)
+        super().__init__(name=validate_name(name), dtype=dtype)
         if self.higher_is_better is not None:
             set_mode(self, self.higher_is_better)
         self._argument_names = tuple(arguments)
@@ -164,20 +171,28 @@ class ViewsMetric(keras.metrics.Metric):
         return ops.where(is_finite, ops.sum(values * counts), math.nan), ops.sum(counts)
 
     def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Weights = None) -> None:
+        name = type(self).__name__
+        check_numbers(y_pred, "y_pred", name)
         views = ops.convert_to_tensor(y_pred)
+        y_pred = y_pred if ops.is_tensor(y_pred) else views
         self.validate_views(views.shape)
         views = stacked(views)
         labels = None
         if self.has_labels:
+            check_numbers(y_true, "y_true", name)
             labels = label_tensor(y_true)
-            validate_vector(labels.shape, views.shape[0], type(self).__name__)
+            validate_vector(labels.shape, views.shape[0], name)
             labels = as_labels(labels)
         if sample_weight is not None:
+            check_numbers(sample_weight, "sample_weight", name)
             sample_weight = ops.convert_to_tensor(sample_weight)
             if len(sample_weight.shape) > 0:
-                validate_vector(sample_weight.shape, views.shape[0], type(self).__name__, "weights")
+                validate_vector(sample_weight.shape, views.shape[0], name, "weights")
             sample_weight = item_weights(sample_weight, views)
-        batch = Batch(views, labels, valid_items(y_pred, sample_weight), sample_weight)
+        valid = valid_items(y_pred, sample_weight)
+        if labels is not None:
+            check_labels(labels, valid, name, None)
+        batch = Batch(views, labels, valid, sample_weight)
         is_gathered = is_after_call()
         batch, items = global_batch(batch) if is_gathered else (batch, None)
         inputs = batch.views, batch.labels, batch.mask, batch.sample_weight

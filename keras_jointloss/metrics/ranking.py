@@ -8,7 +8,7 @@ from keras import ops
 from keras_jointloss._core.batch import Items, rows_of, validate_unlabelled
 from keras_jointloss._core.math import SIMILARITIES
 from keras_jointloss._core.types import Direction, DType, Labels, Mask, Sharing, Similarity, Tensor
-from keras_jointloss._core.validation import validate_choice, validate_count
+from keras_jointloss._core.validation import validate_choice, validate_count, validate_name
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs
 from keras_jointloss.metrics.retrieval import (
     RetrievalMetric,
@@ -78,7 +78,7 @@ class MeanAveragePrecision(RetrievalMetric):
         name: str | None = None,
         dtype: DType = None,
     ):
-        name = name or name_with("mean_average_precision", dim)
+        name = validate_name(name) or name_with("mean_average_precision", dim)
         super().__init__(direction, similarity, same_label, unlabelled, dim, name, dtype)
 
     def score(self, closeness: Tensor, rounding: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class NormalizedDiscountedCumulativeGain(RetrievalMetric):
         name: str | None = None,
         dtype: DType = None,
     ):
-        k, name = validate_count(k, "k"), name or name_with(f"ndcg_at_{k}", dim)
+        k, name = validate_count(k, "k"), validate_name(name) or name_with(f"ndcg_at_{k}", dim)
         super().__init__(direction, similarity, same_label, unlabelled, dim, name, dtype, k=k)
 
     def score(self, closeness: Tensor, rounding: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ class MeanAveragePrecisionAtR(ViewsMetric):
         dtype: DType = None,
     ):
         super().__init__(
-            name or name_with("mean_average_precision_at_r", dim),
+            validate_name(name) or name_with("mean_average_precision_at_r", dim),
             dtype,
             similarity=validate_choice(similarity, "similarity", SIMILARITIES),
             unlabelled=validate_unlabelled(unlabelled),

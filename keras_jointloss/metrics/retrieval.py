@@ -10,7 +10,7 @@ from keras import ops
 from keras_jointloss._core.batch import Items, rows_of, validate_unlabelled
 from keras_jointloss._core.math import SIMILARITIES, dot, dot_matrix, l2_normalize, max_along
 from keras_jointloss._core.types import Direction, DType, Labels, Mask, Sharing, Similarity, Tensor
-from keras_jointloss._core.validation import invalid, validate_choice, validate_count
+from keras_jointloss._core.validation import invalid, validate_choice, validate_count, validate_name
 from keras_jointloss.metrics.base import ViewsMetric, all_or, other_pairs, own_pairs
 
 
@@ -207,7 +207,7 @@ class RecallAtK(RetrievalMetric):
         name: str | None = None,
         dtype: DType = None,
     ):
-        k, name = validate_count(k, "k"), name or name_with(f"recall_at_{k}", dim)
+        k, name = validate_count(k, "k"), validate_name(name) or name_with(f"recall_at_{k}", dim)
         super().__init__(direction, similarity, same_label, unlabelled, dim, name, dtype, k=k)
 
     def gain(self, ranks: Tensor) -> Tensor:
@@ -265,7 +265,7 @@ class MeanReciprocalRank(RetrievalMetric):
         name: str | None = None,
         dtype: DType = None,
     ):
-        name = name or name_with("mean_reciprocal_rank", dim)
+        name = validate_name(name) or name_with("mean_reciprocal_rank", dim)
         super().__init__(direction, similarity, same_label, unlabelled, dim, name, dtype)
 
     def gain(self, ranks: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_jointloss._core.math import divide_or_0, to_numpy
+from keras_jointloss._core.registry import deserialized
 from keras_jointloss._core.types import Annealable, Config, Schedule, Tensor
 from keras_jointloss._core.validation import (
     invalid,
@@ -146,10 +147,7 @@ class Causal(PointRule):
 
     @classmethod
     def from_config(cls, config: Config) -> Self:
-        epsilon = config["epsilon"]
-        if isinstance(epsilon, dict):
-            epsilon = keras.optimizers.schedules.deserialize(epsilon)
-        return cls(**{**config, "epsilon": epsilon})
+        return cls(**{**config, "epsilon": deserialized(config.get("epsilon"), "epsilon")})
 
 
 def _validate_epsilon(value: Any) -> Any:

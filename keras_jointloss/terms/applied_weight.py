@@ -8,6 +8,7 @@ import keras
 
 from keras_jointloss._core.keras import LateNumber
 from keras_jointloss._core.types import Config, Tensor
+from keras_jointloss._core.validation import invalid
 
 if TYPE_CHECKING:
     from keras_jointloss.terms.output_weight import LossWeight
@@ -42,6 +43,8 @@ class AppliedWeight(LateNumber):
 
     def __init__(self, term: str | None = None):
         super().__init__()
+        if term is not None and not isinstance(term, str):
+            raise invalid("term", "the name of a term, or None", term)
         self.term = term
 
     @property

@@ -5,7 +5,8 @@ from typing import Any
 
 import keras
 
-from keras_jointloss._core.registry import find
+from keras_jointloss._core.registry import deserialized, find
+from keras_jointloss._core.validation import invalid
 
 #: The names for which Keras chooses a metric or a loss.
 _ACCURACY = ("accuracy", "acc")
@@ -47,7 +48,10 @@ def get_loss(identifier: Any) -> Any:
     as those of this package are; case and underscores do not matter.
     """
     if not isinstance(identifier, str):
-        return keras.losses.get(identifier)
+        found = deserialized(identifier, "loss")
+        if not callable(found):
+            raise invalid("loss", "a loss as Keras accepts it: a name, function or loss", found)
+        return keras.losses.get(found)  # An instance of a class.
     if identifier.lower() in _CROSSENTROPY:
         return crossentropy
     with contextlib.suppress(ValueError):
@@ -59,7 +63,10 @@ def get_metric(identifier: Any) -> Any:
     """Returns a metric as `keras.metrics.get`, also for the names that depend on the shapes."""
     if str(identifier).lower() in _ACCURACY:
         return keras.metrics.MeanMetricWrapper(accuracy, name=str(identifier))
-    return keras.metrics.get(identifier)
+    found = deserialized(identifier, "metric")
+    if not (isinstance(found, str | keras.metrics.Metric) or callable(found)):
+        raise invalid("metric", "a metric as Keras accepts it: a name, function or metric", found)
+    return keras.metrics.get(found)
 
 
 def name_of_metric(metric: Any) -> str:

@@ -75,7 +75,10 @@ class ClassWeights:
     @classmethod
     def of(cls, weights: Any) -> "ClassWeights":
         """Returns the weights from a dict, or from what `pairs` returns."""
-        return cls(dict(weights) if isinstance(weights, list | tuple) else weights)
+        is_list = isinstance(weights, list | tuple)
+        if is_list and all(isinstance(x, list | tuple) and len(x) == 2 for x in weights):
+            weights = dict(weights)
+        return cls(weights)
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")

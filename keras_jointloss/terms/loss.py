@@ -8,9 +8,10 @@ from keras import ops
 from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.batch import reduce_values, reduced
 from keras_jointloss._core.keras import masked
-from keras_jointloss._core.registry import shallow_copy
+from keras_jointloss._core.registry import deserialized, shallow_copy
 from keras_jointloss._core.types import Tensor
-from keras_jointloss._core.validation import invalid
+from keras_jointloss._core.validation import invalid, validate_name
+from keras_jointloss.terms._named_errors import errors_named
 from keras_jointloss.terms._probe import is_mean_over_elements, outside_of_traces
 from keras_jointloss.terms.applied_weight import hand_over
 from keras_jointloss.terms.by_shape import get_loss
@@ -57,7 +58,7 @@ class TermLoss(keras.losses.Loss):
         if not isinstance(weight, LossWeight):
             raise invalid("weight", "a `LossWeight`", weight)
         # Keras opens a name scope with the name of a loss, which must not contain a slash.
-        super().__init__(name=name and name.replace("/", "_"))
+        super().__init__(name=(validate_name(name) or "").replace("/", "_") or None)
         self.term = name
         self.loss = loss
         self.weight = weight
@@ -109,6 +110,11 @@ class TermLoss(keras.losses.Loss):
 
     def _recorded(self, y_true, y_pred, sample_weight):
         """Returns the loss, which the weight of the term has recorded."""
+        arrays = {"y_true": y_true, "y_pred": y_pred, "sample_weight": sample_weight}
+        with errors_named(self.term, self._resolved, **arrays):
+            return self._computed(**arrays)
+
+    def _computed(self, y_true, y_pred, sample_weight):
         if self._class_weights is not None:
             sample_weight = self._with_class_weights(y_true, y_pred, sample_weight)
         if self._labelled is not None:
@@ -264,12 +270,8 @@ class TermLoss(keras.losses.Loss):
 
     @classmethod
     def from_config(cls, config: dict) -> "TermLoss":
-        loss = config["loss"]
-        if isinstance(loss, dict):
-            # Not `keras.losses.deserialize`, which does not support lambdas.
-            loss = keras.saving.deserialize_keras_object(loss)
-        weight = config["weight"]
-        weight = shared_configs.create(weight) if isinstance(weight, dict) else weight
+        loss = deserialized(config.get("loss"), "loss")
+        weight = shared_configs.create(config.get("weight"))
         missing = targets.deserialize_missing(config.get("missing"))
         return cls(**{**config, "loss": loss, "weight": weight, "missing": missing})
 

@@ -15,7 +15,9 @@ from keras_jointloss._core.batch import (
     stacked,
     valid_items,
 )
+from keras_jointloss._core.registry import deserialized
 from keras_jointloss._core.replicas import global_batch, is_after_call
+from keras_jointloss._core.validation import invalid, validate_name
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -34,7 +36,10 @@ class LossPart(keras.metrics.Mean):
     def __init__(
         self, loss: Any, part: str, name: str | None = None, dtype=None, weight: Any = None
     ):
-        super().__init__(name=name or part, dtype=dtype)
+        names = getattr(loss, "part_names", ())
+        if not isinstance(part, str) or part not in names:
+            raise invalid("part", f"a name of a part of the loss, among {names}", part)
+        super().__init__(name=validate_name(name) or part, dtype=dtype)
         self.loss = loss
         self.part = part
         # A function, as Keras would track the weight as a part of this metric, a second time.
@@ -63,9 +68,5 @@ class LossPart(keras.metrics.Mean):
 
     @classmethod
     def from_config(cls, config: dict) -> "LossPart":
-        objects = {name: config.get(name) for name in ("loss", "weight")}
-        loss, weight = (
-            keras.saving.deserialize_keras_object(x) if isinstance(x, dict) else x
-            for x in objects.values()
-        )
-        return cls(**{**config, "loss": loss, "weight": weight})
+        objects = {name: deserialized(config.get(name), name) for name in ("loss", "weight")}
+        return cls(**{**config, **objects})

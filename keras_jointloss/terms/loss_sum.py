@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 import keras
 
-from keras_jointloss._core.validation import invalid
+from keras_jointloss._core.registry import deserialized
+from keras_jointloss._core.validation import invalid, validate_mapping, validate_name
 from keras_jointloss.terms.loss import TermLoss
 
 
@@ -34,10 +35,11 @@ class LossSum(keras.losses.Loss):
     """
 
     def __init__(self, parts: Mapping[str, TermLoss], name: str = "loss_sum"):
-        super().__init__(name=name)
-        if not parts or not all(isinstance(part, TermLoss) for part in parts.values()):
-            raise invalid("parts", "a non-empty dict of name to `TermLoss`", parts)
-        self.parts = dict(parts)
+        super().__init__(name=validate_name(name))
+        self.parts = validate_mapping(parts, "parts", "a `TermLoss`")
+        for part_name, part in self.parts.items():
+            if not isinstance(part, TermLoss):
+                raise invalid(f"parts[{part_name!r}]", "a `TermLoss`", part)
 
     def validate_output(self, y_pred) -> None:
         """Raises `ValueError` if an output is nested."""
@@ -59,7 +61,7 @@ class LossSum(keras.losses.Loss):
     @classmethod
     def from_config(cls, config: dict) -> "LossSum":
         parts = {
-            name: keras.saving.deserialize_keras_object(part) if isinstance(part, dict) else part
-            for name, part in config["parts"].items()
+            name: deserialized(part, f"parts[{name!r}]")
+            for name, part in validate_mapping(config.get("parts"), "parts", "a config").items()
         }
         return cls(**{**config, "parts": parts})

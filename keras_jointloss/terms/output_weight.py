@@ -11,10 +11,17 @@ from keras import ops
 from keras_jointloss._core.backend import current_replicas, trains_functionally
 from keras_jointloss._core.keras_calls import is_stateless
 from keras_jointloss._core.math import divide_or_0, float_dtype
+from keras_jointloss._core.registry import deserialized
 from keras_jointloss._core.saved_state import SavedState, load_or_undo
 from keras_jointloss._core.state import constant
 from keras_jointloss._core.types import Config, DType, Nested, Tensor
-from keras_jointloss._core.validation import invalid, validate_bool, validate_count, validate_number
+from keras_jointloss._core.validation import (
+    invalid,
+    validate_bool,
+    validate_count,
+    validate_name,
+    validate_number,
+)
 from keras_jointloss.terms.shared_config import shared_configs
 from keras_jointloss.terms.value import Weight, deserialize_weight
 from keras_jointloss.terms.weight import TermWeight
@@ -55,7 +62,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
     """
 
     def __init__(self, weight: Weight = 1.0, name: str = "weight", dtype: DType = None):
-        keras.metrics.Metric.__init__(self, name=name, dtype=dtype)
+        keras.metrics.Metric.__init__(self, name=validate_name(name), dtype=dtype)
         #: Part of the config, to distinguish the copies of one weight from other weights.
         self.key = uuid.uuid4().hex
         # Orbax and `Model.get_state_tree` distinguish variables by their paths.
@@ -230,10 +237,11 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         value, step = config.pop("value", None), config.pop("step", 0)
         is_off = validate_bool(config.pop("off", False), "off")
         factor, weighting = config.pop("factor", None), config.pop("weighting", None)
-        config["weight"] = deserialize_weight(config["weight"])
+        config["weight"] = deserialize_weight(config.get("weight"))
         instance = cls(**config)
-        if key is not None:
-            instance.key = key
+        if key is not None and not isinstance(key, str):
+            raise invalid("key", "a string", key)
+        instance.key = key or instance.key
         if value is not None:
             instance.assign(value)
         instance._step.assign(validate_count(step, "step", minimum=0))
@@ -241,8 +249,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
             instance.switch_off()
         if factor is not None:
             instance.adapt(validate_number(factor, "factor", minimum=0))
-        if isinstance(weighting, dict):
-            weighting = keras.saving.deserialize_keras_object(weighting)
+        weighting = deserialized(weighting, "weighting")
         if weighting is not None and not hasattr(weighting, "bind"):
             raise invalid("weighting", "a weighting of `keras_jointloss.weighting`", weighting)
         instance.weighting = weighting

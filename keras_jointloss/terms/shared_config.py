@@ -4,7 +4,7 @@ import threading
 import weakref
 from typing import Any
 
-import keras
+from keras_jointloss._core.registry import deserialized
 
 
 class SharedConfigs(threading.local):
@@ -19,10 +19,16 @@ class SharedConfigs(threading.local):
     def __init__(self):
         self._objects: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 
-    def create(self, config: dict) -> Any:
-        """Returns a new object from the first copy of a config with a `key`, its attribute."""
-        self.end((config.get("config") or {}).get("key"))
-        created = keras.saving.deserialize_keras_object(config)
+    def create(self, config: Any) -> Any:
+        """Returns a new object from the first copy of a config with a `key`, its attribute.
+
+        What is no config is returned as it is.
+        """
+        if not isinstance(config, dict):
+            return config
+        own = config.get("config")
+        self.end(own.get("key") if isinstance(own, dict) else None)
+        created = deserialized(config, "weight")
         key = getattr(created, "key", None)
         if key is not None:
             self._objects[key] = created

@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from keras_jointloss._core.registry import deserialized
 from keras_jointloss._core.validation import invalid, validate_choice
 from keras_jointloss.terms.output_weight import LossWeight
 
@@ -62,7 +63,4 @@ class TermReading(keras.metrics.Metric):
 
     @classmethod
     def from_config(cls, config: dict) -> "TermReading":
-        weight = config["weight"]
-        if isinstance(weight, dict):
-            weight = keras.saving.deserialize_keras_object(weight)
-        return cls(**{**config, "weight": weight})
+        return cls(**{**config, "weight": deserialized(config.get("weight"), "weight")})

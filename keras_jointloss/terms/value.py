@@ -14,6 +14,7 @@ from keras.optimizers.schedules import LearningRateSchedule
 from keras_jointloss import schedules
 from keras_jointloss._core.backend import Number, runs_in_python
 from keras_jointloss._core.math import to_numpy
+from keras_jointloss._core.registry import deserialized
 from keras_jointloss._core.types import Annealable, Tensor
 from keras_jointloss._core.validation import invalid, validate_number
 
@@ -269,8 +270,7 @@ def validate_weight(weight: Any, name: str = "weight") -> float:
 
 def deserialize_weight(config: Any) -> Any:
     """Returns the number or the schedule from a config."""
-    is_schedule = isinstance(config, dict)
-    return keras.optimizers.schedules.deserialize(config) if is_schedule else config
+    return deserialized(config, "weight")
 
 
 def validate_schedule(

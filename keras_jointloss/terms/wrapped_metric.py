@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from keras_jointloss._core.registry import deserialized
 from keras_jointloss.terms.by_shape import name_of_metric
 
 
@@ -40,7 +41,4 @@ class WrappedMetric(keras.metrics.Metric):
 
     @classmethod
     def from_config(cls, config: dict) -> "WrappedMetric":
-        metric = config["metric"]
-        if isinstance(metric, dict):
-            metric = keras.saving.deserialize_keras_object(metric)
-        return cls(**{**config, "metric": metric})
+        return cls(**{**config, "metric": deserialized(config.get("metric"), "metric")})

@@ -9,6 +9,7 @@ from keras import ops
 from keras_jointloss._core.math import to_numpy
 from keras_jointloss._core.saved_state import load_or_undo
 from keras_jointloss._core.types import Tensor
+from keras_jointloss._core.validation import validate_name
 from keras_jointloss.weighting._runner import Runner
 from keras_jointloss.weighting._saved_progress import load_progress, restore_progress, save_progress
 
@@ -17,12 +18,12 @@ class RuleMetric(keras.metrics.Metric):
     """Base class of `keras_jointloss.weighting.Weighting`, which adds options and formulas.
 
     Args:
-        name: Name of the metric.
+        name: Name of the metric; `None` for `"weighting"`.
         dtype: The dtype of weights and state.
     """
 
-    def __init__(self, name: str, dtype: str):
-        super().__init__(name=name, dtype=dtype)
+    def __init__(self, name: str | None, dtype: str):
+        super().__init__(name=validate_name(name) or "weighting", dtype=dtype)
         #: Runs the rule in the training steps: it has the terms, and all that training changes.
         self.runner = Runner(self)
         #: The names of the output terms, from `joint_loss`; empty if unknown.

@@ -121,7 +121,7 @@ class Weighting(RuleMetric):
         name: str | None = None,
         dtype: DType = None,
     ):
-        super().__init__(name or "weighting", float_dtype(dtype or keras.config.floatx()))
+        super().__init__(name, float_dtype(dtype or keras.config.floatx()))
         self.warmup_steps = validate_count(warmup_steps, "warmup_steps", minimum=0)
         self.ema = validate_share(ema, "ema")
         self.min_weight = validate_number(min_weight, "min_weight", minimum=0)

@@ -92,9 +92,10 @@ class Uncertainty(Weighting):
         temperature: float = 1.0,
         **kwargs: Unpack[OptionsWithLimits],
     ):
+        analytic = validate_bool(analytic, "analytic")
         super().__init__(ema=(0.9 if analytic else 0.0) if ema is None else ema, **kwargs)
         self.learning_rate = validate_number(learning_rate, "learning_rate", 0, exclusive=True)
-        self.analytic = validate_bool(analytic, "analytic")
+        self.analytic = analytic
         self.softmax = validate_bool(softmax, "softmax")
         self.temperature = validate_number(temperature, "temperature", 0, exclusive=True)
         if self.analytic and self.softmax:

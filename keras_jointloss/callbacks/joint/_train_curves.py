@@ -26,7 +26,8 @@ class _Sums(NamedTuple):
 def batches_between(update_freq: Any) -> int | None:
     """Returns after how many batches to write, or `None` for the ends of epochs only."""
     is_count = isinstance(update_freq, int) and not isinstance(update_freq, bool)
-    if not (update_freq in ("epoch", "batch") or (is_count and int(update_freq) >= 1)):
+    is_name = isinstance(update_freq, str) and update_freq in ("epoch", "batch")
+    if not (is_name or (is_count and int(update_freq) >= 1)):
         raise invalid("update_freq", "'epoch', 'batch' or a number of batches >= 1", update_freq)
     return int(update_freq) if is_count else {"epoch": None, "batch": 1}[update_freq]
 

@@ -15,7 +15,7 @@ from keras_jointloss._core.keras_calls import (
 )
 from keras_jointloss._core.keras_models import allow_background, sync_state
 from keras_jointloss._core.types import Logs
-from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_on_log
+from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_log_dir, validate_on_log
 from keras_jointloss.callbacks.joint._gradient_readings import GradientReadings
 from keras_jointloss.callbacks.joint._score import SCORE, TAG, JointScore, validate_score
 from keras_jointloss.callbacks.joint._stuck_terms import TermProgress
@@ -148,7 +148,7 @@ class JointLossCallback(keras.callbacks.Callback):
         score: Mapping[str, Any] | None = None,
     ):
         super().__init__()
-        self.log_dir = None if log_dir is None else os.fspath(log_dir)
+        self.log_dir = validate_log_dir(log_dir)
         self.update_freq = update_freq
         self.validation_weights = validate_fixed_weights(validation_weights, "validation_weights")
         self.on_log = validate_on_log(on_log)

@@ -25,7 +25,8 @@ def validate_embeddings(embeddings):
     """Returns `None`, a name or a list of two names, or raises `ValueError`."""
     if embeddings is None or isinstance(embeddings, str):
         return embeddings
-    names = list(embeddings) if isinstance(embeddings, Iterable) else []
+    is_list = isinstance(embeddings, Iterable) and getattr(embeddings, "shape", None) != ()
+    names = list(embeddings) if is_list else []
     if len(names) != 2 or not all(isinstance(name, str) for name in names):
         raise invalid("embeddings", "None, a name or two names", embeddings)
     return names

@@ -7,7 +7,7 @@ import keras
 
 from keras_jointloss._core.types import Logs
 from keras_jointloss._core.validation import validate_count
-from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_on_log
+from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_log_dir, validate_on_log
 from keras_jointloss.terms.clock import optimizer_step
 
 #: The TensorBoard run.
@@ -38,9 +38,9 @@ class Evaluation(keras.callbacks.Callback):
     ):
         super().__init__()
         self.every = validate_count(every, "every")
-        self.batch_size = batch_size
+        self.batch_size = None if batch_size is None else validate_count(batch_size, "batch_size")
         self.tile_size = validate_count(tile_size, "tile_size")
-        self.log_dir = None if log_dir is None else os.fspath(log_dir)
+        self.log_dir = validate_log_dir(log_dir)
         self.on_log = validate_on_log(on_log)
         self._summaries: Any = None  # Created for a model.
         #: What it added to the logs of the latest epoch that it measured.

@@ -9,7 +9,12 @@ import keras
 import numpy as np
 
 from keras_jointloss._core.types import Labels, Nested
-from keras_jointloss._core.validation import invalid, validate_count, validate_number
+from keras_jointloss._core.validation import (
+    invalid,
+    validate_count,
+    validate_counts,
+    validate_number,
+)
 from keras_jointloss.callbacks._summaries import OnLog
 from keras_jointloss.callbacks.retrieval._embeddings import Found, embed_single, find_single
 from keras_jointloss.callbacks.retrieval._evaluation import Evaluation
@@ -105,19 +110,21 @@ class KNNEvaluation(Evaluation):
     ):
         super().__init__(every, batch_size, tile_size, log_dir, on_log)
         self.bank, self.data = bank, data
-        classes, self._bank_classes = np.unique(_flat(bank_labels), return_inverse=True)
-        labels = _flat(labels)
+        classes, self._bank_classes = np.unique(
+            _flat(bank_labels, "bank_labels"), return_inverse=True
+        )
+        labels = _flat(labels, "labels")
         # Classes that the bank does not have are found by nobody.
         known = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
         self._classes = np.where(classes[known] == labels, known, -1)
         self.k = validate_count(k, "k")
         self.temperature = validate_number(temperature, "temperature", 0, exclusive=True)
-        self.top = tuple(
-            validate_count(n, "top") for n in (top if isinstance(top, Iterable) else [top])
-        )
+        self.top = validate_counts(top, "top")
         if embeddings is not None and not isinstance(embeddings, str):
             raise invalid("embeddings", "None or a name", embeddings)
         self.embeddings = embeddings
+        if not isinstance(name, str):
+            raise invalid("name", "a string", name)
         self.name = name
         self._found: Found | None = None
 
@@ -166,5 +173,12 @@ class KNNEvaluation(Evaluation):
         return np.where(score > 0, rank, np.inf)
 
 
-def _flat(labels: Labels) -> np.ndarray:
-    return np.reshape(np.asarray(labels), (-1,))
+def _flat(labels: Labels, name: str) -> np.ndarray:
+    """Returns labels, one or more, as a vector."""
+    try:
+        flat = np.reshape(np.asarray(labels), (-1,))
+    except ValueError:  # Rows of different lengths
+        flat = np.zeros(0)
+    if not flat.size or flat.dtype.kind not in "biufSU":
+        raise invalid(name, "numbers or strings, one for each item", labels)
+    return flat

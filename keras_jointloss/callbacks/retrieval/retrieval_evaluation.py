@@ -14,7 +14,12 @@ from keras_jointloss._core.relevance import (
     validate_sets,
 )
 from keras_jointloss._core.types import Labels, Logs, Nested
-from keras_jointloss._core.validation import invalid, validate_count
+from keras_jointloss._core.validation import (
+    invalid,
+    validate_bool,
+    validate_counts,
+    validate_name,
+)
 from keras_jointloss.callbacks._summaries import OnLog
 from keras_jointloss.callbacks.retrieval._embeddings import (
     Found,
@@ -167,16 +172,16 @@ class RetrievalEvaluation(Evaluation):
     ):
         super().__init__(every, batch_size, tile_size, log_dir, on_log)
         self.data = data
-        self.k = tuple(validate_count(n, "k") for n in (k if isinstance(k, Iterable) else [k]))
+        self.k = validate_counts(k, "k")
         self.embeddings = validate_embeddings(embeddings)
         self.labels = None if labels is None else np.reshape(np.asarray(labels), (-1,))
-        self.name = name
+        self.name = validate_name(name)
         for argument, value in (("projector", projector), ("thumbnails", thumbnails)):
             if value is not None and value is not False and log_dir is None:
                 raise invalid("log_dir", f"a folder, since `{argument}` is given", None)
         if thumbnails is not None:
             validate_thumbnails(thumbnails, copies=2)
-        self.projector = projector or thumbnails is not None
+        self.projector = validate_bool(projector, "projector") or thumbnails is not None
         self.thumbnails = thumbnails
         self.queries, self.candidates = queries, candidates
         self._relevance = validate_sets(data, queries, candidates, relevant)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_jointloss import losses
-from keras_jointloss._core.batch import validate_vector
+from keras_jointloss._core.batch import check_numbers, validate_vector
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.layers._means import validate_item_weights
 
@@ -43,9 +43,11 @@ def validate_shapes(shapes: Any, loss: Any, metrics: Sequence[Any], name: str) -
             f"{'labels' if has_labels(loss) else 'no labels'}. Received: input_shape={shapes}"
         )
     embeddings, labels = split(shapes, loss)
-    sizes, dims = {shape[0] for shape in embeddings} - {None}, {shape[-1] for shape in embeddings}
+    are_matrices = all(len(shape) == 2 for shape in embeddings)
+    sizes = {shape[0] for shape in embeddings if shape} - {None}
+    dims = {shape[-1] for shape in embeddings if shape}
     if (
-        any(len(shape) != 2 for shape in embeddings)
+        not are_matrices
         or len(sizes) > 1
         or (len(dims) > 1 and not getattr(loss, "dims_may_differ", False))
     ):
@@ -72,6 +74,8 @@ def validated(inputs: Sequence[Any], sample_weight: Any, loss: Any, name: str) -
     shapes.
     """
     embeddings, labels = split(inputs, loss)
+    for x in inputs:
+        check_numbers(x, "inputs", repr(name))
     if (
         labels is not None
         and len(embeddings) == 1

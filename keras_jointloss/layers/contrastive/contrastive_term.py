@@ -8,6 +8,7 @@ import keras
 
 from keras_jointloss import losses
 from keras_jointloss._core.keras_calls import is_training
+from keras_jointloss._core.registry import deserialized, deserialized_list
 from keras_jointloss._core.state import as_state
 from keras_jointloss._core.types import Config, LayerOptions, Nested, Tensor, Weights
 from keras_jointloss._core.validation import invalid, validate_bool, validate_choice, validate_count
@@ -24,7 +25,7 @@ from keras_jointloss.layers.contrastive._inputs import (
 )
 from keras_jointloss.layers.contrastive._memory import EmbeddingMemory
 from keras_jointloss.metrics.base import ViewsMetric, validate_metrics
-from keras_jointloss.terms.value import Weight, deserialize_weight
+from keras_jointloss.terms.value import Weight
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -223,6 +224,6 @@ class ContrastiveTerm(LayerTerm):
 
     @classmethod
     def from_config(cls, config: Config) -> "ContrastiveTerm":
-        metrics = [keras.saving.deserialize_keras_object(x) for x in config.get("metrics", ())]
-        weight = deserialize_weight(config["weight"])
+        weight = deserialized(config.get("weight"), "weight")
+        metrics = deserialized_list(config.get("metrics", ()), "metrics")
         return cls(**{**config, "weight": weight, "metrics": metrics})

@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from keras_jointloss._core.batch import check_numbers
 from keras_jointloss._core.types import Nested
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.layers.gradients._combination import GradientCombination
@@ -116,9 +117,10 @@ class GradientBalancer(GradientCombination):
     )
 
     def call(self, inputs: Nested, training: bool | None = None) -> dict[str, Nested]:
+        tensors = _validated(inputs)
         if not self._precedes_backward(training, inputs):
             return dict.fromkeys(self.terms, inputs)
-        joined, parts_of = _joined(_validated(inputs))
+        joined, parts_of = _joined(tensors)
         copies = self._copies(joined, parts_of)
         self.add_loss(copies.probe)
         return {
@@ -158,6 +160,8 @@ def _joined(tensors):
 def _validated(inputs) -> list:
     """Returns the tensors, or raises `ValueError` if they cannot be balanced as one."""
     tensors = keras.tree.flatten(inputs)
+    for x in tensors or [None]:
+        check_numbers(x, "inputs", "GradientBalancer")
     dtypes = {keras.backend.standardize_dtype(x.dtype) for x in tensors}
     is_one = len(dtypes) == 1 and all(len(x.shape) for x in tensors)
     if not is_one or not keras.backend.is_float_dtype(*dtypes):

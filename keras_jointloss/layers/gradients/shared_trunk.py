@@ -8,7 +8,9 @@ import keras
 from keras import ops
 
 from keras_jointloss._core import keras as _keras
+from keras_jointloss._core.batch import validate_batch_axis
 from keras_jointloss._core.math import float_dtype
+from keras_jointloss._core.registry import deserialized
 from keras_jointloss._core.types import Config, LayerOptions, Nested
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.aggregators import Aggregator
@@ -136,6 +138,7 @@ class SharedTrunk(GradientCombination):
         return super().__call__(*args, **kwargs)
 
     def build(self, input_shape: Nested = None) -> None:
+        validate_batch_axis(input_shape, self.name)
         if not self.trunk.built:
             self.trunk.build(input_shape)
         validate_built_trunk(self.trunk)
@@ -180,8 +183,7 @@ class SharedTrunk(GradientCombination):
 
     @classmethod
     def from_config(cls, config: Config) -> "SharedTrunk":
-        trunk = keras.saving.deserialize_keras_object(config["trunk"])
-        return cls(**{**config, "trunk": trunk})
+        return cls(**{**config, "trunk": deserialized(config.get("trunk"), "trunk")})
 
 
 def _split(vector, like):

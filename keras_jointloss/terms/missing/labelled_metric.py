@@ -69,7 +69,9 @@ class LabelledMetric(WrappedMetric):
 
     @classmethod
     def from_config(cls, config: dict) -> WrappedMetric:
-        return super().from_config({**config, "missing": deserialize_missing(config["missing"])})
+        return super().from_config(
+            {**config, "missing": deserialize_missing(config.get("missing"))}
+        )
 
 
 def _weights(labelled, y_pred, sample_weight):

@@ -6,7 +6,6 @@ and the result is replaced by 0. The gradient of a missing target is then exactl
 """
 
 import math
-import numbers
 from typing import Any
 
 import keras
@@ -14,20 +13,19 @@ import numpy as np
 
 from keras_jointloss._core.math import value_range
 from keras_jointloss._core.quick_ops import ops
-from keras_jointloss._core.validation import invalid
+from keras_jointloss._core.validation import validate_number
 
+_EXPECTED = "NaN or a finite number"
 #: A prediction that is valid as a probability, a logit and a number.
 PREDICTION = 0.5
 
 
 def validate_missing(value: Any) -> float:
     """Returns NaN or a finite number, which can mark a missing target, as a float."""
-    if isinstance(value, np.ndarray) and value.shape == ():
+    if isinstance(value, np.ndarray | np.generic) and value.shape == ():
         value = value.item()
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
-    if not is_number or math.isinf(value):
-        raise invalid("missing", "NaN or a finite number", value)
-    return float(value)
+    is_nan = isinstance(value, float) and math.isnan(value)
+    return math.nan if is_nan else validate_number(value, "missing", expected=_EXPECTED)
 
 
 def serialize_missing(value: Any) -> Any:

@@ -1,0 +1,45 @@
+"""Errors of Keras' losses, which name no term, as errors that do."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+from keras_jointloss._core.batch import check_numbers
+from keras_jointloss._core.keras import is_known
+from keras_jointloss._core.validation import shown
+
+
+@contextmanager
+def errors_named(term: Any, loss: Any, **arrays: Any) -> Iterator[None]:
+    """Turns errors of a loss into `ValueError` with the name of the term and what it received.
+
+    It leaves those that have the name already, and those of memory. A loss that a user has written
+    may take anything, and its errors stay as they are.
+    """
+    defined = loss if inspect.isroutine(loss) else type(loss)
+    is_of_user = not is_known(defined)
+    for name, values in arrays.items():
+        if values is not None and (name == "sample_weight" or not is_of_user):
+            for x in keras.tree.flatten(values):
+                check_numbers(x, name, f"The loss of {term!r}")
+    try:
+        yield
+    except Exception as error:  # Each backend raises its own.
+        message = str(error)
+        if is_of_user or repr(term) in message or "memory" in message.lower():
+            raise
+        received = [f"{name} {_shapes(x)}" for name, x in arrays.items() if x is not None]
+        raise ValueError(
+            f"The loss of {term!r} cannot be computed from these targets and predictions. "
+            f"Received: {', '.join(received)}, and {type(error).__name__}: {message}"
+        ) from error
+
+
+def _shapes(values: Any) -> str:
+    """Returns the shapes of arrays, in words."""
+    if any(not hasattr(x, "shape") for x in keras.tree.flatten(values)):
+        return f"= {shown(values)}"
+    return f"of shape {keras.tree.map_structure(lambda x: tuple(x.shape), values)}"
