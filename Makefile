@@ -20,7 +20,7 @@ COVERED := -m coverage run
 KERAS_TESTS := $(addprefix tests/,test_keras.py test_keras_check.py test_callbacks.py test_clock.py test_joint.py \
   test_across.py test_layers.py test_loss_term.py test_output_weight.py test_ownership.py test_training.py)
 
-.PHONY: help demo test test-jax test-torch test-lower-bounds test-nightly test-all environments coverage lint format bench bench-losses bench-dashboard bench-scale bench-gradients bench-peers docs clean
+.PHONY: help demo test test-jax test-torch test-lower-bounds test-nightly test-all environments coverage lint format bench bench-losses bench-dashboard bench-scale bench-gradients bench-peers fuzz docs clean
 
 help:  ## Tell what there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -94,6 +94,9 @@ bench-gradients: .venv/package.stamp  ## Measure what combining gradients costs 
 bench-peers: .venv-torch/test.stamp  ## Train examples with losses and aggregators of other libraries, and compare the results.
 	KERAS_BACKEND=torch .venv-torch/bin/python -m tests.benchmarks.benchmark_results losses $(ARGS)
 	KERAS_BACKEND=torch .venv-torch/bin/python -m tests.benchmarks.benchmark_results aggregators $(ARGS)
+
+fuzz: .venv-torch/test.stamp  ## Load mutated model files and try bad arguments and batches: all must end clearly.
+	KERAS_BACKEND=torch .venv-torch/bin/python -m tests.fuzzing $(ARGS)
 
 docs: .venv-docs/docs.stamp  ## Run the guides and build the site in build/docs.
 	rm -rf build/docs

@@ -160,7 +160,7 @@ def _joined(tensors):
 def _validated(inputs) -> list:
     """Returns the tensors, or raises `ValueError` if they cannot be balanced as one."""
     tensors = keras.tree.flatten(inputs)
-    for x in tensors or [None]:
+    for x in tensors:
         check_numbers(x, "inputs", "GradientBalancer")
     dtypes = {keras.backend.standardize_dtype(x.dtype) for x in tensors}
     is_one = len(dtypes) == 1 and all(len(x.shape) for x in tensors)
