@@ -142,7 +142,7 @@ def train(rule, steps, seed, parts=10):
     decay = keras.optimizers.schedules.CosineDecay(
         0.01, parts * epochs * POINTS // BATCH_SIZE, alpha=0.02
     )
-    model.compile(keras.optimizers.Adam(decay), steps_per_execution=POINTS // BATCH_SIZE)
+    model.compile(keras.optimizers.Adam(decay))
     places, exact = reference(21)
     grid = np.stack(np.meshgrid(np.linspace(0, 1, 21), places, indexing="ij"), axis=-1)
     grid = grid.reshape(-1, 2).astype("float32")

@@ -146,7 +146,7 @@ for name, (weight, rule, aggregator) in ways.items():
     model, u = build(aggregator)
     learning_rate = keras.optimizers.schedules.CosineDecay(0.01, EPOCHS * 1024 // 128)
     joint = kj.joint_loss({"edge": "mean_squared_error"}, {"edge": weight}, weighting=rule)
-    model.compile(keras.optimizers.Adam(learning_rate), steps_per_execution=8, **joint)
+    model.compile(keras.optimizers.Adam(learning_rate), **joint)
     options = {"batch_size": 128, "epochs": EPOCHS, "verbose": 0}
     callback = kj.callbacks.JointLossCallback()
     target = {"edge": np.zeros((1024, 1))}
@@ -258,7 +258,7 @@ for name, rule in ways.items():
     keras.utils.set_random_seed(0)
     model, u = build_allen_cahn(rule)
     learning_rate = keras.optimizers.schedules.CosineDecay(0.01, EPOCHS * 8, alpha=0.02)
-    model.compile(keras.optimizers.Adam(learning_rate), steps_per_execution=8)
+    model.compile(keras.optimizers.Adam(learning_rate))
     callback = kj.callbacks.JointLossCallback()
     options = {"batch_size": 256, "epochs": EPOCHS, "verbose": 0}
     logs = model.fit([points, index], callbacks=[callback], **options).history

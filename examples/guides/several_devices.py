@@ -79,7 +79,7 @@ prints the memory that it takes with and without chunks.
   as an *output* compares the items of all devices, in `fit` and `evaluate`. Called in a custom loop
   or by a layer, it sees those of its own device alone, and a warning says so. Keras'
   `BatchNormalization(synchronized=True)` ignores masks, and spoils the losses that layers other
-  than `ContrastiveTerm`, `ProxyTerm` and `LossTerm` add.
+  than `ContrastiveTerm`, `ProxyTerm`, `PointWeights` and `LossTerm` add.
 - **JAX**: `keras.distribution.DataParallel` and `ModelParallel`. The layout
   `layout_map["<name>/proxies"] = ("model", None)` divides the classes of a `ProxyTerm`. For several
   processes pass each its own rows with `DataParallel(auto_shard_dataset=False)`, or a
