@@ -36,10 +36,10 @@ class LossSum(keras.losses.Loss):
 
     def __init__(self, parts: Mapping[str, TermLoss], name: str = "loss_sum"):
         super().__init__(name=validate_name(name))
-        self.parts = validate_mapping(parts, "parts", "a `TermLoss`")
-        for part_name, part in self.parts.items():
-            if not isinstance(part, TermLoss):
-                raise invalid(f"parts[{part_name!r}]", "a `TermLoss`", part)
+        is_dict = isinstance(parts, Mapping) and bool(parts)
+        if not is_dict or not all(isinstance(part, TermLoss) for part in parts.values()):
+            raise invalid("parts", "a non-empty dict of name to `TermLoss`", parts)
+        self.parts = dict(parts)
 
     def validate_output(self, y_pred) -> None:
         """Raises `ValueError` if an output is nested."""
