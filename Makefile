@@ -20,7 +20,7 @@ COVERED := -m coverage run
 KERAS_TESTS := $(addprefix tests/,test_keras.py test_keras_check.py test_callbacks.py test_clock.py test_joint.py \
   test_across.py test_layers.py test_loss_term.py test_output_weight.py test_ownership.py test_training.py)
 
-.PHONY: help demo test test-jax test-torch test-lower-bounds test-nightly test-all environments coverage lint format bench bench-losses bench-dashboard bench-scale bench-gradients bench-peers fuzz docs clean
+.PHONY: help demo test test-jax test-torch test-lower-bounds test-nightly test-all environments coverage lint format bench bench-losses bench-dashboard bench-scale bench-gradients bench-peers fuzz kills docs clean
 
 help:  ## Tell what there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -54,6 +54,11 @@ test-nightly: .venv-nightly/test.stamp  ## Test with the nightly Keras on all ba
 test-all: test test-jax test-torch test-lower-bounds  ## Test on all backends and with the oldest dependencies.
 
 environments: .venv/develop.stamp .venv-jax/test.stamp .venv-torch/test.stamp .venv-lower-bounds/test.stamp .venv-docs/docs.stamp  ## Install what tests and docs need.
+
+kills: .venv-jax/test.stamp .venv-torch/test.stamp  ## Kill trainings 100 times on each backend, and compare their ends.
+	for backend in tensorflow jax torch; do \
+	  environment=.venv-$$backend; [ $$backend = tensorflow ] && environment=.venv; \
+	  KERAS_BACKEND=$$backend $$environment/bin/python -m tests.kills $(ARGS) || exit 1; done
 
 coverage: .venv-jax/test.stamp .venv-torch/test.stamp  ## Test on all backends, and report the lines and branches that no test reaches.
 	mkdir -p build/coverage

@@ -14,6 +14,7 @@ from keras_jointloss._core.validation import (
     validate_count,
     validate_number,
 )
+from keras_jointloss.callbacks._copies import Copyable
 from keras_jointloss.joint.find_terms import find_terms
 from keras_jointloss.tensorboard.runs import is_larger_better
 from keras_jointloss.terms.weight import TermWeight
@@ -21,7 +22,7 @@ from keras_jointloss.terms.weight import TermWeight
 Mode: TypeAlias = Literal["auto", "min", "max"]
 
 
-class TermStopping(keras.callbacks.Callback):
+class TermStopping(Copyable):
     """Gives weight 0 to each term that no longer improves, and ends training when all have stopped.
 
     At the end of an epoch a term has improved if the value it is monitored by is better than the

@@ -15,6 +15,7 @@ from keras_jointloss._core.keras_calls import (
 )
 from keras_jointloss._core.keras_models import allow_background, sync_state
 from keras_jointloss._core.types import Logs
+from keras_jointloss.callbacks._copies import Copyable
 from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_log_dir, validate_on_log
 from keras_jointloss.callbacks.joint._gradient_readings import GradientReadings
 from keras_jointloss.callbacks.joint._score import SCORE, TAG, JointScore, validate_score
@@ -36,7 +37,7 @@ from keras_jointloss.joint.report import Report
 from keras_jointloss.terms.clock import optimizer_step
 
 
-class JointLossCallback(keras.callbacks.Callback):
+class JointLossCallback(Copyable):
     """Anneals or adapts the weights of a joint loss while `fit` runs, and logs every term.
 
     Annealing: at the start of training the callback sets the schedules of all output and layer
@@ -49,8 +50,7 @@ class JointLossCallback(keras.callbacks.Callback):
     model, including layer terms. The rule runs in the compiled step, and is saved with the model.
 
     The callback moves to the front of the list of callbacks, so that others find its values in the
-    `logs`. It also works in a custom loop that calls the hooks of a `keras.callbacks.CallbackList`
-    around `train_on_batch`.
+    `logs`. A custom loop with a `keras.callbacks.CallbackList` around `train_on_batch` works, too.
 
     Logging: the callback writes to `log_dir/train` and `log_dir/validation`, over training steps,
 

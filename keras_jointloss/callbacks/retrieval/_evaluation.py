@@ -7,6 +7,7 @@ import keras
 
 from keras_jointloss._core.types import Logs
 from keras_jointloss._core.validation import validate_count
+from keras_jointloss.callbacks._copies import Copyable
 from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_log_dir, validate_on_log
 from keras_jointloss.terms.clock import optimizer_step
 
@@ -14,7 +15,7 @@ from keras_jointloss.terms.clock import optimizer_step
 RUN = "validation"
 
 
-class Evaluation(keras.callbacks.Callback):
+class Evaluation(Copyable):
     """Adds to the logs of an epoch, and to TensorBoard, what `_measure` returns.
 
     Args:

@@ -233,12 +233,16 @@ class GradientCombination(keras.layers.Layer):
         return ops.cast(combined, dtype), latest
 
     def save_own_variables(self, store: Any) -> None:
+        if not self.built:  # It has no state yet, as in a copy.
+            return
         # By name, since the order of the variables depends on which ones the backend trains.
         store["step"] = self.record.step
         if self.record.has_statistics:
             store["latest"] = self.record.latest
 
     def load_own_variables(self, store: Any) -> None:
+        if not self.built and not store.keys():
+            return
         sums = to_numpy(self.record.sums) if self.record.has_statistics else None
 
         def restore(before):
