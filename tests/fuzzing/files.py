@@ -54,14 +54,18 @@ def _child(folder: str, subjects: str, first: int, last: int) -> Iterator[dict[s
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
+        has_begun = False
         try:
             while (line := lines.get(timeout=TIMEOUT)) is not None:
+                has_begun = True
                 yield json.loads(line)
         except queue.Empty:
             pass
         finally:
             child.kill()
             reader.join()
+    if not has_begun:
+        raise RuntimeError(f"No model was saved to mutate: run {[*command, first, last]}")
 
 
 def table(outcomes: list[dict[str, Any]]) -> str:
