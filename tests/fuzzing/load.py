@@ -30,8 +30,11 @@ KERAS = str(Path(keras.__file__).parent)
 MEMORY = 2**30
 #: Errors of Python itself that name class and argument.
 NAMES_ARGUMENT = r"unexpected keyword argument|missing \d+ required|multiple values for argument"
+#: The errors of this package; the last is that of a rule about losses that it cannot use.
+CLEAR = ValueError | TypeError | RuntimeError | FloatingPointError
 #: What messages of this package say. Keras collects those about a weights file in one of its own.
 OWN_MESSAGE = r"Invalid value for|Invalid saved state of|Expected|expects|is the weighting of"
+OWN_MESSAGE += "|cannot use a loss"
 #: What no process does that only loads a file.
 FORBIDDEN = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen"}
 FORBIDDEN |= {"socket.connect", "socket.bind", "pickle.find_class"}
@@ -129,8 +132,9 @@ def _class_of_error(error: BaseException, mutation: Mutation) -> str:
     if _is_raised_by_keras(chain[-1]) and not is_collected:
         return "refused by Keras"
     is_own = raised_by_us or re.search(OWN_MESSAGE, text)
-    if is_own and isinstance(error, ValueError | TypeError | RuntimeError):
+    if is_own and isinstance(error, CLEAR):
         keys = [str(key) for key in mutation.path if not isinstance(key, int)]
+        keys += [mutation.note.rpartition(" ")[2]] * (mutation.kind == "class")
         names = {mutation.owner, *keys} - {"", "config", "class_name", "module", "vars", "layers"}
         is_named = not mutation.is_own or any(name in text for name in names)
         return "refused" if is_named else "unnamed"

@@ -136,7 +136,9 @@ def _swap(generator, config):
 def _replaced(place, kind, value):
     before = place.value
     place.parent[place.key] = value
-    is_wrong = _of_type(before) != _of_type(value) and before is not None
+    # `None` often stands for the default, and a number for what may also follow a schedule.
+    is_right = None in (before, value) or (isinstance(before, dict) and _of_type(value) == "number")
+    is_wrong = not is_right and _of_type(before) != _of_type(value)
     note = f"{_brief(before)} -> {_brief(value)}"
     return Mutation(kind, place.path, place.owner, place.is_own, is_wrong, note)
 
