@@ -7,7 +7,9 @@ import pytest
 import keras_jointloss as kj
 from keras_jointloss.terms.applied_weight import AppliedWeight
 from keras_jointloss.terms.loss import TermLoss
+from keras_jointloss.terms.loss_across import LossAcross
 from keras_jointloss.terms.loss_part import LossPart
+from keras_jointloss.terms.missing.labelled_metric import LabelledMetric
 from tests.backends import values_only
 from tests.loss_cases import CLASSES, DEFAULTS, labels_of, views_of
 from tests.refusals import refuses_calls
@@ -115,6 +117,12 @@ test_config_that_does_not_fit_its_class_is_refused_by_name = values_only(
         (lambda: kj.LossWeight.from_config({}), "`weight`.*by LossWeight"),
         (lambda: AppliedWeight({}), "`term`.*by AppliedWeight"),
         (lambda: LossPart(kj.losses.VICReg(), "x"), "`part`.*variance.*by LossPart"),
+        (lambda: LossAcross(abs, kj.LossWeight(), "both", ["a"]), "`outputs`.*by LossAcross"),
+        (lambda: LabelledMetric("mae", missing=-1, name=3), "`name`.*by LabelledMetric"),
+        (
+            lambda: kj.weighting.FAMO.from_config({"progress": {"terms": ["a"], "state": [True]}}),
+            "`state`.*FAMO",
+        ),
         (lambda: kj.layers.ContrastiveTerm.from_config({"loss": "InfoNCE"}), "`weight`"),
         (lambda: kj.layers.SharedTrunk.from_config({"terms": ["a"]}), "`trunk`.*by SharedTrunk"),
         (lambda: kj.schedules.Sequential.from_config({"boundaries": []}), "`schedules`"),

@@ -269,7 +269,7 @@ def test_unregistered_function_loads_with_custom_objects(tmp_path):
     expected = model.evaluate(X, Y, verbose=0)
     path, custom_objects = tmp_path / "model.keras", {"_squared_error": _squared_error}
     model.save(path)
-    with pytest.raises(TypeError, match="register_keras_serializable"):
+    with pytest.raises(ValueError, match="register_keras_serializable"):
         keras.models.load_model(path)
     loaded = keras.models.load_model(path, custom_objects=custom_objects)
     assert loaded.evaluate(X, Y, verbose=0) == pytest.approx(expected)

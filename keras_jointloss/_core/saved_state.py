@@ -66,8 +66,10 @@ class SavedState:
         if given is not None and tuple(given) != shape:
             raise self.error(name, expected, f"an array of the shape {tuple(given)}")
         try:
+            # In a list of numbers, NumPy turns true into 1.
+            has_bool = any(isinstance(x, bool) for x in keras.tree.flatten(value))
             value = np.array(value)
-            if value.dtype.kind not in "biuf":
+            if has_bool or value.dtype.kind not in "biuf":
                 raise TypeError
             numbers = value.astype("float64")
         except (OverflowError, TypeError, ValueError):

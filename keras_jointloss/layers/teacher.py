@@ -14,8 +14,7 @@ from keras_jointloss._core.keras_models import NoMethod
 from keras_jointloss._core.registry import deserialized
 from keras_jointloss._core.types import Config, LayerOptions, Nested
 from keras_jointloss._core.validation import invalid, validate_bool
-
-_OUTPUTS = "the name of a layer of the model, or a list of such names"
+from keras_jointloss.layers._outputs_of import network_of, validate_outputs
 
 
 @keras.saving.register_keras_serializable(package="keras_jointloss")
@@ -96,7 +95,7 @@ class Teacher(keras.layers.Layer):
         # Without autocasting the teacher gets the inputs unchanged.
         super().__init__(name=name, autocast=False, **kwargs)
         self.supports_masking = True
-        self.outputs = _validate_outputs(outputs)
+        self.outputs = validate_outputs(outputs)
         self.save_teacher = validate_bool(save_teacher, "save_teacher")
         # Not attributes, which Keras would track and save.
         self._get_model: Any = lambda: None
@@ -126,7 +125,7 @@ class Teacher(keras.layers.Layer):
                 f"{self.name!r} has its teacher for good. Expected a Teacher with "
                 "`save_teacher=False`. Received: save_teacher=True"
             )
-        network = _network(model, self.outputs)
+        network = network_of(model, self.outputs)
         model.trainable = False
         self._get_model, self._get_network = lambda: model, lambda: network
         self._specs = {}
@@ -289,28 +288,3 @@ def _fits(found, expected) -> bool:
     """Returns whether a shape is one that was expected, for any batch; axes may have any size."""
     sizes = zip(found[1:], expected[1:], strict=False)
     return len(found) == len(expected) and all(None in pair or len({*pair}) == 1 for pair in sizes)
-
-
-def _validate_outputs(outputs):
-    is_list = isinstance(outputs, Sequence) and not isinstance(outputs, str)
-    names = list(outputs) if is_list else [outputs]
-    if outputs is not None and not (names and all(isinstance(x, str) for x in names)):
-        raise invalid("outputs", f"{_OUTPUTS}, or None", outputs)
-    return names if is_list else outputs
-
-
-def _network(model, outputs):
-    """Returns the model that computes the outputs, from the names of layers."""
-    if outputs is None:
-        return model
-    known = {layer.name: layer for layer in getattr(model, "layers", [])}
-    names = [outputs] if isinstance(outputs, str) else outputs
-    is_graph = isinstance(model, keras.Model) and getattr(model, "inputs", None)
-    if not is_graph or not set(names) <= set(known):
-        received = f"outputs={outputs!r} for the model {model.name!r} with the layers {list(known)}"
-        expected = f"{_OUTPUTS}, which is Functional or Sequential and built"
-        raise invalid("outputs", expected, received=received)
-    found = [known[name].output for name in names]
-    # A Sequential model has no `input` before it is called.
-    inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-    return keras.Model(inputs, found[0] if isinstance(outputs, str) else found)

@@ -69,6 +69,8 @@ class LossAcross(TermLoss):
         missing: Mapping[str, float] | None = None,
     ):
         self.outputs = tuple(outputs)
+        if len(self.outputs) < 2 or not all(isinstance(x, str) for x in self.outputs):
+            raise invalid("outputs", "the names of two or more outputs", outputs)
         self.positions = None if positions is None else tuple(positions)
         values: Any = dict(missing) if missing else None
         super().__init__(loss, weight, name, values)

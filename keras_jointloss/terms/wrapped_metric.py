@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from keras_jointloss._core.registry import deserialized
+from keras_jointloss._core.validation import validate_name
 from keras_jointloss.terms.by_shape import name_of_metric
 
 
@@ -20,7 +21,7 @@ class WrappedMetric(keras.metrics.Metric):
     _resolved: keras.metrics.Metric
 
     def __init__(self, metric: Any, name: str | None = None, dtype=None):
-        super().__init__(name=name or name_of_metric(metric), dtype=dtype)
+        super().__init__(name=validate_name(name) or name_of_metric(metric), dtype=dtype)
         self.metric = metric
 
     @property
