@@ -12,6 +12,7 @@ import keras_jointloss as kj
 from keras_jointloss.layers import _layer_term
 from tests import reference
 from tests.backends import BACKEND, jax, tf
+from tests.test_training import replicas
 
 GENERATOR = np.random.default_rng(7)
 X = GENERATOR.normal(size=(10, 4)).astype("float32")
@@ -102,10 +103,10 @@ def traced(function, model, x):
 def on_replicas(model, x, monkeypatch, **options):
     if BACKEND == "torch":
         # Processes: `tests/test_distribution.py`.
-        replicas = types.SimpleNamespace(count=2, takes_turns=False)
-        monkeypatch.setattr(_layer_term, "current_replicas", lambda: replicas)
+        two = types.SimpleNamespace(count=2, takes_turns=False)
+        monkeypatch.setattr(_layer_term, "current_replicas", lambda: two)
         return called(model, x)
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = replicas(2)
     with strategy.scope():
         model = Model(**options)
         model(x)

@@ -11,6 +11,7 @@ from tests.backends import BACKEND, once_compiled, tf
 from tests.comparisons import assert_all_close
 from tests.refusals import refuses
 from tests.test_export import operation_types
+from tests.test_training import replicas
 
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.normal(size=(24, 6)).astype("float32")
@@ -350,11 +351,10 @@ def with_student_targets(targets):
 
 @pytest.mark.backend("tensorflow")
 def test_two_replicas_equal_one_device():
-    devices = [x.name for x in tf.config.list_logical_devices("CPU")][:2]
     teacher = make_teacher()
     single = make_student(teacher)
     expected = fit(single)
-    with tf.distribute.MirroredStrategy(devices).scope():
+    with replicas(2).scope():
         model = make_student(teacher)
     assert_all_close(fit(model), expected, 1e-4)
     assert_all_close(kernels(model), kernels(single), 1e-4, 1e-5)

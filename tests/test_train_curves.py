@@ -7,8 +7,9 @@ import pytest
 import keras_jointloss as kj
 from keras_jointloss.callbacks import JointLossCallback
 from tests import small_models
-from tests.backends import BACKEND, once_compiled, tf
+from tests.backends import BACKEND, once_compiled
 from tests.callbacks import Evaluates, Records, train_in_a_loop
+from tests.test_training import replicas
 
 ITEMS, BATCH = 36, 8
 STEPS = 5  # Per epoch. The last batch has 4 items.
@@ -141,7 +142,7 @@ def test_rounding_in_a_long_epoch_is_no_other_loss():
 @pytest.mark.backend("tensorflow")
 def test_points_of_replicas_are_those_of_one_device():
     records = Records()
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    with replicas(2).scope():
         model = make_model()
     expected = steps_by_hand(model)
     fit(model, JointLossCallback(update_freq=2, on_log=records))

@@ -276,8 +276,7 @@ class ProxyTerm(LayerTerm):
 
 
 def _validate_embedding(shape, name: str) -> None:
-    is_matrix = len(shape) == 2 and isinstance(shape[0], int | None)
-    if not is_matrix or not isinstance(shape[1], int) or not shape[1]:
+    if len(shape) != 2 or not isinstance(shape[1], int) or not shape[1]:
         raise ValueError(
             f"{name!r} expects embeddings of shape (batch, dim). Received: shape={tuple(shape)}"
         )
