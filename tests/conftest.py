@@ -1,5 +1,6 @@
 """Shared setup: four devices, a fresh Keras state for each test, and backend-specific tests."""
 
+import collections
 import functools
 import gc
 import importlib
@@ -152,6 +153,28 @@ def short_pipelines():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ArrayDataAdapter, "get_tf_dataset", get_tf_dataset)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def kept_iterators():
+    """Keeps the latest iterators of TensorFlow until they are idle.
+
+    One that Keras drops while it still fetches a batch for a replica can end the process.
+    """
+    if BACKEND != "tensorflow":
+        yield
+        return
+    from keras.src.backend.tensorflow.trainer import TFEpochIterator
+
+    reset, kept = TFEpochIterator.reset, collections.deque(maxlen=8)
+
+    def reset_later(self):
+        kept.append(self._current_iterator)
+        reset(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TFEpochIterator, "reset", reset_later)
         yield
 
 
