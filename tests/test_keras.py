@@ -136,6 +136,34 @@ def losses_that_the_model_adds_up():
     assert set(seen) == {1}
 
 
+@check_of("forget_own_losses")
+def identities_of_losses():
+    class Takes(keras.layers.Layer):
+        def call(self, x):
+            if BACKEND == "jax":  # As if the last loss of the next layer had been there.
+                later._loss_ids.update(active._loss_ids)
+            return x
+
+    def losses(forgets):
+        Forgets.forgets = forgets
+        state = model.trainable_variables, model.non_trainable_variables
+        return len(model.stateless_call(*state, ops.ones((1, 2)), return_losses=True)[-1])
+
+    class Forgets(keras.layers.Layer):
+        forgets = False
+
+        def call(self, x):
+            if self.forgets:
+                _losses.forget_own_losses(later)
+            return x
+
+    active, later = (keras.layers.Dense(2, activity_regularizer="l2") for _ in range(2))
+    model = keras.Sequential([keras.Input((2,)), active, Takes(), Forgets(), later])
+    assert losses(forgets=True) == 2
+    if BACKEND == "jax":
+        assert losses(forgets=False) == 1
+
+
 @check_of("flatten_layers")
 def layers_at_any_depth():
     inner = keras.layers.Dense(1)

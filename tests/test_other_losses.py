@@ -6,8 +6,10 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from keras_jointloss._core.keras import flatten_layers
 from keras_jointloss.callbacks import JointLossCallback
 from keras_jointloss.joint.other_losses import OtherLosses
+from keras_jointloss.layers._layer_term import LayerTerm
 from tests.backends import once_compiled
 from tests.callbacks import Evaluates, Records, train_in_a_loop
 from tests.small_models import Penalty, X, Y, compiled, copies_of, fit, ramp
@@ -100,6 +102,32 @@ def test_parts_of_other_add_up_in_training_and_validation(tmp_path, run_eagerly)
 
 def _in_order(history):
     return [x.removesuffix("_loss") for x in history if x.startswith("other/")]
+
+
+@pytest.mark.backend("jax")
+def test_losses_of_past_steps_are_forgotten():
+    # Python gives the identity of a loss that is gone to a new one, which Keras would then drop.
+    model = nested()
+    fit(model, y=TARGETS, validation_data=(X, TARGETS))
+    assert not any(x._loss_ids for x in flatten_layers(model) if not isinstance(x, LayerTerm))
+
+
+@pytest.mark.backend("jax")
+def test_term_does_not_take_a_new_loss_for_its_last_one():
+    class Takes(keras.layers.Layer):
+        """Keeps its loss where the last one of the term was, as Python may."""
+
+        def call(self, x):
+            self.add_loss(0.1 * ops.mean(x**2))
+            term._loss_ids.update(self._loss_ids)
+            return x
+
+    term = kj.layers.ContrastiveTerm("MeanSquaredError", name="pair")
+    x = keras.Input((5,))
+    model = keras.Model(x, term((Takes()(x), keras.layers.Dense(5, kernel_initializer="zeros")(x))))
+    model.compile("sgd")
+    expected = 0.1 * np.mean(X**2) + np.mean(X**2)
+    assert model.evaluate(X, verbose=0)[0] == pytest.approx(expected, rel=1e-5)
 
 
 @once_compiled

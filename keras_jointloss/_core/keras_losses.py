@@ -24,6 +24,16 @@ def owners_of_losses(layer: keras.layers.Layer) -> dict[int, keras.layers.Layer]
     return owners
 
 
+def forget_own_losses(layer: keras.layers.Layer) -> None:
+    """Forgets the identities of the losses that a layer itself has added in a step that is over.
+
+    Within a scope, Keras knows the losses of a layer by identity, until the layer is called again.
+    Meanwhile Python gives the identity of a loss that is gone to a new one, maybe of another layer,
+    which Keras then takes for an old loss and drops: in some of a hundred steps that run eagerly.
+    """
+    layer._loss_ids.clear()
+
+
 def sources_of_losses(
     layer: keras.layers.Layer, losses: Iterable[Any], owners: Mapping[int, keras.layers.Layer]
 ) -> list[Any]:
@@ -99,6 +109,8 @@ class ObservedLoss:
         if step:
             sources = sources_of_losses(self._observed, step["losses"], step["owners"])
             self.observer(args[0] if args else kwargs.get("x"), step["losses"], sources)
+            for layer in flatten_layers(self._observed):
+                forget_own_losses(layer)
         return total
 
 

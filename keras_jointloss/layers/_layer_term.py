@@ -12,6 +12,7 @@ from keras import ops
 from keras_jointloss._core.backend import current_replicas, is_traced
 from keras_jointloss._core.keras import LateNumber, saved_variables
 from keras_jointloss._core.keras_calls import STEPS, enclosing_scope, running_loop
+from keras_jointloss._core.keras_losses import forget_own_losses
 from keras_jointloss._core.saved_state import SavedState, load_or_undo
 from keras_jointloss._core.state import as_state
 from keras_jointloss._core.types import Config, LayerOptions
@@ -112,13 +113,15 @@ class Step(threading.local):
             self._handed_over += record(calls)
         return list(self._handed_over)
 
-    def clear(self) -> None:
-        """Drops the losses of the last step, as Keras does."""
+    def clear(self) -> bool:
+        """Drops the losses of the last step, as Keras does; returns whether a new step begins."""
         scope = enclosing_scope()
         # In a `stateless_call`, Keras treats each call of a layer as the first one of a step.
-        if scope is None or self._get_scope() is not scope:
+        is_new = scope is None or self._get_scope() is not scope
+        if is_new:
             self._calls = []
         self._handed_over = []
+        return is_new
 
 
 class LateLoss(LateNumber):
@@ -201,7 +204,8 @@ class LayerTerm(keras.layers.Layer):
         return [*super()._get_own_losses(), *losses]
 
     def _clear_losses(self):
-        self._step.clear()
+        if self._step.clear():
+            forget_own_losses(self)
         super()._clear_losses()
 
     def _record(self, calls: Sequence[Compute]) -> list:
