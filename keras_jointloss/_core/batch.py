@@ -1,5 +1,6 @@
 """A batch and what it says about its items: masks, weights and class labels."""
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -130,10 +131,15 @@ def check_numbers(value: Any, name: str, owner: str) -> None:
             dtype = str(ops.convert_to_tensor(value).dtype)
         except Exception as error:  # Each backend raises its own.
             is_array, cause = False, error
-    if not is_array or any(x in dtype for x in _NOT_REAL):
+    if not is_array or not _is_real(dtype):
         raise ValueError(
             f"{owner} expects an array of numbers as `{name}`. Received: {name}={shown(value)}"
         ) from cause
+
+
+@functools.cache  # Asked for every array of a step that runs eagerly.
+def _is_real(dtype: str) -> bool:
+    return not any(x in dtype for x in _NOT_REAL)
 
 
 def validate_batch_axis(shape: Any, name: str) -> None:
