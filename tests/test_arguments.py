@@ -105,6 +105,10 @@ test_error_names_argument_and_class = values_only(
 )
 
 
+def _across(**options):
+    return LossAcross(keras.losses.Huber(), kj.LossWeight(), "both", ["a", "b"], **options)
+
+
 def _named(name, config):
     return {"class_name": name, "registered_name": f"keras_jointloss>{name}", "config": config}
 
@@ -118,6 +122,9 @@ test_config_that_does_not_fit_its_class_is_refused_by_name = values_only(
         (lambda: AppliedWeight({}), "`term`.*by AppliedWeight"),
         (lambda: LossPart(kj.losses.VICReg(), "x"), "`part`.*variance.*by LossPart"),
         (lambda: LossAcross(abs, kj.LossWeight(), "both", ["a"]), "`outputs`.*by LossAcross"),
+        (lambda: _across(missing={}), "`missing`.*'b'.*by LossAcross"),
+        (lambda: _across(missing={"c": 0.0}), "`missing`.*'b'.*by LossAcross"),
+        (lambda: _across(missing="nan"), "`missing`.*'b'.*by LossAcross"),
         (lambda: LabelledMetric("mae", missing=-1, name=3), "`name`.*by LabelledMetric"),
         (
             lambda: kj.weighting.FAMO.from_config({"progress": {"terms": ["a"], "state": [True]}}),
@@ -155,6 +162,8 @@ test_batch_that_cannot_be_used_is_refused_by_name = refuses_calls(
     (lambda: kj.layers.ChunkedTower(keras.layers.Dense(2), 2, name="a")(X[0, 0]), "'a' expects"),
     (lambda: _term()(X, X[:4]), r"The loss of 'a'.*y_true of shape \(5, 4\), y_pred of shape"),
     (lambda: _term()(X, X, np.ones(4)), "The loss of 'a'.*sample_weight of shape"),
+    (lambda: _term()(X[:1], X[:1], np.ones(0)), "The loss of 'a'.*same items"),
+    (lambda: kj.layers.LossTerm("mse", name="a")(X[:0], X[:1]), "The loss of 'a'.*same items"),
     (lambda: _term()(None, X), "The loss of 'a'"),
 )
 

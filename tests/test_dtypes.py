@@ -68,7 +68,7 @@ def test_gradient_statistics_are_correct_in_every_dtype(floatx, policy):
 
 
 @pytest.mark.parametrize(("floatx", "policy"), DTYPES)
-def test_terms_and_rule_are_correct_in_every_dtype(floatx, policy):
+def test_terms_and_rule_are_correct_in_every_dtype(floatx, policy, tmp_path):
     set_dtypes(floatx, policy)
     inputs = keras.Input((5,))
     a, b = keras.layers.Dense(4)(inputs), keras.layers.Dense(4)(inputs)
@@ -97,3 +97,9 @@ def test_terms_and_rule_are_correct_in_every_dtype(floatx, policy):
         keras.backend.standardize_dtype(x.dtype) for x in (*term.weight.state, *famo.variables)
     }
     assert dtypes <= {wide, "int32", "bool"}
+    model.save_weights(tmp_path / "model.weights.h5")
+    (scale,) = term.trainable_variables
+    saved = float(ops.convert_to_numpy(scale))
+    scale.assign(1.0)
+    model.load_weights(tmp_path / "model.weights.h5")
+    assert float(ops.convert_to_numpy(scale)) == saved != 1.0

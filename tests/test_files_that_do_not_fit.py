@@ -29,9 +29,14 @@ def make_model():
     z = kj.layers.GradientBalancer(["a", "b"], name="balancer")(keras.layers.Dense(4)(inputs))
     options = {"learn_temperature": True, "memory_size": 8, "name": "pair"}
     term = kj.layers.ContrastiveTerm(kj.losses.SupCon(temperature=0.3), **options)
-    a, b = term((*z.values(), ops.cast(inputs[:, 0] > 0, "int32")))
+    label = ops.cast(inputs[:, 0] > 0, "int32")
+    a, b = term((*z.values(), label))
+    options = {"proxies_initializer": keras.initializers.GlorotUniform(0), "name": "classes"}
+    b = kj.layers.ProxyTerm("ArcFace", 2, **options)((b, label))
     a = kj.layers.LossTerm(weight=kj.schedules.Linear(0.0, 1.0, 10), name="energy")(a, a * a)
-    model = keras.Model(inputs, {"a": keras.layers.Dense(1)(a), "b": keras.layers.Dense(1)(b)})
+    head = keras.layers.Dense(1)
+    slow = kj.layers.MomentumTower(head, name="slow")
+    model = keras.Model(inputs, {"a": head(a) + slow(b), "b": keras.layers.Dense(1)(b)})
     model.compile("sgd", **kj.joint_loss(LOSSES, weighting=kj.weighting.FAMO()))
     return model
 
@@ -132,9 +137,12 @@ CHANGES = {
     "negative record": ("vars/latest", put((0, 1, 1), -1.0), "`latest`.*>= 0"),
     "record of 3": ("vars/latest", lambda x: np.zeros((2, 6, 3)), r"`latest`.*\(2, 5, 2\)"),
     "step of a record": ("gradient_balancer/vars/step", put((), -3), "`step`.*GradientBalancer"),
+    "proxies": ("proxy_term/vars/0", put((1, 2), np.nan), "`proxies`.*ProxyTerm 'classes'"),
+    "proxies of 3": ("proxy_term/vars/0", lambda x: np.ones((3, 4)), r"`proxies`.*\(2, 4\)"),
+    "step of a tower": ("momentum_tower/vars/0", put((), -1), "`step`.*MomentumTower 'slow'"),
     "rule": ("weighting/vars/state", put((0, 1), -1.0), "`state`.*FAMO.*state=-1"),
     "rule with nan": ("weighting/vars/state", put((5, 0), np.nan), "`state`.*FAMO.*state=nan"),
-    "rule of 9": ("weighting/vars/state", lambda x: x[:9], r"`state`.*\(10, 4\).*\(9, 4\)"),
+    "rule of 9": ("weighting/vars/state", lambda x: x[:9], r"`state`.*\(10, 5\).*\(9, 5\)"),
     "epoch": ("weighting/vars/epoch", put((), -1), "`epoch`.*FAMO"),
     "names": ("weighting/vars/terms", lambda x: x[:-1], "`terms`.*FAMO.*distinct names"),
 }

@@ -69,7 +69,8 @@ class SavedState:
             # In a list of numbers, NumPy turns true into 1.
             has_bool = any(isinstance(x, bool) for x in keras.tree.flatten(value))
             value = np.array(value)
-            if has_bool or value.dtype.kind not in "biuf":
+            is_number = value.dtype.kind in "biuf" or value.dtype.name == "bfloat16"
+            if has_bool or not is_number:
                 raise TypeError
             numbers = value.astype("float64")
         except (OverflowError, TypeError, ValueError):
@@ -90,9 +91,10 @@ class SavedState:
         """Returns a finite number, 0 or more."""
         return float(self.array(name, (), 0))
 
-    def count(self, name: str, maximum: int = MAX_COUNT) -> int:
-        """Returns a whole number, 0 or more."""
-        value = self.array(name, (), 0, maximum)
+    def count(self, key: str, maximum: int = MAX_COUNT, name: str | None = None) -> int:
+        """Returns a whole number, 0 or more. The error names it by `name`, by default the key."""
+        name = name or key
+        value = self.array(key, (), 0, maximum, name)
         if value != int(value):
             raise self.error(name, "a whole number", f"{name}={value}")
         return int(value)

@@ -73,7 +73,7 @@ def loss_across(
     """Returns the loss of a term over several outputs, which may be those of a list."""
     positions = None if in_list is None else [in_list.index(x) for x in entry.outputs]
     own = {output: missing[output] for output in entry.outputs if output in missing}
-    return LossAcross(entry.loss, weights[name], name, entry.outputs, positions, own)
+    return LossAcross(entry.loss, weights[name], name, entry.outputs, positions, own or None)
 
 
 def metrics_across(loss: LossAcross) -> list[Any]:

@@ -11,6 +11,7 @@ from keras_jointloss._core import keras as _keras
 from keras_jointloss._core.batch import validate_batch_axis
 from keras_jointloss._core.keras_calls import is_training, outermost_call, running_model
 from keras_jointloss._core.registry import deserialized
+from keras_jointloss._core.saved_state import SavedState, load_or_undo
 from keras_jointloss._core.types import Config, LayerOptions, Nested
 from keras_jointloss._core.validation import invalid, validate_number
 
@@ -131,6 +132,15 @@ class MomentumTower(keras.layers.Layer):
     def compute_output_spec(self, inputs: Nested, training: bool | None = None) -> Nested:
         spec = self.average.compute_output_spec(inputs)
         return keras.tree.map_structure(lambda x: keras.KerasTensor(x.shape, dtype=x.dtype), spec)
+
+    def load_own_variables(self, store: Any) -> None:
+        load_or_undo(self, store, self._load)
+
+    def _load(self, store):
+        state = SavedState(store, f"the MomentumTower {self.name!r}")
+        if "0" in state:  # Keras uses numbers as keys.
+            state.count("0", name="step")
+        super().load_own_variables(store)
 
     def get_config(self) -> Config:
         # The tower itself: Keras then saves one that is also in the model once.

@@ -257,6 +257,12 @@ class ProxyTerm(LayerTerm):
     def compute_mask(self, inputs: Nested, mask: Nested = None) -> Nested:
         return mask[0] if isinstance(mask, list | tuple) else mask
 
+    def _load(self, store):
+        state = self._saved_state(store)
+        if "0" in state and self.built:  # Keras uses numbers as keys.
+            state.array("0", self.proxies.shape, name="proxies")
+        super()._load(store)
+
     def get_config(self) -> Config:
         serialize = keras.saving.serialize_keras_object
         return {

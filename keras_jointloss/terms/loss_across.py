@@ -72,8 +72,12 @@ class LossAcross(TermLoss):
         if len(self.outputs) < 2 or not all(isinstance(x, str) for x in self.outputs):
             raise invalid("outputs", "the names of two or more outputs", outputs)
         self.positions = None if positions is None else tuple(positions)
-        values: Any = dict(missing) if missing else None
-        super().__init__(loss, weight, name, values)
+        if missing is not None and not (
+            isinstance(missing, Mapping) and missing and set(missing) <= set(self.outputs)
+        ):
+            expected = f"the value of a missing target by output, of {list(self.outputs)}, or None"
+            raise invalid("missing", expected, missing)
+        super().__init__(loss, weight, name, missing)  # type: ignore[arg-type]
         weight.is_across = True
 
     def _labelled_loss(self, missing: Any) -> Any:

@@ -10,6 +10,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzzing import calls, constructors
+from tests.fuzzing.call_targets import ITEMS
+from tests.fuzzing.call_targets import targets as call_targets
+from tests.fuzzing.changes import CHANGES
 
 
 class Search(NamedTuple):
@@ -73,7 +76,7 @@ def _check_constructor(case: tuple[str, dict]) -> str | None:
 
 def _check_call(case: tuple[str, dict, int]) -> str | None:
     name, changes, size = case
-    problem = calls.problem(calls.targets()[name], changes, size)
+    problem = calls.problem(call_targets()[name], changes, size)
     return None if problem is None else _shown(name, f"{changes} of {size} items", problem)
 
 
@@ -93,11 +96,11 @@ def drawn_calls(examples: int) -> Search:
     """Searches among calls with up to three changed arrays, in batches of several sizes."""
 
     def of(name):
-        names = st.sampled_from(sorted(calls.targets()[name].arrays))
+        names = st.sampled_from(sorted(call_targets()[name].arrays))
         changes = st.dictionaries(names, calls.ANY_CHANGE, max_size=3)
-        return st.tuples(st.just(name), changes, st.sampled_from([1, 2, 3, calls.ITEMS]))
+        return st.tuples(st.just(name), changes, st.sampled_from([1, 2, 3, ITEMS]))
 
-    return _drawn(_check_call, st.sampled_from(sorted(calls.targets())).flatmap(of), examples)
+    return _drawn(_check_call, st.sampled_from(sorted(call_targets())).flatmap(of), examples)
 
 
 def every_argument() -> Search:
@@ -111,6 +114,6 @@ def every_argument() -> Search:
 
 def every_array() -> Search:
     """Tries every change of every array of every call."""
-    pairs = [(name, x) for name, target in calls.targets().items() for x in target.arrays]
-    cases = itertools.product(pairs, calls.CHANGES)
-    return _collected(_check_call, ((p[0], {p[1]: change}, calls.ITEMS) for p, change in cases))
+    pairs = [(name, x) for name, target in call_targets().items() for x in target.arrays]
+    cases = itertools.product(pairs, CHANGES)
+    return _collected(_check_call, ((p[0], {p[1]: change}, ITEMS) for p, change in cases))
