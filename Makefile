@@ -20,7 +20,7 @@ COVERED := -m coverage run
 KERAS_TESTS := $(addprefix tests/,test_keras.py test_keras_check.py test_callbacks.py test_clock.py test_joint.py \
   test_across.py test_layers.py test_loss_term.py test_output_weight.py test_ownership.py test_training.py)
 
-.PHONY: help demo test test-jax test-torch test-lower-bounds test-nightly test-all environments coverage lint format bench bench-losses bench-dashboard bench-scale bench-gradients bench-peers fuzz kills docs clean
+.PHONY: help demo test test-jax test-torch test-lower-bounds test-nightly test-all environments coverage lint format bench bench-losses bench-dashboard bench-scale bench-gradients bench-peers fuzz kills mutants docs clean
 
 help:  ## Tell what there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -103,13 +103,16 @@ bench-peers: .venv-torch/test.stamp  ## Train examples with losses and aggregato
 fuzz: .venv-torch/test.stamp  ## Load mutated model files and try bad arguments and batches: all must end clearly.
 	KERAS_BACKEND=torch .venv-torch/bin/python -m tests.fuzzing $(ARGS)
 
+mutants: .venv-mutants/mutants.stamp  ## Change losses, aggregators, schedules, rules and terms in random places: tests must notice.
+	KERAS_BACKEND=torch .venv-mutants/bin/python -m tests.mutation $(ARGS)
+
 docs: .venv-docs/docs.stamp  ## Run the guides and build the site in build/docs.
 	rm -rf build/docs
 	.venv-docs/bin/python -m sphinx -E -W --keep-going -q -d build/doctrees docs build/docs
 	! grep -rlE '<(script|img|link rel="(stylesheet|icon|preload)")[^>]* (src|href)="(https?:)?//' build/docs --include='*.html'
 
 clean:  ## Remove the environments, the site and caches.
-	rm -rf .venv .venv-jax .venv-torch .venv-lower-bounds .venv-nightly .venv-docs .mypy_cache .pytest_cache .ruff_cache \
+	rm -rf .venv .venv-jax .venv-torch .venv-lower-bounds .venv-nightly .venv-docs .venv-mutants .mypy_cache .pytest_cache .ruff_cache \
 	  build docs/api docs/guides *.egg-info
 
 environment = $(PYTHON) -m venv $(1)
@@ -158,6 +161,13 @@ requirements = $(PYTHON) .ci/requirements.py $(2) > $(1)/requirements.txt
 .venv-nightly/test.stamp: .venv-jax/test.stamp .venv-torch/test.stamp
 	$(call environment,.venv-nightly)
 	$(call share,.venv-nightly,.venv-jax .venv-torch)
+	touch $@
+
+.venv-mutants/mutants.stamp: .venv-torch/test.stamp
+	$(call environment,.venv-mutants)
+	$(call share,.venv-mutants,.venv-torch)
+	$(call requirements,.venv-mutants,mutants)
+	$(call add,.venv-mutants) -r .venv-mutants/requirements.txt
 	touch $@
 
 .venv-docs/docs.stamp: .venv/develop.stamp
