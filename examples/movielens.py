@@ -95,13 +95,17 @@ def build(
     weighting=None,
     is_sum=True,
     is_corrected=False,
+    optimizer=None,
+    is_balanced=False,
+    aggregator=None,
     **options,
 ):
     """Returns the compiled model of two embeddings and a rating network.
 
     `retrieval` and `rating` are the weights of the terms, `is_sum` says whether that of the
     retrieval is for a sum over the batch, `is_corrected` whether it takes the movies' probability
-    to be in a batch into account, and the options are those of its loss.
+    to be in a batch into account, and the options are those of its loss. `is_balanced` adds a layer
+    that records the gradients of both terms at the embeddings, and combines them by `aggregator`.
     """
     inputs = {name: keras.Input((), dtype="int32", name=name) for name in ("user", "movie")}
     user, movie = (
@@ -117,13 +121,21 @@ def build(
     if is_corrected:
         inputs["probability"] = keras.Input((), name="probability")
         correction["sampling_probability"] = inputs["probability"]
-    user, movie = term((user, movie, *labels), **correction)
-    x = keras.layers.Concatenate()([user, movie])
+    embeddings = {"retrieval": [user, movie], "rating": [user, movie]}
+    if is_balanced:
+        embeddings = kj.layers.GradientBalancer(list(embeddings), aggregator)([user, movie])
+    compared = term((*embeddings["retrieval"], *labels), **correction)
+    outputs, losses = {}, {"rating": "mse"}
+    if is_balanced:  # The term has no part in the rating: an output keeps it in the model.
+        outputs["compared"] = keras.layers.Concatenate()(compared)
+        losses["compared"] = None
+    x = keras.layers.Concatenate()(embeddings["rating"] if is_balanced else compared)
     for units in (256, 128):
         x = keras.layers.Dense(units, activation="relu")(x)
-    model = keras.Model(inputs, {"rating": keras.layers.Dense(1, name="rating")(x)})
-    joint = kj.joint_loss({"rating": "mse"}, {"rating": rating}, weighting=weighting)
-    model.compile(keras.optimizers.Adagrad(0.1), **joint)
+    outputs["rating"] = keras.layers.Dense(1, name="rating")(x)
+    model = keras.Model(inputs, outputs)
+    joint = kj.joint_loss(losses, {"rating": rating}, weighting=weighting)
+    model.compile(optimizer or keras.optimizers.Adagrad(0.1), **joint)
     return model
 
 

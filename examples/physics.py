@@ -124,19 +124,22 @@ def load(count, seed):
     return *(x.astype("float32") for x in (inside, edge)), source(inside).astype("float32")[:, None]
 
 
-def build_model(units=32, depth=2):
-    """Returns the model, whose terms are the equation and the edge, and the solution itself."""
+def build_model(units=32, depth=2, weight=1.0, aggregator=None):
+    """Returns the model, whose terms are the equation and the edge, and the solution itself.
+
+    `weight` is that of the equation.
+    """
     inside, edge = keras.Input((2,), name="inside"), keras.Input((2,), name="edge")
     f = keras.Input((1,), name="source")
     layers = [Jet(), *(JetDense(units) for _ in range(depth))]
     trunk = keras.Sequential([keras.Input((2,)), *layers], name="trunk")
-    # Changes nothing by itself: some rules learn of the gradients from it, those of both calls.
-    shared = kj.layers.SharedTrunk(trunk, TERMS, aggregator=None)
+    # Changes nothing without an aggregator: some rules learn the gradients of both calls from it.
+    shared = kj.layers.SharedTrunk(trunk, TERMS, aggregator)
     head = JetDense(1, has_tanh=False, name="head")
     # Of a jet, the first row is the value and the last the Laplacian.
     laplacian = head(shared(inside)["equation"])[:, 3]
     u_edge = head(shared(edge)["edge"])[:, 0]
-    u_edge = kj.layers.LossTerm(name="equation")(u_edge, ops.square(laplacian - f))
+    u_edge = kj.layers.LossTerm(weight=weight, name="equation")(u_edge, ops.square(laplacian - f))
     model = keras.Model({"inside": inside, "edge": edge, "source": f}, {"edge": u_edge})
 
     point = keras.Input((2,))

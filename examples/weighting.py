@@ -38,15 +38,15 @@ RULES = {
 }
 
 
-def build(image_shape, categories, dim):
+def build(image_shape, categories, dim, aggregator=None):
     """Returns a network with a trunk that both tasks share."""
     image = keras.Input(image_shape, name="image")
     x = image
     for filters in (16, 32, 64):
         x = keras.layers.Conv2D(filters, 3, strides=2, padding="same", activation="relu")(x)
     x = keras.layers.Dense(64, activation="relu")(keras.layers.Flatten()(x))
-    # Changes nothing by itself: some rules learn of the gradients from it.
-    z = kj.layers.GradientBalancer(TASKS, aggregator=None)(x)
+    # Changes nothing without an aggregator: some rules learn of the gradients from it.
+    z = kj.layers.GradientBalancer(TASKS, aggregator)(x)
     outputs = {
         "category": keras.layers.Dense(categories, name="category")(z["category"]),
         "meaning": keras.layers.Dense(dim, name="meaning")(z["meaning"]),

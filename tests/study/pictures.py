@@ -1,0 +1,76 @@
+"""The pictures of the study: what each way reaches in two tasks, beside the trials of constants."""
+
+import itertools
+
+import numpy as np
+
+from tests.benchmarks.benchmark_weights import import_example
+from tests.study.ways import WAYS, Trial
+
+COLORS = {"constants": "black", "probe": "C3", "rule": "C0", "aggregator": "C2"}
+
+
+def points_of_constants(first, tasks, results):
+    """Returns the test scores of the constants tried with the middle learning rate."""
+    tried = [first._replace(way="tuned", draw=draw) for draw in range(WAYS["tuned"].draws)]
+    lines = [results[trial] for trial in tried if "scores" in results.get(trial, {})]
+    points = np.array([[line["scores"][task] for task in tasks] for line in lines], float)
+    return points[np.isfinite(points).all(axis=1)] if len(points) else np.zeros((0, 2))
+
+
+def limits(values):
+    """Returns the ends of an axis. A way that is far worse than most is left out."""
+    top, middle = np.max(values), np.median(values)
+    bottom = max(np.min(values), middle - 3 * (top - middle))
+    margin = 0.08 * (top - bottom) or 0.01
+    return bottom - margin, top + margin
+
+
+def draw_panel(axes, rows, tasks, results):
+    """Draws the ways of a set-up with one optimizer by two of their scores."""
+    constants = points_of_constants(Trial(*rows[0].first), tasks, results)
+    if len(constants):
+        front = import_example("weighting").pareto_front(constants)
+        axes.plot(*constants[front].T, color="0.7", linewidth=1)
+        axes.plot(*constants.T, "o", color="0.7", markersize=4)
+    found = {
+        row.first.way: [row.scores[task].mean() for task in tasks] for row in rows if row.scores
+    }
+    found = {way: point for way, point in found.items() if np.isfinite(point).all()}
+    for way, point in found.items():
+        color = COLORS[WAYS[way].group]
+        axes.plot(*point, "s", color=color, markersize=4)
+        axes.annotate(
+            way, point, (3, 2), textcoords="offset points", color=color, fontsize=6, clip_on=True
+        )
+    values = np.concatenate([constants, np.reshape(list(found.values()), (-1, 2))])
+    if len(values):
+        axes.set(xlim=limits(values[:, 0]), ylim=limits(values[:, 1]))
+    axes.set(xlabel=tasks[0], ylabel=tasks[1])
+
+
+def draw(cases, results, path):
+    """Draws a panel for each optimizer and each pair of the first task with another.
+
+    Args:
+        cases: The rows of the tables by set-up and optimizer.
+        results: By trial.
+        path: The file of the picture.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    cases = {case: rows for case, rows in cases.items() if any(row.scores for row in rows)}
+    tasks = next(list(row.scores) for rows in cases.values() for row in rows if row.scores)
+    panels = list(itertools.product(cases, [(tasks[0], other) for other in tasks[1:]]))
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(5.5 * len(panels), 4.5), squeeze=False, layout="constrained"
+    )
+    for (case, pair), panel in zip(panels, axes[0], strict=True):
+        draw_panel(panel, cases[case], pair, results)
+        panel.set_title(case[1])
+    # Without the time or the version in the file, an equal picture is an equal file.
+    figure.savefig(path, dpi=80, metadata={"Software": None})
+    pyplot.close(figure)
