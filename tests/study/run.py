@@ -212,6 +212,8 @@ def main(argv=None):
     fraction = 1 / 8 if arguments.fast else 1.0
     first_trials = firsts(arguments.setups, arguments.optimizers, arguments.ways, fraction)
     results = read(KEPT, arguments.results)
+    # What failed is tried again: the reason may be gone.
+    results = {trial: line for trial, line in results.items() if "error" not in line}
     rates, path, jobs = RATES[: arguments.rates], arguments.results, arguments.jobs
     os.environ["OMP_NUM_THREADS"] = "1"  # Small models train fastest on one thread.
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
