@@ -113,9 +113,9 @@ def link_names(app, doctree):
 
 
 def link_files(app, name, source):
-    """Makes the links of the pages written by hand lead to pages of guides."""
+    """Makes the links of the pages written by hand lead to pages of guides, and to tests."""
     if "/" not in name:
-        source[0] = guides.link_pages(source[0], HERE, HERE)
+        source[0] = guides.link_pages(guides.link_tests(source[0]), HERE, HERE)
 
 
 def visit_math(self, node):

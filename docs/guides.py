@@ -16,6 +16,8 @@ SCRIPTS = ROOT / "examples" / "guides"
 PAGES = ROOT / "docs" / "guides"
 NOTEBOOKS = ROOT / "build" / "notebooks"
 LINK = re.compile(r"\]\((?P<path>[^):#\s]+)(?P<anchor>#[^)\s]*)?\)")
+#: The name of a test on a page.
+TEST = re.compile(r"`(?P<file>tests/\w+\.py)::(?P<test>\w+)`")
 PLOTLY = "application/vnd.plotly.v1+json"
 
 
@@ -113,3 +115,8 @@ def link_pages(text: str, folder: Path, pages: Path) -> str:
         return f"]({os.path.relpath(path, pages)}{link['anchor'] or ''})"
 
     return LINK.sub(rewrite, text)
+
+
+def link_tests(text: str) -> str:
+    """Makes links to their files of the names of tests on a page in `docs`."""
+    return TEST.sub(r"[\g<0>](../\g<file>)", text)

@@ -11,6 +11,7 @@ from docs import formulas, guides
 pytestmark = pytest.mark.backend("torch")
 
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize(
@@ -75,9 +76,7 @@ def test_pages_link_to_guides():
 
 
 @pytest.mark.parametrize(
-    "path",
-    [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *sorted(guides.SCRIPTS.glob("*.py"))],
-    ids=lambda path: path.name,
+    "path", [*PAGES, *sorted(guides.SCRIPTS.glob("*.py"))], ids=lambda path: path.name
 )
 def test_links_to_files_lead_to_files(path):
     # Sphinx checks those of its pages: README is none, and downloads and anchors are not checked.
@@ -106,13 +105,45 @@ def test_map_of_the_source_names_files_that_exist():
         assert (ROOT / file).exists() or (ROOT / "keras_jointloss" / file).exists(), file
 
 
-def test_promises_name_tests_that_exist():
-    text = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
-    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", text)
-    assert len(named) > 20
+def named_tests(page):
+    """Returns the tests that a page names, in pairs with their files."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return {(link["file"], link["test"]) for link in guides.TEST.finditer(text)}
+
+
+@pytest.mark.parametrize("page", ["promises.md", "proofs.md"])
+def test_page_names_tests_that_exist(page):
+    named = named_tests(page)
+    assert len(named) > 15
     for file, test in named:
         nodes = list(ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))))
         functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
         # `refuses_calls` makes tests.
         made = [node.targets for node in nodes if isinstance(node, ast.Assign)]
         assert test in functions | {x.id for (x, *_) in made if isinstance(x, ast.Name)}
+
+
+def test_page_of_proofs_counts_promises_and_their_tests():
+    promises, proofs = ((ROOT / "docs" / f"{x}.md").read_text() for x in ("promises", "proofs"))
+    counts = re.search(r"(\d+) promises name (\d+) tests", proofs).groups()
+    found = len(re.findall(r"(?m)^- \*\*", promises)), len(named_tests("promises.md"))
+    assert tuple(map(int, counts)) == found
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_commands_of_pages_exist(path):
+    targets = re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    assert set(re.findall(r"`make ([a-z-]+)", text)) <= set(targets)
+    for module in re.findall(r"python -m (tests[\w.]*)", text):
+        assert any(
+            (ROOT / f"{module.replace('.', '/')}{x}").exists() for x in (".py", "/__main__.py")
+        )
+    for file in re.findall(r"tests/test_\w+\.py", text):
+        assert (ROOT / file).exists()
+
+
+def test_names_of_tests_are_links():
+    text = "See `tests/test_site.py::test_formula`, `x` and\n`tests/test_site.py::test_formula`."
+    link = "[`tests/test_site.py::test_formula`](../tests/test_site.py)"
+    assert guides.link_tests(text) == f"See {link}, `x` and\n{link}."

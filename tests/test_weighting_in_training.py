@@ -271,26 +271,6 @@ def test_step_without_items_does_not_count_for_the_term(kind):
     assert (history["a_updates"], history["b_updates"]) == ([6.0], [3.0])
 
 
-def test_number_of_device_reads_is_independent_of_steps(monkeypatch):
-    reads = []
-    original = ops.convert_to_numpy
-
-    def count(x):
-        reads.append(1)
-        return original(x)
-
-    def reads_of(items):
-        model = build("famo")
-        y = {name: target[:items] for name, target in TARGETS.items()}
-        for _ in range(2):
-            reads.clear()
-            fit(model, 1, y=y, x=FEATURES[:items], batch_size=4)
-        return len(reads)
-
-    monkeypatch.setattr(ops, "convert_to_numpy", count)
-    assert reads_of(48) == reads_of(8) > 0
-
-
 @once_compiled
 @pytest.mark.filterwarnings("ignore:The loss of term:UserWarning")
 def test_rule_reports_only_first_unusable_losses():
