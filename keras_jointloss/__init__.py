@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 _ATTRIBUTES = {
     "joint_loss": "joint.joint_loss",
     "LossWeight": "terms.output_weight",
+    "diagnose": "joint.diagnose",
     "plot": "tensorboard.plot",
     "report": "joint.report",
 }
@@ -32,6 +33,7 @@ __all__ = [
     "callbacks",
     "custom_objects",
     "data",
+    "diagnose",
     "distribution",
     "joint_loss",
     "layers",
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
         tensorboard,
         weighting,
     )
+    from keras_jointloss.joint.diagnose import diagnose
     from keras_jointloss.joint.joint_loss import joint_loss
     from keras_jointloss.joint.report import report
     from keras_jointloss.tensorboard.plot import plot

@@ -85,6 +85,7 @@ def test_users_script_passes_strict_checks(tmp_path):
     callback = kj.callbacks.JointLossCallback("logs", update_freq=10)
     history = model.fit(np.zeros(3), callbacks=[callback])
     print(kj.report(history).runs["train"].total)
+    print([finding.since for finding in kj.diagnose(history).faults])
     weight = kj.LossWeight(0.5)
     weight.assign(2 * float(weight))
     balancer = kj.layers.GradientBalancer(["a", "b"], aggregator=kj.aggregators.MGDA())

@@ -130,6 +130,32 @@ kj.plot(histories, "pareto", a="pair", b="category")
 
 # %% [markdown]
 """
+**Is anything wrong, and what should I try next?** `kj.diagnose` takes the same sources, also while
+the training runs, and judges the numbers behind these figures. A fault has `!` before it, what is
+worth knowing `-`.
+"""
+
+# %%
+print(kj.diagnose(histories))
+
+# %% [markdown]
+"""
+| it finds that a term | if |
+|---|---|
+| drives | it has the largest share of the weighted losses |
+| stands still | its loss or gradient has not changed, or its loss does not fall while another one does; a plateau after a fall is no fault |
+| is overfitted | its validation loss rises while its training loss does not |
+| is nearly off | it has less than 1 % of the weighted losses for half of the training |
+| has a weight that ran away, or that never moved | the weight has grown 1,000-fold against the others and takes all; it has not followed its schedule or rule |
+| is not finite | its loss was the first that was infinite or NaN |
+
+and which gradients conflict, more or less than at the start. A loss falls, rises or turns only if its
+scatter does not explain that: with six epochs or more, and little said where losses are noisy. For programs,
+`findings`, `faults`, `by_term` and `by_run` have the term, kind, epoch, sentence and advice of each.
+"""
+
+# %% [markdown]
+"""
 ## TensorBoard
 
 `tensorboard --logdir logs` has the tab "Joint loss" with these figures for one run or several, over

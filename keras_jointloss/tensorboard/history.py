@@ -111,7 +111,8 @@ def _add_weighted(tags: dict[str, Series], terms: list[str]) -> None:
     for term in terms:
         part = tags.get(f"joint_loss/{term}/share")
         if total is not None and part is not None and len(part.values) == len(total.values):
-            values = part.values * total.values
+            with np.errstate(invalid="ignore"):  # An infinite loss has no share.
+                values = part.values * total.values
             tags[f"joint_loss/{term}/weighted"] = Series(*total[:2], values)
             parts.append(values)
     if total is None or not parts:
@@ -124,7 +125,8 @@ def _add_weighted(tags: dict[str, Series], terms: list[str]) -> None:
             name = tag.removesuffix("weighted")
             tags[f"{name}share"] = Series(*total[:2], np.array(of_part))
     computed = np.where(np.isnan(parts), 0.0, parts)
-    other = total.values - np.sum(computed, axis=0)
+    with np.errstate(invalid="ignore"):
+        other = total.values - np.sum(computed, axis=0)
     pairs = [*zip(other, total.values, strict=True)]
     if not all(
         np.isnan(pair[0]) or is_rounding(*pair, own)

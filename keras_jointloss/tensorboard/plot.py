@@ -74,7 +74,8 @@ def plot(source: Any, kind: Kind = "terms", **options: Any) -> "Figure":
         )
     from keras_jointloss.tensorboard.figures import View, draw
 
-    runs, has_history = _collect(source)
+    pairs = collect(source)
+    runs, has_history = [run for run, _ in pairs], any(_is_history(part) for _, part in pairs)
     try:
         view = View(**{"x": "epoch" if has_history else "step", **options})
     except TypeError:
@@ -83,8 +84,8 @@ def plot(source: Any, kind: Kind = "terms", **options: Any) -> "Figure":
     return draw(kind, runs, view).figure()
 
 
-def _collect(source: Any) -> tuple[list[Run], bool]:
-    """Returns the runs of a source, and whether one of them is a history."""
+def collect(source: Any) -> list[tuple[Run, Any]]:
+    """Returns the runs of a source, each with the part of the source that has it."""
     named = isinstance(source, Mapping) and all(
         isinstance(x, str | os.PathLike) or _is_history(x) for x in source.values()
     )
@@ -95,6 +96,7 @@ def _collect(source: Any) -> tuple[list[Run], bool]:
     else:
         parts = [("", source)]
     runs: list[Run] = []
+    sources: list[Any] = []
     histories = [part for _, part in parts if _is_history(part)]
     for position, (name, part) in enumerate(parts):
         if isinstance(part, str | os.PathLike):
@@ -113,7 +115,8 @@ def _collect(source: Any) -> tuple[list[Run], bool]:
                 part,
             )
         runs += found
-    return _with_distinct_names(runs), bool(histories)
+        sources += [part] * len(found)
+    return list(zip(_with_distinct_names(runs), sources, strict=True))
 
 
 def _is_history(part: Any) -> bool:
