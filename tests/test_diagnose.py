@@ -10,7 +10,7 @@ import pytest
 import keras_jointloss as kj
 from tests.backends import once_compiled
 from tests.judged_logs import falling, flat, logs_of, turning
-from tests.small_models import X, compiled, fit, ramp
+from tests.small_models import X, Y, compiled, ramp
 from tests.training_logs import train, write, write_scalars
 
 WEIGHTS = np.random.default_rng(3).normal(size=(5, 3)).astype("float32")
@@ -27,6 +27,13 @@ def model_of(losses=None, weights=None, weighting=None, seed=0):
     losses = {"a": "mse", "b": "mse"} | (losses or {})
     model.compile(keras.optimizers.Adam(0.01), **kj.joint_loss(losses, weights, weighting))
     return model
+
+
+def fit(model, callbacks=None, y=Y, **options):
+    """Returns what `fit` returns, by default with only a `JointLossCallback`."""
+    callbacks = [kj.callbacks.JointLossCallback()] if callbacks is None else callbacks
+    options = {"batch_size": 10, "shuffle": False, "verbose": 0, **options}
+    return model.fit(X, y, callbacks=callbacks, **options)
 
 
 def found(source):

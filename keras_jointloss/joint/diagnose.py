@@ -208,19 +208,28 @@ def _plan_of(part: Any, run: Run) -> _Plan:
     if rule is not None:
         is_due = run.epochs.steps[-1] > rule.warmup_steps + rule.update_every
         return _Plan(run, constant, type(rule).__name__ if is_due else None)
-    # The history counts from its first epoch, the optimizer from its first step.
-    steps = np.concatenate([[0], run.epochs.steps])
-    ahead = optimizer_step(part.model) - steps[-1]
     schedules = {
-        name: Series(
-            steps,
-            np.full(len(steps), np.nan),
-            np.array(weight.given.values((steps + max(0, ahead)).tolist())),
-        )
+        name: _followed(weight, run, name, optimizer_step(part.model))
         for name, weight in terms.items()
         if weight.given.moves and not weight.is_off
     }
     return _Plan(replace(run, schedules=schedules), constant)
+
+
+def _followed(weight: TermWeight, run: Run, name: str, end: int) -> Series:
+    """Returns the schedule of a term over the steps of a run.
+
+    The optimizer has made `end` steps: before the run, of which the history does not count these,
+    or also after it. Of the two, what is nearer to the logged weight.
+    """
+    assert run.epochs is not None
+    steps = np.concatenate([[0], run.epochs.steps])
+    starts = {0, max(0, end - int(steps[-1]))}
+    planned = [np.array(weight.given.values((steps + x).tolist())) for x in sorted(starts)]
+    logged = run.train.get(f"joint_loss/{name}/weight")
+    last = planned[0][-1] if logged is None else logged.values[-1]
+    values = min(planned, key=lambda x: abs(x[-1] - last))
+    return Series(steps, np.full(len(steps), np.nan), values)
 
 
 def _terms_of(model: Any) -> dict[str, TermWeight]:
