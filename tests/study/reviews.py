@@ -17,12 +17,12 @@ WORDS, LENGTH = 5000, 100
 class Reviews(Setup):
     """Rating, recommendation and department from title and text of 23,486 reviews of clothing.
 
-    Fourteen reviews have no department.
+    Fourteen reviews have no department. The mean rating of the training data is subtracted.
     """
 
     weights: ClassVar = {"rating": 1.0, "recommended": 1.0, "department": 1.0}
-    rates: ClassVar = {"adam": 0.003, "momentum": 0.03}
-    epochs = 16
+    rates: ClassVar = {"adam": 0.001, "momentum": 0.02}
+    epochs = 8
     batch_size = 128
 
     def load(self, seed):
@@ -40,6 +40,7 @@ class Reviews(Setup):
         }
         targets = {name: x.to_numpy("float32") for name, x in targets.items()}
         parts = parts_of(len(words), seed, len(words) // 5, len(words) // 5)
+        targets["rating"] -= targets["rating"][parts[0]].mean()
         counts = Counter(word for row in parts[0] for word in words[row])
         # 0 is for no word, 1 for any other.
         number = {word: 2 + i for i, (word, _) in enumerate(counts.most_common(WORDS - 2))}
@@ -54,7 +55,9 @@ class Reviews(Setup):
         is_word = keras.ops.cast(keras.ops.expand_dims(inputs, -1) > 0, "float32")
         count = keras.ops.maximum(keras.ops.sum(is_word, axis=1), 1.0)
         mean = keras.ops.sum(embedded * is_word, axis=1) / count
-        hidden = keras.layers.Dense(64, activation="relu")(mean)
+        # Means over many words are short, and without it SGD learns next to nothing.
+        hidden = keras.layers.LayerNormalization()(mean)
+        hidden = keras.layers.Dense(64, activation="relu")(hidden)
         z = kj.layers.GradientBalancer(list(self.weights), aggregator)(hidden)
         sizes = {"rating": 1, "recommended": 1, "department": len(DEPARTMENTS)}
         outputs = {

@@ -58,7 +58,7 @@ class Emoji(Setup):
 
     weights: ClassVar = {"category": 1.0, "meaning": 1.0}
     rates: ClassVar = {"adam": 0.001}
-    epochs = 24
+    epochs = 48
 
     def load(self, seed):
         training, test = import_example("explicit_weights").load_emoji_with_targets()
