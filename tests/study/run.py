@@ -82,7 +82,8 @@ def train(trial):
     weights = drawn_weights(setup.weights, trial.draw)
     if way.proposal:
         model, _ = compiled(weights)
-        probe = kj.probe(model, *training, batch_size=setup.batch_size, seed=trial.seed)
+        options = {"batch_size": setup.batch_size, "seed": trial.seed, "verbose": 0}
+        probe = kj.probe(model, *training, **options)
         weights = {term: float(x) for term, x in probe.weights(way.proposal).items()}
     rule, aggregator = (make and make(setup.weights) for make in (way.weighting, way.aggregator))
     model, scored = compiled(weights, rule, aggregator)
