@@ -201,8 +201,15 @@ methods for multi-task learning that they tested. Xin et al. (2022, *Do Current 
 Optimization Methods in Deep Learning Even Help?*) found that such methods do not get beyond what
 tuned constant weights reach. So a rule saves a search; do not expect a better optimum from it.
 
+The [study](../../docs/study.md) compares constants, rules and aggregators on real data, each with its
+own search for the learning rate, and says what has run so far and what lies within the noise. On the
+digits of this guide with Adam, three seeds, constants of 8 trials reach a mean of accuracy and
+explained variance of 0.572 ± 0.015, equal ones 0.535 ± 0.014, `GeometricMean` 0.561 ± 0.010,
+`Uncertainty` 0.557 ± 0.011 and `DynamicWeightAverage`, which does not look at sizes, 0.535 ± 0.013. One
+set-up does not rank the rules.
+
 [weighting.py](../weighting.py) compares all rules with a grid on emoji: the category from a
-drawing, and the meaning of its group. Unseen emoji, 12 epochs, mean ± deviation over three seeds
+drawing, and the meaning of its group. All have the same learning rate. Unseen emoji, 12 epochs, mean ± deviation over three seeds
 (`python examples/weighting.py --seeds 3`):
 
 | weights | share of the meaning | accuracy of the category | meaning explained |
@@ -228,7 +235,7 @@ drawing, and the meaning of its group. Unseen emoji, 12 epochs, mean ± deviatio
 | `NeuralTangentKernel` | 73.6% | 61.0% ± 0.4% | 23.7% ± 1.4% |
 | `RandomWeighting` | 9.0% | 61.3% ± 1.1% | 14.1% ± 3.0% |
 
-The share is that of the meaning's weight in the sum of the weights at the end. `Uncertainty` finds
+The share is that of the meaning's weight in the sum of the weights at the end. Here `Uncertainty` finds
 a compromise like the best of the grid, `IMTLL` and `InverseGradientNorm` one as good, and
 `GeometricMean`, `FAMO` and `GradNorm` are near its front. `DynamicWeightAverage`,
 `SmoothTchebycheff`, `ReLoBRaLo` and `SoftAdapt` do not make up for the difference in size, and

@@ -126,11 +126,15 @@ def summary(rows_by_case):
             if kind and way != "tuned":
                 counts.setdefault(way, dict.fromkeys(VERDICTS, 0))[kind] += 1
     if not counts:
-        return [f"Nothing can be said yet: nowhere have both {SEEDS} seeds."]
+        return ["Nothing can be said yet: nowhere have both three seeds."]
     worse = VERDICTS[2]
     ranked = sorted(counts, key=lambda way: counts[way][worse] / sum(counts[way].values()))
-    lines = [[named(way), *counts[way].values(), sum(counts[way].values())] for way in ranked]
-    return markdown(["way", *VERDICTS, "of"], lines)
+    totals = {way: sum(found.values()) for way, found in counts.items()}
+    lines = [[named(way), *counts[way].values(), totals[way]] for way in ranked]
+    found = markdown(["way", *VERDICTS, "of"], lines)
+    cases = len(rows_by_case)
+    is_whole = min(totals.values()) == cases
+    return found if is_whole else [*found, "", f"Of {cases} cases: too few for general advice."]
 
 
 def progress(rows_by_case):
