@@ -167,6 +167,9 @@ def test_direct_calls_of_losses_and_metrics_are_unweighted():
     joint = kj.joint_loss("sparse_categorical_crossentropy", class_weight=WEIGHTS)
     predicted = np.full((len(X), 3), 1 / 3, "float32")
     assert float(joint["loss"](LABELS, predicted)) == pytest.approx(np.log(3), 1e-5)
+    # Refused as targets only where class weights are applied.
+    of_elements = kj.joint_loss("mse", class_weight=WEIGHTS)["loss"]
+    assert float(of_elements(ONE_HOT, predicted)) == pytest.approx(2 / 9, 1e-5)
     metric = ClassWeightedMetric("accuracy", WEIGHTS)
     metric.update_state(LABELS, ONE_HOT)
     assert float(metric.result()) == 1.0

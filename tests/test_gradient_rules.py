@@ -113,6 +113,15 @@ def test_term_without_gradient_keeps_its_weight_and_counts_with_its_last(case):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_term_does_not_count_before_its_first_gradient(case):
+    losses, lengths = np.tile([1.0, 2.0, 3.0], (4, 1)), np.tile([2.0, 0.0, 1.0], (4, 1))
+    weights, _ = run(make(case)[0], losses, lengths)
+    others, _ = run(make(case)[0], losses[:, [0, 2]], lengths[:, [0, 2]])
+    np.testing.assert_allclose(weights[:, [0, 2]], others, rtol=1e-5)
+    np.testing.assert_array_equal(weights[:, 1], 1)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_vanishing_and_nonfinite_gradients_keep_the_weights_finite(case):
     losses = np.tile([1.0, 1e-12, 1e12], (4, 1))
     lengths = np.array([[1.0, 1e-30, 1e18]] * 3 + [[1.0, 1.0, -1.0]])

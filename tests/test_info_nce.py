@@ -45,6 +45,7 @@ OPTIONS = {
         "same_label": "positive",
         "directions": "within",
         "partition": "joint",
+        "label_smoothing": 0.1,
         **_CHOSEN,
     },
 }

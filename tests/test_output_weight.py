@@ -72,6 +72,13 @@ def test_weight_changes_only_while_annealing():
     assert (float(weight), weight.step) == (pytest.approx(0.6), 6)
 
 
+def test_step_counts_once_a_loss_is_recorded():
+    weight = kj.LossWeight(PolynomialDecay(0.0, 10, 1.0))
+    weight.start_annealing()
+    weight.update_state()
+    assert weight.step == 0
+
+
 def test_switching_off_twice_keeps_the_weight():
     weight = kj.LossWeight(0.5)
     for _ in range(2):

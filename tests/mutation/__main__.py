@@ -29,18 +29,18 @@ OUTCOMES = {0: "survived", 1: "killed", 2: "killed", 5: "survived", None: "timeo
 KILLS = {"killed", "timeout", "crashed"}
 
 
-def test(mutant, file, names, unchanged):
+def test(mutant, files, names, unchanged):
     """Returns the status of pytest with a mutant, or without it."""
     if not unchanged:
         children.use_mutant(mutant.file, mutant.source)
-    return children.run_pytest([file], [children.Chosen(names)], "-x")
+    return children.run_pytest(files, [children.Chosen(names)], "-x")
 
 
 def rounds(mutant, measured, seconds):
-    """Returns files of tests, with their tests and seconds.
+    """Returns tests to run one after the other, each as files, names of tests and seconds.
 
-    Those of the same part of the package come first, and run whole. Those of other parts have some
-    seconds together.
+    The file most likely to notice comes first. Tests of the same part of the package all run, and
+    the shortest ones of other parts for some seconds together.
     """
     own = next(files for part, files in rows().items() if part.removesuffix(".py") == mutant.family)
     chosen = tests_of(mutant, places.lines(mutant), measured)
@@ -56,30 +56,34 @@ def rounds(mutant, measured, seconds):
     for file in sorted(chosen, key=order):
         while file not in own and took(file) > seconds:
             chosen[file] = chosen[file][: len(chosen[file]) // 2]
+        seconds -= 0 if file in own else took(file)
         if chosen[file]:
-            found.append((file, chosen[file], took(file)))
-            seconds -= 0 if file in own else took(file)
-    return found
+            found.append(file)
+    return [
+        (files, [name for file in files for name in chosen[file]], sum(map(took, files)))
+        for files in (found[:1], found[1:])
+        if files
+    ]
 
 
 def run(mutants, measured, folder, options):
-    """Yields each mutant with its outcome, and the file of tests that it comes from."""
+    """Yields each mutant with its outcome, and the files of tests that it comes from."""
     left = {mutant: rounds(mutant, measured, options.seconds) for mutant in mutants}
-    for mutant in [mutant for mutant, files in left.items() if not files]:
-        del left[mutant]
-        yield mutant, "unreached", ""
-    while left:
-        jobs = []
-        for mutant, files in left.items():
-            file, names, took = files.pop(0)
-            job = functools.partial(test, mutant, file, names, options.unchanged)
-            log = folder / f"{mutant.key.split()[1]}.log"
-            jobs.append(((mutant, file), job, log, 30 + 10 * took))
-        for (mutant, file), status in children.run_all(jobs, options.workers):
-            if OUTCOMES.get(status) == "survived" and left[mutant]:
-                continue
-            del left[mutant]
-            yield mutant, OUTCOMES.get(status, "crashed"), file
+
+    def job(mutant):
+        files, names, took = left[mutant].pop(0)
+        function = functools.partial(test, mutant, files, names, options.unchanged)
+        log = folder / f"{mutant.key.split()[1]}.log"
+        return (mutant, files), function, log, 30 + 10 * took
+
+    yield from ((mutant, "unreached", []) for mutant, found in left.items() if not found)
+    jobs = collections.deque(job(mutant) for mutant, found in left.items() if found)
+    for (mutant, files), status in children.run_all(jobs, options.workers):
+        outcome = OUTCOMES.get(status, "crashed")
+        if outcome == "survived" and left[mutant]:
+            jobs.appendleft(job(mutant))
+        else:
+            yield mutant, outcome, files
 
 
 def main():
@@ -118,9 +122,9 @@ def main():
     todo = [mutant for mutant in mutants if known.get(mutant.key) in {None, *is_new}]
     print(f"{len(mutants)} mutants, {len(todo)} to run", flush=True)
     with path.open("a") as results:
-        for mutant, outcome, file in run(todo, measured, folder, options):
+        for mutant, outcome, files in run(todo, measured, folder, options):
             known[mutant.key] = outcome
-            result = {"key": mutant.key, "outcome": outcome, "by": file, "change": mutant.change}
+            result = {"key": mutant.key, "outcome": outcome, "by": files, "change": mutant.change}
             print(json.dumps(result), file=results, flush=True)
     return report(mutants, known)
 

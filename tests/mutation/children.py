@@ -97,17 +97,16 @@ def run_all(jobs, workers):
     """Runs jobs, some at a time, each in a process of its own; yields what was done and how.
 
     A job is a tuple of a name, a function, the path of a log and a number of seconds. It is
-    yielded as its name and the status that the function returned, or None if it took longer.
+    yielded as its name and the status that the function returned, or None if it took longer. Who
+    gets it may append to the deque of jobs.
     """
-    waiting, running = iter(jobs), {}
-    while True:
-        while len(running) < workers and (job := next(waiting, None)) is not None:
-            name, function, log, limit = job
+    running = {}
+    while jobs or running:
+        while jobs and len(running) < workers:
+            name, function, log, limit = jobs.popleft()
             folder = tempfile.mkdtemp(prefix="mutant_")
             child = _start(function, log, folder)
             running[child] = name, time.monotonic() + limit, folder
-        if not running:
-            return
         time.sleep(0.05)
         for child, (name, deadline, folder) in list(running.items()):
             ended, status = os.waitpid(child, os.WNOHANG)

@@ -143,12 +143,15 @@ def _statements(file):
 
 
 def lines(mutant):
-    """Returns the lines of the innermost statement around a mutant, without those in its body."""
+    """Returns the lines of the innermost statement around a mutant, without those in its body.
+
+    Those of a function belong to its decorators and defaults, too.
+    """
     around = [node for node in _statements(mutant.file) if mutant.line in _span(node)]
     node = max(around, key=lambda node: (node.lineno, -node.end_lineno))
-    body = getattr(node, "body", None)
-    return (
-        range(_span(node).start, max(mutant.line, body[0].lineno - 1) + 1) if body else _span(node)
+    body = [] if isinstance(node, ast.FunctionDef) else getattr(node, "body", [])
+    return range(
+        _span(node).start, max(mutant.line + 1, body[0].lineno) if body else _span(node).stop
     )
 
 

@@ -75,7 +75,7 @@ def survey(folder, workers):
     )
     found = rows()
     files = sorted({file for row in _ROWS for file in found[row]})
-    paths, jobs = {}, []
+    paths, jobs = {}, collections.deque()
     for file in files:
         version = hashlib.sha256(package + (ROOT / file).read_bytes()).hexdigest()[:16]
         paths[file] = folder / f"{file.split('/')[1]}.{version}.json"
