@@ -26,6 +26,8 @@ from keras_jointloss.aggregators import (
     Shares,
     Sum,
     UPGrad,
+    _gramian,
+    cagrad,
 )
 from keras_jointloss.aggregators.pcgrad import random_orders
 from tests import jacobians as kinds
@@ -137,6 +139,23 @@ def test_coefficients_are_scale_invariant(aggregator):
         for factor in (1e-6, 1e6):
             actual = solve(aggregator, factor * jacobian)
             assert_vectors_close(actual, expected, 1e-3, (kind, factor))
+
+
+@values_only
+@pytest.mark.parametrize("name", ["CAGrad", "CAGrad-1.5", "DualProj", "UPGrad"])
+def test_guesses_solve_usual_gramians(name, monkeypatch):
+    """What else solves them takes many times as long."""
+    first_right = _gramian.first_right
+
+    def without_fallback(guess, start, fallback):
+        return first_right(guess, start, lambda: pytest.fail("The guesses did not converge"))
+
+    for module in (_gramian, cagrad):
+        monkeypatch.setattr(module, "first_right", without_fallback)
+    for dtype in ("float32", "float64"):
+        usual = kinds.well_conditioned, kinds.similar, kinds.ill_scaled, kinds.orthogonal
+        for _, jacobian in jacobians(usual, 4, number=5):
+            solve(kinds.CASES[name], jacobian, dtype)
 
 
 @values_only

@@ -45,6 +45,75 @@ def test_number_that_float32_cannot_hold_is_refused(argument, make, value):
         make(**{argument: value})
 
 
+NONNEGATIVE = """
+    AlignmentUniformity.uniformity_weight ArcFace.margin BarlowTwins.off_diagonal_weight
+    Circle.margin Contrastive.margin CosFace.margin CosineEmbedding.margin
+    InfoNCE.false_negative_margin InfoNCE.hardness MarginContrastive.margin
+    MultiSimilarity.mining_margin ProxyAnchor.margin SpreadOut.mean_weight
+    SpreadOut.second_moment_weight Triplet.margin TripletMargin.margin VICReg.invariance_weight
+    VICReg.variance_weight VICReg.covariance_weight CAGrad.c FAMO.decay GradNorm.alpha
+    Uncertainty.min_weight Uncertainty.max_weight"""
+POSITIVE = """
+    AlignmentUniformity.alpha AlignmentUniformity.t AnglE.scale ArcFace.scale Circle.gamma
+    CoSENT.scale CosFace.scale DecoupledContrastive.temperature InfoNCE.temperature
+    KoLeo.epsilon MultiSimilarity.alpha MultiSimilarity.beta NTXent.temperature
+    NormSoftmax.temperature ProxyAnchor.alpha ProxyNCA.scale SIGReg.t_max SigLIP.temperature
+    SimilarityDistillation.temperature SimilarityDistillation.teacher_temperature
+    SupCon.temperature VICReg.epsilon FairGrad.alpha FAMO.learning_rate FAMO.floor
+    IMTLL.learning_rate DynamicWeightAverage.temperature GeometricMean.floor
+    GradNorm.learning_rate NeuralTangentKernel.power ReLoBRaLo.temperature
+    SmoothTchebycheff.smoothness Uncertainty.learning_rate Uncertainty.temperature"""
+# Values that are refused and accepted, and arguments.
+BOUNDS = {
+    "number": (
+        [],
+        [-1.5, 3.0],
+        "MultiSimilarity.base SigLIP.bias FAMO.minimum_loss SoftAdapt.beta",
+    ),
+    ">= 0": ([-0.5], [0.0, 0.5], NONNEGATIVE),
+    "> 0": ([-0.5, 0.0], [0.5], POSITIVE),
+    ">= 0 and < 1": (
+        [-0.5, 1.0],
+        [0.0, 0.5],
+        """InfoNCE.label_smoothing NPairs.label_smoothing NTXent.label_smoothing
+        SupCon.label_smoothing Mean.ema PCD.beta InverseGradientNorm.alpha NeuralTangentKernel.alpha
+        ReLoBRaLo.alpha Uncertainty.ema""",
+    ),
+    ">= 0 and <= 1": ([-0.5, 1.5], [0.0, 1.0], "PCD.tau GradVac.beta ReLoBRaLo.beta"),
+    "count": (
+        [0, 1.5],
+        [1],
+        """DecoupledContrastive.tile_size InfoNCE.tile_size InfoNCE.num_hard_negatives
+        NPairs.tile_size NTXent.tile_size SIGReg.num_slices SigLIP.tile_size SupCon.tile_size
+        SoftAdapt.frequency Uncertainty.update_every""",
+    ),
+    "count >= 2": ([1], [2], "SIGReg.knots SoftAdapt.points"),
+    "count >= 0": (
+        [-1, 0.5],
+        [0, 1],
+        """SIGReg.seed PCD.main GradVac.seed PCGrad.seed RandomWeighting.seed ReLoBRaLo.seed
+        Uncertainty.warmup_steps""",
+    ),
+}
+
+
+@values_only
+@pytest.mark.parametrize("kind", BOUNDS)
+def test_arguments_have_their_bounds(kind):
+    refused, accepted, arguments = BOUNDS[kind]
+    for name, argument in (x.split(".") for x in arguments.split()):
+        (make,) = (
+            vars(family)[name]
+            for family in (kj.losses, kj.aggregators, kj.weighting)
+            if name in vars(family)
+        )
+        for value in accepted:
+            assert make(**{argument: value}).get_config()[argument] == value, (name, argument)
+        for value in refused:
+            with pytest.raises(ValueError, match=rf"`{argument}`.*Received: {argument}={value}"):
+                make(**{argument: value})
+
+
 @pytest.mark.backend("torch")
 @pytest.mark.parametrize("value", [1, None, "mse", {"mse": 1}])
 def test_only_lists_are_lists(value):

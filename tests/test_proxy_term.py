@@ -76,6 +76,7 @@ def test_adds_mean_over_labelled_items_and_returns_embedding(loss):
     assert layer.compute_mask((x, LABELS), [mask, None]) is mask
     rows = np.where(labelled[:, None], np.eye(CLASSES)[LABELS], -1)
     assert called(layer, labels=rows) == pytest.approx(0.5 * value, rel=1e-4)
+    assert called(layer, labels=LABELS[:, None]) == pytest.approx(0.5 * value, rel=1e-4)
 
 
 @values_only
