@@ -14,7 +14,7 @@ from keras_jointloss._core.batch import Items
 from keras_jointloss.losses.sigreg import directions
 from tests import loss_cases as cases
 from tests import reference
-from tests.backends import BACKEND, once_compiled
+from tests.backends import BACKEND, once_compiled, values_only
 from tests.gradients import COMPILES, dtypes, value_and_gradient
 from tests.loss_cases import (
     CASES,
@@ -290,6 +290,14 @@ def test_labels_of_wrong_shape_are_refused(name):
     for shape in [*shapes, (4, 2) if name in ONE_LABEL else (3, 2)]:
         with pytest.raises(ValueError, match=r"expects labels .*Received: shape="):
             CLASSES[name]().call(np.zeros(shape), np.zeros((4, VIEWS.get(name, 2), 4), "float32"))
+
+
+@values_only
+def test_loss_without_labels_ignores_them():
+    views = np.random.default_rng(0).normal(size=(5, 2, 4))
+    expected = ops.convert_to_numpy(kj.losses.VICReg().values(views))
+    found = kj.losses.VICReg().values(views, np.full(5, np.nan))
+    np.testing.assert_array_equal(ops.convert_to_numpy(found), expected)
 
 
 @pytest.mark.parametrize("name", ["info_nce", "siglip", "nt_xent", "decoupled_contrastive"])
