@@ -8,7 +8,7 @@ Each part of the package imports only from the parts in the lines above it:
     data, losses, metrics, weighting
     layers
     joint
-    callbacks, distribution
+    callbacks, distribution, probing
 """
 
 import importlib
@@ -23,6 +23,7 @@ _ATTRIBUTES = {
     "LossWeight": "terms.output_weight",
     "diagnose": "joint.diagnose",
     "plot": "tensorboard.plot",
+    "probe": "probing.probe",
     "report": "joint.report",
 }
 
@@ -41,6 +42,7 @@ __all__ = [
     "metrics",
     "plot",
     "points",
+    "probe",
     "report",
     "schedules",
     "tensorboard",
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     from keras_jointloss.joint.diagnose import diagnose
     from keras_jointloss.joint.joint_loss import joint_loss
     from keras_jointloss.joint.report import report
+    from keras_jointloss.probing.probe import probe
     from keras_jointloss.tensorboard.plot import plot
     from keras_jointloss.terms.output_weight import LossWeight
 else:

@@ -1,12 +1,14 @@
 """What the package assumes of Keras, by the name of the function that relies on it.
 
 A check that fails with a new version of Keras names the function to mend, in `_core/keras.py`,
-`_core/keras_calls.py`, `_core/keras_losses.py`, `_core/keras_models.py` or `_core/backend/`.
+`_core/keras_calls.py`, `_core/keras_losses.py`, `_core/keras_models.py`, `_core/keras_state.py` or
+`_core/backend/`.
 """
 
 import contextlib
 import gc
 import inspect
+import random
 import weakref
 
 import keras
@@ -19,6 +21,7 @@ from keras_jointloss._core import keras as _keras
 from keras_jointloss._core import keras_calls as _calls
 from keras_jointloss._core import keras_losses as _losses
 from keras_jointloss._core import keras_models as _models
+from keras_jointloss._core import keras_state as _state
 from tests.backends import BACKEND, jax, tf
 
 X, Y = np.ones((4, 2), "float32"), np.ones((4, 1), "float32")
@@ -666,6 +669,71 @@ def attributes_of_optimizers():
     assert _models.accumulated_steps(keras.optimizers.SGD()) == 1
 
 
+@check_of("training_outputs", "stateless_training_outputs")
+def steps_that_only_compute_the_loss():
+    layer, loops = noting(_calls.running_loop)
+    models = []
+    model = compiled([layer], Loss(lambda: models.append(_calls.running_model())))
+    _state.build_for_training(model, (X, Y))
+    loops.clear()
+    models.clear()
+    if BACKEND == "jax":
+        groups = (
+            model.trainable_variables,
+            model.non_trainable_variables,
+            model.metrics_variables,
+            model.optimizer.variables,
+        )
+        values = tuple([x.value for x in group] for group in groups)
+        found, others, metrics = _calls.stateless_training_outputs(model, values, X, Y, None)
+        assert len(others) == len(groups[1])
+        assert len(metrics) == len(groups[2])
+    else:
+        batch = [ops.convert_to_tensor(x) for x in (X, Y)]
+        found = _calls.training_outputs(model, *batch, None)
+    assert tuple(found.shape) == (4, 1)
+    assert loops == ["train_step"]
+    assert models == [model]
+
+
+@check_of("build_for_training", "kept_compilation")
+def what_fit_compiles():
+    model = compiled(metrics=["mae"])
+    before = model.metrics
+    with _state.kept_compilation(model):
+        _state.build_for_training(model, (X, Y))
+        assert model.optimizer.built
+        assert len(model.metrics_variables) > 2
+        model.fit(X, Y, verbose=0)
+        assert model.train_function is not None
+    assert model.train_function is None
+    assert [*map(id, model.metrics)] == [*map(id, before)]
+    assert len(model.metrics_variables) == 2
+    assert not hasattr(model, "history")
+    model.fit(X, Y, verbose=0)
+    function, history = model.train_function, model.history
+    with _state.kept_compilation(model):
+        assert model.train_function is None
+    assert model.train_function is function
+    assert model.history is history
+
+
+@check_of("kept_global_seed")
+def numbers_without_a_seed():
+    def draw():
+        random.seed(3)  # From which Keras takes the first state.
+        return float(keras.random.uniform(()))
+
+    keras.utils.set_random_seed(3)
+    with _state.kept_global_seed():
+        first = draw()
+        assert draw() != first
+    assert draw() == first
+    with _state.kept_global_seed():
+        second = draw()
+    assert draw() == second != first
+
+
 @check_of("sync_state")
 def reading_the_model_of_a_callback():
     class Count(keras.callbacks.Callback):
@@ -755,7 +823,9 @@ def test_keras_is_as_assumed(name, monkeypatch, tmp_path):
     CHECKS[name](**{key: given[key] for key in needed})
 
 
-@pytest.mark.parametrize("module", [_keras, _calls, _losses, _models], ids=lambda x: x.__name__)
+@pytest.mark.parametrize(
+    "module", [_keras, _calls, _losses, _models, _state], ids=lambda x: x.__name__
+)
 def test_each_assumption_has_a_check(module):
     own = {
         name

@@ -395,6 +395,8 @@ def test_only_one_module_queries_the_backend():
 
 
 def test_backends_offer_the_same_names():
+    further = ("for_chunks", "gradient_step", "native_values")
+
     def offered(backend):
         """Returns the `__all__` and the parameters of the functions of a backend's package."""
         names, functions = None, {}
@@ -409,7 +411,7 @@ def test_backends_offer_the_same_names():
                     functions[node.name] = []
                 elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
                     names = ast.literal_eval(node.value)
-        return {name: functions[name] for name in (*names, "for_chunks")}
+        return {name: functions[name] for name in (*names, *further)}
 
     jax, tensorflow, torch = (offered(backend) for backend in sorted(BACKENDS))
     assert jax == tensorflow == torch

@@ -2,9 +2,10 @@
 
 Each assumption is a function, which says why it is needed, and has a check of its name in
 `tests/test_keras.py`. What runs at the moment is in `_core/keras_calls.py`, what concerns models,
-optimizers and callbacks in `_core/keras_models.py`, and what else the loss has in
-`_core/keras_losses.py`. `_core/keras_check.py` looks for most of it when the package is imported.
-No other module relies on what Keras does not document, except for the methods in `OVERRIDDEN`.
+optimizers and callbacks in `_core/keras_models.py`, what a training changes in
+`_core/keras_state.py`, and what else the loss has in `_core/keras_losses.py`.
+`_core/keras_check.py` looks for most of it when the package is imported. No other module relies on
+what Keras does not document, except for the methods in `OVERRIDDEN`.
 """
 
 import contextlib

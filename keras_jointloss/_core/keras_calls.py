@@ -51,10 +51,49 @@ def predicted(layer: keras.layers.Layer, inputs: Any, **options: Any) -> Any:
     return layer(inputs, **options)
 
 
+def training_outputs(self: keras.Model, x: Any, y: Any, sample_weight: Any) -> Any:
+    """Returns what a model predicts, as in a step that trains it, and computes the loss.
+
+    For the layers and losses of this package, this is a `train_step` of `self`.
+    """
+    options = {"training": True} if self._call_has_training_arg else {}
+    y_pred = self(x, **options)
+    self._compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+    return y_pred
+
+
+def stateless_training_outputs(
+    self: keras.Model, state: tuple, x: Any, y: Any, sample_weight: Any
+) -> tuple:
+    """Returns what `training_outputs` does on JAX, and the values of the variables that it changes.
+
+    The state has the values of the trainable and other variables of the model, and of those of its
+    metrics and optimizer. Those that change are the others of the model, and of the metrics.
+    """
+    trainable, others, metrics, optimizer = state
+    _, (_, y_pred, others, metrics) = self.compute_loss_and_updates(
+        trainable,
+        others,
+        metrics,
+        x,
+        y,
+        sample_weight,
+        training=True,
+        optimizer_variables=optimizer,
+    )
+    return y_pred, others, metrics
+
+
+#: The code of the functions above that stand for a step of training.
+_TRAINING = frozenset(map(_code, (training_outputs, stateless_training_outputs)))
+
+
 def _loop_of(frame: Any) -> str | None:
     """Returns the name of the Keras loop that runs in a frame, as `running_loop`, or `None`."""
     if frame.f_code is predicted.__code__:
         return "predict_step"
+    if id(frame.f_code) in _TRAINING:
+        return "train_step"
     name = frame.f_code.co_name
     # Functions of a user's own loop may have these names, too.
     is_method = name in _METHODS and isinstance(frame.f_locals.get("self"), keras.Model)

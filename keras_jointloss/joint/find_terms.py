@@ -70,10 +70,15 @@ def find_terms(model: keras.Model) -> dict[str, TermWeight]:
     return terms
 
 
+def find_combinations(model: keras.Model) -> list[GradientCombination]:
+    """Returns the layers of a model that combine gradients."""
+    layers = _keras.flatten_layers(model, include_self=False)
+    return [x for x in layers if isinstance(x, GradientCombination)]
+
+
 def find_gradient_layers(model: keras.Model) -> list[GradientCombination]:
     """Returns the layers of a model that combine gradients and report gradient statistics."""
-    layers = _keras.flatten_layers(model, include_self=False)
-    return [x for x in layers if isinstance(x, GradientCombination) and x.telemetry]
+    return [x for x in find_combinations(model) if x.telemetry]
 
 
 def find_scales(model: keras.Model) -> dict[str, Scale]:

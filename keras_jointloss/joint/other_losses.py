@@ -148,6 +148,20 @@ class OtherLosses:
             self._sums.assign(np.zeros(self._sums.shape, self._sums.dtype))
 
 
+def layers_of_variables(model: keras.Model) -> dict[int, str]:
+    """Returns the name of the layer of each variable that may train, by the variable's identity.
+
+    The names are those of `OtherLosses`.
+    """
+    parts = _find_parts(model)
+    return {
+        id(variable): name
+        for name, part in zip(_names(parts), parts, strict=True)
+        for layer in part.layers
+        for variable in own_variables(layer)
+    }
+
+
 def _may_add(layer: keras.layers.Layer) -> bool:
     if isinstance(layer, LayerTerm):  # Its own loss is that of the term.
         return any(x.regularizer is not None for x in own_variables(layer))

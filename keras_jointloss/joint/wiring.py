@@ -219,7 +219,7 @@ def _copies_read(
     """
     tensors: dict[Any, list] = {name: list(found) for name, found in outputs.items()}
     called, hidden = set(), set()
-    for found in _ancestors([x for tensors_of in outputs.values() for x in tensors_of]):
+    for found in ancestors([x for tensors_of in outputs.values() for x in tensors_of]):
         operation = found.operation
         called.add(operation)
         inner = []
@@ -235,7 +235,7 @@ def _copies_read(
         layer: {name: set() for name in tensors} for layer in layers if layer in called - hidden
     }
     for name, found_tensors in tensors.items():
-        for found in _ancestors(found_tensors):
+        for found in ancestors(found_tensors):
             if found.operation in reads:
                 reads[found.operation][name].add(_copy(found))
     return reads
@@ -247,7 +247,7 @@ def _copy(found: _keras.Source) -> str:
     return names[found.position * len(names) // found.size]
 
 
-def _ancestors(tensors: Iterable[Any]) -> Iterator[_keras.Source]:
+def ancestors(tensors: Iterable[Any]) -> Iterator[_keras.Source]:
     """Yields, once each, where the tensors come from, and those that they are computed from."""
     pending, seen = list(tensors), set()
     while pending:

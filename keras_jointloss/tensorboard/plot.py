@@ -38,7 +38,8 @@ def plot(source: Any, kind: Kind = "terms", **options: Any) -> "Figure":
 
     Args:
         source: What `fit` returned with a `JointLossCallback`, its `history` dict, a `log_dir` with
-            one run or many, or a list of these. A dict of these by name is a list with names.
+            one run or many, or a list of these. A dict of these by name is a list with names. Or
+            what `keras_jointloss.probe` returned: its lengths and cosines, with the option `theme`.
         kind: The kind of the figure.
         **options: `terms`: the names of the terms to show, all by default. `compare`: `"rows"`,
             each run in a row of its own, or `"overlay"`. `x`: `"step"`, `"epoch"` or `"time"`,
@@ -72,6 +73,8 @@ def plot(source: Any, kind: Kind = "terms", **options: Any) -> "Figure":
         raise ImportError(
             "`plot` needs Plotly. Install it with: pip install 'keras-jointloss[dashboard]'"
         )
+    if hasattr(source, "to_figure"):
+        return source.to_figure(**options)
     from keras_jointloss.tensorboard.figures import View, draw
 
     pairs = collect(source)

@@ -1,8 +1,10 @@
 """The weight of an output term: a metric, which Keras saves, shows and resets with the model."""
 
+import contextlib
 import threading
 import uuid
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -61,6 +63,8 @@ class LossWeight(TermWeight, keras.metrics.Metric):
     0.25
     """
 
+    _constant: ClassVar = {**TermWeight._constant, "weighting": None}
+
     def __init__(self, weight: Weight = 1.0, name: str = "weight", dtype: DType = None):
         keras.metrics.Metric.__init__(self, name=validate_name(name), dtype=dtype)
         #: Part of the config, to distinguish the copies of one weight from other weights.
@@ -94,6 +98,16 @@ class LossWeight(TermWeight, keras.metrics.Metric):
     @property
     def is_dynamic(self) -> bool:
         return super().is_dynamic or self.weighting is not None
+
+    @contextlib.contextmanager
+    def constant(self, observer: Any = None) -> Iterator[None]:
+        events = dict(self._trace.__dict__)
+        with super().constant(observer):
+            try:
+                yield
+            finally:
+                self._trace.__dict__.clear()
+                self._trace.__dict__.update(events)
 
     def record(
         self,

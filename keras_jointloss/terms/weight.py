@@ -1,9 +1,10 @@
 """The weight of one loss term, and the running means of the term's contribution."""
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from keras import ops
@@ -53,6 +54,8 @@ class TermWeight(ClockedValue):
     has_missing_targets = False
     #: Whether its loss may be constant on purpose, as at a floor.
     may_be_constant = False
+    #: What `constant` replaces meanwhile: nothing moves the weight.
+    _constant: ClassVar[dict[str, Any]] = {"_factor": None, "_learned": None, "counts_steps": False}
 
     def _create_variables(
         self, weight: Weight, dtype: str, add_variable: Callable[..., Any]
@@ -164,6 +167,23 @@ class TermWeight(ClockedValue):
         self._factor.assign(ops.cast(factor, self._factor.dtype))
 
     # From the host.
+
+    @contextlib.contextmanager
+    def constant(self, observer: Any = None) -> Iterator[None]:
+        """Makes the weight a constant, the value, which no schedule and no rule moves.
+
+        The losses go to the observer in place of the rule. At the end all is as it was, except for
+        the values of variables.
+        """
+        owners = self, self.recorded
+        kept = [dict(vars(x)) for x in owners]
+        vars(self).update(self._constant, observer=observer)
+        try:
+            yield
+        finally:
+            for x, attributes in zip(owners, kept, strict=True):
+                vars(x).clear()
+                vars(x).update(attributes)
 
     def release(self) -> None:
         """Detaches the weight from its weighting."""

@@ -47,6 +47,15 @@ once. What the functions promise on every backend:
   memory at the same time. `run` receives the parameters, the state, which passes from chunk to
   chunk without a gradient, and the rows of a chunk, and depends on nothing that changes. Like
   `for_chunks`, which does so for all rows, it returns a list of outputs and the last state.
+- `gradient_step(model, variables, collect, reduce)`: a function of a state, a batch `(x, y,
+  sample_weight)` and a scale, compiled if the model is. It passes the forward pass of a training
+  step, a function, to `collect`, which returns the losses of the terms or `None`, and
+  differentiates each loss times the scale. It returns what `reduce` does for the state, the losses,
+  the gradients and the scale. These are lists by term and variable; `None` stands for a gradient
+  that is known not to exist, which JAX does not tell from zeros. Variables of the model and its
+  metrics change as in a training step.
+- `native_values(layers)`: a function that puts back what Keras does not know: the variables of
+  layers that are not of Keras, and the global random numbers of the backend.
 """
 
 import keras
@@ -62,12 +71,18 @@ def name() -> str:
 if name() == "tensorflow":
     from keras_jointloss._core.backend.tensorflow import *  # noqa: F403
     from keras_jointloss._core.backend.tensorflow.chunks import for_chunks as for_chunks
+    from keras_jointloss._core.backend.tensorflow.gradients import gradient_step as gradient_step
+    from keras_jointloss._core.backend.tensorflow.gradients import native_values as native_values
 elif name() == "jax":
     from keras_jointloss._core.backend.jax import *  # noqa: F403
     from keras_jointloss._core.backend.jax.chunks import for_chunks as for_chunks
+    from keras_jointloss._core.backend.jax.gradients import gradient_step as gradient_step
+    from keras_jointloss._core.backend.jax.gradients import native_values as native_values
 elif name() == "torch":
     from keras_jointloss._core.backend.torch import *  # noqa: F403
     from keras_jointloss._core.backend.torch.chunks import for_chunks as for_chunks
+    from keras_jointloss._core.backend.torch.gradients import gradient_step as gradient_step
+    from keras_jointloss._core.backend.torch.gradients import native_values as native_values
 else:
     raise ImportError(f"Expected the backend tensorflow, jax or torch. Received: {name()}")
 

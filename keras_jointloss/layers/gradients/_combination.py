@@ -1,8 +1,9 @@
 """The base of the layers that combine the gradients of several terms."""
 
+import contextlib
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Unpack
 
 import keras
@@ -96,6 +97,16 @@ class GradientCombination(keras.layers.Layer):
         self.accumulated_steps = 1
         #: Whether a step of training has reached several calls; the record covers one of them.
         self.has_several_calls = False
+        self._is_bypassed = False
+
+    @contextlib.contextmanager
+    def bypassed(self) -> Iterator[None]:
+        """Lets gradients add up as without the layer, and records nothing."""
+        before, self._is_bypassed = self._is_bypassed, True
+        try:
+            yield
+        finally:
+            self._is_bypassed = before
 
     def build(self, input_shape: Nested = None) -> None:
         has_statistics = self.telemetry or bool(self.aggregator.ema)
@@ -146,6 +157,8 @@ class GradientCombination(keras.layers.Layer):
 
     def _precedes_backward(self, training: bool | None, tensors: Any) -> bool:
         """Returns whether a backward pass can follow the call, to take gradients of the tensors."""
+        if self._is_bypassed:
+            return False
         self.record.validate_optimizer()
         return self.record.precedes_backward(is_training(training), tensors)
 

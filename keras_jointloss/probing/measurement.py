@@ -1,0 +1,177 @@
+"""Measures the losses and the gradients of the terms of a model over batches."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_jointloss._core.backend import gradient_step, trains_functionally
+from keras_jointloss._core.keras import is_overwritten_with_gradient
+from keras_jointloss._core.keras_models import output_names
+from keras_jointloss._core.math import float_dtype, to_numpy
+from keras_jointloss.probing.facts import same_tensors
+from keras_jointloss.terms.weight import TermWeight
+
+#: By which a loss scale of mixed precision is divided as long as gradients are not finite.
+_STEP_OF_SCALE = 16.0
+
+
+class Measured(NamedTuple):
+    """What was measured over batches. Axes are batches, variables and terms."""
+
+    losses: np.ndarray  # `(batches, terms)`, NaN where a term was not computed
+    #: `(batches, variables, terms, terms)`, inner products of the gradients of a variable.
+    products: np.ndarray
+    #: `(batches, terms)`, squares of the distance of a gradient from the mean of those before it.
+    deviations: np.ndarray
+    #: `(batches, terms)`, inner products with the mean of the gradients before it.
+    agreements: np.ndarray
+    mean_squares: np.ndarray  # `(terms,)`, of the length of the mean gradient
+    #: `(terms, variables)`, whether a term depends on a variable.
+    reached: np.ndarray
+    #: The pairs of outputs that are one tensor when the model is called.
+    same_outputs: list[tuple[str, str]]
+
+
+class Meter:
+    """Measures the terms of a model.
+
+    Args:
+        model: A compiled model, whose terms are constant: see `TermWeight.constant`.
+        terms: The weights of its terms by name, whose observer is `observer`.
+    """
+
+    def __init__(self, model: keras.Model, terms: dict[str, TermWeight]):
+        self._probed, self._terms = model, terms
+        #: The variables with respect to which gradients are taken.
+        self.variables = [
+            x for x in model.trainable_variables if not is_overwritten_with_gradient(x)
+        ]
+        self._dtype_of_sums = float_dtype(keras.config.floatx(), *(x.dtype for x in self.variables))
+        self._collected: dict[str, Any] = {}
+        self._same_outputs: list[tuple[str, str]] = []
+        self._known = np.ones((len(terms), len(self.variables)), "bool")
+        self._step = gradient_step(model, self.variables, self._collect, self._reduce)
+
+    def observer(self, name: str) -> Callable[..., None]:
+        """Returns the observer of the term of a name."""
+
+        def observe(loss, items, counts):
+            self._collected[name] = loss
+
+        return observe
+
+    def measure(self, batches: Iterable[tuple], note: Callable[[], Any]) -> Measured:
+        """Measures the terms over batches, of which there is at least one.
+
+        Args:
+            batches: Inputs, targets and sample weights, tensors or `None`.
+            note: Called after each batch.
+        """
+        state, rows, reached = self._begin(), [], None
+        scale = float(to_numpy(self._probed.optimizer.scale_loss(ops.ones(()))))
+        for batch in batches:
+            if reached is None and trains_functionally():
+                # The gradient of a loss times infinity is 0 only where there is none.
+                marked = to_numpy(self._run(state, batch, np.inf)[1][1])
+                reached = np.isnan(np.diagonal(marked, axis1=1, axis2=2)).T
+            after, row = self._run(state, batch, scale)
+            while scale > 1 and _overflows(row):
+                scale = max(scale / _STEP_OF_SCALE, 1.0)
+                after, row = self._run(state, batch, scale)
+            state = after
+            rows.append([to_numpy(x).astype("float64") for x in row])
+            note()
+        losses, products, deviations, agreements, squares = map(np.stack, zip(*rows, strict=True))
+        # A gradient may be there although a selection hides it from the mark.
+        has_gradient = np.diagonal(products, axis1=2, axis2=3).any(axis=0).T
+        known = self._known if reached is None else reached | has_gradient
+        return Measured(
+            losses, products, deviations, agreements, squares[-1], known, list(self._same_outputs)
+        )
+
+    def _run(self, state, batch, scale: float):
+        return self._step(state, batch, np.array(scale, "float32"))
+
+    def _begin(self):
+        """Returns the number of batches, and the mean gradient of each variable and term."""
+        count = len(self._terms)
+        shapes = [(), *((count, *x.shape) for x in self.variables)]
+        # Of NumPy, since JAX would compile each operation.
+        number, *means = (ops.convert_to_tensor(np.zeros(x, self._dtype_of_sums)) for x in shapes)
+        return number, means
+
+    # Within the compiled step.
+
+    def _collect(self, run: Callable[[], Any]) -> list:
+        """Returns the losses of the terms in a forward pass, `None` for those not computed."""
+        self._collected.clear()
+        outputs = run()
+        self._same_outputs = same_tensors(_by_name(outputs, output_names(self._probed)))
+        losses = [self._collected.get(name) for name in self._terms]
+        self._collected.clear()
+        return losses
+
+    def _reduce(self, state, losses: list, gradients: list[list], scale):
+        """Returns the next state, and what `Measured` has of a batch."""
+        count, means = state
+        dtype = self._dtype_of_sums
+        scale = ops.cast(scale, dtype)
+        self._known = np.array([[x is not None for x in row] for row in gradients], "bool")
+        self._known = self._known.reshape(len(losses), len(self.variables))
+        products, next_means = [], []
+        zero = ops.zeros((), dtype)
+        sums = [[zero] * len(losses) for _ in range(3)]
+        for place, mean in enumerate(means):
+            found = [row[place] for row in gradients]
+            of_terms = [None if x is None else ops.cast(x, dtype) / scale for x in found]
+            products.append(_products(of_terms, zero))
+            changed = []
+            for i, gradient in enumerate(of_terms):
+                before = mean[i]
+                if gradient is None:
+                    changed.append(before)
+                    continue
+                difference = gradient - before
+                changed.append(before + difference / (count + 1))
+                for total, x, y in zip(
+                    sums,
+                    (difference, gradient, changed[-1]),
+                    (difference, before, changed[-1]),
+                    strict=True,
+                ):
+                    total[i] = total[i] + ops.sum(x * y)
+            next_means.append(ops.stack(changed))
+        missing = ops.convert_to_tensor(np.nan, dtype=dtype)
+        values = [missing if x is None else ops.cast(x, dtype) for x in losses]
+        row = [ops.stack(values), ops.stack(products), *(ops.stack(x) for x in sums)]
+        return (count + 1, next_means), row
+
+
+def _products(gradients: Sequence, zero: Any) -> Any:
+    """Returns the inner products of the gradients of a variable: `(terms, terms)`."""
+    count = len(gradients)
+    found = [[zero] * count for _ in range(count)]
+    for i, a in enumerate(gradients):
+        for j, b in enumerate(gradients[: i + 1]):
+            if a is not None and b is not None:
+                # No matrix product, which accelerators may round more.
+                found[i][j] = found[j][i] = ops.sum(a * b)
+    return ops.stack([ops.stack(row) for row in found])
+
+
+def _overflows(row: Sequence) -> bool:
+    """Returns whether gradients are not finite although the losses are."""
+    losses, products = (to_numpy(x) for x in row[:2])
+    lengths = np.diagonal(products, axis1=1, axis2=2)
+    return bool((np.isfinite(losses) & ~np.isfinite(lengths).all(axis=0)).any())
+
+
+def _by_name(outputs: Any, names: list[str] | None) -> dict[str, Any]:
+    """Returns the tensors that a model returns by the name of the output."""
+    if isinstance(outputs, dict):
+        return outputs
+    outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
+    return dict(zip(names or map(str, range(len(outputs))), outputs, strict=False))
