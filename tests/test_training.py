@@ -9,6 +9,7 @@ import weakref
 from pathlib import Path
 from typing import NamedTuple
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -292,10 +293,24 @@ def assert_trains(name, mode_name, tmp_path) -> list[weakref.ref]:
     return references(model)
 
 
+def saved_state(model, folder) -> dict[str, np.ndarray]:
+    """Returns all that a weights file holds of a model."""
+    path, found = folder / "state.weights.h5", {}
+
+    def collect(name, value):
+        if isinstance(value, h5py.Dataset):
+            found[name] = value[()]
+
+    model.save_weights(path)
+    with h5py.File(path) as file:
+        file.visititems(collect)
+    return found
+
+
 def assert_lives_on(subject, mode, model, arguments, tmp_path):
     """Asserts that evaluation changes nothing, and that a saved model resumes correctly."""
     tolerance = 1e-2 if mode.policy == "mixed_float16" else 1e-4
-    before = current_weights(model)
+    before, state = current_weights(model), saved_state(model, tmp_path)
     evaluate = {**arguments, "return_dict": True, "verbose": 0}
     evaluated = model.evaluate(**evaluate)
     # With the callback, the loss of an output is the mean over its labelled targets.
@@ -306,6 +321,10 @@ def assert_lives_on(subject, mode, model, arguments, tmp_path):
     assert model.evaluate(**evaluate, callbacks=callbacks) == expected
     predicted = model.predict(arguments["x"], verbose=0)
     assert current_weights(model) == before
+    after = saved_state(model, tmp_path)
+    assert after.keys() == state.keys()
+    for name, value in state.items():
+        np.testing.assert_array_equal(after[name], value, err_msg=name)
 
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")

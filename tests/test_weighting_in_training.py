@@ -16,10 +16,10 @@ import keras_jointloss as kj
 from keras_jointloss.joint.find_terms import find_terms
 from tests import reference_weighting as reference
 from tests import small_models
-from tests.backends import jax, once_compiled
+from tests.backends import jax, once_compiled, values_only
 from tests.processes import run_python
 from tests.summaries import read_scalars
-from tests.terms import Terms, Trajectory
+from tests.terms import REQUIRED, RULES, Terms, Trajectory
 from tests.test_weighting import LastLoss
 
 STATEFUL = "dynamic_weight_average"
@@ -35,6 +35,8 @@ NAMES = ("rating", "label", "align")
 
 def build(rule, weights=None, **compile_arguments):
     rule = kj.weighting.ReLoBRaLo(beta=0.5) if rule == "relobralo" else rule
+    if rule in REQUIRED:
+        rule = getattr(kj.weighting, rule)(dict.fromkeys(NAMES, 1.0))
     keras.utils.set_random_seed(1)
     inputs = keras.Input((6,))
     hidden = keras.layers.Dense(8, activation="tanh")(inputs)
@@ -119,7 +121,11 @@ def test_validation_changes_no_weight():
 
 
 # FAMO's state includes the optimizer state, in additional rows and counts; ReLoBRaLo draws numbers.
-@pytest.mark.parametrize("name", [STATEFUL, "famo", "relobralo"])
+RESUMED = (STATEFUL, "famo", "relobralo")
+OTHERS = sorted({*RULES} - {"DynamicWeightAverage", "FAMO", "ReLoBRaLo"})
+
+
+@pytest.mark.parametrize("name", [*RESUMED, *(pytest.param(x, marks=values_only) for x in OTHERS)])
 def test_loaded_model_resumes_like_uninterrupted_training(name, tmp_path):
     model = build(name)
     first = trajectories(model, epochs=2)
