@@ -18,7 +18,8 @@ from keras import ops
 import keras_jointloss as kj
 from keras_jointloss.joint.find_terms import find_terms
 from keras_jointloss.terms import LossAcross
-from tests.backends import BACKEND
+from tests import subjects
+from tests.backends import BACKEND, values_only
 from tests.comparisons import approx_logs, assert_all_close
 from tests.subjects import BATCH, DATA, ITEMS, SUBJECTS, Subject
 
@@ -247,6 +248,20 @@ def assert_freed(references: list[weakref.ref]):
     gc.collect()
     alive = [value for value in (reference() for reference in references) if value is not None]
     assert [type(value).__name__ for value in alive] == []
+
+
+@values_only
+def test_models_use_every_loss_layer_and_schedule():
+    text = Path(subjects.__file__).read_text()
+    # Bases, and a layer whose tests train it beside the plain tower.
+    others = {"ViewsLoss", "ProxyLoss", "ChunkedTower"}
+    kinds = keras.Loss, keras.Layer, keras.optimizers.schedules.LearningRateSchedule
+    for family in (kj.losses, kj.layers, kj.schedules):
+        members = {x for x in vars(family).values() if isinstance(x, type) and issubclass(x, kinds)}
+        public = {x.__name__ for x in members if x.__module__.startswith("keras_jointloss")}
+        public = {name for name in public if not name.startswith("_")}
+        assert len(public) > 3
+        assert not {name for name in public - others if name not in text}
 
 
 @pytest.mark.parametrize(("name", "mode_name"), list(cases()))
