@@ -554,7 +554,6 @@ test_errors = refuses_calls(
         "Received: aggregator=.*Flatten",
     ),
     (lambda: aggregators.get("Aggregator"), "Received: aggregator='Aggregator'"),
-    (lambda: Sum().solve(np.array([[1.0, 0.3], [0.2, 1.0]])), "`gramian`.*symmetric.* by 0.1"),
     (lambda: Sum(ema=1.0), "ema=1.0"),
     (lambda: Sum(ema=-0.1), "ema=-0.1"),
     (lambda: CAGrad(c=-1), "c=-1"),

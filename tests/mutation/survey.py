@@ -40,6 +40,10 @@ class _Contexts:
             self.failed.add(report.nodeid)
 
 
+# Arguments of all parts, and their defaults, which are read without running a line.
+_ARGUMENTS, _DEFAULTS = "tests/test_arguments.py", "tests/test_defaults.py"
+
+
 def rows():
     """Returns the files of tests for each part of the package, from `docs/contributing.md`."""
     text = (ROOT / "docs" / "contributing.md").read_text("utf-8")
@@ -74,7 +78,7 @@ def survey(folder, workers):
         path.read_bytes() for path in sorted((ROOT / "keras_jointloss").rglob("*.py"))
     )
     found = rows()
-    files = sorted({file for row in _ROWS for file in found[row]})
+    files = sorted({_ARGUMENTS, _DEFAULTS, *(file for row in _ROWS for file in found[row])})
     paths, jobs = {}, collections.deque()
     for file in files:
         version = hashlib.sha256(package + (ROOT / file).read_bytes()).hexdigest()[:16]
@@ -102,6 +106,8 @@ def tests_of(mutant, lines, measured):
         for file, one in measured.items():
             by_line = one["lines"].get(mutant.file, {})
             chosen[file] = {name for names in by_line.values() for name in names} - {""}
+    if any(chosen.values()):
+        chosen[_DEFAULTS] = set(measured[_DEFAULTS]["seconds"])
     found = {}
     for file, names in chosen.items():
         names -= set(measured[file]["failed"])
