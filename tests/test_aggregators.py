@@ -381,6 +381,10 @@ def test_contributions_to_db_mtl_are_as_long_as_the_longest_log_gradient():
         }.items():
             w = solve(aggregator, jacobian)
             np.testing.assert_allclose(w * lengths, longest, rtol=1e-4, err_msg=str(kind))
+    # Neither a term without gradient counts nor, with the log, the unit of the losses.
+    jacobian = np.array([[3.0, 0.0], [0.0, 4.0], [0.0, 0.0]])
+    w = solve(DBMTL(log=True), jacobian, losses=np.array([1e-9, 4e-9, 1e-9]))
+    np.testing.assert_allclose(w[:2] * [3, 4], 3e9, rtol=1e-4)
 
 
 # The state of a rule.
@@ -589,6 +593,7 @@ test_errors = refuses_calls(
     (lambda: Mean(preference=[0, 0]), "preference="),
     (lambda: Mean(preference=[1, -1]), r"preference\[1\]=-1"),
     (lambda: Mean(preference=2), "preference=2"),
+    (lambda: Mean(preference=np.array(2.0)), "preference="),
     (lambda: Mean(preference="ab"), "preference='ab'"),
     (lambda: Mean(preference=[1, 1, 1])(PINNED_JACOBIAN), "Expected 2 numbers"),
     (lambda: Shares([0, 0]), r"`shares`.*shares=\[0, 0\]"),
@@ -600,6 +605,7 @@ test_errors = refuses_calls(
     (lambda: Shares({"a": 1, "b": 2}).for_terms(["a", "c"]), r"\['b'\] and no .* \['c'\]"),
     (lambda: Sum()([1.0, 2.0]), "`matrix`"),
     (lambda: Sum().solve(PINNED_JACOBIAN), "`gramian`"),
+    (lambda: Sum().solve(np.ones((3, 2))), "`gramian`"),
     (lambda: MGDA(normalize="loss")(PINNED_JACOBIAN), "losses=None"),
     (lambda: MGDA(normalize="loss")(PINNED_JACOBIAN, [1.0]), "`losses`"),
 )

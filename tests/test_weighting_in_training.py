@@ -296,6 +296,7 @@ def test_preference_of_wrong_length_is_refused():
 
 def test_rule_with_other_terms_is_refused():
     terms = Terms(kj.weighting.FAMO(), 2)
+    assert terms.rule.bind(terms.weights) is False  # They are the same.
     with pytest.raises(ValueError, match=r"weighting of the terms .*'term1'.* Received: terms"):
         terms.rule.bind({"other": kj.LossWeight()})
 
