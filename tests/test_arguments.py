@@ -255,5 +255,5 @@ def test_error_of_a_loss_that_a_user_has_written_stays_as_it_is():
 
 
 def test_error_with_the_name_of_a_term_stays_as_it_is():
-    with pytest.raises(ValueError, match="^Expected.*'a'"):
+    with pytest.raises(ValueError, match=r"^Expected.*'a'"):
         kj.joint_loss({"a": keras.losses.Dice()})["loss"]["a"](X, X, np.ones((5, 4)))
