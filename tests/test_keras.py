@@ -282,6 +282,17 @@ def no_mask_returns_the_same_tensor():
     assert ops.convert_to_numpy(found).ravel().tolist() == [1.0, 0.0]
 
 
+@check_of("copy_mask")
+def losses_find_a_copied_mask():
+    prediction = keras.layers.Masking()(np.array([[[1.0]], [[0.0]]], "float32"))
+    copy = ops.copy(prediction)
+    _losses.copy_mask(ops.zeros((2, 1, 1)), copy)  # Without a mask, nothing changes.
+    assert _keras.masked(ops.ones((2, 1)), copy) is None
+    _losses.copy_mask(prediction, copy)
+    found = _keras.masked(ops.ones((2, 1)), copy)
+    assert ops.convert_to_numpy(found).ravel().tolist() == [1.0, 0.0]
+
+
 @check_of("as_layer_state")
 def state_of_a_seed_generator():
     class Counter(keras.layers.Layer):

@@ -157,6 +157,8 @@ def _name_of(node) -> str | None:
     name = getattr(node, "attr", None) if isinstance(node, ast.Attribute) else None
     if isinstance(node, ast.FunctionDef) and node.name in names_of_keras():
         name = node.name
+    if name == "_replace":  # Python documents it, for named tuples.
+        return None
     if name is None or not name.startswith("_") or name.endswith("__"):
         return None
     is_overridden = name in _keras.OVERRIDDEN and (

@@ -46,6 +46,7 @@ class Mode(NamedTuple):
         accumulated: The number of batches over which gradients are accumulated, or `None`. Each
             epoch is then a separate call of `fit`, so that one starts between two optimizer steps.
         cloned: Whether a clone of the compiled model is trained.
+        guarded: Whether training would drop a term that is not finite, which none is.
         same_as_plain: Whether logs and weights equal those of the plain mode.
         lacking: The backends without this mode.
         subjects: The models trained in this mode.
@@ -58,6 +59,7 @@ class Mode(NamedTuple):
     mirrored: bool = False
     accumulated: int | None = None
     cloned: bool = False
+    guarded: bool = False
     same_as_plain: bool = True
     lacking: tuple[str, ...] = ()
     subjects: tuple[str, ...] = tuple(SUBJECTS)
@@ -93,6 +95,7 @@ MODES = {
     "clone": Mode(
         {"jit_compile": True} if BACKEND == "tensorflow" else None,
         cloned=True,
+        guarded=True,
         subjects=on_torch(
             *STATEFUL,
             "list_outputs",
@@ -110,12 +113,17 @@ MODES = {
     "mixed_float16": Mode(
         data="sample_weight",
         policy="mixed_float16",
+        guarded=True,
         same_as_plain=False,
         subjects=on_torch(*MOST, else_only=(*ESSENTIAL, "targets")),
         lives_on=("pairs",),
     ),
     "mirrored": Mode(
-        mirrored=True, lacking=("jax", "torch"), subjects=ESSENTIAL, lives_on=("layers",)
+        mirrored=True,
+        guarded=True,
+        lacking=("jax", "torch"),
+        subjects=ESSENTIAL,
+        lives_on=("layers",),
     ),
 }
 
@@ -178,8 +186,9 @@ def values(model) -> list[np.ndarray]:
     return [ops.convert_to_numpy(v) for v in model.trainable_variables]
 
 
-def fit(model, arguments, log_dir=None, epochs=EPOCHS, **options):
-    callback = kj.callbacks.JointLossCallback(log_dir)
+def fit(model, arguments, log_dir=None, epochs=EPOCHS, guarded=False, **options):
+    on_nonfinite = "skip" if guarded else None
+    callback = kj.callbacks.JointLossCallback(log_dir, on_nonfinite=on_nonfinite)
     options = {"shuffle": False, "verbose": 0, "epochs": epochs, **options}
     return model.fit(**arguments, **options, callbacks=[callback]).history
 
@@ -283,7 +292,9 @@ def assert_trains(name, mode_name, tmp_path) -> list[weakref.ref]:
         parts = [fit(model, arguments, str(tmp_path), epochs=1) for _ in range(EPOCHS)]
         history = {key: [part[key][0] for part in parts] for key in parts[0]}
     else:
-        history = fit(model, arguments, str(tmp_path), **validation)
+        history = fit(model, arguments, str(tmp_path), guarded=mode.guarded, **validation)
+    skipped = [history.pop(key) for key in list(history) if key.endswith("_skipped")]
+    assert (bool(skipped), np.any(skipped)) == (mode.guarded, False)
 
     assert set(find_terms(model)) == set(subject.weights)
     for prefix in ("", "val_") if validation else ("",):

@@ -179,7 +179,7 @@ for tag, series in runs["train"].items():
 """
 | tag | what it holds |
 |---|---|
-| `joint_loss/<term>/raw`, `weight`, `weighted`, `share`, `<reading>` | mean loss, weight now, mean of weight times loss, its share of the total, temperature and so on |
+| `joint_loss/<term>/raw`, `weight`, `weighted`, `share`, `<reading>` | mean loss, weight now, mean of weight times loss, its share of the total, temperature, `skipped` and so on |
 | `joint_loss/total`, `other`, `fixed_total`, `score` | what is minimized, what is added to it without being a term (`joint_loss/other/<layer>/weighted` by layer), the total at `validation_weights`, the `score` over tasks |
 | `gradients/<term>/norm`, `coefficient`; `gradients/<a>~<b>/cosine`, `conflict`; `retrieval/<name>/...` | of layers that combine or watch gradients; of `RetrievalEvaluation` |
 

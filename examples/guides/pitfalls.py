@@ -162,6 +162,31 @@ except ValueError as error:
 
 # %% [markdown]
 """
+## A loss that is NaN in one step
+
+One bad target, a logarithm of 0, a root at 0: the gradient of one term is NaN, and after this step
+all weights of the model are. `on_nonfinite` names the term, what was not finite (its weight, loss
+or gradient) and the step: `"warn"` and `"raise"` the first one, when the logs are read, so after
+every `update_freq` batches and at the end of an epoch. `"skip"` trains such a step without the
+term, and counts it. Nothing watches by default, as it costs a pass over the gradients of the
+predictions.
+"""
+
+# %%
+broken = {**TARGETS, "image": images.copy()}
+broken["image"][100, 5] = np.nan  # One pixel of one image.
+for choice in ("warn", "skip"):
+    callback = kj.callbacks.JointLossCallback(on_nonfinite=choice)
+    model = build(kj.joint_loss(LOSSES))
+    print(choice, {key: x for key, x in fit(model, callback, y=broken).items() if "digit_l" in key})
+
+# %% [markdown]
+"""
+A term is dropped at its predictions. If what is before them is not finite, as with NaN among the
+inputs of the model, a gradient of 0 becomes NaN there. Then drop whole steps: a
+`keras.optimizers.LossScaleOptimizer` around the optimizer leaves out each step with a gradient that
+is not finite.
+
 ## The mean with sample weights of 0
 
 A sample weight of 0 leaves an item out of the sum, but Keras still divides by the number of all

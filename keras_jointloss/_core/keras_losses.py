@@ -1,8 +1,9 @@
-"""What the package assumes of the losses that layers and regularizers add, undocumented by Keras.
+"""What the package assumes of losses, most of which layers add, undocumented by Keras.
 
 As in `_core/keras.py`, each function has a check of its name in `tests/test_keras.py`.
 """
 
+import inspect
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
@@ -10,6 +11,17 @@ from typing import Any, TypeAlias
 import keras
 
 from keras_jointloss._core.keras import flatten_layers, is_known
+
+
+def copy_mask(source: Any, target: Any) -> None:
+    """Gives a tensor the mask of another one, which Keras' losses ask for.
+
+    Keras keeps a mask beside the tensor, where no function that it documents sets one.
+    """
+    masks: Any = inspect.getmodule(keras.layers.Layer).backend  # type: ignore[union-attr]
+    mask = masks.get_keras_mask(source)
+    if mask is not None:
+        masks.set_keras_mask(target, mask)
 
 
 def owners_of_losses(layer: keras.layers.Layer) -> dict[int, keras.layers.Layer]:

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from keras_jointloss._core.backend import variable_scope
+from keras_jointloss._core.keras_calls import running_loop
 from keras_jointloss._core.keras_models import (
     accumulated_steps,
     compile_again,
@@ -88,15 +89,21 @@ class ModelTerms(Mapping[str, TermWeight]):
         """The weights of the output terms by name."""
         return {name: x for name, x in self._weights.items() if isinstance(x, LossWeight)}
 
-    def connect(self, model: keras.Model) -> None:
+    def connect(self, model: keras.Model, on_nonfinite: str | None = None) -> None:
         """Connects the terms to the clock and the rule, and gives their metrics the names to log.
 
-        Keras compiles the steps of the model again if this changes them.
+        Keras compiles the steps of the model again if this changes them. What training does
+        `on_nonfinite` values stays as it is in an evaluation.
         """
         self.clock.attach({**self._weights, **self.scales}, self.weighting)
         steps = accumulated_steps(model.optimizer)
         are_new = [layer.accumulate(steps) for layer in self.gradient_layers]
         if any(are_new):
+            compile_again(model)
+        changed = [x for x in self._weights.values() if x.on_nonfinite != on_nonfinite]
+        if changed and running_loop() not in ("evaluate", "test_on_batch"):
+            for weight in changed:
+                weight.on_nonfinite = on_nonfinite
             compile_again(model)
         if self.other.connect():
             compile_again(model, evaluation=True)

@@ -17,6 +17,7 @@ from keras_jointloss._core.saved_state import SavedState, load_or_undo
 from keras_jointloss._core.state import as_state
 from keras_jointloss._core.types import Config, LayerOptions
 from keras_jointloss.layers._readouts import create_readouts
+from keras_jointloss.terms.guard import guarded, kept_if
 from keras_jointloss.terms.layer_weight import LayerWeight
 from keras_jointloss.terms.value import Weight
 
@@ -30,6 +31,19 @@ class CallLoss(NamedTuple):
     is_training: bool  # Whether the call trains
     batch_size: Any  # The number of items of the batch; `None` if all of them are in the mean
     means: dict[str, tuple]  # Other means to log: by name, the sum of the values and their number
+    kept: Any = None  # What the layer keeps for later steps, see `LayerTerm._keep`
+    raw: Any = None  # The loss before a guard drops what is not finite; `None` if nothing watches
+    is_good: Any = None  # Whether loss and weight are finite; likewise
+
+    def kept_if(self, is_good: Any) -> "CallLoss":
+        """Returns what remains of the loss if a call is good, or else nothing but the batch."""
+        return self._replace(
+            loss=kept_if(is_good, self.loss),
+            items=kept_if(is_good, self.items),
+            valid=ops.logical_and(is_good, True if self.valid is None else self.valid),
+            batch_size=self.items if self.batch_size is None else self.batch_size,
+            means={x: tuple(kept_if(is_good, y) for y in pair) for x, pair in self.means.items()},
+        )
 
 
 #: A function that returns the loss of a call of a layer, unweighted and weighted.
@@ -187,16 +201,46 @@ class LayerTerm(keras.layers.Layer):
         self._weight_state = as_state(self.weight.state)
         self._readouts = create_readouts(self.name, self.weight)
 
-    def _defer(self, compute: Callable[[], CallLoss], inputs: Any) -> None:
-        """Adds the loss of a call to the step; it depends on the inputs, in any structure."""
+    def _defer(self, compute: Callable[[Any], CallLoss], tensors: Any, inputs: Any) -> None:
+        """Adds the loss of a call to the step.
+
+        It is a function, without side effects, of a pair: tensors, in any structure, and the
+        `_trained_tensors` of the layer. It has gradients with respect to these alone. What it
+        depends on, in any structure, are the inputs.
+        """
 
         def weighted():
-            found = compute()
+            found = self._guarded(compute, (tensors, self._trained_tensors()))
             loss = found.loss * ops.cast(self.weight.tensor(), found.loss.dtype)
             # Keras can only sum losses of the same dtype.
             return found, ops.cast(loss, keras.config.floatx())
 
         self._step.defer(weighted, inputs)
+
+    def _trained_tensors(self) -> dict[str, Any]:
+        """Returns the tensors by name that the loss itself trains."""
+        return {}
+
+    def _guarded(self, compute, tensors) -> CallLoss:
+        """Returns the loss of a call, and keeps what later steps need of it."""
+        if not self.weight.is_guarded:
+            found = compute(tensors)
+        else:
+
+            def parts(tensors):
+                found = compute(tensors)
+                return found.loss, found.loss, found
+
+            loss, found, is_good = guarded(self.weight, parts, tensors)
+            found = found._replace(loss=loss, raw=ops.stop_gradient(loss), is_good=is_good)
+            if self.weight.drops:
+                found = found.kept_if(is_good)
+        if found.kept is not None:
+            self._keep(found)
+        return found._replace(kept=None)
+
+    def _keep(self, found: CallLoss) -> None:
+        """Assigns what a call keeps for later steps, `found.kept`."""
 
     def _get_own_losses(self):
         # Keras requests the losses after the call, but not for prediction or export.
@@ -211,7 +255,8 @@ class LayerTerm(keras.layers.Layer):
     def _record(self, calls: Sequence[Compute]) -> list:
         """Records the losses of the calls of a step, counts it, and returns the weighted losses."""
         results, weighted = zip(*(compute() for compute in calls), strict=True)
-        losses, items, valid, is_training, batch_sizes, means = zip(*results, strict=True)
+        columns = zip(*results, strict=True)
+        losses, items, valid, is_training, batch_sizes, means, _, raw, are_good = columns
         for name, sums in (pair for found in means for pair in found.items()):
             self.weight.record_mean(name, *sums)
         counts = None
@@ -221,6 +266,8 @@ class LayerTerm(keras.layers.Layer):
         batch_size = batch_sizes[0]
         if batch_size is not None and self._is_gathered:
             batch_size = current_replicas().state_sum(ops.convert_to_tensor(batch_size))
+        if all(x is not None for x in are_good):
+            self.weight.watch(sum(raw), reduce(ops.logical_and, are_good))
         self.weight.record(sum(losses), items, counts, batch_size)
         if any(is_training):
             self.weight.advance()

@@ -174,8 +174,8 @@ class LossTerm(LayerTerm):
             )
         training = is_training(training)
         masks = (None if keras.tree.is_nested(inputs) else inputs_mask, values_mask)
-        compute = partial(self._compute_loss, inputs, values, sample_weight, masks, training)
-        self._defer(compute, (inputs, values, sample_weight, masks))
+        compute = partial(self._compute_loss, sample_weight, masks, training)
+        self._defer(compute, (inputs, values), (inputs, values, sample_weight, masks))
         return inputs
 
     def _validate(self, inputs, values, sample_weight) -> None:
@@ -194,9 +194,9 @@ class LossTerm(LayerTerm):
                 f"Received: shape={tuple(values.shape)}"
             )
 
-    def _compute_loss(self, inputs, values, sample_weight, masks, training):
+    def _compute_loss(self, sample_weight, masks, training, tensors):
         """Returns the `CallLoss` of a call."""
-        means = {}
+        means, ((inputs, values), _) = {}, tensors
         values = _at_least_float32(values)
         masks = [mask for mask in masks if mask is not None]
         if self._compare is None:

@@ -132,8 +132,8 @@ class PointWeights(LayerTerm):
         training: bool | None = None,
     ) -> Nested:
         self._validate(residual, index, sample_weight)
-        compute = partial(self._compute_loss, residual, index, sample_weight, is_training(training))
-        self._defer(compute, (inputs, residual, index, sample_weight))
+        compute = partial(self._compute_loss, index, sample_weight, is_training(training))
+        self._defer(compute, residual, (inputs, residual, index, sample_weight))
         return inputs
 
     def _validate(self, residual, index, sample_weight) -> None:
@@ -161,9 +161,9 @@ class PointWeights(LayerTerm):
                 f"{values.min()} to {values.max()}"
             )
 
-    def _compute_loss(self, residual, index, sample_weight, training) -> CallLoss:
+    def _compute_loss(self, index, sample_weight, training, tensors) -> CallLoss:
         self._validate_values(index)
-        residual = ops.convert_to_tensor(residual)
+        residual = ops.convert_to_tensor(tensors[0])
         dtype = float_dtype(residual.dtype)
         residual = ops.reshape(residual, (-1, math.prod(residual.shape[1:])))
         residual = ops.cast(residual, dtype)
@@ -191,7 +191,15 @@ class PointWeights(LayerTerm):
             over_replicas=current_replicas().count > 1,
         )
         value = {"value": (means[1] * items, items)}
-        return CallLoss(means[0], items, valid, training is not False, None, value)
+        kept = state if training else None
+        return CallLoss(means[0], items, valid, training is not False, None, value, kept)
+
+    def _keep(self, found):
+        for part, variable in self._state.items():
+            value = ops.cast(found.kept[part], variable.dtype)
+            if self.weight.drops:
+                value = ops.where(found.is_good, value, ops.copy(variable))
+            variable.assign(value)
 
     def _current_state(self):
         return {part: ops.copy(ops.convert_to_tensor(x)) for part, x in self._state.items()}
@@ -201,7 +209,7 @@ class PointWeights(LayerTerm):
         return self.rule.weights(state, **scheduled)
 
     def _updated(self, state, square, index, is_point, sample_weight):
-        """Returns the state after a step with squared residuals, `(batch,)`, and assigns it."""
+        """Returns the state after a step with squared residuals, `(batch,)`."""
         square, valid = ops.stop_gradient(square), is_point
         if sample_weight is not None:
             valid = ops.logical_and(valid, ops.not_equal(sample_weight, 0))
@@ -217,10 +225,7 @@ class PointWeights(LayerTerm):
         )
         is_seen = sums[:, 1] > 0
         residual = ops.sqrt(divide_or_0(sums[:, 0], sums[:, 1]))
-        updated = self.rule.update(state, residual, is_seen)
-        for part, variable in self._state.items():
-            variable.assign(ops.cast(updated[part], variable.dtype))
-        return updated
+        return self.rule.update(state, residual, is_seen)
 
     def compute_output_spec(
         self,

@@ -180,9 +180,12 @@ class ProxyTerm(LayerTerm):
         embedding, labels = self._validated(inputs, sample_weight)
         # Keras passes the masks as `inputs_mask` if `sample_weight` is a tensor, too.
         masks = inputs_mask if mask is None else mask
-        arguments = embedding, labels, sample_weight, masks, is_training(training)
-        self._defer(partial(self._compute_loss, *arguments), (inputs, sample_weight, masks))
+        compute = partial(self._compute_loss, labels, sample_weight, masks, is_training(training))
+        self._defer(compute, embedding, (inputs, sample_weight, masks))
         return embedding
+
+    def _trained_tensors(self):
+        return {"proxies": ops.convert_to_tensor(self.proxies)}
 
     def _validated(self, inputs, sample_weight):
         """Returns the embedding and the labels."""
@@ -196,8 +199,9 @@ class ProxyTerm(LayerTerm):
         validate_item_weights(sample_weight, embedding.shape[0], self.name)
         return embedding, labels
 
-    def _compute_loss(self, embedding, labels, sample_weight, masks, training) -> CallLoss:
+    def _compute_loss(self, labels, sample_weight, masks, training, tensors) -> CallLoss:
         """Returns the `CallLoss` of a call."""
+        embedding, proxies = tensors[0], tensors[1]["proxies"]
         dtype = float_dtype(embedding.dtype)
         embedding = ops.cast(embedding, dtype)
         labels = as_labels(label_tensor(labels))
@@ -213,7 +217,7 @@ class ProxyTerm(LayerTerm):
         valid = batch.valid()
 
         def values(_):
-            found = self._current_loss.values(batch.views[:, 0], self.proxies, batch.labels, valid)
+            found = self._current_loss.values(batch.views[:, 0], proxies, batch.labels, valid)
             return rows_of(found, items)
 
         loss, number, _ = mean_over_items(
@@ -225,10 +229,10 @@ class ProxyTerm(LayerTerm):
             over_replicas=count > 1,
         )
         batch_size = None if own.mask is None else ops.shape(embedding)[0]
-        means = self._metric_means(own)
+        means = self._metric_means(own, proxies)
         return CallLoss(loss, number, valid, training is not False, batch_size, means)
 
-    def _metric_means(self, own: Batch) -> dict[str, tuple]:
+    def _metric_means(self, own: Batch, proxies: Tensor) -> dict[str, tuple]:
         """Returns, by the name of the metric, the sum of its values and their number."""
         if not self._get_metrics():
             return {}
@@ -237,7 +241,7 @@ class ProxyTerm(LayerTerm):
             # The label of an excluded item may be none of the classes, its embedding not finite.
             labels = ops.where(valid if len(labels.shape) == 1 else valid[:, None], labels, 0)
             embedding = ops.where(valid[:, None], embedding, 0)
-        logits = self._current_loss.logits(embedding, self.proxies)
+        logits = self._current_loss.logits(embedding, proxies)
         return metric_means(self._get_metrics(), (labels, logits), valid)
 
     def compute_output_spec(

@@ -1,5 +1,6 @@
 """The loss of an output term: the user's loss, which also records its value in the weight."""
 
+from functools import partial
 from typing import Any
 
 import keras
@@ -19,6 +20,7 @@ from keras_jointloss.terms.class_weights import ClassWeights, is_one_hot
 from keras_jointloss.terms.element_weights import validate_rank, weighs_elements, weighted_items
 from keras_jointloss.terms.missing import targets
 from keras_jointloss.terms.missing.labelled_loss import LabelledLoss
+from keras_jointloss.terms.output_loss import OutputLoss, record_loss
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.shared_config import shared_configs
 
@@ -112,9 +114,9 @@ class TermLoss(keras.losses.Loss):
         """Returns the loss, which the weight of the term has recorded."""
         arrays = {"y_true": y_true, "y_pred": y_pred, "sample_weight": sample_weight}
         with errors_named(self.term, self._resolved, **arrays):
-            return self._computed(**arrays)
+            return record_loss(self.weight, y_pred, partial(self._computed, y_true, sample_weight))
 
-    def _computed(self, y_true, y_pred, sample_weight):
+    def _computed(self, y_true, sample_weight, y_pred) -> OutputLoss:
         if self._class_weights is not None:
             sample_weight = self._with_class_weights(y_true, y_pred, sample_weight)
         if self._labelled is not None:
@@ -125,16 +127,14 @@ class TermLoss(keras.losses.Loss):
         counts = self._counts(y_true, sample_weight)
         mean = ops.mean(value) if len(value.shape) else value
         if self._own_reduction() in ("none", None):
-            self.weight.record(mean, batch_size, counts)
-            return value
+            return OutputLoss(value, mean, batch_size, counts)
         replicas = current_replicas()
         is_part = replicas.count > 1 and not self._is_of_all_replicas(y_pred)
         divisor = self._divisor(y_pred, sample_weight) if is_part else None
-        self.weight.record(_unscaled(mean), batch_size, counts, divisor=divisor)
-        if self._own_reduction() == "sum" or not is_part:
-            return value
-        divisor = ops.cast(batch_size, value.dtype) if divisor is None else divisor
-        return replicas.own_mean(value, divisor)
+        if self._own_reduction() != "sum" and is_part:
+            share = ops.cast(batch_size, value.dtype) if divisor is None else divisor
+            value = replicas.own_mean(value, share)
+        return OutputLoss(value, _unscaled(mean), batch_size, counts, divisor=divisor)
 
     def _with_class_weights(self, y_true, y_pred, sample_weight):
         """Returns the sample weights times those of the classes."""
@@ -249,8 +249,8 @@ class TermLoss(keras.losses.Loss):
         loss, divisor = _unscaled(value.loss), None
         if current_replicas().count > 1:
             divisor = _divisor_of_sum() if value.divisor is None else value.divisor
-        self.weight.record(loss, value.labelled, counts, batch_size, value.targets, divisor)
-        return value.loss
+        numbers = loss, value.labelled, counts, batch_size, value.targets, divisor
+        return OutputLoss(value.loss, *numbers)
 
     def call(self, y_true, y_pred):
         """Computes a loss that was given as a function."""

@@ -15,12 +15,13 @@ from keras_jointloss._core.keras import untrack
 from keras_jointloss._core.math import to_numpy
 from keras_jointloss._core.saved_state import SavedState
 from keras_jointloss._core.types import Tensor
-from keras_jointloss.terms.clocked_value import ClockedValue
+from keras_jointloss.terms.guarded_value import GuardedValue
+from keras_jointloss.terms.nonfinite import NonfiniteRecord
 from keras_jointloss.terms.record import Record, Totals
 from keras_jointloss.terms.value import Mode, Scheduled, Weight
 
 
-class TermWeight(ClockedValue):
+class TermWeight(GuardedValue):
     """Base of the weights of output terms and layer terms.
 
         weight = value * factor
@@ -64,6 +65,8 @@ class TermWeight(ClockedValue):
         self._create_value(weight, dtype, add_replicated)
         #: What the term has recorded since the last `reset`.
         self.recorded = Record(add_variable, dtype)
+        #: What was not finite first since then, if the term `is_guarded`.
+        self.nonfinite = NonfiniteRecord(add_variable, dtype)
         self._factor: Any = None
         self._learned: tuple[FirstRow, int] | None = None
         self._add_factor = partial(add_replicated, "factor", (), dtype=dtype)
@@ -94,7 +97,7 @@ class TermWeight(ClockedValue):
         """The variables of the term."""
         late = [] if self._factor is None else [self._factor]
         numbers = [x.variable for x in (self._value, self._step, self._mode)]
-        return [*numbers, *self.recorded.state, *late]
+        return [*numbers, *self.recorded.state, *self.nonfinite.state, *late]
 
     @property
     def is_dynamic(self) -> bool:
@@ -103,8 +106,28 @@ class TermWeight(ClockedValue):
 
     # Within the compiled step.
 
+    def is_finite(self, loss: Tensor) -> Tensor:
+        """Returns whether a loss and the current weight are finite, as a bool tensor."""
+        weighted = ops.stop_gradient(ops.cast(loss, self.recorded.dtype)) * self._current()
+        return self.or_still(ops.isfinite(weighted))
+
+    def watch(self, loss: Tensor, is_good: Tensor) -> None:
+        """Records a step with its loss, before `record`, and whether that `is_finite`."""
+        self.nonfinite.add(loss, self._current(), is_good)
+
     def current(self) -> Tensor | float:
-        """Returns the current weight, as a number if the host knows it."""
+        """Returns the current weight, as a number if the host knows it.
+
+        In a training step that drops the term, a weight that is not finite is 0.
+        """
+        weight = self._current()
+        if not self.drops:
+            return weight
+        if isinstance(weight, float):
+            return weight if math.isfinite(weight) else 0.0
+        return ops.where(ops.isfinite(weight), weight, ops.zeros_like(weight))
+
+    def _current(self) -> Tensor | float:
         value = self._value.read()
         if self._learned is not None:
             learned, index = self._learned
@@ -202,6 +225,7 @@ class TermWeight(ClockedValue):
     def reset(self) -> None:
         """Resets the means and stops annealing; keeps the weight and the step."""
         self.recorded.reset()
+        self.nonfinite.reset()
         super().reset()
 
     def totals(self) -> Totals:
@@ -218,13 +242,16 @@ class TermWeight(ClockedValue):
             `weight`, the current weight, the other numbers that follow a schedule, and, if the term
             was computed, `loss`, the mean of the raw loss over its items, and `weighted`, the mean
             of the weighted loss over the items of the batches. If its targets may be missing, also
-            `labelled`, the share of those that are not.
+            `labelled`, the share of those that are not, and if training drops it from steps in
+            which it is not finite, `skipped`, their number since the last `reset`.
         """
         totals = self.totals() if totals is None else totals
         annealed = {name: x.number_at(self.step) for name, x in self.annealed.items()}
         readings = {**totals.read(), "weight": float(self), **annealed}
         if self.has_missing_targets:
             readings["labelled"] = totals.labelled()
+        if self.drops:
+            readings["skipped"] = float(self.nonfinite.skipped())
         return readings
 
     def save(self, store: Any) -> None:

@@ -7,6 +7,8 @@
 - `weighting_<rule>`: each rule on the four terms of `medium_step`, against constant weights,
 - `deep_step_<kind>`: four terms with constant weights, schedules, `Uncertainty` or missing targets
   on six hidden layers, a step of about 8 ms in plain Keras on PyTorch, logged by a callback,
+- `guarded_<choice>`: the same with a callback that watches for what is not finite, against one that
+  does not,
 - `first_epoch_<kind>`: the first epoch of the same, with all that Keras traces and compiles,
 - `missing_targets`: `medium_step` with constant weights and targets of which half are missing, by
   `missing`, against the same by a `sample_weight` of 0,
@@ -45,6 +47,7 @@ RULES = (
     "soft_adapt",
     "uncertainty",
 )
+GUARDS = ("warn", "skip")
 KINDS = ("constants", "schedules", "uncertainty", "missing")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -102,6 +105,18 @@ def deep_step(log_dir, pairs, kind, is_first=False):
     of_terms, of_keras = ([make() for _ in range(count)] for make in (joint, plain))
     callback = kj.callbacks.JointLossCallback()
     return compare(lambda: run(of_terms, targets, callback), lambda: run(of_keras, y), pairs)
+
+
+def guarded(log_dir, pairs, on_nonfinite):
+    """Compares an epoch that watches for what is not finite to one that does not."""
+    x, y, losses, compiled = four_terms(256, batch_size=64, layers=6)
+    models = [compiled(**kj.joint_loss(losses)) for _ in range(2)]
+    callbacks = [kj.callbacks.JointLossCallback(on_nonfinite=z) for z in (on_nonfinite, None)]
+    runs = [
+        partial(fit, model, x, y, callback, batch_size=64)
+        for model, callback in zip(models, callbacks, strict=True)
+    ]
+    return compare(*runs, pairs)
 
 
 def weighting(log_dir, pairs, rule, width=2048):
@@ -255,6 +270,7 @@ BENCHMARKS = {
         f"first_epoch_{kind}": Benchmark(partial(deep_step, kind=kind, is_first=True), 1.15)
         for kind in KINDS
     },
+    **{f"guarded_{x}": Benchmark(partial(guarded, on_nonfinite=x), 1.01) for x in GUARDS},
     "missing_targets": Benchmark(missing_targets, 1.02),
     "loop": Benchmark(loop, 1.05, ("tensorflow",)),
 }

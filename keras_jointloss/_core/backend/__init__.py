@@ -35,6 +35,13 @@ once. What the functions promise on every backend:
   function from the gradient with respect to this tensor to the gradient with respect to the input,
   or to a tuple with one for each of several inputs. Unlike with `keras.ops.custom_gradient`, that
   function has the same arguments on all backends, and TensorFlow keeps no graph alive for it.
+- `checked(compute, inputs, judge, check)`: what `compute` returns for a list of inputs, a value and
+  others, with what `judge` returns for the others. The gradients of the value, a scalar, with
+  respect to the inputs are those that `check` returns for the judgement and a list of gradients.
+  `compute` has no side effects. On JAX, `check` runs in the forward pass, since nothing but
+  gradients leaves the backward pass, and receives the gradients before they are multiplied by that
+  of the value.
+- `replica_values(variable)`: the values of a variable on the replicas of this process.
 - `differentiated(x)`: a tensor that PyTorch differentiates with respect to. JAX does so with the
   arguments of a function, and TensorFlow with trainable variables.
 - `has_own_gradient(outermost)`: whether a function runs that leaves out the gradients of the

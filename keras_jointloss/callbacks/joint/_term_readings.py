@@ -171,6 +171,8 @@ class TermReadings:
                 values = {"loss": math.nan, **reading, "share": share(weighted, self.totals[run])}
                 if self._terms[name].has_missing_targets:
                     values.setdefault("labelled", math.nan)
+                if run == "train" and self._terms[name].on_nonfinite == "skip":
+                    values.setdefault("skipped", math.nan)
                 values.pop("weighted", None)
                 logs.update({f"{prefix}{name}_{key}": x for key, x in values.items()})
             if self._fixed_total is not None:
@@ -273,6 +275,17 @@ class TermReadings:
                 loss = reading.get("loss", reading.get("weighted", 0.0))
                 if not math.isfinite(loss):
                     yield name, loss, run
+
+
+def report_of(readings: TermReadings | None) -> Report:
+    """Returns the table of the latest epoch or evaluation, or raises `ValueError`."""
+    report = None if readings is None else readings.report
+    if report is None:
+        raise ValueError(
+            "Expected `summary` to be called after the first epoch of `fit`, or after "
+            "`evaluate`, with this callback. Received: a callback without any values"
+        )
+    return report
 
 
 def weighted_terms(readings: Readings) -> list[float]:

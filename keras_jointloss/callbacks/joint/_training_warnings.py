@@ -46,6 +46,10 @@ class TrainingWarnings:
             self._warned.add(about)
             warnings.warn(what, stacklevel=4)
 
+    def leave_out(self, names: Iterable[str]) -> None:
+        """Leaves out the warning of the losses of terms, of which something else warns."""
+        self._warned |= {f"loss of {name}" for name in names}
+
     def start_epoch(self) -> None:
         """Records the weights with which the training begins, if this is its first epoch."""
         if self._weights_at_begin is None:

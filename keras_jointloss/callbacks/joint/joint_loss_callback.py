@@ -1,9 +1,6 @@
 """The callback that anneals or adapts the weights of a joint loss and logs its terms."""
 
 import math
-import os
-from collections.abc import Mapping
-from typing import Any, Literal
 
 import keras
 
@@ -13,19 +10,17 @@ from keras_jointloss._core.keras_calls import (
     running_callbacks,
     running_loop,
 )
-from keras_jointloss._core.keras_models import allow_background, sync_state
+from keras_jointloss._core.keras_models import sync_state
 from keras_jointloss._core.types import Logs
-from keras_jointloss.callbacks._copies import Copyable
-from keras_jointloss.callbacks._summaries import OnLog, Summaries, validate_log_dir, validate_on_log
+from keras_jointloss.callbacks._summaries import Summaries
 from keras_jointloss.callbacks.joint._gradient_readings import GradientReadings
-from keras_jointloss.callbacks.joint._score import SCORE, TAG, JointScore, validate_score
+from keras_jointloss.callbacks.joint._nonfinite_terms import NonfiniteTerms
+from keras_jointloss.callbacks.joint._options import JointLossOptions
+from keras_jointloss.callbacks.joint._score import SCORE, TAG, JointScore
 from keras_jointloss.callbacks.joint._stuck_terms import TermProgress
-from keras_jointloss.callbacks.joint._term_readings import TermReadings, validate_fixed_weights
-from keras_jointloss.callbacks.joint._train_curves import TrainCurves, batches_between
-from keras_jointloss.callbacks.joint._training_record import (
-    TrainingRecord,
-    validate_hyperparameters,
-)
+from keras_jointloss.callbacks.joint._term_readings import TermReadings, report_of
+from keras_jointloss.callbacks.joint._train_curves import TrainCurves
+from keras_jointloss.callbacks.joint._training_record import TrainingRecord
 from keras_jointloss.callbacks.joint._training_warnings import (
     EpochEnd,
     TrainingWarnings,
@@ -37,7 +32,7 @@ from keras_jointloss.joint.report import Report
 from keras_jointloss.terms.clock import optimizer_step
 
 
-class JointLossCallback(Copyable):
+class JointLossCallback(JointLossOptions):
     """Anneals or adapts the weights of a joint loss while `fit` runs, and logs every term.
 
     Annealing: at the start of training the callback sets the schedules of all output and layer
@@ -121,6 +116,15 @@ class JointLossCallback(Copyable):
             says, or minus that. For other values write `("max", 0.91)` or `("min", 0.3)`. A dict of
             such dicts by task gives the mean over tasks of their means. An epoch without one of
             the values has no score.
+        on_nonfinite: What to do if the loss, the weight or the gradient of a term is NaN or
+            infinite in a step of training. `"warn"` and `"raise"` name the first such term, what it
+            was, the training step, counted from 1, and the last loss and weight before it, after
+            every `update_freq` batches and at the end of the epoch. `"skip"` leaves the term out of
+            each such step, with its gradients, and trains the others as if there were no such term.
+            It warns once of each term, and the logs contain `<term>_skipped`, the number of such
+            steps in the epoch (`joint_loss/<term>/skipped`). Means are over the other steps, and a
+            weighting sees the term as absent. Loss scaling still sees what overflows only in
+            float16. `None` to watch for none: the end of an epoch then warns of mean losses.
 
     Raises:
         ValueError: If an argument is invalid; at the start of `fit`, if the model has no term and
@@ -129,8 +133,8 @@ class JointLossCallback(Copyable):
             batch, if the model does not use the weights, because it was not compiled with
             everything that `joint_loss` returned; at the end of an epoch, if a value of the `score`
             is not in the logs, or nothing says in which direction it is better.
-        FloatingPointError: At the end of an epoch, if a weighting with `on_nonfinite="raise"`
-            received an unusable loss.
+        FloatingPointError: With `on_nonfinite="raise"`, see there; at the end of an epoch, if a
+            weighting whose own `on_nonfinite` is `"raise"` received an unusable loss.
         OSError: At the start of `fit`, if `log_dir` cannot be written. Later, training goes on.
 
     Example:
@@ -138,36 +142,12 @@ class JointLossCallback(Copyable):
     >>> callback = JointLossCallback(log_dir="logs", update_freq=100, validation_weights="equal")
     """
 
-    def __init__(
-        self,
-        log_dir: str | os.PathLike[str] | None = None,
-        update_freq: int | Literal["epoch", "batch"] = "epoch",
-        validation_weights: Mapping[str, float] | Literal["equal", "initial"] | None = None,
-        on_log: OnLog | None = None,
-        hparams: Mapping[str, Any] | None = None,
-        score: Mapping[str, Any] | None = None,
-    ):
-        super().__init__()
-        self.log_dir = validate_log_dir(log_dir)
-        self.update_freq = update_freq
-        self.validation_weights = validate_fixed_weights(validation_weights, "validation_weights")
-        self.on_log = validate_on_log(on_log)
-        self.hparams = validate_hyperparameters(hparams)
-        self.score = score
-        self._tasks = validate_score(score)
-        every = batches_between(update_freq)
-        self._every = None if self.log_dir is None and on_log is None else every
-        allow_background(self, self._every is None)  # Empty hooks are safe there.
-        self._readings: Any = None  # Created by `set_model`, as others are.
-        self._is_training = False
-        self._is_first_test_batch = False
-        self._unknown: set[str] = set()  # The logged values of the last epoch that are NaN
-
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
         move_to_front(self, behind=() if self._tasks is None else (Evaluation,))
         self._terms = terms = ModelTerms(model)
-        terms.connect(model)
+        terms.connect(model, self.on_nonfinite)
+        self._nonfinite = NonfiniteTerms(self.on_nonfinite, terms, self._every)
         self._readings = TermReadings(model, terms, self.validation_weights)
         self._gradients = GradientReadings(terms.gradient_layers)
         has = bool(terms), bool(terms.gradient_layers)
@@ -177,7 +157,8 @@ class JointLossCallback(Copyable):
         self._progress = TermProgress(model, terms)
         self._score = JointScore(self._tasks, model)
         sources = self._readings, self._gradients
-        self._curves = TrainCurves(self._every, *sources, self._summaries, model)
+        every = self._every if self._is_logging else None
+        self._curves = TrainCurves(every, *sources, self._summaries, model)
         self._is_validated = False
 
     def on_train_begin(self, logs: Logs = None) -> None:
@@ -199,6 +180,7 @@ class JointLossCallback(Copyable):
         forget_unknown(running_callbacks(), self._unknown)
         # The step at which the epoch begins, and how many of its batches have begun.
         self._begin_step, self._batches = self._training_step(), 0
+        self._nonfinite.start(self._begin_step)
         self._curves.start_epoch(self._begin_step)
         self._record.start_epoch(epoch, self._begin_step, self.params or {})
 
@@ -209,6 +191,7 @@ class JointLossCallback(Copyable):
             self._readings.kept = {}
             sync_state(self)
             self._progress.resume()
+            self._nonfinite.start(self._begin_step + batch)
             self._curves.skip(self._begin_step + batch)
             self._terms.clock.start()
 
@@ -220,6 +203,10 @@ class JointLossCallback(Copyable):
         if self._curves.is_due(self._begin_step + batch + 1):
             sync_state(self)
             self._curves.write(self._training_step(), logs.get("loss", math.nan))
+        if self._nonfinite.is_due(self._begin_step + batch + 1):
+            sync_state(self)
+            self._nonfinite.find()
+            self._nonfinite.report()
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         self._keep_train_readings()
@@ -229,6 +216,7 @@ class JointLossCallback(Copyable):
         statistics = self._gradients.read()
         end = EpochEnd(epoch, step, self._batches, logs, statistics)
         is_driven = self._is_training and self._terms.clock.driver is self
+        self._warnings.leave_out(self._nonfinite.with_loss)
         self._warnings.of_epoch(end, self._readings, self._gradients, self._progress, is_driven)
         readings = {**self._readings.to_logs(), **self._gradients.to_logs(statistics)}
         self._readings.complete(logs, readings)
@@ -239,6 +227,7 @@ class JointLossCallback(Copyable):
         self._curves.end_epoch(step, statistics)
         self._summaries.images("train", self._gradients.heat_maps(statistics), step)
         self._record.end_epoch(epoch, step, logs, readings)
+        self._nonfinite.report()
         if self._terms.weighting is not None:
             self._terms.weighting.report(epoch)
 
@@ -277,19 +266,14 @@ class JointLossCallback(Copyable):
         Raises:
             ValueError: If there has been neither.
         """
-        report = None if self._readings is None else self._readings.report
-        if report is None:
-            raise ValueError(
-                "Expected `summary` to be called after the first epoch of `fit`, or after "
-                "`evaluate`, with this callback. Received: a callback without any values"
-            )
-        return report
+        return report_of(self._readings)
 
     def _keep_train_readings(self) -> None:
         if "train" not in self._readings.kept:
             sync_state(self)
             # If the clock is off, another callback has already evaluated the model.
             self._readings.keep_train(has_means=self._terms.clock.is_on)
+            self._nonfinite.find()
             if self._terms.clock.is_on:
                 self._curves.keep()
             self._progress.end()

@@ -79,9 +79,16 @@ class LearnedArguments:
                 bounds = parameter.minimum - _ROUNDING, parameter.maximum + _ROUNDING
                 state.array(str(number), (), *bounds, name=name)
 
-    def arguments(self) -> dict[str, Any]:
-        """Returns the arguments of the loss: scalar tensors by name."""
-        tensors = {name: ops.convert_to_tensor(value) for name, value in self._weights.items()}
+    def tensors(self) -> dict[str, Any]:
+        """Returns the values of the weights by name."""
+        return {name: ops.convert_to_tensor(value) for name, value in self._weights.items()}
+
+    def arguments(self, tensors: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Returns the arguments of the loss: scalar tensors by name.
+
+        They depend on the values of the weights, by default those of now.
+        """
+        tensors = self.tensors() if tensors is None else tensors
         return self._loss.arguments_of(tensors) if tensors else {}
 
     def readings(self) -> dict[str, Callable[[], Any]]:
@@ -125,14 +132,16 @@ class Comparison:
         }
 
     def loss_of(
-        self, embeddings, labels, sample_weight, masks, training, sampling_probability, guide
+        self, labels, sample_weight, masks, training, sampling_probability, guide, tensors
     ) -> CallLoss:
-        """Returns the loss of a call, and adds the items to the memory if the call trains.
+        """Returns the loss of a call, and what to `remember` if the call trains.
 
-        Embeddings are `(batch, dim)`; labels and Keras masks, `(batch,)`, may be `None`; the sample
-        weight is a number for all items or one for each, or `None`. Whether the model trains may be
-        unknown. The last two are further arguments of the loss, or `None`.
+        The tensors are the embeddings, `(batch, dim)`, and those that are learned; labels and Keras
+        masks, `(batch,)`, may be `None`; the sample weight is a number for all items or one for
+        each, or `None`. Whether the model trains may be unknown. The two before the tensors are
+        further arguments of the loss, or `None`.
         """
+        embeddings, learned = tensors
         dtype = float_dtype(*(x.dtype for x in embeddings))
         views = _stacked([ops.cast(x, dtype) for x in embeddings])
         labels = None if labels is None else as_labels(label_tensor(labels))
@@ -151,39 +160,48 @@ class Comparison:
             batch, own_items, exchange = shared_batch(own, self._exchanges_views())
         valid = batch.valid()
         loss, items, _ = mean_over_items(
-            lambda _: self._values(batch, own_items, valid, exchange),
+            lambda _: self._values(batch, own_items, valid, exchange, learned),
             own.size(dtype),
             own.mask,
             own.sample_weight,
             is_weighted_mean=self.loss.reduction == "mean_with_sample_weight",
             over_replicas=is_gathered,
         )
-        means = self._other_means(batch, own_items, valid)
+        means = self._other_means(batch, own_items, valid, learned)
         if batch.labels is not None:
             valid = self.loss.labelled(batch.labels, valid)
-        if self.memory is not None and training:
-            self.memory.put(batch, valid)
+        kept = (batch, valid) if self.memory is not None and training else None
         batch_size = ops.shape(views)[0] if masks else None
-        return CallLoss(loss, items, valid, training is not False, batch_size, means)
+        return CallLoss(loss, items, valid, training is not False, batch_size, means, kept)
+
+    def remember(self, batch: Batch, valid: Any, is_good: Any) -> None:
+        """Adds items to the memory, as excluded ones unless they are good; `None` for good."""
+        memory: Any = self.memory
+        if is_good is not None:
+            views = ops.where(is_good, batch.views, ops.zeros_like(batch.views))
+            batch = batch._replace(views=views)
+            valid = ops.ones_like(views[:, 0, 0], dtype="bool") if valid is None else valid
+            valid = ops.logical_and(is_good, valid)
+        memory.put(batch, valid)
 
     def _exchanges_views(self) -> bool:
         """Whether only the loss needs the views of other replicas, those of one at a time."""
         is_loss_alone = self.memory is None and not self.metrics and not self._part_names
         return is_loss_alone and getattr(self.loss, "takes_exchange", False)
 
-    def _values(self, batch, items, valid, exchange):
+    def _values(self, batch, items, valid, exchange, learned):
         """Returns the loss of each item, `(batch,)`, or of some `Items`."""
         if not isinstance(self.loss, losses.ViewsLoss):
             views, valid = rows_of(batch.views, items), rows_of(valid, items)
             return _values_between_two(self.loss, views, valid)
-        arguments = self._arguments(batch)
+        arguments = self._arguments(batch, learned)
         if exchange is not None:
             arguments["exchange"] = exchange
         return self.loss.values(batch.views, batch.labels, valid, items, **arguments)
 
-    def _arguments(self, batch) -> dict[str, Any]:
+    def _arguments(self, batch, learned) -> dict[str, Any]:
         """Returns the arguments of the loss beside views, labels and mask."""
-        arguments, labels = self._learned.arguments(), batch.labels
+        arguments, labels = self._learned.arguments(learned), batch.labels
         for name in getattr(self.loss, "call_arguments", ()):
             if getattr(batch, name) is not None:
                 arguments[name] = getattr(batch, name)
@@ -191,7 +209,7 @@ class Comparison:
             arguments["memory"] = self.memory.read(None if labels is None else labels.dtype)
         return arguments
 
-    def _other_means(self, batch, items, valid) -> dict[str, tuple]:
+    def _other_means(self, batch, items, valid, learned) -> dict[str, tuple]:
         """Returns, by name, the sums over all items or over some `Items`, and their counts."""
         means = {}
 
@@ -204,17 +222,17 @@ class Comparison:
         if self._part_names:
             counts = ops.ones_like(views[:, 0, 0])
             counts = rows_of(counts if valid is None else ops.where(valid, counts, 0), items)
-            for name, values in self._parts(batch, items, valid).items():
+            for name, values in self._parts(batch, items, valid, learned).items():
                 record(name, ops.sum(values * counts), ops.sum(counts))
         for metric in self.metrics:
             record(metric.name, *metric.sums(views, labels, valid, items=items))
         return means
 
-    def _parts(self, batch, items, valid) -> dict[str, Any]:
+    def _parts(self, batch, items, valid, learned) -> dict[str, Any]:
         """Returns the parts of the loss of all items or of some `Items`, by name."""
         inputs = batch.views, batch.labels, valid
         if self.loss.parts_take_parameters:
-            return self.loss.part_values(*inputs, items, **self._arguments(batch))
+            return self.loss.part_values(*inputs, items, **self._arguments(batch, learned))
         parts = self.loss.part_values(*inputs)
         return {name: rows_of(values, items) for name, values in parts.items()}
 

@@ -184,10 +184,17 @@ class ContrastiveTerm(LayerTerm):
         # Keras passes the masks as `inputs_mask` if another argument is a tensor, too.
         mask = inputs_mask if mask is None else mask
         masks = () if mask is None else split(mask, self.loss)[0]
-        arguments = embeddings, labels, sample_weight, masks, is_training(training), *others
-        tensors = inputs, sample_weight, mask, *others
-        self._defer(partial(self._comparison.loss_of, *arguments), tensors)
+        arguments = labels, sample_weight, masks, is_training(training), *others
+        compute = partial(self._comparison.loss_of, *arguments)
+        self._defer(compute, embeddings, (inputs, sample_weight, mask, *others))
         return one_or_all(embeddings)
+
+    def _trained_tensors(self):
+        return self._learned.tensors()
+
+    def _keep(self, found):
+        batch, valid = found.kept
+        self._comparison.remember(batch, valid, found.is_good if self.weight.drops else None)
 
     def compute_output_spec(
         self, inputs: Nested, sample_weight: Weights = None, **kwargs: Any

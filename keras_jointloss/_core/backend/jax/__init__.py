@@ -13,10 +13,10 @@ from keras_jointloss._core.backend.numbers import FirstRow, Number, is_immediate
 from keras_jointloss._core.backend.replicas import ONE_DEVICE, OneDevice
 
 __all__ = [
-    "FirstRow", "Number", "batch_shards", "current_replicas", "current_trace", "custom_gradient",
-    "decided", "differentiated", "has_own_gradient", "is_chief", "is_immediate",
+    "FirstRow", "Number", "batch_shards", "checked", "current_replicas", "current_trace",
+    "custom_gradient", "decided", "differentiated", "has_own_gradient", "is_chief", "is_immediate",
     "is_on_accelerator", "is_readable", "is_traced", "native_state", "predict", "quick_ops",
-    "runs_in_python", "trains_functionally", "variable_scope",
+    "replica_values", "runs_in_python", "trains_functionally", "variable_scope",
 ]  # fmt: skip
 
 
@@ -118,6 +118,60 @@ def current_trace() -> Any:
 def custom_gradient(compute, *inputs):
     """Returns the tensor that `compute` returns, differentiated with the function it returns."""
     return ops.custom_gradient(compute)(*inputs)
+
+
+def checked(compute, inputs, judge, check):
+    """Returns what `compute` returns, whose gradients are computed and checked at once.
+
+    What else it depends on, such as variables, has the gradient of the value itself.
+    """
+    structure: Any = None
+
+    def run(*tensors):
+        nonlocal structure
+        value, others = compute(list(tensors))
+        leaves, tree = jax.tree.flatten(others)
+        are_arrays = [isinstance(x, jax.Array) for x in leaves]
+        known = [None if is_array else x for x, is_array in zip(leaves, are_arrays, strict=True)]
+        structure = tree, are_arrays, known
+        arrays = [x for x, is_array in zip(leaves, are_arrays, strict=True) if is_array]
+        return value, arrays
+
+    fixed = [jax.lax.stop_gradient(x) for x in inputs]
+    value, backward, arrays = jax.vjp(run, *fixed, has_aux=True)
+    tree, are_arrays, known = structure
+    rest = iter(arrays)
+    leaves = [next(rest) if a else x for x, a in zip(known, are_arrays, strict=True)]
+    others = jax.tree.unflatten(tree, leaves)
+    judgement = judge(others)
+    if value.shape:  # The gradient of what becomes of the values is unknown.
+        return compute(list(inputs))[0], others, judgement
+    gradients = check(judgement, list(backward(jax.numpy.ones_like(value))))
+    gradients = [jax.lax.stop_gradient(x) for x in gradients]
+    return _with_gradients(value, list(inputs), gradients), others, judgement
+
+
+@jax.custom_vjp
+def _with_gradients(value, inputs, gradients):
+    """Returns the value, with further gradients with respect to the inputs."""
+    return value
+
+
+def _forward(value, inputs, gradients):
+    return value, gradients
+
+
+def _backward(gradients, upstream):
+    zeros = [jax.numpy.zeros_like(x) for x in gradients]
+    return upstream, [upstream.astype(x.dtype) * x for x in gradients], zeros
+
+
+_with_gradients.defvjp(_forward, _backward)
+
+
+def replica_values(variable: keras.Variable) -> list:
+    """Returns the value: a variable has the same one on all devices."""
+    return [np.asarray(variable.value)]
 
 
 def differentiated(x):

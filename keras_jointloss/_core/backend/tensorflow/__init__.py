@@ -15,10 +15,10 @@ from keras_jointloss._core.backend.replicas import ONE_DEVICE, OneDevice, Replic
 from keras_jointloss._core.backend.tensorflow import workers
 
 __all__ = [
-    "FirstRow", "Number", "batch_shards", "current_replicas", "current_trace", "custom_gradient",
-    "decided", "differentiated", "has_own_gradient", "is_chief", "is_immediate",
+    "FirstRow", "Number", "batch_shards", "checked", "current_replicas", "current_trace",
+    "custom_gradient", "decided", "differentiated", "has_own_gradient", "is_chief", "is_immediate",
     "is_on_accelerator", "is_readable", "is_traced", "native_state", "predict", "quick_ops",
-    "runs_in_python", "trains_functionally", "variable_scope",
+    "replica_values", "runs_in_python", "trains_functionally", "variable_scope",
 ]  # fmt: skip
 
 #: The attribute of a TensorFlow graph that holds its gradient functions. Graphs within it would
@@ -60,6 +60,13 @@ def variable_scope(model: keras.Model):
     """Returns the scope of the strategy of a model, if it has one."""
     strategy = workers.strategy_of(model)
     return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+
+def replica_values(variable: keras.Variable) -> list:
+    """Returns the values of a variable on the replicas of this process."""
+    value = variable.value
+    values = value.values if isinstance(value, tf.distribute.DistributedValues) else [value]
+    return [x.numpy() for x in values]
 
 
 def is_on_accelerator(x) -> bool:
@@ -150,6 +157,21 @@ def custom_gradient(compute, *inputs):
     for result in results:
         result.tensor = None
     return value
+
+
+def checked(compute, inputs, judge, check):
+    """Returns what `compute` returns, whose gradients are checked in the backward pass."""
+    found: list[Any] = []
+
+    def identity(*tensors):
+        def gradient(*upstream):
+            return tuple(check(found[0], [tf.convert_to_tensor(x) for x in upstream]))
+
+        return tensors, gradient
+
+    value, others = compute(list(custom_gradient(identity, *inputs)) if inputs else [])
+    found.append(judge(others))
+    return value, others, found[0]
 
 
 def differentiated(x):

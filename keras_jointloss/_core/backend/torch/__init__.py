@@ -13,10 +13,10 @@ from keras_jointloss._core.backend.torch.numbers import FirstRow, Number, is_imm
 from keras_jointloss._core.backend.torch.quick_ops import quick_ops
 
 __all__ = [
-    "FirstRow", "Number", "batch_shards", "current_replicas", "current_trace", "custom_gradient",
-    "decided", "differentiated", "has_own_gradient", "is_chief", "is_immediate",
+    "FirstRow", "Number", "batch_shards", "checked", "current_replicas", "current_trace",
+    "custom_gradient", "decided", "differentiated", "has_own_gradient", "is_chief", "is_immediate",
     "is_on_accelerator", "is_readable", "is_traced", "native_state", "predict", "quick_ops",
-    "runs_in_python", "trains_functionally", "variable_scope",
+    "replica_values", "runs_in_python", "trains_functionally", "variable_scope",
 ]  # fmt: skip
 
 
@@ -48,6 +48,11 @@ def predict(model: keras.Model, x: Any, batch_size: int | None = None) -> Any:
 def variable_scope(model: keras.Model):
     """Returns a context that does nothing."""
     return contextlib.nullcontext()
+
+
+def replica_values(variable: keras.Variable) -> list:
+    """Returns the value: each process has its own."""
+    return [variable.value.detach().cpu().numpy()]
 
 
 def is_on_accelerator(x) -> bool:
@@ -93,6 +98,31 @@ def custom_gradient(compute, *inputs):
         return result, lambda *_, upstream: gradient(upstream)
 
     return ops.custom_gradient(computed)(*inputs)
+
+
+class _Checked(torch.autograd.Function):
+    """Returns the tensors, whose gradients pass through a function."""
+
+    @staticmethod
+    def forward(ctx: Any, check: Any, *tensors: Any) -> Any:
+        ctx.check = check
+        return tuple(x.view_as(x) for x in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return None, *ctx.check(list(gradients))
+
+
+def checked(compute, inputs, judge, check):
+    """Returns what `compute` returns, whose gradients are checked in the backward pass."""
+    found: list[Any] = []
+
+    def gradient(gradients):
+        return check(found[0], gradients)
+
+    value, others = compute(list(_Checked.apply(gradient, *inputs)) if inputs else [])
+    found.append(judge(others))
+    return value, others, found[0]
 
 
 def differentiated(x):
