@@ -29,7 +29,7 @@ class Row:
         ran: How many of its trials have run.
         trials: The trials that the row shows, one for each seed.
         scores: The scores on test data by task, `(seeds,)` each. NaN if not finite.
-        values: What trials are compared by, of the test data, `(seeds,)`.
+        values: What trials are compared by, of the test data, `(seeds,)`. NaN if one failed.
         epoch: After how many epochs the model was best on validation data, the mean.
         seconds: Of the processor, the mean.
         error: What one of the trials failed with.
@@ -41,14 +41,14 @@ class Row:
         self.ran = sum(trial[:3] == first[:3] and trial.epochs == first.epochs for trial in results)
         lines = [results[trial] for trial in self.trials]
         self.error = next((line["error"] for line in lines if "error" in line), None)
+        score = SETUPS[first.setup].score
+        values = [None if "error" in line else score(line["scores"]) for line in lines]
+        self.values = np.array(values, float)
         lines = [line for line in lines if "error" not in line]
-        setup = SETUPS[first.setup]
         names = list(lines[0]["scores"]) if lines else []
         self.scores = {
             name: np.array([line["scores"][name] for line in lines], float) for name in names
         }
-        values = [setup.score(line["scores"]) for line in lines]
-        self.values = np.array(values, float)
         self.seconds = np.mean([line["seconds"] for line in lines]) if lines else np.nan
         self.epoch = np.mean([line["epoch"] for line in lines]) if lines else np.nan
 
