@@ -387,6 +387,17 @@ def test_contributions_to_db_mtl_are_as_long_as_the_longest_log_gradient():
     np.testing.assert_allclose(w[:2] * [3, 4], 3e9, rtol=1e-4)
 
 
+@values_only
+def test_random_numbers_are_those_of_the_first_step_by_default():
+    ((_, jacobian),) = jacobians([kinds.conflicting], 5, number=1)
+    matrix, aggregator = ops.convert_to_tensor(jacobian), PCGrad()
+    for method, x in (("solve", matrix @ matrix.T), ("__call__", matrix)):
+        found = getattr(aggregator, method)(x)
+        first, second = (getattr(aggregator, method)(x, step=step) for step in (0, 1))
+        np.testing.assert_array_equal(found, first)
+        assert np.abs(to_float64(found - second)).max() > 1e-3
+
+
 # The state of a rule.
 
 
