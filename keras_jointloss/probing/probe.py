@@ -76,20 +76,24 @@ def probe(
 
     Returns:
         An object that `print` shows as text, a notebook as HTML and `keras_jointloss.plot` as a
-        figure. `terms` are the names of the terms. By term it has `loss` and `loss_deviation`, over
-        batches; `norm`, the mean length of the gradient of the loss without a weight;
-        `shared_norm`, that with respect to the parameters that all terms share, or else that the
-        term shares with another; `share`, that of the term in the sum of these lengths times
-        the weights; `noise`, the standard deviation of the gradient over batches, divided by the
-        length of its mean, and `signal`, in standard errors the agreement of batches; and `layers` and `shared_layers`, the
-        names of the layers that it reaches, and shares with which terms. For a pair `a, b` there
-        are `cosine[a, b]`, the mean over batches, its standard error `cosine_error[a, b]`, and
-        `conflict[a, b]`, the share of batches with a negative cosine; `conflicts` lists the pairs
-        whose mean is negative beyond two standard errors. All are those after the warm-up;
-        `untrained` has those before. `faults` have a `term`, a `kind` and a `text`; `advice` has a
-        `text` and the name of a `guide`. `weights("gradient")` returns constant weights that make
-        the lengths of the gradients equal, `weights("loss")` the losses, or their ratios those of
-        `shares={"a": 0.8, "b": 0.2}`.
+        figure. Its statistics are those after the warm-up; `untrained` has those before.
+
+        By the name of a term: `loss` and `loss_deviation`, over batches; `norm`, the mean length of
+        the gradient of the loss without a weight; `shared_norm`, that with respect to the
+        parameters that all terms share, or else that the term shares with another; `share`, that of
+        the term in the sum of these lengths times the weights; `noise`, the standard deviation of
+        the gradient over batches, divided by the length of its mean; `signal`, by how many standard
+        errors the gradients of batches agree; `layers`, the names of those that it reaches, and
+        `shared_layers`, of those that it shares with each other term. `terms` are the names.
+
+        For a pair of terms: `cosine[a, b]`, the mean over batches, with its standard error
+        `cosine_error[a, b]`; `conflict[a, b]`, the share of batches in which the cosine was
+        negative. `conflicts` lists the pairs whose mean is negative beyond two standard errors.
+
+        `faults` have a `term`, a `kind` and a `text`; `advice` has a `text` and the name of a
+        `guide`. `weights("gradient")` returns constants that make the lengths of the weighted
+        gradients equal, `weights("loss")` those for losses; with `shares={"a": 0.8, "b": 0.2}`
+        they have these ratios.
 
     Raises:
         ValueError: If an argument is invalid, the model has no term, is not built, or is
