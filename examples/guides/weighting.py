@@ -8,7 +8,8 @@ some of them.
 
 | you know | take |
 |---|---|
-| nothing yet, and the losses are of similar size | equal weights: look at the shares first |
+| nothing yet | what `kj.probe` says, below: how long gradients are, whether they conflict, what is broken |
+| that the losses are of similar size | equal weights: look at the shares first |
 | which result matters, and there is time for several trainings | constant weights from a grid such as 0.1, 1, 10, 100, compared by validation |
 | when a term should begin or end to count | a [schedule](first_steps.py) |
 | what share of the total each term should have | `Shares({"label": 0.8, "pair": 0.2})` |
@@ -66,6 +67,43 @@ def run(title, weights=None, weighting=None):
 
 # %% [markdown]
 """
+## Measure first
+
+`kj.probe` measures the terms before the training: the size of each loss, the length of its gradient
+on the layers that terms share, how much the gradient differs from batch to batch, and the angle
+between each two. It takes a few batches, trains for an epoch with equally long gradients, measures
+again, and puts everything back: weights, optimizer, memories and random numbers are bit for bit what
+they were.
+"""
+
+# %%
+probe = kj.probe(build(), x, y, batch_size=64, verbose=0)
+print(probe)
+
+# %% [markdown]
+"""
+A look at the untrained model alone would mislead. The gradient of the digit is twice as long at
+first, and about five times after an epoch; the two agree at first, and then conflict. `faults` names
+what no weight mends: a term that reaches no parameter, whose loss is constant, or whose gradient is
+noise at this batch size; outputs that are one tensor; a balancer where nothing conflicts. `advice`
+says what to try, with the numbers it rests on.
+
+`weights("gradient")` returns constants that make the gradients equally long, and `weights("loss")`
+the losses. They are a start for a search, or a replacement where there is no time for one. With
+`shares={"digit": 0.8, "right": 0.2}` the terms get these shares. `kj.plot(probe)` draws lengths and
+cosines, and `log_dir=` writes the untrained ones to TensorBoard as step 0.
+"""
+
+# %%
+for by in ("gradient", "loss"):
+    weights = probe.weights(by)
+    print(f"probe by {by}: right x {weights['right'] / weights['digit']:.1f}")
+
+# %% [markdown]
+"""
+It costs two measurements and the epoch between them: with k terms, a measured batch has one forward
+and k backward passes.
+
 ## Constant weights
 
 The table shows the last weight of the right half (that of the digit is 1, or the ratio of the two),
@@ -77,6 +115,7 @@ the right half is explained.
 print(f"{'':20}{'ratio':>8}{'share':>9}{'digit':>9}{'right':>9}")
 for weight in (1.0, 10.0, 100.0):
     run(f"right x {weight:g}", {"right": weight})
+run("probe", probe.weights())
 
 # %% [markdown]
 """

@@ -121,45 +121,31 @@ class Meter:
         scale = ops.cast(scale, dtype)
         self._known = np.array([[x is not None for x in row] for row in gradients], "bool")
         self._known = self._known.reshape(len(losses), len(self.variables))
-        products, next_means = [], []
-        zero = ops.zeros((), dtype)
-        sums = [[zero] * len(losses) for _ in range(3)]
+        products, next_means, sums = [], [], []
         for place, mean in enumerate(means):
-            found = [row[place] for row in gradients]
-            of_terms = [None if x is None else ops.cast(x, dtype) / scale for x in found]
-            products.append(_products(of_terms, zero))
-            changed = []
-            for i, gradient in enumerate(of_terms):
-                before = mean[i]
-                if gradient is None:
-                    changed.append(before)
-                    continue
-                difference = gradient - before
-                changed.append(before + difference / (count + 1))
-                for total, x, y in zip(
-                    sums,
-                    (difference, gradient, changed[-1]),
-                    (difference, before, changed[-1]),
-                    strict=True,
-                ):
-                    total[i] = total[i] + ops.sum(x * y)
-            next_means.append(ops.stack(changed))
+            rows = [row[place] for row in gradients]
+            rows = [ops.zeros_like(mean[0]) if x is None else ops.cast(x, dtype) for x in rows]
+            found = ops.reshape(ops.stack(rows), (len(rows), -1)) / scale
+            before = ops.reshape(mean, (len(rows), -1))
+            difference = found - before
+            after = before + difference / (count + 1)
+            next_means.append(ops.reshape(after, mean.shape))
+            # No matrix product, which accelerators may round more.
+            products.append(
+                ops.stack([ops.sum(found[k] * found, axis=1) for k in range(len(rows))])
+            )
+            sums.append(
+                ops.stack(
+                    [
+                        ops.sum(x * y, axis=1)
+                        for x, y in ((difference, difference), (found, before), (after, after))
+                    ]
+                )
+            )
         missing = ops.convert_to_tensor(np.nan, dtype=dtype)
         values = [missing if x is None else ops.cast(x, dtype) for x in losses]
-        row = [ops.stack(values), ops.stack(products), *(ops.stack(x) for x in sums)]
+        row = [ops.stack(values), ops.stack(products), *ops.unstack(sum(sums), 3)]
         return (count + 1, next_means), row
-
-
-def _products(gradients: Sequence, zero: Any) -> Any:
-    """Returns the inner products of the gradients of a variable: `(terms, terms)`."""
-    count = len(gradients)
-    found = [[zero] * count for _ in range(count)]
-    for i, a in enumerate(gradients):
-        for j, b in enumerate(gradients[: i + 1]):
-            if a is not None and b is not None:
-                # No matrix product, which accelerators may round more.
-                found[i][j] = found[j][i] = ops.sum(a * b)
-    return ops.stack([ops.stack(row) for row in found])
 
 
 def _overflows(row: Sequence) -> bool:
