@@ -93,8 +93,9 @@ def check_weighting_guide(lines):
     assert np.all(np.diff(accuracies) < 0)
     assert np.all(np.diff(explained) > 0)
     ((untrained, _, trained, _),) = numbers(lines, "digit ~ right")
-    assert trained < 0 < untrained
-    for rule in ("probe", "uncertainty", "geometric_mean"):
+    assert trained < untrained - 0.2
+    assert shares[0] < row(lines, "probe")[1] < shares[2]
+    for rule in ("uncertainty", "geometric_mean"):
         _, share, accuracy, part = row(lines, rule)
         assert shares[0] < share < shares[2]
         assert accuracy > accuracies[2]

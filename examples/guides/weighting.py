@@ -83,8 +83,8 @@ print(probe)
 # %% [markdown]
 """
 A look at the untrained model alone would mislead. The gradient of the digit is twice as long at
-first, and about five times after an epoch; the two agree at first, and then conflict. `faults` names
-what no weight mends: a term that reaches no parameter, whose loss is constant, or whose gradient is
+first, and about five times after an epoch; the two do not conflict at first, and then they do. `faults`
+names what no weight mends: a term that reaches no parameter, whose loss is constant, or whose gradient is
 noise at this batch size; outputs that are one tensor; a balancer where nothing conflicts. `advice`
 says what to try, with the numbers it rests on.
 
