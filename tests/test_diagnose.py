@@ -6,6 +6,7 @@ import re
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 import keras_jointloss as kj
 from tests.backends import once_compiled
@@ -73,6 +74,40 @@ def test_constant_loss_of_a_real_training_stands_still():
     )
 
 
+def by_item(y_true, y_pred):
+    return 1 + ops.square(y_true[:, 0]) + 0 * y_pred[:, 0]
+
+
+def test_callback_warns_once_of_a_loss_that_never_falls_beside_one_that_does(recwarn):
+    history = fit(model_of({"b": by_item}), y=TARGETS, epochs=9)
+    (message,) = [str(x.message) for x in recwarn if "has not fallen" in str(x.message)]
+    assert message.startswith("The loss of the term 'b' has not fallen since epoch 0: it was ")
+    assert "while that of 'a' falls. Its targets may have nothing to do" in message
+    assert found(history) == [("b", "stands_still")]
+    # Not of a schedule that still gives it little, nor of one that is not to be trained.
+    for weight in (kj.schedules.Linear(0.0, 1.0, 400), 0.0):
+        fit(model_of({"b": by_item}, {"b": weight}), y=TARGETS, epochs=9)
+    assert not [x for x in recwarn if "has not fallen" in str(x.message)][1:]
+
+
+class Grows(kj.weighting.Weighting):
+    """Gives the second term twice the weight in each step."""
+
+    widest_ratio = float("inf")
+
+    def update(self, losses, step):
+        weight = ops.power(2.0, ops.cast(step, losses.dtype))
+        return ops.stack([ops.ones_like(weight), weight])
+
+
+def test_callback_warns_once_of_a_weight_that_runs_away():
+    message = r"weight of the term 'b' has run away.*`max_weight`"
+    with pytest.warns(UserWarning, match=message) as caught:
+        history = fit(model_of(weighting=Grows()), y=TARGETS, epochs=8)
+    assert sum("run away" in str(x.message) for x in caught) == 1
+    assert ("b", "weight_ran_away") in found(history)
+
+
 @once_compiled
 @pytest.mark.filterwarnings("ignore:The weights of a joint loss that follow:UserWarning")
 def test_history_without_a_callback_says_that_the_weights_did_not_move():
@@ -88,6 +123,14 @@ def test_history_without_a_callback_says_that_the_weights_did_not_move():
     history = fit(compiled(weights={"a": ramp()}), epochs=2)
     assert found(history) == []
     assert found(fit(compiled(weights={"a": ramp()}), [], epochs=2).history) == []
+
+
+@once_compiled
+def test_history_of_a_model_that_trained_before_or_later_is_judged_by_its_own_steps():
+    model = compiled(weights={"a": kj.schedules.Sequential([0.5, ramp()], [9])})
+    first, second, third = (fit(model, epochs=2) for _ in range(3))
+    assert [found(x) for x in (first, second, third)] == [[], [], []]
+    assert first.history["a_weight"] == [0.5, 0.5]
 
 
 @once_compiled

@@ -9,6 +9,9 @@ import keras
 from keras_jointloss._core.math import to_numpy
 from keras_jointloss.callbacks.joint._term_readings import Readings
 from keras_jointloss.joint.model_terms import ModelTerms
+from keras_jointloss.tensorboard.judgement.contributions import Part, hardly_trained
+from keras_jointloss.tensorboard.judgement.finding import Finding
+from keras_jointloss.tensorboard.judgement.standstill import constant_loss, no_gradient
 from keras_jointloss.terms.clock import learning_rate, optimizer_updates
 from keras_jointloss.terms.weight import TermWeight
 from keras_jointloss.weighting import Weighting
@@ -26,6 +29,13 @@ class StuckTerm(NamedTuple):
     #: The layer at which its gradient was 0 in every step, although its loss changed. `None` if its
     #: loss was exactly the same in every step.
     layer: str | None = None
+
+    def in_epoch(self, epoch: int) -> Finding:
+        """Returns the finding of an epoch, counted from 0."""
+        when, since = f"epoch {epoch}", epoch + 1
+        if self.layer is None:
+            return constant_loss(self.name, self.loss, when, since, is_of_steps=True)
+        return no_gradient(self.name, self.layer, when, since)
 
 
 def stuck_terms(
@@ -136,33 +146,13 @@ class TermProgress:
 # Under a weighting.
 
 
-class Part(NamedTuple):
-    """What a term contributed to an epoch of training, as absolute values of means."""
-
-    name: str
-    loss: float
-    factor: float  # The weight that the rule gives it at the end of the epoch
-    of_rule: float  # Its loss times the weight that the rule gives it
-    #: The length of its weighted gradient where a layer reports it, or else its weighted loss: with
-    #: the weight that the user gives it, too.
-    contribution: float
-
-    def exceeds(self, other: "Part", ratio: float) -> bool:
-        """Returns whether a term contributes more than `ratio` times as much as another.
-
-        With the weights of the rule alone as well, since the user may choose other ones.
-        """
-        is_contribution = self.contribution > ratio * other.contribution
-        return is_contribution and self.of_rule > ratio * other.of_rule
-
-
 def untrained_term(
     rule: Weighting,
     terms: Mapping[str, TermWeight],
     readings: Readings,
     lengths: Mapping[str, float],
-) -> str | None:
-    """Returns a sentence on a term that contributes practically nothing; `None` if there is none.
+) -> Finding | None:
+    """Returns a term that contributes practically nothing; `None` if there is none.
 
     The readings are those of the epoch in training, of the terms that have a finite loss, and
     `lengths` the mean lengths of the gradients of the weighted terms; empty if no layer reports
@@ -175,14 +165,8 @@ def untrained_term(
     for part in others:
         remedy = _remedy(rule, part, most) if most.exceeds(part, rule.widest_ratio) else None
         if remedy is not None:
-            share = part.contribution / most.contribution
-            what = "the length of the gradient" if lengths else "the loss"
-            return (
-                f"{type(rule).__name__} weights the term {most.name!r} with {most.factor:.3g} at a "
-                f"loss of {most.loss:.3g} and the term {part.name!r} with {part.factor:.3g} at a "
-                f"loss of {part.loss:.3g}: {part.name!r} is hardly trained any more. It "
-                f"contributes {share:.1g} times as much to {what} as {most.name!r}. {remedy}"
-            )
+            name, epoch = type(rule).__name__, int(to_numpy(rule.epoch)) - 1
+            return hardly_trained(name, part, most, bool(lengths), remedy, max(0, epoch))
     return None
 
 

@@ -10,10 +10,14 @@ import keras
 from keras_jointloss._core.keras_calls import running_callbacks
 from keras_jointloss._core.keras_models import forget_best
 from keras_jointloss.callbacks.joint._gradient_readings import GradientReadings, Statistics
+from keras_jointloss.callbacks.joint._judged_epochs import JudgedEpochs
 from keras_jointloss.callbacks.joint._stuck_terms import StuckTerm, TermProgress, untrained_term
 from keras_jointloss.callbacks.joint._term_readings import Readings, TermReadings, weighted_terms
 from keras_jointloss.joint.model_terms import ModelTerms
+from keras_jointloss.tensorboard.judgement.losses import loss_is_not_finite
+from keras_jointloss.tensorboard.judgement.weights import missed_steps
 from keras_jointloss.tensorboard.runs import is_rounding, rest
+from keras_jointloss.terms.clock import learning_rate
 
 # They compare a value of one epoch with that of another.
 _COMPARING = (
@@ -40,6 +44,7 @@ class TrainingWarnings:
         self._terms = terms
         self._warned: set[str] = set()
         self._weights_at_begin: dict[str, float] | None = None
+        self._epochs = JudgedEpochs(terms)
 
     def _once(self, about: str, what: str) -> None:
         if about not in self._warned:
@@ -82,26 +87,22 @@ class TrainingWarnings:
         train, copies = readings.kept["train"], gradients.without_gradient(statistics)
         self.of_factors(train, progress.counted, lengths, forgets_large_gradients(optimizer))
         self.of_stuck_terms(progress.stuck(train, end.logs, copies), end.epoch)
+        if learning_rate(progress.model):
+            self.of_epochs(readings, end)
         self.of_names(train, readings.totals["train"])
         self.of_monitors(running_callbacks(), end.logs)
 
     def of_losses(self, readings: TermReadings, step: int) -> None:
         """Warns of each term whose mean loss is not finite."""
         for name, loss, run in readings.nonfinite_losses():
-            what = f"term {name!r}" if name in self._terms else f"layer {name!r}"
-            self._once(f"loss of {name}", f"The loss of {what} is {loss} ({run}, step {step}).")
+            what = "term" if name in self._terms else "layer"
+            finding = loss_is_not_finite(name, loss, f"{run}, step {step}", 1, what)
+            self._once(f"loss of {name}", finding.text)
 
     def of_standstill(self, batches: int, epoch: int) -> None:
         """Warns if the weights did not move in all batches of an epoch."""
         if self._terms.clock.has_missed(batches):
-            self._once(
-                "standstill",
-                "The weights of a schedule or weighting did not move in all of the "
-                f"{batches} batches of epoch {epoch}. Expected training of all layer terms "
-                "by `fit`, or by `train_on_batch` between the hooks of a "
-                "`keras.callbacks.CallbackList` without `reset_metrics` after "
-                "`on_train_batch_begin`.",
-            )
+            self._once("standstill", missed_steps(batches, epoch).text)
 
     def of_gradients(self, readings: GradientReadings, statistics: Statistics) -> None:
         """Warns of the terms whose gradients were the first to be non-finite."""
@@ -146,7 +147,7 @@ class TrainingWarnings:
         }
         untrained = untrained_term(rule, self._terms, trained, lengths)
         if untrained is not None:
-            self._once("factors", untrained)
+            self._once("factors", untrained.text)
         losses = {name: reading["loss"] for name, reading in trained.items()}
         limit = rule.describe_limit(losses, forgets)
         if limit is not None:
@@ -154,27 +155,15 @@ class TrainingWarnings:
 
     def of_stuck_terms(self, stuck: Iterable[StuckTerm], epoch: int) -> None:
         """Warns of each term that does not train."""
-        for name, loss, layer in stuck:
-            if layer is None:
-                what = (
-                    f"The loss of the term {name!r} did not change from step to step in epoch "
-                    f"{epoch}, in which its mean was {loss:.6g}, although its weight is not 0. "
-                    "Possible causes: its embeddings have collapsed to one point; it is detached, "
-                    "as by `stop_gradient` or constants in place of the output of the model; the "
-                    "units before it are dead, saturated or frozen; it has reached its floor, as "
-                    "when all pairs keep a margin; it has converged on a batch that is the same in "
-                    "each step."
-                )
-            else:
-                what = (
-                    f"The gradient of the term {name!r} at the layer {layer!r} was 0 in every step "
-                    f"of epoch {epoch}, although its loss moves and its weight is not 0. Its head "
-                    f"has to read `z[{name!r}]` of z = {layer}(...). Likely causes: it reads the "
-                    "copy of another term or a tensor before the layer; `stop_gradient` or an "
-                    "operation without a derivative lies between; the units between are dead or "
-                    "saturated."
-                )
-            self._once(f"stuck {name} {layer}", what)
+        for term in stuck:
+            self._once(f"stuck {term.name} {term.layer}", term.in_epoch(epoch).text)
+
+    def of_epochs(self, readings: TermReadings, end: EpochEnd) -> None:
+        """Warns of what the epochs so far show: losses that never fall, weights that run away."""
+        self._epochs.add(end.epoch, end.step, readings)
+        for finding in self._epochs.faults():
+            if not any(x.startswith(f"stuck {finding.term} ") for x in self._warned):
+                self._once(f"{finding.kind} {finding.term}", finding.text)
 
     def of_names(self, readings: Readings, total: float) -> None:
         """Warns of names of copies that belong to nothing in the model, which has a total loss."""

@@ -44,13 +44,16 @@ def drives(epochs: Epochs) -> Finding | None:
     return Finding(term, "drives", int(epochs.numbers[known[start]]), sentence, advice, False)
 
 
-def loss_is_not_finite(term: str | None, loss: float, where: str, since: int) -> Finding:
-    """Returns the finding of a loss that is not finite, of a term, or of a layer by its subject."""
+def loss_is_not_finite(
+    name: str | None, loss: float, where: str, since: int, what: str = "term"
+) -> Finding:
+    """Returns the finding of a loss that is not finite, of a term, a layer or the model."""
+    subject = "the model" if name is None else f"{what} {name!r}"
     return Finding(
-        term,
+        name,
         "not_finite",
         since,
-        f"The loss of {f'term {term!r}' if term is not None else 'the model'} is {loss} ({where}).",
+        f"The loss of {subject} is {loss} ({where}).",
         "Look for a logarithm or a division of 0, a learning rate that is too large, or targets "
         "that are not finite; `global_clipnorm=1.0` of the optimizer often helps.",
     )

@@ -10,6 +10,8 @@ from keras_jointloss.tensorboard.judgement.trends import FEWEST, scatter, trend
 _ROUNDING = 1e-6
 #: Another term has to fall by this share for a standstill to be that of one term.
 _FALL = 0.1
+#: In how many epochs a plateau may begin, at most.
+_STARTS = 50
 _CAUSES = (
     "Possible causes: its embeddings have collapsed to one point; it is detached, as by "
     "`stop_gradient` or constants in place of the output of the model; the units before it are "
@@ -56,14 +58,16 @@ def stands_still(epochs: Epochs, term: str) -> Finding | None:
     in at least six epochs while another one falls by a tenth: from the start, which is a fault, or
     after it has fallen, which is none.
     """
-    found = epochs.train[term]
+    if term in epochs.may_be_constant:
+        return None
     index = _judged(epochs, term)
     if not len(index):
         return None
     return (
         _without_gradient(epochs, term, index)
-        or (None if term in epochs.may_be_constant else _constant(epochs, term, index))
-        or _flat(epochs, term, index[np.isfinite(found.loss[index])])
+        or _constant(epochs, term, index)
+        or never_falls(epochs, term)
+        or _plateau(epochs, term)
     )
 
 
@@ -99,14 +103,11 @@ def _is_constant(losses: np.ndarray) -> bool:
 
 def _constant(epochs: Epochs, term: str, index: np.ndarray) -> Finding | None:
     losses = epochs.train[term].loss[index]
-    start = next(
-        (
-            i
-            for i in range(len(losses))
-            if np.isfinite(losses[i:]).all() and _is_constant(losses[i:])
-        ),
-        len(losses),
-    )
+    backwards = losses[::-1]
+    with np.errstate(invalid="ignore"):
+        range_ = np.maximum.accumulate(backwards) - np.minimum.accumulate(backwards)
+        is_one = range_ <= _ROUNDING * np.maximum.accumulate(np.abs(backwards))
+    start = len(losses) - int(np.argmin(np.append(is_one, False)))
     # Three epochs that are equal by chance alone would need losses without any scatter.
     if len(losses) - start < 3:
         return None
@@ -114,16 +115,38 @@ def _constant(epochs: Epochs, term: str, index: np.ndarray) -> Finding | None:
     return constant_loss(term, losses[-1], epochs.when(at), int(epochs.numbers[at]), False)
 
 
-def _flat(epochs: Epochs, term: str, index: np.ndarray) -> Finding | None:
+def never_falls(epochs: Epochs, term: str) -> Finding | None:
+    """Returns a term whose loss has not fallen since the start, while another one falls."""
+    index = _to_fall(epochs, term)
+    if len(index) < FEWEST:
+        return None
     losses = epochs.train[term].loss[index]
-    if len(losses) < FEWEST or _falls_held_out(epochs, term, index):
+    if term in epochs.may_be_constant:
         return None
     whole = trend(losses)
-    is_one_level = np.ptp(losses) <= max(6 * scatter(losses), 0.02 * whole.level)
-    if whole.verdict == "flat" and is_one_level:
-        others = _falling(epochs, term, index)
-        return None if not others else _never_fell(epochs, term, index, others)
-    return _plateau(epochs, term, index)
+    if whole.verdict != "flat" or np.ptp(losses) > max(6 * scatter(losses), 0.02 * whole.level):
+        return None
+    others = _falling(epochs, term, index)
+    if not others:
+        return None
+    return Finding(
+        term,
+        "stands_still",
+        int(epochs.numbers[index[0]]),
+        f"The loss of the term {term!r} has not fallen since {epochs.when(index[0])}: it was "
+        f"{losses[0]:.4g} there and is {losses[-1]:.4g} now, within its scatter, while that of "
+        f"{', '.join(map(repr, others))} falls.",
+        "Its targets may have nothing to do with the inputs, or not be those of the same items; "
+        "its weight may be too small beside the others; or it is detached from what is trained. "
+        "Train it alone: if it then falls, raise its weight.",
+    )
+
+
+def _to_fall(epochs: Epochs, term: str) -> np.ndarray:
+    """Returns the epochs to judge, in which the loss is known; none if validation falls."""
+    index = _judged(epochs, term)
+    index = index[np.isfinite(epochs.train[term].loss[index])]
+    return index[:0] if _falls_held_out(epochs, term, index) else index
 
 
 def _falls_held_out(epochs: Epochs, term: str, index: np.ndarray) -> bool:
@@ -145,29 +168,18 @@ def _falling(epochs: Epochs, term: str, index: np.ndarray) -> list[str]:
     ]
 
 
-def _never_fell(epochs: Epochs, term: str, index: np.ndarray, others: list[str]) -> Finding:
-    losses = epochs.train[term].loss[index]
-    return Finding(
-        term,
-        "stands_still",
-        int(epochs.numbers[index[0]]),
-        f"The loss of the term {term!r} has not fallen since {epochs.when(index[0])}: it is "
-        f"{losses[0]:.4g} there and {losses[-1]:.4g} now, within its scatter, while that of "
-        f"{', '.join(map(repr, others))} falls.",
-        "Its targets may have nothing to do with the inputs, or not be those of the same items; "
-        "its weight may be too small beside the others; or it is detached from what is trained. "
-        "Train it alone: if it then falls, raise its weight.",
-    )
-
-
-def _plateau(epochs: Epochs, term: str, index: np.ndarray) -> Finding | None:
+def _plateau(epochs: Epochs, term: str) -> Finding | None:
     """Returns a term that has fallen and no longer does, for six epochs and a third of all."""
+    index = _to_fall(epochs, term)
     losses = epochs.train[term].loss[index]
     count = len(losses)
+    last = count - max(FEWEST, -(-count // 3))
+    if last < 1:
+        return None
     longest = next(
         (
             start
-            for start in range(count - max(FEWEST, -(-count // 3)) + 1)
+            for start in np.unique(np.linspace(0, last, _STARTS).round().astype("int64"))
             if trend(losses[start:]).verdict == "flat"
             and np.ptp(losses[start:]) <= max(6 * scatter(losses[start:]), 0.02 * abs(losses[-1]))
         ),

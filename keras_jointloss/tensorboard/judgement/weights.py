@@ -92,3 +92,16 @@ def rule_never_moved(epochs: Epochs, rule: str) -> Finding | None:
         "Pass a `kj.callbacks.JointLossCallback` to `fit`, which runs the rule; its "
         "`warmup_steps` may be longer than the training.",
     )
+
+
+def missed_steps(batches: int, epoch: int) -> Finding:
+    """Returns the finding of weights that did not move in all batches of an epoch."""
+    return Finding(
+        None,
+        "weight_never_moved",
+        epoch + 1,
+        "The weights of a schedule or weighting did not move in all of the "
+        f"{batches} batches of epoch {epoch}.",
+        "Expected training of all layer terms by `fit`, or by `train_on_batch` between the hooks "
+        "of a `keras.callbacks.CallbackList` without `reset_metrics` after `on_train_batch_begin`.",
+    )
