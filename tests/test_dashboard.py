@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.dashboard_page import Page, get, require_browser, tensorboard, wait_for, wait_for_runs
-from tests.training_logs import HOSTILE, STEPS, TERMS, train, write
+from tests.training_logs import HOSTILE, STEPS, TERMS, train, write, write_scalars
 
 pytestmark = pytest.mark.backend("torch")
 
@@ -233,6 +233,8 @@ def test_empty_folder_then_hostile_and_damaged_runs(browser, tmp_path):
         assert values == [0.5 * (step + 1) for step in (1, 2, 3, 4)]
         browser.run("document.title = 'before'")
         write(logs / "new", ["two"], steps=4)
+        still = {"joint_loss/still/raw": 2.5, "joint_loss/still/weight": 1.0}
+        write_scalars(logs / "new", *((still, step) for step in (1, 2, 3, 4)))
         wait_for_runs(address, 3)
         # The page follows TensorBoard's own reload.
         browser.driver.switch_to.default_content()
@@ -240,6 +242,13 @@ def test_empty_folder_then_hostile_and_damaged_runs(browser, tmp_path):
         browser.enter()
         wait_for(lambda: "two" in {x["meta"].get("term") for x in browser.traces()})
         assert browser.run("return document.title") == "before"
+        wait_for(lambda: browser.run("return document.querySelectorAll('.mark').length"))
+        (mark,) = browser.run(
+            "return [...document.querySelectorAll('.mark')].map("
+            "(x) => [x.parentElement.title, x.title, x.innerText])"
+        )
+        assert mark[::2] == ["still", "!"]
+        assert mark[1].startswith("The loss of the term 'still' has not changed since epoch 1")
         assert browser.errors() == []
 
 

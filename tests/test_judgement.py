@@ -95,6 +95,22 @@ def test_weight_that_is_still_small_is_not_judged():
     assert kinds(logs_of({"a": A, "b": late}, weights={"b": ramp})) == []
 
 
+def test_loss_that_fell_while_its_weight_was_small_has_fallen():
+    early = np.append(falling(5, size=9.0, time=1.0), flat(15, level=0.3))
+    weights = np.append(np.linspace(0.01, 0.04, 5), np.ones(15))
+    found_ = found(logs_of({"a": falling(N, time=9.0), "b": early}, weights={"b": weights}))
+    assert [x for x in found_ if x.is_fault] == []
+
+
+def test_judgements_of_a_running_training_agree_that_it_is_healthy():
+    for seed in range(8):
+        noise = (1e-4, 0.003, 0.01, 0.03)[seed % 4]
+        losses = {"a": falling(30, seed, noise), "b": falling(30, seed + 50, noise, time=20.0)}
+        for epochs in range(6, 31):
+            logs = logs_of({name: loss[:epochs] for name, loss in losses.items()})
+            assert [x for x in found(logs) if x.is_fault] == [], (seed, epochs)
+
+
 def test_loss_that_is_exactly_the_same_stands_still():
     still = np.append(B[:12], np.full(N - 12, 0.5))
     assert kinds(logs_of({"a": A, "b": still})) == [("b", "stands_still", 13)]

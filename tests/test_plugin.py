@@ -13,8 +13,10 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from werkzeug.test import Client
 
+import keras_jointloss as kj
 from keras_jointloss.tensorboard import SummaryWriter, provider
 from keras_jointloss.tensorboard.plugin import JointLossPlugin
+from tests.judged_logs import falling
 from tests.training_logs import write, write_scalars
 
 # TensorBoard's own, on the import of what finds the context of a request.
@@ -202,6 +204,24 @@ def test_run_in_the_folder_itself_is_named_by_it(tmp_path):
     server = Server(tmp_path / "emoji")
     assert [run["name"] for run in server.json("/runs")["runs"]] == ["emoji"]
     assert server.json("/figure", run="emoji", kind="losses")["figure"]["data"]
+
+
+def test_table_marks_the_terms_that_have_a_fault(tmp_path):
+    losses = {"a": falling(8), "b": [2.5] * 8}
+    for epoch in range(8):
+        tags = {"joint_loss/total": losses["a"][epoch] + losses["b"][epoch]}
+        for name, values in losses.items():
+            tags |= {f"joint_loss/{name}/raw": values[epoch], f"joint_loss/{name}/weight": 1.0}
+            tags[f"joint_loss/{name}/weighted"] = values[epoch]
+        write_scalars(tmp_path, (tags, 10 * epoch + 10))
+    rows = {row["term"]: row["marks"] for row in Server(tmp_path).json("/table")["rows"]}
+    assert rows["a"] == []
+    (mark,) = rows["b"]
+    assert mark["kind"] == "stands_still"
+    assert "has not changed since step 10" in mark["reason"]
+    assert mark["reason"].endswith("Guide: pitfalls.")
+    (finding,) = kj.diagnose(tmp_path).faults
+    assert mark["reason"].startswith(finding.text)
 
 
 def test_missing_values_are_null_in_the_table(tmp_path):

@@ -149,9 +149,12 @@ print(kj.diagnose(histories))
 | has a weight that ran away, or that never moved | the weight has grown 1,000-fold against the others and takes all; it has not followed its schedule or rule |
 | is not finite | its loss was the first that was infinite or NaN |
 
-and which gradients conflict, more or less than at the start. A loss falls, rises or turns only if its
-scatter does not explain that: with six epochs or more, and little said where losses are noisy. For programs,
-`findings`, `faults`, `by_term` and `by_run` have the term, kind, epoch, sentence and advice of each.
+and which gradients conflict, more or less than at the start. Whether a loss falls, stays or turns is
+judged from six epochs on, and only where its scatter does not explain it, so that little is said of
+noisy losses. `findings`, `faults`, `by_term` and `by_run` have the term, kind, epoch, sentence and
+advice of each for programs. While `fit` runs, `JointLossCallback` warns by the same rules of terms
+that stand still, weights that run away or do not move, and losses that are not finite; the others may
+be meant. Epochs count from 1 here, as in the progress bar, and from 0 in warnings, as in callbacks.
 """
 
 # %% [markdown]
@@ -159,7 +162,8 @@ scatter does not explain that: with six epochs or more, and little said where lo
 ## TensorBoard
 
 `tensorboard --logdir logs` has the tab "Joint loss" with these figures for one run or several, over
-steps, epochs or minutes, and a table of the latest values. The address holds the view: a link
+steps, epochs or minutes, and a table of the latest values. A `!` before a term marks a fault that
+`kj.diagnose` finds in it; the reason shows when the pointer is on the mark. The address holds the view: a link
 shares it. TensorBoard keeps 1,000 points of a line unless started with
 `--samples_per_plugin scalars=0`; the page says where points are left out. Without Plotly, the tab
 "Custom scalars" has all terms in one chart.

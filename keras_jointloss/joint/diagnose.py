@@ -127,7 +127,8 @@ def diagnose(source: Any) -> Diagnosis:
 
     and what to try next. The same rules give the warnings of `JointLossCallback` and the marks in
     TensorBoard's tab. A loss falls, rises or turns if that is three times as much as its scatter
-    explains. Six epochs are needed for that, so that after fewer nothing is said.
+    explains. Six epochs are needed for that, so that after fewer nothing is said. Epochs count from
+    1, as in the progress bar.
 
     From what `fit` returned, it also sees the schedules, the rule and, without a
     `JointLossCallback`, that nothing moved them.

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_jointloss.tensorboard.judgement.epochs import epochs_of
+from keras_jointloss.tensorboard.judgement.judge import judge
 from keras_jointloss.tensorboard.runs import OTHER, SPLITS, Run, Series, find_others, term_tag
 
 #: The values of a term in the table.
@@ -24,12 +26,18 @@ def latest(runs: Sequence[Run], terms: Sequence[str]) -> list[dict[str, Any]]:
         Dicts with `run`, `term`, `step`, and for `train` and `validation` a dict with the latest
         `raw`, `weight`, `weighted` and `share`, the `change` of the raw loss since the epoch before
         as a share of it, and `trend`, raw losses of the whole training, at most 40. `None` stands
-        for what is not known.
+        for what is not known. `marks` are the faults of the term, each with `kind` and `reason`.
     """
     rows = []
     for run in runs:
+        faults = [x for x in judge(epochs_of(run)) if x.is_fault]
         for term in [*terms, OTHER, *find_others([run])]:
-            row: dict[str, Any] = {"run": run.name, "term": term}
+            marks = [
+                {"kind": x.kind, "reason": f"{x.text} Guide: {x.guide}."}
+                for x in faults
+                if x.term == term
+            ]
+            row: dict[str, Any] = {"run": run.name, "term": term, "marks": marks}
             for split in SPLITS:
                 row[split] = _values(run, split, term)
             steps = [x["step"] for x in (row["train"], row["validation"]) if x]

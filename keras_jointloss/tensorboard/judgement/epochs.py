@@ -1,5 +1,6 @@
 """The values of a training by epoch, on which the rules look."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -69,8 +70,9 @@ class Epochs:
         """Returns the words for an epoch: `"epoch 3"`."""
         return f"{self.unit} {self.numbers[index]}"
 
+    @functools.cached_property
     def shares(self) -> dict[str, np.ndarray]:
-        """Returns the absolute share of each term in the sum of all terms; NaN if unknown."""
+        """The absolute share of each term in the sum of all terms; NaN if unknown."""
         sizes = {name: np.abs(x.weighted) for name, x in self.train.items()}
         if not sizes:
             return {}
@@ -89,8 +91,12 @@ def epochs_of(run: Run, may_be_constant: frozenset[str] = frozenset()) -> Epochs
     splits = {}
     for split in SPLITS:
         tags = run.split(split)
-        found = {name: _term(tags, name, names, ends) for name in names if _has(tags, name)}
-        splits[split] = found
+        norms = _norms(tags, names)
+        splits[split] = {
+            name: _term(tags, name, norms.get(name, []), ends)
+            for name in names
+            if any(term_tag(name, key) in tags for key in ("raw", "weight"))
+        }
     pairs = {}
     for prefix, pair in find_pairs(run.train).items():
         terms = tuple(_term_of(name, names) for name in pair)
@@ -149,23 +155,22 @@ def _totals(tags: Mapping[str, Series]) -> list[str]:
     return [x for x in tags if x == "joint_loss/total" or x.endswith("/raw")]
 
 
-def _has(tags: Mapping[str, Series], term: str) -> bool:
-    return any(term_tag(term, key) in tags for key in ("raw", "weight"))
+def _norms(tags: Mapping[str, Series], terms: list[str]) -> dict[str | None, list[str]]:
+    """Returns the tags of the lengths of gradients by the term that they belong to."""
+    found: dict[str | None, list[str]] = {}
+    for tag in tags:
+        if tag.startswith("gradients/") and tag.endswith("/norm"):
+            name = tag.removeprefix("gradients/").removesuffix("/norm")
+            found.setdefault(_term_of(name, terms), []).append(tag)
+    return found
 
 
-def _term(tags: Mapping[str, Series], term: str, terms: list[str], ends: np.ndarray) -> TermEpochs:
+def _term(tags: Mapping[str, Series], term: str, norms: list[str], ends: np.ndarray) -> TermEpochs:
     """Returns the values of a term in one split."""
     unknown = np.full(len(ends) - 1, np.nan)
     loss, weight, weighted = (tags.get(term_tag(term, x)) for x in ("raw", "weight", "weighted"))
-    own = [
-        tag
-        for tag in tags
-        if tag.startswith("gradients/")
-        and tag.endswith("/norm")
-        and _term_of(tag.removeprefix("gradients/").removesuffix("/norm"), terms) == term
-    ]
     # Where several layers report the term, which of them counts is not known.
-    norm = tags[own[0]] if len(own) == 1 else None
+    norm = tags[norms[0]] if len(norms) == 1 else None
     return TermEpochs(
         loss=unknown if loss is None else _means(loss, ends),
         weight=unknown if weight is None else _last(weight, ends),
@@ -182,24 +187,28 @@ def _term_of(name: str, terms: list[str]) -> str | None:
 
 def _means(series: Series, ends: np.ndarray) -> np.ndarray:
     """Returns the mean of the points of each epoch, by the number of steps that each stands for."""
-    series = series.without_restarts()
-    result = np.full(len(ends) - 1, np.nan)
-    epochs = np.searchsorted(ends, series.steps, side="left") - 1
-    for epoch in np.unique(epochs[(epochs >= 0) & (epochs < len(result))]):
-        own = epochs == epoch
-        steps = np.concatenate([[ends[epoch]], series.steps[own]])
-        with np.errstate(invalid="ignore"):
-            result[epoch] = np.average(series.values[own], weights=np.diff(steps))
-    return result
+    steps, _, values = series.without_restarts()
+    epochs, is_known = _places(steps, ends)
+    # A point stands for the steps since the one before, or since the start of the epoch.
+    starts = np.maximum(ends[epochs], np.append(ends[:1], steps[:-1])[is_known])
+    sizes, count = steps[is_known] - starts, len(ends) - 1
+    with np.errstate(all="ignore"):
+        total = np.bincount(epochs, sizes * values[is_known], count)
+        return total / np.bincount(epochs, sizes, count)
+
+
+def _places(steps: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the epochs that steps are in, of those in any, and which are."""
+    epochs = np.searchsorted(ends, steps, side="left") - 1
+    is_known = (epochs >= 0) & (epochs < len(ends) - 1)
+    return epochs[is_known], is_known
 
 
 def _broken(total: Series | None, ends: np.ndarray) -> np.ndarray:
     """Returns the epochs in which a point of the total is not finite."""
     result = np.zeros(len(ends) - 1, "bool")
     if total is not None:
-        steps = total.steps[~np.isfinite(total.values)]
-        epochs = np.searchsorted(ends, steps, side="left") - 1
-        result[epochs[(epochs >= 0) & (epochs < len(result))]] = True
+        result[_places(total.steps[~np.isfinite(total.values)], ends)[0]] = True
     return result
 
 
@@ -207,7 +216,6 @@ def _last(series: Series, ends: np.ndarray) -> np.ndarray:
     """Returns the last value of each epoch."""
     series = series.without_restarts()
     result = np.full(len(ends) - 1, np.nan)
-    epochs = np.searchsorted(ends, series.steps, side="left") - 1
-    is_known = (epochs >= 0) & (epochs < len(result))
-    result[epochs[is_known]] = series.values[is_known]  # The last one stays.
+    epochs, is_known = _places(series.steps, ends)
+    result[epochs] = series.values[is_known]  # The last one stays.
     return result

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from keras_jointloss.tensorboard.judgement import losses, standstill, weights
 from keras_jointloss.tensorboard.judgement.epochs import Epochs
 from keras_jointloss.tensorboard.judgement.finding import Finding
@@ -15,7 +17,8 @@ def judge(epochs: Epochs, rule: str | None = None) -> list[Finding]:
         epochs: Its values.
         rule: The name of the rule that moves its weights, if it is known.
     """
-    found = [x for x in _found(epochs, rule) if x is not None] if len(epochs) else []
+    with np.errstate(all="ignore"):  # Logs may hold any numbers.
+        found = [x for x in _found(epochs, rule) if x is not None] if len(epochs) else []
     return sorted(found, key=lambda x: not x.is_fault)
 
 
@@ -23,8 +26,7 @@ def _found(epochs: Epochs, rule: str | None) -> Iterator[Finding | None]:
     broken = losses.not_finite(epochs)
     yield from broken
     yield losses.drives(epochs)
-    still = None if rule is None else weights.rule_never_moved(epochs, rule)
-    yield still
+    yield None if rule is None else weights.rule_never_moved(epochs, rule)
     for term in epochs.train:
         yield weights.never_moved(epochs, term)
         yield weights.ran_away(epochs, term)

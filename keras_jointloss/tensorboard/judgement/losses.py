@@ -12,7 +12,7 @@ def drives(epochs: Epochs) -> Finding | None:
 
     `None` for a single term.
     """
-    shares = epochs.shares()
+    shares = epochs.shares
     known = [i for i in range(len(epochs)) if any(np.isfinite(x[i]) for x in shares.values())]
     if len(shares) < 2 or not known:
         return None
@@ -139,10 +139,12 @@ def nearly_off(epochs: Epochs, term: str) -> Finding | None:
     has to be as short, where all lengths are known. A term whose loss has fallen to a tenth may be
     learned, and one whose schedule fades out is meant to be.
     """
-    found, shares = epochs.train[term], epochs.shares()
+    found, shares = epochs.train[term], epochs.shares
     if len(shares) < 2 or len(epochs) < 3:
         return None
     is_small = (shares[term] < _SMALL_SHARE) & (found.weighted != 0)
+    if not is_small[-1]:
+        return None
     norms = np.stack([x.norm for x in epochs.train.values()])
     if np.isfinite(norms).all():
         is_small &= found.norm < _SMALL_SHARE * norms.sum(axis=0)

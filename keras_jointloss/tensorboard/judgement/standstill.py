@@ -124,7 +124,10 @@ def never_falls(epochs: Epochs, term: str) -> Finding | None:
     if term in epochs.may_be_constant:
         return None
     whole = trend(losses)
-    if whole.verdict != "flat" or np.ptp(losses) > max(6 * scatter(losses), 0.02 * whole.level):
+    # Also while its weight was small.
+    before = epochs.train[term].loss[: index[-1] + 1]
+    spread = np.nanmax(before, where=np.isfinite(before), initial=-np.inf) - losses.min()
+    if whole.verdict != "flat" or spread > max(6 * scatter(losses), 0.02 * whole.level):
         return None
     others = _falling(epochs, term, index)
     if not others:
@@ -161,7 +164,9 @@ def _falling(epochs: Epochs, term: str, index: np.ndarray) -> list[str]:
     trends = {
         name: trend(x.loss[index])
         for name, x in epochs.train.items()
-        if name != term and np.isfinite(x.loss[index]).all()
+        if name != term
+        and x.loss[index[-1]] < x.loss[index[0]]
+        and np.isfinite(x.loss[index]).all()
     }
     return [
         x for x, found in trends.items() if found.verdict == "falls" and -found.relative > _FALL

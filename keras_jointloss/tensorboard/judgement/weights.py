@@ -23,8 +23,10 @@ def ran_away(epochs: Epochs, term: str) -> Finding | None:
     """
     if term in epochs.schedules or len(epochs.train) < 2 or len(epochs) < 3:
         return None
-    weights = np.stack([x.weight for name, x in epochs.train.items() if name != term])
     own = epochs.train[term]
+    if not (own.weight > 0).any() or np.nanmax(own.weight) < _FAR * np.nanmin(own.weight):
+        return None
+    weights = np.stack([x.weight for name, x in epochs.train.items() if name != term])
     known = np.flatnonzero((own.weight > 0) & (weights > 0).all(axis=0))
     if len(known) < 3:
         return None
@@ -34,7 +36,7 @@ def ran_away(epochs: Epochs, term: str) -> Finding | None:
     if growth[-1] < np.log(_FAR):
         return None
     losses = np.abs(own.loss[known])
-    takes_all = epochs.shares()[term][known[-1]] >= 1 - _REST
+    takes_all = epochs.shares[term][known[-1]] >= 1 - _REST
     is_spent = losses[-1] <= losses[0] / _FAR
     if not (takes_all or is_spent):
         return None
@@ -42,7 +44,7 @@ def ran_away(epochs: Epochs, term: str) -> Finding | None:
     why = (
         f"its loss has fallen from {losses[0]:.3g} to {losses[-1]:.3g}"
         if is_spent
-        else f"it is {epochs.shares()[term][known[-1]]:.1%} of the weighted losses"
+        else f"it is {epochs.shares[term][known[-1]]:.1%} of the weighted losses"
     )
     return Finding(
         term,

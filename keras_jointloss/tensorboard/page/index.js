@@ -294,6 +294,13 @@ function sparkline(values) {
   return svg;
 }
 
+// A sign before a term that has faults; their reasons show when the pointer is on it.
+function mark(faults) {
+  if (!faults.length) return [];
+  const title = faults.map(({reason}) => reason).join("\n\n");
+  return [make("span", {class: "mark", role: "img", tabindex: "0", title, "aria-label": title}, "!")];
+}
+
 function showTable(rows) {
   const head = make("tr", {}, make("th", {scope: "col", class: "name"}, "run"),
     make("th", {scope: "col", class: "name"}, "term"), make("th", {scope: "col"}, "weight"));
@@ -312,7 +319,8 @@ function showTable(rows) {
     const weight = (row.train ?? row.validation ?? {}).weight;
     const line = make("tr", {},
       make("td", {class: "name", title: row.run}, row.run),
-      make("th", {class: "name", scope: "row", title: row.term}, row.term),
+      make("th", {class: "name", scope: "row", title: row.term},
+        ...mark(row.marks), row.term),
       make("td", {}, number(weight)));
     for (const split of ["train", "validation"]) {
       const values = row[split] ?? {};
