@@ -86,7 +86,11 @@ def test_callback_warns_once_of_a_loss_that_never_falls_beside_one_that_does(rec
     assert found(history) == [("b", "stands_still")]
     # Not of a schedule that still gives it little, nor of one that is not to be trained.
     for weight in (kj.schedules.Linear(0.0, 1.0, 400), 0.0):
-        fit(model_of({"b": by_item}, {"b": weight}), y=TARGETS, epochs=9)
+        fit(model := model_of({"b": by_item}, {"b": weight}), y=TARGETS, epochs=9)
+    # Nor in a training that goes on, which may have learned it.
+    model.compile("adam", **kj.joint_loss({"a": "mse", "b": by_item}))
+    model.optimizer.iterations.assign(36)
+    fit(model, y=TARGETS, initial_epoch=9, epochs=18)
     assert not [x for x in recwarn if "has not fallen" in str(x.message)][1:]
 
 

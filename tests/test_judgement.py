@@ -1,6 +1,7 @@
 """The rules that judge a training: each on one that has the fault, and on one that has not."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -79,6 +80,10 @@ def test_term_that_never_falls_beside_one_that_does_stands_still():
     logs = logs_of({"a": A, "b": flat(N)})
     assert kinds(logs) == [("b", "stands_still", 1)]
     assert "has not fallen since epoch 1" in found(logs)[0].sentence
+    # In a training that goes on, it may have been learned before.
+    resumed = SimpleNamespace(history=logs, epoch=range(9, 9 + N), params=None)
+    (_, finding) = found(resumed)
+    assert (finding.kind, finding.since, finding.is_fault) == ("stands_still", 10, False)
     # Not before six epochs, nor if the other one does not fall either, nor with too much scatter.
     assert kinds(logs_of({"a": A[:5], "b": flat(5)})) == []
     assert kinds(logs_of({"a": flat(N, 3), "b": flat(N)})) == []

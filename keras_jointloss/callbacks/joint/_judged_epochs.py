@@ -29,9 +29,12 @@ class JudgedEpochs:
             run: {name: [] for name in terms} for run in RUNS
         }
         self._epochs: list[tuple[int, int, float]] = []
+        self._is_from_start = True
 
-    def add(self, epoch: int, step: int, readings: TermReadings) -> None:
-        """Adds the kept readings of an epoch, counted from 0, that ended at a step."""
+    def add(self, epoch: int, step: int, batches: int, readings: TermReadings) -> None:
+        """Adds the kept readings of an epoch, counted from 0, of so many batches up to a step."""
+        if not self._epochs:
+            self._is_from_start = epoch == 0 and step <= batches
         self._epochs.append((epoch, step, readings.totals.get("train", math.nan)))
         for run, of_run in self._rows.items():
             kept = readings.kept.get(run, {})
@@ -49,7 +52,7 @@ class JudgedEpochs:
             found = [None if self._is_rising(name) else never_falls(epochs, name)]
             if self._terms.weighting is not None and not term.given.moves:
                 found.append(ran_away(epochs, name))
-            yield from (x for x in found if x is not None)
+            yield from (x for x in found if x is not None and x.is_fault)
 
     def _so_far(self) -> Epochs:
         numbers, steps, totals = (np.array(x) for x in zip(*self._epochs, strict=True))
@@ -64,6 +67,7 @@ class JudgedEpochs:
             train=train,
             total=totals,
             is_broken=~np.isfinite(totals),
+            is_from_start=self._is_from_start,
             validation=validation,
             may_be_constant=frozenset(
                 name for name, x in self._terms.items() if x.may_be_constant or x.is_off

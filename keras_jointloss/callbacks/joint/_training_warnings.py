@@ -160,7 +160,7 @@ class TrainingWarnings:
 
     def of_epochs(self, readings: TermReadings, end: EpochEnd) -> None:
         """Warns of what the epochs so far show: losses that never fall, weights that run away."""
-        self._epochs.add(end.epoch, end.step, readings)
+        self._epochs.add(end.epoch, end.step, end.batches, readings)
         for finding in self._epochs.faults():
             if not any(x.startswith(f"stuck {finding.term} ") for x in self._warned):
                 self._once(f"{finding.kind} {finding.term}", finding.text)

@@ -62,6 +62,8 @@ class Epochs:
     learning_rate: np.ndarray | None = None
     #: Terms whose loss may stand still on purpose.
     may_be_constant: frozenset[str] = frozenset()
+    #: Whether the training began here; else it was resumed, as far as is known.
+    is_from_start: bool = True
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -125,6 +127,7 @@ def epochs_of(run: Run, may_be_constant: frozenset[str] = frozenset()) -> Epochs
         },
         learning_rate=None if rate is None else _last(rate, ends),
         may_be_constant=may_be_constant,
+        is_from_start=unit == "step" or not len(numbers) or int(numbers[0]) == 1,
     )
 
 

@@ -140,8 +140,10 @@ def never_falls(epochs: Epochs, term: str) -> Finding | None:
         f"{losses[0]:.4g} there and is {losses[-1]:.4g} now, within its scatter, while that of "
         f"{', '.join(map(repr, others))} falls.",
         "Its targets may have nothing to do with the inputs, or not be those of the same items; "
-        "its weight may be too small beside the others; or it is detached from what is trained. "
-        "Train it alone: if it then falls, raise its weight.",
+        "its weight may be too small beside the others; it may be detached from what is trained, "
+        "or have been learned before. Train it alone: if it then falls, raise its weight.",
+        # A training that was resumed may have learned it.
+        is_fault=epochs.is_from_start,
     )
 
 
