@@ -181,6 +181,9 @@ def test_weight_that_takes_everything_has_run_away():
     logs = logs_of({"a": A, "b": spent}, weights={"b": 1 / spent})
     assert kinds(logs) == [("b", "weight_ran_away", 11)]
     assert "its loss has fallen from 1 to 1e-06" in found(logs)[0].sentence
+    # That of a rule whose weights have a constant product.
+    weights = {"a": spent**0.25, "b": spent**-0.25}
+    assert ("b", "weight_ran_away", 20) in kinds(logs_of({"a": A, "b": spent}, weights=weights))
     # The weight of the other one fades out.
     assert kinds(logs_of({"a": A, "b": B}, weights={"b": np.append(np.ones(15), [1e-4] * 5)})) == []
 

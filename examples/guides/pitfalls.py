@@ -125,8 +125,8 @@ for name, model in {"first": first, "clone": keras.models.clone_model(first)}.it
 ## A loss that reaches 0
 
 `GeometricMean` and `FAMO` weigh a loss by its inverse, so a loss that can reach 0 takes all the
-weight. Here the second target is always 0. A warning tells when such a loss falls below the least
-that counts. Give that term a `floor`, below which it counts as solved, or all terms a `min_weight`.
+weight. Here the second target is always 0. Warnings tell that its weight runs away, and that the loss
+is below the least that counts. Give that term a `floor`, below which it counts as solved, or all terms a `min_weight`.
 """
 
 # %%

@@ -10,12 +10,14 @@ from keras_jointloss.tensorboard.judgement.finding import Finding
 #: A weight that has grown by so much against the others has left the range of useful ones: grids of
 #: constant weights span less.
 _FAR = 1e3
+#: Of which its own weight has grown by so much.
+_ALONE = 10.0
 #: What the terms with such a weight leave to the others, or what has become of their loss.
 _REST = 0.01
 
 
 def ran_away(epochs: Epochs, term: str) -> Finding | None:
-    """Returns since when a weight has grown 1,000-fold, alone and against the others.
+    """Returns since when a weight has grown 1,000-fold against the others, and 10-fold itself.
 
     Not if that makes up for the size of the loss, as rules do, and leaves the others a share: the
     term has to have 99 % of the weighted losses, or a loss that has fallen 1,000-fold, by whose
@@ -24,16 +26,16 @@ def ran_away(epochs: Epochs, term: str) -> Finding | None:
     if term in epochs.schedules or len(epochs.train) < 2 or len(epochs) < 3:
         return None
     own = epochs.train[term]
-    if not (own.weight > 0).any() or np.nanmax(own.weight) < _FAR * np.nanmin(own.weight):
+    if not (own.weight > 0).any() or np.nanmax(own.weight) < _ALONE * np.nanmin(own.weight):
         return None
     weights = np.stack([x.weight for name, x in epochs.train.items() if name != term])
     known = np.flatnonzero((own.weight > 0) & (weights > 0).all(axis=0))
     if len(known) < 3:
         return None
-    # Where the others fade out, their weights have gone, not this one.
     alone, others = np.log(own.weight[known]), np.log(weights[:, known]).mean(axis=0)
-    growth = alone - alone[0] - np.maximum(0.0, others - others[0])
-    if growth[-1] < np.log(_FAR):
+    growth = alone - alone[0] - (others - others[0])
+    # Where only the others fade out, their weights have gone, not this one.
+    if growth[-1] < np.log(_FAR) or alone[-1] - alone[0] < np.log(_ALONE):
         return None
     losses = np.abs(own.loss[known])
     takes_all = epochs.shares[term][known[-1]] >= 1 - _REST
