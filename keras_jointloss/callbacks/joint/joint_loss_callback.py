@@ -91,6 +91,8 @@ class JointLossCallback(JointLossOptions):
     `ReduceLROnPlateau` or `ModelCheckpoint` that compare `loss` or `val_loss` of epochs with
     different weights; and, after at least two updates in an epoch, of terms with a weight whose
     loss never changed (unless at the `floor` or `target` of a `LossTerm`) or whose gradient was 0.
+    After six epochs also of a loss that has not fallen beside one that does, and of a weight that
+    ran away. `keras_jointloss.diagnose` judges by the same rules.
 
     Args:
         log_dir: The folder for TensorBoard, or `None` to write nothing.
