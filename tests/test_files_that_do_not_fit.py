@@ -1,6 +1,7 @@
 """Weights files and configs that do not fit are refused by name, and change nothing."""
 
 import json
+import resource
 import shutil
 
 import h5py
@@ -169,7 +170,10 @@ def test_array_that_no_memory_holds_is_refused_unread(file, model, tmp_path):
             # Keras itself refuses those of 4 GiB and more.
             opened.create_dataset(name, (10**9,), "float32", chunks=(1024,))
     assert path.stat().st_size < 10**6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert_refused(model, path, r"`memory_views`.*'pair'.*shape \(1000000000,\)")
+    # The array alone has 3.7 GiB.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < peak + 2**20  # KiB
 
 
 def test_what_was_loaded_before_an_error_is_undone(file, tmp_path):

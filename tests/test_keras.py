@@ -9,6 +9,7 @@ import contextlib
 import gc
 import inspect
 import random
+import tempfile
 import weakref
 
 import keras
@@ -374,6 +375,23 @@ def keys_of_saved_variables():
     layer.build((None, 2))
     layer.save_own_variables(store)
     assert _keras.saved_variables({**store, "own": 1}).keys() == {"0", "1"}
+
+
+@check_of("saved_shape")
+def shapes_in_weights_files():
+    class Looks(keras.layers.Dense):
+        def load_own_variables(self, store):
+            seen.append([_keras.saved_shape(store, key) for key in ("0", "1", "2")])
+            super().load_own_variables(store)
+
+    seen = []
+    model = keras.Sequential([keras.Input((2,)), Looks(3)])
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/model.weights.h5"
+        model.save_weights(path)
+        model.load_weights(path)
+    assert seen == [[(2, 3), (3,), None]]
+    assert _keras.saved_shape({"0": np.ones(2)}, "0") is None
 
 
 @check_of("is_stateless")

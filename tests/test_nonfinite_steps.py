@@ -247,9 +247,8 @@ def test_validation_and_later_training_hide_nothing():
     found = said_by(
         lambda: fit(model, skipping(), validation_data=(X, targets), validation_batch_size=10)
     )
-    assert [x for x in found if "step" in x] == [
-        "The loss of term 'a' is nan (validation, step 4)."
-    ]
+    (found,) = (x for x in found if "step" in x)
+    assert found.startswith("The loss of term 'a' is nan (validation, step 4).")
     with pytest.warns(UserWarning, match="is nan"):
         history = fit(model, skipping(), y=Y, validation_data=(X, targets))
     assert history["a_skipped"] == [0]

@@ -4,7 +4,6 @@ One rule that keeps state for each term and counts epochs tests the base class.
 """
 
 import functools
-import json
 import re
 
 import keras
@@ -17,7 +16,6 @@ from keras_jointloss.joint.find_terms import find_terms
 from tests import reference_weighting as reference
 from tests import small_models
 from tests.backends import jax, once_compiled, values_only
-from tests.processes import run_python
 from tests.summaries import read_scalars
 from tests.terms import REQUIRED, RULES, Terms, Trajectory
 from tests.test_weighting import LastLoss
@@ -134,39 +132,6 @@ def test_loaded_model_resumes_like_uninterrupted_training(name, tmp_path):
     rest = trajectories(loaded, epochs=4, initial_epoch=2)
     np.testing.assert_allclose(np.concatenate([first, rest]), uninterrupted(name), rtol=1e-6)
     assert loaded.loss["rating"].weight.weighting is not model.loss["rating"].weight.weighting
-
-
-KILLED = """
-import json, os, signal, sys
-import keras
-from tests.test_weighting_in_training import STATEFUL, build, trajectories
-
-folder, deadly = sys.argv[1], sys.argv[2] == "deadly"
-
-
-class Kill(keras.callbacks.Callback):
-    def on_train_batch_begin(self, batch, logs=None):
-        if deadly and batch == 3 and self.model.optimizer.iterations > 12:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-backup = keras.callbacks.BackupAndRestore(folder)
-weights = trajectories(build(STATEFUL), epochs=4, callbacks=[backup, Kill()])
-print(json.dumps(weights.tolist()))
-"""
-
-
-# Processes start slowly on JAX; what a backup holds does not depend on the backend.
-@pytest.mark.slow
-@pytest.mark.backend("tensorflow", "torch")
-def test_killed_training_resumes_on_the_same_trajectory(tmp_path):
-    folder = tmp_path / "backup"
-    assert run_python(KILLED, folder, "deadly", check=False).returncode == -9
-    resumed = run_python(KILLED, folder, "gentle", check=False)
-    assert resumed.returncode == 0, resumed.stderr
-    weights = json.loads(resumed.stdout.splitlines()[-1])
-    # Two of four epochs were saved, the third was interrupted.
-    np.testing.assert_allclose(weights, uninterrupted(STATEFUL)[12:], rtol=1e-6)
 
 
 @once_compiled

@@ -269,6 +269,17 @@ def saved_variables(store: Any) -> dict[str, Any]:
     return {key: store[key] for key in list(store.keys()) if key.isdigit()}
 
 
+def saved_shape(store: Any, key: str) -> tuple[int, ...] | None:
+    """Returns the shape of an array in a weights file, or `None` if that is to be found in it.
+
+    The store reads an array as a whole when it is asked for it, however large the file says it is.
+    """
+    group = getattr(store, "_h5_entry_group", None) or {}
+    is_plain = key in group and group.get(key, getclass=True, getlink=True).__name__ == "HardLink"
+    shape = getattr(group[key], "shape", None) if is_plain else None
+    return None if shape is None else tuple(shape)
+
+
 class Scope(keras.StatelessScope):
     """A scope that passes on the values of the enclosing one, and records what is assigned.
 

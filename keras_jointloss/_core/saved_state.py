@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_jointloss._core.keras import saved_shape
 from keras_jointloss._core.keras_calls import skips_mismatch
 from keras_jointloss._core.math import to_numpy
 from keras_jointloss._core.validation import MAX_COUNT, shown
@@ -58,13 +59,13 @@ class SavedState:
         expected = f"finite numbers of the shape {shape}" if shape else "a finite number"
         if key not in self:
             raise self.error(name, expected, "none")
-        value = self._values[key]
         if isinstance(self._values, _Snapshot):
-            return np.array(value)
+            return np.array(self._values[key])
         # A small file can declare an array that no memory holds: read none of another shape.
-        given = getattr(value, "shape", None)
-        if given is not None and tuple(given) != shape:
-            raise self.error(name, expected, f"an array of the shape {tuple(given)}")
+        given = saved_shape(self._values, key)
+        if given not in (None, shape):
+            raise self.error(name, expected, f"an array of the shape {given}")
+        value = self._values[key]
         try:
             # In a list of numbers, NumPy turns true into 1.
             has_bool = any(isinstance(x, bool) for x in keras.tree.flatten(value))
