@@ -157,20 +157,23 @@ def short_pipelines():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def kept_iterators():
-    """Keeps the latest iterators of TensorFlow until they are idle.
+def kept_iterator():
+    """Keeps the latest iterator of replicas on TensorFlow until the next one is dropped.
 
-    One that Keras drops while it still fetches a batch for a replica can end the process.
+    One that Keras drops while it still fetches a batch for a replica can end the process. Several
+    that are kept take the threads of those that are in use.
     """
     if BACKEND != "tensorflow":
         yield
         return
+    import tensorflow as tf
     from keras.src.backend.tensorflow.trainer import TFEpochIterator
 
-    reset, kept = TFEpochIterator.reset, collections.deque(maxlen=8)
+    reset, kept = TFEpochIterator.reset, collections.deque(maxlen=1)
 
     def reset_later(self):
-        kept.append(self._current_iterator)
+        if isinstance(self._current_iterator, tf.distribute.DistributedIterator):
+            kept.append(self._current_iterator)
         reset(self)
 
     with pytest.MonkeyPatch.context() as patch:
