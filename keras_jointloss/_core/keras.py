@@ -274,7 +274,7 @@ def saved_shape(store: Any, key: str) -> tuple[int, ...] | None:
 
     The store reads an array as a whole when it is asked for it, however large the file says it is.
     """
-    group = getattr(store, "_h5_entry_group", None) or {}
+    group: Any = getattr(store, "_h5_entry_group", None) or {}
     is_plain = key in group and group.get(key, getclass=True, getlink=True).__name__ == "HardLink"
     shape = getattr(group[key], "shape", None) if is_plain else None
     return None if shape is None else tuple(shape)
