@@ -374,14 +374,14 @@ def keys_of_saved_variables():
     layer, store = keras.layers.Dense(1), {}
     layer.build((None, 2))
     layer.save_own_variables(store)
-    assert _keras.saved_variables({**store, "own": 1}).keys() == {"0", "1"}
+    assert _state.saved_variables({**store, "own": 1}).keys() == {"0", "1"}
 
 
 @check_of("saved_shape")
 def shapes_in_weights_files():
     class Looks(keras.layers.Dense):
         def load_own_variables(self, store):
-            seen.append([_keras.saved_shape(store, key) for key in ("0", "1", "2")])
+            seen.append([_state.saved_shape(store, key) for key in ("0", "1", "2")])
             super().load_own_variables(store)
 
     seen = []
@@ -391,7 +391,7 @@ def shapes_in_weights_files():
         model.save_weights(path)
         model.load_weights(path)
     assert seen == [[(2, 3), (3,), None]]
-    assert _keras.saved_shape({"0": np.ones(2)}, "0") is None
+    assert _state.saved_shape({"0": np.ones(2)}, "0") is None
 
 
 @check_of("is_stateless")

@@ -2,7 +2,7 @@
 
 Each assumption is a function, which says why it is needed, and has a check of its name in
 `tests/test_keras.py`. What runs at the moment is in `_core/keras_calls.py`, what concerns models,
-optimizers and callbacks in `_core/keras_models.py`, what a training changes in
+optimizers and callbacks in `_core/keras_models.py`, state in training and in files in
 `_core/keras_state.py`, and what else the loss has in `_core/keras_losses.py`.
 `_core/keras_check.py` looks for most of it when the package is imported. No other module relies on
 what Keras does not document, except for the methods in `OVERRIDDEN`.
@@ -262,22 +262,6 @@ def untrack(metric: keras.metrics.Metric, variables: Iterable[keras.Variable]) -
     """Removes variables from a metric, which has no other way to give one up."""
     for variable in variables:
         metric._tracker.untrack(variable)
-
-
-def saved_variables(store: Any) -> dict[str, Any]:
-    """Returns what Keras itself saves of a layer: it uses numbers as keys."""
-    return {key: store[key] for key in list(store.keys()) if key.isdigit()}
-
-
-def saved_shape(store: Any, key: str) -> tuple[int, ...] | None:
-    """Returns the shape of an array in a weights file, or `None` if that is to be found in it.
-
-    The store reads an array as a whole when it is asked for it, however large the file says it is.
-    """
-    group: Any = getattr(store, "_h5_entry_group", None) or {}
-    is_plain = key in group and group.get(key, getclass=True, getlink=True).__name__ == "HardLink"
-    shape = getattr(group[key], "shape", None) if is_plain else None
-    return None if shape is None else tuple(shape)
 
 
 class Scope(keras.StatelessScope):

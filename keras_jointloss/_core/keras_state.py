@@ -1,4 +1,4 @@
-"""What the package assumes of the state of a model that trains, which Keras does not document.
+"""What the package assumes of state, in training and in files, which Keras does not document.
 
 As in `_core/keras.py`, each function has a check of its name in `tests/test_keras.py`.
 """
@@ -63,3 +63,19 @@ def kept_compilation(model: keras.Model) -> Iterator[None]:
         for name in (*_SET_BY_FIT, *changed):
             vars(model).pop(name, None)
         vars(model).update(kept)
+
+
+def saved_variables(store: Any) -> dict[str, Any]:
+    """Returns what Keras itself saves of a layer: it uses numbers as keys."""
+    return {key: store[key] for key in list(store.keys()) if key.isdigit()}
+
+
+def saved_shape(store: Any, key: str) -> tuple[int, ...] | None:
+    """Returns the shape of an array in a weights file, or `None` if that is to be found in it.
+
+    The store reads an array as a whole when it is asked for it, however large the file says it is.
+    """
+    group: Any = getattr(store, "_h5_entry_group", None) or {}
+    is_plain = key in group and group.get(key, getclass=True, getlink=True).__name__ == "HardLink"
+    shape = getattr(group[key], "shape", None) if is_plain else None
+    return None if shape is None else tuple(shape)

@@ -8,8 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_jointloss._core.keras import saved_shape
 from keras_jointloss._core.keras_calls import skips_mismatch
+from keras_jointloss._core.keras_state import saved_shape
 from keras_jointloss._core.math import to_numpy
 from keras_jointloss._core.validation import MAX_COUNT, shown
 

@@ -10,9 +10,10 @@ import keras
 from keras import ops
 
 from keras_jointloss._core.backend import current_replicas, is_traced
-from keras_jointloss._core.keras import LateNumber, saved_variables
+from keras_jointloss._core.keras import LateNumber
 from keras_jointloss._core.keras_calls import STEPS, enclosing_scope, running_loop
 from keras_jointloss._core.keras_losses import forget_own_losses
+from keras_jointloss._core.keras_state import saved_variables
 from keras_jointloss._core.saved_state import SavedState, load_or_undo
 from keras_jointloss._core.state import as_state
 from keras_jointloss._core.types import Config, LayerOptions
