@@ -47,6 +47,7 @@ IS_ONE_OF_SEVERAL_PROCESSES = "PYTEST_XDIST_WORKER" in os.environ
 def configure_tensorflow():
     """Splits the CPU into four devices, which is possible only before TensorFlow first computes."""
     import tensorflow as tf
+    from tensorflow.python.data.ops import dataset_ops
     from tensorflow.python.eager import context
     from tensorflow.python.util import tf_stack
 
@@ -55,6 +56,13 @@ def configure_tensorflow():
     tf_stack.extract_stack = lambda stacklevel=1: stack
     # Keras would empty it before and after each test.
     context.Context.clear_kernel_cache = lambda self: None
+    # It shortens steps, of which the tests take few, and is a fourth of their compilation.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    # An iterator that is dropped can wait for its autotuning, which sleeps for up to a minute.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.experimental_optimization.apply_default_optimizations = False
+    dataset_ops.DatasetV2._apply_debug_options = lambda self: self.with_options(options)
 
     (cpu,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
@@ -136,9 +144,6 @@ def short_pipelines():
     from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 
     original = ArrayDataAdapter.get_tf_dataset
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    options.experimental_optimization.apply_default_optimizations = False
 
     def get_tf_dataset(adapter):
         inputs = array_slicing.convert_to_sliceable(adapter._inputs, target_backend="tensorflow")
@@ -149,7 +154,7 @@ def short_pipelines():
         dataset = tf.data.Dataset.from_tensor_slices(keras.tree.lists_to_tuples(inputs))
         if adapter._shuffle:
             dataset = dataset.shuffle(adapter._num_samples)
-        return dataset.batch(adapter._batch_size).with_options(options)
+        return dataset.batch(adapter._batch_size)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ArrayDataAdapter, "get_tf_dataset", get_tf_dataset)
