@@ -15,7 +15,7 @@ import keras_jointloss as kj
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from docs import NAMES, formulas, guides  # noqa: E402
+from docs import NAMES, formulas, guides, named_tests  # noqa: E402
 
 project = "keras_jointloss"
 version = release = kj.__version__
@@ -115,7 +115,13 @@ def link_names(app, doctree):
 def link_files(app, name, source):
     """Makes the links of the pages written by hand lead to pages of guides, and to tests."""
     if "/" not in name:
-        source[0] = guides.link_pages(guides.link_tests(source[0]), HERE, HERE)
+        text = named_tests.link(guides.include_readme(source[0]))
+        source[0] = guides.link_pages(text, HERE, HERE)
+
+
+def show_tests(app):
+    """Makes the pages that the names of tests lead to."""
+    return named_tests.pages(lambda code: app.builder.highlighter.highlight_block(code, "python"))
 
 
 def visit_math(self, node):
@@ -140,4 +146,5 @@ def setup(app):
     app.connect("autodoc-process-signature", write_signature)
     app.connect("autodoc-process-bases", name_bases)
     app.connect("source-read", link_files)
+    app.connect("html-collect-pages", show_tests)
     app.connect("doctree-read", link_names)

@@ -15,9 +15,9 @@ SCRIPTS = ROOT / "examples" / "guides"
 #: The pages of the guides, and their notebooks without output.
 PAGES = ROOT / "docs" / "guides"
 NOTEBOOKS = ROOT / "build" / "notebooks"
+#: Where a page begins as README does, up to a heading.
+README = re.compile(r'<!-- README\.md up to "(?P<heading>.+)" -->\n')
 LINK = re.compile(r"\]\((?P<path>[^):#\s]+)(?P<anchor>#[^)\s]*)?\)")
-#: The name of a test on a page.
-TEST = re.compile(r"`(?P<file>tests/\w+\.py)::(?P<test>\w+)`")
 PLOTLY = "application/vnd.plotly.v1+json"
 
 
@@ -53,7 +53,8 @@ def _write_guide(script: Path, changed: float) -> None:
             cell.source = link_pages(cell.source, SCRIPTS, PAGES)
     title, _, text = notebook.cells[0].source.partition("\n")
     files = (f"{{download}}`{x.name} <{os.path.relpath(x, PAGES)}>`" for x in (script, download))
-    notebook.cells[0].source = f"{title}\n\nDownload: {', '.join(files)}\n{text}"
+    needs = "[What it needs](../index.md#install)"
+    notebook.cells[0].source = f"{title}\n\nDownload: {', '.join(files)}. {needs}.\n{text}"
     jupytext.write(notebook, page)
 
 
@@ -117,6 +118,13 @@ def link_pages(text: str, folder: Path, pages: Path) -> str:
     return LINK.sub(rewrite, text)
 
 
-def link_tests(text: str) -> str:
-    """Makes links to their files of the names of tests on a page in `docs`."""
-    return TEST.sub(r"[\g<0>](../\g<file>)", text)
+def include_readme(text: str) -> str:
+    """Puts the beginning of README where a page in `docs` asks for it."""
+
+    def beginning(mark: re.Match) -> str:
+        readme, found, _ = (ROOT / "README.md").read_text("utf-8").partition(mark["heading"])
+        if not found:
+            raise ValueError(f"README.md has no heading {mark['heading']!r}.")
+        return link_pages(readme, ROOT, ROOT / "docs")
+
+    return README.sub(beginning, text)

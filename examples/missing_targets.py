@@ -10,7 +10,7 @@ targets that exist are in use, and the mean of each term is over its own.
 A table shows how much of the variance of each target is explained, in months that were not in the
 training: each month is left out once.
 
-Run: python examples/missing_targets.py    (pip install matplotlib)
+Run: python examples/missing_targets.py    (with the extra `examples` of README)
 
 Data: Stocks.csv, monthly prices from 1990 to 2022 that come with matplotlib, from Yahoo Finance.
 """

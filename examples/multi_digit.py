@@ -6,7 +6,7 @@ grey levels, some thousands at the start): a sum that the third term rules. Ever
 three trains the same network on the same images; then a table and a picture tell how well each task
 is done on images of digits that were never seen, and how the gradients stood to each other.
 
-Run: python examples/multi_digit.py    (pip install scikit-learn matplotlib)
+Run: python examples/multi_digit.py    (with the extra `examples` of README)
 
 Data: the 1,797 digits of 8 x 8 pixels that come with scikit-learn, from the Optical Recognition of
 Handwritten Digits data set (Alpaydin and Kaynak, 1998, UCI Machine Learning Repository, CC BY 4.0).

@@ -19,7 +19,7 @@ The table shows the ELBO at weight 1, whatever was trained, its divergence, and 
 dimensions carry information: those whose posterior mean varies over the digits by more than 0.01
 (active units; Burda et al., 2016, Importance Weighted Autoencoders).
 
-Run: python examples/vae.py    (pip install scikit-learn)
+Run: python examples/vae.py    (with the extra `examples` of README)
 
 Data: the 1,797 digits of 8 x 8 pixels that come with scikit-learn, from the Optical Recognition of
 Handwritten Digits data set (Alpaydin and Kaynak, 1998, UCI Machine Learning Repository, CC BY 4.0).

@@ -6,7 +6,7 @@ losses of very different size. Every way to weigh them trains the same network; 
 picture tell what became of the weights and of each task on held-out emoji. The grid is written for
 the HParams dashboard of TensorBoard, and its Pareto front is drawn.
 
-Run: python examples/weighting.py    (matplotlib draws the picture: pip install matplotlib)
+Run: python examples/weighting.py    (the extra `examples` of README draws the picture)
 """
 
 import argparse

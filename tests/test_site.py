@@ -1,12 +1,11 @@
 """What makes the site: formulas, notebooks of the guides, links."""
 
-import ast
 import re
 from pathlib import Path
 
 import pytest
 
-from docs import formulas, guides
+from docs import formulas, guides, named_tests
 
 pytestmark = pytest.mark.backend("torch")
 
@@ -105,22 +104,18 @@ def test_map_of_the_source_names_files_that_exist():
         assert (ROOT / file).exists() or (ROOT / "keras_jointloss" / file).exists(), file
 
 
-def named_tests(page):
+def names_on(page):
     """Returns the tests that a page names, in pairs with their files."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    return {(link["file"], link["test"]) for link in guides.TEST.finditer(text)}
+    return {(link["path"], link["test"]) for link in named_tests.TEST.finditer(text)}
 
 
 @pytest.mark.parametrize("page", ["promises.md", "proofs.md"])
 def test_page_names_tests_that_exist(page):
-    named = named_tests(page)
+    named = names_on(page)
     assert len(named) > 15
     for file, test in named:
-        nodes = list(ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))))
-        functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
-        # `refuses_calls` makes tests.
-        made = [node.targets for node in nodes if isinstance(node, ast.Assign)]
-        assert test in functions | {x.id for (x, *_) in made if isinstance(x, ast.Name)}
+        assert test in named_tests.tests_of((ROOT / file).read_text(encoding="utf-8"))
 
 
 #: What restricts a test to some backends, and their names in brackets.
@@ -148,8 +143,8 @@ def test_promises_name_the_backends_of_tests_that_run_on_some():
     text = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
     checked = 0
     for promise in re.split(r"(?m)^- \*\*", text)[1:]:
-        for link in guides.TEST.finditer(promise):
-            names = backends_of(link["file"], link["test"])
+        for link in named_tests.TEST.finditer(promise):
+            names = backends_of(link["path"], link["test"])
             checked += bool(names)
             assert all(name in promise for name in names), (link["test"], names)
     assert checked > 20
@@ -159,7 +154,7 @@ def test_page_of_proofs_counts_promises_and_their_tests():
     promises, proofs = ((ROOT / "docs" / f"{x}.md").read_text() for x in ("promises", "proofs"))
     counts = re.search(r"more than (\d+) promises name more than (\d+) tests", proofs).groups()
     assert len(re.findall(r"(?m)^- \*\*", promises)) > int(counts[0])
-    assert len(named_tests("promises.md")) > int(counts[1])
+    assert len(names_on("promises.md")) > int(counts[1])
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
@@ -175,7 +170,65 @@ def test_commands_of_pages_exist(path):
         assert (ROOT / file).exists()
 
 
-def test_names_of_tests_are_links():
-    text = "See `tests/test_site.py::test_formula`, `x` and\n`tests/test_site.py::test_formula`."
-    link = "[`tests/test_site.py::test_formula`](../tests/test_site.py)"
-    assert guides.link_tests(text) == f"See {link}, `x` and\n{link}."
+def test_names_of_tests_lead_to_their_code():
+    text = "See `tests/test_site.py::test_formula` and `x`."
+    address = re.search(r'href="(.*?)"', named_tests.link(text))[1]
+    assert address == "tests/test_site.html#test_formula"
+    pages = {
+        name: context["body"]
+        for name, context, _ in named_tests.pages(lambda code: f"<div><pre>{code}</pre></div>")
+    }
+    named = names_on("promises.md") | names_on("proofs.md")
+    assert set(pages) == {path.removesuffix(".py") for path, _ in named}
+    for path, test in named:
+        assert re.search(
+            rf'<span id="{test}"></span>(def )?{test}\b', pages[path.removesuffix(".py")]
+        )
+
+
+def test_index_begins_as_readme():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    index = guides.include_readme((ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
+    end = readme.index("## Guides")
+    assert index.startswith(guides.link_pages(readme[:end], ROOT, ROOT / "docs"))
+    assert index.partition("\n## ")[2].startswith("Install\n")
+    assert "(guides/first_steps.ipynb)" in index
+    with pytest.raises(ValueError, match="no heading"):
+        guides.include_readme('<!-- README.md up to "## Absent" -->\n')
+
+
+# What benchmarks take from other libraries is no way to install this one.
+OTHERS = ("pip install --no-deps LibMTL",)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*PAGES, *sorted((ROOT / "examples").rglob("*.py"))],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_readme_alone_says_how_to_install(path):
+    text = path.read_text(encoding="utf-8")
+    commands = [x for x in re.findall(r"pip install [^`&\n]+", text) if x not in OTHERS]
+    if path == ROOT / "README.md":
+        install = text.partition("## Install\n")[2].partition("\n## ")[0]
+        assert all(x in install for x in commands)
+        assert {x.partition("[")[0] for x in commands} == {'pip install ".'}
+    else:
+        assert not commands
+
+
+def test_ten_numbers_are_those_of_the_pages_that_say_how_they_were_measured():
+    text = (ROOT / "docs" / "ten_numbers.md").read_text(encoding="utf-8")
+    _, *rows = re.findall(r"(?m)^\| (.+) \|$", text)
+    assert len(rows) == 10
+    for row in rows:
+        _, number, beside, measured = row.split("|")
+        page, heading = re.search(r"\]\((\w+\.md)(?:#([\w-]+))?\)", measured).groups()
+        source = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        if heading:
+            titles = re.findall(r"(?m)^## (.+)$", source)
+            title = next(x for x in titles if x.lower().replace(" ", "-") == heading)
+            source = source.partition(f"## {title}\n")[2].partition("\n## ")[0]
+        assert "`" in measured
+        for figure in re.findall(r"\d[\d,.]*\d|\d+", number + beside):
+            assert figure in source, (figure, page)

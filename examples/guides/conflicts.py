@@ -5,8 +5,8 @@
 The gradients of terms that share a trunk can point in opposite directions, or one can be so long
 that it decides alone. This guide measures which of the two it is, and then does something about it.
 
-The data are 1,797 scanned digits from scikit-learn (`pip install scikit-learn`). A trunk serves
-two terms: the digit, and the image itself, drawn again in grey levels.
+The data are 1,797 scanned digits from scikit-learn. A trunk serves two terms: the digit, and the
+image itself, drawn again in grey levels.
 """
 
 # %%

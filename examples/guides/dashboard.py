@@ -4,8 +4,8 @@
 
 With several terms, a total that falls says little: one term may outweigh the others, a schedule may
 not have begun, two tasks may conflict. The logs have each term apart. This guide trains a model
-with three terms twice and shows which figure answers which question. The figures need Plotly:
-`pip install "keras-jointloss[dashboard]"`. Run the guide in the root of the repository.
+with three terms twice and shows which figure answers which question. Run the guide in the root of
+the repository.
 """
 
 # %%

@@ -7,8 +7,8 @@ detector returns a box and a score, the box counts only where there is something
 good score says how well the box fits. Users override `compute_loss` for this. This guide trains a
 small detector in plain `compile` and `fit`, with losses that see both outputs.
 
-The data are scanned digits from scikit-learn (`pip install scikit-learn`), of two sizes, at random
-places of an image with pieces of other digits. Half of the images have no digit.
+The data are scanned digits from scikit-learn, of two sizes, at random places of an image with
+pieces of other digits. Half of the images have no digit.
 """
 
 # %%

@@ -6,8 +6,8 @@ A large model has learned from data that you do not have, or that you have witho
 model, the *student*, learns from what the large one, the *teacher*, says of each item: which
 classes are similar, and which features matter. This guide adds that as terms of a joint loss.
 
-The data are 1,797 scanned digits from scikit-learn (`pip install scikit-learn`). The teacher is
-trained with 1,400 labels, the student has 70 of them.
+The data are 1,797 scanned digits from scikit-learn. The teacher is trained with 1,400 labels, the
+student has 70 of them.
 """
 
 # %%

@@ -6,9 +6,8 @@ There are labels for one kind of data, and the model is to be used for another: 
 other cameras, another language. This guide trains features that both kinds have in common, with two
 outputs, a joint loss and a reversed gradient.
 
-The data are 1,797 scanned digits from scikit-learn (`pip install scikit-learn`). 700 of them have
-labels. All that shall be recognized is written with a thinner pen, of which there are 700 images
-without labels.
+The data are 1,797 scanned digits from scikit-learn. 700 of them have labels. All that shall be
+recognized is written with a thinner pen, of which there are 700 images without labels.
 """
 
 # %%

@@ -5,8 +5,8 @@
 A model with two outputs has two losses, and Keras minimizes their weighted sum. This guide shows
 what each contributes, moves a weight during training, adds a loss inside the model, and saves all.
 
-The data are 1,797 scanned digits of 8 x 8 pixels from scikit-learn (`pip install scikit-learn`).
-One network recognizes the digit, and draws the image again from a code of 16 numbers.
+The data are 1,797 scanned digits of 8 x 8 pixels from scikit-learn. One network recognizes the
+digit, and draws the image again from a code of 16 numbers.
 """
 
 # %%

@@ -5,9 +5,9 @@
 Often not every item has every target: a rating that nobody gave, a measurement that failed, a
 price before a company was listed. This guide trains on such targets without dropping the items.
 
-The data are 1,797 scanned digits from scikit-learn (`pip install scikit-learn`). One network
-recognizes the digit and predicts how much ink each of the eight rows of the image has, from the
-left half of the image. Nine tenths of the labels are hidden, and some of the rows.
+The data are 1,797 scanned digits from scikit-learn. One network recognizes the digit and predicts
+how much ink each of the eight rows of the image has, from the left half of the image. Nine tenths
+of the labels are hidden, and some of the rows.
 """
 
 # %%

@@ -4,7 +4,7 @@
 
 Each section shows a fault that costs hours when it is not known, and its mend. What the package
 cannot do stands in [limits](../../docs/limits.md). The data are 1,797 scanned digits from
-scikit-learn (`pip install scikit-learn`): one network recognizes the digit and draws it again.
+scikit-learn: one network recognizes the digit and draws it again.
 """
 
 # %%

@@ -2,10 +2,10 @@
 """
 # A recommender: retrieval beside a rating
 
-A recommender of two towers embeds queries and candidates; candidates near a query are retrieved, and
-a second head rates them. Both are trained at once, on pairs that were observed: a contrastive loss
-for the retrieval, a regression for the rating. Here both are terms of one `fit`, beside layers of
-[KerasRS](https://keras.io/keras_rs) (`pip install keras-rs`).
+A recommender of two towers embeds queries and candidates; candidates near a query are retrieved,
+and a second head rates them. Both are trained at once, on pairs that were observed: a contrastive
+loss for the retrieval, a regression for the rating. Here both are terms of one `fit`, beside layers
+of [KerasRS](https://keras.io/keras_rs).
 
 The data: words that describe emoji. A query is a word, a candidate an emoji, and a pair is observed
 where the word describes the emoji. The rating is how early the word stands in the description, from

@@ -2,9 +2,9 @@
 """
 # A text encoder from KerasHub
 
-The `TextEmbedder` of [KerasHub](https://keras.io/keras_hub) (`pip install keras-hub`) makes one
-embedding of a text, but has no loss of its own. This guide trains it with images: a drawing finds
-the words that describe it, and words find their drawing.
+The `TextEmbedder` of [KerasHub](https://keras.io/keras_hub) makes one embedding of a text, but has
+no loss of its own. This guide trains it with images: a drawing finds the words that describe it,
+and words find their drawing.
 
 The data are 1,906 emoji, drawn by Google, each with some ten words (sources and licences:
 `examples/data/README.md`). Run the guide in the root of the repository.

@@ -18,9 +18,8 @@ some of them.
 | that the gradients differ in length, in a shared trunk | `GradNorm()`, `InverseGradientNorm()`, or an [aggregator](conflicts.py) |
 | that a rule is better than chance | compare it with a grid and `RandomWeighting()` |
 
-The data are 1,797 scanned digits from scikit-learn (`pip install scikit-learn`). From the left half
-of an image, one network recognizes the digit and draws the right half. The second loss is much smaller
-than the first.
+The data are 1,797 scanned digits from scikit-learn. From the left half of an image, one network
+recognizes the digit and draws the right half. The second loss is much smaller than the first.
 """
 
 # %%
