@@ -20,7 +20,11 @@ COVERED := -m coverage run
 KERAS_TESTS := $(addprefix tests/,test_keras.py test_keras_check.py test_callbacks.py test_clock.py test_joint.py \
   test_across.py test_layers.py test_loss_term.py test_output_weight.py test_ownership.py test_training.py)
 
-.PHONY: help demo test test-jax test-torch test-lower-bounds test-nightly test-all environments coverage lint format bench bench-losses bench-dashboard bench-scale bench-gradients bench-peers study study-page fuzz kills mutants docs clean
+# What shows within minutes that an installed wheel is whole: the first example of README among them.
+RELEASE_TESTS := -m "not slow" $(addprefix tests/,test_documentation.py::test_readme_shows_what_its_first_example_prints \
+  test_joint.py test_layers.py test_plugin.py test_read.py test_saved_files.py test_schedules.py)
+
+.PHONY: help demo test test-jax test-torch test-lower-bounds test-nightly test-all environments coverage lint format bench bench-losses bench-dashboard bench-scale bench-gradients bench-peers study study-page fuzz kills mutants docs release clean
 
 help:  ## Tell what there is to make.
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST)
@@ -118,9 +122,28 @@ docs: .venv-docs/docs.stamp  ## Run the guides and build the site in build/docs.
 	.venv-docs/bin/python -m sphinx -E -W --keep-going -q -d build/doctrees docs build/docs
 	! grep -rlE '<(script|img|link rel="(stylesheet|icon|preload)")[^>]* (src|href)="(https?:)?//' build/docs --include='*.html'
 
-clean:  ## Remove the environments, the site and caches.
-	rm -rf .venv .venv-jax .venv-torch .venv-lower-bounds .venv-nightly .venv-docs .venv-mutants .venv-study .mypy_cache .pytest_cache .ruff_cache \
-	  build docs/api docs/guides *.egg-info
+# What is committed, and nothing else of this folder. The source archive holds the tests; unpacked and
+# without the package beside them, they can only find the wheel that is installed.
+RELEASE := build/release
+release: .venv-release/release.stamp  ## Build wheel and source archive of the last commit in dist, check them, and test the wheel.
+	rm -rf $(RELEASE) dist
+	mkdir -p $(RELEASE)/source $(RELEASE)/tests
+	git archive HEAD | tar -x -C $(RELEASE)/source
+	cp .ci/MANIFEST.in $(RELEASE)/source
+	.venv-release/bin/python -m build --outdir dist $(RELEASE)/source
+	.venv-release/bin/python -m twine check --strict dist/*
+	$(PYTHON) .ci/archives.py dist
+	tar -xzf dist/*.tar.gz --strip-components 1 -C $(RELEASE)/tests
+	rm -r $(RELEASE)/tests/keras_jointloss $(RELEASE)/tests/*.egg-info
+	$(call environment,$(RELEASE)/venv)
+	$(call install,$(RELEASE)/venv) "$$(ls dist/*.whl)[test]"
+	cd $(RELEASE)/tests && ../venv/bin/python -c "import keras_jointloss as kj; \
+	  assert '$(RELEASE)/venv' in kj.__file__, kj.__file__; print('Testing', kj.__version__, 'in', kj.__file__)"
+	cd $(RELEASE)/tests && KERAS_BACKEND=tensorflow ../venv/bin/python $(PYTEST) $(RELEASE_TESTS) $(ARGS)
+
+clean:  ## Remove the environments, the site, archives and caches.
+	rm -rf .venv .venv-jax .venv-torch .venv-lower-bounds .venv-nightly .venv-docs .venv-mutants .venv-study .venv-release .mypy_cache .pytest_cache .ruff_cache \
+	  build dist docs/api docs/guides *.egg-info
 
 environment = $(PYTHON) -m venv $(1)
 install = $(1)/bin/python -m pip install --quiet
@@ -191,4 +214,10 @@ requirements = $(PYTHON) .ci/requirements.py $(2) > $(1)/requirements.txt
 	$(call share,.venv-docs)
 	$(call requirements,.venv-docs,docs)
 	$(call add,.venv-docs) -r .venv-docs/requirements.txt
+	touch $@
+
+.venv-release/release.stamp: pyproject.toml
+	$(call environment,.venv-release)
+	$(call requirements,.venv-release,release)
+	$(call install,.venv-release) -r .venv-release/requirements.txt
 	touch $@
