@@ -1,6 +1,6 @@
-"""Compares the archives of a release with what is committed: nothing is missing, nothing is added.
+"""Compares the archives of a release with what is committed: nothing is missing or added.
 
-Usage: `archives.py FOLDER`, in the root of the repository; the folder holds one wheel and one source
+Usage: `archives.py FOLDER`, in the root of the repository. The folder holds a wheel and a source
 archive.
 """
 
