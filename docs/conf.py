@@ -128,6 +128,8 @@ def visit_math(self, node):
     """Writes MathML, which browsers draw by themselves."""
     is_block = isinstance(node, nodes.math_block)
     latex = node.astext()
+    if re.search(r"\\\\[A-Za-z]", latex):
+        raise ValueError(f"A command of this formula has two backslashes: {latex!r}")
     if r"\\" in latex and r"\begin" not in latex:
         latex = rf"\begin{{split}} {latex} \end{{split}}"
     mathml = convert(latex, display="block" if is_block else "inline")

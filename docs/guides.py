@@ -17,6 +17,8 @@ PAGES = ROOT / "docs" / "guides"
 NOTEBOOKS = ROOT / "build" / "notebooks"
 #: Where a page begins as README does, up to a heading.
 README = re.compile(r'<!-- README\.md up to "(?P<heading>.+)" -->\n')
+#: What TensorFlow logs.
+LOGGED = re.compile(r"^WARNING:tensorflow:.*\n?", re.MULTILINE)
 LINK = re.compile(r"\]\((?P<path>[^):#\s]+)(?P<anchor>#[^)\s]*)?\)")
 PLOTLY = "application/vnd.plotly.v1+json"
 
@@ -77,12 +79,19 @@ def run(notebook) -> None:
             # What TensorFlow's runtime says is no output of the guide.
             extra_arguments=["--IPKernelApp.capture_fd_output=False"],
         )
-        environment = {**os.environ, "PLOTLY_RENDERER": "plotly_mimetype"}
+        environment = {
+            **os.environ,
+            "PLOTLY_RENDERER": "plotly_mimetype",
+            # Of tqdm, where no widgets are installed: it names a file of this machine.
+            "PYTHONWARNINGS": "ignore:IProgress not found",
+        }
         client.execute(env=environment, stderr=subprocess.DEVNULL)
     plotly_js = "../_static/plotly.min.js"  # Once in a page.
     for cell in notebook.cells:
         shown = [output for output in cell.get("outputs", ()) if is_shown(output)]
         for output in shown:
+            if output["output_type"] == "stream":
+                output["text"] = LOGGED.sub("", output["text"])
             if PLOTLY in output.get("data", {}):
                 figure, config = output.data[PLOTLY], {"responsive": True}
                 text = plotly.io.to_html(figure, config, False, plotly_js, full_html=False)
@@ -94,7 +103,7 @@ def run(notebook) -> None:
 def is_shown(output) -> bool:
     """Returns whether an output is on the page."""
     if output["output_type"] == "stream":
-        return not output["text"].startswith("WARNING:tensorflow:")
+        return bool(LOGGED.sub("", output["text"]))
     return set(output["data"]) != {"text/plain"}
 
 

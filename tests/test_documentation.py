@@ -223,6 +223,9 @@ def test_site_can_draw_all_formulas():
     assert len(found) > 50
     for formula in found:
         assert formulas.to_latex(formula)
+        # In a list, what follows a formula would be drawn as a part of it.
+        assert re.match(r" {4}\S", formula)
+        assert "**" not in formula
 
 
 def test_contributing_names_every_test_file_once():

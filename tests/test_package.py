@@ -477,3 +477,8 @@ def test_version_is_defined_once():
     headings = re.findall(r"^## \[(.+?)\]", changelog, re.MULTILINE)
     assert headings[0] == "Unreleased"
     assert headings[1:2] in ([], [kj.__version__])
+    dated = re.findall(r"^## \[[\d.]+\] - \d{4}-\d\d-\d\d$", changelog, re.MULTILINE)
+    assert len(dated) == len(headings) - 1
+    for file in ("pyproject.toml", "README.md", "docs/conf.py", "docs/citation.md"):
+        assert kj.__version__ not in (ROOT / file).read_text("utf-8")
+    assert "version: " not in (ROOT / "docs/CITATION.cff").read_text("utf-8").partition("\n")[2]

@@ -1,6 +1,7 @@
 """What makes the site: formulas, notebooks of the guides, links."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,12 @@ def test_links_to_files_lead_to_files(path):
     # Sphinx checks those of its pages: README is none, and downloads and anchors are not checked.
     for link in guides.LINK.finditer(path.read_text(encoding="utf-8")):
         assert (path.parent / link["path"]).exists(), link["path"]
+
+
+@pytest.mark.parametrize("script", sorted(guides.SCRIPTS.glob("*.py")), ids=lambda x: x.name)
+def test_commands_of_formulas_have_one_backslash(script):
+    # A page is made of the text as it is; with two, it would show the name of the command.
+    assert not re.search(r"\\\\[A-Za-z]", script.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(
@@ -220,15 +227,25 @@ def test_readme_alone_says_how_to_install(path):
 def test_ten_numbers_are_those_of_the_pages_that_say_how_they_were_measured():
     text = (ROOT / "docs" / "ten_numbers.md").read_text(encoding="utf-8")
     _, *rows = re.findall(r"(?m)^\| (.+) \|$", text)
-    assert len(rows) == 10
-    for row in rows:
-        _, number, beside, measured = row.split("|")
-        page, heading = re.search(r"\]\((\w+\.md)(?:#([\w-]+))?\)", measured).groups()
+    commands = re.findall(r"(?m)^# (\d+).*\n(?=.*(?:python -m tests\.|make ))", text)
+    assert commands == [str(i + 1) for i in range(10)]
+    for row, i in zip(rows, commands, strict=True):
+        position, question, number, beside = row.split("|")
+        assert position.strip() == i
+        page, heading = re.search(r"\]\((\w+\.md)(?:#([\w-]+))?\)", question).groups()
         source = (ROOT / "docs" / page).read_text(encoding="utf-8")
         if heading:
             titles = re.findall(r"(?m)^## (.+)$", source)
             title = next(x for x in titles if x.lower().replace(" ", "-") == heading)
             source = source.partition(f"## {title}\n")[2].partition("\n## ")[0]
-        assert "`" in measured
         for figure in re.findall(r"\d[\d,.]*\d|\d+", number + beside):
             assert figure in source, (figure, page)
+
+
+def test_page_on_citing_has_what_its_file_has():
+    file, page = ((ROOT / "docs" / x).read_text("utf-8") for x in ("CITATION.cff", "citation.md"))
+    for key, field in {"title": "title", "  - name": "author"}.items():
+        value = re.search(rf'(?m)^{key}: "(.+)"$', file)[1]
+        assert re.search(rf"{field} = {{{{?{re.escape(value)}}}}}?,", page)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert f'  - name: "{project["authors"][0]["name"]}"\nlicense: {project["license"]}\n' in file

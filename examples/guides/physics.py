@@ -1,15 +1,15 @@
 # %% [markdown]
-"""
+r"""
 # A differential equation
 
 A network $u(x, y)$ shall solve the Poisson equation on the unit square,
 
-$$u_{xx} + u_{yy} = f \\text{ inside}, \\qquad u = 0 \\text{ on the edge},$$
+$$u_{xx} + u_{yy} = f \text{ inside}, \qquad u = 0 \text{ on the edge},$$
 
 from points alone (a physics-informed network). The loss has two terms, the squared residual of the
 equation inside and the squared value on the edge. The mean of $f^2$ is 97, so that is about where the
 residual of a new network starts, far above the values on the edge. How the terms are weighed decides
-the error. Here the solution is known, $\\sin(\\pi x) \\sin(\\pi y)$, so that the guide can print the
+the error. Here the solution is known, $\sin(\pi x) \sin(\pi y)$, so that the guide can print the
 error of each weighting. A second problem needs a [weight for each point](#a-weight-for-each-point).
 """
 
@@ -23,14 +23,14 @@ import keras_jointloss as kj
 TERMS = ("edge", "equation")
 
 # %% [markdown]
-"""
+r"""
 ## Derivatives in the forward pass
 
 Keras has no operation for derivatives with respect to inputs that runs on every backend. The layers
 below carry them along: each maps value, gradient and Laplacian of its inputs to those of its outputs
-(forward Laplacian; Li et al., 2023). This is exact. With $t = \\tanh(v)$:
+(forward Laplacian; Li et al., 2023). This is exact. With $t = \tanh(v)$:
 
-$$\\nabla t = t' \\nabla v, \\qquad \\Delta t = t' \\Delta v + t'' |\\nabla v|^2$$
+$$\nabla t = t' \nabla v, \qquad \Delta t = t' \Delta v + t'' |\nabla v|^2$$
 """
 
 
@@ -122,12 +122,12 @@ grid = np.stack(np.meshgrid(*2 * [np.linspace(0, 1, 41)]), axis=-1).reshape(-1, 
 
 - *Equal weights* are the place to start, and what the others have to beat.
 - *Constant weights* need a search, and here the known solution, to choose the best.
-- *`Uncertainty`* learns the size of each term along with the model.
-- *`Constraint({"edge": 1e-4})`* says what is wanted: the squared error on the edge shall be at most
+- `Uncertainty` learns the size of each term along with the model.
+- `Constraint({"edge": 1e-4})` says what is wanted: the squared error on the edge shall be at most
   1e-4, while the equation keeps weight 1. It needs a number with a meaning, and no search.
-- *`mgda`* combines the gradients in the trunk to the shortest one possible, in which that of the
+- `mgda` combines the gradients in the trunk to the shortest one possible, in which that of the
   equation, the longest by far, drowns nothing. It needs no number, and two backward passes.
-- *`FAMO`* and *`GeometricMean`* give a loss that can reach 0, as on an edge with $u = 0$, all the
+- `FAMO` and `GeometricMean` give a loss that can reach 0, as on an edge with $u = 0$, all the
   weight. `min_weight=0.1` prevents that.
 """
 
@@ -158,7 +158,7 @@ for name, (weight, rule, aggregator) in ways.items():
     print(f"{name:<22}{error:>8.4f}{cells}")
 
 # %% [markdown]
-"""
+r"""
 The error is relative: the length of the error on a grid of 41 x 41 points over that of the solution.
 The total loss cannot tell which row is best: each row minimizes another sum. Compare by what the
 terms are for, such as the error on points with known values.
@@ -171,7 +171,7 @@ terms are for, such as the error on points with known values.
 A term can be small because the equation holds almost everywhere, and the solution still be wrong:
 where it does not hold decides. The Allen-Cahn equation is the usual example,
 
-$$u_t = 10^{-4} u_{xx} + 5 (u - u^3), \\qquad u(0, x) = x^2 \\cos(\\pi x),$$
+$$u_t = 10^{-4} u_{xx} + 5 (u - u^3), \qquad u(0, x) = x^2 \cos(\pi x),$$
 
 periodic in $x$ from -1 to 1, for $t$ from 0 to 1. A network that errs early in time solves the
 equation from its wrong state on: only a few points have a residual at all.

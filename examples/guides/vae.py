@@ -1,10 +1,10 @@
 # %% [markdown]
-"""
+r"""
 # A variational autoencoder
 
 A variational autoencoder maximizes the evidence lower bound (ELBO) of each image $x$:
 
-$$\\text{ELBO} = \\mathbb{E}_{z \\sim q(z|x)} \\log p(x|z) - \\text{KL}(q(z|x) \\,\\|\\, p(z))$$
+$$\text{ELBO} = \mathbb{E}_{z \sim q(z|x)} \log p(x|z) - \text{KL}(q(z|x) \,\|\, p(z))$$
 
 The first part is the loss of an output. The second, the divergence, is no loss of an output: it
 belongs to a tensor inside the model. `LossTerm` makes it a term, with a weight that can move, a
@@ -27,14 +27,14 @@ images = images[np.random.default_rng(0).permutation(len(images))]
 train, test = images[:1500], images[1500:]
 
 # %% [markdown]
-"""
+r"""
 ## The model
 
 The encoder returns mean and log variance of a Gaussian for each code, `Sampling` draws from it, and
 the decoder returns the logits of the pixels. `kj.losses.gaussian_kl` is the divergence of each
 dimension in nats:
 
-$$\\text{KL}(N(m, v) \\,\\|\\, N(0, 1)) = \\tfrac{1}{2} (m^2 + v - \\log v - 1)$$
+$$\text{KL}(N(m, v) \,\|\, N(0, 1)) = \tfrac{1}{2} (m^2 + v - \log v - 1)$$
 
 The ELBO of an image is a *sum* over pixels and a *sum* over dimensions; a mean in place of either would
 change the balance of the two parts. So the loss below sums over the pixels, and the divergence is
@@ -86,7 +86,7 @@ has learned to use them. Beside the plain sum:
 - *Annealing*: the weight is a schedule, which rises from 0 to 1 in the first half.
 - *Free bits*: `floor=0.3`. A dimension whose mean divergence is below 0.3 nats is not pressed
   further. The term receives the values `(batch, dim)` and sums over the dimensions itself.
-- *Capacity*: `target=` is a schedule from 0 to 10 nats; the term is $|KL - target|$, and its weight
+- *Capacity*: `target=` is a schedule from 0 to 10 nats; the term is `|KL - target|`, and its weight
   is how strongly the divergence is pulled to the target.
 - *Constraint*: the rule `kj.weighting.Constraint` moves the weight of the term until the divergence
   is at most 10 nats: a Lagrange multiplier, found while `fit` runs. Its learning rate is above the

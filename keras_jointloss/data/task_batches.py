@@ -49,12 +49,13 @@ class TaskBatches(EpochBatches):
 
     - `"proportional"`: all batches of all sources, mixed.
     - `"round_robin"`: one of each source in turn, until the smallest source has no more.
-    - `"temperature"`: mixed, with shares of the epoch that grow with a root of the size. As many
-      batches as possible, with
+    - `"temperature"`: mixed, as many batches as possible, with shares of the epoch that grow with a
+      root of the size. Temperature 1 is `"proportional"`; with a high one all sources have the same
+      share.
 
-          share_i = B_i**(1 / temperature) / sum_j B_j**(1 / temperature)
+    The share of a source by its temperature is
 
-      Temperature 1 is `"proportional"`; with a high one all sources have the same share.
+        share_i = B_i^(1/temperature) / sum_j B_j^(1/temperature)
 
     Each epoch draws anew from those sources of which it has no room for all batches.
 
