@@ -286,13 +286,19 @@ def check_pairs(lines):
 
 
 def check_vae_guide(lines):
-    """Checks that target and constraint hold the divergence, and that a floor wakes units."""
+    """Checks which codes collapse, and that target and constraint hold the divergence."""
     results = {line[:16].strip(): row([line], line[:16].strip()) for line in lines[1:]}
-    assert list(results) == ["plain", "annealed", "free bits", "capacity", "constraint"]
+    ways = ["code alone", "plain", "annealed", "free bits", "capacity", "constraint"]
+    assert list(results) == ways
     assert all(elbo > -25 for elbo, *_ in results.values())
     assert results["capacity"][1] == pytest.approx(10, rel=0.05)
     assert results["constraint"][1] == pytest.approx(10, rel=0.05)
-    assert results["free bits"][2] >= results["plain"][2]
+    active = {name: active for name, (_, _, active, _) in results.items()}
+    assert active["plain"] <= 8 < active["annealed"]
+    assert active["code alone"] >= 12
+    assert active["free bits"] == 16
+    assert results["plain"][1] < 2.5 < 4.5 < min(results[x][1] for x in ("annealed", "free bits"))
+    assert results["annealed"][0] > results["plain"][0]
 
 
 def check_physics_guide(lines):
