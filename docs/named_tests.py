@@ -9,16 +9,19 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 #: The name of a test on a page.
 TEST = re.compile(r"`(?P<path>tests/(?P<file>\w+)\.py)::(?P<test>\w+)`")
-#: As Sphinx writes a reference to code.
-LINK = (
-    r'<a class="reference internal" href="tests/\g<file>.html#\g<test>">'
-    r'<code class="literal"><span class="pre">\g<path>::\g<test></span></code></a>'
-)
 
 
 def link(text: str) -> str:
-    """Makes links of the names of tests on a page in `docs`."""
-    return TEST.sub(LINK, text)
+    """Makes links of the names of tests on a page in `docs`; in a narrow column they may break."""
+
+    def to_html(name: re.Match) -> str:
+        address = f"tests/{name['file']}.html#{name['test']}"
+        shown = re.sub("(_|::|/)", r"\1<wbr>", f"{name['path']}::{name['test']}")
+        # As Sphinx writes a reference to code.
+        code = f'<code class="literal"><span class="pre">{shown}</span></code>'
+        return f'<a class="reference internal" href="{address}">{code}</a>'
+
+    return TEST.sub(to_html, text)
 
 
 def tests_of(code: str) -> dict[str, int]:
