@@ -1,5 +1,6 @@
 """Measures the losses and the gradients of the terms of a model over batches."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -96,12 +97,10 @@ class Meter:
         return self._step(state, batch, np.array(scale, "float32"))
 
     def _begin(self):
-        """Returns the number of batches, and the mean gradient of each variable and term."""
-        count = len(self._terms)
-        shapes = [(), *((count, *x.shape) for x in self.variables)]
+        """Returns the number of batches, and the mean gradient of each term."""
+        shapes = (), (len(self._terms), sum(math.prod(x.shape) for x in self.variables))
         # Of NumPy, since JAX would compile each operation.
-        number, *means = (ops.convert_to_tensor(np.zeros(x, self._dtype_of_sums)) for x in shapes)
-        return number, means
+        return tuple(ops.convert_to_tensor(np.zeros(x, self._dtype_of_sums)) for x in shapes)
 
     # Within the compiled step.
 
@@ -114,38 +113,36 @@ class Meter:
         self._collected.clear()
         return losses
 
-    def _reduce(self, state, losses: list, gradients: list[list], scale):
+    def _reduce(self, state, losses: list, gradients: list, scale):
         """Returns the next state, and what `Measured` has of a batch."""
-        count, means = state
+        count, mean = state
         dtype = self._dtype_of_sums
-        scale = ops.cast(scale, dtype)
-        self._known = np.array([[x is not None for x in row] for row in gradients], "bool")
+        scale, terms = ops.cast(scale, dtype), range(len(losses))
+        self._known = np.array([[x[k] is not None for x in gradients] for k in terms], "bool")
         self._known = self._known.reshape(len(losses), len(self.variables))
-        products, next_means, sums = [], [], []
-        for place, mean in enumerate(means):
-            rows = [row[place] for row in gradients]
-            rows = [ops.zeros_like(mean[0]) if x is None else ops.cast(x, dtype) for x in rows]
-            found = ops.reshape(ops.stack(rows), (len(rows), -1)) / scale
-            before = ops.reshape(mean, (len(rows), -1))
-            difference = found - before
-            after = before + difference / (count + 1)
-            next_means.append(ops.reshape(after, mean.shape))
-            # No matrix product, which accelerators may round more.
-            products.append(
-                ops.stack([ops.sum(found[k] * found, axis=1) for k in range(len(rows))])
-            )
-            sums.append(
-                ops.stack(
-                    [
-                        ops.sum(x * y, axis=1)
-                        for x, y in ((difference, difference), (found, before), (after, after))
-                    ]
-                )
-            )
+        pairs = zip(gradients, self.variables, strict=True)
+        rows = [self._rows(*pair) / scale for pair in pairs]
+        found = ops.concatenate(rows, axis=1)
+        difference = found - mean
+        after = mean + difference / (count + 1)
+        # No matrix product, which accelerators may round more.
+        products = [ops.stack([ops.sum(x[k] * x, axis=1) for k in terms]) for x in rows]
+        sums = [
+            ops.sum(x * y, axis=1)
+            for x, y in ((difference, difference), (found, mean), (after, after))
+        ]
         missing = ops.convert_to_tensor(np.nan, dtype=dtype)
         values = [missing if x is None else ops.cast(x, dtype) for x in losses]
-        row = [ops.stack(values), ops.stack(products), *ops.unstack(sum(sums), 3)]
-        return (count + 1, next_means), row
+        return (count + 1, after), [ops.stack(values), ops.stack(products), *sums]
+
+    def _rows(self, gradients, variable):
+        """Returns the gradients of the terms with respect to a variable, a row for each."""
+        if not ops.is_tensor(gradients):
+            zeros = ops.zeros(variable.shape, self._dtype_of_sums)
+            rows = [zeros if x is None else ops.cast(x, zeros.dtype) for x in gradients]
+            gradients = ops.stack(rows)
+        rows = ops.reshape(gradients, (len(self._terms), -1))
+        return ops.cast(rows, self._dtype_of_sums)
 
 
 def _overflows(row: Sequence) -> bool:

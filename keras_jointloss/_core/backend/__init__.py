@@ -58,9 +58,9 @@ once. What the functions promise on every backend:
   sample_weight)` and a scale, compiled if the model is. It passes the forward pass of a training
   step, a function, to `collect`, which returns the losses of the terms or `None`, and
   differentiates each loss times the scale. It returns what `reduce` does for the state, the losses,
-  the gradients and the scale. These are lists by term and variable; `None` stands for a gradient
-  that is known not to exist, which JAX does not tell from zeros. Variables of the model and its
-  metrics change as in a training step.
+  the gradients and the scale. The gradients of a variable are those of the terms, `None` for one
+  that is known not to exist; one tensor on JAX, which does not tell such a gradient from zeros.
+  Variables of the model and its metrics change as in a training step.
 - `native_values(layers)`: a function that puts back what Keras does not know: the variables of
   layers that are not of Keras, and the global random numbers of the backend.
 """

@@ -34,13 +34,12 @@ def gradient_step(model: keras.Model, variables: list, collect: Callable, reduce
 
         parameters = [trainable[place] for place in measured]
         found, pull, (losses, changed) = jax.vjp(losses_of, parameters, has_aux=True)
-        gradients = []
-        for row in range(len(found)):
-            upstream = [
-                scale.astype(x.dtype) if i == row else jnp.zeros_like(x)
-                for i, x in enumerate(found)
-            ]
-            gradients.append(pull(upstream)[0])
+        # One pull for all losses: JAX would compile one for each.
+        rows = jnp.eye(len(found), dtype=bool)
+        upstream = [
+            jnp.where(row, scale.astype(x.dtype), 0) for row, x in zip(rows, found, strict=True)
+        ]
+        (gradients,) = jax.lax.map(pull, upstream)
         return changed, reduce(state, losses, gradients, scale)
 
     compiled = step if model.run_eagerly else jax.jit(step)

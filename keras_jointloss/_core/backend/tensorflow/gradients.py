@@ -19,7 +19,7 @@ def gradient_step(model: keras.Model, variables: list, collect: Callable, reduce
             losses = collect(lambda: training_outputs(model, *batch))
             scaled = [None if x is None else x * tf.cast(scale, x.dtype) for x in losses]
         gradients = [_gradient(tape, loss, parameters) for loss in scaled]
-        return reduce(state, losses, gradients, scale)
+        return reduce(state, losses, [*zip(*gradients, strict=True)], scale)
 
     if model.run_eagerly:
         return step

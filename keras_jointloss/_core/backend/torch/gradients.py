@@ -19,7 +19,7 @@ def gradient_step(model: keras.Model, variables: list, collect: Callable, reduce
             gradients = [_gradient(loss, scale, parameters) for loss in losses]
         with torch.no_grad():
             losses = [None if loss is None else loss.detach() for loss in losses]
-            return reduce(state, losses, gradients, scale)
+            return reduce(state, losses, [*zip(*gradients, strict=True)], scale)
 
     return step
 
