@@ -81,9 +81,12 @@ def test_numbers_on_the_page_equal_history(page, address, histories):
     recalls = [x["y"] for x in page.traces() if x["meta"].get("term") == "pair R@5"]
     assert recalls == [history["pair_a_to_b_recall_at_5"], history["pair_b_to_a_recall_at_5"]]
     page.click("[data-kind=pareto]")
+    assert "needs two of them" in page.text("#status")
+    page.open(address, kind="pareto")
     point = page.trace(run="first")
     expected = [history["val_label_loss"][-1], history["val_mood_loss"][-1]]
     assert [point["x"][0], point["y"][0]] == pytest.approx(expected, rel=1e-5)
+    page.open(address, kind="pareto", run=["first"])
     rows = page.run(
         "return [...document.querySelectorAll('#table tbody tr')].map("
         "(row) => [...row.children].map((cell) => cell.innerText))"
@@ -92,7 +95,7 @@ def test_numbers_on_the_page_equal_history(page, address, histories):
     for row in rows:
         loss = history[f"{row[1]}_loss"]
         assert float(row[3]) == pytest.approx(loss[-1], abs=1e-4)
-        change = float(row[4].removesuffix("%")) / 100
+        change = float(row[4].removesuffix("%").replace("\N{MINUS SIGN}", "-")) / 100
         assert change == pytest.approx(loss[-1] / loss[-2] - 1, abs=1e-3)
 
 
@@ -125,6 +128,7 @@ def test_every_control_changes_what_it_says(page, address, histories):
     page.choose("smoothing", "0.5")
     assert page.trace(term="mood")["y"][1] == pytest.approx((0.5 * raw[0] + raw[1]) / 1.5)
     page.click("[data-kind=pareto]")
+    page.click("#runs legend button:first-of-type")
     page.choose("a", "pair")
     page.choose("b", "validation/retrieval/pair/recall_at_1")
     recall = histories[1]["first"]["pair_recall_at_1"][-1]
@@ -145,6 +149,15 @@ def test_two_runs_are_compared(page, address):
     assert first["color"] == second["color"]
     assert first["dash"] != second["dash"]
     assert len(second["y"]) == 2 * STEPS
+
+
+def test_runs_have_a_range_of_y_each_or_the_same(page, address):
+    page.open(address, kind="weights")
+    assert page.layout("yaxis2.matches") is None
+    page.choose("ranges", "shared")
+    assert page.layout("yaxis2.matches") == "y"
+    page.choose("compare", "overlay")
+    assert page.run("return document.getElementById('ranges').closest('label').hidden")
 
 
 def test_state_is_in_the_address(page, address):
@@ -243,6 +256,10 @@ def test_empty_folder_then_hostile_and_damaged_runs(browser, tmp_path):
         wait_for(lambda: "two" in {x["meta"].get("term") for x in browser.traces()})
         assert browser.run("return document.title") == "before"
         wait_for(lambda: browser.run("return document.querySelectorAll('.mark').length"))
+        dimmed = browser.run("return [...document.querySelectorAll('.empty')].map((x) => x.title)")
+        assert len(dimmed) == 4  # Readings, gradients, cosines and retrieval.
+        assert all(x.endswith("The chosen runs have no data for it.") for x in dimmed)
+        assert "new, step 1: The loss of the term 'still' has not" in browser.text("#events")
         (mark,) = browser.run(
             "return [...document.querySelectorAll('.mark')].map("
             "(x) => [x.parentElement.title, x.title, x.innerText])"

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import time
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -16,6 +17,7 @@ from werkzeug.test import Client
 import keras_jointloss as kj
 from keras_jointloss.tensorboard import SummaryWriter, provider
 from keras_jointloss.tensorboard.plugin import JointLossPlugin
+from keras_jointloss.tensorboard.runs import Series
 from tests.judged_logs import falling
 from tests.training_logs import write, write_scalars
 
@@ -121,6 +123,19 @@ def test_runs_need_not_have_all_markers(tmp_path):
         run.train["joint_loss/b/raw"]
 
 
+def test_ends_of_epochs_that_tensorboard_leaves_out_are_found():
+    # It keeps ten of them, at random, and the last one.
+    steps, numbers = np.arange(0, 130, 5), np.arange(26.0)
+    for kept in ([0, 3, 4, 8, 9, 11, 17, 18, 22, 25], [2, 4, 5, 6, 9, 12, 13, 20, 21, 25]):
+        found = provider.without_gaps(Series(steps[kept], np.arange(10.0), numbers[kept]))
+        assert found.values.tolist() == numbers.tolist()
+        assert found.steps.tolist() == steps.tolist()
+    whole = Series(steps, np.zeros(26), numbers)
+    assert provider.without_gaps(whole) == whole
+    resumed = Series(steps[:4], np.zeros(4), np.array([1.0, 2, 8, 9]))
+    assert provider.without_gaps(resumed) == resumed
+
+
 def test_left_out_points_are_named(tmp_path, monkeypatch):
     write(tmp_path, ["a"], steps=60)
     (note,) = Server(tmp_path, samples=50).json("/figure", kind="losses")["notes"]
@@ -154,14 +169,14 @@ def test_series_are_read_once_until_they_grow(tmp_path, monkeypatch):
         return read(*arguments, **options)
 
     monkeypatch.setattr(server.provider, "read_scalars", count)
-    server.json("/figure", kind="losses")
+    server.json("/figure", kind="losses", events="false")
     assert sorted(map(sorted, calls)) == [["joint_loss/a/raw", "joint_loss/b/raw"]] * 2
-    server.json("/figure", kind="losses", x="epoch")
+    server.json("/figure", kind="losses", events="false", x="epoch")
     assert len(calls) == 2
     time.sleep(1)  # TensorBoard takes the files of a second in the order of their names.
     write_scalars(tmp_path, ({"joint_loss/a/raw": 7.0}, 6))
     server.multiplexer.Reload()
-    figure = server.json("/figure", kind="losses", split="train")["figure"]
+    figure = server.json("/figure", kind="losses", events="false", split="train")["figure"]
     assert [tag for tags in calls[2:] for tag in tags] == ["joint_loss/a/raw"]
     assert figure["data"][0]["meta"]["term"] == "a"
 

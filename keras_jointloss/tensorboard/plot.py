@@ -34,7 +34,7 @@ def plot(source: Any, kind: Kind = "terms", **options: Any) -> "Figure":
     - `"gradients"`: norms and coefficients of the gradients, and how often they conflict,
     - `"cosines"`: the cosines between gradients over time, and the latest as a matrix,
     - `"retrieval"`: the recalls of `RetrievalEvaluation` in both directions,
-    - `"pareto"`: the final value `a` of each run against `b`, with the Pareto front.
+    - `"pareto"`: the final value `a` of two runs or more against `b`, with the Pareto front.
 
     Args:
         source: What `fit` returned with a `JointLossCallback`, its `history` dict, a `log_dir` with
@@ -42,15 +42,18 @@ def plot(source: Any, kind: Kind = "terms", **options: Any) -> "Figure":
             what `keras_jointloss.probe` returned: its lengths and cosines, with the option `theme`.
         kind: The kind of the figure.
         **options: `terms`: the names of the terms to show, all by default. `compare`: `"rows"`,
-            each run in a row of its own, or `"overlay"`. `x`: `"step"`, `"epoch"` or `"time"`,
-            minutes; by default `"epoch"` if a history is among the sources, else `"step"`.
-            `smoothing`: the factor, at least 0 and less than 1, of an exponential moving average.
-            `share=True`: shares of the total in `"terms"`. `splits`: `"train"` and `"validation"`
-            by default, in a sequence. `scale`: `"linear"` or `"log"`. `theme`: `"light"` or
-            `"dark"`. `a`, `b`: for `"pareto"` the names of terms, which stand for their raw loss
-            (in validation, if there is any), or of any logged value, such as
-            `"validation/joint_loss/total"`; the first two terms by default. `points`: the number of
-            points to draw of a line at most, about. `columns`: that of axes side by side at most.
+            each run in a row of its own, or `"overlay"`. `ranges`: in rows, `"run"` for y axes that
+            suit each run, or `"shared"`. `events=False`: no marks of the ends of schedules, of
+            terms switched off and of faults that `kj.diagnose` finds. `x`: `"step"`, `"epoch"` or
+            `"time"`, minutes; by default `"epoch"` if a history is among the sources, else
+            `"step"`. `smoothing`: the factor, at least 0 and less than 1, of an exponential moving
+            average. `share=True`: shares of the total in `"terms"`. `splits`: `"train"` and
+            `"validation"` by default, in a sequence. `scale`: `"linear"` or `"log"`. `theme`:
+            `"light"` or `"dark"`. `a`, `b`: for `"pareto"`, on the horizontal and the vertical
+            axis, the names of terms, which stand for their raw loss (in validation, if there is
+            any), or of any logged value, such as `"validation/joint_loss/total"`; the first two
+            terms by default. `points`: the number of points to draw of a line at most, about.
+            `columns`: that of axes side by side at most.
 
     Returns:
         A `plotly.graph_objects.Figure`.

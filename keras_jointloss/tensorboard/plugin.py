@@ -13,13 +13,18 @@ from typing import Any
 
 from tensorboard.plugins import base_plugin
 
-from keras_jointloss._core.validation import invalid
+from keras_jointloss._core.validation import invalid, validate_choice
 from keras_jointloss.tensorboard.writer import PLUGIN
 
 #: A training that has logged nothing for so many seconds is not running any more.
 _SILENCE = 600
 #: The number of characters of an error, which may list names.
 _LONGEST_ERROR = 2_000
+#: The files of the page by their type.
+_PAGES = {
+    "application/javascript": ("index.js", "controls.js", "dom.js", "state.js", "table.js"),
+    "text/css": ("page.css",),
+}
 _INSTALL = "pip install 'keras-jointloss[dashboard]'"
 
 
@@ -46,8 +51,7 @@ class JointLossPlugin(base_plugin.TBPlugin):
     def get_plugin_apps(self) -> dict[str, Callable]:
         """Returns what answers each address. None of them reads a file that a request names."""
         return {
-            "/index.js": _file("application/javascript", _page, "index.js"),
-            "/page.css": _file("text/css", _page, "page.css"),
+            **{f"/{x}": _file(kind, _page, x) for kind, names in _PAGES.items() for x in names},
             "/plotly.min.js": _file("application/javascript", _plotly),
             "/runs": self._app(self._runs),
             "/figure": self._app(self._figure),
@@ -85,12 +89,12 @@ class JointLossPlugin(base_plugin.TBPlugin):
         return application
 
     def _runs(self, arguments: Mapping[str, Any], runs: list) -> str:
-        from keras_jointloss.tensorboard.runs import SPLITS, find_terms
+        from keras_jointloss.tensorboard.runs import SPLITS, find_kinds, find_terms
 
         tags = {f"{split}/{tag}" for run in runs for split in SPLITS for tag in run.split(split)}
         return json.dumps(
             {
-                "runs": [{"name": run.name, "terms": find_terms([run])} for run in runs],
+                "runs": [{"name": run.name, "kinds": find_kinds(run)} for run in runs],
                 "terms": find_terms(runs),
                 "values": sorted(tags),
                 "plotly": importlib.util.find_spec("plotly") is not None,
@@ -100,11 +104,12 @@ class JointLossPlugin(base_plugin.TBPlugin):
 
     def _figure(self, arguments: Any, runs: list) -> str:
         from keras_jointloss.tensorboard.figures import NothingToShowError
-        from keras_jointloss.tensorboard.figures.style import marks
+        from keras_jointloss.tensorboard.figures.style import THEMES, marks
         from keras_jointloss.tensorboard.runs import find_terms
 
         shown = _select(arguments, runs)
-        colors = {name: mark.color for name, mark in marks(find_terms(runs)).items()}
+        theme = validate_choice(arguments.get("theme", "light"), "theme", THEMES)
+        colors = {name: mark.color for name, mark in marks(find_terms(runs), theme).items()}
         try:
             figure = _draw(arguments, shown, runs).to_json()
         except NothingToShowError as error:
@@ -126,7 +131,7 @@ class JointLossPlugin(base_plugin.TBPlugin):
         from keras_jointloss.tensorboard.table import to_csv
 
         shown = _select(arguments, runs)
-        _draw(arguments, shown, runs)
+        _draw(arguments, shown, runs, events=False)
         # What the figure has used.
         return to_csv(
             (run, split, tag, series)
@@ -183,7 +188,7 @@ def _select(arguments: Any, runs: list) -> list:
     return [run for run in runs if not names or run.name in names]
 
 
-def _draw(arguments: Any, shown: list, runs: list) -> Any:
+def _draw(arguments: Any, shown: list, runs: list, events: bool = True) -> Any:
     """Returns the figure that a request describes."""
     if importlib.util.find_spec("plotly") is None:
         raise ImportError(f"The figures need Plotly. Install it with: {_INSTALL}")
@@ -193,6 +198,8 @@ def _draw(arguments: Any, shown: list, runs: list) -> Any:
     view = View(
         terms=arguments.getlist("term") or None,
         compare=arguments.get("compare", "rows"),
+        ranges=arguments.get("ranges", "run"),
+        events=events and arguments.get("events") != "false",
         x=arguments.get("x", "step"),
         smoothing=_number(arguments, "smoothing", 0.0),
         share=arguments.get("share") == "true",

@@ -25,6 +25,8 @@ _MOST_CACHED = 4_000_000
 _READ_AT_ONCE = 500_000
 #: More runs are not listed, and of each run no more tags that end alike, of so many endings.
 MOST_RUNS, MOST_ALIKE, _MOST_ENDINGS = 2_000, 300, 100
+#: The number of values of other kinds than scalars that TensorBoard keeps by default, at random.
+_KEPT = 10
 #: Longer tags are not shown.
 _LONGEST_TAG = 500
 
@@ -75,7 +77,7 @@ class Logs:
             if tags.get(TRAINING_TAG):
                 found["training"] = parse_training(_item(tags[TRAINING_TAG][-1]))
             if tags.get(EPOCHS_TAG):
-                found["epochs"] = epochs_of(_series(tags[EPOCHS_TAG], _item))
+                found["epochs"] = without_gaps(epochs_of(_series(tags[EPOCHS_TAG], _item)))
         return markers
 
     def read(
@@ -180,6 +182,24 @@ class _Tags(Mapping[str, Series]):
         return max(step for step, _ in self._versions.values()), max(
             time for _, time in self._versions.values()
         )
+
+
+def without_gaps(epochs: Series) -> Series:
+    """Returns the ends of all epochs from the ten or more of them that TensorBoard has kept.
+
+    The epochs between two of them have the same length, and so have those before the first.
+    """
+    steps, _, numbers = epochs = epochs.without_restarts()
+    moves = np.diff(numbers)
+    if len(numbers) < _KEPT or (moves < 1).any() or ((moves == 1).all() and numbers[0] <= 1):
+        return epochs
+    size = (steps[1] - steps[0]) / moves[0]
+    before = max(0.0, numbers[0] - steps[0] // size)
+    all_numbers = np.arange(before, numbers[-1] + 1)
+    start = steps[0] - size * (numbers[0] - before)
+    points = np.interp(all_numbers, np.append(before, numbers), np.append(start, steps))
+    times = np.interp(all_numbers, numbers, epochs.wall_times)
+    return Series(points.round().astype("int64"), times, all_numbers)
 
 
 def _kept(tags: Iterable[str]) -> list[str]:

@@ -140,6 +140,25 @@ def layer_of_log(key: str, terms: Collection[str]) -> str | None:
     return name if is_part else None
 
 
+def find_kinds(run: Run) -> list[str]:
+    """Returns the kinds of figures that have something to show of a run, without `"pareto"`.
+
+    The names of the tags decide, without their values.
+    """
+    tags = {*run.train, *run.validation}
+    keys = {key for _, key in term_values(tags)}
+    holds = {
+        "terms": "joint_loss/total" in tags and "weighted" in keys,
+        "losses": "raw" in keys,
+        "weights": "weight" in keys,
+        "readings": bool(find_keys([run], find_terms([run]))),
+        "gradients": bool(find_gradients([run])),
+        "cosines": bool(find_pairs(run.train)),
+        "retrieval": any(x.startswith("retrieval/") and "_recall_at_" in x for x in run.validation),
+    }
+    return [kind for kind, is_there in holds.items() if is_there]
+
+
 def find_keys(runs: Iterable[Run], terms: Iterable[str]) -> list[str]:
     """Returns the names of the readings of terms beyond losses, weights and shares, sorted."""
     tags = {tag for run in runs for split in SPLITS for tag in run.split(split)}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from keras_jointloss._core.validation import invalid
 from keras_jointloss.tensorboard.figures.cosines import cosines
+from keras_jointloss.tensorboard.figures.events import mark_events
 from keras_jointloss.tensorboard.figures.lines import (
     gradients,
     losses,
@@ -46,4 +47,5 @@ def draw(kind: str, runs: Sequence[Run], view: View) -> Drawing:
         raise invalid("kind", f"one of {tuple(KINDS)}", kind)
     if not runs:
         raise ValueError("There is no run to show.")
-    return KINDS[kind](runs, view)
+    drawing = KINDS[kind](runs, view)
+    return drawing if kind in ("cosines", "pareto") else mark_events(drawing, runs, view)

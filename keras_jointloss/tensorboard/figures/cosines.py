@@ -6,10 +6,15 @@ from typing import Any
 import numpy as np
 
 from keras_jointloss.tensorboard._sampling import thin
-from keras_jointloss.tensorboard.figures.panels import Drawing, axes, finish_x_axes, grid, nothing
-from keras_jointloss.tensorboard.figures.style import text
+from keras_jointloss.tensorboard.figures.panels import (
+    X_TITLES,
+    Drawing,
+    NothingToShowError,
+    axes,
+    grid,
+)
+from keras_jointloss.tensorboard.figures.style import THEMES, number, text
 from keras_jointloss.tensorboard.figures.view import View
-from keras_jointloss.tensorboard.heat_map import COSINE_COLORS
 from keras_jointloss.tensorboard.runs import Run, find_pairs
 
 # A heat map cannot show more columns.
@@ -20,7 +25,11 @@ def cosines(runs: Sequence[Run], view: View) -> Drawing:
     """Returns the cosines of all pairs of gradients over time, and the latest as a matrix."""
     found = [(run, pairs) for run in runs if (pairs := _pairs(run, view))]
     if not found:
-        raise nothing("cosines: they come from a layer that combines gradients of several terms")
+        raise NothingToShowError(
+            "The runs have no cosines between gradients of the chosen terms. A layer "
+            "GradientBalancer of two terms or more logs them, also with aggregator=None, which "
+            "changes nothing in training."
+        )
     titles = []
     for run, _ in found:
         name = f"{run.name} · " if len(runs) > 1 else ""
@@ -28,26 +37,31 @@ def cosines(runs: Sequence[Run], view: View) -> Drawing:
     most = max(max(len(pairs), 4) for _, pairs in found)
     height = min(600, max(270, 24 * most + 90))
     longest = max(len(name) for _, pairs in found for pair in pairs.values() for name in pair)
-    drawing = grid(view, titles, 2, height, spacing=min(0.3, 0.03 + 0.008 * longest))
+    # On a narrow page, row labels would cover what is on their left.
+    columns = min(2, max(1, view.columns - 1))
+    drawing = grid(view, titles, columns, height, spacing=min(0.3, 0.03 + 0.008 * longest))
     for index, (run, pairs) in enumerate(found):
         drawing.traces.append({**_over_time(run, pairs, view), **axes(2 * index)})
-        drawing.traces.append({**_latest(run, pairs), **axes(2 * index + 1)})
-    finish_x_axes(drawing, view)
+        drawing.traces.append({**_latest(run, pairs, view), **axes(2 * index + 1)})
     # Names are longer than numbers. Plotly draws twice to make room for them.
     for axis in drawing.all_axes("x"):
         axis["automargin"] = True
     for axis in drawing.all_axes("y"):
         axis |= {"automargin": True, "autorange": "reversed"}
     for index in range(len(found)):
-        axis = drawing.axis("x", 2 * index + 1)
-        axis |= {"title": {"text": ""}, "type": "category"}
-        del axis["matches"]
-    drawing.layout.update(hovermode="closest", modebar={"orientation": "h"})
+        drawing.axis("x", 2 * index).update(title={"text": X_TITLES[view.x]}, matches="x")
+        drawing.axis("x", 2 * index + 1)["type"] = "category"
+    drawing.layout["hovermode"] = "closest"
+    drawing.layout["modebar"]["orientation"] = "h"  # The colors are beside the axes.
     drawing.layout["coloraxis"] = {
-        "colorscale": [*zip((0.0, 0.5, 1.0), COSINE_COLORS, strict=True)],
+        "colorscale": [*zip((0.0, 0.5, 1.0), THEMES[view.theme].cosines, strict=True)],
         "cmin": -1,
         "cmax": 1,
-        "colorbar": {"title": {"text": "cosine"}, "thickness": 12, "len": 0.8},
+        "colorbar": {
+            "title": {"text": "cosine", "side": "right"},
+            "thickness": 12,
+            "len": min(1.0, 260 / drawing.layout["height"] * 1.2),
+        },
     }
     return drawing
 
@@ -72,12 +86,13 @@ def _over_time(run: Run, pairs: dict[str, tuple[str, str]], view: View) -> dict[
         y=[f"{text(a)} ~ {text(b)}" for a, b in pairs.values()],
         z=rows[:, keep],
         coloraxis="coloraxis",
-        hovertemplate="%{y}<br>%{x:.4g}: %{z:.3f}<extra></extra>",
+        zhoverformat=".3f",
+        hovertemplate="%{y}<br>%{x}: %{z}<extra></extra>",
         meta={"run": run.name, "pairs": [list(pair) for pair in pairs.values()]},
     )
 
 
-def _latest(run: Run, pairs: dict[str, tuple[str, str]]) -> dict[str, Any]:
+def _latest(run: Run, pairs: dict[str, tuple[str, str]], view: View) -> dict[str, Any]:
     names = list(dict.fromkeys(name for pair in pairs.values() for name in pair))
     matrix = np.full((len(names), len(names)), np.nan)
     np.fill_diagonal(matrix, 1)
@@ -90,9 +105,16 @@ def _latest(run: Run, pairs: dict[str, tuple[str, str]]) -> dict[str, Any]:
         x=labels,
         y=labels,
         z=matrix,
-        text=np.where(np.isnan(matrix), "", np.char.mod("%.2f", matrix.round(2) + 0.0)),
+        text=np.array(
+            [
+                ["" if np.isnan(x) else number(x, ".2f") for x in row]
+                for row in matrix.round(2) + 0.0
+            ]
+        ),
         texttemplate="%{text}" if len(names) <= 12 else "",
+        textfont={"color": THEMES[view.theme].ink},
         coloraxis="coloraxis",
-        hovertemplate="%{y} ~ %{x}: %{z:.3f}<extra></extra>",
+        zhoverformat=".3f",
+        hovertemplate="%{y} ~ %{x}: %{z}<extra></extra>",
         meta={"run": run.name, "terms": names},
     )

@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 import plotly.io
 
 from keras_jointloss.tensorboard._sampling import smooth, thin
-from keras_jointloss.tensorboard.figures.style import DASHES, THEMES, Mark, layout, text
+from keras_jointloss.tensorboard.figures.coincidence import shared_stretches
+from keras_jointloss.tensorboard.figures.style import THEMES, Mark, layout, number, text
 from keras_jointloss.tensorboard.figures.view import View
 from keras_jointloss.tensorboard.runs import Run, Series
 
@@ -17,7 +18,10 @@ _HEIGHT = 270
 #: The number of points that a page draws without delay.
 _MOST_POINTS = 12_000
 _FEWEST_POINTS = 60
-_TITLES = {"step": "step", "epoch": "epoch", "time": "minutes"}
+#: Plotly adds to the range: up to this ratio of the values, it is less than a decade.
+_PART_OF_DECADE = 7.0
+#: The titles of x axes.
+X_TITLES = {"step": "step", "epoch": "epoch", "time": "minutes"}
 
 
 class Line(NamedTuple):
@@ -29,6 +33,8 @@ class Line(NamedTuple):
     mark: Mark  # How it is drawn
     note: str = ""  # What tells it from a line of the same name in the same panel
     dash: str = "solid"
+    #: How its run is drawn, where several share the axes.
+    of_run: Mark | None = None
     #: Facts for programs that read the figure.
     extra: dict[str, Any] = {}  # noqa: RUF012
 
@@ -82,7 +88,7 @@ def grid(
 ) -> Drawing:
     """Returns an empty figure with a pair of axes for each title, `spacing` of its width apart."""
     rows = max(1, -(-len(titles) // columns))
-    total = rows * height + 110
+    total = rows * height + 120
     theme = THEMES[view.theme]
     right = spacing if columns > 1 else 0.0
     below = min(82 / total, 0.9 / rows) if rows > 1 else 0.0
@@ -125,27 +131,27 @@ def _long(name: str) -> str:
 def draw_panels(panels: Sequence[Panel], view: View, columns: int) -> Drawing:
     """Returns a figure of panels of lines."""
     panels = [panel for panel in panels if panel.lines]
-    if not panels:
-        raise nothing("such values")
     columns = min(columns, view.columns, len(panels))
     drawing = grid(view, [panel.title for panel in panels], columns)
     limit = point_limit(view, sum(len(panel.lines) for panel in panels))
     named: set[str] = set()
     firsts: dict[str, str] = {}
     for index, panel in enumerate(panels):
-        for line in panel.lines:
-            trace = _trace(line, view, limit, line.name not in named)
+        traces = [_trace(line, view, limit) for line in panel.lines]
+        for line, trace in zip(panel.lines, traces, strict=True):
+            # The first in the legend says no more than the name: `_key` explains the others.
+            trace["showlegend"] = not line.note and line.name not in named
+            named |= {line.name} if trace["showlegend"] else set()
+        for trace in [*traces, *shared_stretches(traces)]:
             drawing.traces.append({**trace, **axes(index)})
-            named.add(line.name)
         axis, own = drawing.axis("y", index), axes(index)["yaxis"]
-        axis |= {"title": {"text": panel.y}, "type": panel.scale}
+        same = [x for x in panels if x.group == panel.group] if panel.group else [panel]
+        axis |= {"title": {"text": panel.y}, "type": panel.scale, **_range(same, panel.scale)}
         match = firsts.setdefault(panel.group or str(index), own)
         if match != own:
             axis["matches"] = match
-        if panel.scale == "log":
-            axis |= _log_ticks(panels, panel)
     finish_x_axes(drawing, view)
-    drawing.traces.extend(_key(panels, view))
+    drawing.traces.extend(_key(panels, view, named))
     return drawing
 
 
@@ -156,7 +162,7 @@ def finish_x_axes(drawing: Drawing, view: View) -> None:
         axis["matches"] = "x"
         bottom[tuple(axis["domain"])] = axis
     for axis in bottom.values():
-        axis["title"] = {"text": _TITLES[view.x]}
+        axis["title"] = {"text": X_TITLES[view.x]}
 
 
 def point_limit(view: View, lines: int) -> int:
@@ -168,71 +174,95 @@ class NothingToShowError(ValueError):
     """The runs have no values of the kind that a figure shows."""
 
 
-def nothing(what: str) -> NothingToShowError:
-    """Returns the error for runs that have nothing to draw."""
-    return NothingToShowError(f"The runs have no {what} to show with these settings.")
-
-
-def _trace(line: Line, view: View, limit: int, is_first: bool) -> dict[str, Any]:
+def _trace(line: Line, view: View, limit: int) -> dict[str, Any]:
     series = line.series.without_restarts()
     values = smooth(series.values, view.smoothing)
     keep = thin(values[None], limit)
     x = line.run.positions(series.at(keep), view.x)
     mark, is_short = line.mark, len(keep) < 25
+    symbol = line.of_run if line.of_run and not mark.is_repeated else mark
     return dict(
         type="scatter",
         x=x,
         y=values[keep],
         name=text(f"{line.name}{f' ({line.note})' if line.note else ''}"),
-        mode="lines+markers" if is_short or mark.is_repeated else "lines",
+        mode="lines+markers" if is_short or symbol.is_repeated else "lines",
         line={"color": mark.color, "width": 2, "dash": line.dash},
-        marker={"size": 6, "symbol": mark.symbol, "maxdisplayed": 0 if is_short else 8},
+        marker={
+            "size": symbol.size,
+            "symbol": symbol.symbol,
+            "maxdisplayed": 0 if is_short else 8,
+        },
+        cliponaxis=False,  # A symbol at 0 is whole.
         legendgroup=line.name,
-        showlegend=is_first,
-        hovertemplate="%{y:.4g}",
+        hovertemplate="%{y}",
         meta={"run": line.run.name, "term": line.name, **line.extra},
     )
 
 
-def _key(panels: Sequence[Panel], view: View) -> list[dict[str, Any]]:
-    """Returns entries of the legend that say what the dashes of the lines mean."""
-    dashes = {line.dash: line.note for panel in panels for line in panel.lines if line.note}
-    return [
-        dict(
-            type="scatter",
-            x=[None],
-            y=[None],
-            mode="lines",
-            name=text(note),
-            line={"color": THEMES[view.theme].faint, "dash": dash, "width": 2},
-            hoverinfo="skip",
-            legendgroup=f"key {dash}",
-            meta={"key": note},
-        )
-        for dash, note in dashes.items()
-    ]
+def _key(panels: Sequence[Panel], view: View, named: set[str]) -> list[dict[str, Any]]:
+    """Returns entries of the legend: names it still lacks, and what dashes and symbols mean."""
+    lines = [line for panel in panels for line in panel.lines]
+    faint = THEMES[view.theme].faint
+    entries = {}
+    for line in lines:
+        if line.name not in named:
+            entries[line.name] = key_entry(line.name, line.mark.color, legendgroup=line.name)
+    for line in lines:
+        if not line.note:
+            continue
+        looks: dict[str, Any] = {"line": {"color": faint, "dash": line.dash, "width": 2}}
+        if line.of_run:
+            marker = {"color": faint, "symbol": line.of_run.symbol, "size": line.of_run.size}
+            looks |= {"mode": "lines+markers", "marker": marker}
+        key = f"key {line.note}"
+        entries[key] = key_entry(line.note, faint, legendgroup=key, **looks)
+    return [*entries.values()]
 
 
-def _log_ticks(panels: Sequence[Panel], panel: Panel) -> dict[str, Any]:
+def key_entry(name: str, color: str, **changes: Any) -> dict[str, Any]:
+    """Returns an entry of the legend that stands for no line of its own."""
+    return {
+        "type": "scatter",
+        "x": [None],
+        "y": [None],
+        "mode": "lines",
+        "name": text(name),
+        "line": {"color": color, "width": 2},
+        "hoverinfo": "skip",
+        "meta": {"key": name},
+        **changes,
+    }
+
+
+def _range(panels: Sequence[Panel], scale: str) -> dict[str, Any]:
+    """Returns the range and the ticks of an axis that these panels share."""
+    values = np.concatenate([line.series.values for panel in panels for line in panel.lines])
+    values = values[np.isfinite(values)]
+    if scale == "log":
+        return _log_ticks(values)
+    if (values < 0).any():
+        return {}
+    # Nothing below 0, where no value can be; weights are compared with 0.
+    return {"rangemode": "tozero" if panels[0].y == "weight" else "nonnegative"}
+
+
+def _log_ticks(values: np.ndarray) -> dict[str, Any]:
     """Returns the ticks of a logarithmic axis: decades, or 1, 2 and 5 within each if they are few.
 
-    Plotly would write the latter as single digits, 2 and 5 between 0.1 and 1.
+    Plotly would write the latter as single digits, 2 and 5 between 0.1 and 1. Within a decade, it
+    has ticks on a linear scale.
     """
-    same = [x for x in panels if x.group == panel.group]
-    values = np.concatenate([line.series.values for x in same for line in x.lines])
-    values = values[np.isfinite(values) & (values > 0)]
+    values = values[values > 0]
     if not values.size or values.max() > 2000 * values.min():
         return {"dtick": 1}
+    if values.max() < _PART_OF_DECADE * values.min():
+        return {}
     decades = range(
         math.floor(math.log10(values.min())) - 1, math.ceil(math.log10(values.max())) + 2
     )
     texts = [f"{digit}e{decade}" for decade in decades for digit in (1, 2, 5)]
-    return {"tickvals": [float(x) for x in texts], "ticktext": [f"{float(x):g}" for x in texts]}
-
-
-def run_dashes(runs: Iterable[Run]) -> dict[str, str]:
-    """Returns the dash of each run for figures in which runs share their axes."""
-    return {run.name: DASHES[i % len(DASHES)] for i, run in enumerate(runs)}
+    return {"tickvals": [float(x) for x in texts], "ticktext": [number(float(x)) for x in texts]}
 
 
 def can_be_log(panels: Iterable[Panel]) -> bool:

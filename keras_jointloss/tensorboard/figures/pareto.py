@@ -5,10 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_jointloss._core.validation import invalid
-from keras_jointloss.tensorboard.figures.panels import Drawing, grid, nothing
-from keras_jointloss.tensorboard.figures.style import THEMES, marks, text
+from keras_jointloss.tensorboard.figures.panels import Drawing, NothingToShowError, grid
+from keras_jointloss.tensorboard.figures.style import THEMES, run_marks, text
 from keras_jointloss.tensorboard.figures.view import View
 from keras_jointloss.tensorboard.runs import SPLITS, Run, find_terms, is_larger_better, term_tag
+
+#: The names of more runs would cover each other: then they show when the pointer is on a run.
+_MOST_NAMES = 12
 
 
 def pareto(runs: Sequence[Run], view: View) -> Drawing:
@@ -18,14 +21,27 @@ def pareto(runs: Sequence[Run], view: View) -> Drawing:
         # The first two terms of the runs that have not been asked for.
         rest = [term for term in view.shown_terms(runs) if term not in (a, b)]
         if len(rest) < (a is None) + (b is None):
-            raise nothing("two terms to compare")
+            raise NothingToShowError(
+                "The runs have no two terms to compare. Choose more terms, or other values for "
+                "the horizontal and the vertical axis, which are `a` and `b` of `kj.plot`."
+            )
         a = a or rest.pop(0)
         b = b or rest.pop(0)
     tags = [_resolve(name, runs, argument) for name, argument in ((a, "a"), (b, "b"))]
+    if len(runs) < 2:
+        raise NothingToShowError(
+            "This figure compares the final values of runs, and needs two of them or more: choose "
+            "another run, or train once more with another log_dir."
+        )
     found = [(run, [_final(run, *tag) for tag in tags]) for run in runs]
     shown = [(run, pair) for run, pair in found if np.isfinite(pair).all()]
     if not shown:
-        raise nothing(f"runs with final values of both {a!r} and {b!r}")
+        raise NothingToShowError(f"The runs have no final values of both {a!r} and {b!r}.")
+    if len(shown) < 2:
+        raise NothingToShowError(
+            f"Only the run {shown[0][0].name!r} has final values of both {a!r} and {b!r}: this "
+            "figure needs two runs that have them."
+        )
     points = np.array([pair for _, pair in shown])
     larger = [is_larger_better(name) for _, name in tags]
     front = pareto_front(np.where(larger, -points, points))
@@ -39,27 +55,33 @@ def pareto(runs: Sequence[Run], view: View) -> Drawing:
             mode="lines",
             name="Pareto front",
             line={"color": theme.faint, "width": 1.5, "dash": "dash"},
+            showlegend=len(front) > 1,
             hoverinfo="skip",
             meta={"front": [shown[i][0].name for i in front]},
         )
     )
-    own = marks([run.name for run in runs])
+    # No colors, which are those of terms: symbols, and names beside them.
+    own = run_marks([run.name for run in runs], view.theme)
+    is_named = len(shown) <= _MOST_NAMES
     for run, pair in shown:
-        mark = own[run.name]
         drawing.traces.append(
             dict(
                 type="scatter",
                 x=[pair[0]],
                 y=[pair[1]],
-                mode="markers",
+                mode="markers+text" if is_named else "markers",
                 name=text(run.name),
+                text=[f"\N{EN SPACE}{text(run.name)}\N{EN SPACE}"],  # Not on the symbol.
+                textposition="middle right" if pair[0] <= points[:, 0].mean() else "middle left",
+                textfont={"color": theme.ink},
                 marker={
                     "size": 11,
-                    "color": mark.color,
-                    "symbol": mark.symbol,
-                    "line": {"width": 1, "color": theme.paper},
+                    "color": own[run.name].color,
+                    "symbol": own[run.name].symbol,
+                    "line": {"width": 1.5},
                 },
-                hovertemplate="%{x:.4g}, %{y:.4g}",
+                cliponaxis=False,
+                hovertemplate="%{x}, %{y}",
                 meta={"run": run.name},
             )
         )
@@ -67,6 +89,8 @@ def pareto(runs: Sequence[Run], view: View) -> Drawing:
         name = text(f"{_words(*tag)}{' (larger is better)' if is_up else ''}")
         axis = drawing.axis(letter, 0)
         axis |= {"title": {"text": name}, "type": view.scale or "linear"}
+        if (points[:, "xy".index(letter)] >= 0).all():
+            axis["rangemode"] = "nonnegative"
     drawing.layout["hovermode"] = "closest"
     return drawing
 

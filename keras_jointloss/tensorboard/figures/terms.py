@@ -5,20 +5,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_jointloss.tensorboard._sampling import smooth, thin
-from keras_jointloss.tensorboard.figures.lines import select_marks
+from keras_jointloss.tensorboard.figures.lines import looks_of_runs, select_marks
 from keras_jointloss.tensorboard.figures.panels import (
     Drawing,
     Line,
+    NothingToShowError,
     Panel,
     axes,
     draw_panels,
     finish_x_axes,
     grid,
-    nothing,
     point_limit,
-    run_dashes,
 )
-from keras_jointloss.tensorboard.figures.style import THEMES, Mark, shades, text
+from keras_jointloss.tensorboard.figures.style import THEMES, Mark, number, shades, text
 from keras_jointloss.tensorboard.figures.view import View
 from keras_jointloss.tensorboard.runs import (
     OTHER,
@@ -41,8 +40,6 @@ def terms(runs: Sequence[Run], view: View) -> Drawing:
     names = [*view.shown_terms(runs), *others, OTHER]
     marks = {**select_marks(runs, view), **shades([OTHER, *others], THEMES[view.theme].faint)}
     key, label = ("share", "share of the total") if view.share else ("weighted", "weighted loss")
-    if view.compare == "overlay" and len(runs) > 1:
-        return _overlay(runs, view, names, others, marks, key, label)
     cells = [
         (run, split, found)
         for run in runs
@@ -50,12 +47,16 @@ def terms(runs: Sequence[Run], view: View) -> Drawing:
         if (found := _parts(run, split, names, others, key))
     ]
     if not cells:
-        raise nothing("weighted losses")
+        where = f" in {view.splits[0]}" if len(view.splits) == 1 else ""
+        raise NothingToShowError(f"The runs have no weighted losses of the chosen terms{where}.")
+    if view.compare == "overlay" and len(runs) > 1:
+        return _overlay(cells, view, marks, label)
     columns = min(len(view.splits), view.columns, len(cells))
     titles = [text(f"{r.name} · {s}" if len(runs) > 1 else s) for r, s, _ in cells]
     drawing = grid(view, titles, columns)
     limit = point_limit(view, sum(len(found) + 1 for _, _, found in cells))
     named: set[str] = set()
+    firsts: dict[str, str] = {}
     for index, (run, split, found) in enumerate(cells):
         for trace in _stack(run, split, found, view, marks, limit, index):
             group = trace["legendgroup"]
@@ -64,8 +65,11 @@ def terms(runs: Sequence[Run], view: View) -> Drawing:
             named.add(group)
         axis = drawing.axis("y", index)
         axis |= {"title": {"text": label}, "type": view.scale or "linear"}
-        if index:
-            axis["matches"] = "y"
+        if not any((x.values < 0).any() for *_, parts in cells for x in parts.values()):
+            axis["rangemode"] = "nonnegative"
+        match = firsts.setdefault(view.group(label, run), axes(index)["yaxis"])
+        if match != axes(index)["yaxis"]:
+            axis["matches"] = match
     finish_x_axes(drawing, view)
     return drawing.as_percent() if view.share else drawing
 
@@ -112,6 +116,10 @@ def _stack(run, split, found, view, marks, limit, index):
         for part, stack in ((above, "above"), (below, "below")):
             if stack == "below" and not part.any():
                 continue
+            customdata, hover = np.stack([values, shares], axis=1), "%{customdata[0]:.4g}"
+            if (values < 0).any():  # In such a template, Plotly writes a hyphen for a minus.
+                words = [[number(x), number(y, ".1%")] for x, y in customdata]
+                customdata, hover = np.array(words), "%{customdata[0]}"
             area = dict(
                 type="scatter",
                 x=x,
@@ -120,8 +128,8 @@ def _stack(run, split, found, view, marks, limit, index):
                 mode="lines",
                 stackgroup=f"{stack} {index}",
                 line={"color": mark.color, "width": 0.8},
-                customdata=np.stack([values, shares], axis=1),
-                hovertemplate="%{customdata[0]:.4g} (%{customdata[1]:.1%})",
+                customdata=customdata,
+                hovertemplate=hover + " (%{customdata[1]" + (":.1%})" if ":" in hover else "})"),
                 legendgroup=name,
                 meta={"run": run.name, "split": split, "term": name, "stack": stack},
             )
@@ -158,26 +166,20 @@ def _at_steps(series: Series, steps: np.ndarray) -> np.ndarray:
     return np.interp(steps, series.steps, series.values, left=np.nan, right=np.nan)
 
 
-def _overlay(runs, view, names, others, marks, key, label):
-    dashes = run_dashes(runs)
-    mark = Mark(THEMES[view.theme].total, "", "circle", False)
+def _overlay(cells, view, marks, label):
+    """Returns the figure of the lines of all runs, each split in axes of its own."""
+    looks = looks_of_runs(list(dict.fromkeys(run.name for run, *_ in cells)), view)
+    mark = Mark(THEMES[view.theme].total)
     panels = []
-    for split in view.splits:
+    for split in dict.fromkeys(split for _, split, _ in cells):
         lines = []
-        for run in runs:
-            found = _parts(run, split, names, others, key)
-            if found and not view.share:
+        for run, of, found in cells:
+            if of != split:
+                continue
+            if not view.share:
                 found = {**found, "total": run.split(split)[_TOTAL]}
             lines += [
-                Line(
-                    run,
-                    x,
-                    name,
-                    marks.get(name, mark),
-                    run.name,
-                    dashes[run.name],
-                    {"split": split},
-                )
+                Line(run, x, name, marks.get(name, mark), *looks[run.name], {"split": split})
                 for name, x in found.items()
             ]
         panels.append(Panel(split, lines, label, view.scale or "linear", "terms"))

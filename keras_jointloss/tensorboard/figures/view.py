@@ -13,6 +13,8 @@ from keras_jointloss.tensorboard.runs import AXES, SPLITS, Run, find_terms
 
 #: How several runs are compared: each in a row of its own, or in the same axes.
 COMPARISONS = ("rows", "overlay")
+#: Which axes have the same range: those of a run in a row of its own, or those of all runs.
+RANGES = ("run", "shared")
 SCALES = ("linear", "log")
 THEMES = ("light", "dark")
 
@@ -24,6 +26,10 @@ class View:
     terms: Sequence[str] | None = None  # The names of the terms to show, or `None` for all
     #: `"rows"` for each run in a row of its own, `"overlay"` for all in the same axes.
     compare: str = "rows"
+    #: For runs in rows of their own: `"run"` for axes that suit each run, so that the lines of one
+    #: with small values are not flat, or `"shared"` for the same y axes, to compare them.
+    ranges: str = "run"
+    events: bool = True  # Whether events are marked: ends of schedules, terms switched off, faults
     x: str = "step"  # `"step"`, `"epoch"` or `"time"` (minutes)
     #: The factor of an exponential moving average, at least 0 and less than 1.
     smoothing: float = 0.0
@@ -41,6 +47,7 @@ class View:
 
     def __post_init__(self):
         validate_choice(self.compare, "compare", COMPARISONS)
+        validate_choice(self.ranges, "ranges", RANGES)
         validate_choice(self.x, "x", AXES)
         validate_choice(self.theme, "theme", THEMES)
         if self.scale is not None:
@@ -51,6 +58,11 @@ class View:
         validate_count(self.points, "points")
         validate_count(self.columns, "columns")
         validate_share(self.smoothing, "smoothing")
+
+    def group(self, name: str, run: Run) -> str:
+        """Returns which axes have the same range of y: the name of a group of them."""
+        is_own = self.ranges == "run" and self.compare == "rows"
+        return f"{name} of {run.name}" if is_own else name
 
     def has_gradient(self, name: str) -> bool:
         """Returns whether a gradient, named by its term, perhaps after its layer, is of a term."""
