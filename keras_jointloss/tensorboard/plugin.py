@@ -108,7 +108,7 @@ class JointLossPlugin(base_plugin.TBPlugin):
         from keras_jointloss.tensorboard.runs import find_terms
 
         shown = _select(arguments, runs)
-        theme = validate_choice(arguments.get("theme", "light"), "theme", THEMES)
+        theme = validate_choice(arguments.get("theme", "light"), "theme", (*THEMES,))
         colors = {name: mark.color for name, mark in marks(find_terms(runs), theme).items()}
         try:
             figure = _draw(arguments, shown, runs).to_json()

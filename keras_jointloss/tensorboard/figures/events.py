@@ -61,7 +61,11 @@ def mark_events(drawing: Drawing, runs: Sequence[Run], view: View) -> Drawing:
             title["yshift"] = _SIZE + 3
     drawing.layout["annotations"] += symbols
     drawing.layout["meta"] = {
-        "events": [{"run": run, **x._asdict()} for run, events in found.items() for x in events]
+        "events": [
+            {"run": run, "step": x.step, "kind": x.kind, "term": x.term, "sentence": x.sentence}
+            for run, events in found.items()
+            for x in events
+        ]
     }
     drawing.traces.extend(_key(kind, theme.faint) for kind in NAMES if kind in kinds)
     return drawing

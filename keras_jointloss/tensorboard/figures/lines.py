@@ -35,6 +35,8 @@ from keras_jointloss.tensorboard.runs import (
 
 #: Finds the tag of a name.
 TagOf = Callable[[str], str]
+#: What tells a line from others of its name in the same panel: note, dash, and mark of its run.
+Look = tuple[str, str, Mark | None]
 _RECALL = re.compile(r"retrieval/(?P<name>.+)/(?P<way>a_to_b|b_to_a)_recall_at_(?P<k>\d+)")
 _WAYS = {"a_to_b": "a → b", "b_to_a": "b → a"}
 
@@ -166,14 +168,13 @@ def retrieval(runs: Sequence[Run], view: View) -> Drawing:
     own: dict[str, Mark] = {}
     for name in sorted({name for name, _ in found}):
         color = terms[name].color if name in terms else THEMES[view.theme].total
-        marked = shades([x for x in labels if labels[x][0] == name], color)
-        own |= {label: mark._replace(is_repeated=True) for label, mark in marked.items()}
+        own |= shades([x for x in labels if labels[x][0] == name], color, always=True)
     panels = _panels(runs, view, list(labels), quantities, ("validation",), own)
     ks = sorted({k for _, k in found})
     dashes = {x: DASHES[ks.index(k) % len(DASHES)] for x, (_, k) in labels.items()}
     for panel in panels:
         panel.lines[:] = [
-            line if line.of_run else line._replace(dash=dashes[line.name]) for line in panel.lines
+            line if line.of_run else line.changed(dash=dashes[line.name]) for line in panel.lines
         ]
     panels = [x.changed(y="recall", group=x.group.replace(x.y, "recall", 1)) for x in panels]
     return _figure(panels, view, 2, "linear").as_percent()
@@ -198,8 +199,8 @@ def _sharing(runs: Sequence[Run], view: View) -> list[list[Run]]:
     return [list(runs)] if view.compare == "overlay" else [[run] for run in runs]
 
 
-def looks_of_runs(names: Sequence[str], view: View) -> dict[str, tuple[str, str, Mark | None]]:
-    """Returns by run what tells its lines from others of the same panel: note, dash and symbol."""
+def looks_of_runs(names: Sequence[str], view: View) -> dict[str, Look]:
+    """Returns by run how its lines look where several share the axes."""
     if len(names) == 1:
         return {names[0]: ("", "solid", None)}
     own = run_marks(names, view.theme)
@@ -225,22 +226,19 @@ def _panels(
     splits = [split for split in view.splits if split in splits] or splits
     count = len(of_all or runs)
 
-    def lines(run: Run, split: str, tag_of: TagOf, look: tuple) -> list[Line]:
-        found: list[tuple[str, Series | None]] = [
-            (name, run.split(split).get(tag_of(name))) for name in names
-        ]
-        return [
-            Line(run, x, name, own[name], *look, {"split": split})
-            for name, x in found
-            if x is not None
-            and np.isfinite(x.values).any()
-            and (
-                draws_repeats
-                or split == "train"
-                or "train" not in splits
-                or not _repeats(x, run.train.get(tag_of(name)))
-            )
-        ]
+    def lines(run: Run, split: str, tag_of: TagOf, look: Look) -> list[Line]:
+        note, dash, of_run = look
+        found = []
+        for name in names:
+            series = run.split(split).get(tag_of(name))
+            if series is None or not np.isfinite(series.values).any():
+                continue
+            is_second = split == "validation" and "train" in splits
+            if is_second and not draws_repeats and _repeats(series, run.train.get(tag_of(name))):
+                continue
+            line = Line(run, series, name, own[name], note, dash, of_run, {"split": split})
+            found.append(line)
+        return found
 
     panels = []
     if view.compare == "overlay" and count > 1:
@@ -256,7 +254,7 @@ def _panels(
             of_run = []
             for split in splits:
                 is_second = split == "validation" and len(splits) > 1
-                look = (split, "dot", None) if is_second else ("", "solid", None)
+                look: Look = (split, "dot", None) if is_second else ("", "solid", None)
                 of_run += lines(run, split, tag_of, look)
             parts = [run.name] * (count > 1) + [words] * (len(quantities) > 1 or count == 1)
             title, group = text(" · ".join(parts)), view.group(words, run)

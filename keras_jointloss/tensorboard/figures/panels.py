@@ -38,6 +38,10 @@ class Line(NamedTuple):
     #: Facts for programs that read the figure.
     extra: dict[str, Any] = {}  # noqa: RUF012
 
+    def changed(self, **fields: Any) -> "Line":
+        """Returns the line with other values of some fields."""
+        return Line(**{**dict(zip(Line.__annotations__, self, strict=True)), **fields})
+
 
 class Panel(NamedTuple):
     """The content of a pair of axes."""

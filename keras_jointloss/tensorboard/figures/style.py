@@ -39,10 +39,13 @@ def marks(names: Sequence[str], theme: str = "light") -> dict[str, Mark]:
     return result
 
 
-def shades(names: Sequence[str], color: str) -> dict[str, Mark]:
-    """Returns how names are drawn in the same color, by patterns and symbols."""
+def shades(names: Sequence[str], color: str, always: bool = False) -> dict[str, Mark]:
+    """Returns how names are drawn in the same color, by patterns and symbols.
+
+    The first has none, unless it `always` has a symbol.
+    """
     cycle = itertools.cycle(zip(_PATTERNS, _SYMBOLS, strict=True))
-    return {x: Mark(color, *next(cycle), index > 0) for index, x in enumerate(names)}
+    return {x: Mark(color, *next(cycle), always or index > 0) for index, x in enumerate(names)}
 
 
 def run_marks(names: Sequence[str], theme: str = "light") -> dict[str, Mark]:
