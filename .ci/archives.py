@@ -36,8 +36,8 @@ def compare(archive: Path, found: set[str], expected: set[str]) -> None:
 
 
 folder = Path(sys.argv[1])
-listed = subprocess.run(["git", "ls-tree", "-r", "--name-only", "-z", "HEAD"], capture_output=True)
-committed = {x for x in listed.stdout.decode().split("\0") if x}
+listed = subprocess.check_output(["git", "ls-tree", "-r", "--name-only", "-z", "HEAD"], text=True)
+committed = {x for x in listed.split("\0") if x}
 (source,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
 in_source = {x for x in files_of(source) if ".egg-info/" not in x}
 compare(source, in_source, committed | TO_SOURCE)
