@@ -38,6 +38,8 @@ class CallLoss(NamedTuple):
 
     def kept_if(self, is_good: Any) -> "CallLoss":
         """Returns what remains of the loss if a call is good, or else nothing but the batch."""
+        if is_good is True:
+            return self
         return self._replace(
             loss=kept_if(is_good, self.loss),
             items=kept_if(is_good, self.items),

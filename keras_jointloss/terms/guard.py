@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_jointloss._core.backend import checked, current_replicas
+from keras_jointloss._core.backend import all_finite, checked, current_replicas
 from keras_jointloss._core.keras_losses import copy_mask
 from keras_jointloss._core.math import float_dtype
 from keras_jointloss._core.quick_ops import ops
@@ -29,9 +29,9 @@ def guarded(
         inputs: A structure of tensors.
 
     Returns:
-        What `compute` returns besides the mean, and whether the loss and the weight are finite. If
-        the weight `drops` the term, its gradients are 0 unless they, the loss and the weight are
-        all finite.
+        What `compute` returns besides the mean, and whether the loss and the weight are finite:
+        see `all_finite`. If the weight `drops` the term, its gradients are 0 unless they, the loss
+        and the weight are all finite.
     """
     flat = keras.tree.flatten(inputs)
     floats = [i for i, x in enumerate(flat) if _is_float(x)]
@@ -48,13 +48,15 @@ def guarded(
         return weight.is_finite(found[0])
 
     def check(is_good, gradients):
-        found = [ops.all(ops.isfinite(x)) for x in gradients]
-        is_kept = weight.or_still(functools.reduce(ops.logical_and, found, is_good))
+        is_kept = weight.or_still(functools.reduce(_both, map(all_finite, gradients), is_good))
         replicas = current_replicas()
         if weight.drops and replicas.count > 1:
             # A backward pass may exchange values.
-            is_kept = replicas.sum(ops.cast(~is_kept, "float32")) <= 0
-        weight.nonfinite.add_gradient(ops.logical_and(is_good, ~is_kept))
+            is_bad = ops.logical_not(ops.convert_to_tensor(is_kept))
+            is_kept = replicas.sum(ops.cast(is_bad, "float32")) <= 0
+        if is_kept is True:
+            return gradients
+        weight.nonfinite.add_gradient(_both(is_good, ops.logical_not(is_kept)))
         if not weight.drops:
             return gradients
         return [ops.where(is_kept, x, ops.zeros_like(x)) for x in gradients]
@@ -67,6 +69,13 @@ def guarded(
 def _is_float(x: Any) -> bool:
     dtype = keras.backend.standardize_dtype(getattr(x, "dtype", "int32"))
     return keras.backend.is_float_dtype(dtype)
+
+
+def _both(a: Any, b: Any) -> Any:
+    """Returns whether two conditions hold, each `True` or a tensor."""
+    if a is True or b is True:
+        return b if a is True else a
+    return ops.logical_and(a, b)
 
 
 def kept_if(is_good: Any, x: Any) -> Any:

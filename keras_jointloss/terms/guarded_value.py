@@ -23,9 +23,9 @@ class GuardedValue(ClockedValue):
         """Whether a training step is without the term if that is not finite."""
         return self.is_guarded and self.on_nonfinite == "skip"
 
-    def or_still(self, condition: Tensor) -> Tensor:
+    def or_still(self, condition: Tensor | bool) -> Tensor | bool:
         """Returns whether a condition holds, or no callback trains the model in this step."""
         mode = self._mode.read()
         if isinstance(mode, int):
-            return condition if mode > Mode.STILL.value else ops.ones_like(condition)
+            return condition if mode > Mode.STILL.value else True
         return ops.logical_or(condition, ops.equal(mode, Mode.STILL.value))

@@ -1,7 +1,7 @@
 """What was not finite first in a term: its loss, its weight or a gradient, and in which step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from keras_jointloss._core.backend import (
     current_replicas,
     is_immediate,
+    is_readable,
     replica_values,
     trains_functionally,
 )
@@ -76,12 +77,13 @@ class NonfiniteRecord:
 
     def add(self, loss, weight, is_good) -> None:
         """Adds a step with its loss and weight, and whether both are finite."""
-        loss = ops.stop_gradient(ops.convert_to_tensor(loss))
+        loss = ops.convert_to_tensor(loss)
         if not is_immediate():
-            self._add([(loss, weight, is_good)])
+            self._add([(ops.stop_gradient(loss), weight, is_good)])
             return
         self._count += 1
-        self._steps.append((ops.copy(loss), weight, is_good))
+        loss = loss.item() if is_readable(loss) else ops.copy(ops.stop_gradient(loss))
+        self._steps.append((loss, weight, is_good))
         if len(self._steps) == _KEPT_STEPS:
             self._add_kept()
 
@@ -123,7 +125,7 @@ class NonfiniteRecord:
     def _add(self, steps: list[tuple]) -> None:
         """Adds steps in a row."""
         losses, weights, are_good = zip(*steps, strict=True)
-        loss, weight, is_good = self._row(losses), self._row(weights), ops.stack(list(are_good))
+        loss, weight, is_good = self._row(losses), self._row(weights), _flags(are_good)
         before = ops.unstack(ops.convert_to_tensor(self._numbers))
         numbers = before[0] + ops.convert_to_tensor(np.arange(1, len(steps) + 1, dtype=self.dtype))
         found = ops.min(ops.where(is_good, math.inf, numbers))
@@ -166,6 +168,13 @@ class NonfiniteRecord:
         """Returns the numbers of each replica."""
         self._add_kept()
         return replica_values(self._numbers)
+
+
+def _flags(values: Sequence) -> Any:
+    """Returns conditions, `True` or bool tensors, as a row."""
+    if all(x is True for x in values):
+        return ops.convert_to_tensor(np.array(values))
+    return ops.stack([ops.convert_to_tensor(x) for x in values])
 
 
 def _first(numbers: np.ndarray) -> Nonfinite | None:

@@ -32,6 +32,8 @@ class OutputLoss(NamedTuple):
 
     def kept_if(self, is_good: Any) -> "OutputLoss":
         """Returns what remains of the loss if a step is good, or else nothing but the batch."""
+        if is_good is True:
+            return self
         return OutputLoss(
             kept_if(is_good, self.value),
             kept_if(is_good, self.loss),

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 from keras.optimizers.schedules import LearningRateSchedule
 
-from keras_jointloss._core.backend import FirstRow
+from keras_jointloss._core.backend import FirstRow, all_finite
 from keras_jointloss._core.keras import untrack
 from keras_jointloss._core.math import to_numpy
 from keras_jointloss._core.saved_state import SavedState
@@ -106,12 +106,12 @@ class TermWeight(GuardedValue):
 
     # Within the compiled step.
 
-    def is_finite(self, loss: Tensor) -> Tensor:
-        """Returns whether a loss and the current weight are finite, as a bool tensor."""
+    def is_finite(self, loss: Tensor) -> Tensor | bool:
+        """Returns whether a loss and the current weight are finite; see `all_finite`."""
         weighted = ops.stop_gradient(ops.cast(loss, self.recorded.dtype)) * self._current()
-        return self.or_still(ops.isfinite(weighted))
+        return self.or_still(all_finite(weighted))
 
-    def watch(self, loss: Tensor, is_good: Tensor) -> None:
+    def watch(self, loss: Tensor, is_good: Tensor | bool) -> None:
         """Records a step with its loss, before `record`, and whether that `is_finite`."""
         self.nonfinite.add(loss, self._current(), is_good)
 

@@ -29,6 +29,8 @@ once. What the functions promise on every backend:
 - `is_readable(x)`: whether the host can read the values of an array without waiting. It cannot
   within a compiled function, and should not if training runs operation by operation on an
   accelerator.
+- `all_finite(x)`: whether all numbers of a tensor are finite, as a bool tensor; `True` where
+  operations run one by one and the host knows it without waiting.
 - `current_trace()`: an object that equals another one if both are of the same traced function. A
   tensor of a function must not be used in one that encloses it.
 - `custom_gradient(compute, *inputs)`: the tensor that `compute` returns for the inputs, next to a

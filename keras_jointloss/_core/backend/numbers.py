@@ -57,3 +57,8 @@ class FirstRow:
 def is_immediate() -> bool:
     """Returns False: operations may be traced."""
     return False
+
+
+def all_finite(x: Any) -> Any:
+    """Returns whether all numbers of a tensor are finite, as a bool tensor."""
+    return ops.all(ops.isfinite(x))

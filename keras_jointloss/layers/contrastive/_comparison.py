@@ -177,7 +177,7 @@ class Comparison:
     def remember(self, batch: Batch, valid: Any, is_good: Any) -> None:
         """Adds items to the memory, as excluded ones unless they are good; `None` for good."""
         memory: Any = self.memory
-        if is_good is not None:
+        if is_good is not None and is_good is not True:
             views = ops.where(is_good, batch.views, ops.zeros_like(batch.views))
             batch = batch._replace(views=views)
             valid = ops.ones_like(views[:, 0, 0], dtype="bool") if valid is None else valid

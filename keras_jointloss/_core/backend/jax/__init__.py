@@ -9,14 +9,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_jointloss._core.backend.numbers import FirstRow, Number, is_immediate
+from keras_jointloss._core.backend.numbers import FirstRow, Number, all_finite, is_immediate
 from keras_jointloss._core.backend.replicas import ONE_DEVICE, OneDevice
 
 __all__ = [
-    "FirstRow", "Number", "batch_shards", "checked", "current_replicas", "current_trace",
-    "custom_gradient", "decided", "differentiated", "has_own_gradient", "is_chief", "is_immediate",
-    "is_on_accelerator", "is_readable", "is_traced", "native_state", "predict", "quick_ops",
-    "replica_values", "runs_in_python", "trains_functionally", "variable_scope",
+    "FirstRow", "Number", "all_finite", "batch_shards", "checked", "current_replicas",
+    "current_trace", "custom_gradient", "decided", "differentiated", "has_own_gradient", "is_chief",
+    "is_immediate", "is_on_accelerator", "is_readable", "is_traced", "native_state", "predict",
+    "quick_ops", "replica_values", "runs_in_python", "trains_functionally", "variable_scope",
 ]  # fmt: skip
 
 

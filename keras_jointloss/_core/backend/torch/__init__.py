@@ -1,6 +1,7 @@
 """PyTorch, which runs operation by operation."""
 
 import contextlib
+import math
 from typing import Any
 
 import keras
@@ -13,10 +14,10 @@ from keras_jointloss._core.backend.torch.numbers import FirstRow, Number, is_imm
 from keras_jointloss._core.backend.torch.quick_ops import quick_ops
 
 __all__ = [
-    "FirstRow", "Number", "batch_shards", "checked", "current_replicas", "current_trace",
-    "custom_gradient", "decided", "differentiated", "has_own_gradient", "is_chief", "is_immediate",
-    "is_on_accelerator", "is_readable", "is_traced", "native_state", "predict", "quick_ops",
-    "replica_values", "runs_in_python", "trains_functionally", "variable_scope",
+    "FirstRow", "Number", "all_finite", "batch_shards", "checked", "current_replicas",
+    "current_trace", "custom_gradient", "decided", "differentiated", "has_own_gradient", "is_chief",
+    "is_immediate", "is_on_accelerator", "is_readable", "is_traced", "native_state", "predict",
+    "quick_ops", "replica_values", "runs_in_python", "trains_functionally", "variable_scope",
 ]  # fmt: skip
 
 
@@ -74,6 +75,14 @@ def is_traced(tensors: Any) -> bool:
 def is_readable(x: Any) -> bool:
     """Returns whether an array has values on the CPU."""
     return not is_traced(x) and (not ops.is_tensor(x) or x.device.type == "cpu")
+
+
+def all_finite(x: Any) -> Any:
+    """Returns whether all numbers of a tensor are finite, without waiting for a device."""
+    # The sum of finite numbers may overflow, and that of others is never finite.
+    if is_readable(x) and math.isfinite((x.sum() if x.ndim else x).item()):
+        return True
+    return torch.isfinite(x).all()
 
 
 def current_trace() -> Any:
