@@ -95,6 +95,15 @@ def test_one_warning_for_a_tracker_that_fails_later():
         fit(compiled(), [JointLossCallback(on_log=on_log)])
 
 
+def test_tracker_that_refuses_the_values_of_a_run_ends_training():
+    def on_log(run, values, step):
+        if run == "train":  # After those of validation.
+            raise ValueError("invalid name")
+
+    with pytest.raises(ValueError, match="invalid name"):
+        fit(compiled(), [JointLossCallback(on_log=on_log)], validation_split=0.5)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_interrupt_in_a_tracker_ends_training(error):
     calls = []

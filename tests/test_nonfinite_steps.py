@@ -43,19 +43,19 @@ def error(y_true, y_pred):
     return ops.mean(ops.where(ops.equal(y_true, MARK), root, square), axis=-1)
 
 
-def case(kind):
+def case(kind, step=BAD):
     """Returns weights and targets with which the term `"a"` is not finite in a step."""
     targets = {name: y.copy() for name, y in Y.items()}
     if kind != "weight":
-        targets["a"][ITEMS.start] = np.nan if kind == "loss" else MARK
-    return {"a": BadAt(BAD - 1, BAD + 3)} if kind == "weight" else None, targets
+        targets["a"][10 * (step - 1)] = np.nan if kind == "loss" else MARK
+    return {"a": BadAt(step - 1, step + 3)} if kind == "weight" else None, targets
 
 
-def without_term(*names):
+def without_term(*names, step=BAD):
     """Returns sample weights of 0 for the items of the step."""
     weights = {name: np.ones(len(X), "float32") for name in Y}
     for name in names:
-        weights[name][ITEMS] = 0
+        weights[name][10 * (step - 1) : 10 * step] = 0
     return weights
 
 
@@ -89,6 +89,27 @@ def test_step_trains_as_without_the_term(kind):
         np.testing.assert_allclose(ratio, 4 / 3, 1e-5)
         total = np.sum([history["a_share"], history["b_share"]], axis=0)
         np.testing.assert_allclose(total, 1, 1e-5)
+
+
+@pytest.mark.parametrize(("kind", "step"), [("loss", 1), ("weight", 2), ("gradient", 3)])
+def test_accumulated_step_trains_as_without_the_term(kind, step):
+    weights, targets = case(kind, step)  # In the first or the second batch of an update.
+
+    def trained(arguments, callbacks, **options):
+        model = build()
+        model.compile(keras.optimizers.Adam(0.01, gradient_accumulation_steps=2), **arguments)
+        history = fit(model, callbacks, epochs=2, **options)
+        assert int(model.optimizer.iterations) == BATCHES  # Two updates in an epoch.
+        return weights_of(model), history
+
+    losses = {**LOSSES, "a": error}
+    with pytest.warns(UserWarning, match=rf"in training step {step}\. .*{SKIP}"):
+        found, history = trained(kj.joint_loss(losses, weights), skipping(), y=targets)
+    given = without_term("a", step=step)
+    expected, _ = trained({"loss": losses}, [], y=Y, sample_weight=given)
+    assert_all_close(found, expected, 1e-6, 1e-6)
+    assert history["a_skipped"] == [1, 1]
+    assert history["b_skipped"] == [0, 0]
 
 
 @pytest.mark.slow

@@ -120,7 +120,7 @@ run("probe", probe.weights())
 """
 One result rises as the other falls: no weight is best for both. A grid shows the choice, at the
 price of one training for each weight. Larger weights also make larger gradients, which matters for
-SGD and hardly for Adam.
+SGD and hardly for Adam: see [learning rate and clipping](optimizer.py).
 
 ## One score for all results
 

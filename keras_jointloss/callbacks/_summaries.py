@@ -60,8 +60,8 @@ class Summaries:
     written. The charts are those of the terms and of the gradients, if there are any.
 
     A full disk, a folder that is gone or a tracker that does not answer ends no training. If a file
-    cannot be written, no other is until the next training. Once `on_log` has returned, its errors
-    are one warning, and it is called with the next values.
+    cannot be written, no other is until the next training. Once `on_log` has returned for a run,
+    its errors there are one warning, and it is called with the next values.
     """
 
     def __init__(
@@ -78,7 +78,8 @@ class Summaries:
         self._has_terms = has_terms
         self._has_gradients = has_gradients
         self._writers: dict[str, SummaryWriter] = {}
-        self._has_failed = self._has_logged = self._has_warned = False
+        self._has_failed = self._has_warned = False
+        self._logged: set[str] = set()  # The runs whose first values `on_log` has accepted.
 
     @property
     def log_dir(self) -> str | None:
@@ -87,7 +88,8 @@ class Summaries:
 
     def start_training(self, run: str) -> None:
         """Opens a run, unless `log_dir` is `None`; raises `OSError` if it cannot be written."""
-        self._has_failed = self._has_logged = self._has_warned = False
+        self._has_failed = self._has_warned = False
+        self._logged.clear()
         self._open(run)
 
     def _open(self, run: str) -> None:
@@ -171,7 +173,7 @@ class Summaries:
         try:
             on_log(run, values, step)
         except Exception as error:
-            if not self._has_logged:
+            if run not in self._logged:
                 raise
             if not self._has_warned:
                 self._has_warned = True
@@ -180,7 +182,7 @@ class Summaries:
                     f"{type(error).__name__}: {error}",
                     stacklevel=2,
                 )
-        self._has_logged = True
+        self._logged.add(run)
 
 
 def _is_of_files(error: Exception) -> bool:

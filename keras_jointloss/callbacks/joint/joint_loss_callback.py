@@ -54,6 +54,8 @@ class JointLossCallback(JointLossOptions):
       the total,
     - `joint_loss/<term>/<reading>`: other values that a layer or a weighting reports for the term,
       such as `temperature` or `noise`,
+    - `joint_loss/<term>/skipped`: in how many steps of the epoch so far `on_nonfinite="skip"` left
+      the term out,
     - `joint_loss/total`: the minimized loss, which is the sum of the weighted terms and of all
       other losses that layers and regularizers add,
     - `joint_loss/other`, `.../share`: the sum of these other losses, if there are any,
@@ -78,8 +80,9 @@ class JointLossCallback(JointLossOptions):
     batches differ in the share of items that take part. TensorBoard's tab "Joint loss" shows all of
     them. `log_dir` may be that of a `keras.callbacks.TensorBoard` in the same `fit`.
 
-    `History` contains `<term>_loss`, `<term>_weight`, `<term>_share`, `other/<layer>_loss` and the
-    gradient statistics, with underscores for slashes: `gradients_conflict`. A value that an epoch
+    `History` contains `<term>_loss`, `<term>_weight`, `<term>_share`, readings such as
+    `<term>_skipped`, `other/<layer>_loss` and the gradient statistics, with underscores for
+    slashes: `gradients_conflict`. A value that an epoch
     does not have is NaN, and no point in TensorBoard; without validation an epoch has none of its
     values, as in Keras. In the logs of epochs and of `evaluate`, `<term>_loss` is the mean `raw`;
     in the progress bar it is Keras' own, in which a smaller last batch may count fully. `summary`
@@ -107,7 +110,8 @@ class JointLossCallback(JointLossOptions):
             value at step 0. A term that fades in from 0 then does not count.
         on_log: Called as `on_log(run, {tag: value}, step)` with all scalars above, also without
             `log_dir`, of several processes in the chief: for another tracker. `run` is `"train"` or
-            `"validation"`. An error of its first call ends training, of later calls is one warning.
+            `"validation"`. An error of its first call for a run ends training, of later calls is
+            one warning.
         hparams: Hyperparameters of the user for TensorBoard's HParams dashboard, or `{}`. `fit`
             then writes them at its end to `log_dir/hparams`, with the weights, the weighting and
             the aggregator, and as metrics the last losses and metrics in the `logs`.
