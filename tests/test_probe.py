@@ -267,7 +267,18 @@ class Batches(keras.utils.PyDataset):
         return X[rows].astype("float32"), {k: y[rows].astype("float32") for k, y in Y.items()}
 
 
-@values_only
+def loader():
+    """Returns the batches of `Batches` as a loader of PyTorch."""
+    columns = [x.astype("float32") for x in (X, Y["a"], Y["b"])]
+
+    def batch(rows):
+        x, a, b = (torch.tensor(np.stack(column)) for column in zip(*rows, strict=True))
+        return x, {"a": a, "b": b}
+
+    rows = list(zip(*columns, strict=True))
+    return torch.utils.data.DataLoader(rows, batch_size=8, collate_fn=batch)
+
+
 def test_data_sets_of_batches_are_measured():
     import tensorflow
 
@@ -276,17 +287,11 @@ def test_data_sets_of_batches_are_measured():
     expected = kj.probe(model, Batches(), **options)
     assert expected.batches == 6
     arrays = X.astype("float32"), {k: y.astype("float32") for k, y in Y.items()}
-    with_tf = tensorflow.data.Dataset.from_tensor_slices(arrays).batch(8)
-    loader = torch.utils.data.DataLoader(
-        list(zip(X.astype("float32"), *(Y[k].astype("float32") for k in "ab"), strict=True)),
-        batch_size=8,
-        collate_fn=lambda rows: (
-            torch.tensor(np.stack([r[0] for r in rows])),
-            {k: torch.tensor(np.stack([r[i] for r in rows])) for i, k in ((1, "a"), (2, "b"))},
-        ),
-    )
-    for data in (with_tf, loader):
-        found = kj.probe(model, data, **options)
+    data = [tensorflow.data.Dataset.from_tensor_slices(arrays).batch(8)]
+    if BACKEND == "torch":
+        data.append(loader())
+    for batches in data:
+        found = kj.probe(model, batches, **options)
         assert found.untrained.loss == pytest.approx(expected.untrained.loss, rel=1e-5)
         assert found.loss == pytest.approx(expected.loss, rel=1e-5)
 
