@@ -82,7 +82,11 @@ def facts_of(model: keras.Model, terms: Mapping[str, TermWeight], batch_size: in
         # In a call, layers that change nothing return what they receive.
         same_outputs=same_tensors(_single(tensors)) if tensors else None,
         layers=tuple(
-            dict.fromkeys(layers[id(x)] for x in model.trainable_variables if id(x) in layers)
+            dict.fromkeys(
+                layers[id(x)]
+                for x in model.trainable_variables
+                if id(x) in layers and not _keras.is_overwritten_with_gradient(x)
+            )
         ),
         has_other_losses=wiring.may_have_other_losses,
         batch_size=batch_size,

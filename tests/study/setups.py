@@ -170,7 +170,7 @@ class Poisson(Setup):
         return {name: -np.log10(max(error, 1e-12)) for name, error in errors.items()}
 
 
-SETUPS = {setup.__name__.lower(): setup() for setup in (Digits, Reviews, Poisson, Emoji, MovieLens)}
+SETUPS = {setup.__name__.lower(): setup() for setup in (Digits, Poisson, Reviews, Emoji, MovieLens)}
 
 
 @functools.lru_cache(maxsize=4)

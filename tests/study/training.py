@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 import keras_jointloss as kj
+from keras_jointloss._core.keras import is_overwritten_with_gradient
 from keras_jointloss._core.keras_state import build_for_training
 from tests.study.base import SCHEDULES
 from tests.study.setups import SETUPS, load
@@ -59,9 +60,7 @@ class Scores(keras.callbacks.Callback):
 
     def _scores(self, part):
         model, scored = scorer(self.setup)
-        for variable, new in zip(
-            model.trainable_variables, self.model.trainable_variables, strict=True
-        ):
+        for variable, new in zip(parameters(model), parameters(self.model), strict=True):
             variable.assign(keras.ops.convert_to_numpy(new))
         return rounded(SETUPS[self.setup].scores(scored, *self.parts[part]))
 
@@ -88,6 +87,11 @@ def made(trial, weights):
     build_for_training(model, keras.tree.map_structure(keras.ops.convert_to_tensor, batch))
     kj.callbacks.JointLossCallback().set_model(model)  # Binds the rule to the terms.
     return model, scored
+
+
+def parameters(model):
+    """Returns what the optimizer trains: on JAX, layers keep records of gradients beside it."""
+    return [x for x in model.trainable_variables if not is_overwritten_with_gradient(x)]
 
 
 def variables(model):
