@@ -301,6 +301,51 @@ def check_vae_guide(lines):
     assert results["annealed"][0] > results["plain"][0]
 
 
+def check_models_and_data(lines):
+    """Checks that each kind of model and data has the same losses, and what weights achieve."""
+    forms = ("Functional", "subclassed, a dict", "subclassed, a list", "a step of its own")
+    kinds = (*forms, "tf.data", "PyDataset", "generator")
+    first, *others = ([float(x) for x in row(lines, x)] for x in kinds)
+    assert all(values == pytest.approx(first, rel=1e-4) for values in others)
+    assert first[-1] == 20
+    assert row(lines, "other data in the step")[0] != first[0]
+    assert (
+        sum(
+            x == "error: `class_weight` is only supported for Models with a single output."
+            for x in lines
+        )
+        == 1
+    )
+    (found, others), (weighted, others_weighted) = (x for x in numbers(lines, "eights found"))
+    assert weighted > found + 30
+    assert others_weighted > others - 3
+    overlaps = [
+        x[0] for x in (numbers(lines, f"{x} ")[0] for x in ("bce  ", "dice  ", "bce + dice"))
+    ]
+    assert overlaps[0] < 0.1 < 0.5 < overlaps[1] < overlaps[2]
+
+
+def check_save_and_resume(lines):
+    """Checks the weights in each phase; that resumed trainings are equal, the guide itself does."""
+    assert "epochs of the second run: 4" in lines
+    whole, resumed = (numbers(lines, x)[0] for x in ("weight of the image: [", "after loading: ["))
+    assert resumed == whole[3:]
+    (best,) = numbers(lines, "in the file:")[0]
+    assert best == pytest.approx(min(numbers(lines, "val_joint_loss")[0]), abs=2e-3)
+    anew, same, goes_on = (
+        numbers(lines, f"{x}  ")[0]
+        for x in ("a new joint loss", "the same", "the same, with the old step")
+    )
+    assert anew[:2] == same[:2] == goes_on[:2] == pytest.approx(whole[:2], abs=2e-3)
+    assert anew[2] < same[2] < goes_on[2]
+    assert goes_on[2:] == pytest.approx(whole[2:4], rel=0.05)
+    assert "predicts the same: True" in lines
+    (loaded,), (moved,) = (
+        numbers(lines, f"{x}: the product")[0] for x in ("as loaded", "new start")
+    )
+    assert 10 * loaded < moved
+
+
 def check_physics_guide(lines):
     """Checks that equal weights have the largest error, of terms and of points."""
     errors = {line[:22].strip(): row([line], line[:22].strip())[0] for line in lines[1:6]}
@@ -418,10 +463,12 @@ SCRIPTS = {
     "guides/extending": ("", check_extending),
     "guides/first_steps": ("", check_first_steps),
     "guides/missing_targets": ("", check_missing_targets_guide),
+    "guides/models_and_data": ("", check_models_and_data),
     "guides/pairs": ("", check_pairs),
     "guides/physics": ("", check_physics_guide),
     "guides/pitfalls": ("", check_pitfalls),
     "guides/recommender": ("", check_recommender),
+    "guides/save_and_resume": ("", check_save_and_resume),
     "guides/several_devices": ("", check_several_devices),
     "guides/text_encoder": ("", check_text_encoder),
     "guides/vae": ("", check_vae_guide),
@@ -453,6 +500,7 @@ BACKENDS = {
     **dict.fromkeys(("allen_cahn", "missing_targets", "physics", "vae"), ("jax",)),
     **dict.fromkeys(("guides/distillation", "guides/domains"), ("jax",)),
     **dict.fromkeys(("guides/physics", "guides/vae"), ("jax",)),
+    **dict.fromkeys(("guides/models_and_data", "guides/save_and_resume"), ("jax",)),
 }
 
 
