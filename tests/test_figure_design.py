@@ -185,6 +185,12 @@ def test_equal_lines_of_runs_have_symbols_of_different_sizes():
     first, second = (trace(figure, run=run, term="a") for run in "xy")
     assert first.marker.symbol != second.marker.symbol
     assert first.marker.size < second.marker.size
+    keys = {x.name: x for x in figure.data if x.meta and "key" in x.meta}
+    assert [keys[run].marker.symbol for run in "xy"] == [first.marker.symbol, second.marker.symbol]
+    # Symbols that say how many are searched do not say which run it is, and neither does the key.
+    figure = kj.plot({"x": HISTORY, "y": HISTORY}, "retrieval", compare="overlay")
+    keys = {x.name: x for x in figure.data if x.meta and "key" in x.meta}
+    assert [keys[x].mode for x in ("a_b R@1", "x", "y")] == ["lines+markers", "lines", "lines"]
 
 
 def test_validation_is_not_drawn_over_training_where_a_reading_is_one_number():

@@ -91,7 +91,7 @@ def _panels(drawing: Drawing, runs: Sequence[Run]) -> Iterator[tuple[str, str, l
 
 def _key(kind: Any, color: str) -> dict[str, Any]:
     marker = {"symbol": _SYMBOLS[kind][1], "size": 8, "color": color}
-    return key_entry(NAMES[kind], color, mode="markers", marker=marker, legendgroup=f"key {kind}")
+    return key_entry(NAMES[kind], mode="markers", marker=marker, legendgroup=f"key {kind}")
 
 
 def _words(event: Event, run: Run, count: int) -> str:

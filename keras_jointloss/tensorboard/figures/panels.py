@@ -38,6 +38,11 @@ class Line(NamedTuple):
     #: Facts for programs that read the figure.
     extra: dict[str, Any] = {}  # noqa: RUF012
 
+    @property
+    def symbol(self) -> Mark:
+        """What the symbol says: which term, if the color alone does not, or else which run."""
+        return self.of_run if self.of_run and not self.mark.is_repeated else self.mark
+
     def changed(self, **fields: Any) -> "Line":
         """Returns the line with other values of some fields."""
         return Line(**{**dict(zip(Line.__annotations__, self, strict=True)), **fields})
@@ -183,8 +188,7 @@ def _trace(line: Line, view: View, limit: int) -> dict[str, Any]:
     values = smooth(series.values, view.smoothing)
     keep = thin(values[None], limit)
     x = line.run.positions(series.at(keep), view.x)
-    mark, is_short = line.mark, len(keep) < 25
-    symbol = line.of_run if line.of_run and not mark.is_repeated else mark
+    mark, symbol, is_short = line.mark, line.symbol, len(keep) < 25
     return dict(
         type="scatter",
         x=x,
@@ -211,20 +215,27 @@ def _key(panels: Sequence[Panel], view: View, named: set[str]) -> list[dict[str,
     entries = {}
     for line in lines:
         if line.name not in named:
-            entries[line.name] = key_entry(line.name, line.mark.color, legendgroup=line.name)
+            looks = {"line": {"color": line.mark.color, "width": 2}}
+            if line.mark.is_repeated:
+                looks |= _with_symbol(line.mark, line.mark.color)
+            entries[line.name] = key_entry(line.name, legendgroup=line.name, **looks)
     for line in lines:
         if not line.note:
             continue
-        looks: dict[str, Any] = {"line": {"color": faint, "dash": line.dash, "width": 2}}
-        if line.of_run:
-            marker = {"color": faint, "symbol": line.of_run.symbol, "size": line.of_run.size}
-            looks |= {"mode": "lines+markers", "marker": marker}
+        looks = {"line": {"color": faint, "dash": line.dash, "width": 2}}
+        if line.of_run and line.symbol is line.of_run:
+            looks |= _with_symbol(line.of_run, faint)
         key = f"key {line.note}"
-        entries[key] = key_entry(line.note, faint, legendgroup=key, **looks)
+        entries[key] = key_entry(line.note, legendgroup=key, **looks)
     return [*entries.values()]
 
 
-def key_entry(name: str, color: str, **changes: Any) -> dict[str, Any]:
+def _with_symbol(mark: Mark, color: str) -> dict[str, Any]:
+    marker = {"color": color, "symbol": mark.symbol, "size": mark.size}
+    return {"mode": "lines+markers", "marker": marker}
+
+
+def key_entry(name: str, **looks: Any) -> dict[str, Any]:
     """Returns an entry of the legend that stands for no line of its own."""
     return {
         "type": "scatter",
@@ -232,10 +243,9 @@ def key_entry(name: str, color: str, **changes: Any) -> dict[str, Any]:
         "y": [None],
         "mode": "lines",
         "name": text(name),
-        "line": {"color": color, "width": 2},
         "hoverinfo": "skip",
         "meta": {"key": name},
-        **changes,
+        **looks,
     }
 
 

@@ -93,20 +93,27 @@ async function draw(request) {
     say(`Choose a ${shownRuns().length ? "term" : "run"} in the list “Runs and terms”.`);
     return;
   }
-  if (!ui.chart.data) say("Loading …");
-  if (index.plotly) await drawFigure(request);
+  const isFirst = !ui.chart.data;
+  if (isFirst) say("Loading …");
+  // Events depend on all that the table does, and the first figure does not wait for them.
+  if (index.plotly) await drawFigure(request, !isFirst);
   else say(`The figures need Plotly. Install it beside TensorBoard, then start it again: ${index.install}`);
-  // The table depends on less than the figure, and comes after it.
+  if (request === latest) await drawTable(request);
+  if (request === latest && isFirst && ui.chart.data) await drawFigure(request, true);
+}
+
+async function drawTable(request) {
   const rows = JSON.stringify([reloads, shownRuns(), shownTerms()]);
-  if (request !== latest || rows === shownRows) return;
+  if (rows === shownRows) return;
   const table = await ask("table?" + query(ui.chart.clientWidth));
   if (request !== latest) return;
   showTable(ui.table, table.rows);
   shownRows = rows;
 }
 
-async function drawFigure(request) {
-  const [answer] = await Promise.all([ask("figure?" + query(ui.chart.clientWidth)), loadPlotly()]);
+async function drawFigure(request, hasEvents) {
+  const path = `figure?${query(ui.chart.clientWidth)}&events=${hasEvents}`;
+  const [answer] = await Promise.all([ask(path), loadPlotly()]);
   if (request !== latest) return;
   showLists(answer.colors);
   if (answer.figure.message) {
