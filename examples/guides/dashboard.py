@@ -68,7 +68,9 @@ for name, weight in (("pair x 0.1", 0.1), ("pair x 1", 1.0)):
 """
 The table, explained in [first steps](first_steps.py), is that of the last epoch. `kj.plot` draws
 what `fit` returned, a folder, or several of them to compare, and returns a Plotly figure, which
-`write_html("figure.html")` saves.
+`write_html("figure.html")` saves. A color is that of a term; runs in the same axes differ by dashes
+and symbols. Above the axes, ◆ marks the end of a schedule, ■ a term that was switched off, and ▲ a
+fault that `kj.diagnose` finds. Each run has y axes that suit it; `ranges="shared"` makes them equal.
 
 **Which term drives training?** The weighted losses, stacked; `share=True` draws shares.
 """
@@ -163,8 +165,8 @@ be meant. Epochs count from 1 here, as in the progress bar, and from 0 in warnin
 
 `tensorboard --logdir logs` has the tab "Joint loss" with these figures for one run or several, over
 steps, epochs or minutes, and a table of the latest values. A `!` before a term marks a fault that
-`kj.diagnose` finds in it; the reason shows when the pointer is on the mark. The address holds the view: a link
-shares it. TensorBoard keeps 1,000 points of a line unless started with
+`kj.diagnose` finds in it; the reason shows when the pointer is on the mark. A view without data is
+dimmed. The address holds the view: a link shares it. TensorBoard keeps 1,000 points of a line unless started with
 `--samples_per_plugin scalars=0`; the page says where points are left out. Without Plotly, the tab
 "Custom scalars" has all terms in one chart.
 
