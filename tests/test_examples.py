@@ -305,24 +305,18 @@ def check_models_and_data(lines):
     """Checks that each kind of model and data has the same losses, and what weights achieve."""
     forms = ("Functional", "subclassed, a dict", "subclassed, a list", "a step of its own")
     kinds = (*forms, "tf.data", "PyDataset", "generator")
-    first, *others = ([float(x) for x in row(lines, x)] for x in kinds)
+    first, *others = (row(lines, kind) for kind in kinds)
     assert all(values == pytest.approx(first, rel=1e-4) for values in others)
     assert first[-1] == 20
     assert row(lines, "other data in the step")[0] != first[0]
-    assert (
-        sum(
-            x == "error: `class_weight` is only supported for Models with a single output."
-            for x in lines
-        )
-        == 1
-    )
-    (found, others), (weighted, others_weighted) = (x for x in numbers(lines, "eights found"))
+    assert "error: `class_weight` is only supported for Models with a single output." in lines
+    (found, others), (weighted, others_weighted) = numbers(lines, "eights found")
     assert weighted > found + 30
     assert others_weighted > others - 3
     overlaps = [
         x[0] for x in (numbers(lines, f"{x} ")[0] for x in ("bce  ", "dice  ", "bce + dice"))
     ]
-    assert overlaps[0] < 0.1 < 0.5 < overlaps[1] < overlaps[2]
+    assert overlaps[0] < 0.1 < 0.55 < min(overlaps[1:])
 
 
 def check_save_and_resume(lines):
@@ -497,10 +491,10 @@ BACKENDS = {
     "emoji": ("tensorflow", "torch"),
     "guides/coming_from": ("tensorflow",),
     "guides/detector": ("tensorflow",),
+    "guides/models_and_data": ("tensorflow",),
     **dict.fromkeys(("allen_cahn", "missing_targets", "physics", "vae"), ("jax",)),
     **dict.fromkeys(("guides/distillation", "guides/domains"), ("jax",)),
     **dict.fromkeys(("guides/physics", "guides/vae"), ("jax",)),
-    **dict.fromkeys(("guides/models_and_data", "guides/save_and_resume"), ("jax",)),
 }
 
 

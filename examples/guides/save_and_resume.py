@@ -183,7 +183,8 @@ history = fit(model, best, validation_data=(x_test, y_test), epochs=8, batch_siz
 for name in ("val_loss", "val_joint_loss"):
     print(f"{name:14}", np.round(history[name], 3))
 kept = keras.saving.load_model(FOLDER / "best.keras")
-scores = kept.evaluate(x_test, y_test, verbose=0, return_dict=True)
+callbacks = [kj.callbacks.JointLossCallback()]
+scores = kept.evaluate(x_test, y_test, verbose=0, return_dict=True, callbacks=callbacks)
 print("in the file:", round(scores["digit_loss"] + scores["image_loss"], 3))
 
 # %% [markdown]
@@ -258,6 +259,6 @@ for title in ("as loaded", "new start"):
     if title == "new start":
         layer.lora_kernel_a.assign(keras.initializers.HeUniform(1)(layer.lora_kernel_a.shape))
     fit(loaded, epochs=1)
-    change = keras.ops.max(keras.ops.abs(layer.lora_kernel_a @ layer.lora_kernel_b))
-    print(f"{title}: the product is at most {float(change):.4f}")
+    a, b = map(keras.ops.convert_to_numpy, (layer.lora_kernel_a, layer.lora_kernel_b))
+    print(f"{title}: the product is at most {np.max(np.abs(a @ b)):.4f}")
 print("weights of the terms:", {name: round(x, 3) for name, x in weights_of(loaded).items()})
