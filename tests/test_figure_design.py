@@ -17,6 +17,7 @@ from tests.judged_logs import falling, logs_of
 from tests.test_figures import HISTORY, trace, traces
 from tests.training_logs import write_scalars
 
+pytestmark = pytest.mark.backend("torch")
 PAGE = resources.files("keras_jointloss.tensorboard") / "page"
 
 

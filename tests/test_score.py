@@ -49,7 +49,7 @@ def test_callbacks_before_and_after_find_the_score(tmp_path):
     assert "joint_score" in (tmp_path / "log.csv").read_text()
     written = read_scalars(tmp_path / "validation")["joint_loss/score"]
     assert list(written.values()) == pytest.approx(history["joint_score"], rel=1e-6)
-    figure = kj.plot(tmp_path, "pareto", a="joint_loss/score", b="a")
+    figure = kj.plot([tmp_path, tmp_path], "pareto", a="joint_loss/score", b="a")
     assert "larger is better" in figure.layout.xaxis.title.text
 
 

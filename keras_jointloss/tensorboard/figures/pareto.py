@@ -28,15 +28,15 @@ def pareto(runs: Sequence[Run], view: View) -> Drawing:
         a = a or rest.pop(0)
         b = b or rest.pop(0)
     tags = [_resolve(name, runs, argument) for name, argument in ((a, "a"), (b, "b"))]
+    found = [(run, [_final(run, *tag) for tag in tags]) for run in runs]
+    shown = [(run, pair) for run, pair in found if np.isfinite(pair).all()]
+    if not shown:
+        raise NothingToShowError(f"The runs have no final values of both {a!r} and {b!r}.")
     if len(runs) < 2:
         raise NothingToShowError(
             "This figure compares the final values of runs, and needs two of them or more: choose "
             "another run, or train once more with another log_dir."
         )
-    found = [(run, [_final(run, *tag) for tag in tags]) for run in runs]
-    shown = [(run, pair) for run, pair in found if np.isfinite(pair).all()]
-    if not shown:
-        raise NothingToShowError(f"The runs have no final values of both {a!r} and {b!r}.")
     if len(shown) < 2:
         raise NothingToShowError(
             f"Only the run {shown[0][0].name!r} has final values of both {a!r} and {b!r}: this "
