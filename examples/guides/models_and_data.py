@@ -158,12 +158,12 @@ show("other data in the step", fit(model, x, y))
 # %% [markdown]
 """
 A step that does everything itself calls `self.compute_loss`, with the targets and outputs as Keras
-has them: there the terms are computed, weighted and recorded, and schedules and rules move. On JAX,
-where all state is passed around, this is `self.compute_loss_and_updates`, whose last result is the
-new state of the metrics: keep it, the weights of the terms are in it. `self.metrics[0]` is the mean
-of the loss: unless the step updates it, the logs have a loss of 0 and no shares.
-`self.compute_metrics` returns the logs. The step below adds the length of the gradient to them; the
-rest is what Keras does.
+has them: there the terms are computed, weighted and recorded. On JAX, where all state is passed
+around, this is `self.compute_loss_and_updates`, whose last result is the new state of the metrics. Keep
+it, and return that of `compute_metrics`: the records and weights of the terms are in them. Without the
+first, the losses of terms are NaN in the logs; without the second, weights stand still, which a warning
+says. `self.metrics[0]` is the mean of the loss: unless the step updates it, the logs have a loss of 0
+and no shares. The step below adds the length of the gradient to the logs; the rest is what Keras does.
 """
 
 # %%

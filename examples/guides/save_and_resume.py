@@ -130,7 +130,7 @@ check_same_bits(again, model)
 ## Interrupted: `BackupAndRestore`
 
 `BackupAndRestore` writes such a file after each epoch, and loads it at the start of the next `fit`, in
-a new process as well. Here the second epoch is cut off in the middle, as by Ctrl-C:
+a new process as well. Here the third epoch is cut off in the middle, as by Ctrl-C:
 """
 
 
