@@ -191,8 +191,8 @@ for tag, series in runs["train"].items():
 
 ## Another tracker
 
-`on_log=` receives the same numbers, with or without a folder. For Weights & Biases let it call
-`wandb.log({f"{run}/{tag}": x for tag, x in values.items()}, step)`. Here it fills a list. (To log
+`on_log=` receives the same numbers, with or without a folder. [Search and trackers](search.py) passes
+them to Weights & Biases and MLflow. Here it fills a list. (To log
 trainings of another kind, take `write_hparams`, `write_projector` or `SummaryWriter` of
 `kj.tensorboard`. They need no TensorFlow.)
 """

@@ -12,6 +12,7 @@ The data are 1,906 emoji, drawn by Google, each with some ten words (sources and
 
 # %%
 from collections import Counter
+from pathlib import Path
 
 import keras
 import keras_hub
@@ -27,15 +28,12 @@ train, test = slice(1500), slice(1500, None)
 
 # %% [markdown]
 """
-## An encoder and its preprocessor
+## A tiny preset
 
-`TextEmbedder.from_preset("all_minilm_l6_v2_en")` downloads a trained encoder with its preprocessor.
-This one is built from scratch, so that it is small: its vocabulary are the words that describe at
-least two of the emoji to train on. `encode_text` takes texts; for training, the preprocessor makes
-arrays of them, once.
-
-The embedder averages the tokens and does not use the dense layer that its backbone has for the first
-one. It is frozen here, or Keras warns in the first step that it has no gradient.
+A preset is a folder with the configuration, the weights and the vocabulary of an encoder.
+`TextEmbedder.from_preset("all_minilm_l6_v2_en")` downloads one that is trained. Here is one without
+a download: a small `BertBackbone` from its configuration, whose vocabulary are the words that
+describe at least two of the emoji to train on.
 """
 
 # %%
@@ -44,18 +42,36 @@ vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 vocabulary += sorted(word for word, count in counts.items() if count > 1)
 tokenizer = keras_hub.tokenizers.BertTokenizer(vocabulary)
 preprocessor = keras_hub.models.BertTextEmbedderPreprocessor(tokenizer, sequence_length=24)
-backbone = keras_hub.models.BertBackbone(
-    vocabulary_size=len(vocabulary),
-    num_layers=1,
-    num_heads=2,
-    hidden_dim=64,
-    intermediate_dim=128,
-    max_sequence_length=24,
-)
-backbone.get_layer("pooled_dense").trainable = False
-embedder = keras_hub.models.BertTextEmbedder(backbone, preprocessor, name="embedder")
+config = {
+    "vocabulary_size": len(vocabulary),
+    "num_layers": 1,
+    "num_heads": 2,
+    "hidden_dim": 64,
+    "intermediate_dim": 128,
+    "max_sequence_length": 24,
+}
+backbone = keras_hub.models.BertBackbone.from_config(config)
+keras_hub.models.BertTextEmbedder(backbone, preprocessor).save_to_preset("models/tiny_bert")
+print("files of the preset:", *sorted(path.name for path in Path("models/tiny_bert").iterdir()))
+
+# %% [markdown]
+"""
+## An encoder and its preprocessor
+
+From here on nothing depends on the size: put the name of a trained preset in place of the folder.
+`encode_text` takes texts; for training, the preprocessor makes arrays of them, once.
+
+The embedder averages the tokens and does not use the dense layer that its backbone has for the first
+one. It is frozen here, or Keras warns in the first step that it has no gradient.
+"""
+
+# %%
+embedder = keras_hub.models.TextEmbedder.from_preset("models/tiny_bert", name="embedder")
+embedder.backbone.get_layer("pooled_dense").trainable = False
+preprocessor = embedder.preprocessor
 tokens = {key: np.asarray(x) for key, x in preprocessor(list(texts)).items()}
-print("words:", len(vocabulary), " tokens:", tokens["token_ids"].shape)
+parameters = embedder.backbone.count_params()
+print("tokens:", tokens["token_ids"].shape, " parameters of the backbone:", parameters)
 
 # %% [markdown]
 """
