@@ -56,10 +56,10 @@ def advise(
         )
         found.append(Advice(what, "weighting"))
     sound = [x for x in facts.used if x not in broken and x not in noisy]
-    found += _of_conflicts(state, facts, faults)
     if len(sound) > 1:
         found.append(_of_lengths(sound, state, untrained, facts, proposed))
-    return found
+    # After lengths, which mattered more in the study of the documentation.
+    return [*found, *_of_conflicts(state, facts, faults)]
 
 
 _NO_CONFLICT = "balancer_without_conflict"
@@ -82,8 +82,9 @@ def _of_conflicts(state: State, facts: Facts, faults: list[Fault]) -> list[Advic
             text = f"Keep the layer {names[0]!r}: {a!r} and {b!r} conflict; {numbers}."
         else:
             text = (
-                f"{a!r} and {b!r} conflict: {numbers}. Try a `GradientBalancer` or `SharedTrunk`, "
-                "or more parameters of their own for each."
+                f"{a!r} and {b!r} conflict: {numbers}. Beyond constants that fit, try a "
+                "`GradientBalancer` or `SharedTrunk` with an aggregator that makes up for lengths, "
+                "too, such as `FairGrad`, or more parameters of their own for each."
             )
         found.append(Advice(text, "conflicts"))
     return found
@@ -113,7 +114,8 @@ def _of_lengths(
     if drift > _DRIFT:
         text = (
             f"Sizes drift: {numbers}, and ratios have changed by up to {drift:.2g} in the warm-up. "
-            f"Take a rule that follows them, or begin with constants: weights={{{constants}}}."
+            "Begin with constants of equal lengths, and compare them with a rule that follows "
+            f"sizes, such as `Uncertainty`: weights={{{constants}}}."
         )
     else:
         text = f"Take constants: {numbers}. Equal lengths need weights={{{constants}}}."

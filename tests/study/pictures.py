@@ -18,10 +18,10 @@ def points_of_constants(first, tasks, results):
     return points[np.isfinite(points).all(axis=1)] if len(points) else np.zeros((0, 2))
 
 
-def limits(values, above=0.08):
-    """Returns the ends of an axis. A way that is far worse than most is left out."""
+def limits(values, shown, above=0.08):
+    """Returns the ends of an axis. Ways far worse than most are left out, but for those `shown`."""
     top, middle = np.max(values), np.median(values)
-    bottom = max(np.min(values), middle - 4 * (top - middle))
+    bottom = max(np.min(values), min([middle - 4 * (top - middle), *shown]))
     size = top - bottom or 0.1
     return bottom - 0.08 * size, top + above * size
 
@@ -49,7 +49,9 @@ def draw_panel(axes, rows, tasks, results):
             )
     values = np.concatenate([constants, points])
     if len(values):
-        axes.set(xlim=limits(values[:, 0], above=0.3), ylim=limits(values[:, 1]))
+        shown = [found[x] for x in ("equal", "tuned", "probe, gradient") if x in found]
+        x, y = np.reshape(shown, (-1, 2)).T
+        axes.set(xlim=limits(values[:, 0], x, above=0.3), ylim=limits(values[:, 1], y))
     axes.set(xlabel=tasks[0], ylabel=tasks[1])
 
 
