@@ -155,7 +155,7 @@ Schedules of weights, and rules, still count each batch; that of the learning ra
 clipped = train(SGD(1.0, global_clipnorm=0.1))[2]
 same = train(SGD(1.0, global_clipnorm=0.1), policy="mixed_float16")[2]
 print(f"clipped: parameters differ by {difference(same, clipped):.2%}")
-assert difference(same, clipped) < 0.01
+assert difference(same, clipped) < 0.05
 for weight in (1.0, 1e5):
     weights = {"image": kj.schedules.Linear(weight, 0.0, steps=40)}
     optimizer = SGD(PolynomialDecay(0.1 / weight, 40, 0.0))
