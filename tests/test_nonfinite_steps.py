@@ -1,5 +1,6 @@
 """What training does about a loss, weight or gradient that is not finite in a step."""
 
+import importlib
 import re
 import warnings
 
@@ -9,6 +10,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from keras_jointloss.terms import nonfinite
 from tests.comparisons import assert_all_close
 from tests.small_models import BATCHES, LOSSES, X, Y, build, fit
 from tests.test_training import replicas
@@ -205,6 +207,17 @@ def test_first_term_is_named(kind):
     loss = same.evaluate(X[last], batch, verbose=0, return_dict=True)["a_loss"]
     named = re.fullmatch(r".* its loss was (.*) and its weight 1\.", own)
     assert float(named[1]) == pytest.approx(loss, 1e-4)
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_on_an_accelerator_are_kept_there(kind, monkeypatch):
+    backend = importlib.import_module("keras_jointloss._core.backend.torch")
+    for module in (nonfinite, backend):  # As if their numbers were.
+        monkeypatch.setattr(module, "is_readable", lambda x: False)
+    monkeypatch.setattr(nonfinite, "_KEPT_STEPS", 2)
+    test_first_term_is_named(kind)
+    test_step_trains_as_without_the_term(kind)
 
 
 def test_training_ends_where_it_is_read():

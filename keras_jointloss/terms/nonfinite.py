@@ -1,7 +1,7 @@
 """What was not finite first in a term: its loss, its weight or a gradient, and in which step."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +13,10 @@ from keras_jointloss._core.backend import (
     replica_values,
     trains_functionally,
 )
+from keras_jointloss._core.math import to_numpy
 from keras_jointloss._core.quick_ops import ops
 
-#: How many steps are kept before they are added to the variable.
+#: How many steps are kept as they are.
 _KEPT_STEPS = 256
 #: What can be not finite, in the order in which a step computes it.
 KINDS = ("weight", "loss", "gradient")
@@ -48,7 +49,7 @@ class NonfiniteRecord:
     """Finds the first step since the last reset in which something was not finite, in the graph.
 
     It costs nothing unless `add` is called. Where operations run one by one, as on PyTorch, a step
-    only keeps its numbers, as in `keras_jointloss.terms.record.Record`.
+    only keeps its numbers, and the host looks at them later.
 
     Args:
         add_variable: Creates a variable of the owner from name, shape, initial value, `dtype` and
@@ -57,16 +58,16 @@ class NonfiniteRecord:
     """
 
     def __init__(self, add_variable: Callable[..., Any], dtype: str):
-        # The number of steps; of the first step with a loss or weight that was not finite, its
-        # number, 0 for none, loss and weight; loss and weight of the last step before; the number
-        # of the first step with only a gradient that was not finite; how many steps were one of
-        # both. One variable, since a step that is compiled takes its time for each.
+        # The number of steps; that of the first one in which something was not finite, 0 for none;
+        # 1 if that was only a gradient; how many steps there were in which something was not
+        # finite; loss and weight of the step before the first one, or before the latest, and those
+        # of this step itself. One variable, since a step that is compiled takes its time for each.
         self._numbers = add_variable("nonfinite", (8,), 0.0, dtype=dtype, aggregation="sum")
         self.dtype = dtype
-        # The steps that are not in the variable yet, and the gradients, with the numbers of steps.
-        self._steps: list[tuple] = []
-        self._gradients: list[tuple] = []
-        self._count = 0
+        # The steps that the variable lacks: loss, weight, whether they are finite, and whether only
+        # a gradient is not; many of them as four columns.
+        self._steps: list[list] = []
+        self._columns: list[list] = []
 
     @property
     def state(self) -> list:
@@ -78,14 +79,24 @@ class NonfiniteRecord:
     def add(self, loss, weight, is_good) -> None:
         """Adds a step with its loss and weight, and whether both are finite."""
         loss = ops.convert_to_tensor(loss)
-        if not is_immediate():
-            self._add([(ops.stop_gradient(loss), weight, is_good)])
+        if is_immediate():
+            if len(self._steps) == _KEPT_STEPS:
+                self._pack()
+            loss = loss.item() if is_readable(loss) else ops.copy(ops.stop_gradient(loss))
+            self._steps.append([loss, weight, is_good, False])
             return
-        self._count += 1
-        loss = loss.item() if is_readable(loss) else ops.copy(ops.stop_gradient(loss))
-        self._steps.append((loss, weight, is_good))
-        if len(self._steps) == _KEPT_STEPS:
-            self._add_kept()
+        now = [ops.cast(x, self.dtype) for x in (ops.stop_gradient(loss), weight)]
+        numbers = ops.unstack(ops.convert_to_tensor(self._numbers))
+        steps, first, is_gradient, count, *latest = numbers
+        steps = steps + 1
+        is_bad = ops.logical_not(is_good)
+        # It may be the gradient of this step.
+        is_open = ops.logical_or(ops.equal(first, 0), ops.equal(first, steps))
+        first = ops.where(ops.logical_and(is_open, is_bad), steps, first)
+        count = count + current_replicas().once(ops.cast(is_bad, self.dtype))
+        moved = [*latest[2:], *now]
+        latest = [ops.where(is_open, x, y) for x, y in zip(moved, latest, strict=True)]
+        self._numbers.assign(ops.stack([steps, first, is_gradient, count, *latest]))
 
     def add_gradient(self, is_bad) -> None:
         """Adds whether a gradient of the step is not finite, although loss and weight are.
@@ -93,58 +104,27 @@ class NonfiniteRecord:
         On JAX this is known before `add`, and elsewhere after it.
         """
         if is_immediate():
-            self._gradients.append((self._count, is_bad))
+            if self._steps:  # A backward pass may come again, after the step has been read.
+                step = self._steps[-1]
+                step[3] = is_bad if step[3] is False else ops.logical_or(step[3], is_bad)
             return
-        before = ops.convert_to_tensor(self._numbers)
-        number = before[0] + (1 if trains_functionally() else 0)
-        self._add_gradients(before[6], ops.reshape(number, (1,)), ops.reshape(is_bad, (1,)))
+        steps, first, *_ = ops.unstack(ops.convert_to_tensor(self._numbers))
+        is_bad = ops.cast(is_bad, self.dtype)
+        is_first = is_bad * ops.cast(ops.equal(first, 0), self.dtype)
+        number = steps + 1 if trains_functionally() else steps
+        zero = ops.zeros_like(is_bad)
+        count = current_replicas().once(is_bad)
+        self._numbers.assign_add(ops.stack([zero, is_first * number, is_first, count, *[zero] * 4]))
 
-    def _add_kept(self) -> None:
-        """Adds the steps that are kept to the variable, unless its value is in a scope or trace."""
-        if not is_immediate():
-            return
-        gradients, self._gradients = self._gradients, []
-        if gradients:
-            numbers, are_bad = zip(*gradients, strict=True)
-            numbers = ops.convert_to_tensor(np.array(numbers, self.dtype))
-            first = ops.convert_to_tensor(self._numbers)[6]
-            self._add_gradients(first, numbers, ops.stack(list(are_bad)))
+    def _pack(self) -> None:
+        """Turns the steps that are kept into columns, without reading from the device."""
         steps, self._steps = self._steps, []
         if steps:
-            self._add(steps)
+            self._columns.append([self._column(x) for x in zip(*steps, strict=True)])
 
-    def _add_gradients(self, first, numbers, are_bad) -> None:
-        """Adds for steps in a row whether a gradient was bad; `first` is the first such step."""
-        found = ops.min(ops.where(are_bad, numbers, math.inf))
-        is_first = ops.logical_and(first <= 0, found < math.inf)
-        found = ops.where(is_first, found, ops.zeros_like(found))
-        count = current_replicas().once(ops.sum(ops.cast(are_bad, self.dtype)))
-        zero = ops.zeros_like(found)
-        self._numbers.assign_add(ops.stack([*[zero] * 6, found, count]))
-
-    def _add(self, steps: list[tuple]) -> None:
-        """Adds steps in a row."""
-        losses, weights, are_good = zip(*steps, strict=True)
-        loss, weight, is_good = self._row(losses), self._row(weights), _flags(are_good)
-        before = ops.unstack(ops.convert_to_tensor(self._numbers))
-        numbers = before[0] + ops.convert_to_tensor(np.arange(1, len(steps) + 1, dtype=self.dtype))
-        found = ops.min(ops.where(is_good, math.inf, numbers))
-        first = ops.where(before[1] > 0, before[1], found)
-        # The last step before, or that of the gradient, whose loss and weight are finite.
-        last = ops.minimum(first - 1, numbers[-1])
-        last = ops.where(before[6] > 0, ops.minimum(last, before[6]), last)
-        rows = ops.stack([numbers, loss, weight])
-        of_first = ops.sum(ops.where(ops.equal(numbers, first), rows, ops.zeros_like(rows)), axis=1)
-        rows = rows[1:] - ops.stack(before[4:6])[:, None]
-        of_last = ops.sum(ops.where(ops.equal(numbers, last), rows, ops.zeros_like(rows)), axis=1)
-        count = current_replicas().once(ops.sum(ops.cast(~is_good, self.dtype)))
-        size = ops.ones_like(count) * len(steps)
-        added = [*ops.unstack(of_first), *ops.unstack(of_last), ops.zeros_like(count), count]
-        self._numbers.assign_add(ops.stack([size, *added]))
-
-    def _row(self, values):
+    def _column(self, values: Sequence) -> Any:
         if all(isinstance(x, int | float) for x in values):
-            return ops.convert_to_tensor(np.array(values, self.dtype))
+            return np.array(values, self.dtype)
         return ops.stack([ops.cast(x, self.dtype) for x in values])
 
     # From the host.
@@ -152,12 +132,12 @@ class NonfiniteRecord:
     def reset(self) -> None:
         """Forgets all steps."""
         if is_immediate():
-            self._steps, self._gradients, self._count = [], [], 0
+            self._steps, self._columns = [], []
         self._numbers.assign(np.zeros(8, self.dtype))
 
     def skipped(self) -> int:
         """Returns in how many steps something was not finite."""
-        return round(sum(float(x[7]) for x in self._read()))
+        return round(sum(float(x[3]) for x in self._read()))
 
     def first(self) -> Nonfinite | None:
         """Returns what was not finite first; `None` if all was finite."""
@@ -166,26 +146,36 @@ class NonfiniteRecord:
 
     def _read(self) -> list[np.ndarray]:
         """Returns the numbers of each replica."""
-        self._add_kept()
+        if is_immediate():
+            self._pack()
+            columns, self._columns = self._columns, []
+            if columns:
+                numbers = to_numpy(self._numbers)
+                for column in columns:
+                    numbers = _after(numbers, zip(*map(to_numpy, column), strict=True))
+                self._numbers.assign(numbers)
         return replica_values(self._numbers)
 
 
-def _flags(values: Sequence) -> Any:
-    """Returns conditions, `True` or bool tensors, as a row."""
-    if all(x is True for x in values):
-        return ops.convert_to_tensor(np.array(values))
-    return ops.stack([ops.convert_to_tensor(x) for x in values])
+def _after(numbers: np.ndarray, rows: Iterable[tuple]) -> np.ndarray:
+    """Returns the numbers of a record after more steps."""
+    steps, first, is_gradient, count, *latest = numbers.tolist()
+    for loss, weight, is_good, is_bad_gradient in rows:
+        steps += 1
+        if not first:
+            latest = [*latest[2:], loss, weight]
+            if not is_good or is_bad_gradient:
+                first, is_gradient = steps, float(is_good)
+        count += not is_good or is_bad_gradient
+    return np.array([steps, first, is_gradient, count, *latest], numbers.dtype)
 
 
 def _first(numbers: np.ndarray) -> Nonfinite | None:
-    _, first, loss, weight, last_loss, last_weight, gradient, _ = numbers.tolist()
-    if not (first or gradient):
+    number, is_gradient, _, *latest = numbers[1:].tolist()
+    if not number:
         return None
-    is_gradient = bool(gradient) and not 0 < first <= gradient
-    number = round(gradient if is_gradient else first)
-    has_last = is_gradient or number > 1
-    last = (last_loss, last_weight) if has_last else (None, None)
+    before, (loss, weight) = latest[:2], latest[2:]
     if is_gradient:
-        return Nonfinite(number, "gradient", math.nan, *last)
+        return Nonfinite(round(number), "gradient", math.nan, loss, weight)
     kind, value = ("loss", loss) if math.isfinite(weight) else ("weight", weight)
-    return Nonfinite(number, kind, value, *last)
+    return Nonfinite(round(number), kind, value, *(before if number > 1 else (None, None)))
