@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 
 import keras_jointloss as kj
+from keras_jointloss.probing import measurement
 from tests.backends import BACKEND, jax, tf, torch, values_only
 from tests.summaries import read_scalars
 
@@ -143,8 +144,11 @@ COMBINE = {
 }
 
 
+@pytest.mark.parametrize("on_accelerator", [False, True])
 @pytest.mark.parametrize("combine", COMBINE)
-def test_statistics_equal_a_loop_in_float64(float64, combine):
+def test_statistics_equal_a_loop_in_float64(float64, combine, on_accelerator, monkeypatch):
+    # Where the step itself computes the sums.
+    monkeypatch.setattr(measurement, "is_on_accelerator", lambda x: on_accelerator)
     model = build(COMBINE[combine], weights={"a": 0.0, "b": 3.0})
     found = kj.probe(model, X, Y, WEIGHTS, SIZE, warmup_epochs=0, verbose=0)
     assert found.terms == ["a", "b", "size"]

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_jointloss._core.backend import gradient_step, trains_functionally
+from keras_jointloss._core.backend import gradient_step, is_on_accelerator, trains_functionally
 from keras_jointloss._core.keras import is_overwritten_with_gradient
 from keras_jointloss._core.keras_models import output_names
 from keras_jointloss._core.math import float_dtype, to_numpy
@@ -54,7 +54,11 @@ class Meter:
         self._collected: dict[str, Any] = {}
         self._same_outputs: list[tuple[str, str]] = []
         self._known = np.ones((len(terms), len(self.variables)), "bool")
-        self._step = gradient_step(model, self.variables, self._collect, self._reduce)
+        on_host = not is_on_accelerator(model.trainable_variables[0].value)
+        # NumPy has nothing to compile, which takes JAX longer than all batches.
+        self._numpy: Any = np if on_host else ops
+        reduce = _as_they_are if on_host else self._reduce
+        self._step = gradient_step(model, self.variables, self._collect, reduce)
 
     def observer(self, name: str) -> Callable[..., None]:
         """Returns the observer of the term of a name."""
@@ -94,13 +98,24 @@ class Meter:
         )
 
     def _run(self, state, batch, scale: float):
-        return self._step(state, batch, np.array(scale, "float32"))
+        factor = np.array(scale, "float32")
+        found = self._step(state, batch, factor)
+        if self._numpy is ops:
+            return found
+        losses, gradients = keras.tree.map_structure(
+            lambda x: None if x is None else to_numpy(x), found
+        )
+        with np.errstate(all="ignore"):  # What is not finite is counted.
+            return self._reduce(state, losses, gradients, factor)
 
     def _begin(self):
         """Returns the number of batches, and the mean gradient of each term."""
         shapes = (), (len(self._terms), sum(math.prod(x.shape) for x in self.variables))
-        # Of NumPy, since JAX would compile each operation.
-        return tuple(ops.convert_to_tensor(np.zeros(x, self._dtype_of_sums)) for x in shapes)
+        return tuple(self._array(np.zeros(x)) for x in shapes)
+
+    def _array(self, x):
+        convert = np.asarray if self._numpy is np else ops.convert_to_tensor
+        return convert(x, dtype=self._dtype_of_sums)
 
     # Within the compiled step.
 
@@ -114,35 +129,40 @@ class Meter:
         return losses
 
     def _reduce(self, state, losses: list, gradients: list, scale):
-        """Returns the next state, and what `Measured` has of a batch."""
+        """Returns the next state, and what `Measured` has of a batch.
+
+        On accelerators, this is part of the compiled step.
+        """
         count, mean = state
-        dtype = self._dtype_of_sums
-        scale, terms = ops.cast(scale, dtype), range(len(losses))
+        xp, scale, terms = self._numpy, self._array(scale), range(len(losses))
         self._known = np.array([[x[k] is not None for x in gradients] for k in terms], "bool")
         self._known = self._known.reshape(len(losses), len(self.variables))
         pairs = zip(gradients, self.variables, strict=True)
         rows = [self._rows(*pair) / scale for pair in pairs]
-        found = ops.concatenate(rows, axis=1)
+        found = xp.concatenate(rows, axis=1)
         difference = found - mean
         after = mean + difference / (count + 1)
         # No matrix product, which accelerators may round more.
-        products = [ops.stack([ops.sum(x[k] * x, axis=1) for k in terms]) for x in rows]
+        products = [xp.stack([xp.sum(x[k] * x, axis=1) for k in terms]) for x in rows]
         sums = [
-            ops.sum(x * y, axis=1)
+            xp.sum(x * y, axis=1)
             for x, y in ((difference, difference), (found, mean), (after, after))
         ]
-        missing = ops.convert_to_tensor(np.nan, dtype=dtype)
-        values = [missing if x is None else ops.cast(x, dtype) for x in losses]
-        return (count + 1, after), [ops.stack(values), ops.stack(products), *sums]
+        values = [self._array(np.nan if x is None else x) for x in losses]
+        return (count + 1, after), [xp.stack(values), xp.stack(products), *sums]
 
     def _rows(self, gradients, variable):
         """Returns the gradients of the terms with respect to a variable, a row for each."""
-        if not ops.is_tensor(gradients):
-            zeros = ops.zeros(variable.shape, self._dtype_of_sums)
-            rows = [zeros if x is None else ops.cast(x, zeros.dtype) for x in gradients]
-            gradients = ops.stack(rows)
-        rows = ops.reshape(gradients, (len(self._terms), -1))
-        return ops.cast(rows, self._dtype_of_sums)
+        if isinstance(gradients, list | tuple):  # On JAX it is one tensor.
+            zeros = self._numpy.zeros(variable.shape, dtype=self._dtype_of_sums)
+            rows = [zeros if x is None else self._array(x) for x in gradients]
+            gradients = self._numpy.stack(rows)
+        return self._numpy.reshape(self._array(gradients), (len(self._terms), -1))
+
+
+def _as_they_are(state, losses: list, gradients: list, scale):
+    """Returns the losses and gradients of a step, for the host."""
+    return losses, gradients
 
 
 def _overflows(row: Sequence) -> bool:
