@@ -104,8 +104,8 @@ bench-peers: .venv-torch/test.stamp  ## Train examples with losses and aggregato
 	KERAS_BACKEND=torch .venv-torch/bin/python -m tests.benchmarks.benchmark_results losses $(ARGS)
 	KERAS_BACKEND=torch .venv-torch/bin/python -m tests.benchmarks.benchmark_results aggregators $(ARGS)
 
-# About two hours on two cores. JAX runs such small models fastest, on one thread each.
-study: .venv-study/study.stamp  ## Compare weights, rules and aggregators on real data, in hours; goes on where it was.
+# About an hour on two cores. JAX runs such small models fastest, on one thread each.
+study: .venv-study/study.stamp  ## Compare weights, rules and aggregators on real data, in an hour; goes on where it was.
 	KERAS_BACKEND=jax .venv-study/bin/python -m tests.study.run $(ARGS)
 
 study-page: .venv-study/study.stamp  ## Write docs/study.md from the results of the study.

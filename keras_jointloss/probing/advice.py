@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from keras_jointloss.probing.facts import Facts
-from keras_jointloss.probing.faults import BROKEN, MATERIAL_COSINE, Fault
+from keras_jointloss.probing.faults import AGREEMENT, BROKEN, MATERIAL_COSINE, Fault
 from keras_jointloss.probing.statistics import State
 
 #: The ratio of the lengths of weighted gradients up to which equal weights are good enough.
@@ -47,15 +47,10 @@ def advise(
         what = " ".join(x.text for x in mend)
         found.append(Advice(f"Mend this first, since no weight does. {what}", "pitfalls"))
     broken = {x.term for x in faults if x.kind in BROKEN}
-    noisy = [x.term for x in faults if x.kind == "noise"]
-    for term in noisy:
-        what = (
-            f"No weight helps {term!r}: its gradient deviates from its mean by "
-            f"{state.noise[str(term)]:.2g} times the mean. Take larger batches or more data, or "
-            "leave the term out."
-        )
-        found.append(Advice(what, "weighting"))
-    sound = [x for x in facts.used if x not in broken and x not in noisy]
+    noisy = {str(x.term): untrained.signal[str(x.term)] for x in faults if x.kind == "noise"}
+    found += [_of_noise(term, signal, state) for term, signal in noisy.items()]
+    hopeless = {term for term, signal in noisy.items() if not signal >= AGREEMENT}
+    sound = [x for x in facts.used if x not in broken and x not in hopeless]
     if len(sound) > 1:
         found.append(_of_lengths(sound, state, untrained, facts, proposed))
     # After lengths, which mattered more in the study of the documentation.
@@ -63,6 +58,23 @@ def advise(
 
 
 _NO_CONFLICT = "balancer_without_conflict"
+
+
+def _of_noise(term: str, before: float, state: State) -> Advice:
+    deviation = f"deviates from its mean by {state.noise[term]:.2g} times the mean"
+    if before >= AGREEMENT:
+        text = (
+            f"After the warm-up the gradient of {term!r} {deviation}; before, batches agreed. "
+            "Either it has learned what batches of this size show, or the rest of its targets is "
+            "noise: its metric on validation data tells which, or a probe with larger batches or "
+            "more of them."
+        )
+    else:
+        text = (
+            f"No weight helps {term!r}: its gradient {deviation}. Take larger batches or more "
+            "data, or leave the term out."
+        )
+    return Advice(text, "weighting")
 
 
 def _of_conflicts(state: State, facts: Facts, faults: list[Fault]) -> list[Advice]:
@@ -114,8 +126,9 @@ def _of_lengths(
     if drift > _DRIFT:
         text = (
             f"Sizes drift: {numbers}, and ratios have changed by up to {drift:.2g} in the warm-up. "
-            "Begin with constants of equal lengths, and compare them with a rule that follows "
-            f"sizes, such as `Uncertainty`: weights={{{constants}}}."
+            f"Begin with constants of equal lengths, weights={{{constants}}}, and compare them "
+            "with what follows sizes: the aggregator `FairGrad` in a `GradientBalancer`, or a rule "
+            "such as `IMTLL`."
         )
     else:
         text = f"Take constants: {numbers}. Equal lengths need weights={{{constants}}}."

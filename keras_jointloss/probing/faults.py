@@ -11,7 +11,7 @@ from keras_jointloss.probing.statistics import State
 SMALL_SHARE = 0.01
 #: The number of standard errors below which gradients of batches do not agree: by chance one in 40
 #: does that is no noise at all.
-_AGREEMENT = 2.0
+AGREEMENT = 2.0
 #: With fewer batches, not even equal gradients would agree by so much and to spare.
 _LEAST_BATCHES = 8
 #: The mean cosine below which a balancer changes anything that matters.
@@ -146,7 +146,7 @@ def _of_wiring(state: State, facts: Facts) -> Iterator[Fault]:
 
 def _of_noise(term: str, state: State) -> Iterator[Fault]:
     signal = state.signal[term]
-    if state.batches >= _LEAST_BATCHES and signal < _AGREEMENT:
+    if state.batches >= _LEAST_BATCHES and signal < AGREEMENT:
         what = (
             f"The gradient of {term!r} is noise at this batch size: it differs from batch to batch "
             f"by {state.noise[term]:.2g} times its mean, which is {signal:.1f} standard errors "

@@ -8,6 +8,8 @@ from tests.benchmarks.benchmark_weights import import_example
 from tests.study.ways import WAYS, Trial
 
 COLORS = {"constants": "black", "probe": "C3", "rule": "C0", "aggregator": "C2"}
+#: Of the letters, and the width of one, in points.
+SIZE, WIDTH = 7, 4
 
 
 def points_of_constants(first, tasks, results):
@@ -27,7 +29,11 @@ def limits(values, shown, above=0.08):
 
 
 def draw_panel(axes, rows, tasks, results):
-    """Draws the ways of a set-up with one optimizer by two of their scores."""
+    """Draws the ways of a set-up with one optimizer by two of their scores.
+
+    Returns:
+        The ways to name, with their points.
+    """
     constants = points_of_constants(Trial(*rows[0].first), tasks, results)
     if len(constants):
         front = import_example("weighting").pareto_front(constants)
@@ -41,18 +47,46 @@ def draw_panel(axes, rows, tasks, results):
     front = import_example("weighting").pareto_front(points) if len(points) else ()
     best = {way for i, way in enumerate(found) if i in {*front}}
     for way, point in found.items():
-        group = WAYS[way].group
-        axes.plot(*point, "s", color=COLORS[group], markersize=4)
-        if way in best or group in ("constants", "probe"):  # More would lie on each other.
-            axes.annotate(
-                way, point, (4, 2), textcoords="offset points", color=COLORS[group], fontsize=7
-            )
+        axes.plot(*point, "s", color=COLORS[WAYS[way].group], markersize=4)
     values = np.concatenate([constants, points])
     if len(values):
         shown = [found[x] for x in ("equal", "tuned", "probe, gradient") if x in found]
         x, y = np.reshape(shown, (-1, 2)).T
         axes.set(xlim=limits(values[:, 0], x, above=0.3), ylim=limits(values[:, 1], y))
     axes.set(xlabel=tasks[0], ylabel=tasks[1])
+    # More would lie on each other.
+    named = best | {way for way in found if WAYS[way].group in ("constants", "probe")}
+    return {way: point for way, point in found.items() if way in named}
+
+
+def name_points(axes, named):
+    """Writes the names of ways beside their points, each above those that it would lie on.
+
+    Args:
+        axes: The panel, whose size and limits are final.
+        named: The points by way.
+    """
+    places = {
+        way: axes.transData.transform(point) * 72 / axes.figure.dpi for way, point in named.items()
+    }
+    placed = []
+    for way, (x, y) in sorted(places.items(), key=lambda place: place[1][1]):
+        end, height = x + WIDTH * len(way), y
+        for left, right, other in placed:  # From below.
+            if left < end and x < right and abs(other - height) < SIZE:
+                height = other + SIZE
+        placed = sorted([*placed, (x, end, height)], key=lambda label: label[2])
+        axes.annotate(
+            way,
+            named[way],
+            (4, 2 + height - y),
+            textcoords="offset points",
+            color=COLORS[WAYS[way].group],
+            fontsize=SIZE,
+            arrowprops={"arrowstyle": "-", "color": "0.8", "linewidth": 0.5, "shrinkB": 2}
+            if height > y
+            else None,
+        )
 
 
 def draw(cases, results, path):
@@ -74,11 +108,15 @@ def draw(cases, results, path):
     figure, axes = pyplot.subplots(
         1, len(panels), figsize=(5.5 * len(panels), 4.5), squeeze=False, layout="constrained"
     )
+    named = []
     for (case, pair), panel in zip(panels, axes[0], strict=True):
-        draw_panel(panel, cases[case], pair, results)
+        named.append(draw_panel(panel, cases[case], pair, results))
         panel.set_title(case[1])
     handles = [pyplot.Line2D([], [], color=x, marker="s", linestyle="") for x in COLORS.values()]
-    axes[0, 0].legend(handles, COLORS, fontsize=7, loc="lower left")
+    axes[0, 0].legend(handles, COLORS, fontsize=SIZE, loc="lower left")
+    figure.draw_without_rendering()  # The layout gives the panels their size.
+    for panel, ways in zip(axes[0], named, strict=True):
+        name_points(panel, ways)
     # Without the time or the version in the file, an equal picture is an equal file.
     figure.savefig(path, dpi=80, metadata={"Software": None})
     pyplot.close(figure)
