@@ -240,20 +240,22 @@ methods for multi-task learning that they tested. Xin et al. (2022, *Do Current 
 Optimization Methods in Deep Learning Even Help?*) found that such methods do not get beyond what
 tuned constant weights reach. So a rule saves a search; do not expect a better optimum from it.
 
-The [study](../../docs/study.md) compares constants, the proposals of `kj.probe`, rules and aggregators on
-five problems, each with its own search for the learning rate. In nine cases, a problem with an
-optimizer, it compares the mean score of three seeds with that of constants tuned by 8 trials. By more
-than one deviation over the seeds, equal constants were worse in seven cases, `weights("gradient")` of a
-probe in four, each time by less, and better in one, and `weights("loss")` worse in three, in two of
-which it lost the retrieval on MovieLens. `FairGrad` and `NashMTL`, which make up for the lengths of gradients
-in each step, did best over all cases: better in three, and never worse by more than 1.4 deviations. Of the
-rules, `IMTLL` and `Uncertainty` were never worse by more than 2.3 and 4.0. Those that make up for nothing, such as
-`DynamicWeightAverage` or `PCGrad`, did about as equal constants do. Some broke: `FAMO` and
-`GeometricMean` where a loss comes near 0, and `Uncertainty(softmax=True)` with its `temperature` of 1.
-Three seeds make no ranking: which of the good ways is best lies within the noise.
+The [study](../../docs/study.md) compares constants, the proposals of `kj.probe`, rules and
+aggregators on five problems, each with its own search for the learning rate. In nine cases, a problem
+with an optimizer, it compares the mean score of three seeds with that of constants tuned by 8 trials.
+By more than one deviation over the seeds, equal constants were worse in seven cases,
+`weights("gradient")` of a probe in four, each time by less, and better in one, and `weights("loss")`
+worse in three, in two of which it lost the retrieval on MovieLens. `FairGrad` and `NashMTL`, which make
+up for the lengths of gradients in each step, did best over all cases: better in three, and never worse
+by more than 1.4 deviations. Of the rules, `IMTLL` and `Uncertainty` were never worse by more than 2.3
+and 4.0. Those that make up for nothing, such as `DynamicWeightAverage` or `PCGrad`, did about as equal
+constants do. Some broke: `FAMO` and `GeometricMean` where a loss comes near 0, and
+`Uncertainty(softmax=True)` with its `temperature` of 1. Three seeds make no ranking: which of the good
+ways is best lies within the noise.
 
 [weighting.py](../weighting.py) compares all rules with a grid on emoji: the category from a
-drawing, and the meaning of its group. All have the same learning rate. Unseen emoji, 12 epochs, mean ± deviation over three seeds
+drawing, and the meaning of its group. All have the same learning rate. Unseen emoji, 12 epochs,
+mean ± deviation over three seeds
 (`python examples/weighting.py --seeds 3`):
 
 | weights | share of the meaning | accuracy of the category | meaning explained |

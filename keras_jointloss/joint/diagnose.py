@@ -210,21 +210,20 @@ def _plan_of(part: Any, run: Run) -> _Plan:
         is_due = run.epochs.steps[-1] > rule.warmup_steps + rule.update_every
         return _Plan(run, constant, type(rule).__name__ if is_due else None)
     schedules = {
-        name: _followed(weight, run, name, optimizer_step(part.model))
+        name: _followed(weight, run, run.epochs.steps, name, optimizer_step(part.model))
         for name, weight in terms.items()
         if weight.given.moves and not weight.is_off
     }
     return _Plan(replace(run, schedules=schedules), constant)
 
 
-def _followed(weight: TermWeight, run: Run, name: str, end: int) -> Series:
-    """Returns the schedule of a term over the steps of a run.
+def _followed(weight: TermWeight, run: Run, ends: np.ndarray, name: str, end: int) -> Series:
+    """Returns the schedule of a term over the steps of a run, whose epochs end at `ends`.
 
     The optimizer has made `end` steps: before the run, of which the history does not count these,
     or also after it. Of the two, what is nearer to the logged weight.
     """
-    assert run.epochs is not None
-    steps = np.concatenate([[0], run.epochs.steps])
+    steps = np.concatenate([[0], ends])
     starts = {0, max(0, end - int(steps[-1]))}
     planned = [np.array(weight.given.values((steps + x).tolist())) for x in sorted(starts)]
     logged = run.train.get(f"joint_loss/{name}/weight")

@@ -117,7 +117,7 @@ class Meter:
         convert = np.asarray if self._numpy is np else ops.convert_to_tensor
         return convert(x, dtype=self._dtype_of_sums)
 
-    # Within the compiled step.
+    # Within the step.
 
     def _collect(self, run: Callable[[], Any]) -> list:
         """Returns the losses of the terms in a forward pass, `None` for those not computed."""

@@ -12,6 +12,7 @@ from keras_jointloss._core.backend import (
     is_readable,
     replica_values,
     trains_functionally,
+    vector,
 )
 from keras_jointloss._core.math import to_numpy
 from keras_jointloss._core.quick_ops import ops
@@ -96,7 +97,7 @@ class NonfiniteRecord:
         count = count + current_replicas().once(ops.cast(is_bad, self.dtype))
         moved = [*latest[2:], *now]
         latest = [ops.where(is_open, x, y) for x, y in zip(moved, latest, strict=True)]
-        self._numbers.assign(ops.stack([steps, first, is_gradient, count, *latest]))
+        self._numbers.assign(vector([steps, first, is_gradient, count, *latest]))
 
     def add_gradient(self, is_bad) -> None:
         """Adds whether a gradient of the step is not finite, although loss and weight are.
@@ -114,7 +115,7 @@ class NonfiniteRecord:
         number = steps + 1 if trains_functionally() else steps
         zero = ops.zeros_like(is_bad)
         count = current_replicas().once(is_bad)
-        self._numbers.assign_add(ops.stack([zero, is_first * number, is_first, count, *[zero] * 4]))
+        self._numbers.assign_add(vector([zero, is_first * number, is_first, count, *[zero] * 4]))
 
     def _pack(self) -> None:
         """Turns the steps that are kept into columns, without reading from the device."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_jointloss._core.backend import is_immediate, trains_functionally
+from keras_jointloss._core.backend import is_immediate, trains_functionally, vector
 from keras_jointloss._core.keras_calls import is_stateless
 from keras_jointloss._core.math import to_numpy
 from keras_jointloss._core.quick_ops import ops
@@ -161,7 +161,8 @@ class Record:
         items = ops.cast(step.items, self.dtype)
         loss, weight, size, targets = map(cast, (step.loss, step.weight, step.size, step.targets))
         counted = items if step.counts is True else items * cast(step.counts)
-        latest = ops.unstack(ops.convert_to_tensor(self._sums))[8:]
+        so_far = ops.convert_to_tensor(self._sums)
+        latest = ops.unstack(so_far)[8:]
         before = latest if is_one else map(_shifted, (loss, counted), latest)
         more_loss, more_items = (x - y for x, y in zip((loss, counted), before, strict=True))
         compared = ops.where(ops.equal(more_items, 0), counted, 0)
@@ -173,7 +174,8 @@ class Record:
             added = [*sums, more_loss, more_items]
         else:
             added = [*map(ops.sum, sums), loss[-1] - latest[0], counted[-1] - latest[1]]
-        self._sums.assign_add(ops.stack(added))
+        # Not `assign_add`, which would read the variable once more.
+        self._sums.assign(so_far + vector(added))
 
     # From the host.
 

@@ -17,6 +17,7 @@ once. What the functions promise on every backend:
 - `current_replicas()`: who computes the step that this code runs in. Several replicas only in their
   step: `OneDevice` while Keras builds a model symbolically.
 - `quick_ops()`: `keras.ops`, where operations run one by one without Keras' overhead.
+- `vector(numbers)`: a vector of scalar tensors of one dtype, in one function of a compiled step.
 - `batch_shards()`: over how many devices a batch is split, for a program of the global batch.
 - `is_chief(model)`: whether this process writes the logs of all that train a model together.
 - `predict(model, x, batch_size)`: what `model.predict` returns, on each of several processes.

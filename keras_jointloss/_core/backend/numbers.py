@@ -1,5 +1,6 @@
 """A scalar variable, as a number of Python where the host knows it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from keras import ops
@@ -52,6 +53,11 @@ class FirstRow:
     def on_host(self, index: int) -> Any:
         """Returns an element as an array, which may wait for the device."""
         return to_numpy(self.variable)[0, index]
+
+
+def vector(numbers: Sequence[Any]) -> Any:
+    """Returns a vector of scalar tensors of one dtype."""
+    return ops.stack(numbers)
 
 
 def is_immediate() -> bool:

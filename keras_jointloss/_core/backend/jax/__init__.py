@@ -2,9 +2,11 @@
 
 import contextlib
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import keras
 import numpy as np
 from keras import ops
@@ -17,6 +19,7 @@ __all__ = [
     "current_trace", "custom_gradient", "decided", "differentiated", "has_own_gradient", "is_chief",
     "is_immediate", "is_on_accelerator", "is_readable", "is_traced", "native_state", "predict",
     "quick_ops", "replica_values", "runs_in_python", "trains_functionally", "variable_scope",
+    "vector",
 ]  # fmt: skip
 
 
@@ -192,3 +195,15 @@ def native_state(layer: keras.layers.Layer) -> list[str]:
 def quick_ops() -> Any:
     """Returns `keras.ops`: Keras' checks run only in the trace."""
     return ops
+
+
+def vector(numbers: Sequence[Any]) -> Any:
+    """Returns a vector of scalar tensors of one dtype.
+
+    By selection, which XLA compiles to one kernel, with the arithmetic before it. For what it
+    concatenates, XLA on a CPU compiles and starts one kernel for each number.
+    """
+    index, found = jnp.arange(len(numbers)), jnp.broadcast_to(numbers[0], len(numbers))
+    for i, number in enumerate(numbers):
+        found = jnp.where(index == i, number, found)
+    return found

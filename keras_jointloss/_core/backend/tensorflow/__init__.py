@@ -10,7 +10,13 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_jointloss._core.backend.numbers import FirstRow, Number, all_finite, is_immediate
+from keras_jointloss._core.backend.numbers import (
+    FirstRow,
+    Number,
+    all_finite,
+    is_immediate,
+    vector,
+)
 from keras_jointloss._core.backend.replicas import ONE_DEVICE, OneDevice, Replicas, RowCounts
 from keras_jointloss._core.backend.tensorflow import workers
 
@@ -19,6 +25,7 @@ __all__ = [
     "current_trace", "custom_gradient", "decided", "differentiated", "has_own_gradient", "is_chief",
     "is_immediate", "is_on_accelerator", "is_readable", "is_traced", "native_state", "predict",
     "quick_ops", "replica_values", "runs_in_python", "trains_functionally", "variable_scope",
+    "vector",
 ]  # fmt: skip
 
 #: The attribute of a TensorFlow graph that holds its gradient functions. Graphs within it would

@@ -10,7 +10,7 @@ from keras import ops
 from torch import distributed
 
 from keras_jointloss._core.backend.replicas import ONE_DEVICE, OneDevice, Replicas, RowCounts
-from keras_jointloss._core.backend.torch.numbers import FirstRow, Number, is_immediate
+from keras_jointloss._core.backend.torch.numbers import FirstRow, Number, is_immediate, vector
 from keras_jointloss._core.backend.torch.quick_ops import quick_ops
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "current_trace", "custom_gradient", "decided", "differentiated", "has_own_gradient", "is_chief",
     "is_immediate", "is_on_accelerator", "is_readable", "is_traced", "native_state", "predict",
     "quick_ops", "replica_values", "runs_in_python", "trains_functionally", "variable_scope",
+    "vector",
 ]  # fmt: skip
 
 

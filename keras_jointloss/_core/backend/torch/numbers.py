@@ -1,6 +1,7 @@
 """A scalar variable whose number the host keeps."""
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,11 @@ def is_immediate() -> bool:
     Not where it traces, nor in a `keras.StatelessScope`.
     """
     return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or is_stateless())
+
+
+def vector(numbers: Sequence[Any]) -> Any:
+    """Returns a vector of scalar tensors of one dtype."""
+    return torch.stack(numbers)
 
 
 class Number(numbers.Number):
