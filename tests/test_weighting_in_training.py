@@ -293,3 +293,14 @@ def test_jax_compiles_no_more_functions_than_for_plain_keras(rule, caplog):
     joint = compiled(kj.joint_loss(losses, weighting=rule), [kj.callbacks.JointLossCallback()])
     assert joint.count("train_step") == plain.count("train_step")
     assert {*joint} == {*plain}
+
+
+class Broken(LastLoss):
+    def update(self, losses, step):
+        return self.state["forgotten"]
+
+
+def test_error_of_a_rule_stays_as_it_is():
+    """On JAX, the rule runs while the last term records its loss."""
+    with pytest.raises(KeyError, match="forgotten"):
+        fit(build(Broken()), epochs=1)

@@ -1,6 +1,5 @@
 """The loss of an output term: the user's loss, which also records its value in the weight."""
 
-from functools import partial
 from typing import Any
 
 import keras
@@ -112,11 +111,16 @@ class TermLoss(keras.losses.Loss):
 
     def _recorded(self, y_true, y_pred, sample_weight):
         """Returns the loss, which the weight of the term has recorded."""
-        arrays = {"y_true": y_true, "y_pred": y_pred, "sample_weight": sample_weight}
-        with errors_named(self.term, self._resolved, **arrays):
-            return record_loss(self.weight, y_pred, partial(self._computed, y_true, sample_weight))
 
-    def _computed(self, y_true, sample_weight, y_pred) -> OutputLoss:
+        def compute(y_pred) -> OutputLoss:
+            # Not around the recording: on JAX the last term to record its loss runs the rule.
+            arrays = {"y_true": y_true, "y_pred": y_pred, "sample_weight": sample_weight}
+            with errors_named(self.term, self._resolved, **arrays):
+                return self._computed(y_true, y_pred, sample_weight)
+
+        return record_loss(self.weight, y_pred, compute)
+
+    def _computed(self, y_true, y_pred, sample_weight) -> OutputLoss:
         if self._class_weights is not None:
             sample_weight = self._with_class_weights(y_true, y_pred, sample_weight)
         if self._labelled is not None:

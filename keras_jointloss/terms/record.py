@@ -161,7 +161,7 @@ class Record:
         items = ops.cast(step.items, self.dtype)
         loss, weight, size, targets = map(cast, (step.loss, step.weight, step.size, step.targets))
         counted = items if step.counts is True else items * cast(step.counts)
-        so_far = ops.convert_to_tensor(self._sums)
+        so_far = ops.copy(self._sums)  # TensorFlow would read the variable at each use.
         latest = ops.unstack(so_far)[8:]
         before = latest if is_one else map(_shifted, (loss, counted), latest)
         more_loss, more_items = (x - y for x, y in zip((loss, counted), before, strict=True))
@@ -174,7 +174,6 @@ class Record:
             added = [*sums, more_loss, more_items]
         else:
             added = [*map(ops.sum, sums), loss[-1] - latest[0], counted[-1] - latest[1]]
-        # Not `assign_add`, which would read the variable once more.
         self._sums.assign(so_far + vector(added))
 
     # From the host.
