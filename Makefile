@@ -41,12 +41,18 @@ test-jax: .venv-jax/test.stamp  ## Test on JAX.
 test-torch: .venv-torch/test.stamp  ## Test on PyTorch.
 	KERAS_BACKEND=torch .venv-torch/bin/python $(PYTEST) $(ARGS)
 
+# In a folder without the package beside the tests, which can then only find the wheel.
+LOWER_BOUNDS := build/lower-bounds
 test-lower-bounds: .venv-lower-bounds/test.stamp  ## Test an installed wheel with the oldest dependencies.
 	@cat .venv-lower-bounds/requirements.txt
-	.venv-lower-bounds/bin/python -P -c "import keras_jointloss as kj; \
+	rm -rf $(LOWER_BOUNDS) build/lib
+	mkdir -p $(LOWER_BOUNDS)
+	$(call install,.venv-lower-bounds) --no-deps --force-reinstall .
+	cp -R tests pyproject.toml $(LOWER_BOUNDS)
+	cd $(LOWER_BOUNDS) && ../../.venv-lower-bounds/bin/python -c "import keras_jointloss as kj; \
 	  assert '.venv-lower-bounds' in kj.__file__, kj.__file__; \
 	  assert kj.custom_objects(); kj.callbacks, kj.tensorboard"
-	KERAS_BACKEND=tensorflow .venv-lower-bounds/bin/python $(PYTEST) -m "not slow" $(KERAS_TESTS) $(ARGS)
+	cd $(LOWER_BOUNDS) && KERAS_BACKEND=tensorflow ../../.venv-lower-bounds/bin/python $(PYTEST) -m "not slow" $(KERAS_TESTS) $(ARGS)
 
 # The newest of each day, since what Keras does not document may change at any time.
 test-nightly: .venv-nightly/test.stamp  ## Test with the nightly Keras on all backends.
