@@ -186,6 +186,12 @@ def test_imtl_l_is_uncertainty_with_twice_the_weights():
     np.testing.assert_allclose(weights, expected, rtol=1e-5)
 
 
+def test_uncertainty_survives_a_jump_of_a_loss_over_most_of_float32():
+    rule = make("Uncertainty", learning_rate=100.0)
+    weights = Terms(rule, 1).run(np.array([[1e-12], [1e30]]))
+    np.testing.assert_allclose(weights[1:, 0], [0.5e12, 0.5e-30], rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_rule_continues_exactly_from_its_config(name):
     arguments = {"ReLoBRaLo": {"beta": 0.5}, "SoftAdapt": {"interval": "step"}}
@@ -445,7 +451,7 @@ def test_unknown_weighting_is_refused(identifier):
 @pytest.mark.parametrize(
     ("names", "arguments"),
     [
-        ("abs cos exp isfinite log ones_like sign softmax sqrt square sum zeros_like", "x"),
+        ("abs cos exp expm1 isfinite log ones_like sign softmax sqrt square sum zeros_like", "x"),
         ("divide_no_nan equal maximum minimum not_equal", "xy"),
         ("logical_and all any", "bb"),
     ],

@@ -16,8 +16,8 @@ def descend(log_variance, losses, rate: float):
         losses: `(terms,)`, at least `SMALLEST_LOSS`.
         rate: The step size.
     """
-    ratio = ops.exp(-log_variance) * losses
-    decrement = rate * (1 - ratio)
-    # Both from the same ratio, so that rounding near the minimizer is no step past it.
-    is_past = ops.abs(decrement) > ops.abs(ops.log(ratio))
-    return ops.where(is_past, ops.log(losses), log_variance - decrement)
+    minimizer = ops.log(losses)
+    distance = minimizer - log_variance
+    # Of the distance, so that rounding near the minimizer is no step past it.
+    step = rate * ops.expm1(distance)
+    return ops.where(ops.abs(step) > ops.abs(distance), minimizer, log_variance + step)
