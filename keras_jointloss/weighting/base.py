@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import keras
 import numpy as np
@@ -20,7 +20,6 @@ from keras_jointloss._core.validation import (
 )
 from keras_jointloss.terms.weight import TermWeight
 from keras_jointloss.weighting._metric import RuleMetric
-from keras_jointloss.weighting._saved_progress import progress_config, rule_from_config
 
 
 class Weighting(RuleMetric):
@@ -270,12 +269,7 @@ class Weighting(RuleMetric):
         return {
             **super().get_config(),
             **{name: getattr(self, name) for name in (*options, "on_nonfinite")},
-            **progress_config(self),
         }
-
-    @classmethod
-    def from_config(cls, config: Config) -> Self:
-        return rule_from_config(cls, config)
 
 
 def get(identifier: str | Config | Weighting | None) -> Weighting | None:
