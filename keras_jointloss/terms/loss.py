@@ -19,7 +19,12 @@ from keras_jointloss.terms.class_weights import ClassWeights, is_one_hot
 from keras_jointloss.terms.element_weights import validate_rank, weighs_elements, weighted_items
 from keras_jointloss.terms.missing import targets
 from keras_jointloss.terms.missing.labelled_loss import LabelledLoss
-from keras_jointloss.terms.output_loss import OutputLoss, record_loss
+from keras_jointloss.terms.output_loss import (
+    OutputLoss,
+    divisor_of_sum,
+    record_loss,
+    unscaled,
+)
 from keras_jointloss.terms.output_weight import LossWeight
 from keras_jointloss.terms.shared_config import shared_configs
 
@@ -138,7 +143,7 @@ class TermLoss(keras.losses.Loss):
         if self._own_reduction() != "sum" and is_part:
             share = ops.cast(batch_size, value.dtype) if divisor is None else divisor
             value = replicas.own_mean(value, share)
-        return OutputLoss(value, _unscaled(mean), batch_size, counts, divisor=divisor)
+        return OutputLoss(value, unscaled(mean), batch_size, counts, divisor=divisor)
 
     def _with_class_weights(self, y_true, y_pred, sample_weight):
         """Returns the sample weights times those of the classes."""
@@ -223,7 +228,7 @@ class TermLoss(keras.losses.Loss):
         `None` if this is the batch size, times a number that all replicas share.
         """
         if self._own_reduction() == "sum":
-            return _divisor_of_sum()
+            return divisor_of_sum()
         first = keras.tree.flatten(y_pred)[0]
         ones = ops.cast(ops.ones_like(first[..., 0] if len(first.shape) > 1 else first), self.dtype)
         is_weighted = self._own_reduction() == "mean_with_sample_weight"
@@ -250,9 +255,9 @@ class TermLoss(keras.losses.Loss):
         if sample_weight is not None:
             counts = labelled.has_weight(y_true, y_pred, sample_weight)
         batch_size = _batch_size(y_pred)
-        loss, divisor = _unscaled(value.loss), None
+        loss, divisor = unscaled(value.loss), None
         if current_replicas().count > 1:
-            divisor = _divisor_of_sum() if value.divisor is None else value.divisor
+            divisor = divisor_of_sum() if value.divisor is None else value.divisor
         numbers = loss, value.labelled, counts, batch_size, value.targets, divisor
         return OutputLoss(value.loss, *numbers)
 
@@ -284,21 +289,3 @@ def _batch_size(y_pred):
     first = y_pred if ops.is_tensor(y_pred) else keras.tree.flatten(y_pred)[0]
     size = first.shape[0]
     return ops.shape(first)[0] if size is None else size
-
-
-def _unscaled(loss):
-    """Returns the loss times the number of replicas, by which Keras has divided it.
-
-    Keras divides no sum: `replicas * sum` counts by `_divisor_of_sum`.
-    """
-    divisor = current_replicas().loss_divisor
-    return loss * divisor if divisor > 1 else loss
-
-
-def _divisor_of_sum():
-    """Returns by what `replicas * sum` counts, so that the mean is the sum over all replicas.
-
-    `None` where each process trains on its own sum, as on PyTorch.
-    """
-    replicas = current_replicas()
-    return replicas.once(1.0) if replicas.takes_turns else None

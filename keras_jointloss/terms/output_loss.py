@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from keras_jointloss._core.backend import current_replicas
 from keras_jointloss._core.quick_ops import ops
 from keras_jointloss._core.types import Nested
 from keras_jointloss.terms.guard import guarded, kept_if
@@ -62,3 +63,21 @@ def record_loss(weight: LossWeight, y_pred: Nested, compute: Callable[[Nested], 
         found = compute(y_pred)
     weight.record(*found[1:])
     return found.value
+
+
+def unscaled(loss: Any) -> Any:
+    """Returns the loss times the number of replicas, by which Keras has divided it.
+
+    Keras divides no sum: `replicas * sum` counts by `divisor_of_sum`.
+    """
+    divisor = current_replicas().loss_divisor
+    return loss * divisor if divisor > 1 else loss
+
+
+def divisor_of_sum() -> Any:
+    """Returns by what `replicas * sum` counts, so that the mean is the sum over all replicas.
+
+    `None` where each process trains on its own sum, as on PyTorch.
+    """
+    replicas = current_replicas()
+    return replicas.once(1.0) if replicas.takes_turns else None
