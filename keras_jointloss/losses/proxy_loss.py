@@ -9,7 +9,7 @@ from keras_jointloss._core import batch as _batch
 from keras_jointloss._core.backend import host_values
 from keras_jointloss._core.keras_calls import running_loop
 from keras_jointloss._core.math import float_dtype, value_range
-from keras_jointloss._core.types import Config, Mask, Tensor
+from keras_jointloss._core.types import Config, Mask, Shape, Tensor
 from keras_jointloss.losses._annealing import AnnealedArguments
 from keras_jointloss.losses._proxies import cosines
 
@@ -122,7 +122,7 @@ class ProxyLoss(AnnealedArguments):
         """Returns the factor of the cosines in the logits."""
         return 1.0
 
-    def validate_labels(self, shape: Any, classes: int, batch_size: int | None = None) -> None:
+    def validate_labels(self, shape: Shape, classes: int, batch_size: int | None = None) -> None:
         """Raises `ValueError` if `shape` does not hold one label or row of classes per item."""
         name = type(self).__name__
         _batch.validate_vector(shape, batch_size, name, may_be_classes=True)

@@ -1,7 +1,7 @@
 """Base class of the rules that weigh the points of a differential equation."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -85,7 +85,7 @@ class PointRule:
         return cls(**config)
 
 
-def get(identifier: Any) -> PointRule:
+def get(identifier: str | Config | PointRule) -> PointRule:
     """Returns a rule by instance, by name or by config.
 
     Args:

@@ -89,7 +89,7 @@ class State:
         self.noise = self._named(noise)
         #: By how many standard errors the gradients of batches agree; about 0 for pure noise.
         self.signal = self._named(signal)
-        cosines = self._cosines(measured, shared)
+        cosines = self._cosines(measured)
         errors = {k: _deviation(x) / math.sqrt(max(np.isfinite(x).sum(), 1)) for k, x in cosines}
         #: The mean cosine of the angle between the gradients of two terms, with respect to the
         #: parameters that they share.
@@ -137,7 +137,7 @@ class State:
         total = np.nansum(list(weighted.values()))
         return {x: float(y / total) if total else math.nan for x, y in weighted.items()}
 
-    def _cosines(self, measured: Measured, shared: np.ndarray) -> list[tuple]:
+    def _cosines(self, measured: Measured) -> list[tuple]:
         """Returns the cosines of each pair of terms over the batches."""
         found = []
         for i, a in enumerate(self.terms):

@@ -258,11 +258,11 @@ class MovingValue:
         return self._value.on_host() if self._kept is None else self._kept
 
 
-def validate_weight(weight: Any, name: str = "weight") -> float:
+def validate_weight(weight: Any) -> float:
     """Returns `weight` as a float, or raises `ValueError` if it cannot weight a loss."""
     return validate_number(
         weight,
-        name,
+        "weight",
         minimum=0,
         expected="a finite number >= 0 or a `keras.optimizers.schedules.LearningRateSchedule`",
     )

@@ -151,7 +151,7 @@ class ContrastiveTerm(LayerTerm):
         self,
         inputs_shape: Nested,
         sampling_probability_shape: Nested = None,
-        guide_shape: Any = None,
+        guide_shape: Nested = None,
     ) -> None:
         validate_shapes(inputs_shape, self.loss, self._comparison.metrics, self.name)
         self._learned.add_weights(self)
