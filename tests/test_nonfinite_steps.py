@@ -291,6 +291,54 @@ def test_validation_and_later_training_hide_nothing():
     assert np.isnan(fit(model, [], y=targets)["a_loss"]).all()
 
 
+class Evaluation(keras.callbacks.Callback):
+    """Evaluates the model in the middle of an epoch, after the step that is not finite."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == BAD:
+            self.model.evaluate(X, Y, verbose=0)
+
+
+def trained_in_own_loop(model, callback, targets):
+    """Trains an epoch by `train_on_batch`, which resets all metrics in each step."""
+    callbacks = keras.callbacks.CallbackList([callback], model=model, epochs=1, steps=BATCHES)
+    callbacks.on_train_begin()
+    callbacks.on_epoch_begin(0)
+    for batch in range(BATCHES):
+        callbacks.on_train_batch_begin(batch)
+        items = slice(10 * batch, 10 * (batch + 1))
+        y = {name: y[items] for name, y in targets.items()}
+        logs = model.train_on_batch(X[items], y, return_dict=True)
+        callbacks.on_train_batch_end(batch, logs)
+    callbacks.on_epoch_end(0, logs)
+    callbacks.on_train_end()
+
+
+@pytest.mark.parametrize("place", ["evaluation", "own loop"])
+def test_reset_of_metrics_in_the_middle_of_an_epoch_hides_nothing(place):
+    _, targets = case("loss")
+    said = rf"The loss of the term 'a' is nan in training step {BAD}\. In the step before, its"
+
+    def train(on_nonfinite):
+        model, logged = build(), []
+        model.compile(keras.optimizers.SGD(0.01), **kj.joint_loss(LOSSES))
+        callback = kj.callbacks.JointLossCallback(
+            on_nonfinite=on_nonfinite, on_log=lambda run, tags, step: logged.append(tags)
+        )
+        if place == "evaluation":
+            fit(model, [callback, Evaluation()], y=targets)
+        else:
+            trained_in_own_loop(model, callback, targets)
+        return logged[-1]
+
+    with pytest.raises(FloatingPointError, match=said):
+        train("raise")
+    with pytest.warns(UserWarning, match=f"{said}.*{SKIP}"):
+        logged = train("skip")
+    assert logged["joint_loss/a/skipped"] == 1
+    assert logged["joint_loss/b/skipped"] == 0
+
+
 def test_unknown_choice_is_refused():
     with pytest.raises(ValueError, match=r"`on_nonfinite`. Expected one of .*Received.*'ignore'"):
         kj.callbacks.JointLossCallback(on_nonfinite="ignore")

@@ -65,7 +65,8 @@ class TermWeight(GuardedValue):
         self._create_value(weight, dtype, add_replicated)
         #: What the term has recorded since the last `reset`.
         self.recorded = Record(add_variable, dtype)
-        #: What was not finite first since then, if the term `is_guarded`.
+        #: What was not finite in training, if the term `is_guarded`. Only the callback resets it:
+        #: Keras resets metrics in the middle of an epoch, too.
         self.nonfinite = NonfiniteRecord(add_variable, dtype)
         self._factor: Any = None
         self._learned: tuple[FirstRow, int] | None = None
@@ -225,7 +226,6 @@ class TermWeight(GuardedValue):
     def reset(self) -> None:
         """Resets the means and stops annealing; keeps the weight and the step."""
         self.recorded.reset()
-        self.nonfinite.reset()
         super().reset()
 
     def totals(self) -> Totals:
@@ -243,7 +243,7 @@ class TermWeight(GuardedValue):
             was computed, `loss`, the mean of the raw loss over its items, and `weighted`, the mean
             of the weighted loss over the items of the batches. If its targets may be missing, also
             `labelled`, the share of those that are not, and if training drops it from steps in
-            which it is not finite, `skipped`, their number since the last `reset`.
+            which it is not finite, `skipped`, their number in the epoch.
         """
         totals = self.totals() if totals is None else totals
         annealed = {name: x.number_at(self.step) for name, x in self.annealed.items()}

@@ -35,8 +35,11 @@ class NonfiniteTerms:
         self._begin = self._looked = 0
 
     def start(self, step: int) -> None:
-        """Begins to count the steps of the terms, after so many steps of training."""
+        """Begins an epoch, after so many steps of training."""
         self._begin = self._looked = step
+        if self.on_nonfinite is not None:
+            for weight in self._terms.values():
+                weight.nonfinite.reset()
 
     def is_due(self, batches: int) -> bool:
         """Returns whether to look after so many batches of training."""
@@ -47,7 +50,7 @@ class NonfiniteTerms:
         return True
 
     def find(self) -> None:
-        """Finds what was not finite since the last reset of the terms."""
+        """Finds what was not finite in the epoch so far."""
         if self.on_nonfinite is None:
             return
         for name, weight in self._terms.items():

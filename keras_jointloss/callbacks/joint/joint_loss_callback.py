@@ -197,7 +197,6 @@ class JointLossCallback(JointLossOptions):
             self._readings.kept = {}
             sync_state(self)
             self._progress.resume()
-            self._nonfinite.start(self._begin_step + batch)
             self._curves.skip(self._begin_step + batch)
             self._terms.clock.start()
 
