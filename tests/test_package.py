@@ -482,3 +482,8 @@ def test_version_is_defined_once():
     for file in ("pyproject.toml", "README.md", "docs/conf.py", "docs/citation.md"):
         assert kj.__version__ not in (ROOT / file).read_text("utf-8")
     assert "version: " not in (ROOT / "docs/CITATION.cff").read_text("utf-8").partition("\n")[2]
+
+
+def test_no_module_is_longer_than_a_reader_follows():
+    lengths = {module: text.count("\n") for module, (_, text, _) in MODULES.items()}
+    assert {module: lines for module, lines in lengths.items() if lines > 300} == {}
