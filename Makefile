@@ -1,5 +1,6 @@
-# Needs Python 3.11 or newer, with `venv`, and make. Everything else goes into virtual environments
-# here, anew whenever pyproject.toml has changed.
+# Needs Python 3.11 or newer, with `venv`, and make; the oldest TensorFlow, of test-lower-bounds, needs
+# 3.11 or 3.12. Everything else goes into virtual environments here, anew whenever pyproject.toml has
+# changed.
 
 # The Python that the environments are made with, how many processes test at the same time (each takes
 # up to 3 GiB), and what else to hand to pytest: make test ARGS="-k losses".
@@ -49,7 +50,7 @@ test-lower-bounds: .venv-lower-bounds/test.stamp  ## Test an installed wheel wit
 	mkdir -p $(LOWER_BOUNDS)
 	$(call install,.venv-lower-bounds) --no-deps --force-reinstall .
 	cp -R tests pyproject.toml $(LOWER_BOUNDS)
-	cd $(LOWER_BOUNDS) && ../../.venv-lower-bounds/bin/python -c "import keras_jointloss as kj; \
+	cd $(LOWER_BOUNDS) && KERAS_BACKEND=tensorflow ../../.venv-lower-bounds/bin/python -c "import keras_jointloss as kj; \
 	  assert '.venv-lower-bounds' in kj.__file__, kj.__file__; \
 	  assert kj.custom_objects(); kj.callbacks, kj.tensorboard"
 	cd $(LOWER_BOUNDS) && KERAS_BACKEND=tensorflow ../../.venv-lower-bounds/bin/python $(PYTEST) -m "not slow" $(KERAS_TESTS) $(ARGS)
@@ -143,7 +144,7 @@ release: .venv-release/release.stamp  ## Build wheel and source archive of the l
 	rm -r $(RELEASE)/tests/keras_jointloss $(RELEASE)/tests/*.egg-info
 	$(call environment,$(RELEASE)/venv)
 	$(call install,$(RELEASE)/venv) "$$(ls dist/*.whl)[test]"
-	cd $(RELEASE)/tests && ../venv/bin/python -c "import keras_jointloss as kj; \
+	cd $(RELEASE)/tests && KERAS_BACKEND=tensorflow ../venv/bin/python -c "import keras_jointloss as kj; \
 	  assert '$(RELEASE)/venv' in kj.__file__, kj.__file__; print('Testing', kj.__version__, 'in', kj.__file__)"
 	cd $(RELEASE)/tests && KERAS_BACKEND=tensorflow ../venv/bin/python $(PYTEST) $(RELEASE_TESTS) $(ARGS)
 

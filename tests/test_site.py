@@ -204,6 +204,20 @@ def test_index_begins_as_readme():
         guides.include_readme('<!-- README.md up to "## Absent" -->\n')
 
 
+def test_readme_lists_every_guide_and_example():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = text.partition("\n## Guides\n")[2].partition("\n## ")[0]
+    for path in [*(ROOT / "examples").glob("*.py"), *(ROOT / "examples/guides").glob("*.py")]:
+        assert f"]({path.relative_to(ROOT).as_posix()})" in listed, path.name
+
+
+def test_readme_names_the_versions_of_python_that_the_package_declares():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    declared = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    install = (ROOT / "README.md").read_text("utf-8").partition("\n## Install\n")[2]
+    assert re.findall(r"3\.\d+", install.partition(", which")[0]) == declared
+
+
 # What benchmarks take from other libraries is no way to install this one.
 OTHERS = ("pip install --no-deps LibMTL",)
 
