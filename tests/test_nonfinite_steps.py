@@ -131,6 +131,30 @@ def test_all_replicas_train_without_the_term(kind):
     assert (history["a_skipped"], history["b_skipped"]) == ([1], [0])
 
 
+class Distance(keras.losses.Loss):
+    """The distance of two views, whose gradient is NaN where they are equal."""
+
+    def call(self, y_true, y_pred):
+        return ops.sqrt(ops.sum(ops.square(y_true - y_pred), axis=-1))
+
+
+def test_step_of_a_layer_that_is_called_twice_counts_once():
+    shift = np.ones((len(X), 3), "float32")
+    shift[ITEMS] = 0
+    x, away = keras.Input(X.shape[1:]), keras.Input((3,))
+    term = kj.layers.ContrastiveTerm(Distance(), name="term")
+    hidden = keras.layers.Dense(3)(x)
+    for _ in range(2):
+        hidden, _ = term((hidden, hidden * (1 + away)))
+    model = keras.Model([x, away], {"a": keras.layers.Dense(Y["a"].shape[1])(hidden)})
+    model.compile("sgd", **kj.joint_loss({"a": "mean_squared_error"}))
+    with pytest.warns(
+        UserWarning, match=f"gradient of the term 'term' .* training step {BAD}.*{SKIP}"
+    ):
+        history = fit(model, skipping(), x=[X, shift], epochs=2)
+    assert history["term_skipped"] == [1, 1]
+
+
 def layer_model():
     """Returns a model with layer terms of all kinds, one of whose inputs are sample weights."""
     keras.utils.set_random_seed(5)

@@ -19,6 +19,8 @@ from keras_jointloss._core.quick_ops import ops
 
 #: How many steps are kept as they are.
 _KEPT_STEPS = 256
+#: How many numbers the variable holds.
+_SIZE = 9
 #: What can be not finite, in the order in which a step computes it.
 KINDS = ("weight", "loss", "gradient")
 
@@ -61,9 +63,10 @@ class NonfiniteRecord:
     def __init__(self, add_variable: Callable[..., Any], dtype: str):
         # The number of steps; that of the first one in which something was not finite, 0 for none;
         # 1 if that was only a gradient; how many steps there were in which something was not
-        # finite; loss and weight of the step before the first one, or before the latest, and those
-        # of this step itself. One variable, since a step that is compiled takes its time for each.
-        self._numbers = add_variable("nonfinite", (8,), 0.0, dtype=dtype, aggregation="sum")
+        # finite, and the number of the latest; loss and weight of the step before the first one, or
+        # before the latest, and those of this step itself. One variable, since a step that is
+        # compiled takes its time for each.
+        self._numbers = add_variable("nonfinite", (_SIZE,), 0.0, dtype=dtype, aggregation="sum")
         self.dtype = dtype
         # The steps that the variable lacks: loss, weight, whether they are finite, and whether only
         # a gradient is not; many of them as four columns.
@@ -88,16 +91,19 @@ class NonfiniteRecord:
             return
         now = [ops.cast(x, self.dtype) for x in (ops.stop_gradient(loss), weight)]
         numbers = ops.unstack(ops.convert_to_tensor(self._numbers))
-        steps, first, is_gradient, count, *latest = numbers
+        steps, first, is_gradient, count, counted, *latest = numbers
         steps = steps + 1
         is_bad = ops.logical_not(is_good)
         # It may be the gradient of this step.
         is_open = ops.logical_or(ops.equal(first, 0), ops.equal(first, steps))
         first = ops.where(ops.logical_and(is_open, is_bad), steps, first)
-        count = count + current_replicas().once(ops.cast(is_bad, self.dtype))
+        # Not twice, if a layer is called twice in a step.
+        is_new = ops.logical_and(is_bad, ops.not_equal(counted, steps))
+        count = count + current_replicas().once(ops.cast(is_new, self.dtype))
+        counted = ops.where(is_bad, steps, counted)
         moved = [*latest[2:], *now]
         latest = [ops.where(is_open, x, y) for x, y in zip(moved, latest, strict=True)]
-        self._numbers.assign(vector([steps, first, is_gradient, count, *latest]))
+        self._numbers.assign(vector([steps, first, is_gradient, count, counted, *latest]))
 
     def add_gradient(self, is_bad) -> None:
         """Adds whether a gradient of the step is not finite, although loss and weight are.
@@ -109,13 +115,15 @@ class NonfiniteRecord:
                 step = self._steps[-1]
                 step[3] = is_bad if step[3] is False else ops.logical_or(step[3], is_bad)
             return
-        steps, first, *_ = ops.unstack(ops.convert_to_tensor(self._numbers))
+        steps, first, _, _, counted, *latest = ops.unstack(ops.convert_to_tensor(self._numbers))
+        number = steps + 1 if trains_functionally() else steps
         is_bad = ops.cast(is_bad, self.dtype)
         is_first = is_bad * ops.cast(ops.equal(first, 0), self.dtype)
-        number = steps + 1 if trains_functionally() else steps
+        # In the backward pass of a layer that is called twice, both calls have a gradient.
+        count = current_replicas().once(is_bad * ops.cast(counted < number, self.dtype))
         zero = ops.zeros_like(is_bad)
-        count = current_replicas().once(is_bad)
-        self._numbers.assign_add(vector([zero, is_first * number, is_first, count, *[zero] * 4]))
+        more = [zero, is_first * number, is_first, count, is_bad * (number - counted)]
+        self._numbers.assign_add(vector([*more, *[zero] * len(latest)]))
 
     def _pack(self) -> None:
         """Turns the steps that are kept into columns, without reading from the device."""
@@ -134,7 +142,7 @@ class NonfiniteRecord:
         """Forgets all steps."""
         if is_immediate():
             self._steps, self._columns = [], []
-        self._numbers.assign(np.zeros(8, self.dtype))
+        self._numbers.assign(np.zeros(_SIZE, self.dtype))
 
     def skipped(self) -> int:
         """Returns in how many steps something was not finite."""
@@ -160,19 +168,20 @@ class NonfiniteRecord:
 
 def _after(numbers: np.ndarray, rows: Iterable[tuple]) -> np.ndarray:
     """Returns the numbers of a record after more steps."""
-    steps, first, is_gradient, count, *latest = numbers.tolist()
+    steps, first, is_gradient, count, counted, *latest = numbers.tolist()
     for loss, weight, is_good, is_bad_gradient in rows:
         steps += 1
         if not first:
             latest = [*latest[2:], loss, weight]
             if not is_good or is_bad_gradient:
                 first, is_gradient = steps, float(is_good)
-        count += not is_good or is_bad_gradient
-    return np.array([steps, first, is_gradient, count, *latest], numbers.dtype)
+        if not is_good or is_bad_gradient:
+            count, counted = count + 1, steps
+    return np.array([steps, first, is_gradient, count, counted, *latest], numbers.dtype)
 
 
 def _first(numbers: np.ndarray) -> Nonfinite | None:
-    number, is_gradient, _, *latest = numbers[1:].tolist()
+    number, is_gradient, _, _, *latest = numbers[1:].tolist()
     if not number:
         return None
     before, (loss, weight) = latest[:2], latest[2:]
