@@ -1,6 +1,7 @@
 """`kj.probe`: equal to a loop by hand, on data of every kind, and nothing changes."""
 
 import random
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -386,3 +387,97 @@ def test_result_is_shown_as_text_html_and_figure(tmp_path, capsys):
     assert scalars["gradients/a~b/cosine"][0] == pytest.approx(
         found.untrained.cosine["a", "b"], rel=1e-6
     )
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_memory_sees_each_batch_once(policy):
+    # To find what a term reaches, or a loss scale that fits, a batch runs more than once.
+    keras.config.set_dtype_policy(policy)
+
+    def built():
+        keras.utils.set_random_seed(1)
+        inputs = keras.Input((5,))
+        pair = [keras.layers.Dense(3)(inputs) for _ in range(2)]
+        term = kj.layers.ContrastiveTerm(kj.losses.InfoNCE(), memory_size=64, name="pair")
+        outputs = keras.layers.Dense(1, name="b", dtype="float32")(term(pair)[0])
+        model = keras.Model(inputs, {"b": outputs})
+        model.compile(keras.optimizers.SGD(0.0), **kj.joint_loss({"b": "mse"}))
+        return model
+
+    found = kj.probe(built(), X, {"b": Y["b"]}, batch_size=SIZE, warmup_epochs=0, verbose=0)
+    model, losses = built(), []
+    order = np.random.default_rng((0, 0)).permutation(len(X))
+    for rows in order.reshape(-1, SIZE):
+        options = {"verbose": 0, "callbacks": [kj.callbacks.JointLossCallback()]}
+        losses.append(model.fit(X[rows], {"b": Y["b"][rows]}, **options).history["pair_loss"][0])
+    assert found.loss["pair"] == pytest.approx(np.mean(losses), rel=1e-3)
+    assert found.loss_deviation["pair"] == pytest.approx(np.std(losses, ddof=1), rel=1e-2)
+
+
+class Sometimes(keras.Model):
+    """A model whose layer term is left out for batches of one size."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = keras.layers.Dense(4, activation="tanh", name="trunk")
+        self.head = keras.layers.Dense(1, name="b")
+        self.term = kj.layers.LossTerm(name="size", weight=0.5)
+
+    def call(self, x):
+        hidden = self.hidden(x)
+        if x.shape[0] == SIZE:
+            hidden = self.term(hidden, ops.square(hidden))
+        return self.head(hidden)
+
+
+class OfTwoSizes(keras.utils.PyDataset):
+    rows: ClassVar = []
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return X[self.rows[index]].astype("float32"), Y["b"][self.rows[index]].astype("float32")
+
+
+@pytest.mark.backend("jax", "torch")  # A graph of TensorFlow may not know the size of a batch.
+@pytest.mark.parametrize("on_accelerator", [False, True])
+@pytest.mark.parametrize("left_out", range(5))
+def test_term_that_some_batches_leave_out_is_measured_over_the_others(
+    left_out, on_accelerator, monkeypatch
+):
+    monkeypatch.setattr(measurement, "is_on_accelerator", lambda x: on_accelerator)
+    monkeypatch.setattr(OfTwoSizes, "rows", [np.arange(8 * i, 8 * i + 8) for i in range(5)])
+    OfTwoSizes.rows[left_out] = OfTwoSizes.rows[left_out][:6]
+    keras.utils.set_random_seed(2)
+    model = Sometimes()
+    model(X[:SIZE].astype("float32"))
+    model.compile("adam", **kj.joint_loss("mse"))
+    found = kj.probe(model, OfTwoSizes(), warmup_epochs=0, verbose=0)
+    trunk, bias, head, head_bias = (
+        ops.convert_to_numpy(x).astype("float64")
+        for x in [*model.hidden.weights, *model.head.weights]
+    )
+    vectors, cosines, losses = [], [], []
+    for index, rows in enumerate(OfTwoSizes.rows):
+        x, y = X[rows], Y["b"][rows]
+        h = np.tanh(x @ trunk + bias)
+        if index == left_out:
+            continue
+        at = [
+            2 * h / h.size * (1 - h**2),
+            2 * (h @ head + head_bias - y) @ head.T / y.size * (1 - h**2),
+        ]
+        size, output = (np.concatenate([(x.T @ z).ravel(), z.sum(axis=0)]) for z in at)
+        vectors.append(size)
+        cosines.append(size @ output / np.linalg.norm(size) / np.linalg.norm(output))
+        losses.append(np.mean(h**2))
+    mean = np.mean(vectors, axis=0)
+    noise = np.sqrt(np.sum((vectors - mean) ** 2) / 3) / np.linalg.norm(mean)
+    assert found.loss["size"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert found.norm["size"] == pytest.approx(np.linalg.norm(vectors, axis=1).mean(), rel=1e-4)
+    assert found.noise["size"] == pytest.approx(noise, rel=1e-4)
+    assert found.cosine["output", "size"] == pytest.approx(np.mean(cosines), rel=1e-4)
+    assert found.layers["size"] == ["trunk"]
+    assert found.nonfinite == {"output": 0, "size": 0}
+    assert "not_finite" not in [x.kind for x in found.faults]

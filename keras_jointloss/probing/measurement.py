@@ -8,8 +8,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_jointloss._core.backend import gradient_step, is_on_accelerator, trains_functionally
-from keras_jointloss._core.keras import is_overwritten_with_gradient
+from keras_jointloss._core.backend import (
+    gradient_step,
+    is_on_accelerator,
+    native_values,
+    trains_functionally,
+)
+from keras_jointloss._core.keras import flatten_layers, is_overwritten_with_gradient
 from keras_jointloss._core.keras_models import output_names
 from keras_jointloss._core.math import float_dtype, to_numpy
 from keras_jointloss.probing.facts import same_tensors
@@ -22,8 +27,10 @@ _STEP_OF_SCALE = 16.0
 class Measured(NamedTuple):
     """What was measured over batches. Axes are batches, variables and terms."""
 
+    computed: np.ndarray  # `(batches, terms)`, bool: a model may leave a term out
     losses: np.ndarray  # `(batches, terms)`, NaN where a term was not computed
-    #: `(batches, variables, terms, terms)`, inner products of the gradients of a variable.
+    #: `(batches, variables, terms, terms)`, inner products of the gradients of a variable. A term
+    #: that was not computed has a gradient of 0 here.
     products: np.ndarray
     #: `(batches, terms)`, squares of the distance of a gradient from the mean of those before it.
     deviations: np.ndarray
@@ -53,7 +60,7 @@ class Meter:
         self._dtype_of_sums = float_dtype(keras.config.floatx(), *(x.dtype for x in self.variables))
         self._collected: dict[str, Any] = {}
         self._same_outputs: list[tuple[str, str]] = []
-        self._known = np.ones((len(terms), len(self.variables)), "bool")
+        self._known = np.zeros((len(terms), len(self.variables)), "bool")
         on_host = not is_on_accelerator(model.trainable_variables[0].value)
         # NumPy has nothing to compile, which takes JAX longer than all batches.
         self._numpy: Any = np if on_host else ops
@@ -78,24 +85,44 @@ class Meter:
         state, rows, reached = self._begin(), [], None
         scale = float(to_numpy(self._probed.optimizer.scale_loss(ops.ones(()))))
         for batch in batches:
-            if reached is None and trains_functionally():
+            is_marking = reached is None and trains_functionally()
+            # A memory that has seen the batch would be compared with it when it runs again.
+            restore = self._kept() if is_marking or scale > 1 else None
+            if is_marking and restore:
                 # The gradient of a loss times infinity is 0 only where there is none.
-                marked = to_numpy(self._run(state, batch, np.inf)[1][1])
+                marked = to_numpy(self._run(state, batch, np.inf)[1][2])
                 reached = np.isnan(np.diagonal(marked, axis1=1, axis2=2)).T
+                restore()
             after, row = self._run(state, batch, scale)
-            while scale > 1 and _overflows(row):
+            while restore and scale > 1 and _overflows(row):
                 scale = max(scale / _STEP_OF_SCALE, 1.0)
+                restore()
                 after, row = self._run(state, batch, scale)
             state = after
             rows.append([to_numpy(x).astype("float64") for x in row])
             note()
-        losses, products, deviations, agreements, squares = map(np.stack, zip(*rows, strict=True))
+        columns = map(np.stack, zip(*rows, strict=True))
+        computed, losses, products, deviations, agreements, squares = columns
         # A gradient may be there although a selection hides it from the mark.
         has_gradient = np.diagonal(products, axis1=2, axis2=3).any(axis=0).T
         known = self._known if reached is None else reached | has_gradient
-        return Measured(
-            losses, products, deviations, agreements, squares[-1], known, list(self._same_outputs)
-        )
+        means = deviations, agreements, squares[-1]
+        same = list(self._same_outputs)
+        return Measured(computed.astype("bool"), losses, products, *means, known, same)
+
+    def _kept(self) -> Callable[[], None]:
+        """Returns a function that puts back what a forward pass changes."""
+        model = self._probed
+        variables = [*model.non_trainable_variables, *model.metrics_variables]
+        kept = [(x, np.array(to_numpy(x))) for x in variables]
+        of_backend = native_values(list(flatten_layers(model)))
+
+        def restore():
+            for variable, value in kept:
+                variable.assign(value)
+            of_backend()
+
+        return restore
 
     def _run(self, state, batch, scale: float):
         factor = np.array(scale, "float32")
@@ -109,8 +136,9 @@ class Meter:
             return self._reduce(state, losses, gradients, factor)
 
     def _begin(self):
-        """Returns the number of batches, and the mean gradient of each term."""
-        shapes = (), (len(self._terms), sum(math.prod(x.shape) for x in self.variables))
+        """Returns in how many batches each term was computed, and its mean gradient."""
+        count = len(self._terms)
+        shapes = (count, 1), (count, sum(math.prod(x.shape) for x in self.variables))
         return tuple(self._array(np.zeros(x)) for x in shapes)
 
     def _array(self, x):
@@ -135,13 +163,15 @@ class Meter:
         """
         count, mean = state
         xp, scale, terms = self._numpy, self._array(scale), range(len(losses))
-        self._known = np.array([[x[k] is not None for x in gradients] for k in terms], "bool")
-        self._known = self._known.reshape(len(losses), len(self.variables))
+        known = np.array([[x[k] is not None for x in gradients] for k in terms], "bool")
+        # A term that is not computed in a batch reaches nothing there.
+        self._known |= known.reshape(self._known.shape)
+        computed = self._array([[float(x is not None)] for x in losses])
         pairs = zip(gradients, self.variables, strict=True)
         rows = [self._rows(*pair) / scale for pair in pairs]
         found = xp.concatenate(rows, axis=1)
         difference = found - mean
-        after = mean + difference / (count + 1)
+        after = xp.where(computed > 0, mean + difference / (count + 1), mean)
         # No matrix product, which accelerators may round more.
         products = [xp.stack([xp.sum(x[k] * x, axis=1) for k in terms]) for x in rows]
         sums = [
@@ -149,7 +179,8 @@ class Meter:
             for x, y in ((difference, difference), (found, mean), (after, after))
         ]
         values = [self._array(np.nan if x is None else x) for x in losses]
-        return (count + 1, after), [xp.stack(values), xp.stack(products), *sums]
+        row = computed[:, 0], xp.stack(values), xp.stack(products), *sums
+        return (count + computed, after), [*row]
 
     def _rows(self, gradients, variable):
         """Returns the gradients of the terms with respect to a variable, a row for each."""
@@ -167,7 +198,7 @@ def _as_they_are(state, losses: list, gradients: list, scale):
 
 def _overflows(row: Sequence) -> bool:
     """Returns whether gradients are not finite although the losses are."""
-    losses, products = (to_numpy(x) for x in row[:2])
+    losses, products = (to_numpy(x) for x in row[1:3])
     lengths = np.diagonal(products, axis1=1, axis2=2)
     return bool((np.isfinite(losses) & ~np.isfinite(lengths).all(axis=0)).any())
 

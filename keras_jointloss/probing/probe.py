@@ -47,7 +47,8 @@ def probe(
 
     Nothing changes: at the end the model, its optimizer and metrics, the memories of its layers and
     all random numbers are bit for bit what they were. Only a data set keeps its own state, such as
-    the order in which a `tf.data.Dataset` shuffles.
+    the order in which a `tf.data.Dataset` shuffles, and an optimizer that has not trained yet gets
+    its variables: compile the model again after a change of `trainable`.
 
     Dropout and batch normalization work as in training. Layers that combine gradients pass on the
     sum: cosines are those without them. With mixed precision the gradients are those of the losses

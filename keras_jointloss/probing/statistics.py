@@ -37,10 +37,10 @@ class Pairs(Mapping[tuple[str, str], Any]):
 class State:
     """The statistics of the terms of a model in one state of it.
 
-    A mean or deviation is over batches, and gradients are those of the losses without weights.
-    Values are NaN where the loss or gradient was not finite or not computed in any batch, and for
-    what needs two batches if there was one. A pair of terms without a shared parameter is in none
-    of the mappings of pairs.
+    A mean or deviation is over the batches in which a term was computed, and gradients are those of
+    the losses without weights. Values are NaN where the loss or gradient was not finite or not
+    computed in any batch, and for what needs two batches if there was one. A pair of terms without
+    a shared parameter is in none of the mappings of pairs.
     """
 
     def __init__(
@@ -58,11 +58,13 @@ class State:
             weights: Their weights.
             layers: The name of the layer of each variable.
         """
-        reached, count = measured.reached, len(measured.losses)
+        reached, computed = measured.reached, measured.computed
+        both = (computed[:, :, None] & computed[:, None])[:, None]
+        measured = measured._replace(products=np.where(both, measured.products, math.nan))
         #: The names of the terms: of outputs first, then of layers.
         self.terms = list(terms)
         #: How many batches were measured.
-        self.batches = count
+        self.batches = len(computed)
         #: The mean loss of each term, unweighted.
         self.loss = self._named(_mean(measured.losses))
         #: The standard deviation of the loss over batches.
@@ -79,11 +81,13 @@ class State:
         #: to the shared parameters, or to all if a term with a gradient shares none.
         self.share = self._shares(weights)
         with np.errstate(invalid="ignore", divide="ignore"):
-            sizes = np.arange(count)[:, None]
-            variance = (measured.deviations * sizes / (sizes + 1)).sum(axis=0) / max(count - 1, 1)
-            noise = np.sqrt(variance / measured.mean_squares) if count > 1 else variance * math.nan
+            count = computed.sum(axis=0)
+            sizes = computed.cumsum(axis=0) - computed  # The batches before, of each term.
+            squares = np.where(computed, measured.deviations * sizes / (sizes + 1), 0.0)
+            variance = squares.sum(axis=0) / np.where(count > 1, count - 1, math.nan)
+            noise = np.sqrt(variance / measured.mean_squares)
             # A sum of martingale differences, if the mean is 0, over its deviation.
-            differences = measured.agreements * sizes
+            differences = np.where(computed, measured.agreements * sizes, 0.0)
             signal = differences.sum(axis=0) / np.sqrt((differences**2).sum(axis=0))
         #: The standard deviation of the gradient of a batch, divided by the length of the mean.
         self.noise = self._named(noise)
@@ -100,7 +104,8 @@ class State:
         self.conflict = Pairs({k: float(_mean(_is_negative(x))) for k, x in cosines})
         #: In how many batches the loss or the gradient of a term was not finite.
         is_finite = np.isfinite(measured.losses) & np.isfinite(lengths).all(axis=1)
-        self.nonfinite = dict(zip(terms, map(int, (~is_finite).sum(axis=0)), strict=True))
+        nonfinite = (computed & ~is_finite).sum(axis=0)
+        self.nonfinite = dict(zip(terms, map(int, nonfinite), strict=True))
         #: Whether the loss of a term was the same in all batches, but for rounding.
         self.is_constant = {
             x: self.loss_deviation[x] <= _SAME * abs(self.loss[x]) for x in self.terms
