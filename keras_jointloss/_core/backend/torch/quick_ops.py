@@ -33,7 +33,7 @@ def _divide_no_nan(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 _SAME = (
-    "abs cos exp expm1 isfinite isnan log logical_and logical_not ones_like reshape sign sqrt "
+    "abs cos exp isfinite isnan log logical_and logical_not ones_like reshape sign sqrt "
     "square stack sum where zeros_like"
 )
 _OPS = types.SimpleNamespace(
