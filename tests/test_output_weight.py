@@ -97,6 +97,45 @@ def test_config_and_file_need_not_be_complete():
     assert float(weight) == 0.5
 
 
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+@pytest.mark.parametrize("is_off", [False, True])
+def test_schedule_that_is_not_finite_at_its_step_continues_from_file_and_config(bad, is_off):
+    class Grows(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            return ops.where(ops.equal(step, 3), bad, 1.0 + ops.cast(step, "float32"))
+
+        def get_config(self):
+            return {}
+
+    weight = kj.LossWeight(Grows())
+    weight.start_annealing(step=3)
+    if is_off:
+        weight.switch_off()
+    store = {}
+    weight.save_own_variables(store)
+    loaded, other = kj.LossWeight(Grows()), kj.LossWeight(PolynomialDecay(1.0, 4, 0.0))
+    for copy in (loaded, other):
+        copy.load_own_variables(store)
+    with keras.saving.custom_object_scope({"Grows": Grows}):
+        copies = [loaded, kj.LossWeight.from_config(weight.get_config())]
+    for copy in copies:
+        assert (copy.step, copy.is_off) == (3, is_off)
+        np.testing.assert_equal(float(copy), 0.0 if is_off else bad)
+        copy.switch_on()
+        copy.start_annealing()
+        copy.advance()
+        assert (copy.step, float(copy)) == (4, 5.0)
+    assert (other.step, float(other), other.is_off) == (3, 0.25, False)
+    loaded.stop_annealing()
+    loaded.start_annealing(step=3)
+    loaded.assign(0.5)
+    store = {}
+    loaded.save_own_variables(store)
+    assigned = kj.LossWeight(Grows())
+    assigned.load_own_variables(store)
+    assert (assigned.step, float(assigned)) == (3, 0.5)
+
+
 def test_weight_is_never_negative():
     weight = kj.LossWeight(PolynomialDecay(1.0, 4, -1.0))
     weight.start_annealing(step=2)

@@ -1,6 +1,7 @@
 """The weight of an output term: a metric, which Keras saves, shows and resets with the model."""
 
 import contextlib
+import math
 import threading
 import uuid
 from collections.abc import Iterator
@@ -230,7 +231,7 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         config = {
             **super().get_config(),
             "weight": keras.saving.serialize_keras_object(self.given.source),
-            "value": self.value,
+            "value": self.value if math.isfinite(self.value) else None,  # A schedule may not be.
             "step": self.step,
             "off": self.is_off,
             "key": self.key,
@@ -256,9 +257,11 @@ class LossWeight(TermWeight, keras.metrics.Metric):
         if key is not None and not isinstance(key, str):
             raise invalid("key", "a string", key)
         instance.key = key or instance.key
+        instance._step.assign(step := validate_count(step, "step", minimum=0))
         if value is not None:
             instance.assign(value)
-        instance._step.assign(validate_count(step, "step", minimum=0))
+        elif instance.given.moves:
+            instance._value.assign(instance.given.number_at(step))
         if is_off:
             instance.switch_off()
         if factor is not None:

@@ -221,8 +221,12 @@ class Record:
     @property
     def stands_still(self) -> bool:
         """Whether steps were compared and the loss was the same in all of them."""
-        compared, changes, loss, _ = self._read()[6:]
-        return bool(compared > 0 and changes <= _ROUNDING * abs(loss) * compared)
+        items, total, *_, compared, changes, latest, _ = self._read()
+        if not compared > 0:
+            return False
+        # The latest step may have been dropped, and the mean is lower with items that do not count.
+        size = max(abs(latest), abs(total / items))
+        return bool(changes <= _ROUNDING * size * compared)
 
     def _read(self) -> np.ndarray:
         self._sum_kept()

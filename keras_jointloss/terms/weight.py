@@ -255,10 +255,14 @@ class TermWeight(GuardedValue):
         return readings
 
     def save(self, store: Any) -> None:
-        """Saves the values that training has changed to the store of a weights file."""
-        store["value"], store["step"] = np.array(self.value), np.array(self.step, "int32")
-        store["off"] = np.array(int(self.is_off))
-        store["unassigned"] = np.array(self.given.number_at(self.step))
+        """Saves the values that training has changed to the store of a weights file.
+
+        It leaves out the numbers of a schedule that is not finite at its step.
+        """
+        store["step"], store["off"] = np.array(self.step, "int32"), np.array(int(self.is_off))
+        for name, number in (("value", self.value), ("unassigned", self.given.number_at(self.step))):
+            if math.isfinite(number):
+                store[name] = np.array(number)
         if (factor := self.factor) is not None:
             store["factor"] = np.array(factor)
 
@@ -269,10 +273,12 @@ class TermWeight(GuardedValue):
         schedule other than that of the file keeps its own. A weighting sets the factor itself, once
         it is bound to the term.
         """
-        if "value" not in state:
+        if "step" not in state:
             return
-        value, step, other = state.number("value"), state.count("step"), state.number("unassigned")
-        is_off = "off" in state and state.count("off", maximum=1)
+        step, is_off = state.count("step"), "off" in state and state.count("off", maximum=1)
+        other = state.number("unassigned") if "unassigned" in state else math.inf
+        is_known = "value" in state or math.isfinite(other)
+        value = state.number("value") if is_known else None
         factor = state.number("factor") if "factor" in state else None
         own = self.given.number_at(step)
         self.switch_on()
@@ -280,8 +286,10 @@ class TermWeight(GuardedValue):
             self._step.assign(step)
         if self.given.moves:
             self._value.assign(own)
-        if math.isclose(own, other, rel_tol=1e-5, abs_tol=1e-7):
-            self.assign(value)
+        is_either_finite = math.isfinite(own) or math.isfinite(other)
+        if not is_either_finite or math.isclose(own, other, rel_tol=1e-5, abs_tol=1e-7):
+            if value is not None:
+                self.assign(value)
             if is_off:
                 self.switch_off()
         if self._factor is not None and factor is not None and self.observer is None:
