@@ -200,7 +200,7 @@ def test_text_and_html_say_what_is_found_and_what_to_do():
     text = str(diagnosis)
     assert repr(diagnosis) == text
     assert text.startswith("! The term '<b>' is overfitted since epoch")
-    assert "(Guide: weighting.)" in text
+    assert "(Guide: examples/guides/weighting.py)" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 100
     shown = diagnosis._repr_html_()
     assert "<b>" not in shown

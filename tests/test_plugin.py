@@ -234,7 +234,7 @@ def test_table_marks_the_terms_that_have_a_fault(tmp_path):
     (mark,) = rows["b"]
     assert mark["kind"] == "stands_still"
     assert "has not changed since step 10" in mark["reason"]
-    assert mark["reason"].endswith("Guide: pitfalls.")
+    assert mark["reason"].endswith("Guide: examples/guides/pitfalls.py")
     (finding,) = kj.diagnose(tmp_path).faults
     assert mark["reason"].startswith(finding.text)
 

@@ -116,6 +116,7 @@ def test_opposed_tasks_conflict():
     (advice,) = [x for x in found.advice if x.guide == "conflicts"]
     assert advice.text.startswith("'a' and 'b' conflict")
     assert "SharedTrunk" in advice.text
+    assert "(guide: examples/guides/conflicts.py)" in str(found)
 
 
 @values_only

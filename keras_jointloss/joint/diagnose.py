@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_jointloss.joint.find_terms import find_terms
 from keras_jointloss.tensorboard.judgement.epochs import epochs_of
-from keras_jointloss.tensorboard.judgement.finding import Finding
+from keras_jointloss.tensorboard.judgement.finding import Finding, guide_file
 from keras_jointloss.tensorboard.judgement.judge import judge
 from keras_jointloss.tensorboard.judgement.trends import FEWEST
 from keras_jointloss.tensorboard.plot import collect
@@ -79,7 +79,7 @@ class Diagnosis:
                 lines += textwrap.wrap(
                     finding.sentence, 100, initial_indent=mark, subsequent_indent="  "
                 )
-                advice = f"{finding.advice} (Guide: {finding.guide}.)"
+                advice = f"{finding.advice} (Guide: {guide_file(finding.guide)})"
                 lines += textwrap.wrap(advice, 100, initial_indent="  > ", subsequent_indent="    ")
             lines += [end] if end else []
         return "\n".join(lines)
@@ -95,7 +95,7 @@ class Diagnosis:
                 parts.append(f"<h4>{html.escape(name)}</h4>")
             items = "".join(
                 f"<li>{_strong(x)}<br>{html.escape(x.advice)} "
-                f"(Guide: <em>{html.escape(x.guide)}</em>.)</li>"
+                f"(Guide: <em>{html.escape(guide_file(x.guide))}</em>)</li>"
                 for x in found
             )
             parts += [f"<ul>{items}</ul>"] if found else []

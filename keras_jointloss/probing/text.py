@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from keras_jointloss.probing.statistics import State
+from keras_jointloss.tensorboard.judgement.finding import guide_file
 
 _TERMS = ("loss", "± loss", "weight", "gradient", "shared", "share", "noise")
 
@@ -87,7 +88,7 @@ def to_text(probe: Any) -> str:
 
 
 def _advice(probe: Any) -> list[str]:
-    return [f"{x.text} (guide: {x.guide})" for x in probe.advice]
+    return [f"{x.text} (guide: {guide_file(x.guide)})" for x in probe.advice]
 
 
 def _listed(title: str, lines: list[str]) -> str:

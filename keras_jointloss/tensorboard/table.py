@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from keras_jointloss.tensorboard.judgement.epochs import epochs_of
+from keras_jointloss.tensorboard.judgement.finding import guide_file
 from keras_jointloss.tensorboard.judgement.judge import judge
 from keras_jointloss.tensorboard.runs import OTHER, SPLITS, Run, Series, find_others, term_tag
 
@@ -33,7 +34,7 @@ def latest(runs: Sequence[Run], terms: Sequence[str]) -> list[dict[str, Any]]:
         faults = [x for x in judge(epochs_of(run)) if x.is_fault]
         for term in [*terms, OTHER, *find_others([run])]:
             marks = [
-                {"kind": x.kind, "reason": f"{x.text} Guide: {x.guide}."}
+                {"kind": x.kind, "reason": f"{x.text} Guide: {guide_file(x.guide)}"}
                 for x in faults
                 if x.term == term
             ]

@@ -255,13 +255,11 @@ class TermWeight(GuardedValue):
         return readings
 
     def save(self, store: Any) -> None:
-        """Saves the values that training has changed to the store of a weights file.
-
-        It leaves out the numbers of a schedule that is not finite at its step.
-        """
+        """Saves the values that training has changed to the store of a weights file."""
         store["step"], store["off"] = np.array(self.step, "int32"), np.array(int(self.is_off))
-        for name, number in (("value", self.value), ("unassigned", self.given.number_at(self.step))):
-            if math.isfinite(number):
+        numbers = {"value": self.value, "unassigned": self.given.number_at(self.step)}
+        for name, number in numbers.items():
+            if math.isfinite(number):  # A schedule need not be.
                 store[name] = np.array(number)
         if (factor := self.factor) is not None:
             store["factor"] = np.array(factor)

@@ -128,9 +128,10 @@ class JointLossCallback(JointLossOptions):
             every `update_freq` batches and at the end of the epoch. `"skip"` leaves the term out of
             each such step, with its gradients, and trains the others as if there were no such term.
             It warns once of each term, and the logs contain `<term>_skipped`, the number of such
-            steps in the epoch (`joint_loss/<term>/skipped`). Means are over the other steps, and a
-            weighting sees the term as absent. Loss scaling still sees what overflows only in
-            float16. `None` to watch for none: the end of an epoch then warns of mean losses.
+            steps in the epoch (`joint_loss/<term>/skipped`). Means are over the other steps. A
+            weighting sees the term as absent, unless its gradient alone is not finite. Loss scaling
+            still sees what overflows only in float16. `None` to watch for none: the end of an epoch
+            then warns of mean losses.
 
     Raises:
         ValueError: If an argument is invalid; at the start of `fit`, if the model has no term and

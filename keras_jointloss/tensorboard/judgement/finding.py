@@ -6,7 +6,7 @@ Kind: TypeAlias = Literal[
     "drives", "stands_still", "overfitted", "weight_ran_away", "weight_never_moved", "conflict",
     "nearly_off", "not_finite",
 ]  # fmt: skip
-#: The guide that explains what to do, by the kind of the finding: a file of `examples/guides`.
+#: The guide that explains what to do, by the kind of the finding.
 GUIDES: dict[str, str] = {
     "drives": "weighting",
     "stands_still": "pitfalls",
@@ -17,6 +17,11 @@ GUIDES: dict[str, str] = {
     "nearly_off": "weighting",
     "not_finite": "pitfalls",
 }
+
+
+def guide_file(guide: str) -> str:
+    """Returns where a guide lies in the project."""
+    return f"examples/guides/{guide}.py"
 
 
 class Finding(NamedTuple):
