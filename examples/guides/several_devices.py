@@ -77,7 +77,8 @@ prints the memory that it takes with and without chunks.
 - **`MirroredStrategy`**: build and compile the model in the scope of the strategy. `gather=False`
   in a `ContrastiveTerm` leaves each device to its own share of the batch. A loss of stacked views
   as an *output* compares the items of all devices, in `fit` and `evaluate`. Called in a custom loop
-  or by a layer, it sees those of its own device alone, and a warning says so. Keras'
+  or by a layer, it sees those of its own device alone, and a warning says so. Keras itself fails
+  there with `gradient_accumulation_steps`. Its
   `BatchNormalization(synchronized=True)` ignores masks, and spoils the losses that layers other
   than `ContrastiveTerm`, `ProxyTerm`, `PointWeights` and `LossTerm` add.
 - **JAX**: `keras.distribution.DataParallel` and `ModelParallel`. The layout
