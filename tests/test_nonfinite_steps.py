@@ -3,6 +3,7 @@
 import importlib
 import re
 import warnings
+from functools import partial
 
 import keras
 import numpy as np
@@ -11,6 +12,7 @@ from keras import ops
 
 import keras_jointloss as kj
 from keras_jointloss.terms import nonfinite
+from tests.backends import BACKEND
 from tests.comparisons import assert_all_close
 from tests.small_models import BATCHES, LOSSES, X, Y, build, fit
 from tests.test_training import replicas
@@ -242,6 +244,44 @@ def test_steps_on_an_accelerator_are_kept_there(kind, monkeypatch):
     monkeypatch.setattr(nonfinite, "_KEPT_STEPS", 2)
     test_first_term_is_named(kind)
     test_step_trains_as_without_the_term(kind)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_record_knows_the_first_of_any_steps(seed):
+    generator = np.random.default_rng(seed)
+
+    def number():
+        return generator.choice([generator.random(), np.nan, np.inf], p=[0.8, 0.1, 0.1])
+
+    def kind_of(step):
+        loss, weight, gradients = step
+        if np.isfinite([loss, weight]).all():
+            return "gradient" if any(gradients) else None
+        return "loss" if np.isfinite(weight) else "weight"
+
+    record = kj.LossWeight().nonfinite
+    # The loss, the weight, and whether the gradients of two calls of a layer are not finite.
+    steps = [(number(), number(), generator.random(2) < 0.1) for _ in range(1 + seed % 6)]
+    for loss, weight, gradients in steps:
+        is_good = np.isfinite([loss, weight]).all()
+        calls = [partial(record.add, *map(ops.convert_to_tensor, (loss, weight, is_good)))]
+        adds = [partial(record.add_gradient, ops.convert_to_tensor(is_good & x)) for x in gradients]
+        for call in [*adds, *calls] if BACKEND == "jax" else [*calls, *adds]:
+            call()
+        record.skipped()  # Reading changes nothing.
+    kinds = [kind_of(step) for step in steps]
+    assert record.skipped() == sum(kind is not None for kind in kinds)
+    place = next((i for i, kind in enumerate(kinds) if kind), None)
+    if place is None:
+        assert record.first() is None
+        return
+    loss, weight, _ = steps[place]
+    value = {"loss": loss, "weight": weight, "gradient": np.nan}[kinds[place]]
+    known = place if kinds[place] == "gradient" else place - 1
+    before = steps[known][:2] if known >= 0 else (None, None)
+    assert record.first()[:2] == (place + 1, kinds[place])
+    np.testing.assert_allclose(record.first()[2], value, 1e-6)
+    assert record.first()[3:] == (pytest.approx(before[0]), pytest.approx(before[1]))
 
 
 def test_training_ends_where_it_is_read():

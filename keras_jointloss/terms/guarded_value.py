@@ -24,7 +24,9 @@ class GuardedValue(ClockedValue):
         return self.is_guarded and self.on_nonfinite == "skip"
 
     def or_still(self, condition: Tensor | bool) -> Tensor | bool:
-        """Returns whether a condition holds, or no callback trains the model in this step."""
+        """Returns a condition for keeping the term, true where no callback drops it from a step."""
+        if not self.drops:
+            return condition
         mode = self._mode.read()
         if isinstance(mode, int):
             return condition if mode > Mode.STILL.value else True

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_jointloss._core.backend import (
-    current_replicas,
     is_immediate,
     is_readable,
     replica_values,
@@ -19,8 +18,10 @@ from keras_jointloss._core.quick_ops import ops
 
 #: How many steps are kept as they are.
 _KEPT_STEPS = 256
+#: How many numbers describe a step.
+_STEP = 6
 #: How many numbers the variable holds.
-_SIZE = 9
+_SIZE = 2 * _STEP + 2
 #: What can be not finite, in the order in which a step computes it.
 KINDS = ("weight", "loss", "gradient")
 
@@ -61,11 +62,12 @@ class NonfiniteRecord:
     """
 
     def __init__(self, add_variable: Callable[..., Any], dtype: str):
-        # The number of steps; that of the first one in which something was not finite, 0 for none;
-        # 1 if that was only a gradient; how many steps there were in which something was not
-        # finite, and the number of the latest; loss and weight of the step before the first one, or
-        # before the latest, and those of this step itself. One variable, since a step that is
-        # compiled takes its time for each.
+        # The latest step: its number; what was not finite, 1 for loss or weight plus 2 for each
+        # gradient, 0 for nothing; loss and weight of the step before; its own. The same of the
+        # first step in which something was not finite, with the number 0 for none. The number of
+        # such steps. The last two leave out the latest step, whose gradient may be known after all
+        # else. Finally what the gradient adds to the next step, where it is known before. One
+        # variable, since a step that is compiled takes its time for each.
         self._numbers = add_variable("nonfinite", (_SIZE,), 0.0, dtype=dtype, aggregation="sum")
         self.dtype = dtype
         # The steps that the variable lacks: loss, weight, whether they are finite, and whether only
@@ -89,21 +91,18 @@ class NonfiniteRecord:
             loss = loss.item() if is_readable(loss) else ops.copy(ops.stop_gradient(loss))
             self._steps.append([loss, weight, is_good, False])
             return
-        now = [ops.cast(x, self.dtype) for x in (ops.stop_gradient(loss), weight)]
+        loss, weight, is_bad = (
+            ops.cast(x, self.dtype)
+            for x in (ops.stop_gradient(loss), weight, ops.logical_not(is_good))
+        )
         numbers = ops.unstack(ops.convert_to_tensor(self._numbers))
-        steps, first, is_gradient, count, counted, *latest = numbers
-        steps = steps + 1
-        is_bad = ops.logical_not(is_good)
-        # It may be the gradient of this step.
-        is_open = ops.logical_or(ops.equal(first, 0), ops.equal(first, steps))
-        first = ops.where(ops.logical_and(is_open, is_bad), steps, first)
-        # Not twice, if a layer is called twice in a step.
-        is_new = ops.logical_and(is_bad, ops.not_equal(counted, steps))
-        count = count + current_replicas().once(ops.cast(is_new, self.dtype))
-        counted = ops.where(is_bad, steps, counted)
-        moved = [*latest[2:], *now]
-        latest = [ops.where(is_open, x, y) for x, y in zip(moved, latest, strict=True)]
-        self._numbers.assign(vector([steps, first, is_gradient, count, counted, *latest]))
+        latest, first, (count, of_gradient) = numbers[:_STEP], numbers[_STEP:-2], numbers[-2:]
+        was_bad = latest[1] > 0
+        is_first = ops.logical_and(was_bad, ops.equal(first[0], 0))
+        first = [ops.where(is_first, x, y) for x, y in zip(latest, first, strict=True)]
+        count = count + ops.cast(was_bad, self.dtype)
+        latest = [latest[0] + 1, is_bad + of_gradient, *latest[4:], loss, weight]
+        self._numbers.assign(vector([*latest, *first, count, ops.zeros_like(count)]))
 
     def add_gradient(self, is_bad) -> None:
         """Adds whether a gradient of the step is not finite, although loss and weight are.
@@ -115,15 +114,8 @@ class NonfiniteRecord:
                 step = self._steps[-1]
                 step[3] = is_bad if step[3] is False else ops.logical_or(step[3], is_bad)
             return
-        steps, first, _, _, counted, *latest = ops.unstack(ops.convert_to_tensor(self._numbers))
-        number = steps + 1 if trains_functionally() else steps
-        is_bad = ops.cast(is_bad, self.dtype)
-        is_first = is_bad * ops.cast(ops.equal(first, 0), self.dtype)
-        # In the backward pass of a layer that is called twice, both calls have a gradient.
-        count = current_replicas().once(is_bad * ops.cast(counted < number, self.dtype))
-        zero = ops.zeros_like(is_bad)
-        more = [zero, is_first * number, is_first, count, is_bad * (number - counted)]
-        self._numbers.assign_add(vector([*more, *[zero] * len(latest)]))
+        place = np.arange(_SIZE) == (_SIZE - 1 if trains_functionally() else 1)
+        self._numbers.assign_add(ops.cast(is_bad, self.dtype) * np.array(2 * place, self.dtype))
 
     def _pack(self) -> None:
         """Turns the steps that are kept into columns, without reading from the device."""
@@ -146,46 +138,46 @@ class NonfiniteRecord:
 
     def skipped(self) -> int:
         """Returns in how many steps something was not finite."""
-        return round(sum(float(x[3]) for x in self._read()))
+        return max(round(count) for _, count in self._found())
 
     def first(self) -> Nonfinite | None:
         """Returns what was not finite first; `None` if all was finite."""
-        found = [x for x in map(_first, self._read()) if x is not None]
+        found = [_described(step) for step, _ in self._found() if step[0]]
         return min(found, key=lambda x: x.order, default=None)
 
-    def _read(self) -> list[np.ndarray]:
-        """Returns the numbers of each replica."""
+    def _found(self) -> list[tuple[list[float], float]]:
+        """Returns the first step and the number of steps of each replica."""
         if is_immediate():
             self._pack()
             columns, self._columns = self._columns, []
             if columns:
-                numbers = to_numpy(self._numbers)
+                numbers = to_numpy(self._numbers).tolist()
                 for column in columns:
                     numbers = _after(numbers, zip(*map(to_numpy, column), strict=True))
-                self._numbers.assign(numbers)
-        return replica_values(self._numbers)
+                self._numbers.assign(np.array(numbers, self.dtype))
+        return [_with_latest(x.tolist()) for x in replica_values(self._numbers)]
 
 
-def _after(numbers: np.ndarray, rows: Iterable[tuple]) -> np.ndarray:
+def _with_latest(numbers: list[float]) -> tuple[list[float], float]:
+    """Returns the first step in which something was not finite, and the number of such steps."""
+    latest, first, count = numbers[:_STEP], numbers[_STEP:-2], numbers[-2]
+    if not latest[1]:
+        return first, count
+    return first if first[0] else latest, count + 1
+
+
+def _after(numbers: list[float], rows: Iterable[tuple]) -> list[float]:
     """Returns the numbers of a record after more steps."""
-    steps, first, is_gradient, count, counted, *latest = numbers.tolist()
     for loss, weight, is_good, is_bad_gradient in rows:
-        steps += 1
-        if not first:
-            latest = [*latest[2:], loss, weight]
-            if not is_good or is_bad_gradient:
-                first, is_gradient = steps, float(is_good)
-        if not is_good or is_bad_gradient:
-            count, counted = count + 1, steps
-    return np.array([steps, first, is_gradient, count, counted, *latest], numbers.dtype)
+        first, count = _with_latest(numbers)
+        is_bad = (not is_good) + 2 * bool(is_bad_gradient)
+        numbers = [numbers[0] + 1, is_bad, *numbers[4:_STEP], loss, weight, *first, count, 0.0]
+    return numbers
 
 
-def _first(numbers: np.ndarray) -> Nonfinite | None:
-    number, is_gradient, _, _, *latest = numbers[1:].tolist()
-    if not number:
-        return None
-    before, (loss, weight) = latest[:2], latest[2:]
-    if is_gradient:
+def _described(step: list[float]) -> Nonfinite:
+    number, is_bad, *before, loss, weight = step
+    if is_bad % 2 == 0:
         return Nonfinite(round(number), "gradient", math.nan, loss, weight)
     kind, value = ("loss", loss) if math.isfinite(weight) else ("weight", weight)
     return Nonfinite(round(number), kind, value, *(before if number > 1 else (None, None)))
