@@ -55,6 +55,8 @@ class TermWeight(GuardedValue):
     has_missing_targets = False
     #: Whether its loss may be constant on purpose, as at a floor.
     may_be_constant = False
+    #: Whether `recorded` receives the losses.
+    is_recording = True
     #: What `constant` replaces meanwhile: nothing moves the weight.
     _constant: ClassVar[dict[str, Any]] = {"_factor": None, "_learned": None, "counts_steps": False}
 
@@ -179,7 +181,8 @@ class TermWeight(GuardedValue):
             divisor: What this replica counts by among others in the mean; `None` for `items`.
         """
         weight = self.current()  # Read first, since the observer may move it for the next step.
-        self.recorded.add(loss, items, weight, counts, batch_size, targets)
+        if self.is_recording:
+            self.recorded.add(loss, items, weight, counts, batch_size, targets)
         if self.observer is not None:
             is_on = self._mode.read() != Mode.OFF.value
             items = items if divisor is None else divisor
@@ -196,12 +199,12 @@ class TermWeight(GuardedValue):
     def constant(self, observer: Any = None) -> Iterator[None]:
         """Makes the weight a constant, the value, which no schedule and no rule moves.
 
-        The losses go to the observer in place of the rule. At the end all is as it was, except for
-        the values of variables.
+        The losses go to the observer, if there is one, in place of the rule and the means. At the
+        end all is as it was, except for the values of variables.
         """
         owners = self, self.recorded
         kept = [dict(vars(x)) for x in owners]
-        vars(self).update(self._constant, observer=observer)
+        vars(self).update(self._constant, observer=observer, is_recording=observer is None)
         try:
             yield
         finally:
@@ -275,8 +278,7 @@ class TermWeight(GuardedValue):
             return
         step, is_off = state.count("step"), "off" in state and state.count("off", maximum=1)
         other = state.number("unassigned") if "unassigned" in state else math.inf
-        is_known = "value" in state or math.isfinite(other)
-        value = state.number("value") if is_known else None
+        value = state.number("value") if "value" in state or math.isfinite(other) else None
         factor = state.number("factor") if "factor" in state else None
         own = self.given.number_at(step)
         self.switch_on()
