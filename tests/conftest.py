@@ -56,15 +56,6 @@ def configure_tensorflow():
     tf_stack.extract_stack = lambda stacklevel=1: stack
     # Keras would empty it before and after each test.
     context.Context.clear_kernel_cache = lambda self: None
-    # Threads without work would look for it, on cores that other processes of a run could use.
-    config = context.Context.config.fget
-
-    def without_spinning(self):
-        found = config(self)
-        found.experimental.disable_thread_spinning = True
-        return found
-
-    context.Context.config = property(without_spinning)
     # It shortens steps, of which the tests take few, and is a fourth of their compilation.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     # An iterator that is dropped can wait for its autotuning, which sleeps for up to a minute.
