@@ -274,7 +274,7 @@ class TermWeight(GuardedValue):
         schedule other than that of the file keeps its own. A weighting sets the factor itself, once
         it is bound to the term.
         """
-        if "step" not in state:
+        if "step" not in state and "value" not in state:
             return
         step, is_off = state.count("step"), "off" in state and state.count("off", maximum=1)
         other = state.number("unassigned") if "unassigned" in state else math.inf
